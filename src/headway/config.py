@@ -1,0 +1,220 @@
+"""Configuration is frozen data: dataclass <-> dict <-> command line, with strict keys and suggestions.
+
+A *family* is a base dataclass (MixerConfig, NormConfig, ...) whose subclasses are registered under a kind:
+
+    @register("rms")
+    @dataclass(frozen=True)
+    class RMSNormConfig(NormConfig): ...
+
+`to_dict` writes the kind beside the fields and `from_dict` chooses the class by it, so that a new mixer is one
+file and no list of mixers exists anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from headway.errors import ConfigError, nearest
+
+T = TypeVar("T")
+_KINDS: dict[type, dict[str, type]] = {}
+
+
+def family(base: type[T]) -> type[T]:
+    """Declare `base` as the base class of registered kinds."""
+    _KINDS[base] = {}
+    return base
+
+
+def register(kind: str) -> Callable[[type[T]], type[T]]:
+    """Register a config dataclass under `kind` in the nearest family above it."""
+
+    def add(cls: type[T]) -> type[T]:
+        base = next(b for b in cls.__mro__[1:] if b in _KINDS)
+        if kind in _KINDS[base]:
+            raise ConfigError(f"kind {kind!r} is registered twice in {base.__name__}; choose another name")
+        _KINDS[base][kind] = cls
+        cls.kind = kind  # type: ignore[attr-defined]
+        return cls
+
+    return add
+
+
+def kinds(base: type[T]) -> dict[str, type[T]]:
+    """The registered kinds of a family, by name."""
+    return dict(_KINDS[base])
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        kind = getattr(config, "kind", None)
+        return {"kind": kind, **fields} if kind is not None else fields
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def from_dict(cls: type[T], data: Any, path: str = "") -> T:
+    """Build a config from plain data. Unknown keys, kinds and wrong types are ConfigErrors that name the path."""
+    return _read(cls, data, path or cls.__name__)
+
+
+def dumps(config: Any) -> str:
+    """A config as readable JSON."""
+    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _read(hint: Any, data: Any, path: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return _read_union(args, data, path)
+    if origin is Literal:
+        if data not in args:
+            raise ConfigError(f"{path} is {data!r}; choose from: {', '.join(map(str, args))}")
+        return data
+    if origin in (tuple, list):
+        return _read_sequence(origin, args, data, path)
+    if origin in (dict, Mapping):
+        _expect(isinstance(data, Mapping), path, data, "a mapping")
+        return {key: _read(args[1], value, f"{path}.{key}") for key, value in data.items()}
+    if dataclasses.is_dataclass(hint) or hint in _KINDS:
+        return _read_dataclass(hint, data, path)
+    return _read_scalar(hint, data, path)
+
+
+def _expect(truth: bool, path: str, data: Any, wanted: str) -> None:
+    if not truth:
+        raise ConfigError(f"{path} is {data!r}; give {wanted}")
+
+
+def _read_union(args: tuple, data: Any, path: str) -> Any:
+    if data is None and type(None) in args:
+        return None
+    options = [a for a in args if a is not type(None)]
+    for option in options[:-1]:
+        try:
+            return _read(option, data, path)
+        except ConfigError:
+            continue
+    return _read(options[-1], data, path)
+
+
+def _read_sequence(origin: Any, args: tuple, data: Any, path: str) -> Any:
+    _expect(isinstance(data, (list, tuple)), path, data, "a list")
+    if origin is tuple and len(args) > 0 and args[-1] is not Ellipsis:
+        _expect(len(data) == len(args), path, data, f"{len(args)} values")
+        return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
+    return origin(_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data))
+
+
+def _read_scalar(hint: Any, data: Any, path: str) -> Any:
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if hint is int and isinstance(data, bool):
+        raise ConfigError(f"{path} is {data!r}; give a whole number")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
+    return data
+
+
+def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
+    if isinstance(data, cls):
+        return data
+    if isinstance(data, str) and cls in _KINDS:  # `mixer=attention` is short for `{"kind": "attention"}`
+        data = {"kind": data}
+    _expect(isinstance(data, Mapping), path, data, "a mapping of settings")
+    data = dict(data)
+    if cls in _KINDS:
+        kind = data.pop("kind", None)
+        if kind not in _KINDS[cls]:
+            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), _KINDS[cls])}")
+        cls = _KINDS[cls][kind]
+    else:
+        data.pop("kind", None)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{path} has no setting {key!r}; {nearest(key, known)}")
+    hints = _hints(cls)
+    values = {key: _read(hints[key], value, f"{path}.{key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{path} is incomplete: {error}; give the missing settings") from None
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value: JSON where it parses as JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text in ("None", "none") else text
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["train.steps=10"]` as `{"train.steps": 10}`."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"setting {pair!r} has no '='; write key.path=value, as in train.steps=100")
+        settings[key.strip()] = parse_value(value.strip())
+    return settings
+
+
+def override(config: T, settings: Mapping[str, Any]) -> T:
+    """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
+
+    A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a model's
+    depth, say, which changes how many blocks there are). Raises ConfigError for anything else.
+    """
+    for key, value in settings.items():
+        config = _replace(config, key.split("."), value, key)
+    return config
+
+
+def settings_of(config: Any) -> list[str]:
+    """Names that `override` accepts directly under this config."""
+    methods = [name[4:] for name in dir(type(config)) if name.startswith("set_")]
+    return sorted({f.name for f in dataclasses.fields(config)} | set(methods))
+
+
+def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
+    name, rest = parts[0], parts[1:]
+    if isinstance(config, tuple):
+        if not name.isdigit() or int(name) >= len(config):
+            raise ConfigError(f"{key}: {name!r} is no index below {len(config)}; give a number")
+        index = int(name)
+        item = _replace(config[index], rest, value, key) if rest else _read(type(config[index]), value, key)
+        return (*config[:index], item, *config[index + 1 :])
+    if isinstance(config, dict) and name in config:
+        item = _replace(config[name], rest, value, key) if rest else _read(type(config[name]), value, key)
+        return {**config, name: item}
+    if not dataclasses.is_dataclass(config):
+        raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
+    if name not in settings_of(config):
+        raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
+    setter = getattr(config, f"set_{name}", None)
+    if setter is not None and not rest:
+        return setter(value)
+    if rest:
+        return dataclasses.replace(config, **{name: _replace(getattr(config, name), rest, value, key)})
+    hint = _hints(type(config))[name]
+    return dataclasses.replace(config, **{name: _read(hint, value, key)})

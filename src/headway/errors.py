@@ -1,0 +1,21 @@
+"""Errors that a user can act on: each states the fact, the value and the remedy in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or a bad argument. The command line prints it as one line and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be read or built."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"

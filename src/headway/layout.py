@@ -1,0 +1,97 @@
+"""Where each token sits: one integer tensor says it all (offset, padding, packing, resets)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions of a batch of rows.
+
+    `positions` is [B, T]: 0 starts a document and -1 is padding. `dense` is a static promise that every row is one
+    unpadded document from 0, which lets kernels take their fast paths. `group` is [B, T]: tokens of an equal group
+    above 0 see each other both ways (an image or a prefix before text); None where there is none.
+    """
+
+    positions: Int[Tensor, "B T"]
+    dense: bool = False
+    group: Int[Tensor, "B T"] | None = None
+    _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @staticmethod
+    def full(batch: int, length: int, offset: int = 0, device: torch.device | str | None = None) -> Layout:
+        """Rows that are one document each, from `offset` on, without padding."""
+        positions = torch.arange(offset, offset + length, device=device).expand(batch, length)
+        return Layout(positions, dense=offset == 0)
+
+    @staticmethod
+    def padded(lengths: Sequence[int] | Int[Tensor, "B"], length: int | None = None) -> Layout:
+        """Rows that are one document each, of the given lengths, padded at the end to `length`."""
+        sizes = torch.as_tensor(lengths, dtype=torch.long)
+        longest = int(sizes.max()) if length is None else length
+        steps = torch.arange(longest, device=sizes.device)
+        positions = torch.where(steps < sizes[:, None], steps, -1)
+        return Layout(positions, dense=bool((sizes == longest).all()))
+
+    @staticmethod
+    def packed(lengths: Sequence[Sequence[int]], length: int | None = None) -> Layout:
+        """Rows of several documents each, one after the other, padded at the end to `length`."""
+        longest = max(sum(row) for row in lengths) if length is None else length
+        positions = torch.full((len(lengths), longest), -1)
+        for row, sizes in zip(positions, lengths):
+            start = 0
+            for size in sizes:
+                row[start : start + size] = torch.arange(size)
+                start += size
+        return Layout(positions, dense=all(list(row) == [longest] for row in lengths))
+
+    @property
+    def batch(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.positions.shape[1]
+
+    @cached_property
+    def keep(self) -> Bool[Tensor, "B T"]:
+        """True where there is a token, False at padding."""
+        return self.positions >= 0
+
+    @cached_property
+    def starts(self) -> Bool[Tensor, "B T"]:
+        """True at the first token of a document."""
+        return self.positions == 0
+
+    @cached_property
+    def segments(self) -> Int[Tensor, "B T"]:
+        """The number of the document that a token belongs to, counted within its row."""
+        return self.starts.long().cumsum(1)
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "B"]:
+        """Tokens in each row."""
+        return self.keep.sum(1)
+
+    def to(self, device: torch.device | str) -> Layout:
+        group = None if self.group is None else self.group.to(device)
+        return Layout(self.positions.to(device), self.dense, group)
+
+    def select(self, rows: Int[Tensor, "R"]) -> Layout:
+        """The layout of chosen rows."""
+        group = None if self.group is None else self.group[rows]
+        return Layout(self.positions[rows], self.dense, group)
+
+    def derived(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """A value that depends on this layout alone (a mask, rotary angles), computed once and shared by all layers."""
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]

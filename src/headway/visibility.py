@@ -1,0 +1,92 @@
+"""Who may see whom: static patterns over positions, and the masks they make of layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+
+
+@family
+@dataclass(frozen=True)
+class Pattern:
+    """A rule over positions within one document."""
+
+    def allows(self, query: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """True where a query at position `query` may see a key at position `key`."""
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one."""
+        return False
+
+
+@register("full")
+@dataclass(frozen=True)
+class Full(Pattern):
+    """Every position sees every position."""
+
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.ones_like(query - key, dtype=torch.bool)
+
+
+@register("causal")
+@dataclass(frozen=True)
+class Causal(Pattern):
+    """A position sees itself and earlier ones; with a `window`, only the last `window` positions, itself included."""
+
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"window {self.window} sees nothing; give a whole number above 0, or none")
+
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
+        seen = key <= query
+        return seen if self.window is None else seen & (key > query - self.window)
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+
+@register("local")
+@dataclass(frozen=True)
+class Local(Pattern):
+    """Both ways, to at most `reach` positions on either side (ModernBERT's local layers)."""
+
+    reach: int = 64
+
+    def __post_init__(self) -> None:
+        if self.reach < 0:
+            raise ConfigError(f"reach {self.reach} is negative; give 0 or more")
+
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query - key).abs() <= self.reach
+
+
+@register("prefix")
+@dataclass(frozen=True)
+class Prefix(Pattern):
+    """Causal, but the first `length` positions of each document see each other both ways (a prefix language model)."""
+
+    length: int = 1
+
+    def allows(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) | ((key < self.length) & (query < self.length))
+
+
+def mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
+    """Who sees whom between two layouts: the pattern within a document, groups both ways, padding never."""
+    same = (query.segments[:, :, None] == key.segments[:, None, :]) & key.keep[:, None, :]
+    seen = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
+    if query.group is not None and key.group is not None:
+        seen = seen | ((query.group[:, :, None] == key.group[:, None, :]) & (query.group[:, :, None] > 0))
+    return same & seen
