@@ -1,0 +1,62 @@
+"""`headway demo`: the 2017 encoder-decoder learns to pronounce English words."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from headway.cli.options import number, torch_options
+from headway.cli.terminal import Terminal
+
+EXAMPLE = "headway demo --minutes 2"
+WORDS = 20
+# Seconds kept for what follows training: test scores, samples, pictures and the report.
+RESERVE = 25.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--minutes", type=number(0.5), default=5.0, metavar="M", help="time for all of it (default: 5)"
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: a new one in runs/)")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    started = time.monotonic()
+    import headway as hw
+
+    directory = args.run or free_directory(Path("runs/pronounce"))
+    terminal.note("A transformer of 2017 learns to pronounce English from the CMU dictionary.")
+    with torch_options(args):
+        seconds = 60 * args.minutes - (time.monotonic() - started) - RESERVE
+        result = hw.train(
+            "pronounce",
+            run=directory,
+            minutes=seconds / 60,
+            device=args.device,
+            seed=args.seed,
+            samples=WORDS,
+        )
+    terminal.say("\nWords it has never seen:\n")
+    terminal.table(marked(result.summary["samples"]))
+    scores = result.summary["test"]
+    terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
+    if result.summary.get("report"):
+        terminal.say(f"report: {result.summary['report']}")
+    terminal.say(f'try: headway translate {directory} <<< "headway"')
+    terminal.result({"run": directory, **result.summary, "seconds": time.monotonic() - started})
+
+
+def free_directory(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    directory, count = wanted, 1
+    while directory.exists():
+        count += 1
+        directory = wanted.with_name(f"{wanted.name}-{count}")
+    return directory
+
+
+def marked(samples: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Samples with a mark in front: whether the output is one of the references."""
+    return [{"": "✓" if s["output"] in s["reference"].split(" | ") else "✗", **s} for s in samples]

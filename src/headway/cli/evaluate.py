@@ -1,0 +1,32 @@
+"""`headway evaluate`: the standard metrics of the domain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.cli.options import torch_options, whole
+from headway.cli.terminal import Terminal, cell
+
+EXAMPLE = """
+headway evaluate runs/shakespeare
+headway evaluate runs/en-de --data newstest.en newstest.de --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data, all of it")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on the first N samples only")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import headway as hw
+
+    with torch_options(args):
+        model = hw.load(args.model, device=args.device)
+        scores = model.evaluate(args.data, split=args.split, limit=args.limit)
+    for name, value in scores.items():
+        terminal.say(f"{name}: {cell(value)}")
+    terminal.result(scores)

@@ -1,0 +1,111 @@
+"""Options that every command has, and an argument parser whose errors are UserErrors of one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from headway.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError, suggests the nearest option, and ends its help with an example."""
+
+    def __init__(self, name: str, summary: str, example: str) -> None:
+        super().__init__(
+            prog=name,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n{_indent(example)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows how")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                option = word.partition("=")[0]
+                known = [o for o in self._option_string_actions if o.startswith("--")]
+                raise UserError(f"{self.prog} has no option {option}; {nearest(option, known)}")
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is one argument too many; {self.prog} --help shows how")
+        return parsed
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines())
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options of every command."""
+    add = parser.add_argument_group("everywhere").add_argument
+    add("--threads", type=whole(1), metavar="N", help="processor threads (default: torch's choice)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+    add("--backend", default="auto", type=backend, metavar="auto|torch", help="what runs the model")
+    add("--seed", type=whole(0), metavar="N", help="seed of everything random")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="results of a row do not depend on the batch: batched = single = cached, and slower",
+    )
+    add("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type for whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def number(low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
+    """A type for numbers from `low` (or, with `above`, beyond it) to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (low < value <= high or (value == low and not above)):
+            limit = f" to {high:g}" if high < float("inf") else ""
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no number {'above' if above else 'from'} {low:g}{limit}"
+            )
+        return value
+
+    return read
+
+
+def backend(text: str) -> str:
+    """A type for --backend."""
+    if text == "cpu":
+        raise UserError("backend 'cpu', the compiled engine, is not in this version yet; use auto or torch")
+    if text not in ("auto", "torch"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no backend; use auto or torch")
+    return text
+
+
+@contextmanager
+def torch_options(args: argparse.Namespace) -> Iterator[None]:
+    """Threads and deterministic kernels as the common options say, while a command works."""
+    import torch
+
+    from headway.kernels import deterministic
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.deterministic:
+        with deterministic():
+            yield
+    else:
+        yield

@@ -1,0 +1,39 @@
+"""`headway recipes`: what can be trained by name."""
+
+from __future__ import annotations
+
+import argparse
+
+from headway.cli.terminal import Terminal
+
+EXAMPLE = "headway recipes"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.domains import recipes
+    from headway.models import describe
+    from headway.models.presets import PRESETS
+
+    found = [
+        {
+            "name": recipe.name,
+            "domain": recipe.domain,
+            "parameters": describe(recipe.model)["parameters"],
+            "data": ", ".join(recipe.data) or "your own (--data)",
+            "expected": recipe.expected,
+            "description": recipe.description,
+        }
+        for recipe in recipes().values()
+    ]
+    presets = [
+        {"name": name, "parameters": describe(config)["parameters"]} for name, config in PRESETS.items()
+    ]
+    terminal.say("Recipes (headway train NAME):\n")
+    terminal.table([{k: v for k, v in row.items() if k != "description"} for row in found])
+    terminal.say("\nPresets (headway show NAME):\n")
+    terminal.table(presets)
+    terminal.result({"recipes": found, "presets": presets})

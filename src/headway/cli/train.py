@@ -1,0 +1,62 @@
+"""`headway train`: a recipe, on its own data or on the user's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.cli.options import number, torch_options
+from headway.cli.terminal import Terminal
+from headway.config import parse_settings
+
+EXAMPLE = """
+headway train shakespeare --minutes 5
+headway train text --data my-books/ --set model.width=256 train.steps=2000
+headway train translation --data train.en train.de --run runs/en-de --resume
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    add_training(parser)
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue the run, or start it")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options that `train` and `compare` share."""
+    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the recipe, as in model.width=256 optim.lr=0.001",
+    )
+    parser.add_argument("--minutes", type=number(0, above=True), metavar="M", help="train for a time")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import headway as hw
+
+    with torch_options(args):
+        result = hw.train(
+            args.recipe,
+            data=args.data,
+            set=parse_settings(args.set),
+            minutes=args.minutes,
+            run=args.run,
+            resume=args.resume,
+            device=args.device,
+            seed=args.seed,
+        )
+    summary = result.summary
+    if summary.get("samples"):
+        terminal.table(summary["samples"][:5])
+        terminal.say()
+    for name, value in summary.items():
+        if isinstance(value, (int, float, str)):
+            terminal.say(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    terminal.say(f"run: {result.directory}")
+    terminal.result({"run": result.directory, **summary})
