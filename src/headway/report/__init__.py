@@ -1,0 +1,6 @@
+"""The page of a run: curves, samples, pictures and configuration in one self-contained HTML file."""
+
+from headway.report.charts import bar_chart, heatmap, line_chart
+from headway.report.page import Picture, Sections, available, write_report
+
+__all__ = ["Picture", "Sections", "available", "bar_chart", "heatmap", "line_chart", "write_report"]

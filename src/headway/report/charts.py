@@ -1,0 +1,186 @@
+"""Charts as small SVG texts that take their colours from the page: one picture suits light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Points = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 480, 264
+LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
+COLOURS = 6  # the page defines --series-0 ... --series-5
+MOST_POINTS = 240
+
+
+def line_chart(
+    series: Mapping[str, Points], x_label: str, y_label: str, *, log: bool = False, dots: bool = False
+) -> str:
+    """Curves over a common x axis. `log` takes the logarithm of y, where all values are above 0.
+
+    Points without a finite value are left out; a chart without any point is an empty text.
+    """
+    kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    kept = {name: thin(points) for name, points in kept.items() if points}
+    if not kept:
+        return ""
+    xs = [x for points in kept.values() for x, _ in points]
+    ys = [y for points in kept.values() for _, y in points]
+    x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    room = 0.0 if log else 0.04 * (max(ys) - min(ys))
+    y_axis = Axis(min(ys) - room, max(ys) + room, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
+    marks = _frame(x_axis, y_axis, x_label)
+    for index, points in enumerate(kept.values()):
+        placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        marks.append(f'<polyline class="curve s{index % COLOURS}" points="{path}"/>')
+        if dots or len(placed) == 1:
+            marks += [
+                f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed
+            ]
+    return _svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
+
+
+def bar_chart(
+    values: Mapping[str, float], label: str, intervals: Mapping[str, tuple[float, float]] | None = None
+) -> str:
+    """One horizontal bar a name, with its number, and a whisker where `intervals` has lowest and highest."""
+    row, left, right = 30, 150, 70
+    height = row * len(values) + 26
+    spread = intervals or {}
+    top = max([*values.values(), *(high for _, high in spread.values())], default=0.0)
+    axis = Axis(0.0, top or 1.0, left, WIDTH - right)
+    marks = []
+    for index, (name, value) in enumerate(values.items()):
+        y, end = index * row + 5, axis.place(value)
+        kind = f"bar s{index % COLOURS}"
+        marks.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{end - left:.1f}" height="20" rx="2"/>')
+        tip = end
+        if name in spread:
+            low, tip = (axis.place(edge) for edge in spread[name])
+            path = f"M{low:.1f} {y + 10}H{tip:.1f}M{low:.1f} {y + 5}v10M{tip:.1f} {y + 5}v10"
+            marks.append(f'<path class="whisker" d="{path}"/>')
+        marks.append(_text("name", left - 8, y + 14, shorten(name, 22), "end"))
+        marks.append(_text("value", max(end, tip) + 6, y + 14, short(value)))
+    marks.append(_text("label", left, height - 6, label))
+    return _svg(WIDTH, height, marks, label)
+
+
+def heatmap(
+    weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str
+) -> str:
+    """A picture of weights from 0 to 1: `weights[i][j]` belongs to `rows[i]` (downwards) and `columns[j]`."""
+    cell = max(12, min(30, 560 // max(len(columns), 1)))
+    tilted = any(len(name) > 2 for name in columns)
+    left, top = _room(rows), _room(columns) if tilted else 22
+    width, height = left + cell * len(columns) + 6, top + cell * len(rows) + 6
+    marks = []
+    for j, name in enumerate(columns):
+        x = left + cell * j + cell // 2
+        if tilted:
+            marks.append(_text("symbol", x + 4, top - 6, shorten(name), turn=True))
+        else:
+            marks.append(_text("symbol", x, top - 6, name, "middle"))
+    for i, (name, line) in enumerate(zip(rows, weights)):
+        y = top + cell * i
+        marks.append(_text("symbol", left - 6, y + cell // 2 + 4, shorten(name), "end"))
+        for j, weight in enumerate(line):
+            opacity, tip = max(0.04, min(1.0, weight)), escape(f"{name} - {columns[j]}: {weight:.2f}")
+            place = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
+            marks.append(
+                f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>'
+            )
+    return _svg(width, height, marks, title, natural=True)
+
+
+def _room(names: Sequence[str]) -> int:
+    return 14 + 7 * max((len(shorten(name)) for name in names), default=0)
+
+
+def legend(names: Sequence[str]) -> str:
+    """Names with their colours; nothing for a single unnamed series."""
+    if len(names) < 2:
+        return ""
+    items = "".join(
+        f'<span><i class="s{index % COLOURS}"></i>{escape(name)}</span>' for index, name in enumerate(names)
+    )
+    return f'<p class="legend">{items}</p>'
+
+
+class Axis:
+    """A range of values laid over a range of places, with round numbers for ticks."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
+        if low == high:
+            room = low / 2 if log else (abs(low) or 1.0) / 2
+            low, high = low - room, high + room
+        self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, most: int) -> list[float]:
+        """Round numbers inside the range, about `most` of them."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            ticks = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
+            inside = [t for t in ticks if self.low <= t <= self.high]
+            return inside[:: math.ceil(len(inside) / most)] if len(inside) > 1 else [self.low, self.high]
+        rough = (self.high - self.low) / most
+        size = 10.0 ** math.floor(math.log10(rough))
+        step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [i * step for i in range(first, last + 1)]
+
+
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
+    base, marks = HEIGHT - BOTTOM, []
+    for tick in y_axis.ticks(5):
+        y = y_axis.place(tick)
+        marks.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        marks.append(_text("tick", LEFT - 6, y + 4, short(tick), "end"))
+    marks += [_text("tick", x_axis.place(t), base + 16, short(t), "middle") for t in x_axis.ticks(6)]
+    marks.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
+    marks.append(_text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
+    return marks
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
+    turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
+    return (
+        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
+    )
+
+
+def _svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
+    style = f' style="max-width:{width}px"' if natural else ""
+    body = "".join(marks)
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'
+
+
+def thin(points: Points) -> list[tuple[float, float]]:
+    """At most MOST_POINTS points: means of neighbours where there are more."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def short(value: float) -> str:
+    """A number in few characters: 1200000 as 1.2M, 0.00025 as 2.5e-4."""
+    size = abs(value)
+    if size >= 1e4:
+        for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if size >= limit:
+                return f"{value / limit:.4g}{letter}"
+    if 0 < size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def shorten(text: str, most: int = 14) -> str:
+    """A text of at most `most` characters, with an ellipsis where it was longer."""
+    return text if len(text) <= most else text[: most - 1] + "…"
