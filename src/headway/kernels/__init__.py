@@ -1,0 +1,24 @@
+"""Kernels: each a plain reference beside a fast form with the same signature."""
+
+from headway.kernels.attend import View, attend, attend_reference, recording
+from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+from headway.kernels.linear import deterministic, is_deterministic, linear
+from headway.kernels.rms_norm import rms_norm, rms_norm_reference
+from headway.kernels.rope import rotate, rotate_reference
+
+__all__ = [
+    "IGNORED",
+    "View",
+    "attend",
+    "attend_reference",
+    "deterministic",
+    "is_deterministic",
+    "linear",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "recording",
+    "rms_norm",
+    "rms_norm_reference",
+    "rotate",
+    "rotate_reference",
+]

@@ -1,0 +1,45 @@
+"""Models: an architecture is mixer x visibility x block x stack x topology, as frozen data."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from headway.models.block import Block, BlockConfig
+from headway.models.describe import describe
+from headway.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from headway.models.heads import HeadConfig, Loss, VocabularyHead, VocabularyHeadConfig
+from headway.models.maps import attention_maps
+from headway.models.stack import Stack, StackConfig, cycle
+from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
+
+
+def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
+    """The model of `config` with weights drawn from `seed`; see ModelConfig.build."""
+    return config.build(seed)
+
+
+__all__ = [
+    "Block",
+    "BlockConfig",
+    "Decoding",
+    "EmbedConfig",
+    "Encoded",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "HeadConfig",
+    "Loss",
+    "ModelConfig",
+    "Prompt",
+    "Stack",
+    "StackConfig",
+    "TokenEmbedConfig",
+    "Transformer",
+    "TransformerConfig",
+    "VocabularyHead",
+    "VocabularyHeadConfig",
+    "attention_maps",
+    "build",
+    "cycle",
+    "describe",
+]

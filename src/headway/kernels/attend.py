@@ -1,0 +1,248 @@
+"""Attention: one signature, a plain reference, and the fast paths of torch's scaled dot product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headway.kernels.linear import is_deterministic
+from headway.layout import Layout
+from headway.visibility import Causal, Full, Pattern, mask
+
+_RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
+
+
+@dataclass(frozen=True)
+class View:
+    """Who sees whom in one call: a pattern between the layout of the queries and that of the keys.
+
+    `one_document` says that each row holds a single document whose start need not be among the queries (a state, or an
+    encoder's memory), so that segments are not compared.
+    """
+
+    pattern: Pattern
+    query: Layout
+    key: Layout
+    one_document: bool = False
+
+    @property
+    def dense(self) -> bool:
+        return self.query.dense and self.key.dense and self.query.group is None
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key, by static promise."""
+        return self.pattern == Full() and (self.key.dense if self.one_document else self.dense)
+
+    @property
+    def triangle(self) -> bool:
+        """Whether this is plain causal attention of equal lengths, by static promise."""
+        reach = self.pattern.window if isinstance(self.pattern, Causal) else 0
+        return self.dense and isinstance(self.pattern, Causal) and (reach is None or reach >= self.key.length)
+
+    @property
+    def mask(self) -> Bool[Tensor, "B 1 T S"]:
+        """True where seen. Padding queries see everything, lest a softmax over nothing make NaN of what no one reads."""
+        # The key layout is kept beside its mask, so that its id cannot come to mean another one.
+        name = ("mask", self.pattern, id(self.key), self.one_document)
+        return self.query.derived(name, lambda: (self.key, self._mask()))[1]
+
+    def _mask(self) -> Tensor:
+        if self.one_document:
+            seen = self.pattern.allows(self.query.positions[:, :, None], self.key.positions[:, None, :])
+            seen = seen & self.key.keep[:, None, :]
+        else:
+            seen = mask(self.pattern, self.query, self.key)
+        return (seen | ~self.query.keep[:, :, None])[:, None]
+
+
+def attend(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
+    view: View,
+    *,
+    scale: float | None = None,
+    bias: Float[Tensor, "#B H T S"] | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "B T H V"]:
+    """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by default.
+
+    `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one a head, that take part in the
+    softmax and carry no value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
+    """
+    if is_deterministic():
+        return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
+    if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
+        return attend_reference(
+            q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout
+        )
+    if sinks is not None:
+        return _attend_with_sinks(q, k, v, view, scale, bias, sinks)
+    if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:
+        return _attend_flex(q, k, v, view, scale)
+    return _attend_fused(q, k, v, None if view.everything or view.triangle else view.mask, view, scale, bias)
+
+
+def attend_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The plain form of `attend`: every score and weight is a tensor that one can look at."""
+    groups = q.shape[2] // k.shape[2]
+    keys, values = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+    scores = torch.einsum("bthk,bshk->bhts", q, keys) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~view.mask, float("-inf"))
+    weights = _softmax(scores, sinks)
+    record = _RECORD.get()
+    if record is not None:
+        record(weights.detach())
+    if dropout is not None:
+        weights = dropout(weights)
+    return torch.einsum("bhts,bshv->bthv", weights, values)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1)[..., :-1]
+
+
+@contextmanager
+def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within this context every attention hands its weights [B, H, T, S] to `record`."""
+    token = _RECORD.set(record)
+    try:
+        yield
+    finally:
+        _RECORD.reset(token)
+
+
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, view: View, scale: float | None, bias: Tensor | None
+) -> Tensor:
+    triangle = view.triangle and seen is None
+    if bias is not None:
+        seen = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
+        triangle = False
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=seen,
+        is_causal=triangle,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _attend_with_sinks(
+    q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, sinks: Tensor
+) -> Tensor:
+    """A sink is one more key of zeros whose score comes from the bias, with a value of zeros."""
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
+    scores = scores.masked_fill(~view.mask, float("-inf"))
+    column = sinks[None, :, None, None].expand(*shape[:3], 1).to(q.dtype)
+    k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=torch.cat([scores, column], dim=-1),
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _attend_row_by_row(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    scale: float | None,
+    bias: Tensor | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One query at a time over exactly its visible keys: nothing that another row holds can change the result."""
+    batch, length, heads, _ = q.shape
+    out = q.new_zeros(batch, length, heads, v.shape[-1])
+    seen = view.mask.expand(batch, 1, length, k.shape[1])
+    groups = heads // k.shape[2]
+    for row in range(batch):
+        for t in range(length):
+            if not view.query.keep[row, t]:
+                continue
+            visible = seen[row, 0, t]
+            keys, values = (x[row][visible].repeat_interleave(groups, dim=1) for x in (k, v))
+            scores = (keys * q[row, t]).sum(-1).T * (scale or 1 / math.sqrt(q.shape[-1]))
+            if soft_cap is not None:
+                scores = soft_cap * torch.tanh(scores / soft_cap)
+            if bias is not None:
+                scores = scores + bias.expand(batch, *bias.shape[1:])[row, :, t, visible]
+            weights = _softmax(scores[None, :, None], sinks)[0, :, 0]
+            out[row, t] = (weights.T[..., None] * values).sum(0)
+    return out
+
+
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
+    """On a GPU, windows and packed documents skip the blocks that no one sees."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        query, key = view.query, view.key
+        allowed = view.pattern.allows(query.positions[b, t], key.positions[b, s])
+        if query.group is not None and key.group is not None:
+            allowed = allowed | ((query.group[b, t] == key.group[b, s]) & (query.group[b, t] > 0))
+        inside = (query.segments[b, t] == key.segments[b, s]) & (key.positions[b, s] >= 0)
+        return (inside & allowed) | (query.positions[b, t] < 0)
+
+    def blocks() -> tuple[Layout, object]:
+        return view.key, create_block_mask(seen, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
+
+    _, block_mask = view.query.derived(("flex", view.pattern, id(view.key)), blocks)
+    compiled = _compiled(flex_attention)
+    out = compiled(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+_COMPILED: dict[Callable, Callable] = {}
+
+
+def _compiled(function: Callable) -> Callable:
+    if function not in _COMPILED:
+        _COMPILED[function] = torch.compile(function)
+    return _COMPILED[function]

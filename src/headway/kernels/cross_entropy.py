@@ -1,0 +1,83 @@
+"""A linear layer and the cross-entropy of its outputs, in one, without ever holding all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in fp32, small beside any step and large enough for BLAS
+IGNORED = -100  # the label of a position that has no target
+
+
+def linear_cross_entropy(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    labels: Int[Tensor, "N"],
+    bias: Float[Tensor, "C"] | None = None,
+    *,
+    smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over rows of the cross-entropy (nats) of softmax(x weight^T + bias) against `labels`.
+
+    `smoothing` is label smoothing (Szegedy et al. 2016, section 7): the target is (1 - smoothing) of the label plus
+    smoothing / C of every class. No label may be IGNORED: drop such rows first. `chunk` rows are held at once. The
+    gradients are made with the loss, chunk by chunk, so the memory is that of one chunk and of the gradients.
+    """
+    rows = chunk or max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    return _LinearCrossEntropy.apply(x, weight, bias, labels, smoothing, rows)
+
+
+def linear_cross_entropy_reference(
+    x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, smoothing: float = 0.0
+) -> Tensor:
+    """The plain form of `linear_cross_entropy`."""
+    logits = torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
+    ) -> Tensor:
+        wants = any(ctx.needs_input_grad[:3])
+        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        dx = torch.empty_like(x) if wants else None
+        dweight = torch.zeros_like(weight) if wants else None
+        dbias = torch.zeros_like(bias) if wants and bias is not None else None
+        for start in range(0, x.shape[0], rows):
+            part, targets = x[start : start + rows], labels[start : start + rows, None]
+            logits = torch.nn.functional.linear(part, weight, bias)
+            total += _loss_and_gradient_(logits, targets, smoothing)
+            if dx is None or dweight is None:
+                continue
+            torch.mm(logits, weight, out=dx[start : start + rows])
+            dweight.addmm_(logits.T, part)
+            if dbias is not None:
+                dbias += logits.sum(0)
+        ctx.save_for_backward(dx, dweight, dbias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dx, dweight, dbias = ctx.saved_tensors
+        scaled = [None if g is None else g * gradient.to(g.dtype) for g in (dx, dweight, dbias)]
+        return (*scaled, None, None, None)
+
+
+def _loss_and_gradient_(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The summed loss of a chunk; `logits` become the gradient of that sum in place."""
+    classes = logits.shape[-1]
+    normaliser = torch.logsumexp(logits.float() if logits.dtype.itemsize < 4 else logits, -1, keepdim=True)
+    loss = normaliser - logits.gather(1, targets)
+    if smoothing:
+        loss = (1 - smoothing) * loss + smoothing * (normaliser - logits.mean(-1, keepdim=True))
+    logits.sub_(normaliser).exp_()
+    if smoothing:
+        logits.sub_(smoothing / classes)
+    logits.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=logits.dtype))
+    return loss.sum()

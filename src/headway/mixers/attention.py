@@ -1,0 +1,209 @@
+"""Self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, nearest
+from headway.kernels import View, attend, rotate
+from headway.layout import Layout
+from headway.mixers.base import Mixer, MixerConfig, zeros
+from headway.parts.dropout import Dropout
+from headway.parts.norm import NormConfig
+from headway.parts.projection import Projection
+from headway.parts.rotary import Rotary, RotaryConfig
+from headway.visibility import Causal, Pattern
+
+_SLACK = 64  # tokens that a ring of keys takes at once beyond its window
+
+
+@register("attention")
+@dataclass(frozen=True)
+class AttentionConfig(MixerConfig):
+    """Attention of a sequence to itself.
+
+    `kv_heads` None gives each query head its own key and value; `head_size` None is width / heads; `qk_norm`
+    normalises queries and keys a head (Henry et al. 2020); `bias` names a score bias of the Stack; `soft_cap` and
+    `sinks` as in `headway.kernels.attend`; `scale` None is 1 / sqrt(head size).
+    """
+
+    heads: int = 8
+    kv_heads: int | None = None
+    head_size: int | None = None
+    pattern: Pattern = Causal()
+    rotary: RotaryConfig | None = None
+    qk_norm: NormConfig | None = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    scale: float | None = None
+    bias: str | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    dropout: float = 0.0
+
+    @property
+    def causal(self) -> bool:
+        return self.pattern.causal
+
+    def build(self, width: int, biases: nn.ModuleDict) -> Attention:
+        return Attention(self, width, biases)
+
+
+def head_size(heads: int, size: int | None, width: int) -> int:
+    """K: as stated, or width / heads."""
+    if heads < 1:
+        raise ConfigError(f"heads {heads} is no number of heads; give 1 or more")
+    if size is None and width % heads:
+        fitting = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and n <= 64)
+        raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")
+    return size or width // heads
+
+
+def shared_heads(heads: int, kv_heads: int | None) -> int:
+    """G: the number of key and value heads."""
+    groups = kv_heads or heads
+    if heads % groups:
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {fitting}")
+    return groups
+
+
+class KeyValues(NamedTuple):
+    """Keys and values by slot; the token at position p lies in slot p modulo the number of slots."""
+
+    keys: Float[Tensor, "B S G K"]
+    values: Float[Tensor, "B S G V"]
+
+
+class Attention(Mixer):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2) with grouped keys and values (Ainslie et al. 2023)."""
+
+    rewindable = True
+
+    def __init__(self, config: AttentionConfig, width: int, biases: nn.ModuleDict) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        self.heads = config.heads
+        self.groups = shared_heads(config.heads, config.kv_heads)
+        self.size = head_size(config.heads, config.head_size, width)
+        inner, shared = self.heads * self.size, self.groups * self.size
+        self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
+        self.out = Projection(inner, width, config.out_bias, writes=True)
+        self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else None
+        self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
+        self.dropout = Dropout(config.dropout)
+        self._bias = _shared_bias(config.bias, biases)
+
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        q, k, v = self._project(x, layout)
+        return self._attend(x, q, k, v, View(self.config.pattern, layout, layout))
+
+    def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
+        outputs = []
+        for start in range(0, x.shape[1], self._most(state)):
+            columns = slice(start, start + self._most(state))
+            piece = layout if x.shape[1] <= self._most(state) else _columns(layout, columns)
+            y, state = self._advance(x[:, columns], piece, state)
+            outputs.append(y)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
+
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> KeyValues:
+        window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
+        slots = capacity if window is None else min(capacity, window + _SLACK)
+        shape = (batch, slots, self.groups, self.size)
+        return KeyValues(zeros(shape, like), zeros(shape, like))
+
+    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
+        qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((self.heads, self.groups), dim=2)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        if self.rotary is not None:
+            qk = rotate_by(self.rotary, qk, layout)
+        q, k = qk.split((self.heads, self.groups), dim=2)
+        return q, k, v
+
+    def _attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        y = attend(
+            q,
+            k,
+            v,
+            view,
+            scale=self.config.scale,
+            bias=self._bias(x, view.query, view.key),
+            soft_cap=self.config.soft_cap,
+            sinks=self.sinks,
+            dropout=self.dropout if self.training and self.config.dropout else None,
+        )
+        return self.out(y.reshape(*x.shape[:2], self.heads * self.size))
+
+    def _most(self, state: KeyValues) -> int:
+        """Tokens that can be written at once before the oldest of them would lose a key that it still sees."""
+        window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
+        slots = state.keys.shape[1]
+        ring = window is not None and slots == window + _SLACK
+        return slots - window + 1 if ring else slots
+
+    def _advance(self, x: Tensor, layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
+        q, k, v = self._project(x, layout)
+        slots = state.keys.shape[1]
+        state = KeyValues(*(_write(buffer, new, layout) for buffer, new in zip(state, (k, v))))
+        key = layout.derived(("slots", slots), lambda: _slot_layout(layout, slots))
+        used = key.length
+        view = View(self.config.pattern, layout, key, one_document=True)
+        return self._attend(x, q, state.keys[:, :used], state.values[:, :used], view), state
+
+
+def rotate_by(rotary: Rotary, x: Float[Tensor, "B T H K"], layout: Layout) -> Float[Tensor, "B T H K"]:
+    cos, sin = rotary.angles(layout, x)
+    return rotate(x, cos, sin)
+
+
+def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, Layout, Layout], Tensor | None]:
+    """The Stack's bias of that name. A bound method is no submodule, so the bias stays registered once, in the Stack."""
+    if name is None:
+        return lambda x, query, key: None
+    if name not in biases:
+        raise ConfigError(f"attention names a bias {name!r} that the stack does not have; {nearest(name, biases.keys())}")
+    return biases[name].forward
+
+
+def _columns(layout: Layout, columns: slice) -> Layout:
+    group = None if layout.group is None else layout.group[:, columns]
+    return Layout(layout.positions[:, columns], group=group)
+
+
+def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
+    """`buffer` with `new` at the slots of its positions; padding is not written."""
+    slots = buffer.shape[1]
+    rows, columns, places = layout.derived(("write", slots), lambda: _places(layout, slots))
+    values = new[rows, columns]
+    if torch.is_grad_enabled():  # autograd may still need the earlier state
+        return buffer.index_put((rows, places), values)
+    return buffer.index_put_((rows, places), values)
+
+
+def _places(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]:
+    rows, columns = layout.keep.nonzero(as_tuple=True)
+    return rows, columns, layout.positions[rows, columns] % slots
+
+
+def _slot_layout(layout: Layout, slots: int) -> Layout:
+    """The positions that the slots hold once these tokens are written: the newest of each slot, -1 where none is."""
+    last = layout.positions.amax(dim=1, keepdim=True)
+    used = min(slots, int(last.max()) + 1)
+    steps = torch.arange(max(used, 1), device=last.device)
+    positions = last - (last - steps) % slots
+    return Layout(positions.clamp(min=-1))

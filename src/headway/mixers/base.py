@@ -1,0 +1,82 @@
+"""What every mixer along time promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import family
+from headway.errors import ConfigError
+from headway.layout import Layout
+
+State = Any  # a NamedTuple of tensors (or a tuple of such), with the batch in front
+
+
+@family
+@dataclass(frozen=True)
+class MixerConfig:
+    """A way of mixing along time."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later input. Only causal mixers generate."""
+        raise NotImplementedError
+
+    def build(self, width: int, biases: nn.ModuleDict) -> Mixer:
+        """The module for a model of `width`; `biases` are the score biases that the Stack owns, by name."""
+        raise NotImplementedError
+
+
+class Mixer(nn.Module):
+    """Mixes along time: in parallel over whole documents, or step by step with a state of one document a row."""
+
+    causal: bool = True
+    rewindable: bool = False  # whether a state can be cut back to an earlier position
+
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """All tokens at once; rows may hold several documents and padding."""
+        raise NotImplementedError
+
+    def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: State) -> tuple[Float[Tensor, "B T D"], State]:
+        """The next T >= 1 tokens of each row, given the state of those before; padding leaves a row's state as it is.
+
+        Without gradients the state's buffers may be written in place: `select` a copy to keep an earlier state.
+        """
+        raise NotImplementedError
+
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> State:
+        """The state before any token, with room for `capacity` tokens, of the dtype and device of `like`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
+        """The only place where training and decoding part."""
+        if state is None:
+            return self.parallel(x, layout), None
+        if not self.causal:
+            raise ConfigError(f"{type(self).__name__} sees later tokens and cannot generate; give it a causal pattern")
+        return self.recurrent(x, layout, state)
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function` over the tensors and layouts of nested tuples; None stays None."""
+    if tree is None:
+        return None
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(tree_map(function, item) for item in tree))
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, item) for item in tree)
+    return function(tree)
+
+
+def select(states: State, rows: Int[Tensor, "R"]) -> State:
+    """States of chosen rows, in the order asked for: beams, continuous batching and prefix reuse are all this."""
+    return tree_map(lambda item: item.select(rows) if isinstance(item, Layout) else item.index_select(0, rows), states)
+
+
+def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)

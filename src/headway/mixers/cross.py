@@ -1,0 +1,102 @@
+"""Attention to an encoder's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.errors import UserError
+from headway.kernels import View, attend
+from headway.layout import Layout
+from headway.mixers.attention import head_size, shared_heads
+from headway.parts.dropout import Dropout
+from headway.parts.norm import NormConfig
+from headway.parts.projection import Projection
+from headway.visibility import Full
+
+
+class Memory(NamedTuple):
+    """An encoded sequence, projected once for one layer."""
+
+    keys: Float[Tensor, "M S G K"]
+    values: Float[Tensor, "M S G V"]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """`width` is that of the memory; None is the model's own. The other fields are those of AttentionConfig."""
+
+    heads: int = 8
+    kv_heads: int | None = None
+    head_size: int | None = None
+    width: int | None = None
+    qk_norm: NormConfig | None = None
+    q_bias: bool = True
+    kv_bias: bool = True
+    out_bias: bool = True
+    scale: float | None = None
+    dropout: float = 0.0
+
+    def build(self, width: int) -> CrossAttention:
+        return CrossAttention(self, width)
+
+
+class CrossAttention(nn.Module):
+    """Encoder-decoder attention (Vaswani et al. 2017, section 3.2.3): `remember` projects the memory, once."""
+
+    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = config.heads
+        self.groups = shared_heads(config.heads, config.kv_heads)
+        self.size = head_size(config.heads, config.head_size, width)
+        inner, shared = self.heads * self.size, self.groups * self.size
+        self.q = Projection(width, inner, config.q_bias)
+        self.kv = Projection(config.width or width, (shared, shared), config.kv_bias)
+        self.out = Projection(inner, width, config.out_bias, writes=True)
+        self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
+        self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory:
+        keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
+        return Memory(self.k_norm(keys), values, layout)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Memory) -> Float[Tensor, "B T D"]:
+        """B may be a multiple W M of the memories: row r then reads memory r // W (beams of a sentence share its memory)."""
+        shape = x.shape
+        q = self.q_norm(self.q(x).view(*shape[:2], self.heads, self.size))
+        memories = memory.keys.shape[0]
+        view = self._view(layout, memory.layout)
+        y = attend(
+            q.reshape(memories, -1, self.heads, self.size),
+            memory.keys,
+            memory.values,
+            view,
+            scale=self.config.scale,
+            dropout=self.dropout if self.training and self.config.dropout else None,
+        )
+        return self.out(y.reshape(*shape[:2], self.heads * self.size))
+
+    def _view(self, query: Layout, memory: Layout) -> View:
+        """Packed memories are read document by document; single ones by every query of their rows."""
+        packed = memory.derived("packed", lambda: not memory.dense and bool((memory.segments > 1).any()))
+        if not packed:
+            folded = query.derived(("folded", memory.batch), lambda: _fold(query, memory.batch))
+            return View(Full(), folded, memory, one_document=True)
+        if query.batch != memory.batch or not bool(query.starts.any()):
+            raise UserError(
+                f"a memory of {memory.batch} packed rows cannot be read by {query.batch} decoding rows; "
+                "encode one document a row to generate"
+            )
+        return View(Full(), query, memory)
+
+
+def _fold(query: Layout, memories: int) -> Layout:
+    if query.batch == memories:
+        return query
+    return Layout(query.positions.reshape(memories, -1))

@@ -1,0 +1,124 @@
+"""A block: mixing along time, reading a memory, and a map of each token, each around the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.layout import Layout
+from headway.mixers import CrossAttentionConfig, Memory, MixerConfig, State
+from headway.mixers.attention import AttentionConfig
+from headway.parts.dropout import Dropout
+from headway.parts.feedforward import FeedForwardConfig, MLPConfig, Terms
+from headway.parts.norm import LayerNormConfig, NormConfig
+
+Placement = Literal["pre", "post", "sandwich", "branch", "parallel", "none"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """The order of residual and norm, for each of the block's branches f:
+
+    pre: x + f(norm(x)); post: norm(x + f(x)) (2017); sandwich: x + norm(f(norm(x))); branch: x + norm(f(x)) (OLMo 2);
+    parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
+    `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each branch
+    (Touvron et al. 2021).
+    """
+
+    mixer: MixerConfig = AttentionConfig()
+    cross: CrossAttentionConfig | None = None
+    feed_forward: FeedForwardConfig | None = MLPConfig()
+    norm: NormConfig = LayerNormConfig()
+    placement: Placement = "pre"
+    shared_norm: bool = False
+    residual: bool = True
+    dropout: float = 0.0
+    layer_scale: float | None = None
+
+
+class BlockOutput(NamedTuple):
+    x: Float[Tensor, "B T D"]
+    state: State | None
+    terms: Terms  # auxiliary losses by name
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Branch(nn.Module):
+    """What surrounds one function of a block: norms before, after it and after the sum, dropout, gain and residual."""
+
+    def __init__(self, config: BlockConfig, width: int) -> None:
+        super().__init__()
+        place = config.placement
+        self.before = config.norm.build(width) if place in ("pre", "sandwich", "parallel") else nn.Identity()
+        self.after = config.norm.build(width) if place in ("sandwich", "branch") else nn.Identity()
+        self.last = config.norm.build(width) if place == "post" else nn.Identity()
+        self.gain = LayerScale(width, config.layer_scale) if config.layer_scale is not None else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+        self.residual = config.residual
+
+    def forward(self, x: Tensor, function: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        y, extra = function(self.before(x))
+        return self.join(x, y), extra
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.dropout(self.gain(self.after(y)))
+        return self.last(x + y if self.residual else y)
+
+
+class Block(nn.Module):
+    """One layer of a Stack. A cross-attention needs a memory and a memory needs a cross-attention."""
+
+    def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
+        super().__init__()
+        self.mixer = config.mixer.build(width, biases)
+        self.mix = Branch(config, width)
+        self.cross = config.cross.build(width) if config.cross else None
+        self.read = Branch(config, width) if config.cross else None
+        self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
+        self.feed = Branch(config, width) if config.feed_forward else None
+        if config.shared_norm and self.feed is not None:
+            self.feed.before = self.mix.before
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
+    ) -> BlockOutput:
+        x, state = self.mix(x, lambda h: self.mixer(h, layout, state))
+        terms: Terms = {}
+        if self.cross is not None and self.read is not None:
+            cross = self.cross
+            x, _ = self.read(x, lambda h: (cross(h, layout, memory), None))
+        if self.feed_forward is not None and self.feed is not None:
+            feed_forward = self.feed_forward
+            x, terms = self.feed(x, lambda h: feed_forward(h, layout))
+        return BlockOutput(x, state, terms)
+
+
+class ParallelBlock(Block):
+    """Mixer and feed-forward read the same input and are added together (Wang and Komatsuzaki 2021, GPT-J; GPT-NeoX)."""
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
+    ) -> BlockOutput:
+        mixed, state = self.mix(x, lambda h: self.mixer(h, layout, state))
+        if self.feed_forward is None or self.feed is None:
+            return BlockOutput(mixed, state, {})
+        y, terms = self.feed_forward(self.feed.before(x), layout)
+        return BlockOutput(self.feed.join(mixed, y), state, terms)
+
+
+def build_block(config: BlockConfig, width: int, biases: nn.ModuleDict) -> Block:
+    kind = ParallelBlock if config.placement == "parallel" else Block
+    return kind(config, width, biases)

@@ -1,0 +1,128 @@
+"""What a model is and costs, told from its config without allocating a weight."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from headway.mixers import AttentionConfig, CrossAttention, CrossAttentionConfig, Mixer
+from headway.mixers.attention import Attention
+from headway.models.block import BlockConfig
+from headway.models.encoder_decoder import EncoderDecoderConfig
+from headway.models.heads import VocabularyHead
+from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
+from headway.parts.experts import Experts, ExpertsConfig
+from headway.parts.projection import Projection
+from headway.visibility import Causal
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Sizes and costs of a model.
+
+    parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in fp32.
+    flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context (half of it
+    where causal); an encoder-decoder counts a source token and a target token together. state_bytes_per_token: what decoding
+    keeps in fp32 for each further token of a row. tree: a line for each part.
+    """
+    with torch.device("meta"):
+        model = config.build(seed=None)
+    parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
+    count = sum(p.numel() for p in parameters)
+    return {
+        "parameters": count,
+        "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
+        "weights_bytes": 4 * count,
+        "flop_per_token": flop_per_token(model, getattr(config, "context", None)),
+        "state_bytes_per_token": _state_bytes(model),
+        "context": getattr(config, "context", None),
+        "tree": _tree(config),
+    }
+
+
+def flop_per_token(model: nn.Module, context: int | None) -> int:
+    """Floating point operations of one token's forward pass; training costs three times as much."""
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
+    weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
+    for experts in (m for m in model.modules() if isinstance(m, Experts)):
+        each = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
+        weights -= each * (experts.config.count - experts.config.active) // experts.config.count
+    return 2 * weights + sum(_scores(m, context or 0) for m in model.modules())
+
+
+def _scores(module: nn.Module, context: int) -> int:
+    if isinstance(module, CrossAttention):
+        return 4 * module.heads * module.size * context
+    if not isinstance(module, Attention):
+        return 0
+    pattern = module.config.pattern
+    keys = context // 2 if pattern.causal else context
+    if isinstance(pattern, Causal) and pattern.window is not None:
+        keys = min(keys, pattern.window)
+    return 4 * module.heads * module.size * keys
+
+
+def _state_bytes(model: nn.Module) -> int:
+    decoder = getattr(model, "decoder", model)
+    if not isinstance(decoder, Transformer) or not decoder.config.stack.causal:
+        return 0
+    like = torch.empty(0, device="meta")
+
+    def size(mixer: Mixer, capacity: int) -> int:
+        return sum(t.numel() * t.element_size() for t in mixer.initial_state(1, capacity, like=like))
+
+    mixers = [m for m in decoder.stack.modules() if isinstance(m, Mixer)]
+    return sum(size(mixer, 2) - size(mixer, 1) for mixer in mixers)
+
+
+def _tree(config: ModelConfig) -> list[str]:
+    if isinstance(config, EncoderDecoderConfig):
+        lines = [f"encoder-decoder, tie {config.tie}"]
+        for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
+            lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
+        return lines
+    if not isinstance(config, TransformerConfig):
+        return [str(config)]
+    context = "no limit" if config.context is None else config.context
+    lines = [f"width {config.width}, {config.symbols:,} symbols, context {context}, embed {_embed(config.embed)}"]
+    for block, run in groupby(config.stack.blocks):
+        lines.append(f"{len(list(run))} x {_block(block)}")
+    norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
+    return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
+
+
+def _embed(embed: Any) -> str:
+    positions = getattr(embed, "positions", None)
+    return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
+
+
+def _block(block: BlockConfig) -> str:
+    parts = [_mixer(block.mixer)]
+    if block.cross is not None:
+        parts.append(f"cross-attention, {block.cross.heads} heads")
+    if block.feed_forward is not None:
+        parts.append(_feed_forward(block.feed_forward))
+    norm = "" if block.placement == "none" else f"{block.norm.kind} norm {block.placement}: "  # type: ignore[attr-defined]
+    return norm + " + ".join(parts)
+
+
+def _mixer(mixer: Any) -> str:
+    if not isinstance(mixer, (AttentionConfig, CrossAttentionConfig)):
+        return mixer.kind
+    text = f"attention, {mixer.heads} heads"
+    if mixer.kv_heads:
+        text += f" on {mixer.kv_heads}"
+    if isinstance(mixer, AttentionConfig):
+        window = getattr(mixer.pattern, "window", None)
+        text += f", {mixer.pattern.kind}" + (f" window {window}" if window else "")  # type: ignore[attr-defined]
+        text += ", rotary" if mixer.rotary else ""
+    return text
+
+
+def _feed_forward(part: Any) -> str:
+    if isinstance(part, ExpertsConfig):
+        return f"{part.count} experts, {part.active} active, each {_feed_forward(part.expert)}"
+    size = f"{part.hidden}" if part.hidden is not None else f"{part.ratio:.3g} x width"
+    return f"{part.kind} {part.activation} {size}"

@@ -1,0 +1,65 @@
+"""From inputs to vectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.parts.dropout import Dropout
+from headway.parts.norm import NormConfig
+from headway.parts.positions import PositionsConfig
+from headway.parts.projection import Projection
+
+
+@family
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Turns a domain's inputs into vectors; its module maps (inputs, layout) to (x, layout)."""
+
+    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+        raise NotImplementedError
+
+
+@register("tokens")
+@dataclass(frozen=True)
+class TokenEmbedConfig(EmbedConfig):
+    """`scaled` multiplies by sqrt(width) (2017); `width` is that of the table where a projection follows it (ALBERT)."""
+
+    positions: PositionsConfig | None = None
+    norm: NormConfig | None = None
+    scaled: bool = False
+    dropout: float = 0.0
+    width: int | None = None
+
+    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+        return TokenEmbed(self, width, symbols, context)
+
+
+class TokenEmbed(nn.Module):
+    """Symbols to vectors: a table, positions, norm, dropout. The table is `table`, [C, D]."""
+
+    def __init__(self, config: TokenEmbedConfig, width: int, symbols: int, context: int | None) -> None:
+        super().__init__()
+        if symbols < 1:
+            raise ConfigError(f"a model of {symbols} symbols reads nothing; set model.symbols to the vocabulary's size")
+        inner = config.width or width
+        self.table = nn.Parameter(torch.empty(symbols, inner))
+        self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
+        self.scale = math.sqrt(width) if config.scaled else 1.0
+        self.positions = config.positions.build(width, context) if config.positions else None
+        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, ids: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        x = self.project(F.embedding(ids, self.table)) * self.scale
+        if self.positions is not None:
+            x = x + self.positions(layout, x)
+        return self.dropout(self.norm(x)), layout

@@ -1,0 +1,89 @@
+"""From vectors to outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.kernels import IGNORED, linear, linear_cross_entropy
+from headway.parts.projection import Projection
+
+
+class Loss(NamedTuple):
+    """A sum over `count` samples. Sums add up exactly over micro-batches and devices; means do not."""
+
+    total: Float[Tensor, ""]
+    count: int
+
+
+@family
+@dataclass(frozen=True)
+class HeadConfig:
+    """An output of a model."""
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> nn.Module:
+        """`table` is the embedding [C, D] to share, None for weights of the head's own."""
+        raise NotImplementedError
+
+
+@register("vocabulary")
+@dataclass(frozen=True)
+class VocabularyHeadConfig(HeadConfig):
+    """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l / c)."""
+
+    bias: bool = False
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
+        return VocabularyHead(self, width, symbols, table)
+
+
+class VocabularyHead(nn.Module):
+    """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf 2017)."""
+
+    def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
+        super().__init__()
+        self.config = config
+        self.project = Projection(width, symbols, bias=False) if table is None else None
+        self.table = table
+        self.bias = nn.Parameter(torch.zeros(symbols)) if config.bias else None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = self.project.weight if self.project is not None else self.table
+        assert weight is not None  # one of the two always exists
+        return weight
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
+        logits = linear(x * self.config.scale if self.config.scale != 1.0 else x, self.weight, self.bias)
+        if self.config.soft_cap is None:
+            return logits
+        return self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
+
+    def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
+        """Summed cross-entropy in nats of the labelled positions; IGNORED ones are dropped before the head."""
+        rows, targets = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
+        kept = targets != IGNORED
+        count = int(kept.sum())
+        if count < targets.numel():
+            rows, targets = rows[kept], targets[kept]
+        if self.config.soft_cap is not None:
+            total = nn.functional.cross_entropy(self(rows), targets, reduction="sum", label_smoothing=smoothing)
+            return Loss(total, count)
+        rows = rows * self.config.scale if self.config.scale != 1.0 else rows
+        return Loss(linear_cross_entropy(rows, self.weight, targets, self.bias, smoothing=smoothing), count)
+
+    def log_probabilities(self, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """log p(label) in nats; 0 where the label is IGNORED. Row by row, so that not all logits are held."""
+        out = x.new_zeros(labels.shape)
+        for row in range(labels.shape[0]):
+            kept = labels[row] != IGNORED
+            scores = self(x[row][kept]).log_softmax(-1)
+            out[row, kept] = scores.gather(1, labels[row][kept][:, None])[:, 0]
+        return out

@@ -1,0 +1,30 @@
+"""The attention weights of a forward pass, for pictures and for study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.kernels import recording
+from headway.mixers import Attention, CrossAttention
+
+
+def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[Tensor, "B H T S"]]:
+    """Weights of every attention of `model` by module name while `run()` calls it, in the order of the calls."""
+    maps: dict[str, Tensor] = {}
+    current: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (Attention, CrossAttention)):
+            hooks.append(module.register_forward_pre_hook(lambda _, __, name=name: current.append(name)))
+    try:
+        with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps

@@ -1,0 +1,129 @@
+"""Published architectures by name, each with its exact number of parameters (asserted in tests/unit/test_presets.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from headway.errors import ConfigError, nearest
+from headway.mixers import AttentionConfig, CrossAttentionConfig
+from headway.models.block import BlockConfig
+from headway.models.embeds import TokenEmbedConfig
+from headway.models.encoder_decoder import EncoderDecoderConfig
+from headway.models.heads import VocabularyHeadConfig
+from headway.models.stack import StackConfig, cycle
+from headway.models.transformer import ModelConfig, TransformerConfig
+from headway.parts.feedforward import GatedConfig, MLPConfig
+from headway.parts.init import InitConfig
+from headway.parts.norm import LayerNormConfig, RMSNormConfig
+from headway.parts.positions import LearnedConfig, SinusoidalConfig
+from headway.parts.rotary import RotaryConfig
+from headway.visibility import Full
+
+
+def transformer_2017(
+    width: int, depth: int, heads: int, hidden: int, symbols: int = 37000, dropout: float = 0.1
+) -> EncoderDecoderConfig:
+    """Vaswani et al. 2017, table 3: post-norm, sinusoids, one table for source, target and head, no last norm."""
+    feed = MLPConfig(hidden=hidden, activation="relu")
+    embed = TokenEmbedConfig(positions=SinusoidalConfig(), scaled=True, dropout=dropout)
+
+    def stack(block: BlockConfig) -> StackConfig:
+        return StackConfig(blocks=cycle((block,), depth), norm=None)
+
+    encoder = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed, placement="post", dropout=dropout)
+    decoder = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed, placement="post", dropout=dropout)
+    init = InitConfig(matrices="xavier", residual="same", embedding=None)
+    return EncoderDecoderConfig(
+        encoder=TransformerConfig(width, symbols, None, stack(encoder), embed, heads={}),
+        decoder=TransformerConfig(width, symbols, None, stack(decoder), embed),
+        init=init,
+    )
+
+
+def gpt(
+    width: int,
+    depth: int,
+    heads: int,
+    symbols: int = 50257,
+    context: int = 1024,
+    placement: str = "pre",
+    dropout: float = 0.1,
+) -> TransformerConfig:
+    """Radford et al. 2018 (post-norm, no last norm) and 2019 (pre-norm); Brown et al. 2020, without its sparse layers."""
+    block = BlockConfig(
+        AttentionConfig(heads),
+        None,
+        MLPConfig(activation="gelu_tanh"),
+        placement="post" if placement == "post" else "pre",
+        dropout=dropout,
+    )
+    norm = None if placement == "post" else LayerNormConfig()
+    embed = TokenEmbedConfig(positions=LearnedConfig(), dropout=dropout)
+    return TransformerConfig(width, symbols, context, StackConfig(cycle((block,), depth), norm), embed)
+
+
+def gpt3(width: int, depth: int, heads: int, size: int) -> TransformerConfig:
+    """Brown et al. 2020, table 2.1; `size` is the head size, which is not width / heads in every row."""
+    config = gpt(width, depth, heads, context=2048)
+    if heads * size == width:
+        return config
+    block = config.stack.blocks[0]
+    mixer = AttentionConfig(heads, head_size=size)
+    blocks = cycle((BlockConfig(mixer, None, block.feed_forward, dropout=block.dropout),), depth)
+    return TransformerConfig(width, config.symbols, config.context, StackConfig(blocks), config.embed)
+
+
+def decoder(
+    width: int,
+    depth: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+    symbols: int,
+    context: int = 2048,
+    tie: bool = True,
+) -> TransformerConfig:
+    """A modern decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped heads, no biases."""
+    mixer = AttentionConfig(
+        heads, kv_heads=kv_heads, rotary=RotaryConfig(), qkv_bias=False, out_bias=False
+    )
+    block = BlockConfig(mixer, None, GatedConfig(hidden=hidden), RMSNormConfig(1e-5))
+    return TransformerConfig(
+        width,
+        symbols,
+        context,
+        StackConfig(cycle((block,), depth), RMSNormConfig(1e-5)),
+        TokenEmbedConfig(),
+        {"vocabulary": VocabularyHeadConfig()},
+        "head" if tie else "none",
+    )
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "transformer-base": lambda: transformer_2017(512, 6, 8, 2048),
+    "transformer-big": lambda: transformer_2017(1024, 6, 16, 4096, dropout=0.3),
+    "gpt1": lambda: gpt(768, 12, 12, symbols=40478, context=512, placement="post"),
+    "gpt2": lambda: gpt(768, 12, 12),
+    "gpt2-medium": lambda: gpt(1024, 24, 16),
+    "gpt2-large": lambda: gpt(1280, 36, 20),
+    "gpt2-xl": lambda: gpt(1600, 48, 25),
+    "gpt3-small": lambda: gpt3(768, 12, 12, 64),
+    "gpt3-medium": lambda: gpt3(1024, 24, 16, 64),
+    "gpt3-large": lambda: gpt3(1536, 24, 16, 96),
+    "gpt3-xl": lambda: gpt3(2048, 24, 24, 128),
+    "gpt3-2.7b": lambda: gpt3(2560, 32, 32, 80),
+    "gpt3-6.7b": lambda: gpt3(4096, 32, 32, 128),
+    "gpt3-13b": lambda: gpt3(5140, 40, 40, 128),
+    "gpt3-175b": lambda: gpt3(12288, 96, 96, 128),
+    "llama-135m": lambda: decoder(576, 30, 9, 3, 1536, 49152),
+    "llama-1.1b": lambda: decoder(2048, 22, 32, 4, 5632, 32000, tie=False),
+    "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
+    "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a published architecture."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]()

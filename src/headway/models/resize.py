@@ -1,0 +1,74 @@
+"""The settings that change a whole stack at once: depth, heads, mixer, dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from headway.config import from_dict
+from headway.errors import ConfigError
+from headway.mixers import MixerConfig
+from headway.models.block import BlockConfig
+from headway.models.stack import StackConfig, cycle
+
+
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
+    return value
+
+
+def depth(stack: StackConfig, value: Any) -> StackConfig:
+    """The pattern of blocks repeated or cut to `value` blocks."""
+    return dataclasses.replace(stack, blocks=cycle(stack.blocks, whole("model.depth", value)))
+
+
+def heads(stack: StackConfig, value: Any) -> StackConfig:
+    """Every attention with `value` heads; key and value heads keep their share where it divides."""
+    count = whole("model.heads", value)
+    if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
+        raise ConfigError(f"model.heads={count}: this model has no heads; leave the setting out")
+
+    def change(block: BlockConfig) -> BlockConfig:
+        cross = None if block.cross is None else _with_heads(block.cross, count)
+        return dataclasses.replace(block, mixer=_with_heads(block.mixer, count), cross=cross)
+
+    biases = {name: dataclasses.replace(bias, heads=count) for name, bias in stack.biases.items()}
+    return dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)), biases=biases)
+
+
+def _with_heads(part: Any, count: int) -> Any:
+    if not hasattr(part, "heads"):
+        return part
+    shared = part.kv_heads
+    if shared is not None:
+        shared = max(1, count * shared // part.heads)
+    return dataclasses.replace(part, heads=count, kv_heads=shared)
+
+
+def mixer(stack: StackConfig, value: Any) -> StackConfig:
+    """Every mixer replaced by one of another kind; fields of the same name and type (heads, pattern) are kept."""
+    wanted = from_dict(MixerConfig, value, "model.mixer")
+    given = set(value) if isinstance(value, dict) else set()
+
+    def change(block: BlockConfig) -> BlockConfig:
+        if type(block.mixer) is type(wanted) and not given:
+            return block
+        shared = {f.name for f in dataclasses.fields(wanted)} & {f.name for f in dataclasses.fields(block.mixer)}
+        kept = {name: getattr(block.mixer, name) for name in shared - given}
+        return dataclasses.replace(block, mixer=dataclasses.replace(wanted, **kept))
+
+    changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
+    if changed.causal != stack.causal:
+        raise ConfigError(
+            f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, which this model's "
+            "stack does not; choose a mixer of the same direction"
+        )
+    return changed
+
+
+def dropout(stack: StackConfig, value: Any) -> StackConfig:
+    """The dropout of every block's branches."""
+    rate = from_dict(float, value, "model.dropout")
+    blocks = tuple(dataclasses.replace(block, dropout=rate) for block in stack.blocks)
+    return dataclasses.replace(stack, blocks=blocks)

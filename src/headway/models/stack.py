@@ -1,0 +1,79 @@
+"""A stack of blocks, with the score biases they share and the norm after them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.mixers import Memory, State
+from headway.models.block import Block, BlockConfig, build_block
+from headway.parts.bias import BiasConfig
+from headway.parts.feedforward import Terms
+from headway.parts.norm import LayerNormConfig, NormConfig
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """`biases` are owned here and named by the mixers that use them; `norm` stands after the last block."""
+
+    blocks: tuple[BlockConfig, ...] = ()
+    norm: NormConfig | None = LayerNormConfig()
+    biases: dict[str, BiasConfig] = field(default_factory=dict)
+
+    @property
+    def causal(self) -> bool:
+        return all(block.mixer.causal for block in self.blocks)
+
+
+def cycle(blocks: Sequence[BlockConfig], depth: int) -> tuple[BlockConfig, ...]:
+    """`depth` blocks that repeat a pattern: `cycle((local, local, full), 12)`."""
+    return tuple(blocks[i % len(blocks)] for i in range(depth))
+
+
+class StackOutput(NamedTuple):
+    x: Float[Tensor, "B T D"]
+    states: tuple[State, ...] | None
+    terms: Terms
+
+
+class Stack(nn.Module):
+    def __init__(self, config: StackConfig, width: int) -> None:
+        super().__init__()
+        if not config.blocks:
+            raise ConfigError("a stack of no blocks computes nothing; set model.depth to 1 or more")
+        self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
+        self.blocks = nn.ModuleList(build_block(block, width, self.biases) for block in config.blocks)
+        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        states: Sequence[State] | None = None,
+        memories: Sequence[Memory] | None = None,
+    ) -> StackOutput:
+        after: list[State] = []
+        terms: Counter[str] = Counter()
+        none = [None] * len(self.blocks)
+        for block, state, memory in zip(self.blocks, states or none, memories or none):
+            x, state, extra = block(x, layout, state, memory)
+            after.append(state)
+            terms.update(extra)
+        return StackOutput(self.norm(x), tuple(after) if states is not None else None, dict(terms))
+
+    def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
+        return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
+
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> tuple[Memory | None, ...]:
+        """Each block's own projection of an encoder's output; None where a block does not read one."""
+        return tuple(b.cross.remember(encoded, layout) if b.cross is not None else None for b in self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]

@@ -1,0 +1,180 @@
+"""Embed, stack, heads: GPT, BERT and all that has one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.mixers import Memory, State, select
+from headway.models import resize
+from headway.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.models.heads import HeadConfig, VocabularyHeadConfig
+from headway.models.stack import Stack, StackConfig
+from headway.parts.feedforward import Terms
+from headway.parts.init import InitConfig, initialise
+
+
+class Encoded(NamedTuple):
+    """Features before the heads, where they sit, and auxiliary losses by name."""
+
+    x: Float[Tensor, "B T D"]
+    layout: Layout
+    auxiliary: Terms
+
+
+class Prompt(NamedTuple):
+    """What a generation starts from: symbols of the stream, and the source where the model has an encoder."""
+
+    ids: Int[Tensor, "B T"]
+    layout: Layout
+    source: Int[Tensor, "M S"] | None = None
+    source_layout: Layout | None = None
+
+
+class Decoding(NamedTuple):
+    """A generation under way: states of B rows, memories of M sources, and the next position of each row."""
+
+    states: tuple[State, ...]
+    memories: tuple[Memory | None, ...] | None
+    positions: Int[Tensor, "B"]
+
+    def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Decoding:
+        """Chosen rows, as a copy; the memories stay as they are where `memory_rows` is None."""
+        memories = self.memories if memory_rows is None else select(self.memories, memory_rows)
+        return Decoding(select(self.states, rows), memories, self.positions[rows])
+
+
+@family
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model."""
+
+    def build(self, seed: int | None = 0) -> nn.Module:
+        """The model with weights drawn from `seed`; with None they are left undrawn, for a checkpoint to fill."""
+        raise NotImplementedError
+
+
+@register("transformer")
+@dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """`symbols` is the vocabulary; `context` the most positions a row may have, None for no limit; `tie` shares the
+    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer and dropout.
+    """
+
+    width: int = 512
+    symbols: int = 0
+    context: int | None = None
+    stack: StackConfig = StackConfig()
+    embed: EmbedConfig = TokenEmbedConfig()
+    heads: dict[str, HeadConfig] = field(default_factory=lambda: {"vocabulary": VocabularyHeadConfig()})
+    tie: Literal["none", "head"] = "head"
+    init: InitConfig = InitConfig()
+
+    def build(self, seed: int | None = 0) -> Transformer:
+        return Transformer(self, seed)
+
+    def set_width(self, value: Any) -> TransformerConfig:
+        return replace(self, width=resize.whole("model.width", value))
+
+    def set_depth(self, value: Any) -> TransformerConfig:
+        return replace(self, stack=resize.depth(self.stack, value))
+
+    def set_heads(self, value: Any) -> TransformerConfig:
+        if isinstance(value, dict):
+            raise ConfigError(f"model.heads is {value!r}; give the number of attention heads")
+        return replace(self, stack=resize.heads(self.stack, value))
+
+    def set_mixer(self, value: Any) -> TransformerConfig:
+        return replace(self, stack=resize.mixer(self.stack, value))
+
+    def set_dropout(self, value: Any) -> TransformerConfig:
+        embed = replace(self.embed, dropout=value) if isinstance(self.embed, TokenEmbedConfig) else self.embed
+        return replace(self, stack=resize.dropout(self.stack, value), embed=embed)
+
+
+class Transformer(nn.Module):
+    """embed -> stack -> heads."""
+
+    def __init__(
+        self, config: TransformerConfig, seed: int | None = 0, table: nn.Parameter | None = None
+    ) -> None:
+        """`table` is an embedding to share with another model; without a `seed` weights are left undrawn."""
+        super().__init__()
+        self.config = config
+        _check(config)
+        self.embed = config.embed.build(config.width, config.symbols, config.context)
+        if table is not None:
+            self.embed.table = table
+        self.stack = Stack(config.stack, config.width)
+        shared = self.embed.table if config.tie == "head" else None
+        self.heads = nn.ModuleDict(
+            {name: head.build(config.width, config.symbols, shared) for name, head in config.heads.items()}
+        )
+        if seed is not None:
+            initialise(self, config.init, len(config.stack.blocks), seed)
+            start_heads(self.heads, config.init)
+
+    def forward(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Encoded:
+        """Features of whole documents; without a layout each row is one document."""
+        where = Layout.full(*ids.shape, device=ids.device) if layout is None else layout
+        x, where = self.embed(ids, where)
+        x, _, terms = self.stack(x, where)
+        return Encoded(x, where, terms)
+
+    def logits(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Float[Tensor, "B T C"]:
+        return self.heads["vocabulary"](self(ids, layout).x)
+
+    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
+        """Read the prompts; the logits follow each row's last symbol. `capacity` is the most positions a row will have."""
+        return self.resume(prompt, capacity, None)
+
+    def resume(
+        self, prompt: Prompt, capacity: int, memories: tuple[Memory | None, ...] | None
+    ) -> tuple[Float[Tensor, "B C"], Decoding]:
+        """`start` with an encoder's memories."""
+        check_prompt(prompt.layout, capacity, self.config.context)
+        x, layout = self.embed(prompt.ids, prompt.layout)
+        states = self.stack.initial_states(layout.batch, capacity, like=x)
+        x, states, _ = self.stack(x, layout, states, memories)
+        rows = torch.arange(layout.batch, device=x.device)
+        last = x[rows, layout.lengths - 1]
+        return self.heads["vocabulary"](last), Decoding(states or (), memories, layout.lengths)
+
+    def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
+        """One more symbol of each row, and the logits that follow it."""
+        x, layout = self.embed(ids[:, None], Layout(decoding.positions[:, None]))
+        x, states, _ = self.stack(x, layout, decoding.states, decoding.memories)
+        after = Decoding(states or (), decoding.memories, decoding.positions + 1)
+        return self.heads["vocabulary"](x[:, 0]), after
+
+
+def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
+    longest = int(layout.lengths.max())
+    if int(layout.lengths.min()) < 1:
+        raise UserError("a prompt of 0 symbols has nothing to continue; begin with the codec's begin symbol")
+    limit = capacity if context is None else min(capacity, context)
+    if longest > limit:
+        raise UserError(f"a prompt of {longest} symbols exceeds the {limit} that fit; shorten it, or raise the context")
+
+
+def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
+    """Untied heads that start at zero give equal probabilities to all symbols."""
+    for head in heads.values():
+        project = getattr(head, "project", None)
+        if project is not None and config.head == "zero":
+            nn.init.zeros_(project.weight)
+
+
+def _check(config: TransformerConfig) -> None:
+    inner = config.embed.width if isinstance(config.embed, TokenEmbedConfig) else None
+    if config.tie == "head" and inner is not None and inner != config.width:
+        raise ConfigError(
+            f"tie head shares an embedding of width {inner} with a model of width {config.width}; set tie to none"
+        )

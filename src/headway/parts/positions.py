@@ -1,0 +1,84 @@
+"""Absolute positions, added to embeddings: sinusoidal and learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+
+
+@family
+@dataclass(frozen=True)
+class PositionsConfig:
+    """A vector for each position, added to the embedding."""
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        raise NotImplementedError
+
+
+@register("sinusoidal")
+@dataclass(frozen=True)
+class SinusoidalConfig(PositionsConfig):
+    """`interleaved` puts sine and cosine in turn, as in 2017; else all sines stand before all cosines."""
+
+    theta: float = 10000.0
+    interleaved: bool = True
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if width % 2:
+            raise ConfigError(f"width {width} is odd; sinusoidal positions need an even width")
+        return Sinusoidal(self, width)
+
+
+class Sinusoidal(nn.Module):
+    """Vaswani et al. 2017, section 3.5: sin and cos of position / theta^(2i / D)."""
+
+    def __init__(self, config: SinusoidalConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        return layout.derived(("sinusoidal", self.config, self.width, like.dtype), lambda: self._encode(layout, like))
+
+    def _encode(self, layout: Layout, like: Tensor) -> Tensor:
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        steps = torch.arange(0, self.width, 2, device=like.device, dtype=torch.float64)
+        rates = torch.exp(steps * (-math.log(self.config.theta) / self.width))
+        angles = positions.clamp(min=0)[..., None] * rates
+        parts = (angles.sin(), angles.cos())
+        both = torch.stack(parts, dim=-1).flatten(-2) if self.config.interleaved else torch.cat(parts, dim=-1)
+        return both.to(like.dtype)
+
+
+@register("learned")
+@dataclass(frozen=True)
+class LearnedConfig(PositionsConfig):
+    """A table with a row for each position of the context; `offset` leaves rows unused before position 0 (RoBERTa)."""
+
+    offset: int = 0
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if context is None:
+            raise ConfigError("learned positions need a context; set model.context to the longest input, as in 1024")
+        return Learned(self, width, context)
+
+
+class Learned(nn.Module):
+    """Gehring et al. 2017: a trained vector for each position."""
+
+    def __init__(self, config: LearnedConfig, width: int, context: int) -> None:
+        super().__init__()
+        self.offset = config.offset
+        self.table = nn.Parameter(torch.empty(context + config.offset, width))
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        return nn.functional.embedding(positions.clamp(min=0) + self.offset, self.table)
