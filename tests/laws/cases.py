@@ -1,0 +1,158 @@
+"""What the laws run over: representative configs of every registered mixer, and models made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from headway.config import kinds
+from headway.layout import Layout
+from headway.mixers import AttentionConfig, CrossAttentionConfig, Mixer, MixerConfig
+from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.models.heads import VocabularyHeadConfig
+from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig
+from headway.parts.experts import ExpertsConfig
+from headway.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig
+from headway.parts.init import InitConfig, initialise
+from headway.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
+from headway.parts.positions import LearnedConfig, SinusoidalConfig
+from headway.parts.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RotaryConfig,
+    ScalingConfig,
+    YarnScaling,
+)
+from headway.visibility import Causal, Full, Local, Prefix
+
+WIDTH, HEADS = 16, 4
+BIASES: dict[str, BiasConfig] = {"alibi": AlibiConfig(HEADS), "relative": RelativeConfig(HEADS, 8, 16)}
+_TURN = RotaryConfig(theta=100.0)
+
+MIXERS: dict[str, MixerConfig] = {
+    "attention": AttentionConfig(HEADS),
+    "attention-grouped": AttentionConfig(HEADS, kv_heads=2, rotary=_TURN, qkv_bias=False),
+    "attention-window": AttentionConfig(HEADS, pattern=Causal(window=3), rotary=_TURN),
+    "attention-qk-norm": AttentionConfig(HEADS, qk_norm=RMSNormConfig(), rotary=RotaryConfig(fraction=0.5)),
+    "attention-cap": AttentionConfig(HEADS, soft_cap=2.0, scale=0.7),
+    "attention-sinks": AttentionConfig(HEADS, sinks=True, kv_heads=1, head_size=6),
+    "attention-alibi": AttentionConfig(HEADS, bias="alibi"),
+    "attention-relative": AttentionConfig(HEADS, bias="relative", pattern=Causal(window=5)),
+    "attention-full": AttentionConfig(HEADS, pattern=Full(), rotary=_TURN),
+    "attention-local": AttentionConfig(HEADS, pattern=Local(2)),
+    "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
+}
+CAUSAL = sorted(name for name, config in MIXERS.items() if config.causal)
+
+SCALINGS: dict[str, ScalingConfig] = {
+    "linear": LinearScaling(4.0),
+    "dynamic": DynamicScaling(2.0, 16, 64),
+    "yarn": YarnScaling(4.0, 16),
+    "llama3": Llama3Scaling(8.0, 16),
+    "longrope": LongRopeScaling((1.0, 1.5), (2.0, 3.0), 16, 64),
+}
+
+FEED_FORWARDS: dict[str, FeedForwardConfig] = {
+    "relu": MLPConfig(activation="relu"),
+    "gelu": MLPConfig(activation="gelu"),
+    "gelu-tanh": MLPConfig(activation="gelu_tanh"),
+    "relu-squared": MLPConfig(activation="relu_squared", bias=False),
+    "swiglu": GatedConfig(),
+    "geglu": GatedConfig(activation="gelu"),
+    "experts": ExpertsConfig(4, 2, GatedConfig(ratio=1.0), z_loss=0.01),
+}
+NORMS: dict[str, NormConfig] = {
+    "layer": LayerNormConfig(),
+    "layer-plain": LayerNormConfig(weight=False, bias=False),
+    "rms": RMSNormConfig(),
+    "rms-offset": RMSNormConfig(unit_offset=True),
+    "rms-plain": RMSNormConfig(weight=False),
+}
+
+
+def test_every_registered_kind_has_a_case() -> None:
+    """A new mixer, feed-forward, norm, scaling or bias is under the laws by being listed here, and must be."""
+    for family, cases in (
+        (MixerConfig, MIXERS),
+        (FeedForwardConfig, FEED_FORWARDS),
+        (NormConfig, NORMS),
+        (ScalingConfig, SCALINGS),
+        (BiasConfig, BIASES),
+    ):
+        missing = set(kinds(family)) - {case.kind for case in cases.values()}  # type: ignore[attr-defined]
+        assert not missing, f"{family.__name__}: no law runs over {missing}"
+
+
+def make_mixer(name: str) -> Mixer:
+    """The mixer in float64 with weights large enough that every part matters."""
+    biases = nn.ModuleDict({key: bias.build(WIDTH) for key, bias in BIASES.items()})
+    mixer = MIXERS[name].build(WIDTH, biases)
+    owner = nn.ModuleList([mixer, biases])
+    shake(owner)
+    mixer.owner_of_bias = [biases]  # keeps the biases alive without registering them
+    return mixer
+
+
+def shake(module: nn.Module, seed: int = 3) -> None:
+    """Every weight drawn anew, those that usually start at zero or one included."""
+    module.double()
+    initialise(module, InitConfig(std=0.4, residual="same", embedding=0.6), 1, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.dim() == 1:
+            with torch.no_grad():
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
+
+
+def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ids(batch: int, length: int, symbols: int = 11, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, symbols, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def hybrid(positions: str = "learned") -> TransformerConfig:
+    """A decoder that cycles through every causal mixer, feed-forward, norm and placement."""
+    placements = ("pre", "post", "sandwich", "branch", "parallel", "none")
+    feeds, norms = list(FEED_FORWARDS.values()), list(NORMS.values())
+    blocks = tuple(
+        BlockConfig(
+            MIXERS[name],
+            None,
+            feeds[i % len(feeds)],
+            norms[i % len(norms)],
+            placements[i % len(placements)],  # type: ignore[arg-type]
+            layer_scale=0.9 if i % 2 else None,
+        )
+        for i, name in enumerate(CAUSAL)
+    )
+    where = LearnedConfig(1) if positions == "learned" else SinusoidalConfig()
+    embed = TokenEmbedConfig(where, norm=LayerNormConfig(), scaled=True)
+    return TransformerConfig(WIDTH, 11, 64, StackConfig(blocks, RMSNormConfig(), BIASES), embed)
+
+
+def seq2seq(tie: str = "all") -> EncoderDecoderConfig:
+    """An encoder over the patterns that see both ways, and a hybrid decoder with a cross-attention in each block."""
+    decoder = hybrid("sinusoidal")
+    cross = CrossAttentionConfig(HEADS, kv_heads=2, qk_norm=RMSNormConfig())
+    blocks = tuple(replace(b, cross=cross) for b in decoder.stack.blocks if b.placement != "parallel")
+    both_ways = [name for name, config in MIXERS.items() if not config.causal]
+    encoder = StackConfig(tuple(BlockConfig(MIXERS[name]) for name in both_ways))
+    return EncoderDecoderConfig(
+        TransformerConfig(WIDTH, 11, 64, encoder, TokenEmbedConfig(SinusoidalConfig()), {}),
+        replace(
+            decoder,
+            stack=replace(decoder.stack, blocks=blocks),
+            heads={"vocabulary": VocabularyHeadConfig(bias=True, scale=0.5)},
+        ),
+        tie=tie,  # type: ignore[arg-type]
+    )
+
+
+def padded(lengths: list[int], length: int) -> Layout:
+    return Layout.padded(lengths, length)

@@ -1,0 +1,122 @@
+"""Each fast kernel equals its plain reference, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import inputs
+
+from headway.kernels import (
+    View,
+    attend,
+    attend_reference,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    rms_norm,
+    rms_norm_reference,
+    rotate,
+    rotate_reference,
+)
+from headway.layout import Layout
+from headway.visibility import Causal, Full, Local, Pattern, Prefix
+
+close = torch.testing.assert_close
+LAYOUTS = {
+    "dense": Layout.full(3, 7),
+    "padded": Layout.padded([7, 3, 5], 7),
+    "packed": Layout.packed([[3, 4], [2, 2, 2], [6]], 7),
+    "grouped": Layout(
+        torch.arange(7).expand(3, 7), group=torch.tensor([[0, 1, 1, 1, 0, 0, 0], [2, 2, 0, 0, 3, 3, 0], [0] * 7])
+    ),
+}
+PATTERNS: dict[str, Pattern] = {
+    "full": Full(),
+    "causal": Causal(),
+    "window": Causal(3),
+    "local": Local(1),
+    "prefix": Prefix(3),
+}
+
+
+def gradients(out: torch.Tensor, values: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    weights = inputs(*out.shape, seed=9) if out.dim() else torch.tensor(1.7, dtype=out.dtype)
+    return torch.autograd.grad((out * weights).sum(), values)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("extra", ["plain", "grouped", "bias", "sinks", "scale"])
+def test_attend(layout: str, pattern: str, extra: str) -> None:
+    where = LAYOUTS[layout]
+    groups = 2 if extra == "grouped" else 4
+    q = inputs(3, 7, 4, 6, seed=1).requires_grad_()
+    k, v = (inputs(3, 7, groups, 6, seed=s).requires_grad_() for s in (2, 3))
+    options = {
+        "plain": {},
+        "grouped": {},
+        "bias": {"bias": inputs(1, 4, 7, 7, seed=4)},
+        "sinks": {"sinks": inputs(4, seed=5), "bias": inputs(3, 4, 7, 7, seed=4)},
+        "scale": {"scale": 0.3},
+    }[extra]
+    view = View(PATTERNS[pattern], where, where)
+    kept = where.keep[..., None, None]
+    fast, plain = (f(q, k, v, view, **options) * kept for f in (attend, attend_reference))
+    close(fast, plain)
+    for got, wanted in zip(gradients(fast, [q, k, v]), gradients(plain, [q, k, v])):
+        close(got, wanted)
+
+
+def test_who_sees_whom_word_by_word() -> None:
+    where = Layout.packed([[2, 3]], 6)
+    weights = []
+    from headway.kernels import recording
+
+    with recording(weights.append):
+        attend(*(inputs(1, 6, 1, 2, seed=s) for s in range(3)), View(Causal(2), where, where))
+    seen = (weights[0][0, 0] > 0).int().tolist()
+    assert seen[:5] == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_entropy(chunk: int, smoothing: float, bias: bool) -> None:
+    x, weight = inputs(17, 5).requires_grad_(), inputs(11, 5, seed=1).requires_grad_()
+    b = inputs(11, seed=2).requires_grad_() if bias else None
+    labels = torch.arange(17) % 11
+    values = [x, weight] + ([b] if b is not None else [])
+    fast = linear_cross_entropy(x, weight, labels, b, smoothing=smoothing, chunk=chunk)
+    plain = linear_cross_entropy_reference(x, weight, labels, b, smoothing=smoothing)
+    close(fast, plain)
+    for got, wanted in zip(gradients(fast, values), gradients(plain, values)):
+        close(got, wanted)
+
+
+def test_cross_entropy_of_nothing_is_zero() -> None:
+    x, weight = inputs(0, 5).requires_grad_(), inputs(11, 5).requires_grad_()
+    loss = linear_cross_entropy(x, weight, torch.zeros(0, dtype=torch.long))
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, weight)[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("turned", [2, 4, 6])
+def test_rotate(turned: int) -> None:
+    x = inputs(2, 5, 3, 6).requires_grad_()
+    angles = inputs(2, 5, 1, turned // 2, seed=1)
+    fast, plain = (f(x, angles.cos(), angles.sin()) for f in (rotate, rotate_reference))
+    close(fast, plain)
+    close(gradients(fast, [x]), gradients(plain, [x]))
+
+
+def test_rms_norm() -> None:
+    x = inputs(4, 3, 8).requires_grad_()
+    fast, plain = (f(x, 1e-3) for f in (rms_norm, rms_norm_reference))
+    close(fast, plain)
+    close(gradients(fast, [x]), gradients(plain, [x]))
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, 1e-3), x)
