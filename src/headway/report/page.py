@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headway.checkpoints.durable import write_text
 from headway.errors import UserError
 from headway.report.charts import short
 
@@ -56,10 +57,7 @@ def available() -> bool:
 def write_report(run_directory: Path | str, sections: Sections) -> Path:
     """Write `report.html` into a directory and return its path; UserError without the extra `report`."""
     path = Path(run_directory) / "report.html"
-    text = render(sections)
-    beside = path.with_suffix(".html.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, render(sections))
     return path
 
 

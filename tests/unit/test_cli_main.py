@@ -1,0 +1,140 @@
+"""The command line without any model: help, exit codes, one line for what a user got wrong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from headway.cli import main as cli
+from headway.cli.options import number, whole
+from headway.cli.terminal import Terminal, columns
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--help")
+    assert code == cli.DONE
+    assert err == ""
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str) -> None:
+    code = f"import sys; from headway.cli.main import main; main({[*name.split(), '--help']})"
+    check = "assert not {'torch', 'numpy', 'rich', 'tokenizers'} & set(sys.modules), 'heavy imports'"
+    script = f"try:\n    {code}\nfinally:\n    {check}"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert f"headway {name}" in done.stdout.split("example:")[1]
+    for option in ("--threads", "--device", "--seed", "--deterministic", "--json", "--debug", "--backend"):
+        assert option in done.stdout
+    # Processor time, which a busy machine does not stretch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["tokenizer", "trane"], "there is no command 'tokenizer trane'; did you mean 'train'?"),
+        (["--json", "recipes"], "option --json stands before the command; write headway COMMAND --json"),
+        (["train"], "the following arguments are required: RECIPE; headway train --help shows how"),
+        (["train", "x", "--minuts", "3"], "headway train has no option --minuts; did you mean '--minutes'?"),
+        (["train", "x", "y"], "'y' is one argument too many; headway train --help shows how"),
+        (["train", "x", "--threads", "0"], "argument --threads: '0' is not a whole number from 1 on"),
+        (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is no number above 0"),
+        (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is no number above 0 to 1"),
+        (["recipes", "--backend", "cpu"], "backend 'cpu', the compiled engine, is not in this version yet"),
+        (["recipes", "--backend", "gpu"], "'gpu' is no backend; use auto or torch"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code == cli.USER_ERROR
+    assert out == ""
+    assert err.startswith("headway: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def _fake(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("broken\nhere"), cli.FAILED, "headway: RuntimeError: broken; --debug shows where\n"),
+        (KeyboardInterrupt(), cli.INTERRUPTED, "headway: interrupted\n"),
+        (OSError(28, "No space left", "x.bin"), cli.FAILED, "headway: x.bin: no space left\n"),
+    ],
+)
+def test_failures_have_their_own_exit_codes(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    _fake(monkeypatch, error)
+    assert run(capsys, "recipes") == (code, "", message)
+
+
+def test_debug_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake(monkeypatch, RuntimeError("it broke"))
+    _, _, err = run(capsys, "recipes", "--debug")
+    assert "Traceback" in err
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    script = "import sys; from headway.cli.main import main; sys.exit(main(['--help']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import time; time.sleep(0.2)\n{script}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == cli.DONE
+
+
+def test_json_is_one_object_on_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json=True)
+    terminal.say("for people")
+    terminal.note("progress")
+    terminal.result({"loss": float("nan"), "values": (1, 2.5)})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"loss": None, "values": [1, 2.5]}
+    assert err == "progress\n"
+
+
+def test_columns_are_aligned_and_numbers_stand_right() -> None:
+    text = columns([{"name": "a", "parameters": 1200}, {"name": "long name", "parameters": 3}])
+    assert text.splitlines() == ["name       parameters", "a               1,200", "long name           3"]
+
+
+def test_types_of_numbers() -> None:
+    assert whole(1)("3") == 3
+    assert number(0)("0") == 0.0
+    assert number(0, 1, above=True)("1") == 1.0

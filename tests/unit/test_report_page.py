@@ -1,0 +1,157 @@
+"""The page of a run: self-contained, escaped, and readable without what is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from headway.errors import UserError
+from headway.report import Picture, Sections, bar_chart, heatmap, line_chart, write_report
+from headway.report.charts import Axis, short, thin
+from headway.report.page import branches, value
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        """Closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def full() -> Sections:
+    curve = line_chart({"training": [(0, 2.0), (10, 1.0)], "validation": [(10, 1.1)]}, "step", "loss")
+    return Sections(
+        title="a run",
+        subtitle="what it is",
+        headline={"loss": 1.234, "parameters": 1234},
+        curves=[Picture("Loss", "by step", curve)],
+        scores={"loss": 1.1, "samples": 100},
+        samples=[{"": "✓", "prompt": "<script>alert(1)</script>", "output": "a & b"}],
+        pictures=[
+            Picture("Attention", "of one head", heatmap([[0.2, 0.8]], ["y"], ["<a>", "b"], "attention"))
+        ],
+        configuration={
+            "model": {"kind": "transformer", "blocks": [{"heads": 2}, {"heads": 2}], "rotary": None}
+        },
+        facts={"machine": {"cores": 2}},
+        command="headway train text",
+    )
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    path = write_report(tmp_path, full())
+    text = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "report.html"
+    assert not re.search(r"https?://|//[a-z]|\bsrc=|\bhref=|@import|url\(|<script", text)
+    assert "&lt;script&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    for part in (
+        "Curves",
+        "Scores",
+        "Samples",
+        "Inside the model",
+        "Configuration",
+        "Machine and time",
+        "0 to 1",
+    ):
+        assert part in text
+
+
+def test_what_is_empty_is_left_out(tmp_path: Path) -> None:
+    text = write_report(tmp_path, Sections(title="nothing yet")).read_text(encoding="utf-8")
+    assert "<h2>" not in text
+
+
+def test_a_matplotlib_figure_is_drawn_into_the_page(tmp_path: Path) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    figure = figures.Figure()
+    figure.subplots().plot([1, 2, 3])
+    text = write_report(tmp_path, Sections("run", pictures=[Picture("t", "c", figure)])).read_text(
+        encoding="utf-8"
+    )
+    assert '<div class="plate"><svg' in text
+    assert "<metadata>" not in text
+    assert "<?xml" not in text
+
+
+def test_without_jinja2_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(UserError, match=r"pip install 'headway\[report\]'"):
+        write_report(tmp_path, full())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        line_chart({"a": [(0, 1.0)]}, "x", "y"),
+        line_chart({"a": [(0, 0.0), (1, 0.0)]}, "x", "y"),
+        line_chart({"a": [(0, -1.0), (1, 5.0)], "b": [(3, 2.0)]}, "x", "y", log=True, dots=True),
+        line_chart({"a": [(i, math.exp(-i)) for i in range(1000)]}, "x", "y", log=True),
+        line_chart({"a": [(0, math.nan), (1, math.inf), (2, 3.0)]}, "x", "y"),
+        bar_chart({"a": 0.0}, "none"),
+        bar_chart({"a": 1.0, "b & c": 2.0}, "two", {"a": (0.5, 1.5)}),
+        heatmap([[1.0, 0.0], [0.25, 0.75]], ["a", "b"], ["long name", "d"], "x"),
+    ],
+)
+def test_drawings_are_well_formed_and_finite(drawing: str) -> None:
+    root = ET.fromstring(f"<div>{drawing}</div>")
+    assert root.find("svg") is not None
+    assert "nan" not in drawing
+    assert "inf" not in drawing
+
+
+def test_a_chart_without_points_is_nothing() -> None:
+    assert line_chart({"a": [], "b": [(0, math.nan)]}, "x", "y") == ""
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert Axis(0, 1000, 0, 100).ticks(5) == [0, 200, 400, 600, 800, 1000]
+    assert Axis(0.13, 0.47, 0, 100).ticks(4) == pytest.approx([0.2, 0.3, 0.4])
+    assert Axis(1, 100, 0, 1, log=True).ticks(20) == [1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100]
+
+
+def test_thinning_keeps_the_mean() -> None:
+    points = thin([(i, 2.0 * i) for i in range(1200)])
+    assert len(points) == 240
+    assert points[0] == (2.0, 4.0)
+
+
+def test_numbers_are_short() -> None:
+    assert [short(x) for x in (0, 0.25, 1234, 12350, 1.2e6, 3e9, 2.5e-4)] == [
+        "0",
+        "0.25",
+        "1234",
+        "12.35k",
+        "1.2M",
+        "3G",
+        "2.5e-4",
+    ]
+    assert [value(x) for x in (None, True, 1234, (1, 2))] == ["none", "yes", "1,234", "1, 2"]
+
+
+def test_equal_neighbours_are_one_branch() -> None:
+    found = branches([{"kind": "a", "x": 1}, {"kind": "a", "x": 1}, {"kind": "b"}])
+    assert [(b.name, b.kind) for b in found] == [("0 to 1", "a"), ("2", "b")]
