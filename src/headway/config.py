@@ -16,7 +16,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -89,7 +89,7 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         if data not in args:
             raise ConfigError(f"{path} is {data!r}; choose from: {', '.join(map(str, args))}")
         return data
-    if origin in (tuple, list):
+    if origin is tuple or origin is list:
         return _read_sequence(origin, args, data, path)
     if origin in (dict, Mapping):
         _expect(isinstance(data, Mapping), path, data, "a mapping")
@@ -116,12 +116,13 @@ def _read_union(args: tuple, data: Any, path: str) -> Any:
     return _read(options[-1], data, path)
 
 
-def _read_sequence(origin: Any, args: tuple, data: Any, path: str) -> Any:
+def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
     _expect(isinstance(data, (list, tuple)), path, data, "a list")
-    if origin is tuple and len(args) > 0 and args[-1] is not Ellipsis:
+    if origin is tuple and args[-1] is not Ellipsis:
         _expect(len(data) == len(args), path, data, f"{len(args)} values")
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
-    return origin(_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data))
+    items = [_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data)]
+    return tuple(items) if origin is tuple else items
 
 
 def _read_scalar(hint: Any, data: Any, path: str) -> Any:
@@ -207,7 +208,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     if isinstance(config, dict) and name in config:
         item = _replace(config[name], rest, value, key) if rest else _read(type(config[name]), value, key)
         return {**config, name: item}
-    if not dataclasses.is_dataclass(config):
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
     if name not in settings_of(config):
         raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")

@@ -153,8 +153,9 @@ class Attention(Mixer):
         """Tokens that can be written at once before the oldest of them would lose a key that it still sees."""
         window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
         slots = state.keys.shape[1]
-        ring = window is not None and slots == window + _SLACK
-        return slots - window + 1 if ring else slots
+        if window is None or slots < window + _SLACK:
+            return slots
+        return slots - window + 1
 
     def _advance(self, x: Tensor, layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
         q, k, v = self._project(x, layout)

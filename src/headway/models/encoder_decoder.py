@@ -19,6 +19,7 @@ from headway.models.transformer import (
     Prompt,
     Transformer,
     TransformerConfig,
+    shared_table,
     start_heads,
 )
 from headway.parts.init import InitConfig, initialise
@@ -94,7 +95,7 @@ class EncoderDecoder(nn.Module):
         self.config = config
         _check(config)
         self.decoder = Transformer(replace(config.decoder, tie="none" if config.tie == "none" else "head"), None)
-        table = self.decoder.embed.table if config.tie == "all" else None
+        table = shared_table(self.decoder.embed) if config.tie == "all" else None
         self.encoder = Transformer(replace(config.encoder, tie="none"), None, table)
         self.heads = self.decoder.heads
         depth = max(len(config.encoder.stack.blocks), len(config.decoder.stack.blocks))

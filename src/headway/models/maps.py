@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, (Attention, CrossAttention)):
-            hooks.append(module.register_forward_pre_hook(lambda _, __, name=name: current.append(name)))
+            hooks.append(module.register_forward_pre_hook(partial(_note, current, name)))
     try:
         with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
             run()
@@ -28,3 +29,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
         for hook in hooks:
             hook.remove()
     return maps
+
+
+def _note(calls: list[str], name: str, module: nn.Module, inputs: Any) -> None:
+    calls.append(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -60,13 +59,13 @@ class Stack(nn.Module):
         memories: Sequence[Memory] | None = None,
     ) -> StackOutput:
         after: list[State] = []
-        terms: Counter[str] = Counter()
+        terms: Terms = {}
         none = [None] * len(self.blocks)
         for block, state, memory in zip(self.blocks, states or none, memories or none):
             x, state, extra = block(x, layout, state, memory)
             after.append(state)
-            terms.update(extra)
-        return StackOutput(self.norm(x), tuple(after) if states is not None else None, dict(terms))
+            terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
+        return StackOutput(self.norm(x), tuple(after) if states is not None else None, terms)
 
     def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
         return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())

@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         if table is not None:
             self.embed.table = table
         self.stack = Stack(config.stack, config.width)
-        shared = self.embed.table if config.tie == "head" else None
+        shared = shared_table(self.embed) if config.tie == "head" else None
         self.heads = nn.ModuleDict(
             {name: head.build(config.width, config.symbols, shared) for name, head in config.heads.items()}
         )
@@ -162,6 +162,14 @@ def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
     limit = capacity if context is None else min(capacity, context)
     if longest > limit:
         raise UserError(f"a prompt of {longest} symbols exceeds the {limit} that fit; shorten it, or raise the context")
+
+
+def shared_table(embed: nn.Module) -> nn.Parameter:
+    """The embedding that a head or another model may share."""
+    table = embed.table
+    if not isinstance(table, nn.Parameter):
+        raise ConfigError(f"{type(embed).__name__} has no table of symbols to share; set tie to none")
+    return table
 
 
 def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
