@@ -1,0 +1,108 @@
+"""Text of ids that arrive one by one, equal to the text of all of them at once."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
+LONGEST_CHARACTER = 4  # bytes of UTF-8
+
+
+def _byte_table() -> dict[str, int]:
+    """The stand-ins of byte-level tokenizers: visible Latin-1 for itself, the rest from U+0100 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {**{chr(b): b for b in visible}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
+
+
+BYTES = _byte_table()
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that decoding skips."""
+    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
+def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The tokenizer's decoder as its JSON steps; empty where tokens are joined with spaces."""
+    if tokenizer.decoder is None:
+        return []
+    state = json.loads(tokenizer.decoder.__getstate__())
+    return state["decoders"] if state["type"] == "Sequence" else [state]
+
+
+class ByteStream:
+    """For byte-level tokenizers: an incremental UTF-8 decoder, which is exact for invalid bytes too.
+
+    With `line_space`, one space at the start of each line is the tokenizer's own and is dropped.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, line_space: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_ids(tokenizer)
+        self._line_space = line_space
+        self._restart()
+
+    def _restart(self) -> None:
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_line_start = True
+
+    def push(self, symbol: int) -> str:
+        token = self._tokenizer.id_to_token(symbol)
+        if token is None or symbol in self._special:
+            return ""
+        known = all(character in BYTES for character in token)
+        piece = bytes(BYTES[character] for character in token) if known else token.encode()
+        return self._without_line_space(self._characters.decode(piece))
+
+    def flush(self) -> str:
+        text = self._without_line_space(self._characters.decode(b"", final=True))
+        self._restart()
+        return text
+
+    def _without_line_space(self, text: str) -> str:
+        if not self._line_space or not text:
+            return text
+        kept = text.removeprefix(" ") if self._at_line_start else text
+        self._at_line_start = text.endswith("\n")
+        return kept.replace("\n ", "\n")
+
+
+class WindowStream:
+    """For all others: the text of a token may depend on the tokens beside it, so a short window is decoded.
+
+    The window is what was printed last and what came since. With `hold`, text whose end is no character yet (where
+    bytes stand in for unknown characters) waits for its last byte.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, hold: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_ids(tokenizer)
+        self._hold = hold
+        self._printed: list[int] = []
+        self._waiting: list[int] = []
+
+    def push(self, symbol: int) -> str:
+        if symbol in self._special:
+            return ""
+        self._waiting.append(symbol)
+        text = self._new_text()
+        incomplete = self._hold and text.endswith(REPLACEMENT) and len(self._waiting) < LONGEST_CHARACTER
+        if incomplete or not text:
+            return ""
+        self._printed, self._waiting = self._waiting, []
+        return text
+
+    def flush(self) -> str:
+        text = self._new_text()
+        self._printed, self._waiting = [], []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._printed, skip_special_tokens=True)
+        after = self._tokenizer.decode(self._printed + self._waiting, skip_special_tokens=True)
+        return after[len(before) :]

@@ -1,0 +1,223 @@
+"""Training codecs from a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
+
+Nothing changes the text except `lowercase`: every codec gives back exactly what it has symbols for. Words and
+characters are symbols themselves, beside one for the unknown; the others work on bytes and know no unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Literal, get_args
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from headway.codecs.stream import BYTES, REPLACEMENT
+from headway.codecs.tokenizer import END_OF_TEXT, SECTION, TokenizerCodec
+from headway.errors import UserError, nearest
+
+Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]
+Split = Literal["text", "space"]
+
+SUBWORDS = ("bpe", "wordpiece", "unigram")
+# A word with its inner apostrophes and hyphens, or a mark, with the space before it; or other white space.
+WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
+UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text it has the space before it, as words have
+LONGEST_WORD = 100  # bytes; WordPiece gives up on longer ones, so they are cut
+RARE = 2  # a pair seen less often is noise
+UNLIMITED = (1 << 31) - 1
+ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
+_BREAK = re.compile(r"(?<=\S)(?=\s)")
+
+
+def train_codec(
+    kind: Kind,
+    texts: Iterable[str],
+    size: int | None = None,
+    *,
+    lowercase: bool = False,
+    split: Split = "text",
+    prefix_space: bool = False,
+    special: Sequence[str] = (END_OF_TEXT,),
+) -> TokenizerCodec:
+    """A codec of `size` symbols, those of `special` included: they have the last ids.
+
+    `texts` is read once and never held whole. `size` None takes every word or character there is, and all
+    bytes. `split="space"` takes as words whatever stands between spaces (phonemes). `prefix_space` makes a word
+    the same symbol at the start of a line as after a space, which suits texts that are sentences. Raises
+    UserError for no text, and for a size that is too small for the kind or larger than the data can fill.
+    """
+    _check(kind, size, split, prefix_space, special)
+    line_space = prefix_space or (kind == "word" and split == "text")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = _normalizer(lowercase, line_space)
+    tokenizer.pre_tokenizer = _pre_tokenizer(kind, split)
+    tokenizer.decoder = _decoder(kind, split, line_space)
+    room = UNLIMITED if size is None else size - len(special)
+    sections = _sections(_not_empty(texts))
+    if kind == "byte":
+        tokenizer.model = models.BPE({token: byte for byte, token in enumerate(ALPHABET)}, [])
+    elif kind == "char":
+        tokenizer.model = _characters(tokenizer, sections, room)
+    elif kind == "word":
+        tokenizer.model = _words(tokenizer, sections, room, UNKNOWN[split])
+    else:
+        tokenizer.model = _subwords(kind, tokenizer, sections, room)
+    _check_filled(tokenizer, kind, size, special)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return TokenizerCodec(tokenizer)
+
+
+def _check(kind: str, size: int | None, split: str, prefix_space: bool, special: Sequence[str]) -> None:
+    if kind not in get_args(Kind):
+        raise UserError(f"there is no codec of kind {kind!r}; {nearest(kind, get_args(Kind))}")
+    if split not in get_args(Split):
+        raise UserError(f"split is {split!r}; {nearest(split, get_args(Split))}")
+    if split == "space" and kind != "word":
+        raise UserError(f"a {kind} codec has no split at spaces; use kind 'word', or split 'text'")
+    if prefix_space and kind not in SUBWORDS:
+        raise UserError(f"a {kind} codec has no prefix_space; leave it out, or use {', '.join(SUBWORDS)}")
+    if len(set(special)) < len(special) or "" in special:
+        raise UserError(f"the special symbols {list(special)} are not distinct names; give each name once")
+    _check_size(kind, size, len(special))
+
+
+def _check_size(kind: str, size: int | None, special: int) -> None:
+    whole = len(ALPHABET) + special
+    least = special + 2 if kind in ("word", "char") else whole  # the unknown and one more, or every byte
+    if size is None:
+        if kind in SUBWORDS:
+            raise UserError(f"a {kind} codec needs a size; give one, such as 8000")
+    elif kind == "byte" and size != whole:
+        raise UserError(f"size {size} is not that of a byte codec; give {whole}, or none")
+    elif size < least:
+        raise UserError(f"size {size} is too small for a {kind} codec; give {least} or more")
+
+
+def _check_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:
+    filled = tokenizer.get_vocab_size() + len(special)
+    if size is not None and filled < size:
+        raise UserError(
+            f"size {size} is larger than the data can fill: it gives a {kind} codec of {filled} symbols; "
+            f"give {filled} or less, or more data"
+        )
+    for name in special:
+        if tokenizer.token_to_id(name) is not None:
+            raise UserError(f"the special symbol {name!r} is a {kind} of the data too; choose another name")
+
+
+def _not_empty(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty; UserError where there is none."""
+    some = (text for text in texts if text)
+    first = next(some, None)
+    if first is None:
+        raise UserError("there is no text to train a codec on; give data that is not empty")
+    return chain([first], some)
+
+
+def _sections(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones cut before white space: the library takes a hundred bytes for each character."""
+    for text in texts:
+        start = 0
+        while len(text) - start > SECTION:
+            cut = _BREAK.search(text, start + SECTION)
+            end = cut.start() if cut else len(text)
+            yield text[start:end]
+            start = end
+        yield text[start:] if start else text
+
+
+def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | None:
+    """With `line_space`, a space comes before each line: its first word is then the symbol it is elsewhere."""
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    if line_space:
+        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(r"(?<=\n)(?=[^\n])"), " ")]
+    return normalizers.Sequence(steps) if steps else None  # type: ignore[arg-type]
+
+
+def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
+    if kind == "char":
+        return None
+    if split == "space":
+        return pre_tokenizers.WhitespaceSplit()
+    if kind == "word":
+        return pre_tokenizers.Split(Regex(WORD), "isolated")
+    # GPT-2's pattern keeps letters, digits and marks apart, and a space with the word after it.
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "byte")
+    if kind != "wordpiece":
+        return bytewise
+    short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    return pre_tokenizers.Sequence([bytewise, short])
+
+
+def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None:
+    if split == "space":
+        return None  # symbols are joined by spaces
+    first = decoders.Fuse() if kind in ("word", "char") else decoders.ByteLevel()
+    if not line_space:
+        return first
+    # LINE_SPACE_STEPS names these steps for the decoder of streams.
+    return decoders.Sequence([first, decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
+
+
+def _characters(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
+    """Characters in code order; where there is no room for all, the rarest become unknown."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
+    del counts[REPLACEMENT]  # it stands for the unknown
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: room - 1]
+    vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
+    return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay as they are
+
+
+def _words(tokenizer: Tokenizer, texts: Iterable[str], room: int, unknown: str) -> models.Model:
+    """The unknown, then words by how often they are seen."""
+    trainer = trainers.WordLevelTrainer(  # type: ignore[call-arg]
+        vocab_size=room, min_frequency=1, special_tokens=[unknown], show_progress=False
+    )
+    trained = _trained(tokenizer, models.WordLevel({unknown: 0}, unk_token=unknown), texts, trainer)
+    return models.WordLevel(trained.get_vocab(), unk_token=unknown)
+
+
+def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
+    if kind == "unigram":
+        trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=ALPHABET, show_progress=False)
+        trained = _trained(tokenizer, models.Unigram(), texts, trainer)
+        return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=room, min_frequency=RARE, initial_alphabet=ALPHABET, show_progress=False
+    )
+    trained = _trained(tokenizer, models.BPE(), texts, trainer)
+    if kind == "bpe":
+        return trained.model
+    # BPE's pieces, read as WordPiece reads them: the longest first. A piece that starts a word has its space, so
+    # the others need no "##"; and equal data give an equal codec, which the library's own trainer does not.
+    return models.WordPiece(
+        trained.get_vocab(), max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=""
+    )
+
+
+def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Unigram's pieces and log probabilities, best first, without what varies between equal trainings.
+
+    That is their last digits (the order of threads) and which of the bytes that were never seen is worst.
+    """
+    floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
+    rounded = [(piece, round(max(score, floor), 6)) for piece, score in scores]
+    return sorted(rounded, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _trained(
+    tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer
+) -> Tokenizer:
+    """A tokenizer beside `tokenizer`: training leaves its own special symbols in it."""
+    scratch = Tokenizer(model)
+    if tokenizer.normalizer is not None:
+        scratch.normalizer = tokenizer.normalizer
+    scratch.pre_tokenizer = tokenizer.pre_tokenizer
+    scratch.train_from_iterator(texts, trainer)
+    return scratch
