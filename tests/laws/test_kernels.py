@@ -12,6 +12,8 @@ from headway.kernels import (
     attend_reference,
     linear_cross_entropy,
     linear_cross_entropy_reference,
+    relu_squared,
+    relu_squared_reference,
     rms_norm,
     rms_norm_reference,
     rotate,
@@ -110,6 +112,13 @@ def test_rotate(turned: int) -> None:
     x = inputs(2, 5, 3, 6).requires_grad_()
     angles = inputs(2, 5, 1, turned // 2, seed=1)
     fast, plain = (f(x, angles.cos(), angles.sin()) for f in (rotate, rotate_reference))
+    close(fast, plain)
+    close(gradients(fast, [x]), gradients(plain, [x]))
+
+
+def test_relu_squared() -> None:
+    x = inputs(4, 8).requires_grad_()
+    fast, plain = relu_squared(x), relu_squared_reference(x)
     close(fast, plain)
     close(gradients(fast, [x]), gradients(plain, [x]))
 

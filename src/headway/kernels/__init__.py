@@ -1,5 +1,6 @@
 """Kernels: each a plain reference beside a fast form with the same signature."""
 
+from headway.kernels.activations import relu_squared, relu_squared_reference
 from headway.kernels.attend import View, attend, attend_reference, recording
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 from headway.kernels.linear import deterministic, is_deterministic, linear
@@ -17,6 +18,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "recording",
+    "relu_squared",
+    "relu_squared_reference",
     "rms_norm",
     "rms_norm_reference",
     "rotate",

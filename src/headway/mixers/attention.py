@@ -75,6 +75,22 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     return groups
 
 
+class QKNorm(nn.Module):
+    """One norm for the queries and one for the keys of all heads; those without weights are one call."""
+
+    def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
+        super().__init__()
+        self.q, self.k = config.build(size), config.build(size)
+        self.parts = (heads, groups)
+        self.same = not list(self.q.parameters())
+
+    def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
+        if self.same:
+            return self.q(qk)
+        q, k = qk.split(self.parts, dim=2)
+        return torch.cat([self.q(q), self.k(k)], dim=2)
+
+
 class KeyValues(NamedTuple):
     """Keys and values by slot; the token at position p lies in slot p modulo the number of slots."""
 
@@ -97,8 +113,7 @@ class Attention(Mixer):
         inner, shared = self.heads * self.size, self.groups * self.size
         self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
         self.out = Projection(inner, width, config.out_bias, writes=True)
-        self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else None
-        self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else None
+        self.qk_norm = QKNorm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)
@@ -127,9 +142,8 @@ class Attention(Mixer):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.heads, self.groups), dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        if self.qk_norm is not None:
+            qk = self.qk_norm(qk)
         if self.rotary is not None:
             qk = rotate_by(self.rotary, qk, layout)
         q, k = qk.split((self.heads, self.groups), dim=2)

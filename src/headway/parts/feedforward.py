@@ -13,17 +13,13 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
+from headway.kernels import relu_squared
 from headway.layout import Layout
 from headway.parts.dropout import Dropout
 from headway.parts.projection import Projection
 
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "relu_squared", "silu"]
 Terms = dict[str, Tensor]  # named auxiliary losses, means over tokens
-
-
-def _relu_squared(x: Tensor) -> Tensor:
-    """So et al. 2021 (Primer)."""
-    return F.relu(x).square()
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -35,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": _quick_gelu,
-    "relu_squared": _relu_squared,
+    "relu_squared": relu_squared,
     "silu": F.silu,
 }
 
