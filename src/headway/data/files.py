@@ -1,0 +1,248 @@
+"""Files as people have them: found in folders and archives, decompressed, decoded and streamed in constant
+memory."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import IO, Any, cast
+
+from headway.data.splits import named_side
+from headway.errors import UserError
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+ARCHIVES = (".zip", ".tar")
+_BLOCK = 1 << 20
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file on disk, or a `member` of an archive; `side` is the split that its name states."""
+
+    path: Path
+    member: str | None = None
+    side: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.member is None else PurePath(self.member).name
+
+    @property
+    def kind(self) -> str:
+        """The extension in lower case, that of a compression left out: .txt for book.TXT.gz."""
+        return kind_of(self.name)
+
+
+def kind_of(name: str) -> str:
+    path = PurePath(name.lower())
+    return PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def find_files(path: Path, kinds: Collection[str]) -> list[File]:
+    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted). Archives are not
+    opened."""
+    if path.is_dir():
+        return _in_folder(path, kinds)
+    check_file(path)
+    if kind_of(path.name) not in kinds:
+        raise UserError(f"{path} has an unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
+    return [File(path, side=named_side(_stem(path.name)))]
+
+
+def check_file(path: Path) -> None:
+    """A UserError unless there is a file that holds something."""
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}; check the name")
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder; give one of them")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); give a file that holds text")
+
+
+def readable(kinds: Iterable[str]) -> str:
+    """The end of an error message: what can be read."""
+    return f"readable are {', '.join(kinds)}, and {', '.join(COMPRESSIONS)} of them"
+
+
+def honoured(files: list[File]) -> list[File]:
+    """Names of sides count only where one says train: a lone test.txt is data like any other."""
+    if any(file.side == "train" for file in files):
+        return files
+    return [replace(file, side=None) for file in files]
+
+
+def _in_folder(folder: Path, kinds: Collection[str]) -> list[File]:
+    found: list[File] = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        # An empty file among others says nothing, so it is passed over; given by itself it is an error.
+        if hidden or kind_of(path.name) not in kinds or not path.is_file() or path.stat().st_size == 0:
+            continue
+        outer = next(filter(None, map(named_side, [*reversed(parts[:-1]), folder.name])), None)
+        files = find_files(path, kinds)
+        found.extend(replace(file, side=file.side or outer) for file in files)
+    if not found:
+        raise UserError(f"folder {folder} holds nothing that can be read; {readable(kinds)}")
+    return found
+
+
+def unpacked(files: Iterable[File], kinds: Collection[str]) -> list[File]:
+    """The files, with those of `kinds` inside it in an archive's place."""
+    found: list[File] = []
+    wanted = [kind for kind in kinds if kind not in ARCHIVES]
+    for file in files:
+        if file.kind not in ARCHIVES:
+            found.append(file)
+            continue
+        inside = [inner for inner in members(file.path) if inner.kind in wanted]
+        if not inside:
+            raise UserError(f"archive {file} holds nothing that can be read; {readable(wanted)}")
+        found.extend(replace(inner, side=inner.side or file.side) for inner in inside)
+    return found
+
+
+def members(path: Path) -> list[File]:
+    """The files in an archive, in its order, without hidden ones and notes (names that begin with . or _)."""
+    try:
+        if kind_of(path.name) == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        else:
+            with tarfile.open(path) as archive:
+                names = [entry.name for entry in archive if entry.isfile()]
+    except _DAMAGE as error:
+        raise UserError(f"{path} is damaged ({error}); fetch or pack it again") from error
+    seen = (name for name in names if not any(part[0] in "._" for part in PurePath(name).parts))
+    return [File(path, name, side=named_side(_stem(name))) for name in seen]
+
+
+def _stem(name: str) -> str:
+    """A file's name without the ending of a compression."""
+    path = PurePath(name)
+    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+
+
+def blocks(file: File) -> Iterator[bytes]:
+    """A file's bytes, decompressed, in blocks of about a mebibyte. Damage is a UserError."""
+    try:
+        with ExitStack() as stack:
+            raw = _opened(file, stack)
+            suffix = PurePath(file.name.lower()).suffix
+            if suffix == ".zst":
+                yield from _zst_blocks(raw, file)
+                return
+            if suffix == ".gz":
+                raw = stack.enter_context(gzip.open(raw))
+            elif suffix == ".xz":
+                raw = stack.enter_context(lzma.open(raw))
+            while block := raw.read(_BLOCK):
+                yield cast(bytes, block)
+    except _DAMAGE as error:
+        raise UserError(f"{file} is damaged ({error or type(error).__name__}); fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); check it and its permissions") from error
+
+
+def _opened(file: File, stack: ExitStack) -> IO[Any]:
+    """The raw bytes of a file; the stack closes what had to be opened for it."""
+    if file.member is None:
+        return stack.enter_context(open(file.path, "rb"))
+    if kind_of(file.path.name) == ".zip":
+        archive = stack.enter_context(zipfile.ZipFile(file.path))
+        return stack.enter_context(archive.open(file.member))
+    packed = stack.enter_context(tarfile.TarFile.open(file.path))
+    member = packed.extractfile(file.member)
+    if member is None:
+        raise UserError(f"{file} is not a plain file; pack it again")
+    return stack.enter_context(member)
+
+
+def _zst_blocks(raw: IO[Any], file: File) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{file} needs the package zstandard; pip install 'headway[data]'") from error
+    # A decompressor for each frame, because only its `eof` tells a whole file from one that was cut off.
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        while block := raw.read(_BLOCK // 16):
+            while block:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                if text := frame.decompress(block):
+                    yield text
+                block = frame.unused_data if frame.eof else b""
+    except zstandard.ZstdError as error:
+        raise UserError(f"{file} is damaged ({error}); fetch or compress it again") from error
+    if not frame.eof:
+        raise EOFError("it ends before its last frame does")
+
+
+def text_blocks(file: File) -> Iterator[str]:
+    """A file's text in blocks: UTF-8, a byte order mark dropped, line ends as they are. None is empty.
+
+    UserErrors: binary or wrongly encoded (with the offset of the byte), empty, damaged.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, started = 0, False
+    for block in blocks(file):
+        _check_bytes(file, block, offset)
+        text = _decoded(file, decoder, block, offset)
+        offset += len(block)
+        if text and not started:
+            text = text.removeprefix("\ufeff")
+        if text:
+            started = True
+            yield text
+    _decoded(file, decoder, b"", offset, final=True)
+    if not started:
+        raise UserError(f"{file} is empty; give a file that holds text")
+
+
+def _check_bytes(file: File, block: bytes, offset: int) -> None:
+    if offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{file} is UTF-16 at byte 0; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+    place = block.find(b"\0")
+    if place >= 0:
+        raise UserError(f"{file} is binary (a NUL byte at byte {offset + place}); give a file of UTF-8 text")
+
+
+def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offset: int, final: bool = False) -> str:
+    waiting = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(block, final)
+    except UnicodeDecodeError as error:
+        place, byte = offset - waiting + error.start, error.object[error.start]
+        raise UserError(
+            f"{file} is not UTF-8 at byte {place} (0x{byte:02x}); "
+            "convert it, for example: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW"
+        ) from error
+
+
+def lines(file: File) -> Iterator[str]:
+    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line)."""
+    parts: list[str] = []
+    for block in text_blocks(file):
+        first, *others = block.split("\n")
+        parts.append(first)
+        if others:
+            yield "".join(parts).removesuffix("\r")
+            for line in others[:-1]:
+                yield line.removesuffix("\r")
+            parts = [others[-1]]
+    last = "".join(parts)
+    if last:
+        yield last.removesuffix("\r")

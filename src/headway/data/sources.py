@@ -1,0 +1,280 @@
+"""What a user has, as a stream of documents or of pairs: every form of text and parallel text that headway
+reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headway.data.files import (
+    ARCHIVES,
+    File,
+    check_file,
+    find_files,
+    honoured,
+    kind_of,
+    lines,
+    members,
+    text_blocks,
+    unpacked,
+)
+from headway.data.hub import HubSplit, find_hub, hub_texts
+from headway.data.parquet import parquet_texts
+from headway.data.splits import named_side
+from headway.errors import UserError, nearest
+
+TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
+PAIR_KINDS = (".tsv", ".jsonl", ".zip", ".dict")
+_NOT_LINES = (".csv", ".json", ".parquet", *ARCHIVES)
+
+CHUNK = 1 << 16
+"""Characters of a document that a tokenizer is given at once, at most (two more at a document's end)."""
+
+_LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
+_LAST_SPACE_NEXT = re.compile(r"(?<=\n)(?=\s\S)")
+
+TextSource = File | HubSplit
+
+
+class Chunk(NamedTuple):
+    """A part of a document; `last` where the document ends with it."""
+
+    text: str
+    last: bool
+
+
+class Pair(NamedTuple):
+    source: str
+    target: str
+
+
+class Aligned(NamedTuple):
+    """Two files whose lines belong together."""
+
+    source: File
+    target: File
+
+    @property
+    def side(self) -> str | None:
+        return self.source.side
+
+
+PairSource = File | Aligned
+
+
+def documents(paths: Iterable[Path | str]) -> Iterator[str]:
+    """The documents of .txt, .jsonl ("text") and .parquet ("text") files, compressed or not, of folders and
+    archives of them, or of a Hugging Face dataset (`owner/name` or `owner/name:config`).
+
+    A .txt is one document. What can be checked without reading is checked at once; text is read as it is
+    asked for.
+    """
+    return (text for source in text_sources(paths) for text in _joined(chunks(source)))
+
+
+def pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
+    """The pairs of two line-aligned files (or four: train and validation, ...), of .tsv, .jsonl with
+    "source" and "target", a .zip of one of these, or a pronouncing dictionary (.dict)."""
+    return (pair for source in pair_sources(paths) for pair in read_pairs(source))
+
+
+def text_sources(paths: Iterable[Path | str]) -> list[TextSource]:
+    """The files that `documents` reads, with the split that their names state."""
+    files: list[File] = []
+    hub: list[HubSplit] = []
+    for path in _given(paths, "text"):
+        if path.exists() or kind_of(path.name) in TEXT_KINDS:
+            files.extend(unpacked(find_files(path, TEXT_KINDS), TEXT_KINDS))
+        else:
+            hub.extend(find_hub(str(path)))
+    return [*honoured(files), *hub]
+
+
+def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
+    """The files that `pairs` reads, with the split that their names state."""
+    found: list[PairSource] = []
+    single: list[File] = []
+    for path in _given(paths, "pairs"):
+        if path.is_dir() or kind_of(path.name) in PAIR_KINDS:
+            for file in find_files(path, PAIR_KINDS):
+                found.extend(_zipped(file) if file.kind == ".zip" else [file])
+        else:
+            single.append(_line_file(path))
+    if len(single) % 2:
+        raise UserError(f"{single[-1]} is one file of lines; give its translation after it, or {', '.join(PAIR_KINDS)}")
+    found.extend(Aligned(*two) for two in zip(single[::2], single[1::2]))
+    return found if any(source.side == "train" for source in found) else [_nameless(source) for source in found]
+
+
+def chunks(source: TextSource) -> Iterator[Chunk]:
+    """A source's documents in parts small enough for a tokenizer. Where they are cut depends on the text
+    alone."""
+    if isinstance(source, HubSplit):
+        return (chunk for text in hub_texts(source) for chunk in chunked([text]))
+    if source.kind == ".jsonl":
+        return (chunk for _, row in _rows(source, ("text",)) for chunk in chunked(row))
+    if source.kind == ".parquet":
+        return (chunk for text in parquet_texts(source) for chunk in chunked([text]))
+    return chunked(text_blocks(source))
+
+
+def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
+    """Cut a document, given in blocks of any sizes, into chunks of at most about `size` characters.
+
+    A chunk ends after a newline that stands alone between two lines of text: there the pre-tokenizers of
+    byte-level BPE, WordPiece and words start a new word anyway, so that the ids are those of the whole
+    document. Where its second half has no such place, a chunk ends after a newline which one space follows
+    (as safe for GPT-2's rule); then after any newline, before a space, or at `size`: there a word's ids may
+    differ from the whole's.
+    """
+    text, start = "", 0
+    for block in blocks:
+        text, start = text[start:] + block, 0
+        while len(text) - start > size + 2:
+            end = _cut(text, start, size)
+            yield Chunk(text[start:end], False)
+            start = end
+    yield Chunk(text[start:], True)
+
+
+def _cut(text: str, start: int, size: int) -> int:
+    low, high = start + size // 2, start + size
+    for safe in (_LONE_NEWLINE, _LAST_SPACE_NEXT):
+        # The search window ends two characters on, so that what follows the newline can be seen.
+        places = [match.start() for match in safe.finditer(text, low, high + 2)]
+        if places := [place for place in places if place <= high]:
+            return places[-1]
+    newline = text.rfind("\n", low, high)
+    if newline >= 0:
+        return newline + 1
+    space = text.rfind(" ", low, high)
+    return space if space >= 0 else high
+
+
+def _joined(parts: Iterable[Chunk]) -> Iterator[str]:
+    texts: list[str] = []
+    for text, last in parts:
+        texts.append(text)
+        if last:
+            yield "".join(texts)
+            texts = []
+
+
+def read_pairs(source: PairSource) -> Iterator[Pair]:
+    """The pairs of one source."""
+    if isinstance(source, Aligned):
+        return _aligned(source)
+    if source.kind == ".jsonl":
+        return (Pair(*row) for _, row in _rows(source, ("source", "target")))
+    if source.kind == ".dict":
+        return (Pair(word, said) for word, sounds in pronunciations(source) for said in sounds)
+    return _tabbed(source)
+
+
+def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
+    """The words of a pronouncing dictionary, each with all its pronunciations: phonemes without stress
+    marks, spaces between them. Variants that differ in stress alone are one."""
+    known: dict[str, list[str]] = {}
+    for number, line in enumerate(lines(source), 1):
+        entry, *sounds = line.split("#")[0].split()
+        if not sounds:
+            raise UserError(f"{source}, line {number}: {line!r} has no phonemes; write: word, space, phonemes")
+        word = re.sub(r"\(\d+\)$", "", entry)
+        said = " ".join(sound.rstrip("012") for sound in sounds)
+        if said not in known.setdefault(word, []):
+            known[word].append(said)
+    yield from known.items()
+
+
+def _given(paths: Iterable[Path | str], what: str) -> Sequence[Path]:
+    found = [Path(path).expanduser() for path in paths]
+    if not found:
+        raise UserError(f"no files of {what} are given; name at least one")
+    return found
+
+
+def _line_file(path: Path) -> File:
+    check_file(path)
+    if kind_of(path.name) in _NOT_LINES:
+        raise UserError(
+            f"{path} has an extension {kind_of(path.name)!r} that holds no lines of text; "
+            f"give two line-aligned files, or {', '.join(PAIR_KINDS)}"
+        )
+    name = File(path)
+    stem = path.stem if name.kind != path.suffix.lower() else path.name
+    return File(path, side=named_side(stem))
+
+
+def _nameless(source: PairSource) -> PairSource:
+    if isinstance(source, Aligned):
+        return Aligned(replace(source.source, side=None), source.target)
+    return replace(source, side=None)
+
+
+def _aligned(source: Aligned) -> Iterator[Pair]:
+    left, right = lines(source.source), lines(source.target)
+    for number, (one, other) in enumerate(zip_longest(left, right)):
+        if one is None or other is None:
+            ones = number + (one is not None) + sum(1 for _ in left)
+            others = number + (other is not None) + sum(1 for _ in right)
+            raise UserError(
+                f"{source.source} has {ones:,} lines and {source.target} has {others:,}; "
+                "give files whose lines belong together one to one"
+            )
+        yield Pair(one, other)
+
+
+def _tabbed(source: File) -> Iterator[Pair]:
+    """Source TAB target; further columns (Tatoeba's attribution) and blank lines are passed over."""
+    for number, line in enumerate(lines(source), 1):
+        columns = line.split("\t")
+        if len(columns) >= 2:
+            yield Pair(columns[0], columns[1])
+        elif line.strip():
+            raise UserError(f"{source}, line {number} has no TAB; write: source, TAB, target")
+
+
+def _zipped(source: File) -> list[PairSource]:
+    """What a .zip of pairs holds: records, two files of lines, or one .txt with TABs (as Tatoeba's are
+    packed)."""
+    found = members(source.path)
+    if found and all(file.kind in (".tsv", ".jsonl") for file in found):
+        return list(found)
+    if len(found) == 1 and found[0].kind == ".txt":
+        return list(found)
+    if len(found) == 2 and all(file.kind not in _NOT_LINES for file in found):
+        return [Aligned(*found)]
+    names = ", ".join(file.name for file in found[:4]) or "nothing"
+    raise UserError(f"{source} holds {names}; pack one .tsv or .jsonl, or two line-aligned files, source first")
+
+
+def _rows(source: File, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The values of `keys` in each line of a .jsonl, with the line's number. Blank lines are passed over."""
+    for number, line in enumerate(lines(source), 1):
+        if line.strip():
+            yield number, [_value(source, number, _parsed(source, number, line), key) for key in keys]
+
+
+def _parsed(source: File, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{source}, line {number} is not JSON ({error.msg}, column {error.colno}); write one object a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{source}, line {number} is a JSON {type(row).__name__}; write one object a line")
+    return row
+
+
+def _value(source: File, number: int, row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise UserError(f"{source}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")
+    if not isinstance(row[key], str):
+        raise UserError(f"{source}, line {number}: {key!r} is {row[key]!r}; give text")
+    return row[key]

@@ -1,0 +1,88 @@
+"""Who is trained on and who is held out: by name where files say so, by a hash of the source where they do
+not."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from headway.data.order import mixed
+from headway.errors import ConfigError, UserError, nearest
+
+SIDES = ("train", "validation", "test")
+_WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
+_NAMED = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(?:[-_.]?\d[\w.-]*)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares of the training side that are held out where no files are named for it."""
+
+    validation: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, share in (("validation", self.validation), ("test", self.test)):
+            if not 0 <= share < 1:
+                raise ConfigError(f"{name} share {share} is not a share; give a number from 0 to below 1")
+        if self.validation + self.test >= 1:
+            total = self.validation + self.test
+            raise ConfigError(f"validation and test together take {total} of the data; leave some to train on")
+
+
+def key_of(text: str) -> int:
+    """The 64-bit key of a source, from its content: equal sources have equal keys on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def fraction(key: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the text and the seed alone: equal texts fall on the same side."""
+    return float(fractions(np.array([key_of(key)], dtype=np.uint64), seed)[0])
+
+
+def fractions(keys: np.ndarray, seed: int) -> np.ndarray:
+    """`fraction` of many keys at once: uint64 [N] to float64 [N]."""
+    salt = mixed(np.uint64(seed % (1 << 64)))
+    return (mixed(keys ^ salt) >> np.uint64(11)) * 2.0**-53
+
+
+def side_number(side: str) -> int:
+    """The number a cache stores for a side: 1, 2 or 3; 0 is a source whose file names no side."""
+    if side not in SIDES:
+        raise UserError(f"there is no split {side!r}; {nearest(side, SIDES)}")
+    return SIDES.index(side) + 1
+
+
+def named_side(name: str) -> str | None:
+    """The side that a file's or folder's name states: train-00001.parquet, wiki.valid.raw,
+    test_2016_flickr.en."""
+    path = PurePath(name)
+    found = _NAMED.search(path.stem) or _NAMED.search(path.name)
+    return None if found is None else _WORDS.get(found[1].lower(), found[1].lower())
+
+
+def shares_to_draw(named: Collection[int], config: SplitConfig) -> tuple[float, float]:
+    """The shares (validation, test) that are drawn from the training side: none of a side that has files."""
+    validation = 0.0 if side_number("validation") in named else config.validation
+    test = 0.0 if side_number("test") in named else config.test
+    return validation, test
+
+
+def assign(keys: np.ndarray, named: np.ndarray, given: Collection[int], config: SplitConfig) -> np.ndarray:
+    """The side numbers of sources, uint8 [N].
+
+    `keys` uint64 [N] are the sources' own, `named` uint8 [N] what their files' names say, and `given` all the
+    numbers that names give in this corpus. Files that name no side belong to training, from which missing
+    sides are drawn.
+    """
+    validation, test = shares_to_draw(given, config)
+    place = fractions(keys, config.seed)
+    drawn = np.where(place < test, side_number("test"), side_number("train"))
+    drawn = np.where((place >= test) & (place < test + validation), side_number("validation"), drawn)
+    return np.where(named <= side_number("train"), drawn, named).astype(np.uint8)
