@@ -1,0 +1,68 @@
+"""BLEU and chrF by sacrebleu, on detokenised text and with the signature that makes scores comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from headway.errors import UserError
+
+RESAMPLES = 1000
+Scores = dict[str, float | str | list[float]]
+References = Sequence[str] | Sequence[Sequence[str]]  # one or several for each hypothesis
+
+
+def bleu(
+    hypotheses: Sequence[str], references: References, *, lowercase: bool = False, tokenize: str = "13a"
+) -> Scores:
+    """`bleu` of the corpus (0 to 100), `bleu_signature` and `bleu_interval`.
+
+    Text that is tokenised already takes `tokenize="none"`; say so beside the score.
+    """
+    streams = _streams(hypotheses, references)
+    return _score("bleu", _sacrebleu().BLEU(lowercase=lowercase, tokenize=tokenize), hypotheses, streams)
+
+
+def chrf(hypotheses: Sequence[str], references: References, *, word_order: int = 0) -> Scores:
+    """`chrf` of the corpus (0 to 100), `chrf_signature` and `chrf_interval`; `word_order=2` is chrF++."""
+    streams = _streams(hypotheses, references)
+    return _score("chrf", _sacrebleu().CHRF(word_order=word_order), hypotheses, streams)
+
+
+def translation_scores(hypotheses: Sequence[str], references: References) -> Scores:
+    """What `evaluate` says of translations: BLEU and chrF, cased and detokenised, and `samples`."""
+    return {**bleu(hypotheses, references), **chrf(hypotheses, references), "samples": len(hypotheses)}
+
+
+def _sacrebleu() -> ModuleType:
+    try:
+        from sacrebleu import metrics  # an extra, and slow to import
+    except ImportError:
+        raise UserError('BLEU and chrF need sacrebleu; run: pip install "headway[metrics]"') from None
+    return metrics
+
+
+def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list[str | None]]) -> Scores:
+    score = metric.corpus_score(hypotheses, streams).score
+    signature = str(metric.get_signature())
+    resampled = metric.corpus_score(hypotheses, streams, n_bootstrap=RESAMPLES)
+    # sacrebleu draws with its own fixed seed. It gives the interval's middle and half only in its JSON.
+    found = json.loads(resampled.format(width=6, signature=str(metric.get_signature()), is_json=True))
+    middle, half = found.get("confidence_mean", 0.0), found.get("confidence_var", 0.0)  # absent where all is 0
+    interval = [max(0.0, middle - half), min(100.0, middle + half)]
+    return {name: score, f"{name}_signature": signature, f"{name}_interval": interval}
+
+
+def _streams(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:
+    """References as sacrebleu has them: the first of every sentence, then the second of every sentence, ..."""
+    if len(hypotheses) != len(references):
+        raise UserError(f"{len(hypotheses)} translations for {len(references)} references; give one for each")
+    if not hypotheses:
+        raise UserError("there are 0 translations to measure; give at least one")
+    several = [[some] if isinstance(some, str) else list(some) for some in references]
+    if not all(several):
+        raise UserError(f"translation {several.index([])} has no reference; give at least one for each")
+    most = max(map(len, several))
+    return [[some[i] if i < len(some) else None for some in several] for i in range(most)]
