@@ -1,0 +1,19 @@
+"""What all tests share: the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """HEADWAY_DATA, or ../shared/data beside the project; tests that need it are skipped where there is none."""
+    folder = Path(os.environ.get("HEADWAY_DATA") or ROOT / "../shared/data").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}: set HEADWAY_DATA to the folder that SOURCES.md describes")
+    return folder
