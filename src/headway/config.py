@@ -183,8 +183,8 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
 def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
-    A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a model's
-    depth, say, which changes how many blocks there are). Raises ConfigError for anything else.
+    A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a
+    model's depth, say, which changes how many blocks there are). Raises ConfigError for anything else.
     """
     for key, value in settings.items():
         config = _replace(config, key.split("."), value, key)

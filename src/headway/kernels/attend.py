@@ -50,7 +50,9 @@ class View:
 
     @property
     def mask(self) -> Bool[Tensor, "B 1 T S"]:
-        """True where seen. Padding queries see everything, lest a softmax over nothing make NaN of what no one reads."""
+        """True where seen. Padding queries see everything, lest a softmax over nothing make NaN of what no one
+        reads.
+        """
         # The key layout is kept beside its mask, so that its id cannot come to mean another one.
         name = ("mask", self.pattern, id(self.key), self.one_document)
         return self.query.derived(name, lambda: (self.key, self._mask()))[1]
@@ -76,7 +78,8 @@ def attend(
     sinks: Float[Tensor, "H"] | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "B T H V"]:
-    """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by default.
+    """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
+    default.
 
     `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one a head, that take part in the
     softmax and carry no value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
@@ -84,9 +87,7 @@ def attend(
     if is_deterministic():
         return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
     if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
-        return attend_reference(
-            q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout
-        )
+        return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
     if sinks is not None:
         return _attend_with_sinks(q, k, v, view, scale, bias, sinks)
     if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:

@@ -34,7 +34,9 @@ def is_deterministic() -> bool:
     return _DETERMINISTIC.get()
 
 
-def linear(x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None) -> Float[Tensor, "... E"]:
+def linear(
+    x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None
+) -> Float[Tensor, "... E"]:
     """`x @ weight.T + bias`."""
     if not is_deterministic():
         return F.linear(x, weight, bias)

@@ -187,11 +187,15 @@ def rotate_by(rotary: Rotary, x: Float[Tensor, "B T H K"], layout: Layout) -> Fl
 
 
 def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, Layout, Layout], Tensor | None]:
-    """The Stack's bias of that name. A bound method is no submodule, so the bias stays registered once, in the Stack."""
+    """The Stack's bias of that name. A bound method is no submodule, so the bias stays registered once, in the
+    Stack.
+    """
     if name is None:
         return lambda x, query, key: None
     if name not in biases:
-        raise ConfigError(f"attention names a bias {name!r} that the stack does not have; {nearest(name, biases.keys())}")
+        raise ConfigError(
+            f"attention names a bias {name!r} that the stack does not have; {nearest(name, biases.keys())}"
+        )
     return biases[name].forward
 
 

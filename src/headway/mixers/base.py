@@ -42,7 +42,9 @@ class Mixer(nn.Module):
         """All tokens at once; rows may hold several documents and padding."""
         raise NotImplementedError
 
-    def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: State) -> tuple[Float[Tensor, "B T D"], State]:
+    def recurrent(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: State
+    ) -> tuple[Float[Tensor, "B T D"], State]:
         """The next T >= 1 tokens of each row, given the state of those before; padding leaves a row's state as it is.
 
         Without gradients the state's buffers may be written in place: `select` a copy to keep an earlier state.

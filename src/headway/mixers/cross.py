@@ -67,7 +67,7 @@ class CrossAttention(nn.Module):
         return Memory(self.k_norm(keys), values, layout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Memory) -> Float[Tensor, "B T D"]:
-        """B may be a multiple W M of the memories: row r then reads memory r // W (beams of a sentence share its memory)."""
+        """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
         shape = x.shape
         q = self.q_norm(self.q(x).view(*shape[:2], self.heads, self.size))
         memories = memory.keys.shape[0]

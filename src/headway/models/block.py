@@ -26,8 +26,8 @@ class BlockConfig:
 
     pre: x + f(norm(x)); post: norm(x + f(x)) (2017); sandwich: x + norm(f(norm(x))); branch: x + norm(f(x)) (OLMo 2);
     parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
-    `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each branch
-    (Touvron et al. 2021).
+    `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each
+    branch (Touvron et al. 2021).
     """
 
     mixer: MixerConfig = AttentionConfig()
@@ -107,7 +107,9 @@ class Block(nn.Module):
 
 
 class ParallelBlock(Block):
-    """Mixer and feed-forward read the same input and are added together (Wang and Komatsuzaki 2021, GPT-J; GPT-NeoX)."""
+    """Mixer and feed-forward read the same input and are added together (Wang and Komatsuzaki 2021, GPT-J;
+    GPT-NeoX).
+    """
 
     def forward(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None

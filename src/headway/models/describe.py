@@ -22,10 +22,10 @@ from headway.visibility import Causal
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Sizes and costs of a model.
 
-    parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in fp32.
-    flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context (half of it
-    where causal); an encoder-decoder counts a source token and a target token together. state_bytes_per_token: what decoding
-    keeps in fp32 for each further token of a row. tree: a line for each part.
+    parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
+    fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
+    (half of it where causal); an encoder-decoder counts a source token and a target token together.
+    state_bytes_per_token: what decoding keeps in fp32 for each further token of a row. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)

@@ -31,7 +31,9 @@ class EmbedConfig:
 @register("tokens")
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
-    """`scaled` multiplies by sqrt(width) (2017); `width` is that of the table where a projection follows it (ALBERT)."""
+    """`scaled` multiplies by sqrt(width) (2017); `width` is that of the table where a projection follows it
+    (ALBERT).
+    """
 
     positions: PositionsConfig | None = None
     norm: NormConfig | None = None

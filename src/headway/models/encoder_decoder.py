@@ -30,8 +30,8 @@ from headway.parts.init import InitConfig, initialise
 class EncoderDecoderConfig(ModelConfig):
     """`tie`: "all" shares one table among source, target and head; "head" the target's with the head; "none" nothing.
 
-    Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and, where
-    it may see both ways, the encoder's), context, symbols and dropout.
+    Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and,
+    where it may see both ways, the encoder's), context, symbols and dropout.
     """
 
     encoder: TransformerConfig = TransformerConfig()
@@ -76,15 +76,11 @@ class EncoderDecoderConfig(ModelConfig):
 
     def set_symbols(self, value: Any) -> EncoderDecoderConfig:
         size = resize.whole("model.symbols", value)
-        return replace(
-            self, encoder=replace(self.encoder, symbols=size), decoder=replace(self.decoder, symbols=size)
-        )
+        return replace(self, encoder=replace(self.encoder, symbols=size), decoder=replace(self.decoder, symbols=size))
 
     def set_context(self, value: Any) -> EncoderDecoderConfig:
         size = None if value is None else resize.whole("model.context", value)
-        return replace(
-            self, encoder=replace(self.encoder, context=size), decoder=replace(self.decoder, context=size)
-        )
+        return replace(self, encoder=replace(self.encoder, context=size), decoder=replace(self.decoder, context=size))
 
 
 class EncoderDecoder(nn.Module):
@@ -135,8 +131,8 @@ def _check(config: EncoderDecoderConfig) -> None:
     same = (config.encoder.width, config.encoder.symbols) == (config.decoder.width, config.decoder.symbols)
     if config.tie == "all" and not same:
         raise ConfigError(
-            f"tie all shares one table, but the encoder has width {config.encoder.width} and {config.encoder.symbols} symbols "
-            f"and the decoder {config.decoder.width} and {config.decoder.symbols}; make them equal or set tie to head"
+            f"tie all shares one table, but the encoder has width {config.encoder.width}, {config.encoder.symbols} symbols "
+            f"and the decoder {config.decoder.width}, {config.decoder.symbols}; make them equal or set tie to head"
         )
     if not any(block.cross for block in config.decoder.stack.blocks):
         raise ConfigError("no block of the decoder reads the encoder; give at least one block a cross-attention")

@@ -34,7 +34,9 @@ class HeadConfig:
 @register("vocabulary")
 @dataclass(frozen=True)
 class VocabularyHeadConfig(HeadConfig):
-    """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l / c)."""
+    """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
+    c).
+    """
 
     bias: bool = False
     scale: float = 1.0
@@ -45,7 +47,9 @@ class VocabularyHeadConfig(HeadConfig):
 
 
 class VocabularyHead(nn.Module):
-    """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf 2017)."""
+    """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf
+    2017).
+    """
 
     def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Published architectures by name, each with its exact number of parameters (asserted in tests/unit/test_presets.py)."""
+"""Published architectures by name, each with its exact number of parameters (asserted in
+tests/unit/test_presets.py).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def gpt(
     placement: str = "pre",
     dropout: float = 0.1,
 ) -> TransformerConfig:
-    """Radford et al. 2018 (post-norm, no last norm) and 2019 (pre-norm); Brown et al. 2020, without its sparse layers."""
+    """Radford et al. 2018 (post-norm, no last norm) and 2019 (pre-norm); Brown et al. 2020, without its sparse
+    layers.
+    """
     block = BlockConfig(
         AttentionConfig(heads),
         None,
@@ -84,9 +88,7 @@ def decoder(
     tie: bool = True,
 ) -> TransformerConfig:
     """A modern decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped heads, no biases."""
-    mixer = AttentionConfig(
-        heads, kv_heads=kv_heads, rotary=RotaryConfig(), qkv_bias=False, out_bias=False
-    )
+    mixer = AttentionConfig(heads, kv_heads=kv_heads, rotary=RotaryConfig(), qkv_bias=False, out_bias=False)
     block = BlockConfig(mixer, None, GatedConfig(hidden=hidden), RMSNormConfig(1e-5))
     return TransformerConfig(
         width,

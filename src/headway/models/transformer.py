@@ -102,9 +102,7 @@ class TransformerConfig(ModelConfig):
 class Transformer(nn.Module):
     """embed -> stack -> heads."""
 
-    def __init__(
-        self, config: TransformerConfig, seed: int | None = 0, table: nn.Parameter | None = None
-    ) -> None:
+    def __init__(self, config: TransformerConfig, seed: int | None = 0, table: nn.Parameter | None = None) -> None:
         """`table` is an embedding to share with another model; without a `seed` weights are left undrawn."""
         super().__init__()
         self.config = config
@@ -132,7 +130,9 @@ class Transformer(nn.Module):
         return self.heads["vocabulary"](self(ids, layout).x)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Read the prompts; the logits follow each row's last symbol. `capacity` is the most positions a row will have."""
+        """Read the prompts; the logits follow each row's last symbol. `capacity` is the most positions a row will
+        have.
+        """
         return self.resume(prompt, capacity, None)
 
     def resume(

@@ -38,7 +38,9 @@ class AlibiConfig(BiasConfig):
 
 
 class Alibi(nn.Module):
-    """Press et al. 2022: minus a head's slope times the distance; slopes 2^(-8 i / H), between powers of two interleaved."""
+    """Press et al. 2022: minus a head's slope times the distance; slopes 2^(-8 i / H), between powers of two
+    interleaved.
+    """
 
     def __init__(self, config: AlibiConfig) -> None:
         super().__init__()

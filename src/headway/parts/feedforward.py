@@ -99,7 +99,9 @@ class GatedConfig(FeedForwardConfig):
 
 
 class Gated(nn.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020: SwiGLU with SiLU, GEGLU with GELU); gate and up are one product."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020: SwiGLU with SiLU, GEGLU with GELU); gate and up are one
+    product.
+    """
 
     def __init__(self, config: GatedConfig, width: int) -> None:
         super().__init__()

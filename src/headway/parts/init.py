@@ -17,7 +17,7 @@ class InitConfig:
     """How matrices and embeddings start.
 
     matrices: "normal" draws N(0, std^2); "xavier" draws uniformly within sqrt(6 / (in + out)) of each fused slice
-    (Glorot and Bengio 2010); "fan_in" draws uniformly with variance 1 / in. `residual` treats the maps that write to the
+    (Glorot and Bengio 2010); "fan_in" draws uniformly with variance 1 / in. `residual` treats maps that write to the
     residual stream: "same" as any other, "scaled" by 1 / sqrt(2 L) (GPT-2), or "zero". `embedding` is the standard
     deviation of embeddings, None for 1 / sqrt(width). `head` is how an untied head starts.
     """

@@ -87,7 +87,9 @@ class YarnScaling(ScalingConfig):
 @register("llama3")
 @dataclass(frozen=True)
 class Llama3Scaling(ScalingConfig):
-    """Llama 3.1: wavelengths beyond original / low divided by `factor`, those below original / high kept, a ramp between."""
+    """Llama 3.1: wavelengths beyond original / low divided by `factor`, those below original / high kept, a ramp
+    between.
+    """
 
     factor: float = 8.0
     original: int = 8192
@@ -115,7 +117,9 @@ class LongRopeScaling(ScalingConfig):
         length = self.length or self.original
         factors = self.long if length > self.original else self.short
         if len(factors) != frequencies.numel():
-            raise ConfigError(f"longrope has {len(factors)} factors; give one for each of {frequencies.numel()} frequencies")
+            raise ConfigError(
+                f"longrope has {len(factors)} factors; give one for each of {frequencies.numel()} frequencies"
+            )
         stretch = max(length / self.original, 1.0)
         sharpen = math.sqrt(1 + math.log(stretch) / math.log(self.original))
         divisors = torch.tensor(factors, dtype=torch.float64)
@@ -141,7 +145,9 @@ def _frequencies(theta: float, size: int) -> Frequencies:
 
 
 class Rotary:
-    """Angles of rotary positions: position x theta^(-2i / R) (Su et al. 2021, equation 15), made once for all layers."""
+    """Angles of rotary positions: position x theta^(-2i / R) (Su et al. 2021, equation 15), made once for all
+    layers.
+    """
 
     def __init__(self, config: RotaryConfig, head_size: int) -> None:
         size = int(head_size * config.fraction)
