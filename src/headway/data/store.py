@@ -1,0 +1,157 @@
+"""Folders of arrays on disk that are whole or not there: built beside, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def cache_root() -> Path:
+    """Where headway keeps what it can make again: HEADWAY_CACHE, or ~/.cache/headway."""
+    given = os.environ.get("HEADWAY_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "headway"
+
+
+def cache_key(kind: str, *parts: object) -> str:
+    """The name, below the cache's root, of what depends on `parts`."""
+    return f"{kind}-{hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()}"
+
+
+def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
+    """The folder `final`, which `build(part)` fills under another name beside it if it is not there.
+
+    Of several processes one builds and the others wait for it. A process that is killed leaves a folder
+    `*.part`, which the next builder of the same folder removes. A full disk is a UserError.
+    """
+    if final.is_dir():
+        return final
+    with writing(final.parent), _lock(final.parent / f"{final.name}.lock"):
+        if not final.is_dir():
+            _build_beside(final, build)
+    return final
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder and write in it: a full disk and one that cannot be written are UserErrors."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"the disk is full at {folder}; free some space, or set HEADWAY_CACHE to a folder on another disk"
+            ) from error
+        if error.errno in _CLOSED:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}); set HEADWAY_CACHE to a folder that can"
+            ) from error
+        raise
+
+
+def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
+    for left_over in final.parent.glob(f"{final.name}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    part = final.parent / f"{final.name}.{secrets.token_hex(4)}.part"
+    part.mkdir()
+    try:
+        build(part)
+        _sync(part)
+        try:
+            part.rename(final)
+        except OSError:
+            if not final.is_dir():  # else: where locks do not work, another process was first, with the same content
+                raise
+        _sync(final.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock that the system gives back when a process dies; none where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on disk; systems that cannot open a folder do so by themselves."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Columns:
+    """Arrays that are written to a folder bit by bit: `with Columns(folder, ids=np.uint16) as columns:
+    ...`"""
+
+    def __init__(self, folder: Path, types: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._types = {name: np.dtype(kind) for name, kind in types.items()}
+
+    def __enter__(self) -> Columns:
+        with ExitStack() as opened:
+            self._files = {name: opened.enter_context(open(self._folder / f"{name}.bin", "wb")) for name in self._types}
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._opened:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+
+    def append(self, name: str, values: Any) -> None:
+        self._files[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
+
+
+def write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    with open(folder / "info.json", "w") as file:
+        json.dump(info, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "info.json").read_text())
+
+
+def read_column(folder: Path, name: str, kind: Any, length: int) -> np.ndarray:
+    """A memory-mapped array that `Columns` wrote; a UserError if it is not of the length that it had."""
+    path = folder / f"{name}.bin"
+    found = path.stat().st_size if path.exists() else 0
+    if found != length * np.dtype(kind).itemsize:
+        raise UserError(
+            f"{path} holds {found:,} bytes, not {length * np.dtype(kind).itemsize:,}; remove {folder} to make it anew"
+        )
+    if length == 0:
+        return np.empty(0, kind)
+    return np.memmap(path, dtype=kind, mode="r", shape=(length,))

@@ -1,0 +1,202 @@
+"""Documents tokenised once, into memory-mapped ids that many processes read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from headway.data.files import File
+from headway.data.fingerprint import Encoder, fingerprint
+from headway.data.packing import Spans
+from headway.data.sources import Chunk, TextSource, chunks, text_sources
+from headway.data.splits import SplitConfig, assign, shares_to_draw, side_number
+from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
+from headway.errors import UserError
+
+FEW_DOCUMENTS = 100
+"""Below so many, held-out shares are cut off the ends of documents instead of taking whole ones."""
+
+_FORMAT = 1
+_BATCH = 1 << 20  # characters tokenised at once: some 150 MB of tokenizer's and Python's objects at worst
+
+Progress = Callable[[int, int], None]
+"""Called with bytes of text done, and with those there are in all or 0 where that is not known beforehand."""
+
+
+def ids_type(size: int) -> np.dtype:
+    """The smallest type that holds the ids of a codec of `size` symbols."""
+    return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A corpus as ids: documents one after the other, each begun and ended by the codec's symbols, if it has
+    them.
+
+    `ids` uint16 or uint32 [tokens]; `offsets` int64 [documents + 1]; `keys` uint64 [documents], from the
+    text; `named` uint8 [documents], the split that a file's name states (0: none). `framing` is the number of
+    symbols (begin, end) added around each document. Arrays are memory-mapped and read-only.
+    """
+
+    directory: Path
+    ids: np.ndarray
+    offsets: np.ndarray
+    keys: np.ndarray
+    named: np.ndarray
+    framing: tuple[int, int]
+    text_bytes: int
+
+    @property
+    def documents(self) -> int:
+        return len(self.keys)
+
+    def spans(self, side: str, config: SplitConfig) -> Spans:
+        """The documents of a split. A UserError if it has none.
+
+        Where files name no split, documents fall on a side by the hash of their text, so that equal ones are
+        never on two. Of fewer than a hundred documents that would leave a side empty or lopsided, so each is
+        cut instead: its end is test, what stands before it validation (one book of 90 % and 10 %). Equal
+        documents are cut at equal places, so that this does not leak either.
+        """
+        given = frozenset(np.unique(self.named).tolist())
+        training = np.flatnonzero(self.named <= side_number("train"))
+        if len(training) < FEW_DOCUMENTS and any(shares_to_draw(given, config)):
+            spans = self._cut_spans(side, training, *shares_to_draw(given, config))
+        else:
+            sides = assign(np.asarray(self.keys), np.asarray(self.named), given, config)
+            spans = self._whole(np.flatnonzero(sides == side_number(side)))
+        if spans.tokens == 0:
+            raise UserError(
+                f"the {side} split of {self.documents:,} documents is empty; give a file or folder named {side}, "
+                "or a larger share"
+            )
+        return spans
+
+    def _whole(self, documents: np.ndarray) -> Spans:
+        starts = np.asarray(self.offsets)[documents]
+        return Spans(starts, np.asarray(self.offsets)[documents + 1] - starts)
+
+    def _cut_spans(self, side: str, training: np.ndarray, validation: float, test: float) -> Spans:
+        starts, lengths = self._whole(training)
+        begin, end = self.framing
+        text = lengths - begin - end
+        # A share of 0 leaves nothing of a document, not even its end symbol, to its side.
+        second = begin + (text * (1 - test)).astype(np.int64) if test else lengths
+        first = begin + (text * (1 - validation - test)).astype(np.int64) if validation else second
+        edges = {"train": (np.zeros_like(first), first), "validation": (first, second), "test": (second, lengths)}
+        low, high = edges[side]
+        named = self._whole(np.flatnonzero(self.named == side_number(side)) if side != "train" else training[:0])
+        kept = high > low
+        return Spans(
+            np.concatenate([(starts + low)[kept], named.starts]),
+            np.concatenate([(high - low)[kept], named.lengths]),
+        )
+
+
+def open_tokens(paths: Iterable[Path | str], codec: Encoder, progress: Progress | None = None) -> TokenCache:
+    """The tokens of documents, from the cache if these contents have been tokenised by this codec before."""
+    sources = text_sources(paths)
+    key = cache_key("tokens", _FORMAT, fingerprint(sources), codec.fingerprint())
+    return load_tokens(open_or_build(cache_root() / key, lambda part: _build(part, sources, codec, progress)))
+
+
+def load_tokens(folder: Path) -> TokenCache:
+    """A token cache from its folder."""
+    info = read_info(folder)
+    count = info["documents"]
+    return TokenCache(
+        directory=folder,
+        ids=read_column(folder, "ids", info["type"], info["tokens"]),
+        offsets=read_column(folder, "offsets", np.int64, count + 1),
+        keys=read_column(folder, "keys", np.uint64, count),
+        named=read_column(folder, "named", np.uint8, count),
+        framing=(info["begin"], info["end"]),
+        text_bytes=info["text_bytes"],
+    )
+
+
+def _build(part: Path, sources: Sequence[TextSource], codec: Encoder, progress: Progress | None) -> None:
+    kinds = {"ids": ids_type(codec.size), "offsets": np.int64, "keys": np.uint64, "named": np.uint8}
+    total = _plain_bytes(sources)
+    with Columns(part, kinds) as columns:
+        columns.append("offsets", [0])
+        writer = _Writer(columns, codec)
+        for batch in _batches(sources):
+            writer.add(batch)
+            if progress is not None:
+                progress(writer.text_bytes, total)
+    if writer.documents == 0:
+        raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; give some text")
+    info = {"documents": writer.documents, "tokens": writer.tokens, "text_bytes": writer.text_bytes}
+    framing = {"begin": int(codec.begin is not None), "end": int(codec.end is not None)}
+    write_info(part, {**info, **framing, "type": kinds["ids"].name})
+
+
+class _Writer:
+    """Appends tokenised chunks to a cache, and a document's key and end where its last chunk is."""
+
+    def __init__(self, columns: Columns, codec: Encoder) -> None:
+        self.documents = self.tokens = self.text_bytes = 0
+        self._columns, self._codec = columns, codec
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._begun = False
+
+    def add(self, batch: Sequence[tuple[Chunk, int]]) -> None:
+        rows: list[Sequence[int]] = []
+        offsets, keys, named = [], [], []
+        encoded = self._codec.encode_batch([chunk.text for chunk, _ in batch])
+        for (chunk, side), ids in zip(batch, encoded):
+            text = chunk.text.encode()
+            self._digest.update(text)
+            self.text_bytes += len(text)
+            if not self._begun and self._codec.begin is not None:
+                ids = [self._codec.begin, *ids]
+            if chunk.last and self._codec.end is not None:
+                ids = [*ids, self._codec.end]
+            rows.append(ids)
+            self.tokens += len(ids)
+            self._begun = not chunk.last
+            if chunk.last:
+                offsets.append(self.tokens)
+                keys.append(int.from_bytes(self._digest.digest(), "little"))
+                named.append(side)
+                self._digest = hashlib.blake2b(digest_size=8)
+        count = sum(map(len, rows))
+        self._columns.append("ids", np.fromiter(chain.from_iterable(rows), np.uint32, count))
+        for name, values in (("offsets", offsets), ("keys", keys), ("named", named)):
+            self._columns.append(name, np.array(values, dtype=np.uint64))
+        self.documents += len(keys)
+
+
+def _batches(sources: Iterable[TextSource]) -> Iterator[list[tuple[Chunk, int]]]:
+    """Chunks with the number of their named split, some million characters at a time; empty documents left
+    out."""
+    batch: list[tuple[Chunk, int]] = []
+    characters = 0
+    for source in sources:
+        side = 0 if source.side is None else side_number(source.side)
+        for chunk in chunks(source):
+            if not chunk.text:
+                continue
+            batch.append((chunk, side))
+            characters += len(chunk.text)
+            if characters >= _BATCH:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _plain_bytes(sources: Iterable[TextSource]) -> int:
+    """The bytes of text in sources, if all are files on disk that are the text itself; 0 otherwise."""
+    total = 0
+    for source in sources:
+        if not isinstance(source, File) or source.member is not None or source.path.suffix.lower() != ".txt":
+            return 0
+        total += source.path.stat().st_size
+    return total
