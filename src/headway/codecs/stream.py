@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from typing import Any
 
 from tokenizers import Tokenizer
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
-LONGEST_CHARACTER = 4  # bytes of UTF-8
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _byte_table() -> dict[str, int]:
@@ -75,14 +75,12 @@ class ByteStream:
 class WindowStream:
     """For all others: the text of a token may depend on the tokens beside it, so a short window is decoded.
 
-    The window is what was printed last and what came since. With `hold`, text whose end is no character yet (where
-    bytes stand in for unknown characters) waits for its last byte.
+    The window is what was printed last and what came since.
     """
 
-    def __init__(self, tokenizer: Tokenizer, hold: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
-        self._hold = hold
         self._printed: list[int] = []
         self._waiting: list[int] = []
 
@@ -90,19 +88,41 @@ class WindowStream:
         if symbol in self._special:
             return ""
         self._waiting.append(symbol)
-        text = self._new_text()
-        incomplete = self._hold and text.endswith(REPLACEMENT) and len(self._waiting) < LONGEST_CHARACTER
-        if incomplete or not text:
-            return ""
-        self._printed, self._waiting = self._waiting, []
-        return text
-
-    def flush(self) -> str:
-        text = self._new_text()
-        self._printed, self._waiting = [], []
-        return text
-
-    def _new_text(self) -> str:
         before = self._tokenizer.decode(self._printed, skip_special_tokens=True)
         after = self._tokenizer.decode(self._printed + self._waiting, skip_special_tokens=True)
-        return after[len(before) :]
+        text = after[len(before) :]
+        if text:
+            self.go_on_after(self._waiting)
+        return text
+
+    def go_on_after(self, printed: list[int]) -> None:
+        """What is pushed next follows `printed`."""
+        self._printed, self._waiting = printed, []
+
+    def flush(self) -> str:
+        self.go_on_after([])
+        return ""
+
+
+class FallbackStream:
+    """For tokenizers whose tokens <0x00> to <0xFF> spell the characters that have no token.
+
+    Of a run that holds an invalid byte, `decode` replaces all, characters too; a stream cannot know that in advance
+    and replaces only what is invalid.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window = WindowStream(tokenizer)
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, symbol: int) -> str:
+        byte = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(symbol) or "")
+        if byte is not None:
+            self._window.go_on_after([symbol])
+            return self._characters.decode(bytes.fromhex(byte[1]))
+        text = self._window.push(symbol)
+        return self._characters.decode(b"", final=True) + text if text else ""
+
+    def flush(self) -> str:
+        return self._characters.decode(b"", final=True) + self._window.flush()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from headway.codecs.base import StreamDecoder
-from headway.codecs.stream import ByteStream, WindowStream, decoder_steps, special_ids
+from headway.codecs.stream import ByteStream, FallbackStream, WindowStream, decoder_steps, special_ids
 from headway.errors import UserError
 
 FILE = "tokenizer.json"
@@ -94,8 +94,9 @@ class TokenizerCodec:
         steps = decoder_steps(self.tokenizer)
         if steps and steps[0]["type"] == "ByteLevel" and steps[1:] in ([], LINE_SPACE_STEPS):
             return ByteStream(self.tokenizer, line_space=steps[1:] == LINE_SPACE_STEPS)
-        partial = any(step["type"] in ("ByteFallback", "ByteLevel") for step in steps)
-        return WindowStream(self.tokenizer, hold=partial)
+        if any(step["type"] == "ByteFallback" for step in steps):
+            return FallbackStream(self.tokenizer)
+        return WindowStream(self.tokenizer)
 
     def save(self, path: Path) -> None:
         path = Path(path)

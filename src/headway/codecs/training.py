@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from headway.codecs.stream import BYTES, REPLACEMENT
+from headway.codecs.stream import BYTES
 from headway.codecs.tokenizer import END_OF_TEXT, SECTION, TokenizerCodec
 from headway.errors import UserError, nearest
 
@@ -25,6 +25,7 @@ Split = Literal["text", "space"]
 SUBWORDS = ("bpe", "wordpiece", "unigram")
 # A word with its inner apostrophes and hyphens, or a mark, with the space before it; or other white space.
 WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
+REPLACEMENT = "\ufffd"  # Unicode's own character for what is unknown
 UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text it has the space before it, as words have
 LONGEST_WORD = 100  # bytes; WordPiece gives up on longer ones, so they are cut
 RARE = 2  # a pair seen less often is noise
