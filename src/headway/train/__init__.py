@@ -1,0 +1,46 @@
+"""Training: a task and a recipe become a run."""
+
+from headway.train.interrupt import UserInterrupt
+from headway.train.muon import MuonConfig
+from headway.train.optim import AdamWConfig, OptimConfig, SGDConfig
+from headway.train.recipe import Recipe, TrainConfig, read_recipe, write_recipe
+from headway.train.run import Run, claim, open_run
+from headway.train.schedule import (
+    ConstantConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    ScheduleConfig,
+    WSDConfig,
+    noam_peak,
+)
+from headway.train.task import WHOLE, Batch, Counts, Loss, Shard, Task, TaskConfig
+from headway.train.trainer import Trainer
+
+__all__ = [
+    "WHOLE",
+    "AdamWConfig",
+    "Batch",
+    "ConstantConfig",
+    "CosineConfig",
+    "Counts",
+    "InverseSqrtConfig",
+    "Loss",
+    "MuonConfig",
+    "OptimConfig",
+    "Recipe",
+    "Run",
+    "SGDConfig",
+    "ScheduleConfig",
+    "Shard",
+    "Task",
+    "TaskConfig",
+    "TrainConfig",
+    "Trainer",
+    "UserInterrupt",
+    "WSDConfig",
+    "claim",
+    "noam_peak",
+    "open_run",
+    "read_recipe",
+    "write_recipe",
+]

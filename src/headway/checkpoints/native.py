@@ -1,0 +1,90 @@
+"""headway's own model file: model.safetensors, which carries the model's configuration in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from headway.checkpoints.durable import write_tensors
+from headway.config import from_dict, to_dict
+from headway.errors import UserError, nearest
+from headway.models import ModelConfig, build
+
+FILE = "model.safetensors"
+VERSION = "1"
+
+
+def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
+    """Write `directory`/model.safetensors in one step. Tied weights are saved once, under their first name."""
+    header = {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
+    write_tensors(directory / FILE, dict(named_tensors(model)), header)
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used."""
+    path = Path(directory) / FILE
+    tensors, config = read_model(path)
+    model = build(config, seed=None)
+    load_tensors(model, tensors, path)
+    return model.to(device).eval()
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Memory-mapped tensors by name, and the configuration, of a native model file."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            check_version(metadata, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no complete safetensors file: {error}; restore it from a copy") from error
+    return tensors, from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: model")
+
+
+def check_version(metadata: dict[str, str], path: Path) -> None:
+    """Raise a UserError unless the header says that this is a native file of this version."""
+    if metadata.get("format") != "headway":
+        raise UserError(f"{path} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
+    if metadata.get("version") != VERSION:
+        found = metadata.get("version")
+        raise UserError(f"{path} has version {found}, this headway reads {VERSION}; install the version that wrote it")
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` in the place of the model's own. Parameters stay the same objects, so ties hold."""
+    check_tensors(model, tensors, path)
+    for name, own in named_tensors(model):
+        own.data = tensors[name].to(own.dtype)
+
+
+def check_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise a UserError naming the first tensor that is missing, unknown or of another shape."""
+    own = dict(named_tensors(model))
+    for name in own:
+        if name not in tensors:
+            raise UserError(f"{path} lacks tensor {name!r}; {nearest(name, tensors)}")
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise UserError(f"{path} has tensor {name!r}, which the model lacks; {nearest(name, own)}")
+        if tensor.shape != own[name].shape:
+            saved, built = tuple(tensor.shape), tuple(own[name].shape)
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {saved}, the model needs {built}; "
+                "load it with the configuration it was saved with"
+            )
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers by name, tied ones once."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor

@@ -1,0 +1,83 @@
+"""How many steps fit into a given time: measured on a copy of the model that is thrown away."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from headway.errors import UserError
+from headway.models import build
+from headway.train.distributed import Processes
+from headway.train.learner import Learner
+from headway.train.recipe import Recipe, TrainConfig
+from headway.train.task import Task
+
+_WARM_UP = 3  # steps not timed
+_SHARE = 0.04  # of the time goes into measuring, but within these seconds
+_LEAST, _MOST = 0.5, 6.0
+_MARGIN = 0.97  # of what is left is planned: checkpoints, and a machine that slows down
+_EVALUATIONS = 10  # a run, if they do not cost more than this share of it
+_EVALUATION_SHARE = 0.15
+
+
+class Speed(NamedTuple):
+    """Seconds for a step and for an evaluation."""
+
+    step: float
+    evaluation: float
+
+
+def measure(recipe: Recipe, task: Task, processes: Processes, precision: str, seconds: float) -> Speed:
+    """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`."""
+    learner = Learner(build(recipe.model, recipe.train.seed), recipe, task, processes, precision)
+    share = processes.share_of(recipe.train.accumulate)
+    stream = task.batches("train", processes.shard)
+
+    def steps(first: int, count: int) -> float:
+        _wait(processes.device)
+        start = time.perf_counter()
+        for step in range(first, first + count):
+            learner.update(step, [next(stream) for _ in range(share)])
+        _wait(processes.device)
+        return time.perf_counter() - start
+
+    steps(0, _WARM_UP)
+    rough = steps(_WARM_UP, 2) / 2
+    window = min(max(_SHARE * seconds, _LEAST), _MOST)
+    count = processes.tell(max(2, min(1000, round(window / rough))))
+    each = steps(_WARM_UP + 2, count) / count
+    start = time.perf_counter()
+    if processes.first:
+        with learner.evaluating() as model:
+            task.evaluate(model, "validation", recipe.train.evaluate_limit)
+    return Speed(*processes.tell([each, time.perf_counter() - start]))
+
+
+def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
+    """`train` with the steps that fit into `seconds`, evaluations included.
+
+    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 15 % of the time.
+    """
+    usable = _MARGIN * seconds
+    if train.evaluate_every:
+        steps = int(usable / (speed.step + speed.evaluation / train.evaluate_every))
+        every = train.evaluate_every
+    else:
+        fitting = int(_EVALUATION_SHARE * usable / speed.evaluation) if speed.evaluation > 0 else _EVALUATIONS
+        evaluations = min(max(1, fitting), _EVALUATIONS)
+        steps = int((usable - evaluations * speed.evaluation) / speed.step)
+        every = 0 if evaluations == _EVALUATIONS else -(-max(steps, 1) // evaluations)
+    if steps < 1:
+        raise UserError(
+            f"{max(seconds, 0):.0f} s are left for training, but a step takes {speed.step:.2g} s and an evaluation "
+            f"{speed.evaluation:.2g} s; give more --minutes, or set train.evaluate_limit lower"
+        )
+    return replace(train, steps=steps, evaluate_every=every)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,114 @@
+"""Checkpoints: all that a run needs to go on bit for bit, in safetensors and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from headway.checkpoints import native
+from headway.checkpoints.durable import beside, read_json, remove, write_json, write_tensors
+from headway.errors import UserError
+from headway.train.learner import Learner
+
+_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` updates are done.
+
+    There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    stale: int = 0
+    best: dict[str, Any] | None = None
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a run, which keeps the newest few."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, the oldest first."""
+        return sorted(self.directory.glob("step-" + "[0-9]" * 8))
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for path in self.directory.glob(".step-*"):
+            remove(path)
+
+    def save(self, learner: Learner, progress: Progress) -> None:
+        """Write a checkpoint beside the others, then remove the oldest."""
+        path = self.directory / f"step-{progress.step:08d}"
+        with beside(path) as draft:
+            draft.mkdir()
+            native.save_model(learner.model, learner.recipe.model, draft)
+            write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
+            write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
+        for old in self.all()[: -self.keep]:
+            remove(old)
+
+    @torch.no_grad()
+    def load_newest(self, learner: Learner) -> Progress | None:
+        """Put the newest checkpoint into `learner`; None where there is none yet."""
+        paths = self.all()
+        if not paths:
+            return None
+        path = paths[-1]
+        progress = _read_progress(path / "state.json")
+        load_weights(learner, path)
+        learner.load_state_dict(_read_tensors(path / "optimizer.safetensors"))
+        return progress
+
+    @torch.no_grad()
+    def mean_of_newest(self, learner: Learner, count: int) -> int:
+        """Put the mean of the newest `count` checkpoints' weights into the learner's model; the number averaged."""
+        paths = self.all()[-count:]
+        total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
+        for path in paths:
+            load_weights(learner, path)
+            total += learner.flat.data
+        learner.flat.data.copy_(total / len(paths))
+        return len(paths)
+
+
+@torch.no_grad()
+def load_weights(learner: Learner, directory: Path) -> None:
+    """Copy the weights of `directory`/model.safetensors into the learner's model."""
+    path = directory / native.FILE
+    tensors, _ = native.read_model(path)
+    native.check_tensors(learner.model, tensors, path)
+    for name, own in native.named_tensors(learner.model):
+        own.data.copy_(tensors[name])
+
+
+def _read_progress(path: Path) -> Progress:
+    data = dict(read_json(path))
+    version = data.pop("version", None)
+    if version != _VERSION:
+        raise UserError(
+            f"{path} has version {version}, this headway reads {_VERSION}; resume with the version that wrote it"
+        )
+    return Progress(**data)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; remove {path.parent} to resume from the checkpoint before"
+        ) from error

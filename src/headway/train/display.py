@@ -1,0 +1,182 @@
+"""The progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any, Protocol
+
+_EVERY = 10.0  # seconds between plain lines
+_REFRESH = 0.2  # seconds between refreshes of a live line
+
+# Dense bf16 products, TFLOP/s, as the makers state them.
+_PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
+
+
+class Display(Protocol):
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        """After a step: the last known loss, and tokens counted and computed since the start of the display."""
+        ...
+
+    def pause(self) -> None:
+        """What follows is no training and does not count in the rate."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Rate:
+    """Speeds per second over about the last `memory` seconds, pauses left out."""
+
+    def __init__(self, memory: float = 5.0) -> None:
+        self.memory = memory
+        self.values: dict[str, float] = {}
+        self._paused = 0.0
+        self._time = time.perf_counter()
+        self._counts: dict[str, float] | None = None
+
+    def pause(self) -> None:
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._time += time.perf_counter() - self._paused
+
+    def update(self, counts: dict[str, float]) -> None:
+        now = time.perf_counter()
+        if self._counts is not None and now > self._time:
+            elapsed = now - self._time
+            kept = math.exp(-elapsed / self.memory)
+            for name, count in counts.items():
+                value = (count - self._counts[name]) / elapsed
+                self.values[name] = kept * self.values.get(name, value) + (1 - kept) * value
+        self._time, self._counts = now, counts
+
+
+class _Meter:
+    """What both displays tell: step, loss, rate, flop/s, time left."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
+        self.steps = steps
+        self.flop_per_token = flop_per_token
+        self.peak = next((peak * 1e12 for name, peak in _PEAKS.items() if name in device), None)
+        self.rate = Rate()
+
+    def text(self, step: int, loss: float) -> str:
+        parts = [f"step {step:,}/{self.steps:,}"]
+        if not math.isnan(loss):  # of the first steps it may not have been read yet
+            parts.append(f"loss {loss:.4f}")
+        if self.rate.values:
+            parts.append(f"{self.rate.values['tokens']:,.0f} tokens/s")
+            parts.append(self._utilisation(self.rate.values["computed"] * self.flop_per_token))
+            steps_per_second = self.rate.values["step"]
+            if steps_per_second > 0:
+                parts.append(f"{duration((self.steps - step) / steps_per_second)} left")
+        return " · ".join(parts)
+
+    def _utilisation(self, flops: float) -> str:
+        return f"MFU {flops / self.peak:.0%}" if self.peak else f"{flops / 1e9:,.0f} GFLOP/s"
+
+
+class Plain:
+    """A line at most every ten seconds, and at the end."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
+        self._meter = _Meter(steps, flop_per_token, device)
+        self._next = 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now >= self._next or step == self._meter.steps:
+            self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+            self.say(self._meter.text(step, loss))
+            self._next = now + (_EVERY if self._meter.rate.values else 1.0)
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        pass
+
+
+class Live:
+    """A line with a bar that is drawn anew."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._meter = _Meter(steps, flop_per_token, device)
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._task: Any = self._progress.add_task("starting", total=steps)
+        self._progress.start()
+        self._next = 0.0
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now < self._next and step < self._meter.steps:
+            return
+        self._next = now + _REFRESH
+        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._progress.update(self._task, completed=step, description=self._meter.text(step, loss), refresh=True)
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def open_display(shown: bool, steps: int, flop_per_token: float, device: str) -> Display:
+    """The display that fits stderr. `flop_per_token` is that of training, per computed token."""
+    if not shown:
+        return Silent()
+    return (Live if sys.stderr.isatty() else Plain)(steps, flop_per_token, device)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:05 or 1:02:03."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"

@@ -1,0 +1,146 @@
+"""The loop of a run: steps, and between them log lines, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from headway.checkpoints import native
+from headway.train.checkpoint import Checkpoints, Progress
+from headway.train.interrupt import Interrupts, UserInterrupt
+from headway.train.journal import Journal
+from headway.train.learner import Learner
+from headway.train.log import MetricsFile
+from headway.train.run import RunDirectory
+from headway.train.task import Batch
+
+
+class Loop:
+    """Trains `learner` from where `progress` stands to the end of its recipe."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        progress: Progress,
+        directory: RunDirectory,
+        checkpoints: Checkpoints,
+        metrics: MetricsFile | None,
+        journal: Journal,
+        interrupts: Interrupts,
+    ) -> None:
+        """`metrics` is None in all processes but the first, which writes nothing to disk."""
+        self.learner = learner
+        self.task = learner.task
+        self.recipe = learner.recipe
+        self.processes = learner.processes
+        self.progress = progress
+        self.directory = directory
+        self.checkpoints = checkpoints
+        self.metrics = metrics
+        self.journal = journal
+        self.interrupts = interrupts
+
+    def run(self) -> None:
+        """Train to the last step, or until no evaluation has been better for `train.patience` ones."""
+        train, progress = self.recipe.train, self.progress
+        share = self.processes.share_of(train.accumulate)
+        stream = self.task.batches("train", self.processes.shard, progress.step * train.accumulate)
+        if self._evaluation_due() and progress.evaluated < progress.step:  # stopped between a step and its evaluation
+            self._evaluate()
+        while progress.step < train.steps and not self._exhausted():
+            self._step(stream, share)
+            if self._should_stop():
+                self._stop()
+            if self._evaluation_due():
+                self._evaluate()
+            if progress.step % train.checkpoint_interval == 0 or progress.step == train.steps or self._exhausted():
+                self._checkpoint()
+
+    def average_checkpoints(self) -> None:
+        """Judge the mean of the last checkpoints' weights, and keep it if it is better."""
+        count = self.checkpoints.mean_of_newest(self.learner, self.recipe.train.average)
+        self.learner.average = None
+        self._evaluate(f"mean of {count} checkpoints")
+
+    def _step(self, stream: Iterator[Batch], share: int) -> None:
+        batches = [next(stream) for _ in range(share)]
+        self._update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
+        self.progress.step += 1
+        world = self.processes.world
+        self.journal.add(
+            self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches)
+        )
+        if self._line_due():
+            self._flush()
+        self.journal.show()
+
+    def _line_due(self) -> bool:
+        step, train = self.progress.step, self.recipe.train
+        periods = (self.journal.interval, train.evaluation_interval, train.checkpoint_interval)
+        return step == train.steps or any(step % period == 0 for period in periods)
+
+    def _evaluation_due(self) -> bool:
+        step, train = self.progress.step, self.recipe.train
+        return step > 0 and (step % train.evaluation_interval == 0 or step == train.steps)
+
+    def _exhausted(self) -> bool:
+        patience = self.recipe.train.patience
+        return patience is not None and self.progress.stale >= patience
+
+    def _should_stop(self) -> bool:
+        """Alone at once; with others where all of them read the same sum."""
+        if self.processes.world == 1:
+            return self.interrupts.requested
+        return self._line_due() and self._update.stop()
+
+    def _flush(self) -> None:
+        train = self.recipe.train
+        factor = self.recipe.schedule.factor(self.progress.step - 1, train.steps)
+        self.journal.flush(self.recipe.optim.lr * factor)
+
+    def _evaluate(self, weights: str | None = None) -> None:
+        weights = weights or ("trained" if self.learner.average is None else "moving average")
+        with self.journal.paused():
+            try:
+                with self.interrupts.breakable():
+                    start = time.perf_counter()
+                    metrics = self.processes.tell(self._measure() if self.processes.first else None)
+                    seconds = time.perf_counter() - start
+            except KeyboardInterrupt:
+                self._stop()
+            better = self._judge(metrics)
+            self.journal.evaluation(metrics, seconds, weights, better)
+            if better and self.processes.first:
+                with self.learner.evaluating() as model:
+                    native.save_model(model, self.recipe.model, self.directory.path)
+
+    def _measure(self) -> dict[str, float]:
+        with self.learner.evaluating() as model:
+            return self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
+
+    def _judge(self, metrics: dict[str, Any]) -> bool:
+        """Note an evaluation; whether it is the best so far."""
+        progress, goal = self.progress, self.task.goal
+        sign = 1 if self.task.goal_better == "min" else -1
+        better = progress.best is None or sign * metrics[goal] < sign * progress.best[goal]
+        if better:
+            progress.best = {"step": progress.step, **metrics}
+        progress.stale = 0 if better else progress.stale + 1
+        progress.evaluated = progress.step
+        return better
+
+    def _checkpoint(self) -> None:
+        if self.metrics is None:
+            return
+        with self.journal.paused():
+            self.metrics.sync()
+            self.checkpoints.save(self.learner, self.progress)
+
+    def _stop(self) -> NoReturn:
+        self._flush()
+        self._checkpoint()
+        raise UserInterrupt(
+            f"stopped at step {self.progress.step:,} of {self.recipe.train.steps:,}; "
+            f"{self.directory.path} goes on from there with --resume"
+        )

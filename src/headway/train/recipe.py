@@ -1,0 +1,125 @@
+"""A recipe: all that a training run is, as frozen data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from headway.checkpoints.durable import read_json, write_text
+from headway.config import dumps, from_dict, to_dict
+from headway.errors import ConfigError
+from headway.models import ModelConfig
+from headway.train.optim import AdamWConfig, OptimConfig
+from headway.train.schedule import CosineConfig, ScheduleConfig
+from headway.train.task import TaskConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and in what portions a model is trained.
+
+    steps: updates; each learns from `accumulate` micro-batches, over all processes together.
+    batch_tokens, batch_size: the size of a micro-batch, in tokens or in samples.
+    clip: the most that the gradient's norm may be.
+    evaluate_every, checkpoint_every: in steps; 0 means ten evaluations a run, and a checkpoint at each.
+    evaluate_limit: the most samples of an evaluation.
+    keep: how many checkpoints stay, the newest.
+    ema: the decay of a moving average of the weights, which is then what is evaluated and kept.
+    average: the run ends with the mean of so many last checkpoints, which is kept if it is better.
+    precision: of matrix products in training; "auto" measures. Evaluation is always fp32.
+    patience: training ends after so many evaluations without a better one.
+    """
+
+    steps: int = 1000
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    clip: float | None = 1.0
+    evaluate_every: int = 0
+    evaluate_limit: int | None = None
+    checkpoint_every: int = 0
+    keep: int = 2
+    ema: float | None = None
+    average: int = 0
+    seed: int = 1234
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        counted = ("steps", "accumulate", "keep", "batch_tokens", "batch_size", "patience", "evaluate_limit")
+        for name in (*counted, "evaluate_every", "checkpoint_every", "average", "seed"):
+            value, least = getattr(self, name), 1 if name in counted else 0
+            if value is not None and value < least:
+                raise ConfigError(f"train.{name} is {value}; give {least} or more")
+        if self.clip is not None and self.clip <= 0:
+            raise ConfigError(f"train.clip is {self.clip}; give a number above 0, or none")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"train.ema is {self.ema}; give a decay between 0 and 1 such as 0.999, or none")
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations."""
+        return self.evaluate_every or -(-self.steps // 10)
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.checkpoint_every or self.evaluation_interval
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`data` names known sets; () means the user's own data. `expected` says in words what the run should give."""
+
+    name: str
+    domain: str
+    description: str
+    data: tuple[str, ...]
+    model: ModelConfig
+    task: TaskConfig
+    optim: OptimConfig = AdamWConfig()
+    schedule: ScheduleConfig = CosineConfig()
+    train: TrainConfig = TrainConfig()
+    expected: str = ""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file, read strictly: an unknown key or kind is a ConfigError that names it."""
+    return from_dict(Recipe, read_json(path), str(path))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as JSON, in one step."""
+    write_text(path, dumps(recipe))
+
+
+def difference(first: Recipe, second: Recipe) -> str | None:
+    """The first setting in which two recipes differ, as "optim.lr is 0.1, not 0.2"; None where they are equal.
+
+    Names and descriptions do not count.
+    """
+    for field in fields(Recipe):
+        if field.name not in ("name", "description", "expected"):
+            one, two = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
+            found = _difference(one, two, field.name)
+            if found:
+                return found
+    return None
+
+
+def _difference(one: Any, two: Any, path: str) -> str | None:
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        pairs = [(one[key], two[key], f"{path}.{key}") for key in one]
+    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        pairs = [(a, b, f"{path}.{i}") for i, (a, b) in enumerate(zip(one, two))]
+    else:
+        return None if one == two else f"{path} is {_short(one)}, not {_short(two)}"
+    return next(filter(None, (_difference(*pair) for pair in pairs)), None)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,116 @@
+"""A run: the directory in which a model is trained, and what is in it afterwards."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from headway.checkpoints import native
+from headway.checkpoints.durable import read_json, write_json
+from headway.errors import UserError
+from headway.train.log import read_metrics
+from headway.train.recipe import Recipe, read_recipe
+from headway.train.task import Task
+
+FORMAT = 1
+_PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
+
+
+@dataclass
+class Run:
+    """A trained model with how it came about. `metrics` are the lines of metrics.jsonl, `summary` is run.json."""
+
+    directory: Path
+    recipe: Recipe
+    model: nn.Module
+    task: Task | None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class RunDirectory:
+    """Where the files of a run lie."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        self.recipe = self.path / "recipe.json"
+        self.model = self.path / native.FILE
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.status = self.path / "run.json"
+
+    def exists(self) -> bool:
+        """Whether there is a run here."""
+        return self.status.exists()
+
+    def claim(self, resume: bool) -> bool:
+        """Whether a run is here to go on with. UserError for one that was not asked for, or of another format."""
+        if not self.exists():
+            return False
+        status = self.read_status()
+        if not resume:
+            raise UserError(
+                f"{self.path} already holds a run ({status.get('status')}); "
+                "resume it with --resume, or choose another directory with --run"
+            )
+        return True
+
+    def read_status(self) -> dict[str, Any]:
+        """run.json, after a check of its format."""
+        status = read_json(self.status)
+        found = status.get("format") if isinstance(status, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{self.path} is a run of format {found}, this headway reads {FORMAT}; "
+                "use the version that wrote it, or choose another directory"
+            )
+        return status
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace run.json."""
+        write_json(self.status, {"format": FORMAT, **status})
+
+
+def claim(directory: Path, resume: bool) -> bool:
+    """Check a run directory before any work; see RunDirectory.claim. To be called before a task is opened in it."""
+    return RunDirectory(directory).claim(resume)
+
+
+def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
+    """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
+    place = RunDirectory(directory)
+    if not place.exists():
+        raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")
+    summary = place.read_status()
+    if not place.model.exists():
+        raise UserError(f"{place.path} has no model yet ({summary.get('status')}); resume it with --resume")
+    model = native.load_model(place.path, device)
+    return Run(place.path, read_recipe(place.recipe), model, None, read_metrics(place.metrics), summary)
+
+
+def environment(device: torch.device, world: int) -> dict[str, Any]:
+    """What the figures of a run depend on beside its recipe."""
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": world,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(names, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()

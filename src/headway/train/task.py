@@ -1,0 +1,107 @@
+"""What a domain gives to the trainer: batches, a loss, an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+import torch
+from torch import nn
+
+from headway.config import family
+from headway.models import Loss, ModelConfig
+
+if TYPE_CHECKING:
+    from headway.train.recipe import Recipe
+
+
+class Shard(NamedTuple):
+    """The part of the data that one of `world` processes reads."""
+
+    rank: int = 0
+    world: int = 1
+
+
+WHOLE = Shard()
+
+
+class Batch(Protocol):
+    """Inputs and targets of one micro-batch."""
+
+    @property
+    def tokens(self) -> int:
+        """Targets that count in the loss."""
+        ...
+
+    @property
+    def computed(self) -> int:
+        """Tokens that the model computes, padding included."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+
+class Task(Protocol):
+    """An objective over data, and the metrics it is judged by.
+
+    `goal` names the metric that picks the best model, `goal_better` which way is better.
+    """
+
+    goal: str
+    goal_better: Literal["min", "max"]
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with what only the data decides (the number of symbols)."""
+        ...
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Any]:
+        """Micro-batches of a split: `train` without end, where batch k is a pure function of (seed, k); others once.
+
+        `start` is the first k. A shard gets the batches start + rank, start + rank + world, ...: the order is the same
+        at any world size.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Loss]:
+        """Sums and counts by name. The trainer divides each by its count over the whole step and adds them up."""
+        ...
+
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
+        """Metrics on at most `limit` samples of a split; `goal` is one of them."""
+        ...
+
+    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+        """Examples for display: columns by name, such as prompt and output, or source, output and reference."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write what generation needs beside the model: the codec."""
+        ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A task with several losses that also counts them before a model runs.
+
+    Needed to accumulate losses of different counts over micro-batches or processes: each must be divided by its count
+    over the whole step, which has to be known before the first backward pass.
+    """
+
+    def counts(self, batch: Any) -> dict[str, int]:
+        """The counts that `loss` will give for this batch, by name."""
+        ...
+
+
+@family
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task as data."""
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Read the data (None: the recipe's own), train or load the codec, and give the task.
+
+        `workspace` is the run's directory.
+        """
+        raise NotImplementedError

@@ -1,0 +1,200 @@
+"""The trainer: from a recipe and a task to a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.checkpoints import native
+from headway.checkpoints.durable import remove
+from headway.config import from_dict, to_dict
+from headway.errors import UserError
+from headway.models import EncoderDecoderConfig, build, describe
+from headway.train.budget import measure, plan
+from headway.train.checkpoint import Checkpoints, Progress
+from headway.train.display import Display, open_display
+from headway.train.distributed import Processes
+from headway.train.interrupt import Interrupts, UserInterrupt
+from headway.train.journal import Journal
+from headway.train.learner import Learner
+from headway.train.log import MetricsFile, asked_loggers, read_metrics, truncate_metrics
+from headway.train.loop import Loop
+from headway.train.precision import Precision, choose
+from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
+from headway.train.run import Run, RunDirectory, environment
+from headway.train.task import Task
+
+
+class Trainer:
+    """Trains the model of a recipe on a task.
+
+    `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long; `spent` are the seconds
+    of it that have gone already (starting the process, reading the data). The recipe written to the run's directory has
+    these steps and the precision chosen: trained again, on the same machine and threads, it gives the same bits.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        run_directory: Path,
+        *,
+        device: torch.device | str | None = None,
+        threads: int | None = None,
+        progress: bool = True,
+        minutes: float | None = None,
+        spent: float = 0.0,
+    ) -> None:
+        if minutes is not None and minutes <= 0:
+            raise UserError(f"{minutes:g} minutes; give a number above 0")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.start = time.perf_counter() - spent
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processes = Processes(torch.device(chosen))
+        self.task = task
+        self.recipe = replace(recipe, model=task.adapt(recipe.model))
+        self.directory = RunDirectory(run_directory)
+        self.progress = progress and self.processes.first
+        self.minutes = minutes
+        self.precision = Precision(recipe.train.precision, "as set")
+        self._costs = describe(self.recipe.model)
+
+    def fit(self, resume: bool = False) -> Run:
+        """Train to the end and give the run with its best model.
+
+        With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped.
+        Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
+        """
+        self.processes.share_of(self.recipe.train.accumulate)
+        found = self.processes.tell(self.directory.claim(resume) if self.processes.first else None)
+        status = self.directory.read_status() if found else {}
+        if found:
+            self._follow(status)
+        if status.get("status") != "finished":
+            if not found:
+                self._begin()
+            self._train()
+        self.processes.tell(None)  # all wait until the first has written
+        return self._open()
+
+    def _follow(self, status: dict[str, Any]) -> None:
+        """Take over the recipe of the run that is here, which must be the same one."""
+        recorded = read_recipe(self.directory.recipe)
+        train = self.recipe.train
+        if status.get("minutes") is not None:
+            train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
+        if train.precision == "auto":
+            train = replace(train, precision=recorded.train.precision)
+        changed = difference(recorded, replace(self.recipe, train=train))
+        if changed:
+            raise UserError(
+                f"{self.directory.path} was started with another recipe: {changed}; "
+                "resume it with its own settings, or choose another directory with --run"
+            )
+        self.recipe = recorded
+        self.minutes = status.get("minutes")
+        self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
+
+    def _begin(self) -> None:
+        """Settle what is left open (precision, steps) and write down what will be trained."""
+        self.precision = self._choose_precision()
+        train = replace(self.recipe.train, precision=self.precision.name)
+        if self.minutes is not None:
+            left = 60 * self.minutes - (time.perf_counter() - self.start)
+            speed = measure(self.recipe, self.task, self.processes, self.precision.name, left)
+            left = 60 * self.minutes - (time.perf_counter() - self.start)
+            train = plan(train, speed, left)
+        recipe = replace(self.recipe, train=train)
+        self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
+        if self.processes.first:
+            self.directory.path.mkdir(parents=True, exist_ok=True)
+            remove(self.directory.metrics)
+            self.task.save(self.directory.path)
+            write_recipe(self.recipe, self.directory.recipe)
+            self._write_status("running", Progress())
+
+    def _choose_precision(self) -> Precision:
+        setting = self.recipe.train.precision
+        model = build(self.recipe.model, seed=None)
+        tokens = next(iter(self.task.batches("train"))).computed if setting == "auto" else 0
+        found = choose(setting, model, tokens, self.processes.device)
+        return Precision(*self.processes.tell(list(found)))
+
+    def _train(self) -> None:
+        recipe, first = self.recipe, self.processes.first
+        model = build(recipe.model, recipe.train.seed)
+        learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
+        checkpoints = Checkpoints(self.directory.checkpoints, max(recipe.train.keep, recipe.train.average))
+        if first:
+            checkpoints.clean()
+        progress = checkpoints.load_newest(learner) or Progress()
+        metrics = self._open_metrics(progress) if first else None
+        display = self._open_display()
+        loggers = [metrics, *asked_loggers(self.directory.path, to_dict(recipe))] if metrics else []
+        journal = Journal(recipe.train.steps, progress, loggers, display)
+        self._announce(display, progress)
+        try:
+            with Interrupts() as interrupts:
+                loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts)
+                loop.run()
+                if recipe.train.average:
+                    loop.average_checkpoints()
+            self._write_status("finished", progress)
+        except UserInterrupt:
+            self._write_status("interrupted", progress)
+            raise
+        finally:
+            display.close()
+            journal.close()
+
+    def _open_metrics(self, progress: Progress) -> MetricsFile:
+        truncate_metrics(self.directory.metrics, progress.step)
+        return MetricsFile(self.directory.metrics)
+
+    def _open_display(self) -> Display:
+        flop = 3 * self._costs["flop_per_token"]  # forward, and backward twice as much
+        if isinstance(self.recipe.model, EncoderDecoderConfig):
+            flop /= 2  # which `describe` gives for a pair of tokens
+        device = self.processes.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        return open_display(self.progress, self.recipe.train.steps, flop, name)
+
+    def _announce(self, display: Display, progress: Progress) -> None:
+        steps = self.recipe.train.steps
+        name, reason = self.precision
+        display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
+        if progress.step:
+            display.say(f"resuming after step {progress.step:,}")
+
+    def _write_status(self, status: str, progress: Progress) -> None:
+        if not self.processes.first:
+            return
+        self.directory.write_status(
+            {
+                "status": status,
+                "recipe": self.recipe.name,
+                "parameters": self._costs["parameters"],
+                "steps": self.recipe.train.steps,
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 3),
+                "elapsed": round(time.perf_counter() - self.start, 3),
+                "minutes": self.minutes,
+                "precision": self.precision.name,
+                "precision_reason": self.precision.reason,
+                "goal": self.task.goal,
+                "best": progress.best,
+                **environment(self.processes.device, self.processes.world),
+            }
+        )
+
+    def _open(self) -> Run:
+        directory = self.directory
+        model = native.load_model(directory.path, self.processes.device)
+        summary, metrics = directory.read_status(), read_metrics(directory.metrics)
+        return Run(directory.path, self.recipe, model, self.task, metrics, summary)
