@@ -10,7 +10,7 @@ from cases import FEED_FORWARDS, NORMS, SCALINGS, hybrid, ids, inputs, seq2seq, 
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
-from headway.kernels import deterministic
+from headway.kernels import deterministic, products
 from headway.layout import Layout
 from headway.models import (
     EncoderDecoder,
@@ -136,16 +136,27 @@ def test_deterministic_equals_fast_up_to_rounding() -> None:
     close(slow[kept], fast[kept], **TOLERANCE)
 
 
-def test_low_precision_products_stay_close() -> None:
-    """bf16 products lose 8 bits a product: features of unit scale stay within a few hundredths."""
-    model = build(decoder(64, 3, 4, 2, 160, 97, 128)).eval()
+@pytest.mark.parametrize("how", ["products", "autocast"])
+def test_low_precision_stays_close(how: str) -> None:
+    """bf16 keeps 8 bits of a factor: features of unit scale stay within a few hundredths, gradients within 5 %."""
+    model = build(decoder(64, 3, 4, 2, 160, 97, 128))
+    assert isinstance(model, Transformer)
     tokens = ids(4, 32, 97)
-    with torch.no_grad():
-        exact = model(tokens).x
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = model(tokens).x.float()
+    context = products("bf16") if how == "products" else torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def features_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        x = model(tokens).x
+        loss = model.heads["vocabulary"].loss(x, tokens.roll(-1, 1))
+        loss.total.backward()
+        return x.detach().float(), model.stack.blocks[0].mixer.qkv.weight.grad.clone()
+
+    exact, gradient = features_and_gradient()
+    with context:
+        rough, rough_gradient = features_and_gradient()
     assert (rough - exact).abs().mean() < 0.02
     assert (rough - exact).abs().max() < 0.2
+    assert (rough_gradient - gradient).norm() < 0.05 * gradient.norm()
 
 
 def test_compiled_is_plain() -> None:

@@ -3,12 +3,13 @@
 from headway.kernels.activations import relu_squared, relu_squared_reference
 from headway.kernels.attend import View, attend, attend_reference, recording
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
-from headway.kernels.linear import deterministic, is_deterministic, linear
+from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.kernels.rms_norm import rms_norm, rms_norm_reference
 from headway.kernels.rope import rotate, rotate_reference
 
 __all__ = [
     "IGNORED",
+    "Products",
     "View",
     "attend",
     "attend_reference",
@@ -17,6 +18,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "products",
     "recording",
     "relu_squared",
     "relu_squared_reference",

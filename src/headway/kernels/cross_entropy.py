@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.kernels.linear import are_products_rough, matrix_unit
+
 _CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in fp32, small beside any step and large enough for BLAS
 IGNORED = -100  # the label of a position that has no target
 
@@ -44,6 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
     ) -> Tensor:
+        rough = are_products_rough()
         wants = any(ctx.needs_input_grad[:3])
         total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         dx = torch.empty_like(x) if wants else None
@@ -51,12 +54,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dbias = torch.zeros_like(bias) if wants and bias is not None else None
         for start in range(0, x.shape[0], rows):
             part, targets = x[start : start + rows], labels[start : start + rows, None]
-            logits = torch.nn.functional.linear(part, weight, bias)
+            with matrix_unit(rough):
+                logits = torch.nn.functional.linear(part, weight, bias)
             total += _loss_and_gradient_(logits, targets, smoothing)
             if dx is None or dweight is None:
                 continue
-            torch.mm(logits, weight, out=dx[start : start + rows])
-            dweight.addmm_(logits.T, part)
+            with matrix_unit(rough):
+                torch.mm(logits, weight, out=dx[start : start + rows])
+                dweight.addmm_(logits.T, part)
             if dbias is not None:
                 dbias += logits.sum(0)
         ctx.save_for_backward(dx, dweight, dbias)

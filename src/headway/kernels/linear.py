@@ -1,10 +1,11 @@
-"""Matrix products, and the deterministic mode in which a row's result does not depend on its neighbours."""
+"""Matrix products: exact, with factors rounded to bf16, or with rows that do not depend on their neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor
 
 _ROWS = 16  # the fixed block height: one shape of product, whatever the batch, so one order of summation
 _DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
+
+Products = Literal["fp32", "bf16"]
+_PRODUCTS: ContextVar[Products] = ContextVar("products", default="fp32")
 
 
 @contextmanager
@@ -34,13 +38,66 @@ def is_deterministic() -> bool:
     return _DETERMINISTIC.get()
 
 
+@contextmanager
+def products(kind: Products) -> Iterator[None]:
+    """Within this context the linear layers of a CPU multiply factors rounded to bf16 and add in fp32.
+
+    Processors with matrix units for bf16 do that several times as fast; tensors stay fp32, so nothing is cast. Only the
+    linear layers do it: torch's attention is slower that way.
+    """
+    token = _PRODUCTS.set(kind)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
+
+
+def are_products_rough() -> bool:
+    return _PRODUCTS.get() == "bf16"
+
+
+@contextmanager
+def matrix_unit(use: bool) -> Iterator[None]:
+    """The switch that torch has for this, on for the products within if `use` is true."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    if use:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+class _RoughLinear(torch.autograd.Function):
+    """A linear layer whose three products, forward and backward, all run under the switch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        with matrix_unit(True):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        with matrix_unit(True):
+            dx = (rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
+            dweight = rows.T @ x.reshape(-1, x.shape[-1])
+        return dx, dweight, rows.sum(0) if ctx.biased else None
+
+
 def linear(
     x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None
 ) -> Float[Tensor, "... E"]:
     """`x @ weight.T + bias`."""
-    if not is_deterministic():
-        return F.linear(x, weight, bias)
-    return _linear_in_blocks(x, weight, bias)
+    if is_deterministic():
+        return _linear_in_blocks(x, weight, bias)
+    if _PRODUCTS.get() == "bf16":
+        return _RoughLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def _linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
