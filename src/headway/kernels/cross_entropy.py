@@ -46,25 +46,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
     ) -> Tensor:
-        rough = are_products_rough()
-        wants = any(ctx.needs_input_grad[:3])
-        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-        dx = torch.empty_like(x) if wants else None
-        dweight = torch.zeros_like(weight) if wants else None
-        dbias = torch.zeros_like(bias) if wants and bias is not None else None
-        for start in range(0, x.shape[0], rows):
-            part, targets = x[start : start + rows], labels[start : start + rows, None]
-            with matrix_unit(rough):
-                logits = torch.nn.functional.linear(part, weight, bias)
-            total += _loss_and_gradient_(logits, targets, smoothing)
-            if dx is None or dweight is None:
-                continue
-            with matrix_unit(rough):
-                torch.mm(logits, weight, out=dx[start : start + rows])
-                dweight.addmm_(logits.T, part)
-            if dbias is not None:
-                dbias += logits.sum(0)
-        ctx.save_for_backward(dx, dweight, dbias)
+        device = x.device.type
+        # Under autocast the products run in its dtype; what is added up over classes and chunks stays fp32.
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        with torch.autocast(device, enabled=False), matrix_unit(are_products_rough()):
+            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, low, any(ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
@@ -74,10 +61,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
+def _in_chunks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    smoothing: float,
+    rows: int,
+    low: torch.dtype,
+    wants: bool,
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """The summed loss, and its gradients by x, weight and bias if `wants`."""
+    total = torch.zeros((), dtype=weight.dtype, device=x.device)
+    dx = torch.empty_like(x) if wants else None
+    dweight = torch.zeros_like(weight) if wants else None
+    dbias = torch.zeros_like(bias) if wants and bias is not None else None
+    matrix = weight.to(low)
+    for start in range(0, x.shape[0], rows):
+        part, targets = x[start : start + rows].to(low), labels[start : start + rows, None]
+        logits = torch.nn.functional.linear(part, matrix).to(weight.dtype)
+        if bias is not None:
+            logits += bias
+        total += _loss_and_gradient_(logits, targets, smoothing)
+        if dx is None or dweight is None:
+            continue
+        if dbias is not None:
+            dbias += logits.sum(0)
+        dlogits = logits.to(low)
+        dx[start : start + rows] = dlogits @ matrix
+        dweight += dlogits.T @ part
+    return total, (dx, dweight, dbias)
+
+
 def _loss_and_gradient_(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """The summed loss of a chunk; `logits` become the gradient of that sum in place."""
     classes = logits.shape[-1]
-    normaliser = torch.logsumexp(logits.float() if logits.dtype.itemsize < 4 else logits, -1, keepdim=True)
+    normaliser = torch.logsumexp(logits, -1, keepdim=True)
     loss = normaliser - logits.gather(1, targets)
     if smoothing:
         loss = (1 - smoothing) * loss + smoothing * (normaliser - logits.mean(-1, keepdim=True))
