@@ -68,7 +68,7 @@ def _receive(file: KnownFile, part: Path, progress: Callable[[int, int], None] |
                 if progress is not None:
                     progress(done, total)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        reason = str(error).strip("<>") or type(error).__name__
         raise UserError(f"{file.url} cannot be fetched ({reason}); try again, or fetch it by hand") from error
     if done < total:
         raise UserError(f"{file.url} broke off after {done:,} of {total:,} bytes; try again")

@@ -124,7 +124,8 @@ def members(path: Path) -> list[File]:
             with tarfile.open(path) as archive:
                 names = [entry.name for entry in archive if entry.isfile()]
     except _DAMAGE as error:
-        raise UserError(f"{path} is damaged ({error}); fetch or pack it again") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); fetch or pack it again") from error
     seen = (name for name in names if not any(part[0] in "._" for part in PurePath(name).parts))
     return [File(path, name, side=named_side(_stem(name))) for name in seen]
 

@@ -10,7 +10,7 @@ import numpy as np
 Index = TypeVar("Index", int, np.ndarray)
 
 _ROUNDS = 6
-_LEAST_BITS = 6  # fewer leave the halves too few values to mix; walking inside 64 values costs nothing
+_SMALL = 256  # the halves of smaller numbers have too few values to mix; a table costs nothing there
 
 
 @overload
@@ -27,14 +27,11 @@ def permuted(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
     numbers = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if numbers.size and int(numbers.max()) >= size:
         raise ValueError(f"index {int(numbers.max())} is outside a permutation of {size}")
-    bits = max(_LEAST_BITS, (size - 1).bit_length())
-    keys = mixed(np.arange(1, _ROUNDS + 1, dtype=np.uint64) + mixed(np.uint64(seed % (1 << 64))))
-    result = _feistel(numbers, bits, keys)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:
-        walked = _feistel(result[outside], bits, keys)
-        result[outside] = walked
-        outside = outside[walked >= size]
+    salt = mixed(np.uint64(seed % (1 << 64)))
+    if size <= _SMALL:
+        result = np.argsort(mixed(np.arange(size, dtype=np.uint64) ^ salt))[numbers]
+    else:
+        result = _walked(numbers, size, mixed(np.arange(1, _ROUNDS + 1, dtype=np.uint64) + salt))
     result = result.astype(np.int64)
     return result.reshape(index.shape) if isinstance(index, np.ndarray) else int(result[0])
 
@@ -64,6 +61,17 @@ def mixed(numbers: np.ndarray | np.uint64) -> np.ndarray:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))
     return x if np.ndim(numbers) else x[0]
+
+
+def _walked(numbers: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    bits = (size - 1).bit_length()
+    result = _feistel(numbers, bits, keys)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:
+        walked = _feistel(result[outside], bits, keys)
+        result[outside] = walked
+        outside = outside[walked >= size]
+    return result
 
 
 def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:

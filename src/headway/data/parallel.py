@@ -111,9 +111,9 @@ def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> 
     number = side_number(side)
     return (
         pair
-        for source in sources
-        for pair in read_pairs(source)
-        if _assigned(pair, _named(source), given, config) == number
+        for batch, named in _batches(sources)
+        for pair, assigned in zip(batch, assign(_keys(batch), np.array(named, np.uint8), given, config))
+        if assigned == number
     )
 
 
@@ -176,7 +176,7 @@ def _build(
                 columns.append(f"{side}_ids", flat)
                 columns.append(f"{side}_offsets", tokens[side] + np.cumsum(lengths))
                 tokens[side] += len(flat)
-            columns.append("keys", np.array([key_of(pair.source) for pair in batch], np.uint64))
+            columns.append("keys", _keys(batch))
             columns.append("named", named)
             count += len(batch)
             done += sum(len(text.encode()) for pair in batch for text in pair)
@@ -209,6 +209,5 @@ def _named(source: PairSource) -> int:
     return 0 if source.side is None else side_number(source.side)
 
 
-def _assigned(pair: Pair, named: int, given: frozenset[int], config: SplitConfig) -> int:
-    key = np.array([key_of(pair.source)], np.uint64)
-    return int(assign(key, np.array([named], np.uint8), given, config)[0])
+def _keys(batch: Sequence[Pair]) -> np.ndarray:
+    return np.array([key_of(pair.source) for pair in batch], np.uint64)

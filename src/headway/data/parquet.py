@@ -20,6 +20,7 @@ def parquet_texts(file: File) -> Iterator[str]:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{file} needs the package pyarrow; pip install 'headway[data]'") from error
+    row = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
         if file.member is not None or file.path.suffix.lower() != ".parquet":
@@ -31,9 +32,10 @@ def parquet_texts(file: File) -> Iterator[str]:
             table = pyarrow.parquet.ParquetFile(whole)
             _check_column(file, table.schema_arrow)
             for batch in table.iter_batches(batch_size=_ROWS, columns=[_COLUMN]):
-                for row, text in enumerate(batch.column(0).to_pylist()):
+                for text in batch.column(0).to_pylist():
+                    row += 1
                     if text is None:
-                        raise UserError(f"{file} has a row without text (row {row} of a batch); drop such rows")
+                        raise UserError(f"{file}, row {row} has no text; drop such rows")
                     yield text
         except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError) as error:
             raise UserError(f"{file} is damaged or no Parquet file ({error}); fetch it again") from error

@@ -63,13 +63,14 @@ class TokenCache:
         cut instead: its end is test, what stands before it validation (one book of 90 % and 10 %). Equal
         documents are cut at equal places, so that this does not leak either.
         """
+        number = side_number(side)
         given = frozenset(np.unique(self.named).tolist())
         training = np.flatnonzero(self.named <= side_number("train"))
         if len(training) < FEW_DOCUMENTS and any(shares_to_draw(given, config)):
             spans = self._cut_spans(side, training, *shares_to_draw(given, config))
         else:
             sides = assign(np.asarray(self.keys), np.asarray(self.named), given, config)
-            spans = self._whole(np.flatnonzero(sides == side_number(side)))
+            spans = self._whole(np.flatnonzero(sides == number))
         if spans.tokens == 0:
             raise UserError(
                 f"the {side} split of {self.documents:,} documents is empty; give a file or folder named {side}, "
