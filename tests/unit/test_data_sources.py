@@ -227,6 +227,7 @@ def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:
         "no key": ("a.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', "line 3 has no key 'text'; did you mean 'txt'"),
         "no json": ("a.jsonl", b'{"text": "a"}\nb\n', "line 2 is not JSON"),
         "no object": ("a.jsonl", b"[1]\n", "line 1 is a JSON list"),
+        "half a pair": ("a.jsonl", b'{"text": "a \\ud800"}\n', "half a surrogate pair at character 2"),
         "no text": ("a.jsonl", b'{"text": 7}\n', "line 1: 'text' is 7"),
     }
 

@@ -1,5 +1,4 @@
-"""Files as people have them: found in folders and archives, decompressed, decoded and streamed in constant
-memory."""
+"""Files as people have them: found, decompressed, decoded and streamed in constant memory."""
 
 from __future__ import annotations
 
@@ -51,23 +50,26 @@ def kind_of(name: str) -> str:
 
 
 def find_files(path: Path, kinds: Collection[str]) -> list[File]:
-    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted). Archives are not
-    opened."""
+    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted)."""
     if path.is_dir():
         return _in_folder(path, kinds)
     check_file(path)
     if kind_of(path.name) not in kinds:
         raise UserError(f"{path} has an unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
-    return [File(path, side=named_side(_stem(path.name)))]
+    return [File(path, side=stated_side(path.name))]
 
 
 def check_file(path: Path) -> None:
     """A UserError unless there is a file that holds something."""
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}; check the name")
-    if not path.is_file():
-        raise UserError(f"{path} is neither a file nor a folder; give one of them")
-    if path.stat().st_size == 0:
+    try:
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}; check the name")
+        if not path.is_file():
+            raise UserError(f"{path} is no plain file; give a file")
+        size = path.stat().st_size
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be reached ({error.strerror}); check its permissions") from error
+    if size == 0:
         raise UserError(f"{path} is empty (0 bytes); give a file that holds text")
 
 
@@ -127,13 +129,13 @@ def members(path: Path) -> list[File]:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is damaged ({reason}); fetch or pack it again") from error
     seen = (name for name in names if not any(part[0] in "._" for part in PurePath(name).parts))
-    return [File(path, name, side=named_side(_stem(name))) for name in seen]
+    return [File(path, name, side=stated_side(name)) for name in seen]
 
 
-def _stem(name: str) -> str:
-    """A file's name without the ending of a compression."""
+def stated_side(name: str) -> str | None:
+    """The side that a file's name states, compressed or not."""
     path = PurePath(name)
-    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+    return named_side(path.stem if path.suffix.lower() in COMPRESSIONS else path.name)
 
 
 def blocks(file: File) -> Iterator[bytes]:

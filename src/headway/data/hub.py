@@ -37,8 +37,10 @@ def find_hub(name: str) -> list[HubSplit]:
     named = [split for split in splits if named_side(split) in SIDES]
     if not named:
         raise UserError(f"dataset {name} has the splits {', '.join(splits)}; give one with a split named train")
-    content = f"{builder.cache_dir} {builder.hash}"
-    return [HubSplit(dataset, config or None, split, named_side(split), content) for split in named]
+    # As with files, names of sides count only beside one for training.
+    sides = {split: named_side(split) for split in named}
+    honoured = sides if "train" in sides.values() else dict.fromkeys(named)
+    return [HubSplit(dataset, config or None, split, honoured[split], str(builder.hash)) for split in named]
 
 
 def hub_texts(source: HubSplit) -> Iterator[str]:

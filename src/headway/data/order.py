@@ -1,5 +1,4 @@
-"""The order of samples: a keyed permutation that is computed, not stored, so that any index can be asked
-for alone."""
+"""The order of samples: a keyed permutation that is computed, not stored, so that any index can be asked for alone."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ def permuted(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
     """Where a permutation of range(size), chosen by `seed`, sends an index or an array of indices.
 
     A Feistel network permutes the smallest power of two that holds `size`; a result outside the range is sent
-    through again until it falls inside (cycle walking; under two passes on average for all but the smallest
-    sizes).
+    through again until it falls inside (cycle walking, under two passes on average). A few are
+    sorted by random keys.
     """
     numbers = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if numbers.size and int(numbers.max()) >= size:
@@ -37,8 +36,7 @@ def permuted(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
 
 
 def sample_at(index: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The samples at places of an endless stream: epoch after epoch, each a permutation of its own of
-    range(size)."""
+    """The samples at places of an endless stream of epochs, each a permutation of its own of range(size)."""
     epochs, places = np.divmod(np.asarray(index, dtype=np.int64), size)
     result = np.empty_like(places)
     for epoch in np.unique(epochs):
@@ -54,8 +52,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def mixed(numbers: np.ndarray | np.uint64) -> np.ndarray:
-    """A bijection of 64-bit numbers whose every output bit hangs on every input bit (the finaliser of
-    SplitMix64)."""
+    """A bijection of 64-bit numbers whose every output bit hangs on every input bit (SplitMix64's)."""
     x = np.atleast_1d(np.asarray(numbers, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -75,8 +72,7 @@ def _walked(numbers: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """Permute numbers of `bits` bits. The halves may differ by a bit: each round changes one of them in
-    place."""
+    """Permute numbers of `bits` bits. The halves may differ by a bit: each round changes one of them in place."""
     low = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)
     high_mask = np.uint64((1 << (bits - bits // 2)) - 1)

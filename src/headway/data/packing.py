@@ -152,8 +152,7 @@ def _ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _plan(
     starts: np.ndarray, sizes: np.ndarray, room: int, full_rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces in the order of their rows: starts, sizes, and where in them each row begins, int64 [rows +
-    1]."""
+    """Pieces in the order of their rows: starts, sizes, and where in them each row begins, int64 [rows + 1]."""
     if len(sizes) == 0:
         return starts, sizes, np.zeros(1, np.int64)
     rows = _best_fit(sizes, room)
@@ -171,8 +170,7 @@ def _plan(
 
 
 def _rows_to_recut(fill: np.ndarray, room: int, full_rows: int) -> int:
-    """How many of the emptiest rows (`fill` ascends) to fill by cutting, so that padding falls below the
-    limit."""
+    """How many of the emptiest rows (`fill` ascends) to fill by cutting, so that padding falls below the limit."""
     many = np.arange(len(fill) + 1)
     held = np.concatenate([[0], np.cumsum(fill)])
     rows = full_rows + len(fill) - many + -(-held // room)
@@ -192,8 +190,7 @@ def _stream(starts: np.ndarray, sizes: np.ndarray, room: int) -> tuple[np.ndarra
 
 
 def _best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
-    """The row of each piece: longest first, each into the fullest row that still holds it. All of one size
-    at once."""
+    """The row of each piece: longest first, each into the fullest row that still holds it. All of one size at once."""
     rows = np.empty(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     values, firsts = np.unique(-sizes[order], return_index=True)

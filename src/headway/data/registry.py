@@ -1,5 +1,4 @@
-"""Data sets that headway knows by name: what they are, whose, where they come from, and what must be in
-them."""
+"""Data sets that headway knows by name: what they are, whose, where they come from, and what must be in them."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies
-    in it."""
+    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies in it."""
 
     name: str
     description: str
@@ -159,8 +157,7 @@ def data_folders() -> list[Path]:
 
 
 def find_set(name: str) -> list[Path]:
-    """The files of a known set, ready for `documents` or `pairs`. A UserError says how to get what is
-    missing."""
+    """The files of a known set, ready for `documents` or `pairs`. A UserError says how to get what is missing."""
     known = known_set(name)
     if found := _found(known):
         return found

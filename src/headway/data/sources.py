@@ -1,5 +1,4 @@
-"""What a user has, as a stream of documents or of pairs: every form of text and parallel text that headway
-reads."""
+"""What a user has, as a stream of documents or of pairs: every form that headway reads."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ from headway.data.files import (
     kind_of,
     lines,
     members,
+    stated_side,
     text_blocks,
     unpacked,
 )
 from headway.data.hub import HubSplit, find_hub, hub_texts
 from headway.data.parquet import parquet_texts
-from headway.data.splits import named_side
 from headway.errors import UserError, nearest
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
@@ -112,8 +111,7 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
 
 
 def chunks(source: TextSource) -> Iterator[Chunk]:
-    """A source's documents in parts small enough for a tokenizer. Where they are cut depends on the text
-    alone."""
+    """A source's documents in parts small enough for a tokenizer. Where they are cut depends on the text alone."""
     if isinstance(source, HubSplit):
         return (chunk for text in hub_texts(source) for chunk in chunked([text]))
     if source.kind == ".jsonl":
@@ -205,9 +203,7 @@ def _line_file(path: Path) -> File:
             f"{path} has an extension {kind_of(path.name)!r} that holds no lines of text; "
             f"give two line-aligned files, or {', '.join(PAIR_KINDS)}"
         )
-    name = File(path)
-    stem = path.stem if name.kind != path.suffix.lower() else path.name
-    return File(path, side=named_side(stem))
+    return File(path, side=stated_side(path.name))
 
 
 def _nameless(source: PairSource) -> PairSource:
@@ -240,8 +236,7 @@ def _tabbed(source: File) -> Iterator[Pair]:
 
 
 def _zipped(source: File) -> list[PairSource]:
-    """What a .zip of pairs holds: records, two files of lines, or one .txt with TABs (as Tatoeba's are
-    packed)."""
+    """What a .zip of pairs holds: records, two files of lines, or one .txt with TABs (as Tatoeba's are packed)."""
     found = members(source.path)
     if found and all(file.kind in (".tsv", ".jsonl") for file in found):
         return list(found)
@@ -257,16 +252,16 @@ def _rows(source: File, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """The values of `keys` in each line of a .jsonl, with the line's number. Blank lines are passed over."""
     for number, line in enumerate(lines(source), 1):
         if line.strip():
-            yield number, [_value(source, number, _parsed(source, number, line), key) for key in keys]
+            row = _parsed(source, number, line)
+            yield number, [_value(source, number, row, key) for key in keys]
 
 
 def _parsed(source: File, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{source}, line {number} is not JSON ({error.msg}, column {error.colno}); write one object a line"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{source}, line {number} is not JSON ({reason}); write one object a line") from error
     if not isinstance(row, dict):
         raise UserError(f"{source}, line {number} is a JSON {type(row).__name__}; write one object a line")
     return row
@@ -275,6 +270,13 @@ def _parsed(source: File, number: int, line: str) -> dict[str, Any]:
 def _value(source: File, number: int, row: dict[str, Any], key: str) -> str:
     if key not in row:
         raise UserError(f"{source}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")
-    if not isinstance(row[key], str):
-        raise UserError(f"{source}, line {number}: {key!r} is {row[key]!r}; give text")
-    return row[key]
+    text = row[key]
+    if not isinstance(text, str):
+        raise UserError(f"{source}, line {number}: {key!r} is {text!r}; give text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
+        raise UserError(
+            f"{source}, line {number}: {key!r} has half a surrogate pair at character {error.start}; write it anew"
+        ) from error
+    return text

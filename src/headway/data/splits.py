@@ -1,5 +1,4 @@
-"""Who is trained on and who is held out: by name where files say so, by a hash of the source where they do
-not."""
+"""Who is trained on and who is held out: by name where files say so, by a hash of the source where they do not."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def side_number(side: str) -> int:
 
 
 def named_side(name: str) -> str | None:
-    """The side that a file's or folder's name states: train-00001.parquet, wiki.valid.raw,
-    test_2016_flickr.en."""
+    """The side that a file's or folder's name states: train-00001.parquet, wiki.valid.raw, test_2016_flickr.en."""
     path = PurePath(name)
     found = _NAMED.search(path.stem) or _NAMED.search(path.name)
     return None if found is None else _WORDS.get(found[1].lower(), found[1].lower())

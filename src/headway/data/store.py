@@ -110,8 +110,7 @@ def _sync(folder: Path) -> None:
 
 
 class Columns:
-    """Arrays that are written to a folder bit by bit: `with Columns(folder, ids=np.uint16) as columns:
-    ...`"""
+    """Arrays that are written to a folder bit by bit: `with Columns(folder, ids=np.uint16) as columns: ...`"""
 
     def __init__(self, folder: Path, types: Mapping[str, Any]) -> None:
         self._folder = folder

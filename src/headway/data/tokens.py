@@ -175,8 +175,7 @@ class _Writer:
 
 
 def _batches(sources: Iterable[TextSource]) -> Iterator[list[tuple[Chunk, int]]]:
-    """Chunks with the number of their named split, some million characters at a time; empty documents left
-    out."""
+    """Chunks with the number of their named split, some million characters at a time; empty documents left out."""
     batch: list[tuple[Chunk, int]] = []
     characters = 0
     for source in sources:
