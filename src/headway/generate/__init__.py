@@ -1,0 +1,24 @@
+"""Generation: sampling, sessions over ragged batches, beam search, and scores of given texts."""
+
+from headway.generate.sampling import GREEDY, Sampler, Sampling
+from headway.generate.score import score_ids, score_targets
+from headway.generate.search import Hypothesis, SearchConfig, beam_search
+from headway.generate.session import Completion, Event, Session
+from headway.generate.stopping import Limits
+from headway.generate.translate import translate_ids
+
+__all__ = [
+    "GREEDY",
+    "Completion",
+    "Event",
+    "Hypothesis",
+    "Limits",
+    "Sampler",
+    "Sampling",
+    "SearchConfig",
+    "Session",
+    "beam_search",
+    "score_ids",
+    "score_targets",
+    "translate_ids",
+]

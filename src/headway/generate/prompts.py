@@ -1,0 +1,92 @@
+"""What generation starts from: checked ids, padded into a Prompt, in batches of nearly equal lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from headway.errors import UserError
+from headway.layout import Layout
+from headway.models import EncoderDecoder, Prompt, Transformer
+
+Ids = Sequence[int]
+Generative = Transformer | EncoderDecoder
+
+
+def context_of(model: Generative) -> int | None:
+    """The most positions that a row of the decoder may have; None where there is no limit."""
+    return model.config.context
+
+
+def source_context(model: Generative) -> int | None:
+    """The most symbols that the encoder reads; None where there is no limit or no encoder."""
+    return model.config.encoder.context if isinstance(model, EncoderDecoder) else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def check_prompts(prompts: Sequence[Ids], context: int | None) -> None:
+    """UserError for a prompt that is empty or leaves no room for a new symbol."""
+    for prompt in prompts:
+        if not len(prompt):
+            raise UserError("a prompt of 0 symbols has nothing to continue; begin with the codec's begin symbol")
+        if context is not None and len(prompt) > context:
+            raise UserError(f"a prompt of {len(prompt)} symbols exceeds the context of {context}; shorten it")
+        if context is not None and len(prompt) == context:
+            raise UserError(
+                f"a prompt of {len(prompt)} symbols fills the context of {context} and leaves no room for a new one; "
+                "shorten it"
+            )
+
+
+def check_sources(sources: Sequence[Ids], context: int | None) -> None:
+    """UserError for a source that the encoder cannot read whole."""
+    longest = max(map(len, sources), default=0)
+    if context is not None and longest > context:
+        raise UserError(f"a source of {longest} symbols exceeds the context of {context}; split it into shorter ones")
+
+
+def check_number(log_probability: float) -> None:
+    """UserError where a model computes nonsense, which must not pass for text."""
+    if math.isnan(log_probability):
+        raise UserError("the model gives NaN where it should give probabilities; use a checkpoint with sound weights")
+
+
+def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Int[Tensor, "B T"], Layout]:
+    """Rows as one tensor, and where their symbols sit."""
+    layout = Layout.padded([len(row) for row in rows])
+    ids = torch.tensor([[*row, *[0] * (layout.length - len(row))] for row in rows], device=device)
+    return ids, layout.to(device)
+
+
+def make_prompt(prompts: Sequence[Ids], sources: Sequence[Ids] | None, device: torch.device) -> Prompt:
+    ids, layout = pad(prompts, device)
+    return Prompt(ids, layout) if sources is None else Prompt(ids, layout, *pad(sources, device))
+
+
+def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of items by falling size, so many at once as `budget` holds at the size of the largest."""
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    start = 0
+    while start < len(order):
+        count = max(1, budget // max(1, sizes[order[start]]))
+        yield order[start : start + count]
+        start += count
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the model is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,173 @@
+"""Choosing the next symbol of each row from its logits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headway.errors import ConfigError
+
+_NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How symbols are drawn, in this order: the repetition penalty, the temperature, top_k, min_p, top_p.
+
+    `temperature` 0 takes the likeliest symbol; `top_k` keeps the k likeliest (and their equals); `min_p` keeps those at
+    least that fraction as likely as the likeliest; `top_p` keeps the fewest likeliest that together reach it (Holtzman
+    et al. 2020). `repetition_penalty` above 1 makes symbols of the prompt and of the text so far less likely (Keskar et
+    al. 2019). A `seed` of None is a new one for each call.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (the likeliest) or more")
+        _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number from 1 on, or none")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and up to 1")
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
+        good = 0 < self.repetition_penalty < math.inf
+        _check(good, "repetition_penalty", self.repetition_penalty, "a number above 0; 1 changes nothing")
+
+
+def _check(truth: bool, name: str, value: object, wanted: str) -> None:
+    if not truth:
+        raise ConfigError(f"{name} is {value}; give {wanted}")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Sampler:
+    """Draws for the rows of one batch.
+
+    A draw is a pure function of (seed, the row's own key, step): it is the same in any batch and at any place in it.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        keys: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        symbols: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated."""
+        self.sampling = sampling
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._keys = _mix(torch.tensor(keys, device=device) ^ _signed(seed))
+        self._seen: Bool[Tensor, "B C"] | None = None
+        if sampling.repetition_penalty != 1.0:
+            self._seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
+            for row, prompt in zip(self._seen, prompts):
+                row[torch.tensor(prompt, device=device)] = True
+
+    def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
+        logits = logits.float()
+        adjusted = logits if self._seen is None else self._penalised(logits, self._seen)
+        if self.sampling.temperature == 0:
+            chosen = adjusted.max(dim=-1).indices
+        else:
+            chosen = _draw(self._weights(adjusted / self.sampling.temperature), self._uniform(step))
+        if self._seen is not None:
+            self._seen.scatter_(1, chosen[:, None], True)
+        # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
+        return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """Go on with these rows only."""
+        self._keys = self._keys[rows]
+        self._seen = None if self._seen is None else self._seen[rows]
+
+    def _penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
+        penalty = self.sampling.repetition_penalty
+        return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    def _weights(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Probabilities up to a factor, 0 for what the filters drop.
+
+        Filters are thresholds, so that equal symbols share their fate and no order among them matters.
+        """
+        sampling = self.sampling
+        if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+            least = logits.topk(sampling.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if sampling.min_p > 0:
+            least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+            logits = logits.masked_fill(logits < least, -math.inf)
+        weights = logits.softmax(-1)
+        if sampling.top_p < 1:
+            weights = weights.masked_fill(weights < _nucleus(weights, sampling.top_p), 0.0)
+        return weights
+
+    def _uniform(self, step: int) -> Float[Tensor, "B"]:
+        """One number of 24 bits in [0, 1) a row."""
+        return _shift(_mix(self._keys + _signed(_GOLDEN * (step + 1))), 40).float() * 2.0**-24
+
+
+def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None = None) -> list[int]:
+    """A key for each row, by what it starts from and how often that came before in the batch.
+
+    So a prompt draws the same symbols alone and in a batch, and equal prompts of one batch draw different ones.
+    """
+    counts: dict[bytes, int] = {}
+    keys = []
+    for index, prompt in enumerate(prompts):
+        parts = [prompt] if sources is None else [prompt, sources[index]]
+        content = "|".join(" ".join(map(str, part)) for part in parts).encode()
+        count = counts[content] = counts.get(content, -1) + 1
+        digest = hashlib.blake2b(content, digest_size=8, salt=count.to_bytes(8, "little")).digest()
+        keys.append(int.from_bytes(digest, "little") >> 1)
+    return keys
+
+
+def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
+    """The least weight of each row's nucleus."""
+    symbols = weights.shape[-1]
+    count = min(_NUCLEUS, symbols)
+    while True:
+        largest = weights.topk(count).values
+        inside = largest.cumsum(-1) - largest < top_p
+        if count == symbols or not bool(inside[:, -1].any()):
+            return largest.gather(1, inside.sum(-1, keepdim=True) - 1)
+        count = symbols
+
+
+def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """The inverse of the cumulative distribution. A symbol of weight 0 is never drawn, as `uniform` is below 1."""
+    heights = weights.cumsum(-1)
+    target = uniform[:, None] * heights[:, -1:]
+    return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def _signed(value: int) -> int:
+    """The 64 low bits of `value` as int64 holds them."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Int[Tensor, "B"], bits: int) -> Int[Tensor, "B"]:
+    """A shift to the right that brings in zeros; torch's own brings in the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """splitmix64 (Steele et al. 2014): a bijection of 64 bits in which every input bit moves every output bit."""
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    return x ^ _shift(x, 31)

@@ -1,0 +1,221 @@
+"""Beam search: the likeliest continuations, for many sentences at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headway.errors import ConfigError
+from headway.generate.prompts import Generative, check_number, evaluating
+from headway.mixers import tree_map
+from headway.models import Decoding, Prompt
+
+_LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
+_CHUNK = 64  # symbols that are compared as one before the largest are sought among them
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """`beam` hypotheses a sentence are followed (1 is greedy) and the `n_best` best returned.
+
+    A hypothesis of n symbols, its end included, is worth log p / ((5 + n) / 6)^length_penalty (Wu et al. 2016, equation
+    14, without coverage). It has at most `most_extra + most_ratio * source length` symbols.
+    """
+
+    beam: int = 4
+    length_penalty: float = 0.6
+    n_best: int = 1
+    most_ratio: float = 2.0
+    most_extra: int = 10
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ConfigError(f"beam is {self.beam}; give a whole number from 1 on")
+        if not 1 <= self.n_best <= self.beam:
+            raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
+        if not 0 <= self.length_penalty < math.inf:
+            raise ConfigError(f"length_penalty is {self.length_penalty}; give 0 (none) or more")
+        if self.most_ratio < 0 or self.most_extra < 1:
+            raise ConfigError(
+                f"most_ratio {self.most_ratio} and most_extra {self.most_extra} leave no room for a symbol; "
+                "give 0 or more and 1 or more"
+            )
+
+    def limit(self, source: int) -> int:
+        """The most symbols for a source of that length."""
+        return self.most_extra + int(self.most_ratio * source)
+
+    def worth(self, log_probability: float, length: int) -> float:
+        return log_probability / ((5 + length) / 6) ** self.length_penalty
+
+
+class Hypothesis(NamedTuple):
+    """A continuation without its end symbol. `finished` is False where the limit of length cut it."""
+
+    ids: list[int]
+    score: float  # by which hypotheses are ranked
+    log_probability: float  # in nats, of the end too
+    finished: bool
+
+
+@torch.inference_mode()
+def beam_search(
+    model: Generative, prompt: Prompt, limits: Sequence[int], end: int, config: SearchConfig = SearchConfig()
+) -> list[list[Hypothesis]]:
+    """For each prompt its `n_best` continuations, best first, finished ones before cut ones.
+
+    `limits` are the most symbols for each. A sentence is done when `beam` of its hypotheses have finished, or sooner,
+    when no other can become better than its `n_best` best.
+    """
+    with evaluating(model):
+        capacity = max(int(n) + limit for n, limit in zip(prompt.layout.lengths, limits))
+        logits, decoding = model.start(prompt, capacity)
+        search = _Search(limits, end, config, logits.device)
+        if config.beam > 1:
+            rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
+            logits, decoding = logits[rows], decoding.select(rows)
+        while True:
+            symbols, decoding = search.advance(logits, decoding)
+            if search.sentences == 0:
+                return search.results()
+            logits, decoding = model.step(symbols, decoding)
+
+
+class _Search:
+    """The beams of M sentences, W each. Row m W + w of the model is beam w of sentence m, in no order within it."""
+
+    def __init__(self, limits: Sequence[int], end: int, config: SearchConfig, device: torch.device) -> None:
+        self.config, self.end = config, end
+        self.length = 0
+        count, beam = len(limits), config.beam
+        self.found: list[list[Hypothesis]] = [[] for _ in limits]
+        self.numbers = list(range(count))
+        self.limits = torch.tensor(limits, device=device)
+        self.totals = torch.full((count, beam), -math.inf, device=device)  # log p of each beam
+        self.totals[:, 0] = 0.0  # all beams are equal at first; one is enough
+        self.history = torch.zeros(count * beam, max(limits), dtype=torch.long, device=device)
+        self.finished = torch.zeros(count, dtype=torch.long, device=device)  # how many hypotheses
+        self.best = torch.full((count, config.n_best), -math.inf, device=device)  # their scores
+        self.done = torch.zeros(count, dtype=torch.bool, device=device)
+
+    @property
+    def sentences(self) -> int:
+        return len(self.numbers)
+
+    def advance(self, logits: Float[Tensor, "MW C"], decoding: Decoding) -> tuple[Int[Tensor, "MW"], Decoding]:
+        """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
+        self.length += 1
+        totals, parents, symbols = self._candidates(logits.float().log_softmax(-1))
+        ends = symbols == self.end
+        # With one beam a hypothesis ends where its likeliest symbol is the end: a worse candidate may not end it.
+        ending = ends & (totals > -math.inf) & ~self.done[:, None]
+        ending[:, self.config.beam :] = False
+        if bool(ending.any()):
+            self._finish(ending, totals, parents)
+        self.totals, kept = totals.masked_fill(ends, -math.inf).topk(self.config.beam)
+        symbols = self._place(parents.gather(1, kept), symbols.gather(1, kept), decoding)
+        return self._leave(symbols, decoding)
+
+    def results(self) -> list[list[Hypothesis]]:
+        ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in self.found)
+        return [hypotheses[: self.config.n_best] for hypotheses in ranked]
+
+    def _candidates(self, logp: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The 2 W best continuations of each sentence: log p, beam and symbol, each [M, 2 W].
+
+        At most W of them end a hypothesis, so that W are left to go on.
+        """
+        beam = self.config.beam
+        values, symbols = largest(logp, min(2 * beam, logp.shape[-1]))
+        each = values.shape[-1]
+        sums = (values.view(-1, beam, each) + self.totals[:, :, None]).flatten(1)
+        totals, which = sums.topk(min(2 * beam, beam * each))
+        return totals, which // each, symbols.view(-1, beam * each).gather(1, which)
+
+    def _finish(self, ending: Bool[Tensor, "M K"], totals: Tensor, parents: Tensor) -> None:
+        """Note the hypotheses that end here."""
+        scores = totals / ((5 + self.length) / 6) ** self.config.length_penalty
+        self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
+        self.finished += ending.sum(1)
+        rows, places = ending.nonzero(as_tuple=True)
+        self._note(rows, rows * self.config.beam + parents[rows, places], totals[rows, places], self.length - 1, True)
+
+    def _note(self, sentences: Tensor, beams: Tensor, totals: Tensor, length: int, finished: bool) -> None:
+        histories = self.history[beams, :length].tolist()
+        for sentence, ids, total in zip(sentences.tolist(), histories, totals.tolist()):
+            check_number(total)
+            score = self.config.worth(total, self.length)
+            self.found[self.numbers[sentence]].append(Hypothesis(ids, score, total, finished))
+
+    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: Decoding) -> Int[Tensor, "M W"]:
+        """Move hypotheses so that each stays on its parent's row where it can; the symbols in their new order.
+
+        Caches are large: only the rows of second and further children are copied, over those without children.
+        """
+        beam = self.config.beam
+        if beam > 1:
+            same = parents[:, :, None] == parents[:, None, :]
+            later = same.tril(-1).any(-1)  # the parent has a better child, which stays
+            childless = torch.ones_like(later).scatter_(1, parents, False)
+            sentence, child = later.nonzero(as_tuple=True)
+            _, free = childless.nonzero(as_tuple=True)  # as many in each sentence, in the same order of sentences
+            source, target = sentence * beam + parents[sentence, child], sentence * beam + free
+            moved = parents.clone()
+            moved[sentence, child] = free
+            symbols = torch.empty_like(symbols).scatter_(1, moved, symbols)
+            self.totals = torch.empty_like(self.totals).scatter_(1, moved, self.totals)
+            tree_map(lambda t: t.index_copy_(0, target, t.index_select(0, source)), (decoding.states, self.history))
+        self.history[:, self.length - 1] = symbols.flatten()
+        return symbols
+
+    def _leave(self, symbols: Int[Tensor, "M W"], decoding: Decoding) -> tuple[Int[Tensor, "MW"], Decoding]:
+        """Close the sentences that are done; once they are many, without them."""
+        cut = ~self.done & (self.length >= self.limits)
+        ceiling = self.totals.amax(1) / ((5 + self.limits) / 6) ** self.config.length_penalty
+        self.done = self.done | cut | (self.finished >= self.config.beam) | (self.best[:, -1] >= ceiling)
+        if bool(cut.any()):
+            self._cut(cut & (self.finished < self.config.n_best))
+        if not bool(self.done.any()):
+            return symbols.flatten(), decoding
+        if int(self.done.sum()) < _LEAVE * self.sentences:
+            # Their rows are padding until they leave: nothing is written, and positions stay in range.
+            idle = self.done.repeat_interleave(self.config.beam)
+            return symbols.flatten(), decoding._replace(positions=decoding.positions.masked_fill(idle, -1))
+        return self._select((~self.done).nonzero()[:, 0], symbols, decoding)
+
+    def _cut(self, short: Bool[Tensor, "M"]) -> None:
+        """Sentences at their limit with too few finished hypotheses keep the others as they are."""
+        rows, beams = (short[:, None] & (self.totals > -math.inf)).nonzero(as_tuple=True)
+        self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
+
+    def _select(self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: Decoding) -> tuple[Tensor, Decoding]:
+        rows = (kept[:, None] * self.config.beam + torch.arange(self.config.beam, device=kept.device)).flatten()
+        self.numbers = [self.numbers[i] for i in kept.tolist()]
+        self.limits, self.totals, self.finished = self.limits[kept], self.totals[kept], self.finished[kept]
+        self.best, self.done, self.history = self.best[kept], self.done[kept], self.history[rows]
+        if not self.numbers:
+            return symbols.flatten(), decoding
+        return symbols[kept].flatten(), decoding.select(rows, kept)
+
+
+def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
+    """`x.topk(count)`, faster for a few of many: the largest lie in the chunks with the largest maxima."""
+    rows, columns = x.shape
+    chunks = columns // _CHUNK
+    if chunks <= 2 * count:
+        values, places = x.topk(count)
+        return values, places
+    whole = x[:, : chunks * _CHUNK].view(rows, chunks, _CHUNK)
+    best = whole.amax(-1).topk(count).indices
+    inside = whole.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    steps = torch.arange(_CHUNK, device=x.device)
+    where = (best[:, :, None] * _CHUNK + steps).flatten(1)
+    rest = torch.arange(chunks * _CHUNK, columns, device=x.device).expand(rows, -1)
+    values, places = torch.cat([inside, x[:, chunks * _CHUNK :]], 1).topk(count)
+    return values, torch.cat([where, rest], 1).gather(1, places)

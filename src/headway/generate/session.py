@@ -1,0 +1,219 @@
+"""Generation for many sequences at once: ragged prompts in, and each sequence ends for itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headway.codecs import Codec
+from headway.errors import UserError
+from headway.generate.prompts import (
+    Generative,
+    Ids,
+    check_number,
+    check_prompts,
+    check_sources,
+    context_of,
+    device_of,
+    evaluating,
+    make_prompt,
+    source_context,
+)
+from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.stopping import Limits, TextStream
+from headway.models import Decoding, EncoderDecoder
+
+FinishReason = Literal["stop", "length"]
+_SAMPLING, _LIMITS = Sampling(), Limits()
+_LEAVE = 0.25  # the part of a batch that must have finished before the rest is copied together
+
+
+class Completion(NamedTuple):
+    """What followed a prompt. `ids` hold no end symbol; `text` holds no stop string and is empty without a codec."""
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]  # of each id, in nats, under the model as it is
+    finish_reason: FinishReason
+    tokens_per_second: float  # of this sequence, the reading of its prompt included
+
+
+class Event(NamedTuple):
+    """One step of one sequence. `id` is None where the sequence ended without a new symbol; the last event of a
+    sequence has its `completion`.
+    """
+
+    sequence: int
+    id: int | None
+    text: str
+    completion: Completion | None
+
+
+class Session:
+    """Continues prompts of any lengths with one model.
+
+    Sequences that have finished leave the batch. With a codec, completions have a text and end at its end symbol.
+    """
+
+    def __init__(self, model: Generative, codec: Codec | None = None, rows: int = 64) -> None:
+        """`rows` is the most sequences that are computed at once."""
+        if rows < 1:
+            raise UserError(f"rows is {rows}; give a whole number from 1 on")
+        self.model = model
+        self.codec = codec
+        self.rows = rows
+
+    def generate(
+        self,
+        prompts: Sequence[Ids],
+        sampling: Sampling = _SAMPLING,
+        limits: Limits = _LIMITS,
+        sources: Sequence[Ids] | None = None,
+    ) -> list[Completion]:
+        """A completion for each prompt. `sources` are what an encoder reads, one a prompt."""
+        done = {e.sequence: e.completion for e in self.events(prompts, sampling, limits, sources) if e.completion}
+        return [done[i] for i in range(len(prompts))]
+
+    def stream(
+        self, prompt: Ids, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS, source: Ids | None = None
+    ) -> Iterator[str]:
+        """The text of one sequence in pieces, as soon as each is certain."""
+        events = self.events([prompt], sampling, limits, None if source is None else [source])
+        return (event.text for event in events if event.text)
+
+    def events(
+        self,
+        prompts: Sequence[Ids],
+        sampling: Sampling = _SAMPLING,
+        limits: Limits = _LIMITS,
+        sources: Sequence[Ids] | None = None,
+    ) -> Iterator[Event]:
+        """The steps of all sequences as they happen. Raises UserError here, before the first of them."""
+        context = context_of(self.model)
+        check_prompts(prompts, context)
+        self._check_sources(prompts, sources)
+        rows = []
+        for number, prompt in enumerate(prompts):
+            room = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
+            rows.append(_Row(number, prompt, room, TextStream(self.codec, prompt, limits.stop)))
+        return self._events(rows, sampling, limits, sources)
+
+    def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Ids] | None) -> None:
+        if isinstance(self.model, EncoderDecoder) != (sources is not None):
+            fact = "reads a source" if sources is None else "reads no source"
+            raise UserError(f"this model {fact}; {'give one a prompt' if sources is None else 'leave sources out'}")
+        if sources is None:
+            return
+        if len(sources) != len(prompts):
+            raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; give one for each")
+        if not all(len(source) for source in sources):
+            raise UserError("a source of 0 symbols says nothing; leave it out")
+        check_sources(sources, source_context(self.model))
+
+    @torch.inference_mode()
+    def _events(
+        self, rows: list[_Row], sampling: Sampling, limits: Limits, sources: Sequence[Ids] | None
+    ) -> Iterator[Event]:
+        prompts = [row.prompt for row in rows]
+        keys = row_keys(prompts, sources)
+        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # alike lengths, little padding
+        for start in range(0, len(order), self.rows):
+            chosen = order[start : start + self.rows]
+            batch = _Batch(
+                [rows[i] for i in chosen],
+                [keys[i] for i in chosen],
+                None if sources is None else [sources[i] for i in chosen],
+                limits.ends(self.codec),
+            )
+            with evaluating(self.model):
+                yield from batch.run(self.model, sampling)
+
+
+@dataclass
+class _Row:
+    """A sequence under way."""
+
+    sequence: int
+    prompt: Ids
+    limit: int
+    stream: TextStream
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    done: bool = False
+
+    def push(self, symbol: int, logprob: float, ends: frozenset[int], started: float) -> Event:
+        """Take the next symbol, and say what it changed."""
+        check_number(logprob)
+        if symbol in ends:
+            return self._finish(None, "", "stop", started)
+        self.ids.append(symbol)
+        self.logprobs.append(logprob)
+        text = self.stream.push(symbol)
+        if self.stream.stopped:
+            return self._finish(symbol, text, "stop", started)
+        if len(self.ids) == self.limit:
+            return self._finish(symbol, text, "length", started)
+        self.pieces.append(text)
+        return Event(self.sequence, symbol, text, None)
+
+    def _finish(self, symbol: int | None, text: str, reason: FinishReason, started: float) -> Event:
+        self.done = True
+        text += self.stream.finish()
+        reason = "stop" if self.stream.stopped else reason
+        rate = len(self.ids) / max(time.perf_counter() - started, 1e-9)
+        whole = "".join((*self.pieces, text))
+        return Event(self.sequence, symbol, text, Completion(self.ids, whole, self.logprobs, reason, rate))
+
+
+class _Batch:
+    """Sequences that are computed together."""
+
+    def __init__(self, rows: list[_Row], keys: list[int], sources: list[Ids] | None, ends: frozenset[int]) -> None:
+        self.rows, self.keys, self.sources, self.ends = rows, keys, sources, ends
+
+    def run(self, model: Generative, sampling: Sampling) -> Iterator[Event]:
+        started = time.perf_counter()
+        device = device_of(model)
+        prompts = [row.prompt for row in self.rows]
+        prompt = make_prompt(prompts, self.sources, device)
+        logits, decoding = model.start(prompt, max(len(row.prompt) + row.limit for row in self.rows))
+        sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device)
+        step, finished, idle = 0, 0, None
+        while True:
+            chosen, logprobs = sampler.pick(logits, step)
+            for row, symbol, logprob in zip(self.rows, *_fetch(chosen, logprobs)):
+                if not row.done:
+                    yield row.push(symbol, logprob, self.ends, started)
+            now = sum(row.done for row in self.rows)
+            if now == len(self.rows):
+                return
+            if now >= _LEAVE * len(self.rows):
+                chosen, decoding = self._leave(chosen, decoding, sampler)
+                idle, finished = None, 0
+            elif now > finished:
+                idle, finished = torch.tensor([row.done for row in self.rows], device=device), now
+            if idle is not None:
+                # A finished row that waits to leave is padding: it is not written, and its positions stay in range.
+                decoding = decoding._replace(positions=decoding.positions.masked_fill(idle, -1))
+            logits, decoding = model.step(chosen, decoding)
+            step += 1
+
+    def _leave(self, chosen: Tensor, decoding: Decoding, sampler: Sampler) -> tuple[Tensor, Decoding]:
+        """Without the rows that have finished."""
+        kept = [i for i, row in enumerate(self.rows) if not row.done]
+        self.rows = [self.rows[i] for i in kept]
+        index = torch.tensor(kept, device=chosen.device)
+        sampler.select(index)
+        return chosen[index], decoding.select(index, index)
+
+
+def _fetch(chosen: Tensor, logprobs: Tensor) -> tuple[list[int], list[float]]:
+    """Both as lists, by one transfer; a double holds any id exactly."""
+    symbols, scores = torch.stack([chosen.double(), logprobs.double()]).tolist()
+    return [int(symbol) for symbol in symbols], scores
