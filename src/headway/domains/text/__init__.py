@@ -1,0 +1,7 @@
+"""Language models of text: characters, bytes, words or subwords."""
+
+from headway.domains.text.batches import Rows, TextBatch
+from headway.domains.text.recipes import RECIPES
+from headway.domains.text.task import Language, LanguageConfig
+
+__all__ = ["RECIPES", "Language", "LanguageConfig", "Rows", "TextBatch"]

@@ -1,0 +1,80 @@
+"""Batches of text for language models: rows of tokens, the next token of each, and where documents start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headway.data import Crops, Packing, Windows, sample_at
+from headway.layout import Layout
+from headway.train.task import Shard
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """`labels` are the symbols that follow `inputs`, -100 where nothing is to be predicted; `tokens` counts them."""
+
+    inputs: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    layout: Layout
+    tokens: int
+
+    @property
+    def computed(self) -> int:
+        return self.inputs.numel()
+
+    def to(self, device: torch.device | str) -> Self:
+        if self.inputs.device == torch.device(device):
+            return self  # with what the layout has derived for all batches
+        return type(self)(self.inputs.to(device), self.labels.to(device), self.layout.to(device), self.tokens)
+
+
+class Rows:
+    """Batches of rows by number. Batches of unbroken rows share one layout, and so what models derive from it."""
+
+    def __init__(self, source: Packing | Crops) -> None:
+        self.source = source
+        self._unbroken: dict[int, Layout] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, rows: np.ndarray) -> TextBatch:
+        """The rows of these numbers, int [B]."""
+        windows = self.source.windows(rows)
+        labels = torch.from_numpy(windows.labels)
+        tokens = labels.numel() if self._is_unbroken(windows) else int((windows.labels >= 0).sum())
+        return TextBatch(torch.from_numpy(windows.inputs), labels, self._layout(windows), tokens)
+
+    def endless(self, size: int, seed: int, shard: Shard, start: int) -> Iterator[TextBatch]:
+        """Batches of `size` rows without end: batch k holds the samples k size, ..., (k + 1) size - 1 of a shuffled
+        stream of epochs, whoever reads it."""
+        number = start + shard.rank
+        while True:
+            places = np.arange(number * size, (number + 1) * size)
+            yield self.batch(sample_at(places, len(self), seed))
+            number += shard.world
+
+    def once(self, size: int, shard: Shard, limit: int | None) -> Iterator[TextBatch]:
+        """All rows in order, or the first `limit`, in batches of at most `size`."""
+        end = len(self) if limit is None else min(limit, len(self))
+        for first in range(shard.rank * size, end, shard.world * size):
+            yield self.batch(np.arange(first, min(first + size, end)))
+
+    def _is_unbroken(self, windows: Windows) -> bool:
+        """Whether every row is one document from its start: only then does the last place have the last position."""
+        return bool((windows.positions[:, -1] == self.source.context - 1).all())
+
+    def _layout(self, windows: Windows) -> Layout:
+        if not self._is_unbroken(windows):
+            return Layout(torch.from_numpy(windows.positions))
+        size = len(windows.positions)
+        if size not in self._unbroken:
+            self._unbroken[size] = Layout.full(size, self.source.context)
+        return self._unbroken[size]

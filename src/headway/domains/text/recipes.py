@@ -1,0 +1,78 @@
+"""Recipes for language models."""
+
+from __future__ import annotations
+
+from headway.data import SplitConfig
+from headway.domains.text.task import LanguageConfig
+from headway.mixers import AttentionConfig
+from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.parts.feedforward import MLPConfig
+from headway.parts.init import InitConfig
+from headway.parts.norm import RMSNormConfig
+from headway.parts.rotary import RotaryConfig
+from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.visibility import Causal
+
+
+def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
+    """A small decoder that learns fast: RMS norms without weights, rotary positions, normalised queries and keys,
+    squared ReLU, no biases, and branches and head that start at zero.
+
+    `window` is the row that it is trained on: nothing sees farther back, so that it generates on and on with what it
+    has learned.
+    """
+    norm = RMSNormConfig(weight=False)
+    mixer = AttentionConfig(
+        heads,
+        pattern=Causal(window),
+        rotary=RotaryConfig(theta=1000.0),
+        qk_norm=norm,
+        qkv_bias=False,
+        out_bias=False,
+    )
+    block = BlockConfig(mixer, None, MLPConfig(activation="relu_squared", bias=False), norm, dropout=dropout)
+    return TransformerConfig(
+        width,
+        symbols,
+        stack=StackConfig(cycle((block,), depth), norm),
+        embed=TokenEmbedConfig(norm=norm, dropout=dropout),
+        tie="none",
+        init=InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero"),
+    )
+
+
+def shakespeare() -> Recipe:
+    """nanoGPT's size for a CPU and nanoGPT's split: the last tenth of the text is held out."""
+    return Recipe(
+        name="shakespeare",
+        domain="text",
+        description="the plays of Shakespeare, character by character",
+        data=("tinyshakespeare",),
+        model=modern(width=128, depth=4, heads=4, window=64, symbols=67),
+        task=LanguageConfig(
+            codec="char", size=None, context=64, packing="windows", split=SplitConfig(validation=0.1, test=0.0)
+        ),
+        optim=MuonConfig(lr=0.02, adam_lr=4e-3),
+        schedule=WSDConfig(warmup=50, decay=0.6),
+        train=TrainConfig(steps=600, batch_tokens=4096),
+        expected="loss 1.88 in 30 s on 2 cores",
+    )
+
+
+def text() -> Recipe:
+    """Any text of the user's."""
+    return Recipe(
+        name="text",
+        domain="text",
+        description="any text: files, folders, archives or a Hugging Face dataset",
+        data=(),
+        model=modern(width=256, depth=6, heads=4, window=256, symbols=4096, dropout=0.1),
+        task=LanguageConfig(codec="bpe", size=4096, context=256),
+        optim=MuonConfig(lr=0.02, adam_lr=3e-3),
+        schedule=WSDConfig(warmup=50, decay=0.6),
+        train=TrainConfig(steps=2000, batch_tokens=8192),
+        expected="an hour for 16 million tokens on 2 cores",
+    )
+
+
+RECIPES = (shakespeare, text)

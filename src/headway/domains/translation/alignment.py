@@ -1,0 +1,62 @@
+"""What each symbol of a translation was read from: the cross-attention of one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.domains.translation.config import Codecs, Marks, PairsConfig
+from headway.domains.translation.decode import translate_hypotheses
+from headway.generate import SearchConfig
+from headway.generate.prompts import evaluating
+from headway.layout import Layout
+from headway.models import EncoderDecoder, attention_maps
+from headway.report import Picture, heatmap
+
+_END = "·"  # stands for the end symbol, which has no text
+_EASY = 24  # symbols
+
+
+class Alignment(NamedTuple):
+    """Weights between 0 and 1 whose rows add up to 1, as [target, source], and the text of each symbol."""
+
+    source: list[str]
+    target: list[str]
+    weights: Float[np.ndarray, "T S"]
+
+
+def alignment(model: nn.Module, codecs: Codecs, source: list[int], target: list[int]) -> Alignment:
+    """The cross-attention of a pair of sequences (ids without begin and end), averaged over layers and heads.
+
+    A row tells what was read when its symbol was foretold, the end included.
+    """
+    marks = Marks.of(codecs)
+    device = next(model.parameters()).device
+    inputs = [torch.tensor([ids], device=device) for ids in ([*source, marks.source_end], [marks.begin, *target])]
+    layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
+    with evaluating(model):
+        maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
+    crossed = [weights for name, weights in maps.items() if name.endswith(".cross")]
+    mean: Tensor = torch.stack([weights[0].mean(0) for weights in crossed]).mean(0)
+    names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
+    return Alignment([*names[0], _END], [*names[1], _END], mean.cpu().numpy())
+
+
+def alignment_picture(model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str]) -> Picture:
+    """The alignment of one of the texts and its translation: the longest that is easy to look at."""
+    rows = [codecs.source.encode(config.prepare(text)) for text in texts]
+    easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [min(range(len(rows)), key=lambda i: len(rows[i]))]
+    chosen = max(easy, key=lambda i: len(rows[i]))
+    [[best, *_]] = translate_hypotheses(model, codecs, config, [texts[chosen]], SearchConfig(config.beam))
+    found = alignment(model, codecs, rows[chosen], best.ids)
+    output = codecs.target.decode(best.ids)
+    return Picture(
+        "Cross-attention",
+        f"Where each symbol of the output (downwards) was read from: {texts[chosen]} → {output}. Mean of layers and heads.",
+        heatmap(found.weights.tolist(), found.target, found.source, "cross-attention"),
+    )

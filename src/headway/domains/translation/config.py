@@ -1,0 +1,166 @@
+"""The settings of tasks over pairs, and how text becomes symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs.tokenizer import FILE
+from headway.config import override, register
+from headway.data import SplitConfig, find_set, split_pairs
+from headway.errors import ConfigError, UserError
+from headway.models import EncoderDecoderConfig, ModelConfig
+from headway.train import Recipe, TaskConfig
+
+if TYPE_CHECKING:
+    from headway.domains.translation.task import Translation
+
+BEGIN, END = "<s>", "</s>"
+_SOURCE = "source"  # folder of the source's codec where it has its own
+
+
+class Codecs(NamedTuple):
+    """The codec of each side; one and the same where the vocabulary is shared. The target's has begin and end."""
+
+    source: Codec
+    target: Codec
+
+    def save(self, directory: Path) -> None:
+        self.target.save(directory)
+        if self.source is not self.target:
+            self.source.save(directory / _SOURCE)
+
+
+class Marks(NamedTuple):
+    """The symbols around sequences: `begin` starts a target, `end` follows it, `source_end` follows a source."""
+
+    begin: int
+    end: int
+    source_end: int
+
+    @staticmethod
+    def of(codecs: Codecs) -> Marks:
+        """Raises UserError for a codec without them."""
+        found = (codecs.target.begin, codecs.target.end, codecs.source.end)
+        if None in found:
+            raise UserError(f"the tokenizer has no begin or end symbol; train one with {BEGIN} and {END}")
+        return Marks(*found)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PairsConfig(TaskConfig):
+    """Foretell the target of each pair from its source.
+
+    `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). Training pairs of more than
+    `longest` tokens a side are left out, and how many is said; without `longest` a pair that does not fit the model or
+    a batch is an error. `beam` and `length_penalty` (Wu et al. 2016) are for the test split; others are decoded
+    greedily.
+    """
+
+    smoothing: float = 0.1
+    longest: int | None = None
+    beam: int = 5
+    length_penalty: float = 0.6
+    split: SplitConfig = SplitConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+        for name in ("longest", "beam"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name} is {value}; give 1 or more")
+
+    def prepare(self, source: str) -> str:
+        """A source as its codec reads it."""
+        return source
+
+    def codecs(self, directory: Path) -> Codecs:
+        """The codecs that were saved beside a model."""
+        target = load_codec(directory)
+        own = directory / _SOURCE
+        return Codecs(load_codec(own) if own.is_dir() else target, target)
+
+    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
+        """The codecs that the training split gives."""
+        raise NotImplementedError
+
+    def saved_or_trained(self, paths: Sequence[Path], workspace: Path) -> Codecs:
+        return self.codecs(workspace) if (workspace / FILE).exists() else self.train_codecs(paths)
+
+
+@register("translation")
+@dataclass(frozen=True)
+class TranslationConfig(PairsConfig):
+    """Translate sentences.
+
+    `codec` and `size` say how text becomes symbols (`size` none: as many as there are), `shared` whether one
+    vocabulary serves both languages. `reverse` translates the second language into the first. `grouped` scores each
+    source once, against all the translations it has. `lowercase_bleu` adds BLEU of lower-cased text (as
+    `bleu_lowercase`), which many papers report. `goal` picks the best model.
+    """
+
+    codec: Kind = "bpe"
+    size: int | None = 8000
+    shared: bool = True
+    lowercase: bool = False
+    reverse: bool = False
+    grouped: bool = False
+    lowercase_bleu: bool = False
+    goal: Literal["bleu", "chrf", "loss"] = "bleu"
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Translation:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        from headway.domains.translation.task import Translation
+
+        check_recipe(recipe, self.shared)
+        paths = data_paths(recipe, data)
+        codecs = self.saved_or_trained(paths, workspace)
+        return Translation(self, recipe, paths, codecs)
+
+    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
+        if self.shared:
+            both = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
+            return Codecs(both, both)
+        source, target = (self._train(self._side(paths, side)) for side in ((1, 0) if self.reverse else (0, 1)))
+        return Codecs(source, target)
+
+    def _side(self, paths: Sequence[Path], side: int) -> Iterator[str]:
+        return (pair[side] for pair in split_pairs(paths, "train", self.split))
+
+    def _train(self, texts: Iterator[str]) -> Codec:
+        # A word is the same symbol at the start of a sentence as inside it, for kinds that can tell the two apart.
+        spaced = self.codec in ("bpe", "wordpiece", "unigram")
+        return train_codec(
+            self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=(BEGIN, END)
+        )
+
+
+def check_recipe(recipe: Recipe, shared: bool) -> None:
+    """Raises ConfigError for a model or batches that pairs cannot use."""
+    model, train = recipe.model, recipe.train
+    if not isinstance(model, EncoderDecoderConfig):
+        raise ConfigError(f"pairs need an encoder_decoder, and the model is a {type(model).__name__}; choose another")
+    if model.tie == "all" and not shared:
+        raise ConfigError("model.tie all needs one vocabulary; set task.shared to true or model.tie to head")
+    if train.batch_size is not None or train.batch_tokens is None:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of pairs are "
+            "made by tokens: set train.batch_tokens alone"
+        )
+
+
+def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
+    """The files that are given, or else those of the recipe's known sets."""
+    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+
+
+def with_symbols(model: ModelConfig, codecs: Codecs) -> ModelConfig:
+    """`model` with the vocabularies of the codecs."""
+    if codecs.source is codecs.target or not isinstance(model, EncoderDecoderConfig):
+        return override(model, {"symbols": codecs.target.size})
+    encoder = replace(model.encoder, symbols=codecs.source.size)
+    return replace(model, encoder=encoder, decoder=replace(model.decoder, symbols=codecs.target.size))

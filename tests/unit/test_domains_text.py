@@ -1,0 +1,165 @@
+"""The language task on real text: batches, splits, loss, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from headway.config import override
+from headway.data import SplitConfig
+from headway.domains.text import Language, LanguageConfig, TextBatch
+from headway.domains.text.recipes import modern, shakespeare, text
+from headway.errors import ConfigError, UserError
+from headway.models import build
+from headway.train import Recipe, Shard, TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own, and one thread: for models this small, more only wait for each other."""
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def play(data_dir: Path, tmp_path: Path) -> Path:
+    """The first 20,000 characters of Shakespeare's plays."""
+    path = tmp_path / "play.txt"
+    path.write_text((data_dir / "lm/tinyshakespeare.txt").read_text()[:20_000])
+    return path
+
+
+def small(recipe: Recipe, **task: object) -> Recipe:
+    model = modern(width=32, depth=2, heads=2, window=32, symbols=1)
+    config = replace(recipe.task, **{"context": 32, **task})
+    return replace(recipe, model=model, task=config, train=TrainConfig(batch_tokens=256))
+
+
+def open_task(recipe: Recipe, *paths: Path) -> Language:
+    task = recipe.task.open(recipe, list(paths), paths[0].parent / "run")
+    assert isinstance(task, Language)
+    return task
+
+
+def rows(batch: TextBatch) -> list[list[int]]:
+    return batch.inputs.tolist() + batch.labels.tolist() + batch.layout.positions.tolist()
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+def test_batches_are_a_pure_function_of_seed_and_index(play: Path, packing: str) -> None:
+    task = open_task(small(shakespeare(), packing=packing), play)
+    first = [rows(batch) for batch in islice(task.batches("train"), 200)]
+    assert [rows(batch) for batch in islice(task.batches("train", start=150), 50)] == first[150:]
+    sharded = [islice(task.batches("train", Shard(rank, 2)), 100) for rank in range(2)]
+    assert [rows(batch) for two in zip(*sharded) for batch in two] == first
+    task.seed += 1
+    assert rows(next(task.batches("train"))) != first[0]
+
+
+def test_labels_follow_inputs_and_rows_are_full(play: Path) -> None:
+    task = open_task(small(shakespeare()), play)
+    batch = next(task.batches("train"))
+    assert batch.inputs.shape == (8, 32)
+    assert torch.equal(batch.inputs[:, 1:], batch.labels[:, :-1])
+    assert batch.tokens == batch.computed == 256
+    assert batch.layout.dense
+    assert task.codec.decode(batch.inputs[0].tolist()) in play.read_text()
+
+
+def test_the_last_tenth_is_held_out_once(play: Path) -> None:
+    task = open_task(small(shakespeare()), play)
+    held_out = play.read_text()[18_000:]
+    kept = [batch.labels[batch.labels >= 0] for batch in task.batches("validation")]
+    assert task.codec.decode(torch.cat(kept).tolist()) == held_out[1:]
+    seen = {task.codec.decode(row) for batch in islice(task.batches("train"), 100) for row in batch.inputs.tolist()}
+    assert all(row in play.read_text()[:18_000] for row in seen)
+
+
+def test_documents_are_on_one_side_and_kept_apart(data_dir: Path, tmp_path: Path) -> None:
+    speeches = (data_dir / "lm/tinyshakespeare.txt").read_text()[:60_000].split("\n\n")
+    path = tmp_path / "speeches.jsonl"
+    path.write_text("".join(json.dumps({"text": speech}) + "\n" for speech in speeches))
+    task = open_task(small(text(), codec="byte", size=None, split=SplitConfig(0.2, 0.0)), path)
+    spans = [task.cache.spans(split, task.config.split) for split in ("train", "validation")]
+    sides = [{task.codec.decode(task.cache.ids[s : s + n].tolist()) for s, n in zip(*side)} for side in spans]
+    assert sides[0] | sides[1] == set(speeches)
+    assert not sides[0] & sides[1]
+    batch = next(task.batches("train"))
+    ends = batch.inputs == task.codec.end
+    assert (batch.labels[ends & (batch.layout.positions > 0)] < 0).all()  # nothing is foretold past an end
+
+
+def test_an_untrained_model_knows_nothing(data_dir: Path, tmp_path: Path) -> None:
+    recipe = small(shakespeare())
+    task = recipe.task.open(recipe, [data_dir / "lm/tinyshakespeare.txt"], tmp_path)
+    model = build(task.adapt(recipe.model)).eval()
+    scores = task.evaluate(model, limit=200)
+    assert scores["loss"] == pytest.approx(math.log(65), abs=0.05)
+    assert scores["perplexity"] == pytest.approx(67, rel=0.01)
+    assert scores["bits_per_byte"] == pytest.approx(math.log2(67), rel=0.01)
+
+
+def test_overfits_one_batch(play: Path) -> None:
+    recipe = small(shakespeare())
+    task = open_task(recipe, play)
+    model = build(task.adapt(recipe.model))
+    batch = next(task.batches("train"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)["loss"]
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    assert loss.total.item() / loss.count < 0.1
+
+
+def test_the_codec_of_a_run_is_kept(play: Path, tmp_path: Path) -> None:
+    recipe = small(text(), size=400)
+    task = open_task(recipe, play)
+    task.save(tmp_path / "run")
+    again = open_task(recipe, play)
+    assert again.codec.encode("First Citizen") == task.codec.encode("First Citizen")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task.context": None}, "neither task.context nor model.context"),
+        ({"model.context": 16}, "task.context 32 exceeds model.context 16"),
+        ({"train.batch_tokens": 31}, "train.batch_tokens 31 is less than a row of 32"),
+        ({"train.batch_size": 4}, "both set"),
+    ],
+)
+def test_misfit_settings_are_errors_before_any_work(play: Path, settings: dict, message: str) -> None:
+    recipe = override(small(shakespeare()), settings)
+    with pytest.raises(ConfigError, match=message):
+        recipe.task.open(recipe, [play], play.parent)
+
+
+def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    with pytest.raises(UserError, match="longest document"):
+        next(open_task(small(shakespeare()), short).batches("train"))
+    with pytest.raises(UserError, match="larger than the data can fill"):
+        open_task(small(text(), size=8000), play)
+    with pytest.raises(UserError, match="no file or folder"):
+        open_task(small(text()), tmp_path / "none.txt")
+
+
+def test_recipe_opens_known_data(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
+    recipe = shakespeare()
+    task = recipe.task.open(recipe, None, tmp_path)
+    assert isinstance(task.config, LanguageConfig)
+    assert next(task.batches("train")).inputs.shape == (64, 64)

