@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headway.config import override, register
+from headway.config import override, parse_value, register
 from headway.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
-from headway.train import WHOLE, Recipe, Shard, TaskConfig, TrainConfig, Trainer
+from headway.train import WHOLE, Recipe, Run, Shard, TaskConfig, TrainConfig, Trainer, UserInterrupt
 
 SYMBOLS = 11
 LENGTH = 8
@@ -109,7 +109,7 @@ class CountedCounting(Counting):
 
 
 def counting_recipe(**settings: Any) -> Recipe:
-    """`counting_recipe(steps=3, ema=0.9)` sets `train`; dotted keys are given as `**{"optim.lr": 1.0}`."""
+    """`counting_recipe(steps=3, optim="muon")`: settings of `train`, whole parts, or dotted keys."""
     recipe = Recipe(
         "counting",
         "text",
@@ -119,17 +119,25 @@ def counting_recipe(**settings: Any) -> Recipe:
         CountingConfig(),
         train=TrainConfig(steps=20, precision="fp32"),
     )
-    return override(recipe, {key if "." in key else f"train.{key}": value for key, value in settings.items()})
+    parts = ("optim", "schedule")
+    whole = {key if "." in key or key in parts else f"train.{key}": value for key, value in settings.items()}
+    return override(recipe, whole)
 
 
 def train(
     directory: Path, recipe: Recipe, resume: bool = False, delay: float = 0.0, minutes: float | None = None
-) -> Any:
+) -> Run:
+    """Train on one thread without a display; `delay` slows each batch by so many seconds."""
     task = Counting(recipe.task, recipe.train.seed, delay)  # type: ignore[arg-type]
     return Trainer(recipe, task, directory, device="cpu", threads=1, progress=False, minutes=minutes).fit(resume)
 
 
 if __name__ == "__main__":
-    pairs = dict(pair.split("=") for pair in sys.argv[3:])
-    pause = float(pairs.pop("delay", 0))
-    train(Path(sys.argv[1]), counting_recipe(**{k: int(v) for k, v in pairs.items()}), sys.argv[2] == "resume", pause)
+    settings = dict(pair.split("=") for pair in sys.argv[3:])
+    delay = float(settings.pop("delay", 0))
+    recipe = counting_recipe(**{name: parse_value(value) for name, value in settings.items()})
+    try:
+        train(Path(sys.argv[1]), recipe, sys.argv[2] == "resume", delay)
+    except UserInterrupt as interrupt:
+        print(interrupt)
+        sys.exit(130)

@@ -10,11 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from headway.errors import UserError
+
+_ALIGNED = 64  # bytes: where the first tensor starts
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @contextmanager
@@ -33,7 +46,7 @@ def beside(path: Path) -> Iterator[Path]:
             remove(path)
         os.replace(draft, path)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{path} could not be written: {_reason(error, path)}") from error
     finally:
         remove(draft)
@@ -51,11 +64,22 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replace the safetensors file at `path` in one step."""
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with beside(path) as draft:
-        save_file(contiguous, draft, dict(metadata))
-        draft.chmod(draft.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+    """Replace the safetensors file at `path` in one step.
+
+    Written here, as the library orders the metadata anew each time: equal tensors give equal files. Tensors are written
+    one after the other, so that a second copy of all is never held.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNED)
+    with beside(path) as draft, draft.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def read_json(path: Path) -> Any:
@@ -94,10 +118,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: OSError, path: Path) -> str:
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:
         free = f"{path.parent} cannot be reached"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{text} ({free}); free space or choose another folder"
+    return f"{error.strerror or error} ({free}); free space or choose another folder"

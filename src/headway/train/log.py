@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -99,16 +100,17 @@ class WandB:
 _LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
-def asked_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
-    """The loggers named in HEADWAY_LOG; UserError for one that is unknown or not installed."""
-    loggers: list[Logger] = []
-    for name in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+def check_loggers() -> list[str]:
+    """The names in HEADWAY_LOG; UserError for one that is unknown or not installed."""
+    names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    for name in names:
         if name not in _LOGGERS:
             raise UserError(f"{VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
-        try:
-            loggers.append(_LOGGERS[name](directory, settings))
-        except ImportError as error:
-            raise UserError(
-                f"{VARIABLE} asks for {name}, which is not installed; pip install 'headway[logging]'"
-            ) from error
-    return loggers
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{VARIABLE} asks for {name}, which is not installed; pip install 'headway[logging]'")
+    return names
+
+
+def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
+    """The loggers named in HEADWAY_LOG, for a run of these settings."""
+    return [_LOGGERS[name](directory, settings) for name in check_loggers()]

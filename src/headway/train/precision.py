@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from headway import kernels
+
 _GAIN = 1.2  # bf16 must be so much faster to be worth its rounding
 _FLOP = 4e8  # the most that one measured product costs: a few milliseconds on any processor
 _REPEATS = 3
@@ -25,7 +27,7 @@ class Precision(NamedTuple):
 def choose(setting: str, model: nn.Module, tokens: int, device: torch.device) -> Precision:
     """The precision for `setting` ("auto", "fp32", "bf16"); "auto" measures products of `tokens` rows on a CPU."""
     if setting != "auto":
-        return Precision(setting, f"{setting} as set")
+        return Precision(setting, "as set")
     if device.type == "cuda":
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
         return Precision("bf16", "the GPU has it") if fits else Precision("fp32", "the GPU has no bf16")
@@ -52,16 +54,15 @@ def representative(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
 def products(precision: str, device: torch.device) -> Iterator[None]:
     """Matrix products in `precision` inside, as they were before afterwards.
 
-    On a CPU bf16 rounds the operands of fp32 products (AMX or AVX-512 do it in registers, and nothing else
-    changes); on a GPU it is autocast, with TF32 for what stays fp32. fp32 means full fp32 on both.
+    On a CPU bf16 rounds the operands of the linear layers (headway.kernels.products); on a GPU it is autocast, with
+    TF32 for what stays fp32. fp32 means full fp32 on both.
     """
     if device.type == "cuda":
         backend, value = torch.backends.cuda.matmul, "tf32" if precision == "bf16" else "ieee"
         with _setting(backend, value), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             yield
     else:
-        backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        with _setting(backend, "bf16" if precision == "bf16" else "ieee"):
+        with kernels.products("bf16" if precision == "bf16" else "fp32"):
             yield
 
 
@@ -82,7 +83,7 @@ def _rate(name: str, shapes: list[tuple[int, int]], tokens: int) -> float:
         for out, width in shapes:
             rows = int(min(max(tokens, 64), 2048, max(16, _FLOP / (2 * out * width))))
             x, weight = torch.ones(rows, width), torch.ones(out, width)
-            seconds += _fastest(lambda x=x, weight=weight: nn.functional.linear(x, weight))
+            seconds += _fastest(lambda x=x, weight=weight: kernels.linear(x, weight))
             flop += 2.0 * rows * out * width
     return flop / seconds
 

@@ -21,7 +21,7 @@ from headway.train.distributed import Processes
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
 from headway.train.learner import Learner
-from headway.train.log import MetricsFile, asked_loggers, read_metrics, truncate_metrics
+from headway.train.log import MetricsFile, check_loggers, open_loggers, read_metrics, truncate_metrics
 from headway.train.loop import Loop
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
@@ -71,6 +71,7 @@ class Trainer:
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         self.processes.share_of(self.recipe.train.accumulate)
+        check_loggers()
         found = self.processes.tell(self.directory.claim(resume) if self.processes.first else None)
         status = self.directory.read_status() if found else {}
         if found:
@@ -135,7 +136,7 @@ class Trainer:
         progress = checkpoints.load_newest(learner) or Progress()
         metrics = self._open_metrics(progress) if first else None
         display = self._open_display()
-        loggers = [metrics, *asked_loggers(self.directory.path, to_dict(recipe))] if metrics else []
+        loggers = [metrics, *open_loggers(self.directory.path, to_dict(recipe))] if metrics else []
         journal = Journal(recipe.train.steps, progress, loggers, display)
         self._announce(display, progress)
         try:

@@ -1,0 +1,90 @@
+"""Two processes on a CPU learn what one learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_task
+import torch
+from tiny_task import Counting, CountingConfig, counting_recipe, train
+
+from headway.checkpoints import native
+from headway.errors import UserError
+from headway.train import Shard
+from headway.train.distributed import Processes
+from headway.train.log import read_metrics
+
+SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
+
+
+def _launch(directory: Path, verb: str, **settings: Any) -> list[subprocess.Popen[str]]:
+    """Two processes with the environment that torchrun gives."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    command = [sys.executable, tiny_task.__file__, str(directory), verb, *pairs]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=-1)
+        for rank in range(2)
+    ]
+
+
+def _finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    return errors
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    alone = train(tmp_path / "alone", counting_recipe(**SETTINGS))
+    _finish(_launch(tmp_path / "two", "new", **SETTINGS))
+    lines = read_metrics(tmp_path / "two" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [line["step"] for line in alone.metrics]
+    for one, two in zip(alone.metrics, lines):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert two.get("tokens") == one.get("tokens")  # the same data in the same steps
+    trained = native.load_model(tmp_path / "two").state_dict()
+    for name, tensor in alone.model.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+
+
+def test_an_interrupt_stops_all_at_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
+    processes = _launch(tmp_path, "new", **SETTINGS, delay=0.03)
+    while not (tmp_path / "checkpoints" / "step-00000006").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    assert [process.communicate(timeout=100) and process.returncode for process in processes] == [130, 130]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    _finish(_launch(tmp_path, "resume", **SETTINGS))
+    assert json.loads((tmp_path / "run.json").read_text())["step"] == 12
+
+
+def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:
+    task = Counting(CountingConfig(), 1)
+    whole = [batch.ids for batch in islice(task.batches("train", start=4), 6)]
+    parts = [[batch.ids for batch in islice(task.batches("train", Shard(rank, 2), 4), 3)] for rank in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, [ids for pair in zip(*parts) for ids in pair]))
+
+
+def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(torch.device("cpu"))
+    assert (processes.share_of(3), processes.first, processes.shard) == (3, True, Shard(0, 1))
+    assert processes.tell({"a": [1.5]}) == {"a": [1.5]}
+    processes.world = 2
+    with pytest.raises(UserError, match="accumulate 3 is not divisible by 2 processes; set it to 2 or a multiple"):
+        processes.share_of(3)

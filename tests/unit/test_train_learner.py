@@ -1,0 +1,90 @@
+"""One update: accumulation, several losses, clipping, the moving average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_task import SYMBOLS, CountedCounting, Counting, CountingBatch, CountingConfig, counting_recipe
+
+from headway.errors import UserError
+from headway.models import build
+from headway.train.distributed import Processes
+from headway.train.learner import Learner, Update
+
+
+def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:
+    """In float64, without dropout."""
+    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
+    task = (CountedCounting if counted else Counting)(CountingConfig(losses=losses), 1)
+    return Learner(build(recipe.model, 5).double(), recipe, task, Processes(torch.device("cpu")))
+
+
+def _joined(batches: list[CountingBatch]) -> CountingBatch:
+    return CountingBatch(torch.cat([b.ids for b in batches]), torch.cat([b.labels for b in batches]))
+
+
+@pytest.mark.parametrize(("losses", "counted"), [(1, False), (2, True)])
+def test_accumulated_micro_batches_are_one_batch(losses: int, counted: bool) -> None:
+    small, large = _learner(counted, losses), _learner(counted, losses)
+    parts = [small.task.batch(k) for k in range(3)]  # type: ignore[attr-defined]
+    assert len({part.tokens for part in parts}) > 1
+    for step in range(3):
+        updates = small.update(step, parts), large.update(step, [_joined(parts)])
+        assert updates[0].tokens() == updates[1].tokens() == sum(part.tokens for part in parts)
+        torch.testing.assert_close(updates[0].figures, updates[1].figures)
+        torch.testing.assert_close(updates[0].norm, updates[1].norm, rtol=1e-12, atol=0)
+    torch.testing.assert_close(small.flat.data, large.flat.data, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_is_that_of_the_sum_of_means() -> None:
+    learner = _learner(losses=2, **{"clip": None})
+    batch = learner.task.batch(0)  # type: ignore[attr-defined]
+    reference = _learner(losses=2)
+    losses = reference.task.loss(reference.model, batch)
+    sum(loss.total / loss.count for loss in losses.values()).backward()  # type: ignore[union-attr]
+    update = learner.update(0, [batch])
+    torch.testing.assert_close(learner.flat.grads, reference.flat.grads)
+    assert list(update.losses()) == ["next", "first"]
+
+
+def test_losses_that_cannot_be_accumulated_are_refused() -> None:
+    learner = _learner(losses=2)
+    with pytest.raises(UserError, match="losses next, first count different things"):
+        learner.update(0, [learner.task.batch(k) for k in range(2)])  # type: ignore[attr-defined]
+
+
+def test_clipping_bounds_the_norm() -> None:
+    free, bound = _learner(clip=None), _learner(clip=0.01)
+    for learner in (free, bound):
+        norm = learner.update(0, [learner.task.batch(0)]).norm  # type: ignore[attr-defined]
+        assert norm > 0.01
+    assert torch.linalg.vector_norm(bound.flat.grads).item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(free.flat.grads / torch.linalg.vector_norm(free.flat.grads), bound.flat.grads / 0.01)
+
+
+def test_moving_average_is_what_is_evaluated() -> None:
+    learner = _learner(ema=0.5)
+    expected = learner.flat.data.clone()
+    for step in range(4):
+        learner.update(step, [learner.task.batch(step)])  # type: ignore[attr-defined]
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * learner.flat.data
+    trained = learner.flat.data.clone()
+    with learner.evaluating() as model:
+        assert not model.training
+        torch.testing.assert_close(learner.flat.data, expected)
+    assert learner.model.training
+    assert torch.equal(learner.flat.data, trained)
+
+
+def test_dropout_depends_on_seed_and_step_alone() -> None:
+    def update(learner: Learner, step: int) -> Update:
+        return learner.update(step, [learner.task.batch(0)])  # type: ignore[attr-defined]
+
+    first, second = _learner(**{"model.dropout": 0.5}), _learner(**{"model.dropout": 0.5})
+    second._generator.manual_seed(99)
+    assert torch.equal(update(first, 7).figures, update(second, 7).figures)
+    third = _learner(**{"model.dropout": 0.5})
+    assert not torch.equal(update(third, 8).figures, update(_learner(**{"model.dropout": 0.5}), 7).figures)

@@ -1,0 +1,72 @@
+"""The precision of products, and what the display tells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_task import SYMBOLS, Counting, CountingConfig, counting_recipe
+from torch import nn
+
+from headway.kernels.linear import are_products_rough
+from headway.models import build
+from headway.train import display
+from headway.train.distributed import Processes
+from headway.train.learner import Learner
+from headway.train.precision import choose, products, representative
+
+CPU = torch.device("cpu")
+
+
+def test_settings_are_put_back() -> None:
+    with products("bf16", CPU):
+        assert are_products_rough()
+        with products("fp32", CPU):
+            assert not are_products_rough()
+        assert are_products_rough()
+    assert not are_products_rough()
+
+
+def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        recipe = counting_recipe(optim="muon", **{"model.symbols": SYMBOLS, "model.dropout": 0.0})
+        task = Counting(CountingConfig(), 1)
+        learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), precision)
+        for step in range(10):
+            learner.update(step, [task.batch(step)])
+        with learner.evaluating() as model:
+            assert not are_products_rough()
+            losses[precision] = task.evaluate(model)["loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]  # Newton-Schulz runs in bf16 on any machine
+
+
+def test_auto_measures_and_says_what_it_chose() -> None:
+    model = build(counting_recipe(**{"model.symbols": SYMBOLS}).model, 0)
+    found = choose("auto", model, 256, CPU)
+    assert found.name in ("fp32", "bf16")
+    assert found.reason.startswith("measured GFLOP/s: fp32 ")
+    assert choose("bf16", model, 256, CPU) == ("bf16", "as set")
+
+
+def test_the_heaviest_shapes_are_measured() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(4, 4), nn.Linear(1, 1), nn.Linear(2, 2))
+    assert representative(model) == [(3, 3), (4, 4), (2, 2)]
+
+
+def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
+    rate = display.Rate()
+    rate.update({"step": 0})
+    now[0] = 3.0
+    rate.pause()
+    now[0] = 93.0
+    rate.resume()
+    now[0] = 94.0
+    rate.update({"step": 8})
+    assert rate.values == {"step": 2.0}
+
+
+def test_durations() -> None:
+    assert [display.duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]

@@ -1,0 +1,271 @@
+"""Whole runs: what they write, and how they go on after being stopped in every way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_task
+import torch
+from tiny_task import Counting, CountingConfig, counting_recipe, train
+
+from headway.checkpoints import durable, native
+from headway.errors import ConfigError, UserError
+from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe
+from headway.train.log import read_metrics
+
+TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
+
+
+def _figures(directory: Path) -> list[dict[str, Any]]:
+    """The metrics without what the clock says."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(directory / "metrics.jsonl")]
+
+
+def _same(one: Path, two: Path) -> bool:
+    names = [native.FILE, *(str(p.relative_to(one)) for p in one.glob("checkpoints/*/*.safetensors"))]
+    return _figures(one) == _figures(two) and all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
+
+
+def _start(directory: Path, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, tiny_task.__file__, str(directory), "new", *settings]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, "the process ended too early"
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_all_that_is_promised(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", counting_recipe(steps=30, **{"optim.lr": 0.03}))
+    names = {path.name for path in run.directory.iterdir()}
+    assert names == {"recipe.json", "run.json", "tokenizer.json", "metrics.jsonl", "model.safetensors", "checkpoints"}
+    assert [path.name for path in sorted(run.directory.glob("checkpoints/*"))] == ["step-00000027", "step-00000030"]
+    steps = [line for line in run.metrics if "split" not in line]
+    assert [line["step"] for line in steps] == list(range(1, 31))
+    assert {"loss", "lr", "tokens", "tokens_per_second", "grad_norm", "seconds"} <= steps[0].keys()
+    evaluations = [line for line in run.metrics if "split" in line]
+    assert [line["step"] for line in evaluations] == list(range(3, 31, 3))
+    assert run.summary["best"]["loss"] == min(line["loss"] for line in evaluations)
+    assert run.summary["status"] == "finished"
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    opened = open_run(run.directory)
+    assert opened.recipe == run.recipe == read_recipe(run.directory / "recipe.json")
+    ids = torch.arange(5)[None]
+    assert torch.equal(opened.model.logits(ids), run.model.logits(ids))  # type: ignore[operator]
+    assert native.load_model(run.directory / "checkpoints" / "step-00000030").config == run.recipe.model
+
+
+SETTINGS = {"steps": 24, "ema": 0.9, "accumulate": 2, "checkpoint_every": 5, "keep": 9, "optim": "muon"}
+
+
+def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(whole, counting_recipe(**SETTINGS))
+    process = _start(killed, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+    _wait_for(killed / "checkpoints" / "step-00000010", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "loss"')  # a line cut off
+    (killed / "checkpoints" / ".step-00000015.1.draft").mkdir(exist_ok=True)
+    train(killed, counting_recipe(**SETTINGS), resume=True)
+    assert _same(whole, killed)
+    assert not list(killed.glob("checkpoints/.*"))
+
+
+def test_ctrl_c_saves_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, counting_recipe(**SETTINGS))
+    process = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+    _wait_for(stopped / "checkpoints" / "step-00000005", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = json.loads((stopped / "run.json").read_text())["step"]
+    assert f"stopped at step {step} of 24" in output
+    assert (stopped / "checkpoints" / f"step-{step:08d}").is_dir()
+    train(stopped, counting_recipe(**SETTINGS), resume=True)
+    if step % 5:
+        durable.remove(stopped / "checkpoints" / f"step-{step:08d}")
+    assert _same(whole, stopped)
+
+
+def test_interrupt_within_an_evaluation_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, counting_recipe(**SETTINGS))
+    evaluate, calls = Counting.evaluate, []
+
+    def interrupted(self: Counting, *arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "evaluate", interrupted)
+        with pytest.raises(UserInterrupt, match="stopped at step 9"):
+            train(stopped, counting_recipe(**SETTINGS))
+    train(stopped, counting_recipe(**SETTINGS), resume=True)
+    durable.remove(stopped / "checkpoints" / "step-00000009")
+    assert _same(whole, stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_starts_where_there_is_nothing_and_reads_what_is_finished(tmp_path: Path) -> None:
+    first = train(tmp_path, counting_recipe(), resume=True)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = train(tmp_path, counting_recipe(), resume=True)
+    assert again.summary == first.summary
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    train(tmp_path, counting_recipe())
+    with pytest.raises(UserError, match=r"already holds a run \(finished\); resume it with --resume, or choose"):
+        train(tmp_path, counting_recipe())
+    with pytest.raises(UserError, match=r"another recipe: optim.lr is 0.001, not 0.5"):
+        train(tmp_path, counting_recipe(**{"optim.lr": 0.5}), resume=True)
+
+
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, counting_recipe())
+    status = json.loads((tmp_path / "run.json").read_text())
+    durable.write_json(tmp_path / "run.json", {**status, "format": 99})
+    with pytest.raises(UserError, match="a run of format 99, this headway reads 1; use the version that wrote it"):
+        train(tmp_path, counting_recipe(), resume=True)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json is no JSON"):
+        train(tmp_path, counting_recipe(), resume=True)
+
+
+def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    recipe = counting_recipe(steps=20, checkpoint_every=5, evaluate_every=20, keep=4)
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    train(whole, recipe)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (whole / "checkpoints/step-00000005/optimizer.safetensors").stat().st_size
+    write = durable.write_tensors
+
+    def fill(path: Path, *arguments: Any) -> None:
+        if "step-00000010" in str(path) and path.name == "optimizer.safetensors":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+        write(path, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", fill)
+        try:
+            with pytest.raises(UserError, match=r"could not be written: .*free space or choose another folder"):
+                train(full, recipe)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (full / "checkpoints").iterdir()] == ["step-00000005"]
+    train(full, recipe, resume=True)
+    assert _same(whole, full)
+
+
+def test_no_space_names_the_space(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"), durable.beside(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert target.read_text() == "old"
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
+    train(tmp_path, counting_recipe())
+    status = json.loads((tmp_path / "run.json").read_text())
+    durable.write_json(tmp_path / "run.json", {**status, "status": "running"})
+    path = tmp_path / "checkpoints" / "step-00000020" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"remove .*step-00000020 to resume from the checkpoint before"):
+        train(tmp_path, counting_recipe(), resume=True)
+
+
+def test_mean_of_checkpoints_is_judged_and_kept_if_better(tmp_path: Path) -> None:
+    run = train(tmp_path, counting_recipe(average=3, **{"optim.lr": 0.02, "schedule": "constant"}))
+    last = run.metrics[-1]
+    assert last["weights"] == "mean of 3 checkpoints"
+    weights = [native.read_model(path / native.FILE)[0] for path in sorted(tmp_path.glob("checkpoints/*"))]
+    assert len(weights) == 3
+    mean = {name: torch.stack([w[name].double() for w in weights]).mean(0).float() for name in weights[0]}
+    if run.summary["best"]["loss"] == last["loss"]:
+        torch.testing.assert_close(dict(native.named_tensors(run.model)), mean)
+    assert run.summary["best"]["loss"] == min(line["loss"] for line in run.metrics if "split" in line)
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(Counting, "evaluate", lambda *_: {"loss": next(values)})
+    run = train(tmp_path, counting_recipe(patience=2))
+    assert (run.summary["step"], run.summary["best"]) == (8, {"step": 4, "loss": 2.0})
+    assert train(tmp_path, counting_recipe(patience=2), resume=True).summary == run.summary
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    recipe = counting_recipe(clip=None, **{"optim": "sgd", "optim.lr": 1e30})
+    with pytest.raises(UserError, match=r"at step 2; lower optim.lr"):
+        train(tmp_path, recipe)
+
+
+def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) -> None:
+    timed, repeated = tmp_path / "timed", tmp_path / "repeated"
+    start = time.perf_counter()
+    run = train(timed, counting_recipe(), minutes=2 / 60)
+    assert 1.0 < time.perf_counter() - start < 8.0
+    assert run.recipe.train.steps > 50
+    assert run.summary["minutes"] == 2 / 60
+    train(repeated, read_recipe(timed / "recipe.json"))
+    assert _same(timed, repeated)
+    assert train(timed, counting_recipe(), resume=True).summary == run.summary
+    with pytest.raises(UserError, match="are left for training"):
+        train(tmp_path / "short", counting_recipe(), minutes=0.001)
+    with pytest.raises(UserError, match="-1 minutes; give a number above 0"):
+        train(tmp_path / "never", counting_recipe(), minutes=-1)
+
+
+def test_recipes_are_read_strictly(tmp_path: Path) -> None:
+    train(tmp_path, counting_recipe())
+    path = tmp_path / "recipe.json"
+    data = json.loads(path.read_text())
+    data["train"]["stepz"] = 3
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"no setting 'stepz'; did you mean 'steps'"):
+        read_recipe(path)
+    with pytest.raises(ConfigError, match=r"train.steps is 0; give 1 or more"):
+        counting_recipe(steps=0)
+
+
+def test_the_display_shows_rate_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = counting_recipe(steps=5)
+    task = Counting(CountingConfig(), 1, delay=0.3)
+    Trainer(recipe, task, tmp_path, device="cpu", threads=1).fit()
+    shown = capsys.readouterr().err
+    assert "training 5 steps in" in shown
+    assert "validation loss" in shown
+    for part in ("step 5/5", "loss ", "tokens/s", "GFLOP/s", " left"):
+        assert part in shown.splitlines()[-2] + shown.splitlines()[-1]
+
+
+def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_LOG", "tensorbord")
+    with pytest.raises(UserError, match="'tensorbord'; did you mean 'tensorboard'"):
+        train(tmp_path / "a", counting_recipe())
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("HEADWAY_LOG", "wandb")
+    with pytest.raises(UserError, match=r"asks for wandb, which is not installed; pip install 'headway\[logging\]'"):
+        train(tmp_path / "b", replace(counting_recipe(), name="b"))
