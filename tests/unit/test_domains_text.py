@@ -163,3 +163,19 @@ def test_recipe_opens_known_data(data_dir: Path, tmp_path: Path, monkeypatch: py
     task = recipe.task.open(recipe, None, tmp_path)
     assert isinstance(task.config, LanguageConfig)
     assert next(task.batches("train")).inputs.shape == (64, 64)
+
+
+def test_all_is_every_document(play: Path) -> None:
+    task = open_task(small(shakespeare()), play)
+    kept = torch.cat([batch.labels[batch.labels >= 0] for batch in task.batches("all")])
+    assert task.codec.decode(kept.tolist()) == play.read_text()
+    assert task.final_split == "validation"  # the recipe holds out no test split, as nanoGPT does not
+
+
+def test_samples_go_on_from_held_out_text(play: Path) -> None:
+    recipe = small(shakespeare())
+    task = open_task(recipe, play)
+    samples = task.samples(build(task.adapt(recipe.model)), 3)
+    assert len(samples) == 3
+    assert all(sample["prompt"] in play.read_text()[18_000:] and sample["output"] for sample in samples)
+    assert samples == task.samples(build(task.adapt(recipe.model)), 3)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
@@ -158,7 +159,7 @@ def test_overfits_one_batch(captions: list[Path]) -> None:
     _overfit(task, recipe)
 
 
-def _overfit(task: PairTask, recipe: Recipe) -> None:
+def _overfit(task: PairTask, recipe: Recipe) -> nn.Module:
     model = build(task.adapt(recipe.model))
     batch = next(task.batches("train"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -169,6 +170,7 @@ def _overfit(task: PairTask, recipe: Recipe) -> None:
         optimizer.step()
     assert loss.count == batch.tokens
     assert loss.total.item() / loss.count < 0.1
+    return model
 
 
 def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -212,6 +214,31 @@ def test_alignment_names_every_symbol(captions: list[Path]) -> None:
     assert np.allclose(found.weights.sum(1), 1, atol=1e-5)
 
 
+def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:
+    task = captions_task(captions, codec="word", size=None, smoothing=0.0, lowercase_bleu=True)
+    model = _overfit(task, small(translation()))
+    scores = task.evaluate(model, "test", limit=8)
+    assert {"loss", "perplexity", "bleu", "bleu_signature", "chrf", "chrf_signature"} <= scores.keys()
+    assert "case:lc|" in scores["bleu_lowercase_signature"]
+    assert (scores["samples"], scores["beam"]) == (8, task.config.beam)
+    assert task.evaluate(model, "validation", limit=4)["beam"] == 1
+    samples = task.samples(model, 3)
+    texts, references = task.sources("test")
+    assert [s["source"] for s in samples] == [texts[0], texts[(len(texts) - 1) // 2], texts[-1]]
+    assert samples[0]["reference"] == references[0][0]
+    batch = next(task.batches("train"))
+    known = [task.codecs.source.decode(row[keep].tolist()) for row, keep in zip(batch.source, batch.source_layout.keep)]
+    written = [task.codecs.target.decode(row[row >= 0].tolist()) for row in batch.labels]
+    assert task.translate(model, known, beam=2) == written
+    [picture] = task.pictures(model)
+    assert str(picture.figure).startswith("<svg")
+
+
+def test_all_is_every_pair(captions: list[Path]) -> None:
+    task = captions_task(captions)
+    assert len(task.pairs("all")) == len(task.sources("all").texts) == LINES
+
+
 def test_words_are_spelt_and_grouped(dictionary: Path) -> None:
     task = open_task(small(pronounce(), split=SplitConfig(0.1, 0.1)), [dictionary])
     assert isinstance(task.config, PronounceConfig)
@@ -237,7 +264,10 @@ def test_odd_words(dictionary: Path) -> None:
 def test_pronounce_overfits_one_batch(dictionary: Path) -> None:
     recipe = small(pronounce(), smoothing=0.0)
     task = open_task(recipe, [dictionary])
-    _overfit(task, recipe)
+    model = _overfit(task, recipe)
+    scores = task.evaluate(model, "train", limit=20)
+    assert scores["samples"] == 20
+    assert scores["wer_interval"][0] <= scores["wer"] <= scores["wer_interval"][1]
 
 
 def test_padding_is_under_five_percent(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from headway.codecs.tokenizer import FILE
 from headway.config import override, register
 from headway.data import Crops, Packing, Spans, SplitConfig, TokenCache, chunks, find_set, open_tokens, text_sources
 from headway.domains.text.batches import Rows, TextBatch
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.generate import Limits, Sampling, Session
 from headway.metrics import language_scores
 from headway.models import Loss, ModelConfig, Transformer, VocabularyHead
@@ -121,7 +121,18 @@ class Language:
         return Rows(Packing(self.cache.ids, self._spans(split), self.context))
 
     def _spans(self, split: str) -> Spans:
+        if split == "all":
+            return Spans(np.asarray(self.cache.offsets[:-1]), np.diff(self.cache.offsets))
         return self.cache.spans(split, self.config.split)
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        try:
+            self._spans("test")
+        except UserError:
+            return "validation"
+        return "test"
 
     @property
     def _evaluated_rows(self) -> int:
@@ -134,7 +145,10 @@ class Language:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
-        """Loss (nats a token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`."""
+        """Loss (nats a token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`.
+
+        The split "all" is all of the data.
+        """
         device = next(model.parameters()).device
         nats, count = 0.0, 0
         for batch in self._consecutive(split).once(self._evaluated_rows, WHOLE, limit):

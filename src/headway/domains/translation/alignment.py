@@ -50,13 +50,14 @@ def alignment(model: nn.Module, codecs: Codecs, source: list[int], target: list[
 def alignment_picture(model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str]) -> Picture:
     """The alignment of one of the texts and its translation: the longest that is easy to look at."""
     rows = [codecs.source.encode(config.prepare(text)) for text in texts]
-    easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [min(range(len(rows)), key=lambda i: len(rows[i]))]
+    shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+    easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [shortest]
     chosen = max(easy, key=lambda i: len(rows[i]))
     [[best, *_]] = translate_hypotheses(model, codecs, config, [texts[chosen]], SearchConfig(config.beam))
     found = alignment(model, codecs, rows[chosen], best.ids)
     output = codecs.target.decode(best.ids)
     return Picture(
         "Cross-attention",
-        f"Where each symbol of the output (downwards) was read from: {texts[chosen]} → {output}. Mean of layers and heads.",
+        f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}",
         heatmap(found.weights.tolist(), found.target, found.source, "cross-attention"),
     )

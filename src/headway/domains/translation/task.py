@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from headway.data import Column, Pair, PairCache, grouped, open_pairs, split_pairs
+from headway.data import pairs as read_all
 from headway.domains.translation.alignment import alignment_picture
 from headway.domains.translation.batches import PairBatch, Pairs, Sentences
 from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig, with_symbols
@@ -81,7 +82,7 @@ class PairTask:
         return self._splits[split]
 
     def _select(self, split: str) -> Pairs:
-        numbers = self.cache.split(split, self.config.split)
+        numbers = self._numbers(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
         limit = min(limit for limit in (longest, self._model_limit, most) if limit is not None)
@@ -99,6 +100,9 @@ class PairTask:
         source, target = sides[::-1] if self.reverse else sides
         return Pairs(source, target, Marks.of(self.codecs))
 
+    def _numbers(self, split: str) -> np.ndarray:
+        return np.arange(len(self.cache)) if split == "all" else self.cache.split(split, self.config.split)
+
     def _held_out(self, numbers: np.ndarray) -> np.ndarray:
         """Which pairs have a source that is held out too: splits are drawn by the other side, the files' first."""
         others: set[bytes] = set()
@@ -106,6 +110,11 @@ class PairTask:
             if self._has(split):
                 others.update(self.cache.target[pair].tobytes() for pair in self.cache.split(split, self.config.split))
         return np.array([self.cache.target[pair].tobytes() in others for pair in numbers], dtype=bool)
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        return "test" if self._has("test") else "validation"
 
     def _has(self, split: str) -> bool:
         try:
@@ -129,7 +138,10 @@ class PairTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss and perplexity of the targets, without smoothing, and the scores of what is decoded from the sources."""
+        """Loss and perplexity of the targets, without smoothing, and the scores of what is decoded from the sources.
+
+        The split "all" is all of the data.
+        """
         pairs = self.pairs(split)
         device = next(model.parameters()).device
         nats, count = 0.0, 0
@@ -137,7 +149,7 @@ class PairTask:
             loss = self._loss(model, batch.to(device), smoothing=0.0)["loss"]
             nats, count = nats + float(loss.total), count + loss.count
         sources = self.sources(split, limit)
-        beam = self.config.beam if split == "test" else 1
+        beam = self.config.beam if split in ("test", "all") else 1
         outputs = self.translate(model, sources.texts, beam)
         return {**language_scores(nats, count), **self.scores(outputs, sources.references), "beam": beam}
 
@@ -149,7 +161,7 @@ class PairTask:
         return Sources(texts[:limit], references[:limit])
 
     def _read(self, split: str) -> Sources:
-        pairs = split_pairs(self.paths, split, self.config.split)
+        pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
         both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
         if self.groups:
             together = grouped(both)
@@ -180,7 +192,7 @@ class PairTask:
         return [alignment_picture(cast(EncoderDecoder, model), self.codecs, self.config, texts)]
 
     def _spread(self, count: int) -> Sources:
-        texts, references = self.sources("test" if self._has("test") else "validation")
+        texts, references = self.sources(self.final_split)
         places = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
         return Sources([texts[place] for place in places], [references[place] for place in places])
 
