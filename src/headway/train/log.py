@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,19 +32,22 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # by line, for who follows it
 
     def write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        try:
+            self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error.strerror}; free space, then resume") from error
 
     def sync(self) -> None:
         """Make sure that all lines so far outlive a crash."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take was told when it was written
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

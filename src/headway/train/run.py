@@ -50,6 +50,13 @@ class RunDirectory:
         """Whether there is a run here."""
         return self.status.exists()
 
+    def create(self) -> None:
+        """Make the directory; UserError where that cannot be."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made: {error.strerror}; choose another with --run") from error
+
     def claim(self, resume: bool) -> bool:
         """Whether a run is here to go on with. UserError for one that was not asked for, or of another format."""
         if not self.exists():

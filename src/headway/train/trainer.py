@@ -59,7 +59,7 @@ class Trainer:
         self.task = task
         self.recipe = replace(recipe, model=task.adapt(recipe.model))
         self.directory = RunDirectory(run_directory)
-        self.progress = progress and self.processes.first
+        self.shown = progress and self.processes.first
         self.minutes = minutes
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
@@ -81,6 +81,7 @@ class Trainer:
                 self._begin()
             self._train()
         self.processes.tell(None)  # all wait until the first has written
+        self.processes.leave()
         return self._open()
 
     def _follow(self, status: dict[str, Any]) -> None:
@@ -103,6 +104,8 @@ class Trainer:
 
     def _begin(self) -> None:
         """Settle what is left open (precision, steps) and write down what will be trained."""
+        if self.processes.first:
+            self.directory.create()
         self.precision = self._choose_precision()
         train = replace(self.recipe.train, precision=self.precision.name)
         if self.minutes is not None:
@@ -113,7 +116,6 @@ class Trainer:
         recipe = replace(self.recipe, train=train)
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
-            self.directory.path.mkdir(parents=True, exist_ok=True)
             remove(self.directory.metrics)
             self.task.save(self.directory.path)
             write_recipe(self.recipe, self.directory.recipe)
@@ -163,12 +165,14 @@ class Trainer:
             flop /= 2  # which `describe` gives for a pair of tokens
         device = self.processes.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        return open_display(self.progress, self.recipe.train.steps, flop, name)
+        return open_display(self.shown, self.recipe.train.steps, flop, name)
 
     def _announce(self, display: Display, progress: Progress) -> None:
         steps = self.recipe.train.steps
         name, reason = self.precision
         display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
+        if self.minutes is not None:
+            display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
         if progress.step:
             display.say(f"resuming after step {progress.step:,}")
 
