@@ -74,7 +74,7 @@ class Sampler:
         if sampling.repetition_penalty != 1.0:
             self._seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
             for row, prompt in zip(self._seen, prompts):
-                row[torch.tensor(prompt, device=device)] = True
+                row[torch.tensor(prompt, dtype=torch.long, device=device)] = True
 
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""

@@ -114,7 +114,7 @@ class _Search:
         totals, parents, symbols = self._candidates(logits.float().log_softmax(-1))
         ends = symbols == self.end
         # With one beam a hypothesis ends where its likeliest symbol is the end: a worse candidate may not end it.
-        ending = ends & (totals > -math.inf) & ~self.done[:, None]
+        ending = ends & (totals != -math.inf) & ~self.done[:, None]
         ending[:, self.config.beam :] = False
         if bool(ending.any()):
             self._finish(ending, totals, parents)
@@ -191,7 +191,7 @@ class _Search:
 
     def _cut(self, short: Bool[Tensor, "M"]) -> None:
         """Sentences at their limit with too few finished hypotheses keep the others as they are."""
-        rows, beams = (short[:, None] & (self.totals > -math.inf)).nonzero(as_tuple=True)
+        rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
         self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
 
     def _select(self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: Decoding) -> tuple[Tensor, Decoding]:

@@ -33,9 +33,9 @@ def translate_ids(
 ) -> list[list[Hypothesis]]:
     """The `n_best` translations of each source, best first, without `begin` and `end`.
 
-    `prefixes` are what each translation must begin with; they are part of the ids, not of the score. Sources are read
-    as they are: add what the model was trained with. A source of no symbols has one translation, of none.
-    `batch_tokens` bounds the positions that are held at once, those of all beams counted.
+    `prefixes` are what each translation must begin with; they are part of the ids and of the length that is allowed,
+    not of the score. Sources are read as they are: add what the model was trained with. A source of no symbols has one
+    translation, of none. `batch_tokens` bounds the positions that are held at once, those of all beams counted.
     """
     forced = [()] * len(sources) if prefixes is None else prefixes
     if len(forced) != len(sources):
@@ -44,7 +44,7 @@ def translate_ids(
     prompts = [[begin, *prefix] for prefix in forced]
     check_sources(sources, source_context(model))
     check_prompts(prompts, context)
-    limits = [config.limit(len(source)) for source in sources]
+    limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
     results = [[Hypothesis(list(prefix), 0.0, 0.0, True)] for prefix in forced]

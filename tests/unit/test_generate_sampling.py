@@ -1,0 +1,133 @@
+"""Drawing symbols: filters, penalties, and draws that depend on nothing but the row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from headway.errors import ConfigError
+from headway.generate import GREEDY, Sampler, Sampling
+from headway.generate.sampling import row_keys
+
+PROBABILITIES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
+ROWS = 20_000
+
+
+def counts(sampling: Sampling, probabilities: torch.Tensor = PROBABILITIES) -> torch.Tensor:
+    """How often each symbol is drawn by many rows, as a fraction."""
+    sampler = Sampler(sampling, row_keys([[i] for i in range(ROWS)]), [[]] * ROWS, len(probabilities))
+    chosen, _ = sampler.pick(probabilities.log().expand(ROWS, -1), 0)
+    return torch.bincount(chosen, minlength=len(probabilities)) / ROWS
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(seed=1), [0.4, 0.3, 0.15, 0.1, 0.05]),
+        (Sampling(temperature=0.5, seed=1), [0.16, 0.09, 0.0225, 0.01, 0.0025]),
+        (Sampling(top_k=2, seed=2), [0.4, 0.3, 0, 0, 0]),
+        (Sampling(top_p=0.69, seed=3), [0.4, 0.3, 0, 0, 0]),
+        (Sampling(top_p=0.71, seed=3), [0.4, 0.3, 0.15, 0, 0]),
+        (Sampling(min_p=0.3, seed=4), [0.4, 0.3, 0.15, 0, 0]),
+        (Sampling(top_k=4, top_p=0.5, min_p=0.01, seed=4), [0.4, 0.3, 0, 0, 0]),
+        (Sampling(top_k=99, top_p=1e-9, seed=5), [1, 0, 0, 0, 0]),
+        (GREEDY, [1, 0, 0, 0, 0]),
+    ],
+)
+def test_draws_follow_the_filtered_distribution(sampling: Sampling, expected: list[float]) -> None:
+    wanted = torch.tensor(expected) / sum(expected)
+    found = counts(sampling)
+    assert (found[wanted == 0] == 0).all()
+    assert (found - wanted).abs().max() < 5 * math.sqrt(0.25 / ROWS)
+
+
+def test_a_large_nucleus_is_found_too() -> None:
+    """The first look at the 256 largest does not suffice for a flat distribution, nor for one flat row among others."""
+    flat = torch.full((1000,), 1e-3)
+    assert (counts(Sampling(top_p=0.9, seed=1), flat) > 0).sum() > 890
+    peaked = torch.cat([torch.tensor([0.99]), torch.full((999,), 0.01 / 999)])
+    both = torch.stack([flat, peaked]).log()
+    chosen = [
+        Sampler(Sampling(top_p=0.9, seed=s), [1, 2], [[], []], 1000).pick(both, 0)[0].tolist() for s in range(20)
+    ]
+    assert {second for _, second in chosen} == {0}
+    assert len({first for first, _ in chosen}) > 10
+
+
+def test_draws_depend_on_seed_row_and_step_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 50, generator=generator)
+    keys = row_keys([[i, 2 * i] for i in range(8)])
+
+    def draw(rows: list[int], seed: int = 7) -> list[list[int]]:
+        sampler = Sampler(Sampling(top_p=0.9, seed=seed), [keys[r] for r in rows], [[]] * len(rows), 50)
+        return [sampler.pick(logits[rows], step)[0].tolist() for step in range(6)]
+
+    whole = draw(list(range(8)))
+    assert [[step[r] for r in (5, 2)] for step in whole] == draw([5, 2])
+    assert whole != draw(list(range(8)), seed=8)
+    assert len({tuple(column) for column in zip(*whole)}) == 8
+    assert len({tuple(step) for step in whole}) == 6
+
+
+def test_rows_that_leave_do_not_change_the_others() -> None:
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
+    sampling = Sampling(repetition_penalty=1.5, seed=3)
+    one, other = (Sampler(sampling, row_keys([[1], [2], [3], [4]]), [[0], [1], [2], [3]], 30) for _ in range(2))
+    one.pick(logits, 0), other.pick(logits, 0)
+    rows = torch.tensor([3, 1])
+    other.select(rows)
+    assert torch.equal(one.pick(logits, 1)[0][rows], other.pick(logits[rows], 1)[0])
+
+
+def test_equal_prompts_draw_differently_and_keys_are_stable() -> None:
+    first, second, third = row_keys([[1, 2], [1, 2], [3]])
+    assert len({first, second, third}) == 3
+    assert row_keys([[3], [1, 2]]) == [third, first]
+    assert row_keys([[1, 2]], [[5]]) != row_keys([[1, 2]], [[6]])
+    assert row_keys([[1, 23]]) != row_keys([[12, 3]])
+    assert all(0 <= key < 1 << 63 for key in (first, second, third))
+
+
+def test_without_a_seed_each_call_differs() -> None:
+    flat = torch.zeros(64, 1000)
+    keys = row_keys([[i] for i in range(64)])
+    first, second = (Sampler(Sampling(), keys, [[]] * 64, 1000).pick(flat, 0)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_repetition_penalty_counts_prompt_and_text() -> None:
+    logits = torch.tensor([[2.0, 1.9, 1.8, -1.0]])
+    sampler = Sampler(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], 4)
+    chosen = [int(sampler.pick(logits, step)[0]) for step in range(3)]
+    assert chosen == [1, 2, 0]  # 0 stands in the prompt; all three seen, the largest is first again
+    below = Sampler(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], 2)
+    assert int(below.pick(torch.tensor([[-1.0, -1.5]]), 0)[0]) == 1  # a penalty lowers what is below 0 as well
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    sampler = Sampler(Sampling(temperature=0.1, top_k=1, repetition_penalty=3.0, seed=0), [0], [[]], 5)
+    chosen, logp = sampler.pick(PROBABILITIES.log()[None], 0)
+    assert int(chosen) == 0
+    torch.testing.assert_close(logp, torch.tensor([0.4]).log())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_values_out_of_range_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is {value}"):
+        Sampling(**{setting: value})

@@ -1,0 +1,174 @@
+"""Beam search against enumeration, greedy search and itself; translation keeps order and batches change nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from generate_models import BEGIN, END, language_model, random_rows, translator
+
+from headway.errors import ConfigError, UserError
+from headway.generate import Hypothesis, SearchConfig, beam_search, score_ids, score_targets, translate_ids
+from headway.generate.prompts import make_prompt
+from headway.generate.search import largest
+from headway.kernels import deterministic
+from headway.layout import Layout
+
+CPU = torch.device("cpu")
+SOURCES = random_rows([5, 2, 7, 3, 3, 6, 1, 4], 23, seed=5)
+
+
+def translate(config: SearchConfig, sources=SOURCES, **options) -> list[list[Hypothesis]]:
+    return translate_ids(translator(), sources, begin=BEGIN, end=END, config=config, **options)
+
+
+def naive_greedy(source: list[int], limit: int) -> tuple[list[int], bool]:
+    """Everything computed anew for each symbol."""
+    model, ids = translator(), [BEGIN]
+    with torch.inference_mode():
+        for _ in range(limit):
+            layouts = Layout.full(1, len(source)), Layout.full(1, len(ids))
+            x = model(torch.tensor([source]), layouts[0], torch.tensor([ids]), layouts[1]).x
+            symbol = int(model.heads["vocabulary"](x[0, -1]).argmax())
+            if symbol == END:
+                return ids[1:], True
+            ids.append(symbol)
+    return ids[1:], False
+
+
+def test_one_beam_is_greedy() -> None:
+    found = translate(SearchConfig(beam=1))
+    lengths = set()
+    for source, (best,) in zip(SOURCES, found):
+        ids, finished = naive_greedy(source, SearchConfig().limit(len(source)))
+        assert (best.ids, best.finished) == (ids, finished)
+        lengths.add(len(ids))
+    assert len(lengths) > 2  # sentences leave the batch at different steps
+    assert len({best.finished for (best,) in found}) == 2  # some end, some are cut
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_beam_that_holds_everything_finds_the_best(alpha: float, seed: int) -> None:
+    symbols, most = 4, 4
+    model = translator(symbols, seed=seed, gain=0.5)
+    sources = [[2, 3], [3], [2, 2, 3]]
+    config = SearchConfig(beam=symbols**most, length_penalty=alpha, n_best=3, most_ratio=0.0, most_extra=most)
+    found = translate_ids(model, sources, begin=BEGIN, end=END, config=config)
+    others = [s for s in range(symbols) if s != END]
+    every = [list(ids) for n in range(most) for ids in itertools.product(others, repeat=n)]
+    for source, hypotheses in zip(sources, found):
+        totals = [sum(row) for row in score_targets(model, [source] * len(every), every, begin=BEGIN, end=END)]
+        worths = [config.worth(total, len(ids) + 1) for total, ids in zip(totals, every)]
+        order = sorted(range(len(every)), key=lambda i: -worths[i])[:3]
+        assert [h.ids for h in hypotheses] == [every[i] for i in order]
+        assert [h.score for h in hypotheses] == pytest.approx([worths[i] for i in order], abs=1e-4)
+        assert [h.log_probability for h in hypotheses] == pytest.approx([totals[i] for i in order], abs=1e-4)
+
+
+@pytest.mark.parametrize("beam", [2, 5])
+def test_scores_are_those_of_teacher_forcing(beam: int) -> None:
+    """Hypotheses that move between rows take their caches along."""
+    config = SearchConfig(beam=beam, n_best=beam, length_penalty=0.6)
+    for source, hypotheses in zip(SOURCES, translate(config)):
+        assert [(h.finished, h.score) for h in hypotheses] == sorted(
+            ((h.finished, h.score) for h in hypotheses), reverse=True
+        )
+        assert len({tuple(h.ids) for h in hypotheses}) == len(hypotheses) == beam
+        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], begin=BEGIN, end=END)
+        for row, h in zip(rows, hypotheses):
+            total, length = (sum(row), len(row)) if h.finished else (sum(row[:-1]), len(row) - 1)
+            assert h.log_probability == pytest.approx(total, abs=1e-4)
+            assert h.score == pytest.approx(config.worth(total, length), abs=1e-4)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_batches_change_nothing_in_deterministic_mode(beam: int) -> None:
+    config = SearchConfig(beam=beam, n_best=beam)
+    with deterministic():
+        whole = translate(config)
+        assert whole == translate(config, batch_tokens=1)
+        assert whole == translate(config, SOURCES[::-1])[::-1]
+
+
+def test_a_wider_beam_finds_no_worse_on_the_whole() -> None:
+    worth = [sum(hypotheses[0].score for hypotheses in translate(SearchConfig(beam=b))) for b in (1, 4, 12)]
+    assert worth[0] < worth[1] < worth[2]
+
+
+def test_prefixes_are_kept_and_continued() -> None:
+    prefixes = [[7], [], [8, 9, 10], [], [5], [6, 6], [], [4]]
+    found = translate(SearchConfig(beam=3, n_best=2), prefixes=prefixes)
+    for prefix, hypotheses in zip(prefixes, found):
+        assert all(h.ids[: len(prefix)] == prefix for h in hypotheses)
+    greedy = translate(SearchConfig(beam=1))
+    forced = translate(SearchConfig(beam=1), prefixes=[best.ids[:2] for (best,) in greedy])
+    assert [best.ids for (best,) in forced] == [best.ids for (best,) in greedy]
+
+
+def test_limits_are_kept() -> None:
+    config = SearchConfig(beam=4, most_ratio=1.0, most_extra=1)
+    for source, (best,) in zip(SOURCES, translate(config)):
+        assert len(best.ids) <= len(source) + 1
+    near = translate_ids(translator(context=7), SOURCES, begin=BEGIN, end=END, prefixes=[[2, 3]] * len(SOURCES))
+    assert all(len(best.ids) <= 6 for (best,) in near)
+
+
+def test_empty_sources_and_no_sources() -> None:
+    found = translate(SearchConfig(beam=2), [[], SOURCES[0]])
+    assert found[0] == [Hypothesis([], 0.0, 0.0, True)]
+    assert found[1] == translate(SearchConfig(beam=2), [SOURCES[0]])[0]
+    assert translate(SearchConfig(), []) == []
+
+
+def test_language_models_search_too() -> None:
+    model, prompts = language_model(), [[2, 3, 4], [5], [6, 7]]
+    found = beam_search(model, make_prompt(prompts, None, CPU), [6, 6, 4], END, SearchConfig(beam=3))
+    assert [len(h) for h in found] == [1, 1, 1]
+    for prompt, (best,), limit in zip(prompts, found, [6, 6, 4]):
+        ids = [*prompt, *best.ids, *([END] if best.finished else [])]
+        total = sum(score_ids(model, [ids])[0][len(prompt) - 1 :])
+        assert best.log_probability == pytest.approx(total, abs=1e-4)
+        assert len(best.ids) <= limit
+
+
+def test_the_model_keeps_its_mode() -> None:
+    model = translator().train()
+    translate_ids(model, SOURCES[:1], begin=BEGIN, end=END)
+    assert model.training
+
+
+@pytest.mark.parametrize("columns", [10, 200, 1000, 1003])
+@pytest.mark.parametrize("count", [1, 4])
+def test_largest_is_topk(columns: int, count: int) -> None:
+    x = torch.randn(6, columns, generator=torch.Generator().manual_seed(columns))
+    values, places = largest(x, count)
+    assert torch.equal(values, x.topk(count).values)
+    assert torch.equal(x.gather(1, places), values)
+
+
+def test_bad_input_is_refused_before_work() -> None:
+    with pytest.raises(UserError, match="source of 41 symbols exceeds the context of 40"):
+        translate(SearchConfig(), [[2] * 41])
+    with pytest.raises(UserError, match="prompt of 41 symbols exceeds the context of 40"):
+        translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
+    with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
+        translate(SearchConfig(), [[2], [3]], prefixes=[[3]])
+    with pytest.raises(ConfigError, match="beam is 0"):
+        SearchConfig(beam=0)
+    with pytest.raises(ConfigError, match="n_best is 5 of a beam of 4"):
+        SearchConfig(n_best=5)
+    with pytest.raises(ConfigError, match="length_penalty is -1"):
+        SearchConfig(length_penalty=-1.0)
+    with pytest.raises(ConfigError, match="most_extra 0"):
+        SearchConfig(most_extra=0)
+
+
+def test_damaged_weights_are_an_error() -> None:
+    model = translator()
+    with torch.no_grad():
+        model.decoder.embed.table.fill_(math.nan)
+    with pytest.raises(UserError, match="NaN"):
+        translate_ids(model, SOURCES, begin=BEGIN, end=END)
