@@ -137,13 +137,18 @@ def test_the_codec_of_a_run_is_kept(play: Path, tmp_path: Path) -> None:
         ({"task.context": None}, "neither task.context nor model.context"),
         ({"model.context": 16}, "task.context 32 exceeds model.context 16"),
         ({"train.batch_tokens": 31}, "train.batch_tokens 31 is less than a row of 32"),
-        ({"train.batch_size": 4}, "both set"),
+        ({"train.batch_tokens": None}, "neither train.batch_tokens nor train.batch_size"),
     ],
 )
 def test_misfit_settings_are_errors_before_any_work(play: Path, settings: dict, message: str) -> None:
     recipe = override(small(shakespeare()), settings)
     with pytest.raises(ConfigError, match=message):
         recipe.task.open(recipe, [play], play.parent)
+
+
+def test_batch_size_counts_rows(play: Path) -> None:
+    recipe = override(small(shakespeare()), {"train.batch_size": 3})
+    assert next(open_task(recipe, play).batches("train")).inputs.shape == (3, 32)
 
 
 def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class LanguageConfig(TaskConfig):
     `codec` and `size` say how text becomes symbols (`size` none: as many as there are). Rows have `context` tokens,
     none for the model's. `packing` "documents" reads every token once an epoch, short documents side by side in a row;
     "windows" reads rows at any offset of long documents, as nanoGPT does. `split` says what is held out where no file
-    is named for it.
+    is named for it. A batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
     """
 
     codec: Kind = "bpe"
@@ -73,13 +73,10 @@ class LanguageConfig(TaskConfig):
 
 def _rows_in_a_batch(recipe: Recipe, context: int) -> int:
     train = recipe.train
-    if train.batch_tokens is not None and train.batch_size is not None:
-        raise ConfigError(
-            f"train.batch_tokens {train.batch_tokens} and train.batch_size {train.batch_size} are both set; "
-            "set one to none"
-        )
+    if train.batch_size is not None:
+        return train.batch_size
     if train.batch_tokens is None:
-        return train.batch_size or 32
+        raise ConfigError("neither train.batch_tokens nor train.batch_size is set; set one of them")
     if train.batch_tokens < context:
         raise ConfigError(
             f"train.batch_tokens {train.batch_tokens} is less than a row of {context} tokens; give {context} or more"

@@ -1,0 +1,45 @@
+"""The built-in recipes: their names, their numbers, and that each is plain data."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.config import from_dict, override, to_dict
+from headway.data import known_set
+from headway.domains import recipe, recipes
+from headway.errors import UserError
+from headway.models import describe
+from headway.train import Recipe
+
+NAMES = ["shakespeare", "text", "pronounce", "translation", "multi30k-en-de", "tatoeba", "transformer-base-wmt"]
+
+
+def test_the_promised_recipes_are_there() -> None:
+    found = recipes()
+    assert set(NAMES) <= found.keys()
+    assert all(name == one.name and one.description and one.expected for name, one in found.items())
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_plain_data(name: str) -> None:
+    one = recipe(name)
+    assert from_dict(Recipe, to_dict(one)) == one
+    assert all(known_set(data) for data in one.data)
+    wider = override(one, {"model.width": 96, "model.depth": 1, "model.heads": 2, "model.dropout": 0.0})
+    assert describe(wider.model)["parameters"] > 0
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'shakespeare'"):
+        recipe("shakespear")
+
+
+def test_the_model_for_shakespeare_has_the_size_of_nanogpts() -> None:
+    assert describe(recipe("shakespeare").model)["parameters"] == pytest.approx(0.8e6, rel=0.01)
+
+
+def test_the_numbers_of_2017() -> None:
+    one = recipe("transformer-base-wmt")
+    assert describe(one.model)["parameters"] == 63_082_496
+    assert one.optim.lr * one.schedule.factor(3999, one.train.steps) == pytest.approx(512**-0.5 * 4000**-0.5)
+    assert one.optim.lr * one.schedule.factor(99_999, one.train.steps) == pytest.approx(512**-0.5 * 100_000**-0.5)
