@@ -35,11 +35,16 @@ class Progress:
 
 
 class Checkpoints:
-    """The folder `checkpoints` of a run, which keeps the newest few."""
+    """The folder `checkpoints` of a run, which keeps the newest `keep` that lie `interval` steps apart.
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files whether
+    it was stopped or not.
+    """
+
+    def __init__(self, directory: Path, keep: int, interval: int) -> None:
         self.directory = directory
         self.keep = keep
+        self.interval = interval
 
     def all(self) -> list[Path]:
         """Complete checkpoints, the oldest first."""
@@ -58,8 +63,12 @@ class Checkpoints:
             native.save_model(learner.model, learner.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
-        for old in self.all()[: -self.keep]:
-            remove(old)
+        *older, _ = self.all()
+        regular = [path for path in older if int(path.name.removeprefix("step-")) % self.interval == 0]
+        kept = regular[max(0, len(regular) - self.keep + 1) :]
+        for path in older:
+            if path not in kept:
+                remove(path)
 
     @torch.no_grad()
     def load_newest(self, learner: Learner) -> Progress | None:

@@ -40,6 +40,7 @@ class Loop:
         self.metrics = metrics
         self.journal = journal
         self.interrupts = interrupts
+        self._saved = progress.step
 
     def run(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones."""
@@ -136,10 +137,12 @@ class Loop:
         with self.journal.paused():
             self.metrics.sync()
             self.checkpoints.save(self.learner, self.progress)
+            self._saved = self.progress.step
 
     def _stop(self) -> NoReturn:
-        self._flush()
-        self._checkpoint()
+        if self._saved != self.progress.step:  # else the model may hold other weights: the mean of checkpoints
+            self._flush()
+            self._checkpoint()
         raise UserInterrupt(
             f"stopped at step {self.progress.step:,} of {self.recipe.train.steps:,}; "
             f"{self.directory.path} goes on from there with --resume"

@@ -132,7 +132,8 @@ class Trainer:
         recipe, first = self.recipe, self.processes.first
         model = build(recipe.model, recipe.train.seed)
         learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
-        checkpoints = Checkpoints(self.directory.checkpoints, max(recipe.train.keep, recipe.train.average))
+        keep = max(recipe.train.keep, recipe.train.average)
+        checkpoints = Checkpoints(self.directory.checkpoints, keep, recipe.train.checkpoint_interval)
         if first:
             checkpoints.clean()
         progress = checkpoints.load_newest(learner) or Progress()
