@@ -154,8 +154,13 @@ def test_batch_size_counts_rows(play: Path) -> None:
 def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
+    task = open_task(small(shakespeare()), short)
     with pytest.raises(UserError, match="longest document"):
-        next(open_task(small(shakespeare()), short).batches("train"))
+        task.batches("train")
+    recipe = small(shakespeare(), split=SplitConfig(0.0, 0.0))
+    task = open_task(recipe, play)
+    with pytest.raises(UserError, match="validation split"):
+        task.adapt(recipe.model)
     with pytest.raises(UserError, match="larger than the data can fill"):
         open_task(small(text(), size=8000), play)
     with pytest.raises(UserError, match="no file or folder"):

@@ -175,8 +175,9 @@ def _overfit(task: PairTask, recipe: Recipe) -> nn.Module:
 
 def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     short = override(small(translation(), size=600, longest=None), {"model.context": 20})
+    long = open_task(short, captions)
     with pytest.raises(UserError, match="too long"):
-        open_task(short, captions).pairs("train")
+        long.adapt(short.model)
     task = captions_task(captions, longest=20)
     with caplog.at_level(logging.WARNING):
         pairs = task.pairs("train")

@@ -101,6 +101,9 @@ class Language:
         self.seed = seed
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the codec's symbols. Raises UserError where there is no text to train or to judge it on."""
+        for split in ("train", "validation"):
+            self._spans(split)
         return override(model, {"symbols": self.codec.size})
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TextBatch]:

@@ -64,6 +64,11 @@ class PairTask:
         return open_pairs(self.paths, first, second)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the codecs' symbols. Raises UserError where there are no pairs to train it on or to judge it by,
+        or pairs that do not fit it.
+        """
+        for split in ("train", "validation"):
+            self.pairs(split)
         return with_symbols(model, self.codecs)
 
     def save(self, directory: Path) -> None:
