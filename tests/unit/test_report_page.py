@@ -43,7 +43,7 @@ def full() -> Sections:
         subtitle="what it is",
         headline={"loss": 1.234, "parameters": 1234},
         curves=[Picture("Loss", "by step", curve)],
-        scores={"loss": 1.1, "samples": 100},
+        scores=[{"metric": "loss", "test": 1.1}],
         samples=[{"": "✓", "prompt": "<script>alert(1)</script>", "output": "a & b"}],
         pictures=[
             Picture("Attention", "of one head", heatmap([[0.2, 0.8]], ["y"], ["<a>", "b"], "attention"))

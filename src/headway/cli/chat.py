@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from headway.cli.generate import add_sampling, sampling
+from headway.cli.generate import add_sampling, settings
 from headway.cli.options import torch_options
 from headway.cli.terminal import Terminal
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def converse(model, args: argparse.Namespace, terminal: Terminal) -> list[dict[str, str]]:
     """Questions and answers until the end of input."""
     turns: list[dict[str, str]] = []
-    options = sampling(args)
-    options["stop"] = [*options.get("stop", []), f"\n{USER.strip()}"]
+    args.stop = [*args.stop, f"\n{USER.strip()}"]
+    sampling, limits = settings(args)
     while (question := ask(terminal)) is not None:
         if question.strip() == "/reset":
             turns = []
@@ -52,7 +52,7 @@ def converse(model, args: argparse.Namespace, terminal: Terminal) -> list[dict[s
             prompt, dropped = fit(model, args.system, turns, args.max_new_tokens)
             if dropped:
                 terminal.note(f"(the first {dropped} turns no longer fit {model.context} tokens)")
-            turns[-1]["assistant"] = answer(model.stream(prompt, **options), terminal)
+            turns[-1]["assistant"] = answer(model.session.stream(model.prompt_ids(prompt), sampling, limits), terminal)
     return turns
 
 
@@ -90,7 +90,7 @@ def fit(model, system: str, turns: list[dict[str, str]], room: int) -> tuple[str
     """The dialogue as text without the first turns that leave no room for an answer, and how many those are."""
     for dropped in range(len(turns)):
         prompt = dialogue(system, turns[dropped:])
-        if model.context is None or len(model.codec.encode(prompt)) + room <= model.context:
+        if model.context is None or len(model.prompt_ids(prompt)) + room <= model.context:
             return prompt, dropped
     return dialogue(system, turns[-1:]), len(turns) - 1
 

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.data import known_sets
 
     rows = [
-        {"name": s.name, "here": s.present(), "licence": s.licence, "source": s.url, "what": s.description}
+        {"name": s.name, "here": s.present(), "what": s.description, "licence": s.licence, "source": s.url}
         for s in known_sets()
     ]
     terminal.table(rows)

@@ -16,9 +16,7 @@ RESERVE = 25.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--minutes", type=number(0.5), default=5.0, metavar="M", help="time for all of it (default: 5)"
-    )
+    parser.add_argument("--minutes", type=number(0.5), default=5.0, metavar="M", help="time for all of it (default: 5)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: a new one in runs/)")
 
 
@@ -39,8 +37,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             samples=WORDS,
         )
     terminal.say("\nWords it has never seen:\n")
-    terminal.table(marked(result.summary["samples"]))
-    scores = result.summary["test"]
+    terminal.table(result.summary["samples"])
+    scores = result.summary["scores"]
     terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
@@ -55,8 +53,3 @@ def free_directory(wanted: Path) -> Path:
         count += 1
         directory = wanted.with_name(f"{wanted.name}-{count}")
     return directory
-
-
-def marked(samples: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Samples with a mark in front: whether the output is one of the references."""
-    return [{"": "✓" if s["output"] in s["reference"].split(" | ") else "✗", **s} for s in samples]

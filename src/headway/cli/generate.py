@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headway.cli.options import number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.generate import Completion, Limits, Sampling
 
 EXAMPLE = """
 headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --temperature 0.8
@@ -17,9 +21,7 @@ headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --tempe
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument(
-        "--prompt", required=True, metavar="TEXT|@FILE|-", help="text, a file or standard input"
-    )
+    parser.add_argument("--prompt", required=True, metavar="TEXT|@FILE|-", help="text, a file or standard input")
     add_sampling(parser, tokens=100)
 
 
@@ -29,22 +31,18 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add("--max-new-tokens", type=whole(1), default=tokens, metavar="N", help=f"at most N (default: {tokens})")
     add("--temperature", type=number(0), default=1.0, metavar="T", help="0 takes the likeliest (default: 1)")
     add("--top-k", type=whole(1), metavar="K", help="only the K likeliest tokens")
-    add("--top-p", type=number(0, 1, above=True), metavar="P", help="only the likeliest that sum to P")
-    add(
-        "--min-p",
-        type=number(0, 1),
-        metavar="P",
-        help="only those at least P times as likely as the likeliest",
-    )
-    add("--repetition-penalty", type=number(0, above=True), metavar="R", help="above 1 repeats less")
-    add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
+    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P", help="only the likeliest that sum to P")
+    add("--min-p", type=number(0, 1), default=0.0, metavar="P", help="drop what is less than P times the likeliest")
+    add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1 repeats less")
+    add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
 
 
-def sampling(args: argparse.Namespace) -> dict:
-    """What `add_sampling` read, as arguments of Model.generate and Model.stream."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
-    values = {name: getattr(args, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
+    """What `add_sampling` read."""
+    from headway.generate import Limits, Sampling
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
+    return sampling, Limits(args.max_new_tokens, tuple(args.stop))
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -52,14 +50,22 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
     with torch_options(args):
+        sampling, limits = settings(args)
         model = hw.load(args.model, device=args.device)
         if args.json:
-            terminal.result(model.completion(prompt, **sampling(args)))
+            completion = model.complete([prompt], sampling, limits)[0]
+            terminal.result({"prompt": prompt, "tokens": completion.ids, **_named(completion)})
             return
+        pieces = model.session.stream(model.prompt_ids(prompt), sampling, limits)
         terminal.say(prompt, end="")
-        for piece in model.stream(prompt, **sampling(args)):
+        for piece in pieces:
             terminal.say(piece, end="")
         terminal.say()
+
+
+def _named(completion: Completion) -> dict[str, Any]:
+    names = ("text", "logprobs", "finish_reason", "tokens_per_second")
+    return {name: getattr(completion, name) for name in names}
 
 
 def read_prompt(text: str) -> str:

@@ -78,9 +78,7 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
             value = float("nan")
         if not (low < value <= high or (value == low and not above)):
             limit = f" to {high:g}" if high < float("inf") else ""
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no number {'above' if above else 'from'} {low:g}{limit}"
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {'above' if above else 'from'} {low:g}{limit}")
         return value
 
     return read

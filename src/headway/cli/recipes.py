@@ -14,24 +14,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains import recipes
     from headway.models import describe
     from headway.models.presets import PRESETS
+    from headway.recipes import recipes
 
     found = [
         {
             "name": recipe.name,
             "domain": recipe.domain,
             "parameters": describe(recipe.model)["parameters"],
-            "data": ", ".join(recipe.data) or "your own (--data)",
+            "data": ", ".join(recipe.data) or "yours (--data)",
             "expected": recipe.expected,
             "description": recipe.description,
         }
-        for recipe in recipes().values()
+        for recipe in (make() for make in recipes().values())
     ]
-    presets = [
-        {"name": name, "parameters": describe(config)["parameters"]} for name, config in PRESETS.items()
-    ]
+    presets = [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]
     terminal.say("Recipes (headway train NAME):\n")
     terminal.table([{k: v for k, v in row.items() if k != "description"} for row in found])
     terminal.say("\nPresets (headway show NAME):\n")

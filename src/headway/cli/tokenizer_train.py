@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs import train_codec
-    from headway.data import documents
+    from headway.data.sources import documents
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out} is no .json file; name one, such as tokenizer.json")

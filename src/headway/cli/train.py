@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headway.cli.options import number, torch_options
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
+
+if TYPE_CHECKING:
+    from headway.train import Run
 
 EXAMPLE = """
 headway train shakespeare --minutes 5
 headway train text --data my-books/ --set model.width=256 train.steps=2000
 headway train translation --data train.en train.de --run runs/en-de --resume
 """
+SHOWN = 3  # samples; the report has more
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +56,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             device=args.device,
             seed=args.seed,
         )
-    summary = result.summary
-    if summary.get("samples"):
-        terminal.table(summary["samples"][:5])
+    show(result, terminal)
+    terminal.result({"run": result.directory, **result.summary})
+
+
+def show(run: Run, terminal: Terminal) -> None:
+    """What a finished run is worth, what it does, and where it lies."""
+    from headway.report.run import scores
+
+    summary = run.summary
+    terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}))
+    for sample in summary.get("samples", [])[:SHOWN]:
         terminal.say()
-    for name, value in summary.items():
-        if isinstance(value, (int, float, str)):
-            terminal.say(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
-    terminal.say(f"run: {result.directory}")
-    terminal.result({"run": result.directory, **summary})
+        for name, text in sample.items():
+            terminal.say(f"{name}: {text}" if name else text)
+    terminal.say(f"\nrun: {run.directory}")
+    if summary.get("report"):
+        terminal.say(f"report: {summary['report']}")

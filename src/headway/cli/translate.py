@@ -34,12 +34,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = hw.load(args.model, device=args.device)
         for lines in chunks(sys.stdin):
-            found = model.translate(
-                lines, beam=args.beam, length_penalty=args.length_penalty, n_best=args.n_best
-            )
+            found = model.translate(lines, beam=args.beam, length_penalty=args.length_penalty, n_best=args.n_best)
             count += len(lines)
             for line in found:
-                terminal.say(line if isinstance(line, str) else "\n".join(line))
+                terminal.say("\n".join(line))
             if args.json:
                 outputs.extend(found)
     seconds = time.monotonic() - started

@@ -36,9 +36,7 @@ def line_chart(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         marks.append(f'<polyline class="curve s{index % COLOURS}" points="{path}"/>')
         if dots or len(placed) == 1:
-            marks += [
-                f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed
-            ]
+            marks += [f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
     return _svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
 
 
@@ -67,9 +65,7 @@ def bar_chart(
     return _svg(WIDTH, height, marks, label)
 
 
-def heatmap(
-    weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str
-) -> str:
+def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
     """A picture of weights from 0 to 1: `weights[i][j]` belongs to `rows[i]` (downwards) and `columns[j]`."""
     cell = max(12, min(30, 560 // max(len(columns), 1)))
     tilted = any(len(name) > 2 for name in columns)
@@ -88,9 +84,7 @@ def heatmap(
         for j, weight in enumerate(line):
             opacity, tip = max(0.04, min(1.0, weight)), escape(f"{name} - {columns[j]}: {weight:.2f}")
             place = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
-            marks.append(
-                f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>'
-            )
+            marks.append(f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>')
     return _svg(width, height, marks, title, natural=True)
 
 
@@ -150,9 +144,7 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
 
 def _text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
     turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
-    )
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
 
 
 def _svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:

@@ -37,7 +37,7 @@ class Sections:
     subtitle: str = ""
     headline: Mapping[str, Any] = field(default_factory=dict)
     curves: Sequence[Picture] = ()
-    scores: Mapping[str, Any] = field(default_factory=dict)
+    scores: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, str]] = ()
     pictures: Sequence[Picture] = ()
     table: Sequence[Mapping[str, Any]] = ()

@@ -1,0 +1,108 @@
+"""The Python face: `train` a recipe, `load` what was trained."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.errors import UserError
+from headway.pictures import attention_pictures
+from headway.recipes import Paths, configured, final_split, open_task
+from headway.report.page import HOW_TO_INSTALL, available
+from headway.report.run import Illustrated, report_run, with_results
+from headway.train import Recipe, Run, Task, Trainer, claim, open_run, read_recipe
+from headway.train.run import RunDirectory
+from headway.trained import Model
+
+__all__ = ["Model", "find_device", "load", "train"]
+
+
+def train(
+    recipe: str | Path | Recipe,
+    data: Paths | None = None,
+    set: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+    samples: int = 10,
+    spent: float = 0.0,
+    progress: bool = True,
+) -> Run:
+    """Train a recipe and give the run with its best model, test scores, samples and, with the extra, a report.
+
+    `recipe` is a name, a recipe.json or a Recipe; `data` are the user's own files in place of its own; `set` dotted
+    settings such as {"model.width": 256}; `minutes` a time to train for instead of steps, of which `spent` seconds
+    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there.
+    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
+    checkpoint is written.
+    """
+    started = time.perf_counter()
+    where = find_device(device)
+    chosen = configured(recipe, data, set, seed)
+    directory = Path(run) if run is not None else Path("runs") / chosen.name
+    if claim(directory, resume):
+        chosen = _recorded(directory, chosen.name, data, set, seed)
+    task = open_task(chosen, directory)
+    gone = spent + time.perf_counter() - started
+    trainer = Trainer(
+        chosen, task, directory, device=where, threads=threads, progress=progress, minutes=minutes, spent=gone
+    )
+    result = trainer.fit(resume)
+    judged = bool(result.summary.get("scores"))  # a run that was finished before
+    return result if judged or not trainer.processes.first else _finish(result, task, samples, progress)
+
+
+def _recorded(
+    directory: Path, name: str, data: Paths | None, settings: Mapping[str, Any] | None, seed: int | None
+) -> Recipe:
+    """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks."""
+    found = read_recipe(RunDirectory(directory).recipe)
+    if found.name != name:
+        raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
+    return configured(found, data, settings, seed)
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """The model of a run directory, ready to be used."""
+    return Model(open_run(Path(path), find_device(device)))
+
+
+def find_device(name: str) -> torch.device:
+    """A torch device by name; `auto` is the first GPU, or else the processor. UserError for one that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).split("\n")[0]
+        raise UserError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
+    return device
+
+
+def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
+    """Judge the best model on the final split, let it show samples, and write both and the page."""
+    if progress:
+        print("evaluating the best model", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    split = final_split(task)
+    scores = {"split": split, **task.evaluate(run.model, split)}
+    run = with_results(run, scores, task.samples(run.model, count))
+    run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
+    run.summary["report"] = None
+    if available():
+        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else attention_pictures(Model(run))
+        run.summary["report"] = str(report_run(run, pictures))
+    elif progress:
+        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    RunDirectory(run.directory).write_status(run.summary)
+    return run

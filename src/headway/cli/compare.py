@@ -1,0 +1,91 @@
+"""`headway compare`: variants on the same data, budget and size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from headway.cli.demo import free_directory
+from headway.cli.options import torch_options, whole
+from headway.cli.terminal import Terminal
+from headway.cli.train import add_training
+from headway.config import parse_value
+from headway.errors import ConfigError
+
+EXAMPLE = """
+headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
+headway compare pronounce --set optim.lr=0.001,0.004 model.depth=2,4 --minutes 1 --seeds 3
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    add_training(parser)
+    parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="runs of each variant (default: 1)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="directory (default: a new one in runs/)")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    grid = parse_grid(args.set)
+    from headway.compare import compare, sections, table
+    from headway.report import available, write_report
+    from headway.report.page import HOW_TO_INSTALL
+
+    directory = args.run or free_directory(Path("runs") / f"compare-{Path(args.recipe).stem}")
+    with torch_options(args):
+        found = compare(
+            args.recipe,
+            grid,
+            args.data,
+            args.minutes,
+            args.seeds,
+            directory=directory,
+            device=args.device,
+            threads=args.threads,
+            seed=args.seed,
+        )
+    rows, report = table(found), None
+    terminal.table(rows)
+    terminal.say()
+    for note in found.notes:
+        terminal.say(note)
+    if available():
+        report = write_report(directory, sections(found, shlex.join(["headway", *sys.argv[1:]])))
+        terminal.say(f"report: {report}")
+    else:
+        terminal.note(HOW_TO_INSTALL)
+    terminal.result({"goal": found.goal, "better": found.better, "variants": rows, "report": report})
+
+
+def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
+    """`["a.b=1,2", "c=x"]` as `{"a.b": [1, 2], "c": ["x"]}`; commas inside brackets and quotes do not part values."""
+    grid: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or not text:
+            raise ConfigError(f"setting {pair!r} has no values; write key=A,B, as in model.mixer=attention,lstm")
+        grid[key.strip()] = [parse_value(part.strip()) for part in _parts(text)]
+    return grid
+
+
+def _parts(text: str) -> list[str]:
+    """The values between commas; one whose brackets are still open goes on beyond its comma."""
+    parts: list[str] = []
+    for piece in text.split(","):
+        if parts and not _closed(parts[-1]):
+            parts[-1] += f",{piece}"
+        else:
+            parts.append(piece)
+    return parts
+
+
+def _closed(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return text.lstrip()[:1] not in ("[", "{", '"')
+    return True

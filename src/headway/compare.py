@@ -1,0 +1,240 @@
+"""Variants of a recipe side by side: the same data, budget and size."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from headway.api import find_device, train
+from headway.config import override, to_dict
+from headway.errors import UserError
+from headway.models import ModelConfig, describe
+from headway.recipes import Paths, configured, open_task
+from headway.report import Picture, Sections, bar_chart, line_chart
+from headway.report.charts import Points
+from headway.report.run import figure, points, title
+from headway.train import Recipe, Task, TaskConfig
+
+# What sets the size itself cannot be compared at equal sizes.
+_SETS_THE_SIZE = ("model.width", "model.symbols", "task.size", "task.codec")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the compared settings; `width` is None where it stayed as it was."""
+
+    name: str
+    recipe: Recipe
+    parameters: int
+    width: int | None = None
+
+
+class Trial(NamedTuple):
+    """One run of a variant: its directory, run.json and metrics.jsonl."""
+
+    directory: Path
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant and its trials, one a seed."""
+
+    variant: Variant
+    trials: Sequence[Trial]
+
+    def best(self, name: str) -> list[float]:
+        """A metric of each trial's best validation."""
+        return [trial.summary["best"][name] for trial in self.trials]
+
+    def mean(self, key: str) -> float:
+        """A number of run.json, averaged over the trials."""
+        return fmean(trial.summary[key] for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results, and the metric that they are compared by on the validation split."""
+
+    recipe: Recipe
+    goal: str
+    better: str
+    results: Sequence[Result]
+    notes: Sequence[str]
+
+
+def compare(
+    recipe: str | Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    data: Paths | None = None,
+    minutes: float | None = None,
+    seeds: int = 1,
+    *,
+    directory: Path,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+) -> Comparison:
+    """Train every combination of the grid's values, `seeds` times each, below `directory`.
+
+    Each gets the same steps, or the same `minutes`. Where settings of the model are compared, the width is adjusted so
+    that all have about as many parameters as the first. Raises UserError before any training.
+    """
+    find_device(device)
+    base = configured(recipe, data, {}, seed)
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty; choose another directory with --run")
+    tasks: dict[TaskConfig, Task] = {}
+    found = variants(base, grid, lambda chosen: _opened(chosen, directory, tasks))
+    results = []
+    for variant in found:
+        task = _opened(variant.recipe, directory, tasks)
+        trials = []
+        for number in range(seeds):
+            place = directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
+            task.save(place)  # the codec: trained once, used by all
+            chosen = override(variant.recipe, {"train.seed": base.train.seed + number})
+            run = train(chosen, minutes=minutes, run=place, device=device, threads=threads)
+            trials.append(Trial(run.directory, run.summary, run.metrics))
+        results.append(Result(variant, trials))
+    first = _opened(found[0].recipe, directory, tasks)
+    return Comparison(base, first.goal, first.goal_better, results, _notes(base, found, minutes, seeds))
+
+
+def _opened(recipe: Recipe, workspace: Path, tasks: dict[TaskConfig, Task]) -> Task:
+    if recipe.task not in tasks:
+        tasks[recipe.task] = open_task(recipe, workspace)
+    return tasks[recipe.task]
+
+
+def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]], open_data: Any) -> list[Variant]:
+    """Every combination of the grid's values, with its size; `open_data` gives the task of a recipe."""
+    if not any(len(values) > 1 for values in grid.values()):
+        raise UserError("there is only one variant; give several values, as in --set model.mixer=attention,lstm")
+    found: list[Variant] = []
+    for values in product(*grid.values()):
+        settings = dict(zip(grid, values))
+        chosen = override(recipe, settings)
+        model = open_data(chosen).adapt(chosen.model)
+        name = ",".join(_text(value) for key, value in settings.items() if len(grid[key]) > 1)
+        size = describe(model)["parameters"]
+        matched = None
+        if found and any(key.startswith("model.") for key in grid) and not set(grid) & set(_SETS_THE_SIZE):
+            matched = matching_width(model, found[0].parameters)
+        if matched is not None:
+            chosen = override(chosen, {"model.width": matched})
+            size = describe(override(model, {"width": matched}))["parameters"]
+        found.append(Variant(name, chosen, size, matched))
+    return found
+
+
+def matching_width(model: ModelConfig, parameters: int) -> int | None:
+    """The width, a multiple of what the heads need, that brings the parameters nearest; None to leave it as it is."""
+    own = describe(model)["parameters"]
+    if own == parameters:
+        return None
+    step = math.lcm(*_heads(to_dict(model))) * 2  # rotary positions need even heads
+
+    def size(count: int) -> int:
+        return describe(override(model, {"width": step * count}))["parameters"]
+
+    low, high = 1, 2
+    while size(high) < parameters:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < parameters else (low, middle)
+    count = min((low, high), key=lambda n: abs(size(n) - parameters))
+    return step * count if abs(size(count) - parameters) < abs(own - parameters) else None
+
+
+def _heads(node: Any) -> Iterator[int]:
+    yield 1
+    if isinstance(node, Mapping):
+        for key, item in node.items():
+            if key in ("heads", "kv_heads") and isinstance(item, int):
+                yield item
+            yield from _heads(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _heads(item)
+
+
+def _text(value: Any) -> str:
+    """A value as part of a name that is also a folder's."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.,:=+-]+", "", text)
+
+
+def _notes(recipe: Recipe, found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:
+    budget = f"{minutes:g} minutes" if minutes is not None else f"{recipe.train.steps:,} steps"
+    notes = [f"Each was trained for {budget} on the same data, {seeds} time{'s' if seeds > 1 else ''}."]
+    if any(variant.width is not None for variant in found):
+        notes.append("Widths were adjusted so that all have about as many parameters as the first.")
+    off = max(abs(variant.parameters / found[0].parameters - 1) for variant in found)
+    notes.append(f"The sizes differ by at most {off:.1%} from the first.")
+    return notes
+
+
+def table(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row a variant: its size, and the goal at its best validation (with the range over seeds), test and speed."""
+    goal, rows = comparison.goal, []
+    size = comparison.results[0].variant.parameters
+    for result in comparison.results:
+        found = result.best(goal)
+        row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
+        row["size"] = f"{result.variant.parameters / size:.1%}"
+        if any(other.variant.width is not None for other in comparison.results):
+            row["width"] = result.variant.width or _width(result.variant.recipe.model)
+        row[title(goal)] = figure(goal, fmean(found))
+        if len(found) > 1:
+            row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
+        final = [trial.summary["scores"] for trial in result.trials]
+        if final[0]["split"] != "validation":
+            row[final[0]["split"]] = figure(goal, fmean(scores[goal] for scores in final))
+        row["steps"] = round(result.mean("step"))
+        row["tokens/s"] = round(result.mean("tokens") / result.mean("seconds"))
+        row["seconds"] = round(result.mean("seconds"), 1)
+        rows.append(row)
+    return rows
+
+
+def _width(model: ModelConfig) -> int | None:
+    return getattr(model, "width", None)
+
+
+def sections(comparison: Comparison, command: str) -> Sections:
+    """The page of a comparison."""
+    goal, results = comparison.goal, comparison.results
+    means = {result.variant.name: fmean(result.best(goal)) for result in results}
+    spread = {r.variant.name: (min(r.best(goal)), max(r.best(goal))) for r in results if len(r.trials) > 1}
+    better = "lower" if comparison.better == "min" else "higher"
+    caption = f"validation, by seconds of training; {better} is better"
+    over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
+    over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
+    name = title(goal)[:1].upper() + title(goal)[1:]
+    return Sections(
+        title=f"{comparison.recipe.name}: {', '.join(means)}",
+        subtitle=comparison.recipe.description,
+        curves=[
+            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread)),
+            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True)),
+            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True)),
+        ],
+        table=table(comparison),
+        notes=comparison.notes,
+        configuration=to_dict(comparison.recipe),
+        command=command,
+    )
+
+
+def _curve(result: Result, goal: str, x: str) -> Points:
+    return points((line for line in result.trials[0].metrics if "split" in line), goal, x)

@@ -1,0 +1,174 @@
+"""From a run to the sections of its page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from headway.config import to_dict
+from headway.report.charts import Points, line_chart, short
+from headway.report.page import Picture, Sections, write_report
+from headway.train import Run
+from headway.train.display import duration
+
+TITLES = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "bleu": "BLEU",
+    "bleu_lowercase": "BLEU, lower-cased",
+    "chrf": "chrF",
+    "wer": "word error rate",
+    "per": "phoneme error rate",
+    "samples": "samples",
+    "tokens": "tokens",
+}
+RATES = ("wer", "per", "accuracy")
+# Lines of metrics.jsonl hold these beside the metrics.
+_NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam")
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A task that adds pictures of its own to the page of its runs."""
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """Pictures of what the model does."""
+        ...
+
+
+def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
+    """Write the page of a run into its directory. Raises UserError without the extra `report`."""
+    return write_report(run.directory, run_sections(run, pictures))
+
+
+def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
+    """The page of a run. `run.summary` may hold the final "scores" and "samples"; see `with_results`."""
+    recipe, summary = run.recipe, run.summary
+    plain = to_dict(recipe)
+    return Sections(
+        title=recipe.name,
+        subtitle=recipe.description,
+        headline=_headline(run),
+        curves=curves(run.metrics),
+        scores=scores(summary.get("scores", {}), summary.get("best") or {}),
+        samples=summary.get("samples", ()),
+        pictures=pictures,
+        configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
+        facts=_facts(summary),
+        command=repeat(run),
+    )
+
+
+def _headline(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    judged = summary.get("scores") or summary.get("best") or {}
+    split = judged.get("split", "validation")
+    # The goal and what the field reports beside it, before the loss.
+    order = [summary.get("goal", "loss"), "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
+    names = [name for name in dict.fromkeys(order) if name in judged][:2]
+    figures = {f"{title(name)}, {split}": figure(name, judged[name]) for name in names}
+    seconds = summary.get("seconds") or 0.0
+    return {
+        **figures,
+        "parameters": short(float(summary["parameters"])),
+        "training": duration(seconds),
+        "tokens a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+    }
+
+
+def title(name: str) -> str:
+    """A metric's name for people."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def figure(name: str, value: float) -> str:
+    """A metric's value for people: rates in per cent."""
+    return f"{100 * value:.1f} %" if name in RATES else short(value)
+
+
+def curves(metrics: Iterable[Mapping[str, Any]]) -> list[Picture]:
+    """Loss, learning rate and every metric of the evaluations, by step."""
+    lines = list(metrics)
+    training = [line for line in lines if "split" not in line]
+    evaluations = [line for line in lines if "split" in line]
+    loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
+    found = [
+        Picture("Loss", "nats a token", line_chart(loss, "step", "loss", log=True)),
+        Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
+    ]
+    numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
+    for name in sorted(numbers - {*_NO_METRICS, "loss", "perplexity"}):
+        chart = line_chart({name: points(evaluations, name)}, "step", title(name), dots=True)
+        found.append(Picture(title(name)[:1].upper() + title(name)[1:], "validation", chart))
+    return [picture for picture in found if picture.figure]
+
+
+def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
+    """One figure of the lines that have it, over another."""
+    return [(float(line[x]), float(line[name])) for line in lines if line.get(name) is not None]
+
+
+def scores(final: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a metric: on the final split, with its interval, at the best validation, and how it was computed."""
+    rows: list[dict[str, Any]] = []
+    for name in [name for name, item in {**best, **final}.items() if _is_score(name, item)]:
+        interval = final.get(f"{name}_interval")
+        row: dict[str, Any] = {"metric": title(name)}
+        row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
+        row["95 % interval"] = " to ".join(figure(name, edge) for edge in interval) if interval else None
+        if final.get("split") != "validation":
+            row["best validation"] = figure(name, best[name]) if name in best else None
+        row["signature"] = final.get(f"{name}_signature")
+        rows.append(row)
+    empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
+    return [{key: item for key, item in row.items() if key not in empty} for row in rows]
+
+
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam")
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
+    if summary.get("processes", 1) > 1:
+        machine["processes"] = summary["processes"]
+    time = {
+        "steps": summary.get("step"),
+        "tokens": summary.get("tokens"),
+        "training": duration(summary.get("seconds") or 0.0),
+        "with evaluations": duration(summary.get("elapsed") or 0.0),
+        "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
+    }
+    versions = {"python": summary.get("python"), **summary.get("packages", {})}
+    return {"Machine": machine, "Versions": versions, "Training": time}
+
+
+def repeat(run: Run) -> str:
+    """The command that trains the same model again, bit for bit on the same machine."""
+    words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
+    words += ["--threads", str(run.summary.get("threads", 1))]
+    if run.summary.get("device") == "cpu":
+        words += ["--device", "cpu"]
+    return shlex.join(words)
+
+
+def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Run:
+    """The run with its final scores ("split" says of which) and samples in its summary.
+
+    Where an answer is right or wrong as a whole, each sample is marked.
+    """
+    exact = any(name in final for name in RATES)
+    shown = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
+    return replace(run, summary={**run.summary, "scores": dict(final), "samples": shown})
+
+
+def _mark(sample: Mapping[str, str]) -> dict[str, str]:
+    if "output" not in sample or "reference" not in sample:
+        return {}
+    return {"": "✓" if sample["output"] in sample["reference"].split(" | ") else "✗"}

@@ -1,0 +1,223 @@
+"""A trained model, ready to be used: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.codecs import Codec, load_codec
+from headway.domains.text.task import LanguageConfig
+from headway.domains.translation.config import Codecs, Marks, PairsConfig
+from headway.domains.translation.decode import source_ids, translate
+from headway.errors import UserError
+from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids, score_targets
+from headway.layout import Layout
+from headway.models import EncoderDecoder, Transformer, attention_maps
+from headway.recipes import Paths, final_split, open_task
+from headway.train import Run
+
+Texts = Sequence[str]
+
+
+class Attention(NamedTuple):
+    """Attention weights by module name, and the text of the symbols between which they lie.
+
+    `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
+    of a cross-attention between `symbols` and `source`, all others between `symbols` and `symbols`.
+    """
+
+    maps: dict[str, Float[Tensor, "H T S"]]
+    symbols: list[str]
+    source: list[str]
+
+
+class Model:
+    """What `load` gives: a language model continues texts, an encoder-decoder translates lines.
+
+    To ask one for what only the other can do is a UserError. `module` is the torch module; `codec` turns text into ids
+    and back.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.directory: Path = run.directory
+        self.module = cast(Transformer | EncoderDecoder, run.model)
+        self.codec: Codec = load_codec(run.directory)
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that it sees at once; None where there is no limit."""
+        return self.module.config.context
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Texts = (),
+        seed: int | None = None,
+    ) -> str:
+        """What follows a prompt. The settings are those of Sampling and Limits; `complete` takes many prompts."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return self.complete([prompt], sampling, Limits(max_new_tokens, tuple(stop)))[0].text
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Texts = (),
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """What follows a prompt, in pieces as they come; never half a character."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return self.session.stream(self.prompt_ids(prompt), sampling, Limits(max_new_tokens, tuple(stop)))
+
+    def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
+        """What follows each prompt, with its tokens, log probabilities and speed."""
+        return self.session.generate([self.prompt_ids(prompt) for prompt in prompts], sampling, limits)
+
+    def generate_ids(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        ignore_end: bool = False,
+        seed: int | None = None,
+    ) -> list[int]:
+        """The ids that follow `ids`, without the end symbol; with `ignore_end`, always `max_new_tokens` of them."""
+        limits = Limits(max_new_tokens, ignore_end=ignore_end)
+        return self.session.generate([ids], Sampling(temperature, seed=seed), limits)[0].ids
+
+    @cached_property
+    def session(self) -> Session:
+        """Generation for many sequences at once."""
+        if isinstance(self.module, EncoderDecoder):
+            raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
+        return Session(self.module, self.codec)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids of a prompt, after the begin symbol where the model was trained on whole documents."""
+        ids = self.codec.encode(text)
+        task = self.run.recipe.task
+        crops = isinstance(task, LanguageConfig) and task.packing == "windows"
+        return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
+
+    @torch.inference_mode()
+    def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
+        """Logits after each of `ids`, Int[B, T]; an encoder-decoder needs the `source`, Int[B, S], too."""
+        rows = self._tensor(ids, "ids")
+        if isinstance(self.module, Transformer):
+            return self.module.logits(rows)
+        if source is None:
+            raise UserError(f"{self.directory} is an encoder-decoder, which needs a source; give source=...")
+        read = self._tensor(source, "source")
+        layouts = [Layout.full(*some.shape, device=self.device) for some in (read, rows)]
+        return self.module.heads["vocabulary"](self.module(read, layouts[0], rows, layouts[1]).x)
+
+    def _tensor(self, ids: Any, name: str) -> Int[Tensor, "B T"]:
+        rows = torch.as_tensor(ids, device=self.device)
+        if rows.dim() != 2 or rows.is_floating_point():
+            raise UserError(f"{name} has shape {tuple(rows.shape)}; give whole numbers of shape [batch, time]")
+        return rows
+
+    def score(self, texts: Texts, sources: Texts | None = None) -> list[list[float]]:
+        """log p of each token in nats; for an encoder-decoder, of each target token and the end after it, given its
+        source. A language model that has a begin symbol scores the first token too.
+        """
+        if isinstance(self.module, Transformer):
+            return score_ids(self.module, [self.prompt_ids(text) for text in texts])
+        if sources is None:
+            raise UserError(f"{self.directory} is an encoder-decoder, which scores targets; give their sources=...")
+        marks, targets = Marks.of(self._codecs), self._codecs.target.encode_batch(list(texts))
+        read = source_ids(sources, self._codecs.source, self._pairs)
+        return score_targets(self.module, read, targets, begin=marks.begin, end=marks.end)
+
+    @overload
+    def translate(
+        self, lines: list[str], beam: int = ..., length_penalty: float = ..., n_best: None = ...
+    ) -> list[str]: ...
+
+    @overload
+    def translate(
+        self, lines: list[str], beam: int = ..., length_penalty: float = ..., *, n_best: int
+    ) -> list[list[str]]: ...
+
+    def translate(
+        self, lines: list[str], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
+    ) -> list[str] | list[list[str]]:
+        """The best translation of each line, or its `n_best` best ones. A beam of 1 is greedy."""
+        if not isinstance(self.module, EncoderDecoder):
+            raise UserError(f"{self.directory} is a language model, which translates nothing; use generate")
+        search = SearchConfig(beam, length_penalty, n_best or 1)
+        found = translate(self.module, self._codecs, self._pairs, lines, search)
+        return [best[0] for best in found] if n_best is None else found
+
+    @property
+    def _pairs(self) -> PairsConfig:
+        task = self.run.recipe.task
+        if not isinstance(task, PairsConfig):
+            raise UserError(f"{self.directory} was not trained on pairs, but as {type(task).__name__}")
+        return task
+
+    @cached_property
+    def _codecs(self) -> Codecs:
+        return self._pairs.codecs(self.directory)
+
+    def attention(self, text: str, target: str | None = None) -> Attention:
+        """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
+        if isinstance(self.module, Transformer):
+            ids = self.prompt_ids(text)
+            maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
+            return Attention(_first(maps), _names(self.codec, ids), [])
+        marks, codecs = Marks.of(self._codecs), self._codecs
+        written = self.translate([text])[0] if target is None else target
+        source = source_ids([text], codecs.source, self._pairs)[0]
+        decoder = [marks.begin, *codecs.target.encode(written)]
+        if not source:
+            raise UserError("an empty text has no attention; give one with at least a word")
+        both = [torch.tensor([ids], device=self.device) for ids in (source, decoder)]
+        layouts = [Layout.full(*ids.shape, device=self.device) for ids in both]
+        maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
+        return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source))
+
+    def evaluate(self, data: Paths | None = None, split: str | None = None, limit: int | None = None) -> dict[str, Any]:
+        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`.
+
+        Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
+        "split" in the result says which.
+        """
+        task = open_task(self.run.recipe, self.directory, data)
+        wanted = split or (final_split(task) if data is None else "all")
+        return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+
+
+def _first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
+    return {name: weights[0].cpu() for name, weights in maps.items()}
+
+
+def _names(codec: Codec, ids: Sequence[int]) -> list[str]:
+    marks = {codec.begin: "<begin>", codec.end: "<end>"}
+    return [marks.get(symbol, _visible(codec.decode([symbol]))) for symbol in ids]
+
+
+def _visible(text: str) -> str:
+    return text.strip() or ("⏎" if "\n" in text else "␣")
