@@ -1,0 +1,87 @@
+"""What all benchmarks share: where they ran, repeats in processes of their own, and results as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+
+
+def data_folder() -> Path:
+    """HEADWAY_DATA, or shared/data beside the project."""
+    return Path(os.environ.get("HEADWAY_DATA", ROOT.parent / "shared" / "data"))
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and memory, and the versions of what was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
+    packages = {}
+    for name in ("headway", "torch", "numpy", "tokenizers", "transformers", "sacrebleu"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": named[0] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "units": units,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
+
+
+def child(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark's part in a process of its own; it prints one JSON object as its last line.
+
+    The process learns when it was started, so that it can count its own start.
+    """
+    environment = {**os.environ, "BENCHMARK_STARTED": repr(time.time()), "HEADWAY_DATA": str(data_folder())}
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def since_start() -> float:
+    """Seconds since the process that runs this part was started."""
+    return time.time() - float(os.environ["BENCHMARK_STARTED"])
+
+
+def timeline(run: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds that a run took beside training and evaluation (start, data, checkpoints), and its evaluations, whose
+    `seconds` count training alone."""
+    evaluations = [line for line in run.metrics if line.get("split") == "validation"]
+    judging = sum(line["evaluation_seconds"] for line in evaluations)
+    return run.summary["elapsed"] - run.summary["seconds"] - judging, evaluations
+
+
+def report(result: dict[str, Any]) -> None:
+    """Hand a part's result to whoever started it."""
+    print(json.dumps(result), flush=True)
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Write results as they came, with machine and time."""
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
