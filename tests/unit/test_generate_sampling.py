@@ -49,9 +49,7 @@ def test_a_large_nucleus_is_found_too() -> None:
     assert (counts(Sampling(top_p=0.9, seed=1), flat) > 0).sum() > 890
     peaked = torch.cat([torch.tensor([0.99]), torch.full((999,), 0.01 / 999)])
     both = torch.stack([flat, peaked]).log()
-    chosen = [
-        Sampler(Sampling(top_p=0.9, seed=s), [1, 2], [[], []], 1000).pick(both, 0)[0].tolist() for s in range(20)
-    ]
+    chosen = [Sampler(Sampling(top_p=0.9, seed=s), [1, 2], [[], []], 1000).pick(both, 0)[0].tolist() for s in range(20)]
     assert {second for _, second in chosen} == {0}
     assert len({first for first, _ in chosen}) > 10
 

@@ -156,6 +156,8 @@ def test_bad_input_is_refused_before_work() -> None:
         translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
     with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
         translate(SearchConfig(), [[2], [3]], prefixes=[[3]])
+    with pytest.raises(UserError, match="source holds the id -1"):
+        translate(SearchConfig(), [[2, -1]])
     with pytest.raises(ConfigError, match="beam is 0"):
         SearchConfig(beam=0)
     with pytest.raises(ConfigError, match="n_best is 5 of a beam of 4"):
@@ -164,6 +166,11 @@ def test_bad_input_is_refused_before_work() -> None:
         SearchConfig(length_penalty=-1.0)
     with pytest.raises(ConfigError, match="most_extra 0"):
         SearchConfig(most_extra=0)
+    prompt = make_prompt([[2], [3, 4]], None, CPU)
+    with pytest.raises(UserError, match="do not fit 2 prompts"):
+        beam_search(language_model(), prompt, [3], END)
+    with pytest.raises(UserError, match="make 33 symbols, over the context of 32"):
+        beam_search(language_model(), prompt, [3, 31], END)
 
 
 def test_damaged_weights_are_an_error() -> None:

@@ -185,6 +185,8 @@ def test_bad_input_is_refused_before_work() -> None:
         session.events([[2], [2] * 8])
     with pytest.raises(UserError, match="prompt of 0 symbols"):
         session.generate([[]])
+    with pytest.raises(UserError, match="prompt holds the id 23; this model's are 0 to 22"):
+        session.generate([[2], [3, 23]])
     with pytest.raises(UserError, match="reads no source"):
         session.generate([[2]], sources=[[3]])
     with pytest.raises(UserError, match="stop string 'x' needs text"):

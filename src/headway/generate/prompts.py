@@ -23,17 +23,14 @@ def context_of(model: Generative) -> int | None:
     return model.config.context
 
 
-def source_context(model: Generative) -> int | None:
-    """The most symbols that the encoder reads; None where there is no limit or no encoder."""
-    return model.config.encoder.context if isinstance(model, EncoderDecoder) else None
-
-
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def check_prompts(prompts: Sequence[Ids], context: int | None) -> None:
-    """UserError for a prompt that is empty or leaves no room for a new symbol."""
+def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
+    """UserError for a prompt that is empty, holds unknown ids, or leaves no room for a new symbol."""
+    context = context_of(model)
+    check_ids("prompt", prompts, model.config.symbols)
     for prompt in prompts:
         if not len(prompt):
             raise UserError("a prompt of 0 symbols has nothing to continue; begin with the codec's begin symbol")
@@ -46,11 +43,26 @@ def check_prompts(prompts: Sequence[Ids], context: int | None) -> None:
             )
 
 
-def check_sources(sources: Sequence[Ids], context: int | None) -> None:
-    """UserError for a source that the encoder cannot read whole."""
-    longest = max(map(len, sources), default=0)
-    if context is not None and longest > context:
-        raise UserError(f"a source of {longest} symbols exceeds the context of {context}; split it into shorter ones")
+def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
+    """UserError for a source that holds unknown ids or that the encoder cannot read whole."""
+    if not isinstance(model, EncoderDecoder):
+        raise UserError("this model reads no source; leave sources out")
+    encoder, longest = model.config.encoder, max(map(len, sources), default=0)
+    check_ids("source", sources, encoder.symbols)
+    if encoder.context is not None and longest > encoder.context:
+        raise UserError(
+            f"a source of {longest} symbols exceeds the context of {encoder.context}; split it into shorter ones"
+        )
+
+
+def check_ids(what: str, rows: Sequence[Ids], symbols: int) -> None:
+    """UserError for an id that the model has no symbol for."""
+    for row in rows:
+        wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < symbols), None)
+        if wrong is not None:
+            raise UserError(
+                f"a {what} holds the id {wrong}; this model's are 0 to {symbols - 1}, give those of its codec"
+            )
 
 
 def check_number(log_probability: float) -> None:

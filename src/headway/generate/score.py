@@ -13,12 +13,12 @@ from headway.errors import UserError
 from headway.generate.prompts import (
     Ids,
     batches,
+    check_ids,
     check_sources,
     context_of,
     device_of,
     evaluating,
     pad,
-    source_context,
 )
 from headway.kernels import IGNORED
 from headway.models import EncoderDecoder, Transformer
@@ -42,6 +42,7 @@ def score_ids(
     A text longer than the context is read in windows of the context that begin every `stride` symbols (half the context
     by default): each symbol is scored once, with at least context - stride symbols before it where the text has them.
     """
+    check_ids("text", texts, model.config.symbols)
     context = context_of(model)
     step = _stride(stride, context)
     windows = [w for i, text in enumerate(texts) if len(text) > 1 for w in _windows(i, text, context, step)]
@@ -68,7 +69,8 @@ def score_targets(
         raise UserError(f"{len(sources)} sources do not match {len(targets)} targets; give one for each")
     if not all(len(source) for source in sources):
         raise UserError("a source of 0 symbols says nothing; leave it out")
-    check_sources(sources, source_context(model))
+    check_sources(model, sources)
+    check_ids("target", targets, model.config.symbols)
     context, longest = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and longest > context:
         raise UserError(f"a target of {longest} symbols, its end included, exceeds the context of {context}; split it")

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.errors import ConfigError
-from headway.generate.prompts import Generative, check_number, evaluating
+from headway.errors import ConfigError, UserError
+from headway.generate.prompts import Generative, check_number, context_of, evaluating
 from headway.mixers import tree_map
 from headway.models import Decoding, Prompt
 
@@ -70,11 +70,17 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """For each prompt its `n_best` continuations, best first, finished ones before cut ones.
 
-    `limits` are the most symbols for each. A sentence is done when `beam` of its hypotheses have finished, or sooner,
-    when no other can become better than its `n_best` best.
+    `limits` are the most symbols for each. A finished hypothesis keeps its place in the beam, so that fewer are
+    followed after it; a sentence is done when none of these can become better than its `n_best` best.
     """
+    if len(limits) != prompt.layout.batch or min(limits) < 1:
+        raise UserError(f"limits {list(limits)} do not fit {prompt.layout.batch} prompts; give each 1 or more")
+    capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
+    if context is not None and capacity > context:
+        raise UserError(
+            f"a prompt and its limit make {capacity} symbols, over the context of {context}; lower the limit"
+        )
     with evaluating(model):
-        capacity = max(int(n) + limit for n, limit in zip(prompt.layout.lengths, limits))
         logits, decoding = model.start(prompt, capacity)
         search = _Search(limits, end, config, logits.device)
         if config.beam > 1:
@@ -113,12 +119,10 @@ class _Search:
         self.length += 1
         totals, parents, symbols = self._candidates(logits.float().log_softmax(-1))
         ends = symbols == self.end
-        # With one beam a hypothesis ends where its likeliest symbol is the end: a worse candidate may not end it.
         ending = ends & (totals != -math.inf) & ~self.done[:, None]
-        ending[:, self.config.beam :] = False
         if bool(ending.any()):
             self._finish(ending, totals, parents)
-        self.totals, kept = totals.masked_fill(ends, -math.inf).topk(self.config.beam)
+        self.totals, kept = totals.masked_fill(ends, -math.inf).sort(dim=1, descending=True, stable=True)
         symbols = self._place(parents.gather(1, kept), symbols.gather(1, kept), decoding)
         return self._leave(symbols, decoding)
 
@@ -127,18 +131,20 @@ class _Search:
         return [hypotheses[: self.config.n_best] for hypotheses in ranked]
 
     def _candidates(self, logp: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The 2 W best continuations of each sentence: log p, beam and symbol, each [M, 2 W].
+        """The best continuations of each sentence, best first: log p, beam and symbol, each [M, W].
 
-        At most W of them end a hypothesis, so that W are left to go on.
+        Those beyond the places that finished hypotheses leave have log p -inf, and no one follows them.
         """
         beam = self.config.beam
-        values, symbols = largest(logp, min(2 * beam, logp.shape[-1]))
+        values, symbols = largest(logp, min(beam, logp.shape[-1]))
         each = values.shape[-1]
         sums = (values.view(-1, beam, each) + self.totals[:, :, None]).flatten(1)
-        totals, which = sums.topk(min(2 * beam, beam * each))
+        totals, which = sums.topk(beam)
+        places = torch.arange(beam, device=logp.device)
+        totals = totals.masked_fill(places >= beam - self.finished[:, None], -math.inf)
         return totals, which // each, symbols.view(-1, beam * each).gather(1, which)
 
-    def _finish(self, ending: Bool[Tensor, "M K"], totals: Tensor, parents: Tensor) -> None:
+    def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
         """Note the hypotheses that end here."""
         scores = totals / ((5 + self.length) / 6) ** self.config.length_penalty
         self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
@@ -165,9 +171,11 @@ class _Search:
             childless = torch.ones_like(later).scatter_(1, parents, False)
             sentence, child = later.nonzero(as_tuple=True)
             _, free = childless.nonzero(as_tuple=True)  # as many in each sentence, in the same order of sentences
-            source, target = sentence * beam + parents[sentence, child], sentence * beam + free
             moved = parents.clone()
             moved[sentence, child] = free
+            source, target = sentence * beam + parents[sentence, child], sentence * beam + free
+            followed = self.totals[sentence, child] != -math.inf
+            source, target = source[followed], target[followed]
             symbols = torch.empty_like(symbols).scatter_(1, moved, symbols)
             self.totals = torch.empty_like(self.totals).scatter_(1, moved, self.totals)
             tree_map(lambda t: t.index_copy_(0, target, t.index_select(0, source)), (decoding.states, self.history))
@@ -178,7 +186,7 @@ class _Search:
         """Close the sentences that are done; once they are many, without them."""
         cut = ~self.done & (self.length >= self.limits)
         ceiling = self.totals.amax(1) / ((5 + self.limits) / 6) ** self.config.length_penalty
-        self.done = self.done | cut | (self.finished >= self.config.beam) | (self.best[:, -1] >= ceiling)
+        self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also where none is followed: -inf on both sides
         if bool(cut.any()):
             self._cut(cut & (self.finished < self.config.n_best))
         if not bool(self.done.any()):

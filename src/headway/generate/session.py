@@ -22,7 +22,6 @@ from headway.generate.prompts import (
     device_of,
     evaluating,
     make_prompt,
-    source_context,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stopping import Limits, TextStream
@@ -95,7 +94,7 @@ class Session:
     ) -> Iterator[Event]:
         """The steps of all sequences as they happen. Raises UserError here, before the first of them."""
         context = context_of(self.model)
-        check_prompts(prompts, context)
+        check_prompts(self.model, prompts)
         self._check_sources(prompts, sources)
         rows = []
         for number, prompt in enumerate(prompts):
@@ -104,16 +103,15 @@ class Session:
         return self._events(rows, sampling, limits, sources)
 
     def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Ids] | None) -> None:
-        if isinstance(self.model, EncoderDecoder) != (sources is not None):
-            fact = "reads a source" if sources is None else "reads no source"
-            raise UserError(f"this model {fact}; {'give one a prompt' if sources is None else 'leave sources out'}")
         if sources is None:
+            if isinstance(self.model, EncoderDecoder):
+                raise UserError("this model reads a source; give one for each prompt")
             return
+        check_sources(self.model, sources)
         if len(sources) != len(prompts):
             raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; give one for each")
         if not all(len(source) for source in sources):
             raise UserError("a source of 0 symbols says nothing; leave it out")
-        check_sources(sources, source_context(self.model))
 
     @torch.inference_mode()
     def _events(

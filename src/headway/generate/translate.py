@@ -13,7 +13,6 @@ from headway.generate.prompts import (
     context_of,
     device_of,
     make_prompt,
-    source_context,
 )
 from headway.generate.search import Hypothesis, SearchConfig, beam_search
 from headway.models import EncoderDecoder
@@ -42,8 +41,8 @@ def translate_ids(
         raise UserError(f"{len(forced)} prefixes do not match {len(sources)} sources; give one for each")
     context = context_of(model)
     prompts = [[begin, *prefix] for prefix in forced]
-    check_sources(sources, source_context(model))
-    check_prompts(prompts, context)
+    check_sources(model, sources)
+    check_prompts(model, prompts)
     limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
