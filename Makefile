@@ -20,17 +20,19 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 # A stamp for each set of packages: installed again only when pyproject.toml has changed.
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.made
+	@echo "installing headway and what it needs into $(VENV); torch is large"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
-$(BIN)/python:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "headway needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 	    "install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist src/headway.egg-info

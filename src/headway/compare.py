@@ -19,7 +19,7 @@ from headway.models import ModelConfig, describe
 from headway.recipes import Paths, configured, open_task
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
-from headway.report.run import figure, points, title
+from headway.report.run import figure, heading, points, scaled, title
 from headway.train import Recipe, Task, TaskConfig
 
 # What sets the size itself cannot be compared at equal sizes.
@@ -62,9 +62,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, and the metric that they are compared by on the validation split."""
+    """All results, the settings in which they differ, and the metric that they are compared by (validation split)."""
 
     recipe: Recipe
+    settings: Sequence[str]
     goal: str
     better: str
     results: Sequence[Result]
@@ -106,7 +107,7 @@ def compare(
             trials.append(Trial(run.directory, run.summary, run.metrics))
         results.append(Result(variant, trials))
     first = _opened(found[0].recipe, directory, tasks)
-    return Comparison(base, first.goal, first.goal_better, results, _notes(base, found, minutes, seeds))
+    return Comparison(base, list(grid), first.goal, first.goal_better, results, _notes(base, found, minutes, seeds))
 
 
 def _opened(recipe: Recipe, workspace: Path, tasks: dict[TaskConfig, Task]) -> Task:
@@ -124,7 +125,7 @@ def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]], open_data: Any) 
         settings = dict(zip(grid, values))
         chosen = override(recipe, settings)
         model = open_data(chosen).adapt(chosen.model)
-        name = ",".join(_text(value) for key, value in settings.items() if len(grid[key]) > 1)
+        name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
         size = describe(model)["parameters"]
         matched = None
         if found and any(key.startswith("model.") for key in grid) and not set(grid) & set(_SETS_THE_SIZE):
@@ -141,7 +142,8 @@ def matching_width(model: ModelConfig, parameters: int) -> int | None:
     own = describe(model)["parameters"]
     if own == parameters:
         return None
-    step = math.lcm(*_heads(to_dict(model))) * 2  # rotary positions need even heads
+    plain = to_dict(model)
+    step = math.lcm(*_heads(plain)) * (2 if _has(plain, "rotary") else 1)  # rotary positions need even heads
 
     def size(count: int) -> int:
         return describe(override(model, {"width": step * count}))["parameters"]
@@ -156,16 +158,27 @@ def matching_width(model: ModelConfig, parameters: int) -> int | None:
     return step * count if abs(size(count) - parameters) < abs(own - parameters) else None
 
 
-def _heads(node: Any) -> Iterator[int]:
-    yield 1
-    if isinstance(node, Mapping):
-        for key, item in node.items():
-            if key in ("heads", "kv_heads") and isinstance(item, int):
-                yield item
-            yield from _heads(item)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _heads(item)
+def _heads(plain: Any) -> list[int]:
+    return [1, *(item for key, item in _settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
+
+
+def _has(plain: Any, name: str) -> bool:
+    return any(key == name and item is not None for key, item in _settings(plain))
+
+
+def _settings(plain: Any) -> Iterator[tuple[str, Any]]:
+    """All names and values in plain data, at any depth."""
+    inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
+    yield from plain.items() if isinstance(plain, Mapping) else ()
+    for item in inner:
+        yield from _settings(item)
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """The value that is compared, or each under the last word of its key."""
+    if len(settings) == 1:
+        return _text(next(iter(settings.values())))
+    return ",".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in settings.items())
 
 
 def _text(value: Any) -> str:
@@ -214,16 +227,17 @@ def _width(model: ModelConfig) -> int | None:
 def sections(comparison: Comparison, command: str) -> Sections:
     """The page of a comparison."""
     goal, results = comparison.goal, comparison.results
-    means = {result.variant.name: fmean(result.best(goal)) for result in results}
-    spread = {r.variant.name: (min(r.best(goal)), max(r.best(goal))) for r in results if len(r.trials) > 1}
+    best = {result.variant.name: [scaled(goal, value) for value in result.best(goal)] for result in results}
+    means = {name: fmean(values) for name, values in best.items()}
+    spread = {name: (min(values), max(values)) for name, values in best.items() if len(values) > 1}
     better = "lower" if comparison.better == "min" else "higher"
     caption = f"validation, by seconds of training; {better} is better"
     over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
     over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
-    name = title(goal)[:1].upper() + title(goal)[1:]
+    name = heading(goal)
     return Sections(
-        title=f"{comparison.recipe.name}: {', '.join(means)}",
-        subtitle=comparison.recipe.description,
+        title=f"{comparison.recipe.name} compared",
+        subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
             Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread)),
             Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True)),

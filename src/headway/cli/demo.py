@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from headway.cli.terminal import Terminal
 EXAMPLE = "headway demo --minutes 2"
 WORDS = 20
 # Seconds kept for what follows training: test scores, samples, pictures and the report.
-RESERVE = 25.0
+RESERVE = 15.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +29,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     directory = args.run or free_directory(Path("runs/pronounce"))
     terminal.note("A transformer of 2017 learns to pronounce English from the CMU dictionary.")
     with torch_options(args):
-        seconds = 60 * args.minutes - (time.monotonic() - started) - RESERVE
         result = hw.train(
             "pronounce",
+            minutes=args.minutes - RESERVE / 60,
             run=directory,
-            minutes=seconds / 60,
             device=args.device,
+            threads=args.threads,
             seed=args.seed,
             samples=WORDS,
+            spent=time.monotonic() - started,
         )
     terminal.say("\nWords it has never seen:\n")
     terminal.table(result.summary["samples"])
@@ -42,7 +45,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
-    terminal.say(f'try: headway translate {directory} <<< "headway"')
+    program = "headway" if shutil.which("headway") else sys.argv[0]
+    terminal.say(f"try: echo headway | {program} translate {directory}")
     terminal.result({"run": directory, **result.summary, "seconds": time.monotonic() - started})
 
 

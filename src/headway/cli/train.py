@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             run=args.run,
             resume=args.resume,
             device=args.device,
+            threads=args.threads,
             seed=args.seed,
         )
     show(result, terminal)

@@ -105,13 +105,24 @@ def curves(metrics: Iterable[Mapping[str, Any]]) -> list[Picture]:
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
     for name in sorted(numbers - {*_NO_METRICS, "loss", "perplexity"}):
         chart = line_chart({name: points(evaluations, name)}, "step", title(name), dots=True)
-        found.append(Picture(title(name)[:1].upper() + title(name)[1:], "validation", chart))
+        found.append(Picture(heading(name), "validation", chart))
     return [picture for picture in found if picture.figure]
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
-    """One figure of the lines that have it, over another."""
-    return [(float(line[x]), float(line[name])) for line in lines if line.get(name) is not None]
+    """One metric of the lines that have it, over another figure; rates in per cent."""
+    return [(float(line[x]), scaled(name, line[name])) for line in lines if line.get(name) is not None]
+
+
+def scaled(name: str, value: float) -> float:
+    """A metric's value as charts show it: rates in per cent."""
+    return 100.0 * value if name in RATES else float(value)
+
+
+def heading(name: str) -> str:
+    """A metric's name over a chart, with its unit."""
+    text = title(name)
+    return text[:1].upper() + text[1:] + (" (%)" if name in RATES else "")
 
 
 def scores(final: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, Any]]:
