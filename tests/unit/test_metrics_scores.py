@@ -129,3 +129,11 @@ def test_bootstrap_of_repeated_counts() -> None:
 def test_no_samples_have_no_interval(samples) -> None:
     with pytest.raises(UserError, match="give no rate"):
         bootstrap_ratio(*samples)
+
+
+def test_intervals_where_only_some_resamples_score() -> None:
+    scores = translation_scores(
+        ["a b c d e"] * 9 + ["the cat sat on the mat"], ["x y z w v"] * 9 + ["the cat sat on the mat"]
+    )
+    low, high = scores["bleu_interval"]  # type: ignore[misc]
+    assert low == 0 < scores["bleu"] < high  # type: ignore[operator]
