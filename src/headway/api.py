@@ -12,7 +12,7 @@ import torch
 
 from headway.errors import UserError
 from headway.pictures import attention_pictures
-from headway.recipes import Paths, configured, final_split, open_task
+from headway.recipes import Paths, configured, final_split, open_task, recipes
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim, open_run, read_recipe
@@ -73,6 +73,7 @@ def _recorded(
 
 def load(path: str | Path, device: str = "auto") -> Model:
     """The model of a run directory, ready to be used."""
+    recipes()  # registers every kind of task that the run's recipe may name
     return Model(open_run(Path(path), find_device(device)))
 
 

@@ -25,7 +25,10 @@ Paths = str | Path | Sequence[str | Path]
 
 @cache
 def recipes() -> dict[str, Callable[[], Recipe]]:
-    """The built-in recipes by name: every folder of `headway.domains` has its own in `recipes.RECIPES`."""
+    """The built-in recipes by name: every folder of `headway.domains` has its own in `recipes.RECIPES`.
+
+    This imports all domains, whose kinds of tasks a recipe.json may name.
+    """
     found: dict[str, Callable[[], Recipe]] = {}
     for module in pkgutil.iter_modules(domains.__path__):
         for make in import_module(f"headway.domains.{module.name}.recipes").RECIPES:
@@ -56,8 +59,9 @@ def configured(
 
 
 def _named(name: str) -> Recipe:
+    known = recipes()
     path = Path(name)
-    return read_recipe(path) if path.suffix == ".json" else find_recipe(name)
+    return read_recipe(path) if path.suffix == ".json" and name not in known else find_recipe(name)
 
 
 def _listed(data: Paths) -> list[str | Path]:

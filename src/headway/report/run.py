@@ -104,8 +104,10 @@ def curves(metrics: Iterable[Mapping[str, Any]]) -> list[Picture]:
     ]
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
     for name in sorted(numbers - {*_NO_METRICS, "loss", "perplexity"}):
-        chart = line_chart({name: points(evaluations, name)}, "step", title(name), dots=True)
-        found.append(Picture(heading(name), "validation", chart))
+        judged = points(evaluations, name)
+        if len(judged) > 1:
+            chart = line_chart({name: judged}, "step", title(name), dots=True)
+            found.append(Picture(heading(name), "validation", chart))
     return [picture for picture in found if picture.figure]
 
 
