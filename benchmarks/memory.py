@@ -26,6 +26,7 @@ def peak_bytes() -> int:
 
 def step(loss: str) -> dict[str, int]:
     import torch
+
     from headway.models import Transformer, build
     from headway.models.presets import gpt
 

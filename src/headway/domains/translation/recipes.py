@@ -11,7 +11,7 @@ from headway.models.presets import preset
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.positions import SinusoidalConfig
-from headway.train import AdamWConfig, InverseSqrtConfig, Recipe, TrainConfig, WSDConfig, noam_peak
+from headway.train import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, TrainConfig, WSDConfig, noam_peak
 from headway.visibility import Full
 
 
@@ -71,9 +71,9 @@ def multi30k_en_de() -> Recipe:
         data=("multi30k",),
         model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, symbols=8000, dropout=0.3),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
-        optim=AdamWConfig(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
-        schedule=InverseSqrtConfig(warmup=1000),
-        train=TrainConfig(steps=6000, batch_tokens=4096, average=5, keep=5),
+        optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
+        schedule=WSDConfig(warmup=300, decay=0.7),
+        train=TrainConfig(steps=5000, batch_tokens=2048, evaluate_every=500),
         expected="BLEU 38 on test_2016 in an hour on 2 cores",
     )
 

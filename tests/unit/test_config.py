@@ -1,0 +1,104 @@
+"""Configuration: strict keys, suggestions, and a dict that gives back the same config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, to_dict
+from headway.errors import ConfigError
+
+
+@family
+@dataclass(frozen=True)
+class Shape:
+    pass
+
+
+@register("square")
+@dataclass(frozen=True)
+class Square(Shape):
+    side: float = 1.0
+
+
+@register("circle")
+@dataclass(frozen=True)
+class Circle(Shape):
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    name: str
+    shapes: tuple[Shape, ...] = ()
+    main: Shape | None = None
+    size: tuple[int, int] = (1, 2)
+    mode: Literal["ink", "chalk"] = "ink"
+    by_name: dict[str, Shape] = field(default_factory=dict)
+
+    def set_count(self, value: object) -> Drawing:
+        return Drawing(self.name, (Square(),) * int(str(value)))
+
+
+def test_round_trip() -> None:
+    drawing = Drawing("a", (Square(2.0), Circle()), Circle(3.0), (4, 5), "chalk", {"x": Square()})
+    assert from_dict(Drawing, to_dict(drawing)) == drawing
+    assert to_dict(drawing)["main"] == {"kind": "circle", "radius": 3.0}
+    assert '"chalk"' in dumps(drawing)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"name": "a", "sizes": 1}, "no setting 'sizes'; did you mean 'size'"),
+        ({"name": "a", "main": {"kind": "cirkle"}}, "did you mean 'circle'"),
+        ({"name": "a", "main": {"kind": "circle", "side": 1}}, "Drawing.main has no setting 'side'"),
+        ({"name": 3}, "Drawing.name is 3; give text"),
+        ({"name": "a", "size": [1]}, "give 2 values"),
+        ({"name": "a", "size": [1, True]}, "give a whole number"),
+        ({"name": "a", "mode": "pen"}, "choose from: ink, chalk"),
+        ({}, "incomplete"),
+        ([], "a mapping of settings"),
+    ],
+)
+def test_errors_name_the_place_and_the_remedy(data: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Drawing, data)
+
+
+def test_override() -> None:
+    drawing = Drawing("a", (Square(), Circle()), Square())
+    changed = override(drawing, {"shapes.1.radius": 4, "main.side": 2, "name": "b", "main": "circle"})
+    assert changed.shapes[1] == Circle(4.0)
+    assert changed.main == Circle()
+    assert override(drawing, {"count": 3}).shapes == (Square(),) * 3
+    assert override(drawing, {"main": None}).main is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nam": "b"}, "did you mean 'name'"),
+        ({"shapes.7.side": 1}, "no index below 2"),
+        ({"name.x": 1}, "nothing to set under"),
+        ({"main.radius": 1}, "no setting 'radius' here; did you mean|no setting 'radius' here; choose from: side"),
+    ],
+)
+def test_override_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(Drawing("a", (Square(), Circle()), Square()), settings)
+
+
+def test_command_line_values() -> None:
+    read = parse_settings(["a.b=3", "c=x y", "d=[1,2]", "e=true", "f=none", "g=a=b"])
+    assert read == {"a.b": 3, "c": "x y", "d": [1, 2], "e": True, "f": None, "g": "a=b"}
+    with pytest.raises(ConfigError, match="has no '='"):
+        parse_settings(["train.steps"])
+
+
+def test_kinds_are_registered_once() -> None:
+    assert set(kinds(Shape)) == {"square", "circle"}
+    with pytest.raises(ConfigError, match="registered twice"):
+        register("square")(type("Other", (Shape,), {}))

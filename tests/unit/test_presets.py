@@ -1,0 +1,89 @@
+"""Published architectures have exactly their published sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.config import override
+from headway.errors import ConfigError
+from headway.models import describe
+from headway.models.presets import preset
+
+SIZES = {
+    "transformer-base": 63_082_496,
+    "transformer-big": 214_245_376,
+    "gpt1": 116_534_784,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama-135m": 134_515_008,
+    "llama-1.1b": 1_100_048_384,
+}
+GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
+    "gpt3-small": 125e6,
+    "gpt3-medium": 350e6,
+    "gpt3-large": 760e6,
+    "gpt3-xl": 1.3e9,
+    "gpt3-2.7b": 2.7e9,
+    "gpt3-6.7b": 6.7e9,
+    "gpt3-13b": 13e9,
+    "gpt3-175b": 175e9,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes(name: str) -> None:
+    assert describe(preset(name))["parameters"] == SIZES[name]
+
+
+@pytest.mark.parametrize("name", GPT3)
+def test_gpt3(name: str) -> None:
+    """Within 2 % of the rounded figures; of the XL row its printed 24 heads of 128 make 1.52 billion, not 1.3."""
+    published = 1.517e9 if name == "gpt3-xl" else GPT3[name]
+    assert describe(preset(name))["parameters"] == pytest.approx(published, rel=0.02)
+
+
+def test_costs_are_told_without_allocating() -> None:
+    found = describe(preset("gpt3-175b"))
+    assert found["weights_bytes"] == 4 * found["parameters"]
+    assert found["state_bytes_per_token"] == 96 * 2 * 12288 * 4
+    assert found["flop_per_token"] > 2 * 174e9
+
+
+def test_settings_change_the_whole_stack() -> None:
+    model = override(preset("llama-135m"), {"width": 128, "depth": 4, "heads": 6, "dropout": 0.1, "symbols": 100})
+    assert len(model.stack.blocks) == 4  # type: ignore[attr-defined]
+    block = model.stack.blocks[0]  # type: ignore[attr-defined]
+    assert (block.mixer.heads, block.mixer.kv_heads, block.dropout) == (6, 2, 0.1)
+    both = override(preset("transformer-base"), {"depth": [2, 3], "width": 64, "symbols": 50})
+    assert [len(part.stack.blocks) for part in (both.encoder, both.decoder)] == [2, 3]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("gpt2", {"widht": 3}, "did you mean 'width'"),
+        ("gpt2", {"width": -1}, "whole number above 0"),
+        ("gpt2", {"mixer": "atention"}, "did you mean 'attention'"),
+        ("gpt2", {"mixer": {"kind": "attention", "pattern": {"kind": "full"}}}, "sees later tokens"),
+        ("transformer-base", {"depth": 0}, "whole number above 0"),
+        ("gtp2", {}, "did you mean 'gpt2'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_remedy(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(preset(name), settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 100}, "width 100 is not divisible by heads 12; choose heads from 1, 2, 4, 5, 10, 20"),
+        ({"context": None}, "learned positions need a context"),
+        ({"symbols": 0}, "model of 0 symbols"),
+    ],
+)
+def test_what_cannot_be_built_is_told_before_any_work(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        describe(override(preset("gpt2"), settings))
