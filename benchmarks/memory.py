@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py                 # about 5 minutes
 
-The step is that of a model of 12 layers and width 768 on 4 rows of 512 tokens. Its peak is measured twice in processes of
-their own: with the chunked cross-entropy, and with a loss that needs no logits (the sum of the features). The text is
-Shakespeare repeated to 1 GB, as one file.
+The step is that of a model of 12 layers and width 768 on 4 rows of 512 tokens. Its peak is measured twice in
+processes of their own: with the chunked cross-entropy, and with a loss that needs no logits (the sum of the
+features). The text is Shakespeare repeated to 1 GB, as one file.
 """
 
 from __future__ import annotations

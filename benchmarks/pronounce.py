@@ -1,6 +1,6 @@
 """English words to phonemes: what the demo reaches in its five minutes, and the recipe in a longer time.
 
-    python benchmarks/pronounce.py 5 45         # minutes of each run
+python benchmarks/pronounce.py 5 45         # minutes of each run
 """
 
 from __future__ import annotations

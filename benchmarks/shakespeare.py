@@ -3,9 +3,9 @@
     python benchmarks/shakespeare.py            # all of it, about 15 minutes on 2 cores
     python benchmarks/shakespeare.py headway --steps 190   # one part
 
-Loss is that of the whole validation split in consecutive windows of 64. Times run from the start of the process and leave
-evaluation out. The peer trains with AdamW on nanoGPT's schedule for that size: batches of 12, learning rate 1e-3 to 1e-4
-by cosine after 100 steps of warm-up, betas 0.9 and 0.99, weight decay 0.1, clipping at 1, 2,000 steps.
+Loss is that of the whole validation split in consecutive windows of 64. Times run from the start of the process and
+leave evaluation out. The peer trains with AdamW on nanoGPT's schedule for that size: batches of 12, learning rate
+1e-3 to 1e-4 by cosine after 100 steps of warm-up, betas 0.9 and 0.99, weight decay 0.1, clipping at 1, 2,000 steps.
 """
 
 from __future__ import annotations

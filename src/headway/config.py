@@ -117,7 +117,8 @@ def _read_union(args: tuple, data: Any, path: str) -> Any:
 
 
 def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
-    _expect(isinstance(data, (list, tuple)), path, data, "a list")
+    if not isinstance(data, (list, tuple)):
+        raise ConfigError(f"{path} is {data!r}; give a list")
     if origin is tuple and args[-1] is not Ellipsis:
         _expect(len(data) == len(args), path, data, f"{len(args)} values")
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
@@ -138,23 +139,23 @@ def _read_scalar(hint: Any, data: Any, path: str) -> Any:
 def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     if isinstance(data, cls):
         return data
-    if isinstance(data, str) and cls in _KINDS:  # `mixer=attention` is short for `{"kind": "attention"}`
-        data = {"kind": data}
-    _expect(isinstance(data, Mapping), path, data, "a mapping of settings")
-    data = dict(data)
+    short = isinstance(data, str) and cls in _KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
+    given: Any = {"kind": data} if short else data
+    _expect(isinstance(given, Mapping), path, data, "a mapping of settings")
+    settings: dict[str, Any] = dict(given)
     if cls in _KINDS:
-        kind = data.pop("kind", None)
+        kind = settings.pop("kind", None)
         if kind not in _KINDS[cls]:
             raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), _KINDS[cls])}")
         cls = _KINDS[cls][kind]
     else:
-        data.pop("kind", None)
+        settings.pop("kind", None)
     known = [f.name for f in dataclasses.fields(cls)]
-    for key in data:
+    for key in settings:
         if key not in known:
             raise ConfigError(f"{path} has no setting {key!r}; {nearest(key, known)}")
     hints = _hints(cls)
-    values = {key: _read(hints[key], value, f"{path}.{key}") for key, value in data.items()}
+    values = {key: _read(hints[key], value, f"{path}.{key}") for key, value in settings.items()}
     try:
         return cls(**values)
     except TypeError as error:

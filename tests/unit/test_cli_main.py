@@ -96,9 +96,7 @@ def test_failures_have_their_own_exit_codes(
     assert run(capsys, "recipes") == (code, "", message)
 
 
-def test_debug_shows_the_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _fake(monkeypatch, RuntimeError("it broke"))
     _, _, err = run(capsys, "recipes", "--debug")
     assert "Traceback" in err

@@ -45,12 +45,8 @@ def full() -> Sections:
         curves=[Picture("Loss", "by step", curve)],
         scores=[{"metric": "loss", "test": 1.1}],
         samples=[{"": "✓", "prompt": "<script>alert(1)</script>", "output": "a & b"}],
-        pictures=[
-            Picture("Attention", "of one head", heatmap([[0.2, 0.8]], ["y"], ["<a>", "b"], "attention"))
-        ],
-        configuration={
-            "model": {"kind": "transformer", "blocks": [{"heads": 2}, {"heads": 2}], "rotary": None}
-        },
+        pictures=[Picture("Attention", "of one head", heatmap([[0.2, 0.8]], ["y"], ["<a>", "b"], "attention"))],
+        configuration={"model": {"kind": "transformer", "blocks": [{"heads": 2}, {"heads": 2}], "rotary": None}},
         facts={"machine": {"cores": 2}},
         command="headway train text",
     )
@@ -88,9 +84,7 @@ def test_a_matplotlib_figure_is_drawn_into_the_page(tmp_path: Path) -> None:
     figures = pytest.importorskip("matplotlib.figure")
     figure = figures.Figure()
     figure.subplots().plot([1, 2, 3])
-    text = write_report(tmp_path, Sections("run", pictures=[Picture("t", "c", figure)])).read_text(
-        encoding="utf-8"
-    )
+    text = write_report(tmp_path, Sections("run", pictures=[Picture("t", "c", figure)])).read_text(encoding="utf-8")
     assert '<div class="plate"><svg' in text
     assert "<metadata>" not in text
     assert "<?xml" not in text

@@ -189,17 +189,13 @@ def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) 
         trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=ALPHABET, show_progress=False)
         trained = _trained(tokenizer, models.Unigram(), texts, trainer)
         return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=room, min_frequency=RARE, initial_alphabet=ALPHABET, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=room, min_frequency=RARE, initial_alphabet=ALPHABET, show_progress=False)
     trained = _trained(tokenizer, models.BPE(), texts, trainer)
     if kind == "bpe":
         return trained.model
     # BPE's pieces, read as WordPiece reads them: the longest first. A piece that starts a word has its space, so
     # the others need no "##"; and equal data give an equal codec, which the library's own trainer does not.
-    return models.WordPiece(
-        trained.get_vocab(), max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=""
-    )
+    return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix="")
 
 
 def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -212,9 +208,7 @@ def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
     return sorted(rounded, key=lambda pair: (-pair[1], pair[0]))
 
 
-def _trained(
-    tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer
-) -> Tokenizer:
+def _trained(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
     """A tokenizer beside `tokenizer`: training leaves its own special symbols in it."""
     scratch = Tokenizer(model)
     if tokenizer.normalizer is not None:

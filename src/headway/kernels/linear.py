@@ -59,7 +59,7 @@ def are_products_rough() -> bool:
 @contextmanager
 def matrix_unit(use: bool) -> Iterator[None]:
     """The switch that torch has for this, on for the products within if `use` is true."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     if use:
         settings.fp32_precision = "bf16"

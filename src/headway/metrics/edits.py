@@ -33,9 +33,7 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     return distance
 
 
-def fewest_edits(
-    hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]
-) -> tuple[int, int]:
+def fewest_edits(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> tuple[int, int]:
     """(edits, length) of the reference nearest to `hypothesis`; of equally near ones, of the longest."""
     if not references:
         raise UserError("a sample has no reference; give at least one for each")

@@ -11,9 +11,7 @@ from headway.metrics.intervals import bootstrap_ratio, wilson
 Rates = dict[str, float | list[float]]
 
 
-def word_error_rate(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
-) -> Rates:
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
     """`wer` of texts: word edits per reference word. Each text has one or more references; the nearest counts.
 
     Words stand between white space; any normalisation is the caller's.
@@ -22,9 +20,7 @@ def word_error_rate(
     return {**_rate("wer", edits, lengths, seed), "samples": len(edits)}
 
 
-def pronunciation_error_rates(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
-) -> Rates:
+def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
     """`wer` and `per` of pronunciations, which are phonemes between spaces; the nearest reference counts.
 
     `wer` is the share of words that match none of their references, `per` phoneme edits per reference phoneme.

@@ -131,8 +131,8 @@ def _check(config: EncoderDecoderConfig) -> None:
     same = (config.encoder.width, config.encoder.symbols) == (config.decoder.width, config.decoder.symbols)
     if config.tie == "all" and not same:
         raise ConfigError(
-            f"tie all shares one table, but the encoder has width {config.encoder.width}, {config.encoder.symbols} symbols "
-            f"and the decoder {config.decoder.width}, {config.decoder.symbols}; make them equal or set tie to head"
+            f"tie all shares one table, but the encoder has width {config.encoder.width} and {config.encoder.symbols} "
+            f"symbols, the decoder {config.decoder.width} and {config.decoder.symbols}; make them equal, or tie head"
         )
     if not any(block.cross for block in config.decoder.stack.blocks):
         raise ConfigError("no block of the decoder reads the encoder; give at least one block a cross-attention")

@@ -69,9 +69,7 @@ class Loop:
         self._update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
         self.progress.step += 1
         world = self.processes.world
-        self.journal.add(
-            self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches)
-        )
+        self.journal.add(self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
         if self._line_due():
             self._flush()
         self.journal.show()

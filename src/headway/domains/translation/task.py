@@ -230,4 +230,3 @@ def _longest_of(model: ModelConfig) -> int | None:
 def _sentences(column: Column, pairs: np.ndarray) -> Sentences:
     # As plain arrays: each look-up in a memory map costs more than in the array that it is.
     return Sentences(np.asarray(column.ids), column.offsets[pairs], column.lengths[pairs])
-
