@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+
+torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
 
 
 @pytest.fixture(scope="session")

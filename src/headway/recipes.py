@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from headway import domains
 from headway.config import override
 from headway.data.registry import KNOWN
+from headway.domains import recipe as find_recipe
+from headway.domains import recipes
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
@@ -21,26 +19,6 @@ from headway.train import Recipe, Task, read_recipe
 from headway.train.run import RunDirectory
 
 Paths = str | Path | Sequence[str | Path]
-
-
-@cache
-def recipes() -> dict[str, Callable[[], Recipe]]:
-    """The built-in recipes by name: every folder of `headway.domains` has its own in `recipes.RECIPES`.
-
-    This imports all domains, whose kinds of tasks a recipe.json may name.
-    """
-    found: dict[str, Callable[[], Recipe]] = {}
-    for module in pkgutil.iter_modules(domains.__path__):
-        for make in import_module(f"headway.domains.{module.name}.recipes").RECIPES:
-            found[make().name] = make
-    return found
-
-
-def find_recipe(name: str) -> Recipe:
-    """A built-in recipe by name; a UserError suggests the nearest."""
-    if name not in recipes():
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, recipes())}")
-    return recipes()[name]()
 
 
 def configured(

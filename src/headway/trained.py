@@ -68,12 +68,12 @@ class Model:
         top_p: float = 1.0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: Texts = (),
+        stop: str | Texts = (),
         seed: int | None = None,
     ) -> str:
         """What follows a prompt. The settings are those of Sampling and Limits; `complete` takes many prompts."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.complete([prompt], sampling, Limits(max_new_tokens, tuple(stop)))[0].text
+        return self.complete([prompt], sampling, Limits(max_new_tokens, _listed(stop)))[0].text
 
     def stream(
         self,
@@ -84,12 +84,12 @@ class Model:
         top_p: float = 1.0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: Texts = (),
+        stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
         """What follows a prompt, in pieces as they come; never half a character."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.session.stream(self.prompt_ids(prompt), sampling, Limits(max_new_tokens, tuple(stop)))
+        return self.session.stream(self.prompt_ids(prompt), sampling, Limits(max_new_tokens, _listed(stop)))
 
     def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
         """What follows each prompt, with its tokens, log probabilities and speed."""
@@ -208,6 +208,10 @@ class Model:
         task = open_task(self.run.recipe, self.directory, data)
         wanted = split or (final_split(task) if data is None else "all")
         return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+
+
+def _listed(stop: str | Texts) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:

@@ -17,10 +17,12 @@ import headway as hw
 from headway.cli.compare import parse_grid
 from headway.cli.main import main
 from headway.compare import matching_width, variants
+from headway.domains import recipe as find_recipe
+from headway.domains import recipes
 from headway.errors import ConfigError
 from headway.generate import Limits, Sampling
 from headway.models import describe
-from headway.recipes import configured, find_recipe, recipes
+from headway.recipes import configured
 
 CHARACTERS = 30_000
 SMALL_TEXT = {

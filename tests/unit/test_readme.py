@@ -40,7 +40,7 @@ def test_commands_exist() -> None:
         words = shlex.split(line.split(" < ")[0], comments=True)
         name, rest = _find(words[1:])
         command = import_module(f"headway.cli.{name.replace(' ', '_')}")
-        parser = Parser(name, "", "")
+        parser = Parser(name, "a command", "an example")
         command.arguments(parser)
         add_common(parser)
         parser.parse_args(rest)

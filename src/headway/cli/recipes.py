@@ -14,9 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.domains import recipes
     from headway.models import describe
     from headway.models.presets import PRESETS
-    from headway.recipes import recipes
 
     found = [
         {
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             "expected": recipe.expected,
             "description": recipe.description,
         }
-        for recipe in (make() for make in recipes().values())
+        for recipe in recipes().values()
     ]
     presets = [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]
     terminal.say("Recipes (headway train NAME):\n")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 
-from headway.domains import text, translation
 from headway.errors import UserError, nearest
 from headway.train import Recipe
 
-_MAKERS: dict[str, Callable[[], Recipe]] = {
-    maker.__name__.replace("_", "-"): maker for maker in (*text.RECIPES, *translation.RECIPES)
-}
+
+@cache
+def _makers() -> dict[str, Callable[[], Recipe]]:
+    """Every folder here has its own in `recipes.RECIPES`; to import them registers their kinds of tasks."""
+    found: dict[str, Callable[[], Recipe]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for make in import_module(f"{__name__}.{module.name}.recipes").RECIPES:
+            found[make().name] = make
+    return found
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name, in the order in which they are listed. No model is built."""
-    return {name: make() for name, make in _MAKERS.items()}
+    """All recipes by name. No model is built."""
+    return {name: make() for name, make in _makers().items()}
 
 
 def recipe(name: str) -> Recipe:
     """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
-    if name not in _MAKERS:
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, _MAKERS)}")
-    return _MAKERS[name]()
+    if name not in _makers():
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, _makers())}")
+    return _makers()[name]()
 
 
 __all__ = ["recipe", "recipes"]
