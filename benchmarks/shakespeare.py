@@ -1,7 +1,7 @@
 """Characters of Shakespeare at nanoGPT's size for a CPU: loss against time, beside transformers' GPT-2 of that size.
 
     python benchmarks/shakespeare.py            # all of it, about 15 minutes on 2 cores
-    python benchmarks/shakespeare.py headway --steps 190   # one part
+    python benchmarks/shakespeare.py headway --steps 290   # one part
 
 Loss is that of the whole validation split in consecutive windows of 64. Times run from the start of the process and
 leave evaluation out. The peer trains with AdamW on nanoGPT's schedule for that size: batches of 12, learning rate
@@ -113,12 +113,12 @@ def first_below(curve: list[list[float]], loss: float) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", nargs="?", choices=["headway", "transformers"])
-    parser.add_argument("--steps", type=int, default=190)
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=290)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--curve", type=int, default=1)
-    parser.add_argument("--quick", type=int, default=190, help="steps of the run that is to reach the target")
-    parser.add_argument("--long", type=int, default=1000, help="steps of the run of a minute")
+    parser.add_argument("--quick", type=int, default=290, help="steps of the run that is to reach the target")
+    parser.add_argument("--long", type=int, default=1350, help="steps of the run of a minute")
     args = parser.parse_args()
     if args.part == "headway":
         report(headway(args.steps, args.batch, args.seed, args.curve))
@@ -130,7 +130,7 @@ def main() -> None:
             child("shakespeare.py", "headway", "--steps", str(args.long), "--seed", str(s), "--curve", "10")
             for s in (1, 2, 3)
         ]
-        peer = child("shakespeare.py", "transformers", "--steps", "2000", "--curve", "20")
+        peer = child("shakespeare.py", "transformers", "--steps", "2000", "--curve", "10")
         reached = first_below(peer["curve"], TARGET)
         times = spread([run["curve"][-1][0] for run in quick])
         write(
