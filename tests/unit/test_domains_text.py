@@ -172,7 +172,7 @@ def test_recipe_opens_known_data(data_dir: Path, tmp_path: Path, monkeypatch: py
     recipe = shakespeare()
     task = recipe.task.open(recipe, None, tmp_path)
     assert isinstance(task.config, LanguageConfig)
-    assert next(task.batches("train")).inputs.shape == (64, 64)
+    assert next(task.batches("train")).inputs.shape == (16, 64)
 
 
 def test_all_is_every_document(play: Path) -> None:
