@@ -20,3 +20,9 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set HEADWAY_DATA to the folder that SOURCES.md describes")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache, or another test's."""
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))

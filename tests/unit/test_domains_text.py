@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,16 +18,6 @@ from headway.domains.text.recipes import modern, shakespeare, text
 from headway.errors import ConfigError, UserError
 from headway.models import build
 from headway.train import Recipe, Shard, TrainConfig
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own, and one thread: for models this small, more only wait for each other."""
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
