@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,8 @@ class AttentionConfig(MixerConfig):
     """Attention of a sequence to itself.
 
     `kv_heads` None gives each query head its own key and value; `head_size` None is width / heads; `qk_norm`
-    normalises queries and keys a head (Henry et al. 2020); `bias` names a score bias of the Stack; `soft_cap` and
+    normalises queries and keys a head (Henry et al. 2020) or, with `qk_norm_over` "all", all heads together (OLMo 2);
+    `qkv_bias` may be said for each of query, key and value; `bias` names a score bias of the Stack; `soft_cap` and
     `sinks` as in `headway.kernels.attend`; `scale` None is 1 / sqrt(head size).
     """
 
@@ -40,7 +41,8 @@ class AttentionConfig(MixerConfig):
     pattern: Pattern = Causal()
     rotary: RotaryConfig | None = None
     qk_norm: NormConfig | None = None
-    qkv_bias: bool = True
+    qk_norm_over: Literal["head", "all"] = "head"
+    qkv_bias: bool | tuple[bool, bool, bool] = True
     out_bias: bool = True
     scale: float | None = None
     bias: str | None = None
@@ -76,7 +78,7 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
 
 
 class QKNorm(nn.Module):
-    """One norm for the queries and one for the keys of all heads; those without weights are one call."""
+    """One norm for the queries and one for the keys of every head; those without weights are one call."""
 
     def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
         super().__init__()
@@ -89,6 +91,20 @@ class QKNorm(nn.Module):
             return self.q(qk)
         q, k = qk.split(self.parts, dim=2)
         return torch.cat([self.q(q), self.k(k)], dim=2)
+
+
+class WideQKNorm(nn.Module):
+    """One norm over the queries of all heads together, and one over the keys."""
+
+    def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
+        super().__init__()
+        self.q, self.k = config.build(heads * size), config.build(groups * size)
+        self.parts = (heads, groups)
+
+    def forward(self, qk: Float[Tensor, "B T HG K"]) -> Float[Tensor, "B T HG K"]:
+        q, k = qk.split(self.parts, dim=2)
+        both = [norm(part.flatten(2)).view(part.shape) for norm, part in ((self.q, q), (self.k, k))]
+        return torch.cat(both, dim=2)
 
 
 class KeyValues(NamedTuple):
@@ -113,7 +129,8 @@ class Attention(Mixer):
         inner, shared = self.heads * self.size, self.groups * self.size
         self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
         self.out = Projection(inner, width, config.out_bias, writes=True)
-        self.qk_norm = QKNorm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
+        norm = WideQKNorm if config.qk_norm_over == "all" else QKNorm
+        self.qk_norm = norm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)

@@ -6,10 +6,11 @@ from torch import nn
 
 from headway.models.block import Block, BlockConfig
 from headway.models.describe import describe
-from headway.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.models.embeds import EmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from headway.models.heads import HeadConfig, Loss, VocabularyHead, VocabularyHeadConfig
+from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
+from headway.models.pooled import PooledHead, PooledHeadConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 
@@ -30,10 +31,14 @@ __all__ = [
     "HeadConfig",
     "Loss",
     "ModelConfig",
+    "PooledHead",
+    "PooledHeadConfig",
     "Prompt",
     "Stack",
     "StackConfig",
     "TokenEmbedConfig",
+    "TokenInputs",
+    "TransformConfig",
     "Transformer",
     "TransformerConfig",
     "VocabularyHead",

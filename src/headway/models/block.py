@@ -26,6 +26,7 @@ class BlockConfig:
 
     pre: x + f(norm(x)); post: norm(x + f(x)) (2017); sandwich: x + norm(f(norm(x))); branch: x + norm(f(x)) (OLMo 2);
     parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
+    `mixer_norm` false leaves out the norm before the mixer (ModernBERT's first layer, whose input is normed already).
     `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each
     branch (Touvron et al. 2021).
     """
@@ -36,6 +37,7 @@ class BlockConfig:
     norm: NormConfig = LayerNormConfig()
     placement: Placement = "pre"
     shared_norm: bool = False
+    mixer_norm: bool = True
     residual: bool = True
     dropout: float = 0.0
     layer_scale: float | None = None
@@ -85,6 +87,8 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = config.mixer.build(width, biases)
         self.mix = Branch(config, width)
+        if not config.mixer_norm:
+            self.mix.before = nn.Identity()
         self.cross = config.cross.build(width) if config.cross else None
         self.read = Branch(config, width) if config.cross else None
         self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None

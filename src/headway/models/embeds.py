@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,20 @@ from headway.parts.positions import PositionsConfig
 from headway.parts.projection import Projection
 
 
+class TokenInputs(NamedTuple):
+    """Symbols with the type of each (BERT's first and second segment, a language tag); no types means all 0."""
+
+    ids: Int[Tensor, "B T"]
+    types: Int[Tensor, "B T"] | None = None
+
+
 @family
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Turns a domain's inputs into vectors; its module maps (inputs, layout) to (x, layout)."""
+    """Turns a domain's inputs into vectors.
+
+    Its module maps (inputs, layout) to (x, layout); `whole(inputs)` is the layout of inputs that come without one.
+    """
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         raise NotImplementedError
@@ -31,13 +42,14 @@ class EmbedConfig:
 @register("tokens")
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
-    """`scaled` multiplies by sqrt(width) (2017); `width` is that of the table where a projection follows it
-    (ALBERT).
+    """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types that have a vector (BERT: 2);
+    `width` is that of the table where a projection follows it (ALBERT).
     """
 
     positions: PositionsConfig | None = None
     norm: NormConfig | None = None
     scaled: bool = False
+    types: int = 0
     dropout: float = 0.0
     width: int | None = None
 
@@ -46,7 +58,7 @@ class TokenEmbedConfig(EmbedConfig):
 
 
 class TokenEmbed(nn.Module):
-    """Symbols to vectors: a table, positions, norm, dropout. The table is `table`, [C, D]."""
+    """Symbols to vectors: a table, positions, types, norm, dropout. The table is `table`, [C, D]."""
 
     def __init__(self, config: TokenEmbedConfig, width: int, symbols: int, context: int | None) -> None:
         super().__init__()
@@ -57,11 +69,33 @@ class TokenEmbed(nn.Module):
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
         self.scale = math.sqrt(width) if config.scaled else 1.0
         self.positions = config.positions.build(width, context) if config.positions else None
+        self.types = TypeEmbed(config.types, width) if config.types else None
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, ids: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+    def whole(self, inputs: Tensor | TokenInputs) -> Layout:
+        """Each row is one document."""
+        ids = inputs if isinstance(inputs, Tensor) else inputs.ids
+        return Layout.full(*ids.shape, device=ids.device)
+
+    def forward(
+        self, inputs: Int[Tensor, "B T"] | TokenInputs, layout: Layout
+    ) -> tuple[Float[Tensor, "B T D"], Layout]:
+        ids, types = (inputs, None) if isinstance(inputs, Tensor) else inputs
         x = self.project(F.embedding(ids, self.table)) * self.scale
         if self.positions is not None:
             x = x + self.positions(layout, x)
+        if self.types is not None:
+            x = x + self.types(ids, types)
         return self.dropout(self.norm(x)), layout
+
+
+class TypeEmbed(nn.Module):
+    """A vector for each type of token (Devlin et al. 2019, figure 2)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, ids: Int[Tensor, "B T"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
+        return F.embedding(torch.zeros_like(ids) if types is None else types, self.table)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.kernels import IGNORED, linear, linear_cross_entropy
+from headway.layout import Layout
+from headway.parts.feedforward import ACTIVATIONS, ActivationName
+from headway.parts.norm import LayerNormConfig, NormConfig
 from headway.parts.projection import Projection
 
 
@@ -24,26 +27,47 @@ class Loss(NamedTuple):
 @family
 @dataclass(frozen=True)
 class HeadConfig:
-    """An output of a model."""
+    """An output of a model; its module maps (x, layout) to what it says."""
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> nn.Module:
         """`table` is the embedding [C, D] to share, None for weights of the head's own."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class TransformConfig:
+    """norm(activation(dense(x))) before the vocabulary, as masked language models have (Devlin et al. 2019)."""
+
+    activation: ActivationName = "gelu"
+    norm: NormConfig = LayerNormConfig()
+    bias: bool = True
+
+
 @register("vocabulary")
 @dataclass(frozen=True)
 class VocabularyHeadConfig(HeadConfig):
     """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
-    c).
+    c); `transform` stands before them.
     """
 
     bias: bool = False
     scale: float = 1.0
     soft_cap: float | None = None
+    transform: TransformConfig | None = None
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
         return VocabularyHead(self, width, symbols, table)
+
+
+class Transform(nn.Module):
+    def __init__(self, config: TransformConfig, width: int) -> None:
+        super().__init__()
+        self.dense = Projection(width, width, config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = config.norm.build(width)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        return self.norm(self.activation(self.dense(x)))
 
 
 class VocabularyHead(nn.Module):
@@ -54,6 +78,7 @@ class VocabularyHead(nn.Module):
     def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
         super().__init__()
         self.config = config
+        self.transform = Transform(config.transform, width) if config.transform else nn.Identity()
         self.project = Projection(width, symbols, bias=False) if table is None else None
         self.table = table
         self.bias = nn.Parameter(torch.zeros(symbols)) if config.bias else None
@@ -64,11 +89,16 @@ class VocabularyHead(nn.Module):
         assert weight is not None  # one of the two always exists
         return weight
 
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
-        logits = linear(x * self.config.scale if self.config.scale != 1.0 else x, self.weight, self.bias)
+    def forward(self, x: Float[Tensor, "... D"], layout: Layout | None = None) -> Float[Tensor, "... C"]:
+        logits = linear(self._features(x), self.weight, self.bias)
         if self.config.soft_cap is None:
             return logits
         return self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
+
+    def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """What the weights see."""
+        x = self.transform(x)
+        return x * self.config.scale if self.config.scale != 1.0 else x
 
     def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
         """Summed cross-entropy in nats of the labelled positions; IGNORED ones are dropped before the head."""
@@ -80,8 +110,9 @@ class VocabularyHead(nn.Module):
         if self.config.soft_cap is not None:
             total = nn.functional.cross_entropy(self(rows), targets, reduction="sum", label_smoothing=smoothing)
             return Loss(total, count)
-        rows = rows * self.config.scale if self.config.scale != 1.0 else rows
-        return Loss(linear_cross_entropy(rows, self.weight, targets, self.bias, smoothing=smoothing), count)
+        return Loss(
+            linear_cross_entropy(self._features(rows), self.weight, targets, self.bias, smoothing=smoothing), count
+        )
 
     def log_probabilities(self, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """log p(label) in nats; 0 where the label is IGNORED. Row by row, so that not all logits are held."""

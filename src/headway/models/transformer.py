@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from headway.models.heads import HeadConfig, VocabularyHeadConfig
 from headway.models.stack import Stack, StackConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
+from headway.parts.projection import Projection
 
 
 class Encoded(NamedTuple):
@@ -119,12 +120,21 @@ class Transformer(nn.Module):
             initialise(self, config.init, len(config.stack.blocks), seed)
             start_heads(self.heads, config.init)
 
-    def forward(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Encoded:
-        """Features of whole documents; without a layout each row is one document."""
-        where = Layout.full(*ids.shape, device=ids.device) if layout is None else layout
-        x, where = self.embed(ids, where)
+    def forward(self, inputs: Any, layout: Layout | None = None) -> Encoded:
+        """Features of whole documents: `inputs` are what the embed reads (symbols, Int[B, T], or TokenInputs); without
+        a layout each row is one document.
+        """
+        x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
         x, _, terms = self.stack(x, where)
         return Encoded(x, where, terms)
+
+    def _whole(self, inputs: Any) -> Layout:
+        return cast(Any, self.embed).whole(inputs)
+
+    def output(self, head: str, inputs: Any, layout: Layout | None = None) -> Tensor:
+        """What one of the heads says of whole documents."""
+        encoded = self(inputs, layout)
+        return self.heads[head](encoded.x, encoded.layout)
 
     def logits(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Float[Tensor, "B T C"]:
         return self.heads["vocabulary"](self(ids, layout).x)
@@ -176,7 +186,7 @@ def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
     """Untied heads that start at zero give equal probabilities to all symbols."""
     for head in heads.values():
         project = getattr(head, "project", None)
-        if project is not None and config.head == "zero":
+        if isinstance(project, Projection) and config.head == "zero":
             nn.init.zeros_(project.weight)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from headway.layout import Layout
 from headway.parts.dropout import Dropout
 from headway.parts.projection import Projection
 
-ActivationName = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "relu_squared", "silu"]
+ActivationName = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "relu_squared", "silu", "tanh"]
 Terms = dict[str, Tensor]  # named auxiliary losses, means over tokens
 
 
@@ -33,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu,
     "relu_squared": relu_squared,
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 
 

@@ -15,20 +15,35 @@ class Projection(nn.Module):
     """Linear maps from one width to several, as one matrix product.
 
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
-    formats work slice by slice. `writes` marks a map whose output is added to the residual stream, which initialisation
-    treats apart. Weights are made by `headway.parts.init`.
+    formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
+    that there are, one after the other. `writes` marks a map whose output is added to the residual stream, which
+    initialisation treats apart. Weights are made by `headway.parts.init`.
     """
 
-    def __init__(self, width: int, slices: int | Sequence[int], bias: bool = True, writes: bool = False) -> None:
+    def __init__(
+        self, width: int, slices: int | Sequence[int], bias: bool | Sequence[bool] = True, writes: bool = False
+    ) -> None:
         super().__init__()
         self.slices = (slices,) if isinstance(slices, int) else tuple(slices)
+        self.biased = (bias,) * len(self.slices) if isinstance(bias, bool) else tuple(bias)
         self.writes = writes
         self.weight = nn.Parameter(torch.empty(sum(self.slices), width))
         self.weight.slices = self.slices  # type: ignore[attr-defined]
-        self.bias = nn.Parameter(torch.zeros(sum(self.slices))) if bias else None
+        held = sum(size for size, has in zip(self.slices, self.biased) if has)
+        self.bias = nn.Parameter(torch.zeros(held)) if held else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias if all(self.biased) else self._spread())
+
+    def _spread(self) -> Tensor | None:
+        """The bias with zeros in the slices that have none."""
+        if self.bias is None:
+            return None
+        parts, start = [], 0
+        for size, has in zip(self.slices, self.biased):
+            parts.append(self.bias[start : start + size] if has else self.bias.new_zeros(size))
+            start += size if has else 0
+        return torch.cat(parts)
 
     def extra_repr(self) -> str:
         outputs = "+".join(map(str, self.slices))

@@ -1,0 +1,113 @@
+"""GPT-2 (Radford et al. 2019): linear layers stored with their inputs in rows; the tanh approximation of GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from headway.checkpoints.rules import Family, Rule, Transposed, Whole, expect, layers, linear, rule, vocabulary
+from headway.checkpoints.settings import Settings, published_activation
+from headway.mixers import AttentionConfig
+from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, VocabularyHeadConfig, cycle
+from headway.parts.feedforward import MLPConfig
+from headway.parts.norm import LayerNormConfig
+from headway.parts.positions import LearnedConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    settings.refuse("scale_attn_by_inverse_layer_idx", False)
+    settings.refuse("scale_attn_weights", True)
+    settings.refuse("add_cross_attention", False)
+    width = settings.get("n_embd", int)
+    norm = LayerNormConfig(settings.get("layer_norm_epsilon", float))
+    hidden = settings.optional("n_inner", int) or 4 * width
+    block = BlockConfig(
+        AttentionConfig(settings.get("n_head", int), dropout=settings.get("attn_pdrop", float)),
+        None,
+        MLPConfig(hidden=hidden, activation=settings.activation("activation_function")),
+        norm,
+        dropout=settings.get("resid_pdrop", float),
+    )
+    return TransformerConfig(
+        width,
+        settings.get("vocab_size", int),
+        settings.get("n_positions", int),
+        StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
+        TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
+        {"vocabulary": VocabularyHeadConfig()},
+        "head" if settings.get("tie_word_embeddings", bool) else "none",
+    )
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    block = config.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.symbols,
+        "n_embd": config.width,
+        "n_positions": config.context,
+        "n_layer": len(config.stack.blocks),
+        "n_head": attention.heads,
+        "n_inner": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
+        "activation_function": published_activation(feed.activation),
+        "layer_norm_epsilon": norm.eps,
+        "attn_pdrop": attention.dropout,
+        "resid_pdrop": block.dropout,
+        "embd_pdrop": embed.dropout,
+        "tie_word_embeddings": config.tie == "head",
+    }
+
+
+def rules(config: TransformerConfig) -> list[Rule]:
+    def layer(i: int) -> list[Rule]:
+        ours, theirs = f"stack.blocks.{i}", f"transformer.h.{i}"
+        return [
+            *linear(f"{ours}.mix.before", f"{theirs}.ln_1"),
+            *conv(f"{ours}.mixer.qkv", f"{theirs}.attn.c_attn"),
+            *conv(f"{ours}.mixer.out", f"{theirs}.attn.c_proj"),
+            *linear(f"{ours}.feed.before", f"{theirs}.ln_2"),
+            *conv(f"{ours}.feed_forward.up", f"{theirs}.mlp.c_fc"),
+            *conv(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj"),
+        ]
+
+    return [
+        rule("embed.table", "transformer.wte.weight"),
+        rule("embed.positions.table", "transformer.wpe.weight"),
+        *layers(len(config.stack.blocks), layer),
+        *linear("stack.norm", "transformer.ln_f"),
+        vocabulary(config, "embed.table", "lm_head.weight"),
+    ]
+
+
+def conv(ours: str, theirs: str) -> list[Rule]:
+    """A layer whose weight lies with its inputs in rows (Conv1D); query, key and value are fused there as here."""
+    return [
+        rule(f"{ours}.weight", f"{theirs}.weight", form=Transposed()),
+        rule(f"{ours}.bias", f"{theirs}.bias", form=Whole()),
+    ]
+
+
+FAMILY = Family(
+    "gpt2",
+    read,
+    write,
+    rules,
+    renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),
+    skipped=(r"\.attn\.(bias|masked_bias)$",),
+    defaults={
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+)

@@ -1,0 +1,166 @@
+"""A published checkpoint format as a table that reads both ways: which of its tensors make one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from headway.checkpoints.settings import Settings
+from headway.errors import UserError
+from headway.models import ModelConfig
+
+T = TypeVar("T")
+
+
+def expect(part: Any, kind: type[T]) -> T:
+    """A part of a configuration that must be of one kind for the family to say it; else a UserError."""
+    if not isinstance(part, kind):
+        raise UserError(
+            f"a {type(part).__name__} stands where this family has a {kind.__name__}; choose another family"
+        )
+    return part
+
+
+class Form(Protocol):
+    """How tensors of a file become one of ours, and back without a change of a bit.
+
+    `sizes` are the rows of the slices that our tensor fuses (query, key, value; gate, up).
+    """
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor: ...
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
+
+
+class Rows:
+    """A tensor as it is, or several, each one slice, one after the other."""
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return list(whole.split(list(sizes)))
+
+
+_ROWS = Rows()  # it has no state
+
+
+class Whole:
+    """One tensor that is fused in the file as it is here (Phi-3's qkv)."""
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return parts[0]
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole]
+
+
+class Transposed:
+    """One matrix whose rows are the inputs (GPT-2's Conv1D)."""
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return parts[0].T
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole.T]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """One tensor of `parts` slices that alternate head by head (GPT-NeoX: query, key and value of each head)."""
+
+    heads: int
+    parts: int = 3
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return self._swap(parts[0], self.heads, self.parts)
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [self._swap(whole, self.parts, self.heads)]
+
+    def _swap(self, tensor: Tensor, outer: int, inner: int) -> Tensor:
+        return tensor.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Rows whose rotary pairs lie side by side in the file (llama2.c, GGUF), in halves here.
+
+    `heads` are the heads of each part, 0 for a part that is not turned (values).
+    """
+
+    heads: tuple[int, ...]
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return torch.cat([self._apart(part, count) for part, count in zip(parts, self.heads)])
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [self._together(part, count) for part, count in zip(whole.split(list(sizes)), self.heads)]
+
+    def _apart(self, rows: Tensor, heads: int) -> Tensor:
+        return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else rows
+
+    def _together(self, rows: Tensor, heads: int) -> Tensor:
+        return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else rows
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`theirs` (names in the file) make `ours` (a name in the model's state).
+
+    A `copy` is a tied tensor that some files hold once more: not read, and not written.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    form: Form = _ROWS
+    copy: bool = False
+
+
+def rule(ours: str, *theirs: str, form: Form = _ROWS) -> Rule:
+    return Rule(ours, theirs, form)
+
+
+def copy(ours: str, theirs: str) -> Rule:
+    """`theirs` repeats `ours`, which another rule makes."""
+    return Rule(ours, (theirs,), copy=True)
+
+
+def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> list[Rule]:
+    """The weight of a layer and, with `bias`, its bias under the same names."""
+    ends = (".weight", ".bias") if bias else (".weight",)
+    return [Rule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
+
+
+def vocabulary(config: Any, table: str, theirs: str) -> Rule:
+    """The head's own weight or, where it is tied to `table`, a copy that some files hold."""
+    return rule("heads.vocabulary.project.weight", theirs) if config.tie == "none" else copy(table, theirs)
+
+
+def layers(count: int, make: Callable[[int], Sequence[Rule]]) -> list[Rule]:
+    """The rules of all layers."""
+    return [found for i in range(count) for found in make(i)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published family of models: its settings and tensors as tables, both ways.
+
+    `read` turns its config.json, with the names in the file, into our configuration; `write` does the reverse, and
+    gives "model_type" and "architectures" too. `read(write(config))` is `config`: that is checked before an export, so
+    `write` may ignore what it cannot say. `rules` are the tensors of a configuration. `renames` are pairs of a regular
+    expression and its replacement that bring older names, or those without a prefix, into the form of the rules;
+    `skipped` are expressions for tensors that are no weights (masks, position numbers).
+    """
+
+    name: str
+    read: Callable[[Settings, Collection[str]], ModelConfig]
+    write: Callable[[Any], dict[str, Any]]
+    rules: Callable[[Any], list[Rule]]
+    renames: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what a config.json means by leaving a key out

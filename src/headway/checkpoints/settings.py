@@ -1,0 +1,171 @@
+"""A config.json of a published model, read with the checks that our own configurations get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from headway.config import from_dict
+from headway.errors import UserError, nearest
+from headway.parts.feedforward import ActivationName
+from headway.parts.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RotaryConfig,
+    ScalingConfig,
+    YarnScaling,
+)
+
+T = TypeVar("T")
+
+# How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
+ACTIVATION_NAMES: dict[str, ActivationName] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of a config.json; `source` says where they come from, for messages."""
+
+    values: Mapping[str, Any]
+    source: str
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """A value of a type; UserError where it is absent (or null) without a default, or of another type."""
+        found = self.values.get(name)
+        if found is None:
+            if default is None:
+                raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
+            return default
+        return from_dict(kind, found, f"{self.source}: {name}")
+
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        """A value of a type, or None where it is absent or null."""
+        found = self.values.get(name)
+        return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
+
+    def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
+        """The value of the first of several spellings that is there."""
+        there = next((name for name in names if name in self), names[0])
+        return self.get(there, kind, default)
+
+    def refuse(self, name: str, *expected: Any) -> None:
+        """UserError for a setting that is there with a value that is not among those we can compute."""
+        found = self.values.get(name)
+        if found is not None and found not in expected:
+            known = ", ".join(map(repr, expected))
+            raise UserError(f"{self.source}: {name} is {found!r}, which is not supported; it may be {known}")
+
+    def activation(self, name: str, default: str | None = None) -> ActivationName:
+        """An activation by its published name."""
+        found = self.get(name, str, default)
+        if found not in ACTIVATION_NAMES:
+            raise UserError(f"{self.source}: {name} is {found!r}; {nearest(found, ACTIVATION_NAMES)}")
+        return ACTIVATION_NAMES[found]
+
+    def part(self, name: str) -> Settings:
+        """The settings below a key, empty where it is absent or null."""
+        found = self.values.get(name) or {}
+        if not isinstance(found, Mapping):
+            raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
+        return Settings(found, f"{self.source}: {name}")
+
+    @property
+    def architecture(self) -> str:
+        """The class that the file was saved from; empty where it is not said."""
+        found = self.values.get("architectures") or [""]
+        return str(found[0])
+
+    def rotary(self, kind: str | None = None, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
+        """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
+
+        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...).
+        """
+        given = self.part("rope_parameters")
+        if kind is not None and kind in given:
+            given = given.part(kind)
+        scaling = given if given.values else self.part("rope_scaling")
+        base = given.first(("rope_theta",), float, self.get("rope_theta", float, theta))
+        part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
+        return RotaryConfig(base, part, self._scaling(scaling))
+
+    def _scaling(self, given: Settings) -> ScalingConfig | None:
+        kind = given.first(("rope_type", "type"), str, "default")
+        context = self.get("max_position_embeddings", int, 2048)
+        original = given.get(
+            "original_max_position_embeddings", int, self.get("original_max_position_embeddings", int, context)
+        )
+        if kind == "default":
+            return None
+        if kind == "linear":
+            return LinearScaling(given.get("factor", float))
+        if kind == "dynamic":
+            return DynamicScaling(given.get("factor", float), original)
+        if kind == "llama3":
+            low, high = given.get("low_freq_factor", float), given.get("high_freq_factor", float)
+            return Llama3Scaling(given.get("factor", float), original, low, high)
+        if kind == "yarn":
+            return self._yarn(given, original)
+        if kind == "longrope":
+            short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
+            sharpen = given.optional("attention_factor", float)
+            return LongRopeScaling(short, long, original, None, sharpen)
+        known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+        raise UserError(f"{given.source}: rope_type is {kind!r}; {nearest(kind, known)}")
+
+    def _yarn(self, given: Settings, original: int) -> YarnScaling:
+        return YarnScaling(
+            given.get("factor", float),
+            original,
+            given.get("beta_fast", float, 32.0),
+            given.get("beta_slow", float, 1.0),
+            given.optional("attention_factor", float),
+            given.get("truncate", bool, True),
+        )
+
+
+def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
+    """`Settings.rotary` the other way, in the new spelling."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    if rotary.fraction != 1.0:
+        found["partial_rotary_factor"] = rotary.fraction
+    scaling = rotary.scaling
+    if isinstance(scaling, LinearScaling):
+        found |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, DynamicScaling):
+        found |= {"rope_type": "dynamic", "factor": scaling.factor}
+        found |= {"original_max_position_embeddings": scaling.original}
+    elif isinstance(scaling, Llama3Scaling):
+        found |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
+        found |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
+    elif isinstance(scaling, YarnScaling):
+        found |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
+        found |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+    elif isinstance(scaling, LongRopeScaling):
+        found |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
+        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def published_activation(name: str) -> str:
+    """How published configurations call an activation of ours."""
+    preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
+    return preferred.get(name) or next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == name)

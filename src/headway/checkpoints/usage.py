@@ -1,0 +1,44 @@
+"""What a published model says about its use, beside its weights: marks, labels, chat template, origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headway.checkpoints.durable import read_json, write_json
+from headway.config import from_dict, to_dict
+
+FILE = "usage.json"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a model that was trained elsewhere wants to be used.
+
+    `family` and `settings` (its config.json as it was) let it be exported again. `begin` is put before a prompt, any of
+    `ends` ends a text. A decoder starts with `decoder_start`, then `forced` ids if there are; `suppressed` ids are
+    never written. `labels` name the classes of a "classes" head, in order. `template` is a jinja2 chat template.
+    `lowercase` and other changes of text are the tokenizer's own.
+    """
+
+    family: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    begin: int | None = None
+    ends: tuple[int, ...] = ()
+    pad: int | None = None
+    mask: int | None = None
+    decoder_start: int | None = None
+    forced: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    template: str | None = None
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, to_dict(self))
+
+
+def read_usage(directory: Path) -> Usage:
+    """What was saved beside a model; nothing is said where there is no such file."""
+    path = directory / FILE
+    return from_dict(Usage, read_json(path), str(path)) if path.is_file() else Usage()

@@ -1,0 +1,132 @@
+"""Tensors of published files by name, whatever the format of the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from headway.checkpoints.native import named_tensors
+from headway.checkpoints.rules import Family, Rule
+from headway.errors import UserError, nearest
+from headway.parts.projection import Projection
+
+
+class Weights(Protocol):
+    """Named tensors that are read when they are asked for; `source` is the file or folder, for messages."""
+
+    source: str
+
+    def names(self) -> Collection[str]: ...
+
+    def get(self, name: str) -> Tensor:
+        """A tensor as it is stored (fp16 stays fp16); it may be a view of a mapped file, not to be written to."""
+        ...
+
+    def done(self, name: str) -> None:
+        """The tensor is not needed any more, and its pages may go."""
+        ...
+
+
+class Renamed:
+    """Weights under the names that a family's rules use; older spellings lead to them."""
+
+    def __init__(self, weights: Weights, family: Family) -> None:
+        self.source = weights.source
+        self._weights = weights
+        self._own: dict[str, str] = {}
+        skipped = [re.compile(pattern) for pattern in family.skipped]
+        for name in weights.names():
+            renamed = name
+            for pattern, replacement in family.renames:
+                renamed = re.sub(pattern, replacement, renamed)
+            if not any(pattern.search(renamed) for pattern in skipped):
+                self._own[renamed] = name
+
+    def names(self) -> Collection[str]:
+        return self._own.keys()
+
+    def get(self, name: str) -> Tensor:
+        return self._weights.get(self._own[name])
+
+    def done(self, name: str) -> None:
+        self._weights.done(self._own[name])
+
+
+def fill(model: nn.Module, rules: Sequence[Rule], weights: Weights, dtype: torch.dtype | None = None) -> None:
+    """Give the undrawn `model` the tensors that `rules` make of `weights`, each in `dtype` (None: as stored).
+
+    Everything is checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
+    with the nearest there is, or one whose shape disagrees with the configuration.
+    """
+    own = dict(named_tensors(model))
+    sizes = slice_sizes(model)
+    _check_names(rules, weights, own)
+    for each in _made(rules):
+        parts = [weights.get(name) for name in each.theirs]
+        place = own[each.ours]
+        whole = _joined(each, parts, sizes.get(each.ours, (place.shape[0],) if place.dim() else ()), weights)
+        if whole.shape != place.shape:
+            shapes = " + ".join(str(tuple(part.shape)) for part in parts)
+            raise UserError(
+                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {tuple(whole.shape)}, but the "
+                f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
+            )
+        place.data = whole.to(dtype or whole.dtype).contiguous()
+        for name in each.theirs:
+            weights.done(name)
+
+
+def _joined(each: Rule, parts: list[Tensor], sizes: Sequence[int], weights: Weights) -> Tensor:
+    try:
+        return each.form.join(parts, sizes)
+    except RuntimeError as error:  # torch's word for shapes that do not fit
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(each.theirs, parts))
+        raise UserError(
+            f"{weights.source}: {shapes} do not fit together ({error}); config.json and weights do not match"
+        ) from None
+
+
+def _check_names(rules: Sequence[Rule], weights: Weights, own: dict[str, Tensor]) -> None:
+    there, used, made = set(weights.names()), set(), set()
+    for each in _made(rules):
+        made.add(each.ours)
+        for name in each.theirs:
+            used.add(name)
+            if name not in there:
+                raise UserError(f"{weights.source} lacks tensor {name!r}; {nearest(name, there)}")
+    copies = {name for each in rules if each.copy for name in each.theirs}
+    for name in sorted(there - used - copies):
+        raise UserError(f"{weights.source} has tensor {name!r}, for which there is no rule; {nearest(name, used)}")
+    for name in own:
+        if name not in made:
+            raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, made)}")
+
+
+def _made(rules: Iterable[Rule]) -> list[Rule]:
+    return [each for each in rules if not each.copy]
+
+
+def unfilled(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """The tensors of `model` under the names and in the form of the files; the reverse of `fill`."""
+    own = dict(named_tensors(model))
+    sizes = slice_sizes(model)
+    found: dict[str, Tensor] = {}
+    for each in _made(rules):
+        whole = own[each.ours].detach()
+        parts = each.form.split(whole, sizes.get(each.ours, (whole.shape[0],) if whole.dim() else ()))
+        found.update(zip(each.theirs, (part.contiguous() for part in parts)))
+    return found
+
+
+def slice_sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Rows of the fused slices of every projection's weight and bias."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Projection):
+            found[f"{name}.weight"] = module.slices
+            found[f"{name}.bias"] = tuple(size for size, has in zip(module.slices, module.biased) if has)
+    return found

@@ -1,0 +1,74 @@
+"""Outputs that say something of a whole document, or of each token: classes, numbers, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import UserError
+from headway.layout import Layout
+from headway.models.heads import HeadConfig
+from headway.parts.dropout import Dropout
+from headway.parts.feedforward import ACTIVATIONS, ActivationName
+from headway.parts.norm import NormConfig
+from headway.parts.projection import Projection
+
+Pool = Literal["first", "mean", "last", "tokens"]
+
+
+@register("pooled")
+@dataclass(frozen=True)
+class PooledHeadConfig(HeadConfig):
+    """Rows of one document each, pooled: their `first` token, `mean` or `last` token, or all `tokens` by themselves.
+
+    Then, each where it is asked for: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear map to
+    `outputs` classes or numbers, and unit length (`unit`, sentence embeddings).
+    """
+
+    outputs: int | None = None
+    pool: Pool = "first"
+    dense: bool = False
+    activation: ActivationName | None = None
+    norm: NormConfig | None = None
+    dropout: float = 0.0
+    bias: bool = True
+    unit: bool = False
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
+        return PooledHead(self, width)
+
+
+class PooledHead(nn.Module):
+    def __init__(self, config: PooledHeadConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.dense = Projection(width, width, config.bias) if config.dense else nn.Identity()
+        self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
+        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+        self.project = Projection(width, config.outputs, config.bias) if config.outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B *T E"]:
+        """[B, E], or [B, T, E] where each token stands for itself."""
+        x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool))))
+        x = self.project(self.dropout(x))
+        return F.normalize(x, dim=-1) if self.config.unit else x
+
+
+def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool) -> Float[Tensor, "B *T D"]:
+    """One vector a row; UserError for rows of several documents. Padding takes no part."""
+    if how == "tokens":
+        return x
+    if not layout.dense and bool((layout.segments > 1).any()):
+        raise UserError("packed rows hold several documents, and pooling gives a vector a row; give a document a row")
+    if how == "first":
+        return x[:, 0]
+    if how == "last":
+        return x[range(layout.batch), layout.lengths - 1]
+    keep = layout.keep[..., None]
+    return (x * keep).sum(1) / layout.lengths.clamp(min=1)[:, None]
