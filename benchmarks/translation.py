@@ -6,7 +6,8 @@
 `speed` trains JoeyNMT's small size (4+4 layers, width 128, F 256, 8,000 symbols) for 600 steps and translates the
 test split greedily. JoeyNMT 2.3's figures (1,230 target tokens a second, validation BLEU 10.7 after 890 s, 13
 sentences a second) were measured on a 2-core machine with AVX2; it does not install beside a current torch, so it is
-not in the run. `score` trains the recipe and translates with a beam of 5. Nothing is chosen by the test split.
+not in the run. `score` trains the recipe and translates with a beam of 5; `core_seconds` are those of all threads, so
+that a run of one thread (OMP_NUM_THREADS=1) can be compared with 2 cores for an hour. Nothing is chosen by the test split.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def train(recipe: str, seed: int, settings: dict[str, Any], minutes: float | Non
             "steps": run.summary["steps"],
             "seconds_before_training": round(before, 2),
             "seconds_training": run.summary["seconds"],
+            "threads": run.summary["threads"],
+            "core_seconds": round(time.process_time(), 1),
             "target_tokens_a_second": round(run.summary["tokens"] / run.summary["seconds"]),
             "curve": [
                 {"seconds": round(before + e["seconds"], 1), "bleu": e["bleu"], "loss": e["loss"]} for e in evaluations

@@ -63,17 +63,17 @@ def translation() -> Recipe:
 
 
 def multi30k_en_de() -> Recipe:
-    """Wide and strongly regularised, for the score."""
+    """Small and trained for long, for the score: 29,000 pairs overfit a wider model before it is better."""
     return Recipe(
         name="multi30k-en-de",
         domain="translation",
         description="captions of pictures, English to German",
         data=("multi30k",),
-        model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, symbols=8000, dropout=0.3),
+        model=encoder_decoder(width=128, depth=4, heads=4, hidden=512, symbols=8000, dropout=0.25),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=300, decay=0.7),
-        train=TrainConfig(steps=5000, batch_tokens=2048, evaluate_every=500),
+        train=TrainConfig(steps=12000, batch_tokens=2048, evaluate_every=1000),
         expected="BLEU 38 on test_2016 in an hour on 2 cores",
     )
 
