@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from headway.checkpoints.durable import read_json, write_json, write_tensors
 from headway.checkpoints.families import families, find_family
 from headway.checkpoints.rules import Family
 from headway.checkpoints.settings import Settings
+from headway.checkpoints.tensorfile import Shards
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
 from headway.errors import UserError
@@ -31,42 +30,13 @@ class Published(NamedTuple):
     usage: Usage
 
 
-class Shards:
-    """The tensors of one or several safetensors files, mapped: read when used."""
-
-    def __init__(self, directory: Path) -> None:
-        self.source = str(directory)
-        self._files: dict[str, Any] = {}
-        for path in _shards(directory):
-            try:
-                file = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is no complete safetensors file: {error}; download it again") from error
-            self._files.update((name, file) for name in file.keys())  # noqa: SIM118 (no mapping)
-
-    def names(self) -> Collection[str]:
-        return self._files.keys()
-
-    def get(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
-
-    def done(self, name: str) -> None:
-        """Mapped pages are the system's to drop."""
-
-
-def _shards(directory: Path) -> list[Path]:
+def open_shards(directory: Path) -> Shards:
+    """The tensors of a folder, checked in full and mapped: read when used."""
+    index = directory / INDEX
     if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    if (directory / INDEX).is_file():
-        index = read_json(directory / INDEX)
-        names = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{directory / INDEX} has no weight_map of tensors to files; download it again")
-        paths = [directory / name for name in sorted(set(names.values()))]
-        for path in paths:
-            if path.parent != directory or not path.is_file():
-                raise UserError(f"{directory} lacks the shard {path.name!r} that its index names; download it too")
-        return paths
+        return Shards([directory / WEIGHTS], str(directory))
+    if index.is_file():
+        return _indexed(directory, index)
     pickles = [path.name for pattern in _PICKLES for path in directory.glob(pattern)]
     if pickles:
         raise UserError(
@@ -74,6 +44,24 @@ def _shards(directory: Path) -> list[Path]:
             "it to safetensors where it came from (save_pretrained of transformers writes them)"
         )
     raise UserError(f"{directory} holds no {WEIGHTS}; give the folder of a published model")
+
+
+def _indexed(directory: Path, index: Path) -> Shards:
+    said = read_json(index)
+    names = said.get("weight_map") if isinstance(said, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} has no weight_map of tensors to files; download it again")
+    paths = [directory / name for name in sorted(set(names.values()))]
+    for path in paths:
+        if path.parent != directory or path.name == "..":
+            raise UserError(f"{index} names {str(path)!r}, which is not in its folder; download the model again")
+        if not path.is_file():
+            raise UserError(f"{directory} lacks the shard {path.name!r} that its index names; download it too")
+    shards = Shards(paths, str(directory))
+    lost = sorted(names.keys() - shards.names())
+    if lost:
+        raise UserError(f"{directory}: {names[lost[0]]} lacks tensor {lost[0]!r} of the index; download it again")
+    return shards
 
 
 def read_settings(directory: Path) -> Settings:
@@ -95,7 +83,7 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32) -
     settings = read_settings(directory)
     family = find_family(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source)
-    weights = Renamed(Shards(directory), family)
+    weights = Renamed(open_shards(directory), family)
     config = family.read(settings, weights.names())
     model = build(config, seed=None)
     fill(model, family.rules(config), weights, dtype)
