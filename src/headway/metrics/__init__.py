@@ -1,22 +1,38 @@
 """The field's metrics, under the names that `evaluate` prints; rates are fractions, BLEU and chrF go to 100."""
 
+from headway.metrics.classification import accuracy, class_scores, f1_score
+from headway.metrics.correlation import correlation_scores
 from headway.metrics.edits import edit_distance, fewest_edits
 from headway.metrics.errors import pronunciation_error_rates, word_error_rate
-from headway.metrics.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, wilson
 from headway.metrics.language import bits_per_byte, language_scores, perplexity
+from headway.metrics.retrieval import nearest_centroid, partner_recall
+from headway.metrics.spans import Span, entity_scores, has_spans, spans, tag_scores
 from headway.metrics.translation import bleu, chrf, translation_scores
 
 __all__ = [
+    "Span",
+    "accuracy",
     "bits_per_byte",
     "bleu",
+    "bootstrap",
     "bootstrap_mean",
     "bootstrap_ratio",
     "chrf",
+    "class_scores",
+    "correlation_scores",
     "edit_distance",
+    "entity_scores",
+    "f1_score",
     "fewest_edits",
+    "has_spans",
     "language_scores",
+    "nearest_centroid",
+    "partner_recall",
     "perplexity",
     "pronunciation_error_rates",
+    "spans",
+    "tag_scores",
     "translation_scores",
     "wilson",
     "word_error_rate",

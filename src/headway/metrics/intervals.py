@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,13 +38,28 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 
     count = len(table)
     if count == 0 or not table[:, 1].sum() > 0:
         raise UserError(f"{count} samples of size {table[:, 1].sum():g} give no rate; give at least one sample")
+
+    def ratios(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+        tops, bottoms = (draws @ kinds).T
+        return tops[bottoms > 0] / bottoms[bottoms > 0]
+
+    return bootstrap(table, ratios, seed)
+
+
+def bootstrap(
+    table: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
+) -> list[float]:
+    """The interval of a statistic of samples, the rows of `table` [N, F], that are drawn anew.
+
+    Rows repeat: `statistic(draws, kinds)` gets how often each of the different rows `kinds` [K, F] is in each resample,
+    `draws` [R, K], and gives a number a resample; NaN where one has none.
+    """
     kinds, times = np.unique(table, axis=0, return_counts=True)  # error counts repeat: few kinds, so few draws
     generator = np.random.default_rng(seed)
     at_once = max(1, min(RESAMPLES, _CHUNK // len(kinds)))
-    sums = []
+    found = []
     for start in range(0, RESAMPLES, at_once):
-        draws = generator.multinomial(count, times / count, size=min(at_once, RESAMPLES - start))
-        sums.append(draws @ kinds)
-    tops, bottoms = np.concatenate(sums).T
-    low, high = np.percentile(tops[bottoms > 0] / bottoms[bottoms > 0], TAILS)
+        draws = generator.multinomial(len(table), times / len(table), size=min(at_once, RESAMPLES - start))
+        found.append(statistic(draws, kinds))
+    low, high = np.nanpercentile(np.concatenate(found), TAILS)
     return [float(low), float(high)]

@@ -1,0 +1,58 @@
+"""Entities as conlleval finds them, in sound and unsound tags, and their scores."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.errors import UserError
+from headway.metrics import Span, entity_scores, has_spans, spans, tag_scores
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("B-PER I-PER O B-LOC", [("PER", 0, 2), ("LOC", 3, 4)]),
+        ("B-PER B-PER I-PER", [("PER", 0, 1), ("PER", 1, 3)]),
+        ("I-PER I-PER O I-PER", [("PER", 0, 2), ("PER", 3, 4)]),  # IOB1, and BIO without its B
+        ("I-PER I-LOC", [("PER", 0, 1), ("LOC", 1, 2)]),
+        ("B-PER I-LOC I-LOC", [("PER", 0, 1), ("LOC", 1, 3)]),
+        ("O I-PER B-PER O", [("PER", 1, 2), ("PER", 2, 3)]),
+        ("B-PER E-PER S-PER B-LOC I-LOC E-LOC", [("PER", 0, 2), ("PER", 2, 3), ("LOC", 3, 6)]),
+        ("E-PER E-PER", [("PER", 0, 1), ("PER", 1, 2)]),
+        ("S-PER I-PER", [("PER", 0, 1), ("PER", 1, 2)]),
+        ("B-PER L-PER U-LOC", [("PER", 0, 2), ("LOC", 2, 3)]),  # BILOU
+        ("B-A-B I-A-B", [("A-B", 0, 2)]),
+        ("O O", []),
+        ("", []),
+    ],
+)
+def test_entities(tags: str, found: list[tuple[str, int, int]]) -> None:
+    assert spans(tags.split()) == [Span(*each) for each in found]
+
+
+def test_scores_by_hand() -> None:
+    labels = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "O"]]
+    predicted = [["B-PER", "O", "O", "B-LOC"], ["O", "B-ORG", "O"]]
+    scores = tag_scores(predicted, labels)
+    assert scores["precision"] == scores["recall"] == scores["f1"] == pytest.approx(2 / 3)
+    assert scores["accuracy"] == pytest.approx(6 / 7)
+    assert scores["samples"] == 2
+    low, high = scores["f1_interval"]
+    assert 0.4 < low <= scores["f1"] <= high == 1.0
+
+
+def test_a_wrong_kind_and_a_wrong_edge_are_wrong() -> None:
+    assert entity_scores([["B-PER"]], [["B-LOC"]])["f1"] == 0.0
+    assert entity_scores([["B-PER", "O"]], [["B-PER", "I-PER"]])["f1"] == 0.0
+    assert entity_scores([["O"]], [["O"]])["f1"] == 0.0
+
+
+def test_tags_without_entities_have_accuracy_alone() -> None:
+    assert not has_spans(["NN", "VB", "O"])
+    assert not has_spans(["O"])
+    assert has_spans(["O", "I-PER"])
+    scores = tag_scores([["NN", "VB"]], [["NN", "NN"]])
+    assert scores["accuracy"] == 0.5
+    assert "f1" not in scores
+    with pytest.raises(UserError, match="0 words"):
+        tag_scores([], [])
