@@ -7,7 +7,7 @@
 test split greedily. JoeyNMT 2.3's figures (1,230 target tokens a second, validation BLEU 10.7 after 890 s, 13
 sentences a second) were measured on a 2-core machine with AVX2; it does not install beside a current torch, so it is
 not in the run. `score` trains the recipe and translates with a beam of 5; `core_seconds` are those of all threads, so
-that a run of one thread (OMP_NUM_THREADS=1) can be compared with 2 cores for an hour. Nothing is chosen by the test split.
+that a run of one thread (OMP_NUM_THREADS=1) compares with 2 cores for an hour. Nothing is chosen by the test split.
 """
 
 from __future__ import annotations

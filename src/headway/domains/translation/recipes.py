@@ -73,7 +73,7 @@ def multi30k_en_de() -> Recipe:
         task=TranslationConfig(size=8000, lowercase_bleu=True),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=300, decay=0.7),
-        train=TrainConfig(steps=12000, batch_tokens=2048, evaluate_every=1000),
+        train=TrainConfig(steps=8000, batch_tokens=2048, evaluate_every=1000),
         expected="BLEU 38 on test_2016 in an hour on 2 cores",
     )
 
