@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 
+from headway.checkpoints.hub import find_folder
+from headway.checkpoints.open import Opened, open_model
+from headway.checkpoints.usage import Usage
+from headway.codecs import load_codec
 from headway.errors import UserError
 from headway.pictures import attention_pictures
-from headway.recipes import Paths, configured, final_split, open_task, recipes
+from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
+from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
-from headway.train import Recipe, Run, Task, Trainer, claim, open_run, read_recipe
+from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
 from headway.train.run import RunDirectory
 from headway.trained import Model
 
@@ -29,6 +34,7 @@ def train(
     minutes: float | None = None,
     run: str | Path | None = None,
     resume: bool = False,
+    start: str | Path | None = None,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -41,17 +47,21 @@ def train(
 
     `recipe` is a name, a recipe.json or a Recipe; `data` are the user's own files in place of its own; `set` dotted
     settings such as {"model.width": 256}; `minutes` a time to train for instead of steps, of which `spent` seconds
-    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there.
+    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there. `start`
+    is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of the task.
     Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
     checkpoint is written.
     """
     started = time.perf_counter()
     where = find_device(device)
-    chosen = configured(recipe, data, set, seed)
-    directory = Path(run) if run is not None else Path("runs") / chosen.name
+    name = named(recipe).name
+    directory = Path(run) if run is not None else Path("runs") / name
     if claim(directory, resume):
-        chosen = _recorded(directory, chosen.name, data, set, seed)
-    task = open_task(chosen, directory)
+        chosen = recorded(directory, name, data, set, seed, start)
+        task = open_task(chosen, directory)
+    else:
+        chosen = configured(recipe, data, set, seed, start)
+        task = begin_task(chosen, directory)
     gone = spent + time.perf_counter() - started
     trainer = Trainer(
         chosen, task, directory, device=where, threads=threads, progress=progress, minutes=minutes, spent=gone
@@ -61,20 +71,14 @@ def train(
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress)
 
 
-def _recorded(
-    directory: Path, name: str, data: Paths | None, settings: Mapping[str, Any] | None, seed: int | None
-) -> Recipe:
-    """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks."""
-    found = read_recipe(RunDirectory(directory).recipe)
-    if found.name != name:
-        raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
-    return configured(found, data, settings, seed)
-
-
 def load(path: str | Path, device: str = "auto") -> Model:
-    """The model of a run directory, ready to be used."""
+    """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub."""
     recipes()  # registers every kind of task that the run's recipe may name
-    return Model(open_run(Path(path), find_device(device)))
+    place = find_folder(path)
+    found = RunDirectory(place)
+    recipe = open_recipe(place) if found.exists() else None
+    opened = open_model(place)
+    return Model(opened._replace(model=opened.model.to(find_device(device))), place, recipe)
 
 
 def find_device(name: str) -> torch.device:
@@ -90,6 +94,13 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _attention(run: Run) -> list[Picture]:
+    codec = load_codec(run.directory)
+    return attention_pictures(
+        Model(Opened(run.model, Usage(), codec), run.directory, run.recipe), run.summary["samples"]
+    )
+
+
 def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
     """Judge the best model on the final split, let it show samples, and write both and the page."""
     if progress:
@@ -101,7 +112,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():
-        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else attention_pictures(Model(run))
+        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else _attention(run)
         run.summary["report"] = str(report_run(run, pictures))
     elif progress:
         print(HOW_TO_INSTALL, file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from headway.report import Picture, heatmap
 from headway.trained import Model
 
@@ -9,9 +11,9 @@ _MOST = 24  # symbols, so that a picture can be read
 _HEADS = 4
 
 
-def attention_pictures(model: Model) -> list[Picture]:
+def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
     """Where heads of the last layer look, on the prompt of a sample; none without attention or samples."""
-    prompts = [sample["prompt"] for sample in model.run.summary.get("samples", []) if sample.get("prompt")]
+    prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
     found = model.attention(prompts[0]) if prompts else None
     if found is None or not found.maps:
         return []

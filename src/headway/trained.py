@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
@@ -11,7 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.codecs import Codec, load_codec
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec
+from headway.codecs.tokenizer import TokenizerCodec
 from headway.domains.text.task import LanguageConfig
 from headway.domains.translation.config import Codecs, Marks, PairsConfig
 from headway.domains.translation.decode import source_ids, translate
@@ -20,7 +24,7 @@ from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
 from headway.layout import Layout
 from headway.models import EncoderDecoder, Transformer, attention_maps
 from headway.recipes import Paths, final_split, open_task
-from headway.train import Run
+from headway.train import Recipe
 
 Texts = Sequence[str]
 
@@ -40,15 +44,23 @@ class Attention(NamedTuple):
 class Model:
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines.
 
-    To ask one for what only the other can do is a UserError. `module` is the torch module; `codec` turns text into ids
-    and back.
+    To ask one for what only the other can do is a UserError. `module` is the torch module; `usage` says how a model
+    that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.directory: Path = run.directory
-        self.module = cast(Transformer | EncoderDecoder, run.model)
-        self.codec: Codec = load_codec(run.directory)
+    def __init__(self, opened: Opened, directory: Path, recipe: Recipe | None = None) -> None:
+        self.directory = directory
+        self.module = cast(Transformer | EncoderDecoder, opened.model)
+        self.usage: Usage = opened.usage
+        self.recipe = recipe
+        self._codec = opened.codec
+
+    @property
+    def codec(self) -> Codec:
+        """Text to ids and back. Raises UserError for a model without a tokenizer, which works on ids only."""
+        if self._codec is None:
+            raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
+        return self._codec
 
     @property
     def context(self) -> int | None:
@@ -89,11 +101,21 @@ class Model:
     ) -> Iterator[str]:
         """What follows a prompt, in pieces as they come; never half a character."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.session.stream(self.prompt_ids(prompt), sampling, Limits(max_new_tokens, _listed(stop)))
+        return self.continuations(prompt, sampling, Limits(max_new_tokens, _listed(stop)))
+
+    def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
+        """`stream` with its settings as objects."""
+        return self.session.stream(self.prompt_ids(prompt), sampling, self._limits(limits))
 
     def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
         """What follows each prompt, with its tokens, log probabilities and speed."""
-        return self.session.generate([self.prompt_ids(prompt) for prompt in prompts], sampling, limits)
+        return self.session.generate([self.prompt_ids(prompt) for prompt in prompts], sampling, self._limits(limits))
+
+    def _limits(self, limits: Limits) -> Limits:
+        """With the ends that a published model names beside its tokenizer's."""
+        if limits.ignore_end or not self.usage.ends:
+            return limits
+        return replace(limits, stop_ids=(*limits.stop_ids, *self.usage.ends))
 
     def generate_ids(
         self,
@@ -105,19 +127,27 @@ class Model:
     ) -> list[int]:
         """The ids that follow `ids`, without the end symbol; with `ignore_end`, always `max_new_tokens` of them."""
         limits = Limits(max_new_tokens, ignore_end=ignore_end)
-        return self.session.generate([ids], Sampling(temperature, seed=seed), limits)[0].ids
+        return self.session.generate([ids], Sampling(temperature, seed=seed), self._limits(limits))[0].ids
 
     @cached_property
     def session(self) -> Session:
         """Generation for many sequences at once."""
         if isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
-        return Session(self.module, self.codec)
+        if not self.module.config.stack.causal:
+            raise UserError(
+                f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
+            )
+        return Session(self.module, self._codec)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt, after the begin symbol where the model was trained on whole documents."""
+        """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
+        with a tokenizer that puts one.
+        """
+        if self.recipe is None:
+            return _framed(self.codec, text)
         ids = self.codec.encode(text)
-        task = self.run.recipe.task
+        task = self.recipe.task
         crops = isinstance(task, LanguageConfig) and task.packing == "windows"
         return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
 
@@ -173,7 +203,7 @@ class Model:
 
     @property
     def _pairs(self) -> PairsConfig:
-        task = self.run.recipe.task
+        task = None if self.recipe is None else self.recipe.task
         if not isinstance(task, PairsConfig):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(task).__name__}")
         return task
@@ -205,9 +235,19 @@ class Model:
         Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
         "split" in the result says which.
         """
-        task = open_task(self.run.recipe, self.directory, data)
+        if self.recipe is None:
+            raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
+        task = open_task(self.recipe, self.directory, data)
         wanted = split or (final_split(task) if data is None else "all")
         return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+
+
+def _framed(codec: Codec, text: str) -> list[int]:
+    """Ids of a text as its tokenizer frames it, open at the end."""
+    if not isinstance(codec, TokenizerCodec):
+        return codec.encode(text)
+    ids = codec.tokenizer.encode(text, add_special_tokens=True).ids
+    return ids[:-1] if len(ids) > 1 and ids[-1] == codec.end else ids
 
 
 def _listed(stop: str | Texts) -> tuple[str, ...]:

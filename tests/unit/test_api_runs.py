@@ -277,7 +277,7 @@ def test_a_tokenizer_is_trained_from_text(plays: Path, tmp_path: Path, capsys: p
         (["train", "shakespeare", "--set", "modle.width=3"], "did you mean 'model'?"),
         (["train", "shakespeare", "--set", "model.width"], "has no '='"),
         (["train", "shakespeare", "--device", "quantum"], "device 'quantum' cannot be used here"),
-        (["generate", "nowhere", "--prompt", "a"], "nowhere holds no run"),
+        (["generate", "nowhere", "--prompt", "a"], "nowhere does not exist"),
         (["generate", "nowhere", "--prompt", "@nowhere.txt"], "prompt file nowhere.txt does not exist"),
         (["show", "gtp2"], "did you mean 'gpt2'?"),
         (["data", "get", "multi3k"], "did you mean 'multi30k'?"),

@@ -19,7 +19,7 @@ USER, ASSISTANT = "User: ", "Assistant:"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
     parser.add_argument("--system", default="", metavar="TEXT", help="text before the conversation")
     add_sampling(parser, tokens=200)
 
@@ -52,7 +52,7 @@ def converse(model, args: argparse.Namespace, terminal: Terminal) -> list[dict[s
             prompt, dropped = fit(model, args.system, turns, args.max_new_tokens)
             if dropped:
                 terminal.note(f"(the first {dropped} turns no longer fit {model.context} tokens)")
-            turns[-1]["assistant"] = answer(model.session.stream(model.prompt_ids(prompt), sampling, limits), terminal)
+            turns[-1]["assistant"] = answer(model.continuations(prompt, sampling, limits), terminal)
     return turns
 
 

@@ -20,7 +20,7 @@ headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --tempe
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
     parser.add_argument("--prompt", required=True, metavar="TEXT|@FILE|-", help="text, a file or standard input")
     add_sampling(parser, tokens=100)
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             completion = model.complete([prompt], sampling, limits)[0]
             terminal.result({"prompt": prompt, "tokens": completion.ids, **_named(completion)})
             return
-        pieces = model.session.stream(model.prompt_ids(prompt), sampling, limits)
+        pieces = model.continuations(prompt, sampling, limits)
         terminal.say(prompt, end="")
         for piece in pieces:
             terminal.say(piece, end="")

@@ -17,6 +17,7 @@ EXAMPLE = """
 headway train shakespeare --minutes 5
 headway train text --data my-books/ --set model.width=256 train.steps=2000
 headway train translation --data train.en train.de --run runs/en-de --resume
+headway train text --data my-books/ --from runs/shakespeare --run runs/my-books
 """
 SHOWN = 3  # samples; the report has more
 
@@ -24,6 +25,7 @@ SHOWN = 3  # samples; the report has more
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_training(parser)
+    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="begin from its weights and tokenizer")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run, or start it")
 
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             minutes=args.minutes,
             run=args.run,
             resume=args.resume,
+            start=args.start,
             device=args.device,
             threads=args.threads,
             seed=args.seed,

@@ -21,7 +21,7 @@ CHUNK = 512  # lines read before any is written: enough to batch lines of equal 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="RUN", help="a run directory")
+    add("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
     add("--beam", type=whole(1), default=4, metavar="N", help="beams a line; 1 is greedy (default: 4)")
     add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
     add("--n-best", type=whole(1), default=1, metavar="N", help="N lines a line, best first (default: 1)")

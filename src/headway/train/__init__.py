@@ -4,7 +4,7 @@ from headway.train.interrupt import UserInterrupt
 from headway.train.muon import MuonConfig
 from headway.train.optim import AdamWConfig, OptimConfig, SGDConfig
 from headway.train.recipe import Recipe, TrainConfig, read_recipe, write_recipe
-from headway.train.run import Run, claim, open_run
+from headway.train.run import Run, claim, open_recipe, open_run
 from headway.train.schedule import (
     ConstantConfig,
     CosineConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "WSDConfig",
     "claim",
     "noam_peak",
+    "open_recipe",
     "open_run",
     "read_recipe",
     "write_recipe",

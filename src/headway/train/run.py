@@ -95,11 +95,18 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     place = RunDirectory(directory)
     if not place.exists():
         raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")
+    recipe, summary = open_recipe(directory), place.read_status()
+    model = native.load_model(place.path, device)
+    return Run(place.path, recipe, model, None, read_metrics(place.metrics), summary)
+
+
+def open_recipe(directory: Path) -> Recipe:
+    """The recipe of a run that has a model. Raises UserError for one that has none yet, or of another format."""
+    place = RunDirectory(directory)
     summary = place.read_status()
     if not place.model.exists():
         raise UserError(f"{place.path} has no model yet ({summary.get('status')}); resume it with --resume")
-    model = native.load_model(place.path, device)
-    return Run(place.path, read_recipe(place.recipe), model, None, read_metrics(place.metrics), summary)
+    return read_recipe(place.recipe)
 
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:
