@@ -69,6 +69,16 @@ class Transposed:
         return [whole.T]
 
 
+class Row:
+    """A vector that the file holds as a matrix of one row (BART's bias of the logits)."""
+
+    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        return parts[0].squeeze(0)
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole[None]]
+
+
 @dataclass(frozen=True)
 class PerHead:
     """One tensor of `parts` slices that alternate head by head (GPT-NeoX: query, key and value of each head)."""
@@ -136,14 +146,27 @@ def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> li
     return [Rule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
 
 
-def vocabulary(config: Any, table: str, theirs: str) -> Rule:
+def vocabulary(config: Any, table: str, theirs: str, head: str = "heads.vocabulary") -> Rule:
     """The head's own weight or, where it is tied to `table`, a copy that some files hold."""
-    return rule("heads.vocabulary.project.weight", theirs) if config.tie == "none" else copy(table, theirs)
+    own = config.tie in ("none", "embeddings")
+    return rule(f"{head}.project.weight", theirs) if own else copy(table, theirs)
 
 
 def layers(count: int, make: Callable[[int], Sequence[Rule]]) -> list[Rule]:
     """The rules of all layers."""
     return [found for i in range(count) for found in make(i)]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor of the file that holds many of the rules': items along its first axis, and their parts along the second.
+
+    `pattern` is a regular expression for its name; `names` are replacements that give the names of an item's parts,
+    with `{}` where the number of the item stands (the experts of Mixtral, stacked by newer files).
+    """
+
+    pattern: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +177,9 @@ class Family:
     gives "model_type" and "architectures" too. `read(write(config))` is `config`: that is checked before an export, so
     `write` may ignore what it cannot say. `rules` are the tensors of a configuration. `renames` are pairs of a regular
     expression and its replacement that bring older names, or those without a prefix, into the form of the rules;
-    `skipped` are expressions for tensors that are no weights (masks, position numbers).
+    `stacked` are tensors of other files of the family that hold several of the rules' tensors each; `skipped` are
+    expressions for tensors that are no weights (masks, position numbers). `older` are spellings of settings that
+    `write` says in a newer way; an export leaves them out.
     """
 
     name: str
@@ -164,3 +189,5 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     skipped: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what a config.json means by leaving a key out
+    stacked: tuple[Stacked, ...] = ()
+    older: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,10 +40,14 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of a config.json; `source` says where they come from, for messages."""
+    """The values of a config.json; `source` says where they come from, for messages.
+
+    `context` is the longest sequence that the model is asked to serve, None for what it was made for.
+    """
 
     values: Mapping[str, Any]
     source: str
+    context: int | None = None
 
     def __contains__(self, name: str) -> bool:
         return self.values.get(name) is not None
@@ -96,7 +101,8 @@ class Settings:
     def rotary(self, kind: str | None = None, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
         """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
 
-        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...).
+        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...). A scaling by
+        the length of the sequence is made for `context`, and without it for the length of training.
         """
         given = self.part("rope_parameters")
         if kind is not None and kind in given:
@@ -106,39 +112,62 @@ class Settings:
         part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
         return RotaryConfig(base, part, self._scaling(scaling))
 
+    def served(self, rotary: RotaryConfig) -> int:
+        """The most positions that a model with these rotary positions serves; see `rotary`."""
+        if isinstance(rotary.scaling, (DynamicScaling, LongRopeScaling)) and rotary.scaling.length:
+            return rotary.scaling.length
+        longest = self.get("max_position_embeddings", int)
+        return self._within(longest, longest)
+
+    def _within(self, default: int, longest: int) -> int:
+        if self.context is not None and self.context > longest:
+            raise UserError(
+                f"{self.source}: a context of {self.context} exceeds the {longest} positions of the model; "
+                f"ask for {longest} or fewer"
+            )
+        return max(default, self.context or default)
+
     def _scaling(self, given: Settings) -> ScalingConfig | None:
         kind = given.first(("rope_type", "type"), str, "default")
-        context = self.get("max_position_embeddings", int, 2048)
-        original = given.get(
-            "original_max_position_embeddings", int, self.get("original_max_position_embeddings", int, context)
-        )
+        if kind in ("su", "yarn") and "short_factor" in given:  # what longrope was called at first
+            kind = "longrope"
+        longest = self.get("max_position_embeddings", int, 2048)
+        trained = "original_max_position_embeddings"
+        original = self.get(trained, int, given.get(trained, int, longest))
         if kind == "default":
             return None
         if kind == "linear":
             return LinearScaling(given.get("factor", float))
         if kind == "dynamic":
-            return DynamicScaling(given.get("factor", float), original)
+            return DynamicScaling(given.get("factor", float), longest, max(longest, self.context or longest))
         if kind == "llama3":
             low, high = given.get("low_freq_factor", float), given.get("high_freq_factor", float)
             return Llama3Scaling(given.get("factor", float), original, low, high)
         if kind == "yarn":
-            return self._yarn(given, original)
+            return self._yarn(given, original, longest)
         if kind == "longrope":
-            short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
-            sharpen = given.optional("attention_factor", float)
-            return LongRopeScaling(short, long, original, None, sharpen)
+            return self._longrope(given, original, longest)
         known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
         raise UserError(f"{given.source}: rope_type is {kind!r}; {nearest(kind, known)}")
 
-    def _yarn(self, given: Settings, original: int) -> YarnScaling:
-        return YarnScaling(
-            given.get("factor", float),
-            original,
-            given.get("beta_fast", float, 32.0),
-            given.get("beta_slow", float, 1.0),
-            given.optional("attention_factor", float),
-            given.get("truncate", bool, True),
-        )
+    def _yarn(self, given: Settings, original: int, longest: int) -> YarnScaling:
+        factor = given.get("factor", float, longest / original)
+        sharpen = given.optional("attention_factor", float)
+        scales = (given.optional("mscale", float), given.optional("mscale_all_dim", float))
+        if sharpen is None and all(scales) and factor > 1:  # DeepSeek's spelling
+            over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
+            sharpen = over / under
+        fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
+        return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
+
+    def _longrope(self, given: Settings, original: int, longest: int) -> LongRopeScaling:
+        """Made for `original` positions, with the short factors, unless a longer `context` is asked for."""
+        short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
+        sharpen, factor = given.optional("attention_factor", float), given.optional("factor", float)
+        if sharpen is None and factor is not None:
+            sharpen = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+        length = self._within(original, max(longest, original))
+        return LongRopeScaling(short, long, original, length, sharpen, longest / original)
 
 
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
@@ -151,7 +180,6 @@ def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
         found |= {"rope_type": "linear", "factor": scaling.factor}
     elif isinstance(scaling, DynamicScaling):
         found |= {"rope_type": "dynamic", "factor": scaling.factor}
-        found |= {"original_max_position_embeddings": scaling.original}
     elif isinstance(scaling, Llama3Scaling):
         found |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
         found |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
@@ -163,6 +191,16 @@ def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
         found |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
         found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
+    """`Settings.served` the other way: max_position_embeddings."""
+    scaling = rotary.scaling
+    if isinstance(scaling, DynamicScaling):
+        return scaling.original
+    if isinstance(scaling, LongRopeScaling):
+        return round((scaling.factor or 1.0) * scaling.original)
+    return context
 
 
 def published_activation(name: str) -> str:

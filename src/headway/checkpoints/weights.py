@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from headway.checkpoints.native import named_tensors
-from headway.checkpoints.rules import Family, Rule
+from headway.checkpoints.rules import Family, Rule, Stacked
 from headway.errors import UserError, nearest
 from headway.parts.projection import Projection
 
@@ -31,29 +32,56 @@ class Weights(Protocol):
         ...
 
 
+class Piece(NamedTuple):
+    """A tensor of the file, or one item and part of it where it is stacked (see `Stacked`)."""
+
+    name: str
+    item: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
 class Renamed:
-    """Weights under the names that a family's rules use; older spellings lead to them."""
+    """Weights under the names that a family's rules use; other spellings lead to them."""
 
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
         self._weights = weights
-        self._own: dict[str, str] = {}
+        self._own: dict[str, Piece] = {}
         skipped = [re.compile(pattern) for pattern in family.skipped]
         for name in weights.names():
             renamed = name
             for pattern, replacement in family.renames:
                 renamed = re.sub(pattern, replacement, renamed)
             if not any(pattern.search(renamed) for pattern in skipped):
-                self._own[renamed] = name
+                self._own.update(self._pieces(name, renamed, family.stacked))
+        self._left = Counter(piece.name for piece in self._own.values())
+
+    def _pieces(self, name: str, renamed: str, stacked: Sequence[Stacked]) -> dict[str, Piece]:
+        for each in stacked:
+            if re.search(each.pattern, renamed):
+                items, parts = self._weights.get(name).shape[0], len(each.names)
+                return {
+                    re.sub(each.pattern, new.format(item), renamed): Piece(name, item, part, parts)
+                    for item in range(items)
+                    for part, new in enumerate(each.names)
+                }
+        return {renamed: Piece(name)}
 
     def names(self) -> Collection[str]:
         return self._own.keys()
 
     def get(self, name: str) -> Tensor:
-        return self._weights.get(self._own[name])
+        piece = self._own[name]
+        tensor = self._weights.get(piece.name)
+        return tensor if piece.item is None else tensor[piece.item].chunk(piece.parts)[piece.part]
 
     def done(self, name: str) -> None:
-        self._weights.done(self._own[name])
+        """A stacked tensor is done with when its last piece is."""
+        piece = self._own[name]
+        self._left[piece.name] -= 1
+        if not self._left[piece.name]:
+            self._weights.done(piece.name)
 
 
 def fill(model: nn.Module, rules: Sequence[Rule], weights: Weights, dtype: torch.dtype | None = None) -> None:

@@ -105,13 +105,18 @@ class Llama3Scaling(ScalingConfig):
 @register("longrope")
 @dataclass(frozen=True)
 class LongRopeScaling(ScalingConfig):
-    """Ding et al. 2024: each frequency divided by a factor of its own, `long` where `length` exceeds `original`."""
+    """Ding et al. 2024: each frequency divided by a factor of its own, `long` where `length` exceeds `original`.
+
+    `length` is the longest sequence to be served. `factor`, the longest context there is over the `original` one (None:
+    `length` over it), sharpens the softmax whichever factors are used, unless `attention_factor` says how much.
+    """
 
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
     original: int = 4096
     length: int | None = None
     attention_factor: float | None = None
+    factor: float | None = None
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         length = self.length or self.original
@@ -120,7 +125,7 @@ class LongRopeScaling(ScalingConfig):
             raise ConfigError(
                 f"longrope has {len(factors)} factors; give one for each of {frequencies.numel()} frequencies"
             )
-        stretch = max(length / self.original, 1.0)
+        stretch = max(self.factor or length / self.original, 1.0)
         sharpen = math.sqrt(1 + math.log(stretch) / math.log(self.original))
         divisors = torch.tensor(factors, dtype=torch.float64)
         return frequencies / divisors, sharpen if self.attention_factor is None else self.attention_factor

@@ -1,0 +1,56 @@
+"""What a configuration computes, apart from how it is written: two that compute the same become equal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from headway.mixers import AttentionConfig
+from headway.models import TransformerConfig
+from headway.parts.experts import ExpertsConfig
+from headway.parts.feedforward import GatedConfig, MLPConfig
+from headway.parts.init import InitConfig
+from headway.parts.rotary import DynamicScaling, LongRopeScaling
+
+
+def computed(config: Any, width: int = 0) -> Any:
+    """`config` with what its defaults mean written out (head size, feed-forward width, ...).
+
+    What only training uses is left at its default: dropout, initialisation, weights of auxiliary losses. No published
+    family says all of it, and a trained model computes the same without.
+    """
+    if isinstance(config, Mapping):
+        return {name: computed(part, width) for name, part in config.items()}
+    if isinstance(config, tuple):
+        return tuple(computed(part, width) for part in config)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    if isinstance(config, InitConfig):
+        return InitConfig()
+    if isinstance(config, TransformerConfig):
+        width = config.width
+    fields = [field.name for field in dataclasses.fields(config)]
+    changes = {name: computed(getattr(config, name), width) for name in fields}
+    if "dropout" in changes:
+        changes["dropout"] = 0.0
+    return dataclasses.replace(config, **{**changes, **_written_out(config, width)})
+
+
+def _written_out(config: Any, width: int) -> dict[str, Any]:
+    """The fields of one config whose values follow from others."""
+    if isinstance(config, AttentionConfig):
+        size = config.head_size or width // max(config.heads, 1)
+        return {"kv_heads": config.kv_heads or config.heads, "head_size": size, "qkv_bias": _spread(config.qkv_bias)}
+    if isinstance(config, (MLPConfig, GatedConfig)):
+        hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
+        return {"hidden": hidden, "ratio": 0.0}
+    if isinstance(config, ExpertsConfig):
+        return {"balance": 0.0, "z_loss": 0.0}
+    if isinstance(config, (DynamicScaling, LongRopeScaling)):
+        return {"length": config.length or config.original}
+    return {}
+
+
+def _spread(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
+    return (biased, biased, biased) if isinstance(biased, bool) else biased
