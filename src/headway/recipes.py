@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from headway.config import override
@@ -17,15 +18,25 @@ from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
 from headway.train import Recipe, Task, read_recipe
 from headway.train.run import RunDirectory
+from headway.train.start import lay_out, open_start
 
 Paths = str | Path | Sequence[str | Path]
 
 
 def configured(
-    recipe: str | Path | Recipe, data: Paths | None, settings: Mapping[str, Any] | None, seed: int | None
+    recipe: str | Path | Recipe,
+    data: Paths | None,
+    settings: Mapping[str, Any] | None,
+    seed: int | None,
+    start: str | Path | None = None,
 ) -> Recipe:
-    """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone."""
-    found = recipe if isinstance(recipe, Recipe) else _named(str(recipe))
+    """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
+
+    With a `start` its model is the recipe's, before the settings.
+    """
+    found = named(recipe)
+    if start is not None:
+        found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
     found = override(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})
@@ -36,10 +47,33 @@ def configured(
     return found
 
 
-def _named(name: str) -> Recipe:
+def named(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe by its name or its recipe.json."""
+    if isinstance(recipe, Recipe):
+        return recipe
     known = recipes()
-    path = Path(name)
-    return read_recipe(path) if path.suffix == ".json" and name not in known else find_recipe(name)
+    path = Path(recipe)
+    return read_recipe(path) if path.suffix == ".json" and str(recipe) not in known else find_recipe(str(recipe))
+
+
+def recorded(
+    directory: Path,
+    name: str,
+    data: Paths | None,
+    settings: Mapping[str, Any] | None,
+    seed: int | None,
+    start: str | Path | None = None,
+) -> Recipe:
+    """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks.
+
+    The start is not opened: a run that has begun does not need it any more.
+    """
+    found = read_recipe(RunDirectory(directory).recipe)
+    if found.name != name:
+        raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
+    if start is not None and os.path.abspath(start) != found.start:
+        found = replace(found, start=_absolute(start))
+    return configured(found, data, settings, seed)
 
 
 def _listed(data: Paths) -> list[str | Path]:
@@ -56,6 +90,19 @@ def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Tas
     paths = [Path(path) for path in (recipe.data if data is None else _listed(data))]
     own = data is None and all(name in KNOWN for name in recipe.data)
     return recipe.task.open(recipe, None if own else paths, workspace)
+
+
+def begin_task(recipe: Recipe, directory: Path) -> Task:
+    """`open_task` for a run that is to begin in `directory`, with the tokenizer of the model that it starts from.
+
+    The task finds it in a workspace of its own, so that what cannot be trained leaves nothing behind; the trainer has
+    it saved with the run.
+    """
+    if recipe.start is None:
+        return open_task(recipe, directory)
+    with TemporaryDirectory() as workspace:
+        lay_out(open_start(recipe.start), recipe.start, Path(workspace))
+        return open_task(recipe, Path(workspace))
 
 
 def final_split(task: Task) -> str:

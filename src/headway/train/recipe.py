@@ -59,6 +59,18 @@ class TrainConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema is {self.ema}; give a decay between 0 and 1 such as 0.999, or none")
 
+    def rows(self, context: int) -> int:
+        """Rows of `context` tokens in a micro-batch: batch_size, or what batch_tokens holds; ConfigError for none."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if self.batch_tokens is None:
+            raise ConfigError("neither train.batch_tokens nor train.batch_size is set; set one of them")
+        if self.batch_tokens < context:
+            raise ConfigError(
+                f"train.batch_tokens {self.batch_tokens} is less than a row of {context} tokens; give {context} or more"
+            )
+        return self.batch_tokens // context
+
     @property
     def evaluation_interval(self) -> int:
         """Steps between evaluations."""
@@ -72,7 +84,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`data` names known sets; () means the user's own data. `expected` says in words what the run should give."""
+    """`data` names known sets; () means the user's own data. `expected` says in words what the run should give.
+
+    `start` is the run or published model whose weights the run begins with; None draws them from the seed.
+    """
 
     name: str
     domain: str
@@ -84,6 +99,7 @@ class Recipe:
     schedule: ScheduleConfig = CosineConfig()
     train: TrainConfig = TrainConfig()
     expected: str = ""
+    start: str | None = None
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import remove
@@ -26,6 +27,7 @@ from headway.train.loop import Loop
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
+from headway.train.start import Agreement, agree, keep_symbols, open_start, take_over
 from headway.train.task import Task
 
 
@@ -57,10 +59,12 @@ class Trainer:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processes = Processes(torch.device(chosen))
         self.task = task
-        self.recipe = replace(recipe, model=task.adapt(recipe.model))
+        model = task.adapt(recipe.model)
+        self.recipe = replace(recipe, model=model if recipe.start is None else keep_symbols(model, recipe.model))
         self.directory = RunDirectory(run_directory)
         self.shown = progress and self.processes.first
         self.minutes = minutes
+        self.agreement: Agreement | None = None
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
 
@@ -104,6 +108,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Settle what is left open (precision, steps) and write down what will be trained."""
+        start = None if self.recipe.start is None else open_start(self.recipe.start)
+        if start is not None:
+            self.agreement = agree(self.recipe.model, start.model, self.recipe.start or "")
         if self.processes.first:
             self.directory.create()
         self.precision = self._choose_precision()
@@ -117,6 +124,8 @@ class Trainer:
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
+            if start is not None:
+                start.usage.save(self.directory.path)
             self.task.save(self.directory.path)
             write_recipe(self.recipe, self.directory.recipe)
             self._write_status("running", Progress())
@@ -130,12 +139,11 @@ class Trainer:
 
     def _train(self) -> None:
         recipe, first = self.recipe, self.processes.first
-        model = build(recipe.model, recipe.train.seed)
-        learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
         keep = max(recipe.train.keep, recipe.train.average)
         checkpoints = Checkpoints(self.directory.checkpoints, keep, recipe.train.checkpoint_interval)
         if first:
             checkpoints.clean()
+        learner = Learner(self._model(checkpoints), recipe, self.task, self.processes, self.precision.name)
         progress = checkpoints.load_newest(learner) or Progress()
         metrics = self._open_metrics(progress) if first else None
         display = self._open_display()
@@ -156,6 +164,13 @@ class Trainer:
             display.close()
             journal.close()
 
+    def _model(self, checkpoints: Checkpoints) -> nn.Module:
+        """The model as drawn, with the weights of the start; a checkpoint needs neither."""
+        model = build(self.recipe.model, self.recipe.train.seed)
+        if self.recipe.start is not None and not checkpoints.all():
+            take_over(model, open_start(self.recipe.start).model)
+        return model
+
     def _open_metrics(self, progress: Progress) -> MetricsFile:
         truncate_metrics(self.directory.metrics, progress.step)
         return MetricsFile(self.directory.metrics)
@@ -174,6 +189,8 @@ class Trainer:
         display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
         if self.minutes is not None:
             display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
+        if self.agreement is not None:
+            display.say(f"from {self.recipe.start}: {self.agreement}")
         if progress.step:
             display.say(f"resuming after step {progress.step:,}")
 
