@@ -52,6 +52,7 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         self._file = Mapped(path)
+        self.size = self._file.size  # bytes
         self.metadata, self._entries = _Header(self._file).read()
 
     def names(self) -> Collection[str]:
@@ -145,6 +146,7 @@ class Shards:
 
     def __init__(self, paths: list[Path], source: str) -> None:
         self.source = source
+        self.size = 0  # bytes of all
         self._files: dict[str, TensorFile] = {}
         for path in paths:
             file = TensorFile(path)
@@ -155,6 +157,7 @@ class Shards:
                         f"{path.name}; remove the shards that its index does not name, or download it again"
                     )
                 self._files[name] = file
+            self.size += file.size
 
     def names(self) -> Collection[str]:
         return self._files.keys()
