@@ -85,7 +85,7 @@ class Packing:
         sizes = np.full(len(full), self.context)
         shared = np.flatnonzero(rows >= full_rows)
         first = self._row_ends[rows[shared] - full_rows]
-        pieces, owner = _ranges(first, self._row_ends[rows[shared] - full_rows + 1] - first)
+        pieces, owner = ranges(first, self._row_ends[rows[shared] - full_rows + 1] - first)
         return _gather(
             self.ids,
             np.concatenate([full, shared[owner]]),
@@ -124,7 +124,7 @@ def _gather(
     ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> Windows:
     """Lay pieces of `ids` side by side in their rows; pieces of a row are in order."""
-    places, piece = _ranges(np.zeros_like(sizes), sizes)
+    places, piece = ranges(np.zeros_like(sizes), sizes)
     row_sizes = np.bincount(rows, sizes, minlength=shape[0]).astype(np.int64)
     # The columns of a piece follow those of the row's earlier pieces, which stand before it in a stable
     # order.
@@ -142,7 +142,7 @@ def _gather(
     return Windows(inputs, labels, positions)
 
 
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of many ranges one after the other, and the range each belongs to."""
     owner = np.repeat(np.arange(len(sizes)), sizes)
     before = np.cumsum(sizes) - sizes
@@ -155,7 +155,7 @@ def _plan(
     """Pieces in the order of their rows: starts, sizes, and where in them each row begins, int64 [rows + 1]."""
     if len(sizes) == 0:
         return starts, sizes, np.zeros(1, np.int64)
-    rows = _best_fit(sizes, room)
+    rows = best_fit(sizes, room)
     fill = np.bincount(rows, sizes).astype(np.int64)
     emptiest = np.argsort(fill, kind="stable")
     recut = np.zeros(len(fill), bool)
@@ -189,7 +189,7 @@ def _stream(starts: np.ndarray, sizes: np.ndarray, room: int) -> tuple[np.ndarra
     return (starts + sizes - ends)[owner] + edges, new_sizes, edges // room
 
 
-def _best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
+def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
     """The row of each piece: longest first, each into the fullest row that still holds it. All of one size at once."""
     rows = np.empty(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")

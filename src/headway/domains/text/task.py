@@ -49,7 +49,7 @@ class LanguageConfig(TaskConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Language:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
         context = self._context(recipe.model)
-        rows = _rows_in_a_batch(recipe, context)
+        rows = recipe.train.rows(context)
         paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
         codec = self._codec(paths, workspace)
         return Language(self, open_tokens(paths, codec), codec, context, rows, recipe.train.seed)
@@ -69,19 +69,6 @@ class LanguageConfig(TaskConfig):
             return load_codec(workspace)
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
         return train_codec(self.codec, texts, self.size)
-
-
-def _rows_in_a_batch(recipe: Recipe, context: int) -> int:
-    train = recipe.train
-    if train.batch_size is not None:
-        return train.batch_size
-    if train.batch_tokens is None:
-        raise ConfigError("neither train.batch_tokens nor train.batch_size is set; set one of them")
-    if train.batch_tokens < context:
-        raise ConfigError(
-            f"train.batch_tokens {train.batch_tokens} is less than a row of {context} tokens; give {context} or more"
-        )
-    return train.batch_tokens // context
 
 
 class Language:

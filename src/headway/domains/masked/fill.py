@@ -1,0 +1,89 @@
+"""What a masked language model writes where a text has masks."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from headway.codecs import Codec
+from headway.domains.masked.symbols import MASKS, mask_of, spaces_join, spelling
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.layout import Layout
+from headway.models import Transformer
+
+
+class Candidate(NamedTuple):
+    """A symbol that may stand in a mask's place: its text and id, and how probable it is."""
+
+    text: str
+    id: int
+    probability: float
+
+
+def fill(module: nn.Module, codec: Codec, text: str, top: int = 5) -> list[list[Candidate]]:
+    """For each mask of `text`, in order, the `top` most probable symbols, best first.
+
+    A mask is written [MASK], <mask> or as the tokenizer spells it. Each is foretold with all masks in place. Raises
+    UserError for a text without a mask, one that exceeds the context, and a model that is no masked language model.
+    """
+    model = _checked(module)
+    if top < 1:
+        raise UserError(f"top is {top}; ask for 1 candidate or more")
+    mask, ids = mask_of(codec), masked_ids(codec, text)
+    if mask not in ids:
+        raise UserError(f"the text {text[:40]!r} has no mask; write [MASK] where a word is to be filled in")
+    context = model.config.context
+    if context is not None and len(ids) > context:
+        raise UserError(f"the text has {len(ids)} symbols and the model reads {context} at most; shorten it")
+    row = torch.tensor([ids], device=device_of(model))
+    with evaluating(model), torch.inference_mode():
+        x = model(row, None).x[row == mask]
+        found = model.heads["vocabulary"](x).softmax(-1)[:, : codec.size].topk(min(top, codec.size))
+    return [
+        [Candidate(_shown(codec, i), i, p) for i, p in zip(symbols, shares)]
+        for symbols, shares in zip(found.indices.tolist(), found.values.tolist())
+    ]
+
+
+def masked_ids(codec: Codec, text: str) -> list[int]:
+    """The ids of a text with masks between the codec's begin and end.
+
+    Where a tokenizer writes a space with the word after it, the mask stands for the space before it too.
+    """
+    mask = mask_of(codec)
+    spellings = sorted({*MASKS, spelling(codec, mask)}, key=len, reverse=True)
+    parts = re.split("|".join(map(re.escape, spellings)), text)
+    if spaces_join(codec):
+        parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
+    encoded = [codec.encode(part) for part in parts]
+    inner = [*encoded[0], *(i for _, part in pairwise(encoded) for i in (mask, *part))]
+    begin, end = ([] if i is None else [i] for i in (codec.begin, codec.end))
+    return [*begin, *inner, *end]
+
+
+def best_symbols(model: nn.Module, inputs: Any, layout: Layout, hidden: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The most probable symbol of each hidden place, 0 elsewhere."""
+    best = torch.zeros_like(hidden, dtype=torch.long)
+    best[hidden] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[hidden]).argmax(-1)
+    return best
+
+
+def _checked(module: nn.Module) -> Transformer:
+    if not isinstance(module, Transformer) or module.config.stack.causal:
+        raise UserError("this model writes from left to right and fills in no masks; use an encoder, or generate")
+    if "vocabulary" not in module.heads:
+        raise UserError(
+            f"this model has no head over its vocabulary (it has: {', '.join(module.heads) or 'none'}); use a masked "
+            "language model"
+        )
+    return cast(Transformer, module)
+
+
+def _shown(codec: Codec, symbol: int) -> str:
+    return codec.decode([symbol]).strip() or spelling(codec, symbol)
