@@ -162,6 +162,10 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
         raise ConfigError(f"{path} is incomplete: {error}; give the missing settings") from None
 
 
+def _family_of(config: Any) -> type:
+    return next(base for base in type(config).__mro__ if base in _KINDS)
+
+
 def parse_value(text: str) -> Any:
     """A command-line value: JSON where it parses as JSON, else the text itself."""
     try:
@@ -185,7 +189,8 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
     A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a
-    model's depth, say, which changes how many blocks there are). Raises ConfigError for anything else.
+    model's depth, say, which changes how many blocks there are). `schedule.kind=cosine` is short for
+    `schedule=cosine`: another kind, with its own defaults. Raises ConfigError for anything else.
     """
     for key, value in settings.items():
         config = _replace(config, key.split("."), value, key)
@@ -211,6 +216,12 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         return {**config, name: item}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
+    if name == "kind" and not rest and hasattr(config, "kind"):
+        return (
+            config
+            if value == config.kind
+            else _read_dataclass(_family_of(config), {"kind": value}, key[: -len(".kind")])
+        )
     if name not in settings_of(config):
         raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = getattr(config, f"set_{name}", None)

@@ -75,6 +75,8 @@ def test_override() -> None:
     assert changed.main == Circle()
     assert override(drawing, {"count": 3}).shapes == (Square(),) * 3
     assert override(drawing, {"main": None}).main is None
+    assert override(drawing, {"main.kind": "circle", "main.radius": 2}).main == Circle(2.0)
+    assert override(drawing, {"main.side": 2, "main.kind": "square"}).main == Square(2.0)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_override() -> None:
         ({"nam": "b"}, "did you mean 'name'"),
         ({"shapes.7.side": 1}, "no index below 2"),
         ({"name.x": 1}, "nothing to set under"),
+        ({"main.kind": "cirkle"}, "main.kind is 'cirkle'; did you mean 'circle'"),
         ({"main.radius": 1}, "no setting 'radius' here; did you mean|no setting 'radius' here; choose from: side"),
     ],
 )
