@@ -11,13 +11,17 @@ from torch import nn
 
 from headway.checkpoints.durable import read_json, write_json, write_tensors
 from headway.checkpoints.families import families, find_family
+from headway.checkpoints.marks import read_marks, write_marks, written_marks
+from headway.checkpoints.meaning import computed
 from headway.checkpoints.rules import Family
+from headway.checkpoints.sentence import with_embedding, without_embedding, write_embedding
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.tensorfile import Shards
+from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
 from headway.errors import UserError
-from headway.models import ModelConfig, build
+from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -77,39 +81,23 @@ def read_settings(directory: Path) -> Settings:
     return Settings(values, str(directory / CONFIG))
 
 
-def load_published(directory: Path, dtype: torch.dtype | None = torch.float32) -> Published:
-    """The model in a folder, in evaluation mode, its weights in `dtype` (None: as stored)."""
+def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> Published:
+    """The model in a folder, in evaluation mode, its weights in `dtype` (None: as stored).
+
+    `context` is the longest sequence it will be asked for, None for the one it was trained on: a model whose rotary
+    positions are scaled by the length of the sequence (Phi-3's longrope, dynamic NTK) is made for it.
+    """
     directory = Path(directory)
     settings = read_settings(directory)
     family = find_family(settings)
-    settings = Settings({**family.defaults, **settings.values}, settings.source)
-    weights = Renamed(open_shards(directory), family)
-    config = family.read(settings, weights.names())
-    model = build(config, seed=None)
+    settings = Settings({**family.defaults, **settings.values}, settings.source, context)
+    shards = open_shards(directory)
+    weights = Renamed(shards, family)
+    config = read_config(family, settings, weights.names())
+    model = undrawn(with_embedding(config, directory), shards.size, shards.source)
     fill(model, family.rules(config), weights, dtype)
-    usage = Usage(family.name, dict(settings.values), **_marks(directory, settings))
+    usage = Usage(family.name, dict(settings.values), **read_marks(directory, settings))
     return Published(model.eval(), usage)
-
-
-def _marks(directory: Path, settings: Settings) -> dict[str, Any]:
-    """What config.json and generation_config.json say of begin, end and the rest; the latter has the last word."""
-    path = directory / "generation_config.json"
-    later = read_json(path) if path.is_file() else {}
-    said = Settings({**settings.values, **{k: v for k, v in later.items() if v is not None}}, settings.source)
-    ends = said.values.get("eos_token_id")
-    labels = settings.part("id2label").values
-    start = said.optional("decoder_start_token_id", int)
-    forced = said.optional("forced_bos_token_id", int)
-    bad = said.values.get("bad_words_ids") or []
-    return {
-        "begin": said.optional("bos_token_id", int),
-        "ends": tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
-        "pad": said.optional("pad_token_id", int),
-        "decoder_start": start,
-        "forced": () if forced is None else (forced,),
-        "suppressed": tuple(row[0] for row in bad if len(row) == 1),
-        "labels": tuple(str(labels[key]) for key in sorted(labels, key=int)),
-    }
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:
@@ -118,13 +106,30 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     The family is the one it came from or else the first that can say its configuration. UserError where none can.
     """
     usage = usage or Usage()
-    family = _fitting(config, usage.family)
-    settings = {**usage.settings, **family.write(config), "dtype": _dtype(model)}
-    tensors = unfilled(model, family.rules(config))
+    bare = without_embedding(config)
+    family = _fitting(bare, usage.family)
+    kept = {name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)}
+    said = {**kept, **family.write(bare), **written_marks(usage), "dtype": _dtype(model)}
+    tensors = unfilled(model, family.rules(bare))
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / CONFIG, settings)
+    write_json(directory / CONFIG, _named(said, usage.labels))
     write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
+    write_embedding(config, directory)
+    if "vocabulary" in getattr(model, "heads", {}) and _generates(config):
+        write_marks(directory, usage)
     return family.name
+
+
+def _generates(config: ModelConfig) -> bool:
+    return isinstance(config, EncoderDecoderConfig) or (isinstance(config, TransformerConfig) and config.stack.causal)
+
+
+def _named(settings: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """`settings` with the names of the classes, where there are as many as the model has."""
+    if not labels or len(labels) != len(settings.get("id2label") or {}):
+        return settings
+    forth, back = {str(i): label for i, label in enumerate(labels)}, {label: i for i, label in enumerate(labels)}
+    return {**settings, "id2label": forth, "label2id": back}
 
 
 def _fitting(config: ModelConfig, name: str) -> Family:
@@ -141,11 +146,12 @@ def _fitting(config: ModelConfig, name: str) -> Family:
 
 
 def says(family: Family, config: ModelConfig) -> bool:
-    """Whether a family's settings can say all of a configuration."""
+    """Whether a family's settings can say all that a configuration computes."""
     try:
         written = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
-        names = {name for each in family.rules(config) for name in each.theirs}
-        return family.read(Settings(written, family.name), names) == config
+        names = {name for each in family.rules(config) if not each.copy for name in each.theirs}
+        said = family.read(Settings(written, family.name, getattr(config, "context", None)), names)
+        return computed(said) == computed(config)
     except (AttributeError, KeyError, IndexError, TypeError, UserError):  # a configuration of another shape
         return False
 

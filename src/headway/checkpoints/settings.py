@@ -29,6 +29,8 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu2": "relu_squared",
@@ -60,6 +62,17 @@ class Settings:
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, found, f"{self.source}: {name}")
+
+    def positive(self, name: str) -> float:
+        """A number above 0."""
+        found = self.get(name, float)
+        if not 0 < found < math.inf:
+            raise UserError(f"{self.source}: {name} is {found}; it should be above 0")
+        return found
+
+    def cap(self, name: str) -> float | None:
+        """A number above 0, or None where it is absent or null."""
+        return self.positive(name) if name in self else None
 
     def optional(self, name: str, kind: type[T]) -> T | None:
         """A value of a type, or None where it is absent or null."""
@@ -116,7 +129,11 @@ class Settings:
         """The most positions that a model with these rotary positions serves; see `rotary`."""
         if isinstance(rotary.scaling, (DynamicScaling, LongRopeScaling)) and rotary.scaling.length:
             return rotary.scaling.length
-        longest = self.get("max_position_embeddings", int)
+        return self.longest("max_position_embeddings")
+
+    def longest(self, name: str) -> int:
+        """The setting that says how many positions there are; UserError where a longer `context` is asked for."""
+        longest = self.get(name, int)
         return self._within(longest, longest)
 
     def _within(self, default: int, longest: int) -> int:

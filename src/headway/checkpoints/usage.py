@@ -16,10 +16,11 @@ FILE = "usage.json"
 class Usage:
     """How a model that was trained elsewhere wants to be used.
 
-    `family` and `settings` (its config.json as it was) let it be exported again. `begin` is put before a prompt, any of
-    `ends` ends a text. A decoder starts with `decoder_start`, then `forced` ids if there are; `suppressed` ids are
-    never written. `labels` name the classes of a "classes" head, in order. `template` is a jinja2 chat template.
-    `lowercase` and other changes of text are the tokenizer's own.
+    `family` and `settings` (its config.json as it was) let it be exported again, as does `generation`, its
+    generation_config.json. `begin` is put before a prompt, any of `ends` ends a text. A decoder starts with
+    `decoder_start`, then `forced` ids if there are; `suppressed` ids are never written. `labels` name the classes
+    of a "classes" head, in order. `template` is a jinja2 chat template. `lowercase` and other changes of text are
+    the tokenizer's own.
     """
 
     family: str = ""
@@ -33,6 +34,7 @@ class Usage:
     suppressed: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     template: str | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, to_dict(self))

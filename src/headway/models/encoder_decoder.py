@@ -28,7 +28,8 @@ from headway.parts.init import InitConfig, initialise
 @register("encoder_decoder")
 @dataclass(frozen=True)
 class EncoderDecoderConfig(ModelConfig):
-    """`tie`: "all" shares one table among source, target and head; "head" the target's with the head; "none" nothing.
+    """`tie`: "all" shares one table among source, target and head; "embeddings" among source and target (T5 1.1);
+    "head" the target's with the head; "none" nothing.
 
     Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and,
     where it may see both ways, the encoder's), context, symbols and dropout.
@@ -36,7 +37,7 @@ class EncoderDecoderConfig(ModelConfig):
 
     encoder: TransformerConfig = TransformerConfig()
     decoder: TransformerConfig = TransformerConfig()
-    tie: Literal["none", "head", "all"] = "all"
+    tie: Literal["none", "head", "embeddings", "all"] = "all"
     init: InitConfig = InitConfig()
 
     @property
@@ -90,8 +91,9 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.config = config
         _check(config)
-        self.decoder = Transformer(replace(config.decoder, tie="none" if config.tie == "none" else "head"), None)
-        table = shared_table(self.decoder.embed) if config.tie == "all" else None
+        own_head = config.tie in ("none", "embeddings")
+        self.decoder = Transformer(replace(config.decoder, tie="none" if own_head else "head"), None)
+        table = shared_table(self.decoder.embed) if config.tie in ("embeddings", "all") else None
         self.encoder = Transformer(replace(config.encoder, tie="none"), None, table)
         self.heads = self.decoder.heads
         depth = max(len(config.encoder.stack.blocks), len(config.decoder.stack.blocks))
@@ -129,10 +131,11 @@ class EncoderDecoder(nn.Module):
 
 def _check(config: EncoderDecoderConfig) -> None:
     same = (config.encoder.width, config.encoder.symbols) == (config.decoder.width, config.decoder.symbols)
-    if config.tie == "all" and not same:
+    if config.tie in ("embeddings", "all") and not same:
         raise ConfigError(
-            f"tie all shares one table, but the encoder has width {config.encoder.width} and {config.encoder.symbols} "
-            f"symbols, the decoder {config.decoder.width} and {config.decoder.symbols}; make them equal, or tie head"
+            f"tie {config.tie} shares one table, but the encoder has width {config.encoder.width} and "
+            f"{config.encoder.symbols} symbols, the decoder {config.decoder.width} and {config.decoder.symbols}; "
+            "make them equal, or tie head"
         )
     if not any(block.cross for block in config.decoder.stack.blocks):
         raise ConfigError("no block of the decoder reads the encoder; give at least one block a cross-attention")

@@ -27,7 +27,8 @@ class PooledHeadConfig(HeadConfig):
     """Rows of one document each, pooled: their `first` token, `mean` or `last` token, or all `tokens` by themselves.
 
     Then, each where it is asked for: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear map to
-    `outputs` classes or numbers, and unit length (`unit`, sentence embeddings).
+    `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). `bias` is that of the map to the
+    outputs, `dense_bias` that of dense.
     """
 
     outputs: int | None = None
@@ -38,6 +39,7 @@ class PooledHeadConfig(HeadConfig):
     dropout: float = 0.0
     bias: bool = True
     unit: bool = False
+    dense_bias: bool = True
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -47,7 +49,7 @@ class PooledHead(nn.Module):
     def __init__(self, config: PooledHeadConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.dense = Projection(width, width, config.bias) if config.dense else nn.Identity()
+        self.dense = Projection(width, width, config.dense_bias) if config.dense else nn.Identity()
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)

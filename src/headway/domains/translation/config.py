@@ -144,8 +144,10 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     model, train = recipe.model, recipe.train
     if not isinstance(model, EncoderDecoderConfig):
         raise ConfigError(f"pairs need an encoder_decoder, and the model is a {type(model).__name__}; choose another")
-    if model.tie == "all" and not shared:
-        raise ConfigError("model.tie all needs one vocabulary; set task.shared to true or model.tie to head")
+    if model.tie in ("all", "embeddings") and not shared:
+        raise ConfigError(
+            f"model.tie {model.tie} needs one vocabulary; set task.shared to true or model.tie to head or none"
+        )
     if train.batch_size is not None or train.batch_tokens is None:
         raise ConfigError(
             f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of pairs are "

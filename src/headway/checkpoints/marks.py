@@ -1,0 +1,56 @@
+"""The marks of a published model (begin, end, padding, what a decoder starts with): read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.settings import Settings
+from headway.checkpoints.usage import Usage
+
+FILE = "generation_config.json"
+
+
+def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
+    """What config.json and generation_config.json say of them, as the fields of Usage; the latter has the last word."""
+    path = directory / FILE
+    later = read_json(path) if path.is_file() else {}
+    said = Settings({**settings.values, **{k: v for k, v in later.items() if v is not None}}, settings.source)
+    ends = said.values.get("eos_token_id")
+    labels = settings.part("id2label").values
+    forced = said.optional("forced_bos_token_id", int)
+    bad = said.values.get("bad_words_ids") or []
+    return {
+        "generation": later,
+        "begin": said.optional("bos_token_id", int),
+        "ends": tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
+        "pad": said.optional("pad_token_id", int),
+        "decoder_start": said.optional("decoder_start_token_id", int),
+        "forced": () if forced is None else (forced,),
+        "suppressed": tuple(row[0] for row in bad if len(row) == 1),
+        "labels": tuple(str(labels[key]) for key in sorted(labels, key=int)),
+    }
+
+
+def written_marks(usage: Usage) -> dict[str, Any]:
+    """The settings for config.json that `usage` knows."""
+    ends = list(usage.ends)
+    found = {
+        "bos_token_id": usage.begin,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": usage.pad,
+        "decoder_start_token_id": usage.decoder_start,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def write_marks(directory: Path, usage: Usage) -> None:
+    """generation_config.json, for a model that generates; what the file said beyond the marks stays as it was."""
+    settings = {**usage.generation, **written_marks(usage)}
+    if usage.forced:
+        settings["forced_bos_token_id"] = usage.forced[0]
+    if usage.suppressed and "bad_words_ids" not in settings:
+        settings["bad_words_ids"] = [[symbol] for symbol in usage.suppressed]
+    if settings:
+        write_json(directory / FILE, settings)

@@ -1,0 +1,97 @@
+"""A model of transformers and what we make of its files, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headway.checkpoints.published import load_published, save_published
+from headway.checkpoints.usage import Usage
+from headway.layout import Layout
+
+
+class Twins(NamedTuple):
+    theirs: Any  # a model of transformers
+    ours: Any
+    usage: Usage
+    folder: Path  # where theirs was saved
+
+
+class Batch(NamedTuple):
+    """Rows of several lengths. `mask` is what transformers reads of the layout."""
+
+    ids: Tensor
+    mask: Tensor
+    layout: Layout
+
+
+def twins(theirs: Any, folder: Path, noise: float = 0.2, seed: int = 1) -> Twins:
+    """`theirs` with every number moved, saved and loaded here."""
+    perturb(theirs.eval(), noise, seed)
+    theirs.save_pretrained(folder)
+    return Twins(theirs, *load_published(folder), folder)
+
+
+def perturb(model: nn.Module, noise: float, seed: int) -> None:
+    """So that no norm is 1 and no bias 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+        bias = getattr(model, "final_logits_bias", None)
+        if bias is not None:
+            bias.normal_(generator=generator)
+
+
+def batch(lengths: Sequence[int], symbols: int, pad: int = 0, low: int = 4, seed: int = 0) -> Batch:
+    """Random symbols from `low` on, and `pad` after each row."""
+    layout = Layout.padded(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(low, symbols, layout.positions.shape, generator=generator)
+    return Batch(ids.masked_fill(~layout.keep, pad), layout.keep.long(), layout)
+
+
+def rows(batch: Batch) -> list[list[int]]:
+    return [ids[:length].tolist() for ids, length in zip(batch.ids, batch.layout.lengths.tolist())]
+
+
+def outputs_of(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
+    """What each of `layers` gives while `run()` is called, its first output where there are several."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def difference(a: Tensor, b: Tensor, keep: Tensor | None = None) -> float:
+    """The largest difference, where there are tokens."""
+    assert a.shape == b.shape
+    return float((a - b if keep is None else (a - b)[keep]).abs().max())
+
+
+def check_export(pair: Twins, again: Callable[[Path], Any], run: Callable[[Any], Tensor], folder: Path) -> None:
+    """What we write, with what is known of its use and without, is theirs again bit for bit; `again` loads a folder."""
+    with torch.inference_mode():
+        wanted = run(pair.theirs)
+        for name, usage in (("used", pair.usage), ("bare", None)):
+            family = save_published(pair.ours, pair.ours.config, folder / name, usage)
+            assert family == pair.theirs.config.model_type or usage is None
+            back = again(folder / name).eval()
+            state, saved = pair.theirs.state_dict(), back.state_dict()
+            assert state.keys() == saved.keys()
+            for key, tensor in state.items():
+                assert torch.equal(tensor, saved[key]), f"{name}: {key}"
+            assert difference(run(back), wanted) < 1e-5, name  # not 0: where a tensor lies moves its last bit
