@@ -16,6 +16,7 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.codecs.tokenizer import TokenizerCodec
+from headway.domains import understanding
 from headway.domains.text.task import LanguageConfig
 from headway.domains.translation.config import Codecs, Marks, PairsConfig
 from headway.domains.translation.decode import source_ids, translate
@@ -211,6 +212,18 @@ class Model:
     @cached_property
     def _codecs(self) -> Codecs:
         return self._pairs.codecs(self.directory)
+
+    def classify(self, texts: Sequence[understanding.Text], truncate: bool = False) -> list[dict[str, float]]:
+        """The probability of each label for each text, or pair of texts, the most probable first."""
+        return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
+
+    def tag(self, texts: Sequence[str | Texts], truncate: bool = False) -> list[understanding.TaggedWords]:
+        """The words of each text (or those given), the tag of each, and the entities that the tags spell."""
+        return understanding.tag(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
+
+    def embed(self, texts: Texts, truncate: bool = False) -> Float[Tensor, "N D"]:
+        """A vector of unit length for each text."""
+        return understanding.embed(self.module, self.codec, texts, truncate=truncate)
 
     def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""

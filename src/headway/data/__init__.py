@@ -1,13 +1,15 @@
 """Data for all domains: streamed from what users have, tokenised once, split by hash, packed and batched."""
 
 from headway.data.batching import Padding, PairBatches
+from headway.data.conll import Tagged, TaggedText, read_conll
 from headway.data.download import get
 from headway.data.order import epoch_seed, permuted, sample_at
 from headway.data.packing import IGNORED, Crops, Packing, Spans, Windows
 from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pairs, open_pairs, split_pairs
 from headway.data.registry import KnownSet, find_set, known_set, known_sets
 from headway.data.sources import Chunk, Pair, chunks, documents, pair_sources, pairs, read_pairs, text_sources
-from headway.data.splits import SIDES, SplitConfig, fraction
+from headway.data.splits import SIDES, SplitConfig, fraction, sides_of
+from headway.data.tables import Table, read_table
 from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
 __all__ = [
@@ -25,6 +27,9 @@ __all__ = [
     "PairCache",
     "Spans",
     "SplitConfig",
+    "Table",
+    "Tagged",
+    "TaggedText",
     "TokenCache",
     "Windows",
     "chunks",
@@ -43,8 +48,11 @@ __all__ = [
     "pair_sources",
     "pairs",
     "permuted",
+    "read_conll",
     "read_pairs",
+    "read_table",
     "sample_at",
+    "sides_of",
     "split_pairs",
     "text_sources",
 ]

@@ -64,6 +64,11 @@ def _multi30k(split: str, lines: int) -> tuple[KnownFile, KnownFile]:
     return english, german
 
 
+def _banking77(split: str, lines: int) -> KnownFile:
+    home = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
+    return KnownFile(f"textcls/banking77/{split}.csv", f"{home}/{split}.csv", 5 * _MEGABYTE, lines=lines)
+
+
 KNOWN: dict[str, KnownSet] = {
     known.name: known
     for known in (
@@ -124,6 +129,14 @@ KNOWN: dict[str, KnownSet] = {
                     pairs=169_813,
                 ),
             ),
+        ),
+        KnownSet(
+            name="banking77",
+            description="questions of a bank's customers, each with one of 77 intents",
+            counts="10,003 / 3,080 questions for training and test",
+            licence="CC BY 4.0",
+            url="https://github.com/PolyAI-LDN/task-specific-datasets",
+            files=(_banking77("train", 10_017), _banking77("test", 3_085)),
         ),
         KnownSet(
             name="cmudict",

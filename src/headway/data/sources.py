@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headway.data.files import (
     ARCHIVES,
@@ -24,8 +23,9 @@ from headway.data.files import (
     unpacked,
 )
 from headway.data.hub import HubSplit, find_hub, hub_texts
+from headway.data.jsonl import objects, text_of
 from headway.data.parquet import parquet_texts
-from headway.errors import UserError, nearest
+from headway.errors import UserError
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
 PAIR_KINDS = (".tsv", ".jsonl", ".zip", ".dict")
@@ -115,7 +115,7 @@ def chunks(source: TextSource) -> Iterator[Chunk]:
     if isinstance(source, HubSplit):
         return (chunk for text in hub_texts(source) for chunk in chunked([text]))
     if source.kind == ".jsonl":
-        return (chunk for _, row in _rows(source, ("text",)) for chunk in chunked(row))
+        return (chunk for row in _rows(source, ("text",)) for chunk in chunked(row))
     if source.kind == ".parquet":
         return (chunk for text in parquet_texts(source) for chunk in chunked([text]))
     return chunked(text_blocks(source))
@@ -168,7 +168,7 @@ def read_pairs(source: PairSource) -> Iterator[Pair]:
     if isinstance(source, Aligned):
         return _aligned(source)
     if source.kind == ".jsonl":
-        return (Pair(*row) for _, row in _rows(source, ("source", "target")))
+        return (Pair(*row) for row in _rows(source, ("source", "target")))
     if source.kind == ".dict":
         return (Pair(word, said) for word, sounds in pronunciations(source) for said in sounds)
     return _tabbed(source)
@@ -248,35 +248,6 @@ def _zipped(source: File) -> list[PairSource]:
     raise UserError(f"{source} holds {names}; pack one .tsv or .jsonl, or two line-aligned files, source first")
 
 
-def _rows(source: File, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """The values of `keys` in each line of a .jsonl, with the line's number. Blank lines are passed over."""
-    for number, line in enumerate(lines(source), 1):
-        if line.strip():
-            row = _parsed(source, number, line)
-            yield number, [_value(source, number, row, key) for key in keys]
-
-
-def _parsed(source: File, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{source}, line {number} is not JSON ({reason}); write one object a line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{source}, line {number} is a JSON {type(row).__name__}; write one object a line")
-    return row
-
-
-def _value(source: File, number: int, row: dict[str, Any], key: str) -> str:
-    if key not in row:
-        raise UserError(f"{source}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")
-    text = row[key]
-    if not isinstance(text, str):
-        raise UserError(f"{source}, line {number}: {key!r} is {text!r}; give text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
-        raise UserError(
-            f"{source}, line {number}: {key!r} has half a surrogate pair at character {error.start}; write it anew"
-        ) from error
-    return text
+def _rows(source: File, keys: Sequence[str]) -> Iterator[list[str]]:
+    """The values of `keys` in each line of a .jsonl."""
+    return ([text_of(source, number, row, key) for key in keys] for number, row in objects(source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -84,3 +84,17 @@ def assign(keys: np.ndarray, named: np.ndarray, given: Collection[int], config: 
     drawn = np.where(place < test, side_number("test"), side_number("train"))
     drawn = np.where((place >= test) & (place < test + validation), side_number("validation"), drawn)
     return np.where(named <= side_number("train"), drawn, named).astype(np.uint8)
+
+
+def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
+    """The samples of each split, int64 [N], from the texts that are their keys and what files' names say [N].
+
+    Equal keys are never both trained on and held out: where files are named, such samples of the training side are left
+    out of it.
+    """
+    numbers = np.fromiter(map(key_of, keys), np.uint64, len(keys))
+    assigned = assign(numbers, named, frozenset(np.unique(named).tolist()), config)
+    found = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
+    held_out = numbers[assigned != side_number("train")]
+    found["train"] = found["train"][~np.isin(numbers[found["train"]], held_out)]
+    return found

@@ -6,7 +6,7 @@ from headway.metrics.edits import edit_distance, fewest_edits
 from headway.metrics.errors import pronunciation_error_rates, word_error_rate
 from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, wilson
 from headway.metrics.language import bits_per_byte, language_scores, perplexity
-from headway.metrics.retrieval import nearest_centroid, partner_recall
+from headway.metrics.retrieval import nearest_centroid, neighbour_recall, partner_recall
 from headway.metrics.spans import Span, entity_scores, has_spans, spans, tag_scores
 from headway.metrics.translation import bleu, chrf, translation_scores
 
@@ -28,6 +28,7 @@ __all__ = [
     "has_spans",
     "language_scores",
     "nearest_centroid",
+    "neighbour_recall",
     "partner_recall",
     "perplexity",
     "pronunciation_error_rates",

@@ -45,3 +45,23 @@ def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.nd
     centres = np.stack([train[train_labels == label].mean(0) for label in classes])
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
     return accuracy(classes[(vectors @ centres.T).argmax(1)], labels)
+
+
+def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
+    """`recall_at_K`: the share of vectors [N, D] that have one of their label [N] among the K nearest of the others."""
+    if len(vectors) < 2:
+        raise UserError(f"{len(vectors)} vectors have no neighbours to measure; give at least two")
+    hits = np.zeros((len(vectors), len(at)), bool)
+    for start in range(0, len(vectors), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(vectors)))
+        similar = vectors[rows] @ vectors.T
+        similar[np.arange(len(rows)), rows] = -np.inf
+        most = min(max(at), len(vectors) - 1)
+        nearest = np.argsort(-similar, axis=1, kind="stable")[:, :most]
+        right = labels[nearest] == labels[rows][:, None]
+        hits[rows] = [[found[:k].any() for k in at] for found in right]
+    scores: Scores = {}
+    for k, column in zip(at, hits.T):
+        scores[f"recall_at_{k}"] = float(column.mean())
+        scores[f"recall_at_{k}_interval"] = wilson(int(column.sum()), len(column))
+    return {**scores, "samples": len(vectors)}

@@ -1,0 +1,48 @@
+"""`headway classify`: texts, or pairs of texts, to labels with probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from headway.cli.options import torch_options, whole
+from headway.cli.terminal import Terminal
+from headway.cli.translate import chunks
+from headway.errors import UserError
+
+EXAMPLE = """
+headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
+headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("items", nargs="*", metavar="ITEM", help="texts (default: the lines of standard input)")
+    add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
+    add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
+    add("--truncate", action="store_true", help="cut texts that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import headway as hw
+
+    found = []
+    with torch_options(args):
+        model = hw.load(args.model, device=args.device)
+        for lines in [args.items] if args.items else chunks(sys.stdin):
+            texts = [pair(line) for line in lines] if args.pairs else lines
+            for line, probabilities in zip(lines, model.classify(texts, truncate=args.truncate)):
+                best = dict(list(probabilities.items())[: args.top])
+                found.append({"item": line, "labels": best})
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in best.items())
+                terminal.say(f"{shown}\t{line}")
+    terminal.result({"results": found})
+
+
+def pair(line: str) -> tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise UserError(f"{line!r} has no TAB; write: text, TAB, text")
+    return first, second

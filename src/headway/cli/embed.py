@@ -1,0 +1,35 @@
+"""`headway embed`: lines to vectors, a JSON list a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from headway.cli.options import torch_options
+from headway.cli.terminal import Terminal
+from headway.cli.translate import chunks
+
+EXAMPLE = """
+headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
+"""
+DIGITS = 7  # what a number of 32 bits holds
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("--truncate", action="store_true", help="cut lines that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import headway as hw
+
+    count = width = 0
+    with torch_options(args):
+        model = hw.load(args.model, device=args.device)
+        for lines in chunks(sys.stdin):
+            for vector in model.embed(lines, truncate=args.truncate).tolist():
+                print(json.dumps([float(f"{value:.{DIGITS}g}") for value in vector]), flush=False)
+                count, width = count + 1, len(vector)
+    terminal.result({"lines": count, "width": width})

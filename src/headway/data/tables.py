@@ -1,0 +1,118 @@
+"""Tables of the user's: .csv, .tsv and .jsonl files whose columns are named, as texts and labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.data.files import File, find_files, honoured, lines
+from headway.data.jsonl import objects, sound_text
+from headway.data.splits import side_number
+from headway.errors import UserError, nearest
+
+TABLE_KINDS = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of text by what they are for, all [N]; `named` uint8 [N] is the split that a file's name states.
+
+    `places` says where a row stands, for messages.
+    """
+
+    columns: dict[str, list[str]]
+    named: np.ndarray
+    places: list[tuple[File, int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, row: int) -> str:
+        file, line = self.places[row]
+        return f"{file}, line {line}"
+
+
+def read_table(paths: Sequence[Path | str], columns: Mapping[str, str], optional: Sequence[str] = ()) -> Table:
+    """The rows of all files; `columns` maps what a column is for ("text", "label") to its name in the files.
+
+    A column that is `optional` is left out where the first file lacks it. UserErrors: a column that is missing (with
+    the nearest), a row of another length, an empty value, what is not UTF-8, no rows at all.
+    """
+    if not paths:
+        raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
+    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), TABLE_KINDS)])
+    wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
+    table = Table({use: [] for use in wanted}, np.zeros(0, np.uint8), [])
+    named: list[int] = []
+    for file in files:
+        side = 0 if file.side is None else side_number(file.side)
+        for line, row in _rows(file, wanted):
+            for use, values in table.columns.items():
+                values.append(_text(file, line, wanted[use], row[wanted[use]]))
+            table.places.append((file, line))
+            named.append(side)
+    if not named:
+        raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; give some")
+    return Table(table.columns, np.array(named, np.uint8), table.places)
+
+
+def _header(file: File) -> list[str]:
+    """The names of a file's columns."""
+    if file.kind == ".jsonl":
+        return next((list(row) for _, row in objects(file)), [])
+    return next(_parsed(file), (0, []))[1]
+
+
+def _rows(file: File, wanted: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each row as values by name, with its line."""
+    if file.kind == ".jsonl":
+        for line, row in objects(file):
+            _check_names(f"{file}, line {line}", "key", row, wanted)
+            yield line, row
+        return
+    rows = _parsed(file)
+    _, header = next(rows, (0, []))
+    _check_names(str(file), "column", header, wanted)
+    for line, values in rows:
+        if len(values) != len(header):
+            remedy = "write one TAB between columns" if file.kind == ".tsv" else "put quotes around texts with commas"
+            raise UserError(f"{file}, line {line} has {len(values)} columns and the header {len(header)}; {remedy}")
+        yield line, dict(zip(header, values))
+
+
+def _check_names(where: str, what: str, found: Sequence[str] | Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+    for use, name in wanted.items():
+        if name not in found:
+            known = nearest(name, found) if found else "it is empty"
+            raise UserError(
+                f"{where} has no {what} {name!r} ({known}); name the one that is meant with task.{use}=NAME"
+            )
+
+
+def _parsed(file: File) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a .csv (with quotes, RFC 4180) or .tsv (without), blank ones left out, with the line they end on."""
+    source = (line + "\n" for line in lines(file))
+    tabs = file.kind == ".tsv"
+    reader = csv.reader(
+        source, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True
+    )
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
+
+
+def _text(file: File, line: int, name: str, value: Any) -> str:
+    """A value as text: JSON's numbers and truths as they are written."""
+    text = sound_text(file, line, name, json.dumps(value) if isinstance(value, (int, float)) else value)
+    if not text.strip():
+        raise UserError(f"{file}, line {line}: {name!r} is empty; write something there, or leave the line out")
+    return text

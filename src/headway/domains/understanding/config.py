@@ -1,0 +1,115 @@
+"""What the tasks on encoders share: the codec, the labels, the head, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from headway.checkpoints.usage import read_usage
+from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
+from headway.config import override
+from headway.data import SplitConfig, find_set
+from headway.domains.understanding.rows import Limit
+from headway.errors import ConfigError, UserError, nearest
+from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
+from headway.models.pooled import Pool
+from headway.train import Recipe, TaskConfig
+
+SPECIAL = ("[CLS]", "[SEP]")
+_RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
+_POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
+
+
+@dataclass(frozen=True)
+class EncoderTaskConfig(TaskConfig):
+    """`codec`, `size` and `lowercase` are for the codec that is trained where the model starts from scratch.
+
+    A text of more tokens than the model reads is an error, or cut with `truncate`. `split` says what is held out where
+    no file is named for it; equal texts are never on two sides.
+    """
+
+    codec: Kind = "bpe"
+    size: int | None = 2000
+    lowercase: bool = True
+    truncate: bool = False
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+
+    def limit(self, recipe: Recipe) -> Limit:
+        return Limit(check_encoder(recipe.model).context, self.truncate)
+
+    def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
+        """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
+        if (workspace / FILE).exists():
+            return load_codec(workspace)
+        spaced = self.codec in ("bpe", "wordpiece", "unigram")
+        return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL)
+
+
+def check_encoder(model: ModelConfig) -> TransformerConfig:
+    """Raises ConfigError for a model that is no Transformer."""
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(f"this task needs one stream, and the model is a {type(model).__name__}; start from another")
+    return model
+
+
+def batch_tokens(recipe: Recipe) -> int:
+    """The size of a batch in tokens. Raises ConfigError where it is given in another way."""
+    train = recipe.train
+    if train.batch_size is not None or train.batch_tokens is None:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of this task "
+            "are made by tokens: set train.batch_tokens alone"
+        )
+    return train.batch_tokens
+
+
+def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
+    """The files that are given, or else those of the recipe's known sets."""
+    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+
+
+def labels_of(found: Collection[str], workspace: Path) -> tuple[str, ...]:
+    """The names of classes in order: those of the run that is here; else those of the model it starts from, if they
+    are the same, so that its head fits; else what the data have.
+    """
+    saved = read_usage(workspace).labels
+    if saved and ((workspace / _RECIPE).exists() or set(saved) == set(found)):
+        return saved
+    if len(found) < 2:
+        raise UserError(
+            f"the data have one label only, {next(iter(found))!r}, so there is nothing to tell apart; give more"
+        )
+    numbers = all(label.isdecimal() for label in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))
+
+
+def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
+    near = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
+    return UserError(f"{where}: the label {label!r} is never seen in training ({near}); correct it, or train with it")
+
+
+def save_labels(directory: Path, labels: tuple[str, ...]) -> None:
+    """Write the labels into the usage.json beside a model, whatever else it says."""
+    replace(read_usage(directory), labels=labels).save(directory)
+
+
+def adapted(model: ModelConfig, codec: Codec, head: str, config: PooledHeadConfig) -> TransformerConfig:
+    """`model` with the codec's symbols and this head alone."""
+    encoder = check_encoder(model)
+    return replace(override(encoder, {"symbols": codec.size}), heads={head: config})
+
+
+def pooling_head(model: ModelConfig, outputs: int, pool: Pool | None, started: bool) -> PooledHeadConfig:
+    """A head over whole texts. Without `pool`, a model that was started from keeps its pooler (BERT's), or gets one of
+    BERT's kind; one from scratch takes the mean of its tokens; one that sees only earlier tokens, its last.
+    """
+    encoder = check_encoder(model)
+    rate = getattr(encoder.embed, "dropout", 0.0)
+    known = next((encoder.heads[name] for name in _POOLERS if name in encoder.heads), None)
+    if pool is None and isinstance(known, PooledHeadConfig):
+        return replace(known, outputs=outputs, dropout=known.dropout or rate)
+    if pool is None and started and not encoder.stack.causal:
+        return PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
+    plain: Pool = "last" if encoder.stack.causal else "mean"
+    return PooledHeadConfig(outputs, pool=pool or plain, dropout=rate)

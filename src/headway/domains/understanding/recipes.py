@@ -1,0 +1,115 @@
+"""Recipes for encoders: from scratch by themselves, or fine-tuned with --from."""
+
+from __future__ import annotations
+
+from headway.data import SplitConfig
+from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
+from headway.domains.understanding.embedding import EmbeddingConfig
+from headway.domains.understanding.tagging import TaggingConfig
+from headway.mixers import AttentionConfig
+from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.parts.feedforward import MLPConfig
+from headway.parts.norm import LayerNormConfig
+from headway.parts.rotary import RotaryConfig
+from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.visibility import Full
+
+SCHEDULE = CosineConfig(warmup=0.1, floor=0.0)
+OPTIM = AdamWConfig(lr=3e-4, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
+    """A small encoder for those who start from scratch: norms first, rotary positions, two types of tokens."""
+    block = BlockConfig(
+        AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig()),
+        None,
+        MLPConfig(activation="gelu"),
+        dropout=dropout,
+    )
+    embed = TokenEmbedConfig(types=2, dropout=dropout)
+    return TransformerConfig(width, 1, None, StackConfig(cycle((block,), depth), LayerNormConfig()), embed, {})
+
+
+def classification() -> Recipe:
+    """Any texts with labels."""
+    return Recipe(
+        name="classification",
+        domain="understanding",
+        description="any texts with labels: .csv, .tsv or .jsonl with text and label",
+        data=(),
+        model=encoder(width=128, depth=2, heads=4),
+        task=ClassificationConfig(),
+        optim=OPTIM,
+        schedule=SCHEDULE,
+        train=TrainConfig(steps=2000, batch_tokens=1024),
+        expected="minutes from scratch; better with --from a pre-trained encoder",
+    )
+
+
+def pairs() -> Recipe:
+    """Any pairs of texts with labels or numbers."""
+    return Recipe(
+        name="pairs",
+        domain="understanding",
+        description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
+        data=(),
+        model=encoder(width=128, depth=2, heads=4),
+        task=PairsConfig(),
+        optim=OPTIM,
+        schedule=SCHEDULE,
+        train=TrainConfig(steps=2000, batch_tokens=1024),
+        expected="minutes from scratch; better with --from a pre-trained encoder",
+    )
+
+
+def tagging() -> Recipe:
+    """Any words with tags."""
+    return Recipe(
+        name="tagging",
+        domain="understanding",
+        description="any tagged words: CoNLL columns, a word a line, its tag in the last",
+        data=(),
+        model=encoder(width=128, depth=2, heads=4),
+        task=TaggingConfig(lowercase=False),
+        optim=OPTIM,
+        schedule=SCHEDULE,
+        train=TrainConfig(steps=2000, batch_tokens=1024),
+        expected="minutes from scratch; better with --from a pre-trained encoder",
+    )
+
+
+def embedding() -> Recipe:
+    """Any texts that belong together."""
+    return Recipe(
+        name="embedding",
+        domain="understanding",
+        description="any texts that belong together: .csv, .tsv or .jsonl with text and text2, or text and label",
+        data=(),
+        model=encoder(width=128, depth=2, heads=4),
+        task=EmbeddingConfig(),
+        optim=OPTIM,
+        schedule=SCHEDULE,
+        train=TrainConfig(steps=1000, batch_size=64),
+        expected="minutes from scratch; better with --from a pre-trained encoder",
+    )
+
+
+def banking77() -> Recipe:
+    """Casanueva et al. 2020: which of 77 things a bank's customer wants. Its own test split; a tenth of the training
+    part picks the best model.
+    """
+    return Recipe(
+        name="banking77",
+        domain="understanding",
+        description="questions to a bank, 77 intents",
+        data=("banking77",),
+        model=encoder(width=128, depth=2, heads=4),
+        task=ClassificationConfig(label="category", split=SplitConfig(validation=0.1, test=0.0)),
+        optim=OPTIM,
+        schedule=SCHEDULE,
+        train=TrainConfig(steps=4000, batch_tokens=512),
+        expected="",
+    )
+
+
+RECIPES = (classification, pairs, tagging, embedding, banking77)

@@ -1,0 +1,144 @@
+"""Texts as an encoder reads them: framed ids, a document a row, in batches of nearly equal lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headway.codecs.frame import Frame
+from headway.data import PairBatches
+from headway.errors import UserError
+from headway.layout import Layout
+from headway.models import Encoded, TokenInputs, Transformer
+
+Ids = Sequence[int]
+
+
+class Inputs(NamedTuple):
+    """Symbols, with types where the model knows some, and where they sit."""
+
+    tokens: TokenInputs
+    layout: Layout
+
+    @property
+    def computed(self) -> int:
+        """Tokens, padding included."""
+        return self.tokens.ids.numel()
+
+    def to(self, device: torch.device | str) -> Inputs:
+        ids, types = self.tokens
+        moved = TokenInputs(ids.to(device), None if types is None else types.to(device))
+        return Inputs(moved, self.layout.to(device))
+
+
+class Limit(NamedTuple):
+    """The most symbols of a row, None for no limit; longer texts are cut if `truncate`, and else an error."""
+
+    most: int | None
+    truncate: bool = False
+
+
+NO_LIMIT = Limit(None)
+
+
+class Rows(NamedTuple):
+    """Framed texts one after the other: int32 ids, and int64 [N + 1] where each begins.
+
+    `seconds` int64 [N] is where the second text of each row begins, counted in the row; None where there is none, or
+    its symbols have no type of their own.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    seconds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def inputs(self, numbers: np.ndarray) -> Inputs:
+        """The rows of these numbers, padded to the longest."""
+        lengths = self.lengths[numbers]
+        layout = Layout.padded(torch.from_numpy(lengths))
+        places = np.arange(layout.length)
+        inside = places < lengths[:, None]
+        ids = np.zeros(inside.shape, np.int64)
+        ids[inside] = self.ids[(self.offsets[numbers][:, None] + places)[inside]]
+        types = None
+        if self.seconds is not None:
+            types = torch.from_numpy(((places >= self.seconds[numbers][:, None]) & inside).astype(np.int64))
+        return Inputs(TokenInputs(torch.from_numpy(ids), types), layout)
+
+    def plan(self, numbers: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
+        """Batches over some of the rows; their numbers are places in `numbers`."""
+        lengths = self.lengths[numbers]
+        return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
+
+    def once(self, numbers: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+        """The rows of these numbers in batches, from short to long."""
+        for places in self.plan(numbers, batch_tokens).in_order():
+            yield numbers[places]
+
+
+def framed(
+    frame: Frame,
+    first: Sequence[Ids],
+    second: Sequence[Ids] | None = None,
+    limit: Limit = NO_LIMIT,
+    place: Callable[[int], str] = lambda row: f"text {row + 1}",
+) -> Rows:
+    """Rows of one text each, or of two. UserError for one that is too long, named by `place`, unless it may be cut."""
+    rows, starts = [], []
+    marks = frame.marks(1 if second is None else 2)
+    for number, one in enumerate(first):
+        other = None if second is None else second[number]
+        length = marks + len(one) + (0 if other is None else len(other))
+        if limit.most is not None and length > limit.most:
+            if not limit.truncate:
+                raise UserError(
+                    f"{place(number)} has {length} tokens and the model reads {limit.most} at most; shorten it, or ask "
+                    "for it to be cut (task.truncate=true in training, --truncate)"
+                )
+            one, other = _cut(one, other, max(0, limit.most - marks))
+        rows.append(frame.around(one, other))
+        starts.append(len(frame.before) + len(one) + len(frame.between))
+    seconds = np.array(starts, np.int64) if second is not None and frame.typed else None
+    return Rows(*flat(rows), seconds)
+
+
+def flat(rows: Sequence[Ids], kind: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
+    """Rows one after the other, and int64 [N + 1] where each begins."""
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    offsets[1:] = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
+    return np.fromiter(chain.from_iterable(rows), kind, int(offsets[-1])), offsets
+
+
+def _cut(first: Ids, second: Ids | None, room: int) -> tuple[Ids, Ids | None]:
+    """The longer text gives way first, as in BERT's own code."""
+    if second is None:
+        return first[:room], None
+    shorter = min(len(first), len(second), room // 2)
+    if len(first) >= len(second):
+        return first[: room - shorter], second[:shorter]
+    return first[:shorter], second[: room - shorter]
+
+
+def features(model: Transformer, inputs: Inputs) -> Encoded:
+    """The model's features of rows; types go only to a model that knows some."""
+    ids, types = inputs.tokens
+    known = getattr(model.config.embed, "types", 0) > 1
+    return model(TokenInputs(ids, types if known else None), inputs.layout)
+
+
+def output(model: Transformer, head: str, inputs: Inputs) -> Tensor:
+    """What a head says of rows."""
+    encoded = features(model, inputs)
+    return model.heads[head](encoded.x, encoded.layout)

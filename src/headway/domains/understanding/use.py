@@ -1,0 +1,150 @@
+"""Encoders at work: classes of texts, tags of words, vectors of sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.codecs import Codec
+from headway.codecs.frame import frame_of
+from headway.codecs.tokenizer import TokenizerCodec
+from headway.codecs.words import word_pieces
+from headway.domains.understanding.rows import Limit, Rows, features, framed, output
+from headway.domains.understanding.tagging import WordRows, read_tags
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.metrics import Span, spans
+from headway.models import Transformer
+from headway.models.pooled import pool
+
+Text = str | tuple[str, str]
+
+_AT_ONCE = 2048  # tokens
+_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")  # as CoNLL's texts are cut
+
+
+class TaggedWords(NamedTuple):
+    """The words of a text, the tag of each, and the entities that the tags spell."""
+
+    words: list[str]
+    tags: list[str]
+    entities: list[Span]
+
+
+def classify(
+    module: nn.Module, codec: Codec, labels: Sequence[str], texts: Sequence[Text], *, truncate: bool = False
+) -> list[dict[str, float]]:
+    """The probability of each label for each text or pair of texts, the most probable first.
+
+    A head of one output gives its number, as "value". Raises UserError for a model without a head of classes, labels
+    that do not fit it, an empty text, and one that is too long.
+    """
+    model = _with_head(module, "classes", "classify", "classification")
+    rows = _rows(model, codec, texts, truncate)
+    said: dict[int, list[float]] = {}
+    for some, logits in _outputs(model, "classes", rows):
+        said.update(zip(some.tolist(), (logits if logits.shape[1] == 1 else logits.softmax(-1)).tolist()))
+    return [_named(said[row], labels) for row in range(len(texts))]
+
+
+def _named(values: list[float], labels: Sequence[str]) -> dict[str, float]:
+    if len(values) == 1:
+        return {"value": values[0]}
+    names = list(labels) or [f"LABEL_{number}" for number in range(len(values))]
+    if len(names) != len(values):
+        raise UserError(f"the model gives {len(values)} classes and {len(names)} have names; name them all")
+    return dict(sorted(zip(names, values), key=lambda pair: -pair[1]))
+
+
+def tag(
+    module: nn.Module,
+    codec: Codec,
+    labels: Sequence[str],
+    texts: Sequence[str | Sequence[str]],
+    *,
+    truncate: bool = False,
+) -> list[TaggedWords]:
+    """The tag of each word of each text. A text is cut into words and marks; a list of words is taken as it is.
+
+    Raises UserError for a model without a head of tags, labels that do not fit it, and a text that is too long.
+    """
+    model = _with_head(module, "tags", "tag", "tagging")
+    sentences = [_WORD.findall(text) if isinstance(text, str) else list(text) for text in texts]
+    if not isinstance(codec, TokenizerCodec):
+        raise UserError(f"a {type(codec).__name__} does not say where words begin; use a tokenizer.json")
+    pieces = word_pieces(codec, sentences)
+    words = WordRows(pieces, frame_of(codec), Limit(model.config.context, truncate))
+    found: dict[int, list[str]] = {}
+    for some, logits in _outputs(model, "tags", words.rows):
+        names = list(labels) or [f"LABEL_{number}" for number in range(logits.shape[-1])]
+        if len(names) != logits.shape[-1]:
+            raise UserError(f"the model gives {logits.shape[-1]} tags and {len(names)} have names; name them all")
+        for row, best in zip(some.tolist(), logits.argmax(-1).cpu().numpy()):
+            found[row] = read_tags(best, words.places[row, : len(sentences[row])], names)
+    return [TaggedWords(words, found[row], spans(found[row])) for row, words in enumerate(sentences)]
+
+
+def embed(module: nn.Module, codec: Codec, texts: Sequence[str], *, truncate: bool = False) -> Float[Tensor, "N D"]:
+    """A vector of unit length for each text: what the head "embedding" says, or else the mean of its tokens.
+
+    Texts of nearly equal lengths are computed together, whatever their order. Raises UserError for an empty text and
+    one that is too long.
+    """
+    model = _checked(module)
+    rows = _rows(model, codec, texts, truncate)
+    found = torch.empty(len(texts), model.config.width)
+    for some, vectors in _outputs(model, "embedding", rows):
+        found[torch.from_numpy(some)] = vectors.float().cpu()
+    return found
+
+
+def _checked(module: nn.Module) -> Transformer:
+    if not isinstance(module, Transformer):
+        raise UserError(f"a {type(module).__name__} has no such heads; use an encoder, such as a BERT")
+    return module
+
+
+def _with_head(module: nn.Module, head: str, use: str, recipe: str) -> Transformer:
+    model = _checked(module)
+    if head not in model.heads:
+        known = ", ".join(model.heads) or "none"
+        raise UserError(
+            f"this model has no head that can {use} (its heads: {known}); fine-tune one: headway train {recipe} "
+            "--from MODEL --data FILE"
+        )
+    return model
+
+
+def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> Rows:
+    for number, text in enumerate(texts):
+        if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
+            raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")
+    paired = [isinstance(text, tuple) for text in texts]
+    if any(paired) and not all(paired):
+        raise UserError(f"{sum(paired)} of {len(texts)} are pairs of texts; give pairs only, or single texts only")
+    frame, limit = frame_of(codec), Limit(model.config.context, truncate)
+    if not any(paired):
+        return framed(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
+    first, second = (codec.encode_batch(list(side)) for side in zip(*cast(list[tuple[str, str]], texts)))
+    return framed(frame, first, second, limit)
+
+
+def _outputs(model: Transformer, head: str, rows: Rows) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """What a head says of the rows, in batches of nearly equal lengths; without that head, mean vectors."""
+    if len(rows) == 0:
+        return
+    with evaluating(model), torch.inference_mode():
+        for some in rows.once(np.arange(len(rows)), _AT_ONCE):
+            inputs = rows.inputs(some).to(device_of(model))
+            if head in model.heads:
+                yield some, output(model, head, inputs)
+            else:
+                encoded = features(model, inputs)
+                yield some, F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)
