@@ -5,6 +5,7 @@ from headway.generate.score import score_ids, score_targets
 from headway.generate.search import Hypothesis, SearchConfig, beam_search
 from headway.generate.session import Completion, Event, Session
 from headway.generate.stopping import Limits
+from headway.generate.stride import Nats, strided_nats
 from headway.generate.translate import translate_ids
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Hypothesis",
     "Limits",
+    "Nats",
     "Sampler",
     "Sampling",
     "SearchConfig",
@@ -20,5 +22,6 @@ __all__ = [
     "beam_search",
     "score_ids",
     "score_targets",
+    "strided_nats",
     "translate_ids",
 ]
