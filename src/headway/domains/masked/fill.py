@@ -11,7 +11,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from headway.codecs import Codec
-from headway.domains.masked.symbols import MASKS, mask_of, spaces_join, spelling
+from headway.codecs.frame import frame_of
+from headway.codecs.marks import MASK
+from headway.domains.masked.symbols import going_on, mask_of, spaces_join, spelling
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
@@ -52,19 +54,19 @@ def fill(module: nn.Module, codec: Codec, text: str, top: int = 5) -> list[list[
 
 
 def masked_ids(codec: Codec, text: str) -> list[int]:
-    """The ids of a text with masks between the codec's begin and end.
+    """The ids of a text with masks between the marks of the codec.
 
     Where a tokenizer writes a space with the word after it, the mask stands for the space before it too.
     """
     mask = mask_of(codec)
-    spellings = sorted({*MASKS, spelling(codec, mask)}, key=len, reverse=True)
+    spellings = sorted({*MASK, spelling(codec, mask)}, key=len, reverse=True)
     parts = re.split("|".join(map(re.escape, spellings)), text)
     if spaces_join(codec):
         parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
-    encoded = [codec.encode(part) for part in parts]
+    later = going_on(codec) if len(parts) > 1 else codec
+    encoded = [codec.encode(parts[0]), *(later.encode(part) for part in parts[1:])]
     inner = [*encoded[0], *(i for _, part in pairwise(encoded) for i in (mask, *part))]
-    begin, end = ([] if i is None else [i] for i in (codec.begin, codec.end))
-    return [*begin, *inner, *end]
+    return frame_of(codec).around(inner)
 
 
 def best_symbols(model: nn.Module, inputs: Any, layout: Layout, hidden: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:

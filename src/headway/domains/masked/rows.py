@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from headway.codecs import Codec
+from headway.codecs.frame import Frame, frame_of
 from headway.data import Spans, TokenCache
 from headway.data.packing import best_fit, ranges
 from headway.domains.masked.masking import noise
@@ -37,30 +38,24 @@ class Source(Protocol):
 
 
 class Texts(NamedTuple):
-    """Documents without their frames, as places in an array of ids, and the frame."""
+    """Documents without marks, as places in an array of ids, and the marks that stand around them in rows."""
 
     ids: np.ndarray
     spans: Spans
-    begin: int | None
-    end: int | None
-
-    @property
-    def frame(self) -> int:
-        """How many symbols a frame has."""
-        return (self.begin is not None) + (self.end is not None)
+    frame: Frame
 
 
 def texts_of(cache: TokenCache, spans: Spans, codec: Codec) -> Texts:
     """The documents (or parts of them) at `spans`. Raises UserError where they hold no text."""
     starts, ends = spans.starts.copy(), spans.starts + spans.lengths
-    if len(starts) and codec.begin is not None:
+    if codec.begin is not None:
         starts += cache.ids[starts] == codec.begin
-    if len(starts) and codec.end is not None:
+    if codec.end is not None:
         ends -= (ends > starts) & (cache.ids[ends - 1] == codec.end)
     held = ends > starts
     if not held.any():
         raise UserError("the documents hold no text beside special symbols; give longer ones")
-    return Texts(cache.ids, Spans(starts[held], (ends - starts)[held]), codec.begin, codec.end)
+    return Texts(cache.ids, Spans(starts[held], (ends - starts)[held]), frame_of(codec))
 
 
 class Pieces:
@@ -69,13 +64,13 @@ class Pieces:
     """
 
     def __init__(self, texts: Texts, context: int) -> None:
-        room = context - texts.frame
-        _check_room(room, context)
+        marks = texts.frame.marks(1)
+        room = _room(context - marks, context)
         counts = -(-texts.spans.lengths // room)
         places, document = ranges(np.zeros_like(counts), counts)
         starts = texts.spans.starts[document] + places * room
         sizes = np.minimum(texts.spans.lengths[document] - places * room, room)
-        rows = best_fit(sizes + texts.frame, context)
+        rows = best_fit(sizes + marks, context)
         order = np.argsort(rows, kind="stable")
         self.texts, self.context = texts, context
         self._starts, self._sizes = starts[order], sizes[order]
@@ -87,89 +82,94 @@ class Pieces:
     @property
     def padding(self) -> float:
         """The share of all tokens in the rows that is padding."""
-        return 1 - int((self._sizes + self.texts.frame).sum()) / (len(self) * self.context)
+        return 1 - int((self._sizes + self.texts.frame.marks(1)).sum()) / (len(self) * self.context)
 
     def rows(self, rows: np.ndarray, numbers: np.ndarray, seed: int) -> Sequences:
+        before, _, after, _ = self.texts.frame
         first = self._row_ends[rows]
         pieces, owner = ranges(first, self._row_ends[rows + 1] - first)
-        sizes = self._sizes[pieces] + self.texts.frame
-        before = np.cumsum(sizes) - sizes
-        columns = before - before[np.searchsorted(owner, owner)]
+        sizes = self._sizes[pieces]
+        framed = sizes + self.texts.frame.marks(1)
+        ends = np.cumsum(framed)
+        columns = ends - framed - (ends - framed)[np.searchsorted(owner, owner)]  # from the first piece of a row on
         ids, positions = np.zeros((len(rows), self.context), np.int64), np.full((len(rows), self.context), -1)
-        _write(ids, self.texts, owner, columns, self._starts[pieces], self._sizes[pieces])
-        places, piece = ranges(np.zeros_like(sizes), sizes)
+        _mark(ids, owner, columns, before)
+        _write(ids, owner, columns + len(before), self.texts.ids, self._starts[pieces], sizes)
+        _mark(ids, owner, columns + len(before) + sizes, after)
+        places, piece = ranges(np.zeros_like(framed), framed)
         positions[owner[piece], columns[piece] + places] = places
         return Sequences(ids, positions)
 
 
 class Pairs:
-    """Two segments a row: begin A end B end, of types 0 and 1 (Devlin et al. 2019, section 3.1).
+    """Two segments a row with the marks of a pair, of types 0 and 1 (Devlin et al. 2019, section 3.1).
 
     Documents are cut into segments of about equal lengths, at least two each. In half of the rows B is the segment
     after A; in the others it is one of another document, or, where there is one document only, from elsewhere in it.
     """
 
     def __init__(self, texts: Texts, context: int) -> None:
-        if texts.begin is None or texts.end is None:
-            raise UserError(
-                "pairs need a tokenizer with a begin and an end symbol; use another, or set task.next=false"
-            )
-        _check_room((context - 3) // 2, context)
-        self.texts, self.context = texts, context
-        lengths = texts.spans.lengths
-        kept = lengths > 1
-        starts, lengths = texts.spans.starts[kept], lengths[kept]
-        counts = np.maximum(2, -(-lengths // ((context - 3) // 2)))
+        if not texts.frame.between:
+            raise UserError("pairs need a tokenizer with an end symbol between texts; use another, or task.next=false")
+        half = _room((context - texts.frame.marks(2)) // 2, context)
+        long = texts.spans.lengths > 1
+        starts, lengths = texts.spans.starts[long], texts.spans.lengths[long]
+        counts = np.maximum(2, -(-lengths // half))
+        if counts.sum() < 3:
+            raise UserError(f"{counts.sum()} segments make no wrong pairs; give more text, or set task.next=false")
         places, document = ranges(np.zeros_like(counts), counts)
-        edges = lengths[document] * places // counts[document], lengths[document] * (places + 1) // counts[document]
-        self._starts, self._sizes = starts[document] + edges[0], edges[1] - edges[0]
-        self._document = document
-        self._first = np.cumsum(counts) - counts  # of each document's segments
-        self._counts = counts
+        low, high = (lengths[document] * (places + k) // counts[document] for k in (0, 1))
+        self.texts, self.context = texts, context
+        self._starts, self._sizes, self._document = starts[document] + low, high - low, document
+        self._firsts, self._counts = np.cumsum(counts) - counts, counts  # of each document's segments
         self._pairs = np.flatnonzero(places + 1 < counts[document])  # segments that another follows
-        if len(self._starts) < 3:
-            raise UserError(f"{len(self._starts)} segments make no wrong pairs; give more text, or set task.next=false")
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def rows(self, rows: np.ndarray, numbers: np.ndarray, seed: int) -> Sequences:
+        before, between, after, typed = self.texts.frame
         first = self._pairs[rows]
-        following = noise(seed, numbers, _PAIRS, 1)[:, 0] < 0.5
-        second = np.where(following, first + 1, self._others(first, noise(seed, numbers, _OTHERS, 1)[:, 0]))
-        sizes = self._sizes[first], self._sizes[second]
-        lengths, owner, zero = sizes[0] + sizes[1] + 3, np.arange(len(rows)), np.zeros_like(first)
-        columns = np.arange(int(lengths.max()))
+        unrelated = noise(seed, numbers, _PAIRS, 1)[:, 0] < 0.5
+        second = np.where(unrelated, self._others(first, noise(seed, numbers, _OTHERS, 1)[:, 0]), first + 1)
+        ends = len(before) + self._sizes[first]
+        seconds = ends + len(between)  # where B starts
+        lengths = seconds + self._sizes[second] + len(after)
+        every, columns = np.arange(len(rows)), np.arange(int(lengths.max()))
         ids = np.zeros((len(rows), len(columns)), np.int64)
-        # B is written without a begin: its frame starts on A's end, which is written again.
-        _write(ids, self.texts, owner, sizes[0] + 1, self._starts[second], sizes[1])
-        _write(ids, self.texts, owner, zero, self._starts[first], sizes[0])
-        positions = np.where(columns < lengths[:, None], columns, -1)
-        types = ((columns > sizes[0][:, None] + 1) & (positions >= 0)).astype(np.int64)
-        return Sequences(ids, positions, types, 1 - following.astype(np.int64))
+        _mark(ids, every, np.zeros_like(every), before)
+        _write(ids, every, np.full_like(every, len(before)), self.texts.ids, self._starts[first], self._sizes[first])
+        _mark(ids, every, ends, between)
+        _write(ids, every, seconds, self.texts.ids, self._starts[second], self._sizes[second])
+        _mark(ids, every, lengths - len(after), after)
+        inside = columns < lengths[:, None]
+        types = (inside & (columns >= seconds[:, None])).astype(np.int64) if typed else None
+        return Sequences(ids, np.where(inside, columns, -1), types, unrelated.astype(np.int64))
 
     def _others(self, first: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Segments that do not follow `first`: any but those of its document, or but itself and the next."""
         several = len(self._counts) > 1
-        low = self._first[self._document[first]] if several else first
+        low = self._firsts[self._document[first]] if several else first
         left_out = self._counts[self._document[first]] if several else 2
         drawn = (draws * (len(self._starts) - left_out)).astype(np.int64)
         return np.where(drawn < low, drawn, drawn + left_out)
 
 
-def _check_room(room: int, context: int) -> None:
+def _room(room: int, context: int) -> int:
     if room < 1:
         raise UserError(f"a context of {context} leaves no room for text beside special symbols; give more")
+    return room
+
+
+def _mark(ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, marks: tuple[int, ...]) -> None:
+    """Write the same symbols into rows, from the given columns on."""
+    for place, mark in enumerate(marks):
+        ids[rows, columns + place] = mark
 
 
 def _write(
-    ids: np.ndarray, texts: Texts, rows: np.ndarray, columns: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+    ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, source: np.ndarray, starts: np.ndarray, sizes: np.ndarray
 ) -> None:
-    """Write pieces of text with their frames into rows, from the given columns on."""
-    ahead = int(texts.begin is not None)
-    if texts.begin is not None:
-        ids[rows, columns] = texts.begin
-    if texts.end is not None:
-        ids[rows, columns + ahead + sizes] = texts.end
+    """Write pieces of `source` into rows, from the given columns on."""
     places, piece = ranges(np.zeros_like(sizes), sizes)
-    ids[rows[piece], columns[piece] + ahead + places] = texts.ids[starts[piece] + places]
+    ids[rows[piece], columns[piece] + places] = source[starts[piece] + places]

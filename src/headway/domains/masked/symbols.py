@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.marks import MASK
 from headway.codecs.stream import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
 
-PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-SPECIAL = (PAD, UNKNOWN, BEGIN, END, MASK)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special symbols of codecs that are trained for masking, as BERT's has them."""
-
-MASKS = (MASK, "<mask>")
-"""The spellings of masks that users may write, whatever the codec's own is."""
 
 _BYTE_LEVEL, _SPACE_MARK = "ByteLevel", "\u2581"  # sentencepiece writes a space as this
 _LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
@@ -48,7 +46,7 @@ class Symbols:
 
 def symbols_of(codec: Codec) -> Symbols:
     """The tables of a codec. Raises UserError for one that has no mask, or no text beside special symbols."""
-    tokenizer = _tokenizer(codec)
+    tokenizer = _known(codec).tokenizer
     special = special_ids(tokenizer)
     known = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     text = np.zeros(codec.size, bool)
@@ -67,14 +65,12 @@ def symbols_of(codec: Codec) -> Symbols:
 
 
 def mask_of(codec: Codec) -> int:
-    """The id of a codec's mask: its own `mask` where it names one, else the symbol of a well-known name."""
-    stated = getattr(codec, "mask", None)
-    found = [stated] if stated is not None else [_tokenizer(codec).token_to_id(name) for name in MASKS]
-    mask = next((i for i in found if i is not None), None)
+    """The id of a codec's mask. Raises UserError where it has none."""
+    mask = _known(codec).mask
     if mask is None:
         raise UserError(
-            f"the tokenizer has no mask symbol ({' or '.join(MASKS)}); use one of a masked language model, or leave "
-            "the tokenizer out and one is trained"
+            f"the tokenizer has no mask symbol ({' or '.join(MASK)}); use that of a masked language model, or leave it "
+            "out and one is trained"
         )
     return mask
 
@@ -84,31 +80,51 @@ def spaces_join(codec: Codec) -> bool:
     return bool(_marks(codec))
 
 
+def going_on(codec: Codec) -> Codec:
+    """The codec for what goes on a text: without the space that it may put before the start of one."""
+    state = json.loads(_known(codec).tokenizer.to_str())
+    parts = [step for name in ("normalizer", "pre_tokenizer") for step in _steps(state, name)]
+    for step in parts:
+        if step["type"] == "Prepend":
+            step["prepend"] = ""
+        elif "prepend_scheme" in step:
+            step["prepend_scheme"] = "never"
+        elif "add_prefix_space" in step:
+            step["add_prefix_space"] = False
+    return TokenizerCodec(Tokenizer.from_str(json.dumps(state)))
+
+
+def _steps(state: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The steps of a part of a tokenizer's JSON, which is a sequence of them, one alone, or nothing."""
+    part: dict[str, Any] = state[name] or {}
+    return part.get("normalizers") or part.get("pretokenizers") or ([part] if "type" in part else [])
+
+
 def spelling(codec: Codec, symbol: int) -> str:
     """The name of a symbol in the tokenizer."""
-    return _tokenizer(codec).id_to_token(symbol) or ""
+    return _known(codec).tokenizer.id_to_token(symbol) or ""
 
 
 def read(codec: Codec, ids: list[int]) -> str:
     """Text of ids in which the masks can be seen; begin and end are left out."""
     kept = [i for i in ids if i not in (codec.begin, codec.end)]
-    return _tokenizer(codec).decode(kept, skip_special_tokens=False).strip()
+    return _known(codec).tokenizer.decode(kept, skip_special_tokens=False).strip()
 
 
-def _tokenizer(codec: Codec) -> Tokenizer:
+def _known(codec: Codec) -> TokenizerCodec:
     if not isinstance(codec, TokenizerCodec):
-        raise UserError(f"masking needs a tokenizer.json, and this codec is a {type(codec).__name__}")
-    return codec.tokenizer
+        raise UserError(f"masking needs a tokenizer.json, and this codec is a {type(codec).__name__}; use another")
+    return codec
 
 
 def _continuing_prefix(codec: Codec) -> str:
     """What WordPiece's symbols inside a word begin with ("##"); empty for other kinds."""
-    return getattr(_tokenizer(codec).model, "continuing_subword_prefix", None) or ""
+    return getattr(_known(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
 
 
 def _marks(codec: Codec) -> str:
     """How a tokenizer writes spaces: as bytes, with sentencepiece's mark, or plainly (empty)."""
-    steps = json.dumps(decoder_steps(_tokenizer(codec)))
+    steps = json.dumps(decoder_steps(_known(codec).tokenizer))
     return _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_MARK if "Metaspace" in steps or "\\u2581" in steps else ""
 
 

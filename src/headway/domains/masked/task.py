@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
+from headway.codecs.training import SUBWORDS
 from headway.config import register
 from headway.data import IGNORED, Spans, SplitConfig, TokenCache, chunks, find_set, open_tokens, text_sources
 from headway.domains.masked.batches import MaskedBatch, MaskedBatches
@@ -86,7 +87,8 @@ class MaskedConfig(TaskConfig):
         if (workspace / FILE).exists():
             return load_codec(workspace)
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, special=SPECIAL)
+        spaced = self.codec in SUBWORDS  # so that a sentence's first word is the symbol that it is elsewhere
+        return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL)
 
 
 class Judged(NamedTuple):
