@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headway.checkpoints.open import open_model
 from headway.config import override
 from headway.data.registry import KNOWN
 from headway.domains import recipe as find_recipe
@@ -17,6 +18,7 @@ from headway.errors import UserError, nearest
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
 from headway.train import Recipe, Task, read_recipe
+from headway.train.adapters import LoRAConfig
 from headway.train.run import RunDirectory
 from headway.train.start import lay_out, open_start
 
@@ -29,14 +31,18 @@ def configured(
     settings: Mapping[str, Any] | None,
     seed: int | None,
     start: str | Path | None = None,
+    lora: int | None = None,
 ) -> Recipe:
     """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
 
-    With a `start` its model is the recipe's, before the settings.
+    With a `start` its model is the recipe's, before the settings; `lora` is the rank of an adapter.
     """
     found = named(recipe)
     if start is not None:
         found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
+    if lora is not None:
+        known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
+        found = replace(found, adapter=replace(known, rank=lora))
     found = override(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})
@@ -63,6 +69,7 @@ def recorded(
     settings: Mapping[str, Any] | None,
     seed: int | None,
     start: str | Path | None = None,
+    lora: int | None = None,
 ) -> Recipe:
     """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks.
 
@@ -73,7 +80,7 @@ def recorded(
         raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
-    return configured(found, data, settings, seed)
+    return configured(found, data, settings, seed, lora=lora)
 
 
 def _listed(data: Paths) -> list[str | Path]:
@@ -111,7 +118,7 @@ def final_split(task: Task) -> str:
 
 
 def find_model(name: str) -> ModelConfig:
-    """The model of a recipe, a preset, a recipe.json or a run directory."""
+    """The model of a recipe, a preset, a recipe.json, a run directory or a published model."""
     if name in PRESETS:
         return preset(name)
     if name in recipes():
@@ -119,10 +126,10 @@ def find_model(name: str) -> ModelConfig:
     path = Path(name)
     if path.suffix == ".json":
         return read_recipe(path).model
-    if path.is_dir():
-        place = RunDirectory(path)
-        if not place.exists():
-            raise UserError(f"{path} holds no run (no run.json); give the directory of a `headway train`")
+    place = RunDirectory(path)
+    if place.exists():
         place.read_status()
         return read_recipe(place.recipe).model
-    raise UserError(f"{name!r} is no recipe, preset or run directory; {nearest(name, [*recipes(), *PRESETS])}")
+    if path.exists():
+        return open_model(path, dtype=None).model.config  # type: ignore[return-value]
+    raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*recipes(), *PRESETS])}")

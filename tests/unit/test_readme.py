@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.cli.main import _find
+from headway.cli.main import _find, module_of
 from headway.cli.options import Parser, add_common
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def test_commands_exist() -> None:
     for line in lines:
         words = shlex.split(line.split(" < ")[0], comments=True)
         name, rest = _find(words[1:])
-        command = import_module(f"headway.cli.{name.replace(' ', '_')}")
+        command = import_module(module_of(name))
         parser = Parser(name, "a command", "an example")
         command.arguments(parser)
         add_common(parser)

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from headway.cli.options import Parser, add_common
 from headway.cli.terminal import Terminal
 from headway.errors import UserError, nearest
 
-# A command `a b` lives in the module `a_b`, which has EXAMPLE, arguments(parser) and run(args, terminal).
+# Each has a module of its own (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
 COMMANDS = {
     "demo": "train a small 2017 transformer on real words, show it at work, write its report",
     "recipes": "list the built-in recipes and presets",
@@ -22,6 +23,8 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "several turns in the terminal, streamed",
     "translate": "a line in, a line out",
+    "import": "a published model into headway's own folder",
+    "export": "a run or model in a format that others read",
     "classify": "texts, or pairs of texts, to labels with probabilities",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
@@ -65,12 +68,18 @@ def _dispatch(arguments: list[str]) -> None:
     if name not in COMMANDS:
         print(overview({full: text for full, text in COMMANDS.items() if full.split()[0] == name}))
         return
-    command = import_module(f"headway.cli.{name.replace(' ', '_')}")
+    command = import_module(module_of(name))
     parser = Parser(f"headway {name}", COMMANDS[name], command.EXAMPLE)
     command.arguments(parser)
     add_common(parser)
     args = parser.parse_args(rest)
     command.run(args, Terminal(args.json))
+
+
+def module_of(command: str) -> str:
+    """Where a command lives: `a b` in `a_b`, and `import`, a word of Python's own, in `import_`."""
+    name = command.replace(" ", "_")
+    return f"headway.cli.{name}_" if iskeyword(name) else f"headway.cli.{name}"
 
 
 def _find(arguments: list[str]) -> tuple[str, list[str]]:

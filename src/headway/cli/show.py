@@ -13,7 +13,9 @@ headway show runs/shakespeare --json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME|RUN", help="a recipe, a preset or a run directory")
+    parser.add_argument(
+        "name", metavar="NAME|RUN|MODEL", help="a recipe, a preset, a run directory or a published model"
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
