@@ -16,7 +16,7 @@ from headway.codecs import Codec, train_codec
 from headway.config import override
 from headway.data import IGNORED, SplitConfig
 from headway.domains.masked import Masked, MaskedBatch, Masking, MaskingConfig
-from headway.domains.masked.recipes import bert, masked
+from headway.domains.masked.recipes import encoder, masked
 from headway.domains.masked.symbols import SPECIAL, Symbols, symbols_of
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
@@ -52,7 +52,7 @@ def symbols(codec: Codec) -> Symbols:
 
 
 def small(**settings: object) -> Recipe:
-    model = bert(width=32, depth=2, heads=2, symbols=1, context=64, dropout=0.0)
+    model = encoder(width=32, depth=2, heads=2, symbols=1, context=64)
     recipe = replace(masked(), model=model, train=TrainConfig(batch_tokens=512, precision="fp32"))
     return override(recipe, {"task.size": 500, "task.split": {"validation": 0.2, "test": 0.1}, **settings})
 

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from headway.domains.masked.task import HEAD, MaskedConfig
+from dataclasses import replace
+
+from headway.domains.masked.task import MaskedConfig
 from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.parts.feedforward import MLPConfig
+from headway.models import (
+    BlockConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformConfig,
+    TransformerConfig,
+    VocabularyHeadConfig,
+    cycle,
+)
+from headway.parts.feedforward import GatedConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig
-from headway.parts.positions import LearnedConfig
+from headway.parts.rotary import RotaryConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Full
 
 
-def bert(width: int, depth: int, heads: int, symbols: int, context: int, dropout: float = 0.1) -> TransformerConfig:
-    """Devlin et al. 2019: post-norm, learned positions, two types of tokens, a transform before the vocabulary."""
-    norm = LayerNormConfig(1e-12)
-    block = BlockConfig(
-        AttentionConfig(heads, pattern=Full()),
-        None,
-        MLPConfig(activation="gelu"),
-        norm,
-        placement="post",
-        dropout=dropout,
+def encoder(width: int, depth: int, heads: int, symbols: int, context: int, dropout: float = 0.0) -> TransformerConfig:
+    """A small ModernBERT (Warner et al. 2024) in which every layer sees all: rotary positions, gated GELU, norms first
+    and without biases. Branches start at zero, from which it learns faster than a BERT of 2019 of the same size.
+    """
+    norm = LayerNormConfig(bias=False)
+    mixer = AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig(), qkv_bias=False, out_bias=False)
+    block = BlockConfig(mixer, None, GatedConfig(activation="gelu"), norm, dropout=dropout)
+    first = replace(block, mixer_norm=False)  # the embedding ends in a norm
+    head = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm, bias=False))
+    return TransformerConfig(
+        width,
+        symbols,
+        context,
+        StackConfig((first, *cycle((block,), depth - 1)), norm),
+        TokenEmbedConfig(norm=norm, dropout=dropout),
+        {"vocabulary": head},
+        init=InitConfig(matrices="fan_in", residual="zero", embedding=0.05),
     )
-    embed = TokenEmbedConfig(LearnedConfig(), norm, types=2, dropout=dropout)
-    stack, init = StackConfig(cycle((block,), depth), None), InitConfig(residual="same")
-    return TransformerConfig(width, symbols, context, stack, embed, {"vocabulary": HEAD}, init=init)
 
 
 def masked() -> Recipe:
@@ -36,12 +50,12 @@ def masked() -> Recipe:
         domain="masked",
         description="a BERT from any text: files, folders, archives or a Hugging Face dataset",
         data=(),
-        model=bert(width=256, depth=4, heads=4, symbols=8192, context=128),
+        model=encoder(width=256, depth=4, heads=4, symbols=8192, context=128),
         task=MaskedConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=100, decay=0.6),
         train=TrainConfig(steps=3000, batch_tokens=4096),
-        expected="",
+        expected="an hour for 12 million tokens on 2 cores",
     )
 
 
