@@ -1,0 +1,409 @@
+"""Fine-tuning tasks on encoders, over real text: data, batches, losses, scores, and the models at work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headway.checkpoints.usage import Usage, read_usage
+from headway.codecs import train_codec
+from headway.codecs.frame import frame_of
+from headway.codecs.words import word_pieces
+from headway.config import override
+from headway.data import IGNORED, SplitConfig
+from headway.domains.understanding import classify, embed, tag
+from headway.domains.understanding.contrast import Partners, contrast
+from headway.domains.understanding.recipes import (
+    RECIPES,
+    banking77,
+    classification,
+    embedding,
+    encoder,
+    pairs,
+    tagging,
+)
+from headway.domains.understanding.rows import Limit, framed
+from headway.errors import ConfigError, UserError
+from headway.models import PooledHeadConfig, build
+from headway.train import Recipe, Shard
+
+SPLIT = SplitConfig(validation=0.2, test=0.2)
+
+
+@pytest.fixture(scope="module")
+def questions(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of six of the intents of banking77, thirty questions each."""
+    with (data_dir / "textcls/banking77/train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted({row["category"] for row in rows})[:6]
+    path = tmp_path_factory.mktemp("questions") / "questions.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["text", "label"])
+        for name in names:
+            out.writerows([row["text"], name] for row in [r for r in rows if r["category"] == name][:30])
+    return path
+
+
+@pytest.fixture
+def speeches(data_dir: Path, tmp_path: Path) -> Path:
+    """Shakespeare's first speeches as CoNLL columns: who speaks is tagged."""
+    path = tmp_path / "speeches.conll"
+    found = []
+    for speech in (data_dir / "lm/tinyshakespeare.txt").read_text()[:12_000].split("\n\n"):
+        name, *lines = speech.split("\n")
+        words = [*name.rstrip(":").split(), ":", *" ".join(lines[:1]).split()]
+        size = len(name.split())
+        tags = ["B-WHO", *["I-WHO"] * (size - 1), *["O"] * (len(words) - size)]
+        found.append("".join(f"{word} {label}\n" for word, label in zip(words, tags)))
+    path.write_text("\n".join(found))
+    return path
+
+
+@pytest.fixture
+def sentences(data_dir: Path, tmp_path: Path) -> Path:
+    """English sentences of Tatoeba and their translations."""
+    with zipfile.ZipFile(data_dir / "translation/tatoeba-deu-eng.zip") as archive:
+        name = next(name for name in archive.namelist() if "deu" in name)
+        lines = archive.read(name).decode().splitlines()[2000:2400]
+    path = tmp_path / "sentences.tsv"
+    path.write_text("text\ttext2\n" + "".join("\t".join(line.split("\t")[:2]) + "\n" for line in lines))
+    return path
+
+
+def small(recipe: Recipe, **settings: Any) -> Recipe:
+    model = encoder(width=32, depth=1, heads=2, dropout=0.0)
+    sizes = {"train.batch_size": 16} if recipe.name == "embedding" else {"train.batch_tokens": 256}
+    return override(replace(recipe, model=model), {"task.size": 400, **sizes, **settings})
+
+
+def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
+    task = replace(recipe.task, split=SPLIT)
+    return task.open(replace(recipe, task=task), [path], workspace or path.parent / "none")
+
+
+def overfit(task: Any, recipe: Recipe, steps: int = 80) -> tuple[torch.nn.Module, float]:
+    """A model after some steps on the first batch, and its loss there."""
+    model = build(task.adapt(recipe.model))
+    batch = next(task.batches("train"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)["loss"]
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    return model, loss.total.item() / loss.count
+
+
+def test_the_recipes_have_the_promised_names() -> None:
+    assert [make().name for make in RECIPES] == ["classification", "pairs", "tagging", "embedding", "banking77"]
+    assert banking77().data == ("banking77",)
+
+
+def test_batches_are_a_pure_function_of_seed_and_index(questions: Path) -> None:
+    task = opened(small(classification()), questions)
+    first = [batch.labels.tolist() for batch in islice(task.batches("train"), 40)]
+    assert [batch.labels.tolist() for batch in islice(task.batches("train", start=30), 10)] == first[30:]
+    sharded = [islice(task.batches("train", Shard(rank, 2)), 20) for rank in range(2)]
+    assert [batch.labels.tolist() for two in zip(*sharded) for batch in two] == first
+    epoch = len(task.rows.plan(task.numbers("train"), 256))
+    assert sum(map(len, first[:epoch])) == len(task.numbers("train"))
+
+
+def test_hardly_anything_is_padding(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
+    recipe = override(banking77(), {"task.codec": "char", "task.size": None})
+    task = recipe.task.open(recipe, None, tmp_path)
+    batches = list(islice(task.batches("train"), 100))
+    kept = sum(int(batch.inputs.layout.keep.sum()) for batch in batches)
+    assert kept / sum(batch.computed for batch in batches) > 0.95
+    assert task.final_split == "test"
+    assert len(task.labels) == 77
+
+
+def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions)
+    model, loss = overfit(task, recipe)
+    assert loss < 0.05
+    scores = task.evaluate(model, "train")
+    assert scores["accuracy"] > 0.3  # it has seen a batch
+    assert scores.keys() >= {"loss", "accuracy", "accuracy_interval", "f1", "f1_interval", "samples"}
+    task.save(tmp_path)
+    assert read_usage(tmp_path).labels == task.labels
+    row = int(task.numbers("train")[0])
+    text = task.table.columns["text"][row]
+    found = classify(model, task.codec, task.labels, [text, "hello"])
+    assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
+    assert sum(found[1].values()) == pytest.approx(1.0, abs=1e-5)
+    logits = next(iter(task.outputs(model, np.array([row]))))[2]
+    assert next(iter(found[0])) == task.labels[int(logits.argmax())]
+    sample = task.samples(model, 3)[0]
+    assert sample["source"] in task.table.columns["text"]
+    assert sample["output"] in task.labels
+
+
+def test_sizes_and_order_of_texts_do_not_change_what_is_said(questions: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions)
+    model = build(task.adapt(recipe.model))
+    texts = task.table.columns["text"][:40]
+    together = classify(model, task.codec, task.labels, texts)
+    alone = [classify(model, task.codec, task.labels, [text])[0] for text in reversed(texts)]
+    for one, other in zip(together, reversed(alone)):
+        assert one == pytest.approx(other, abs=1e-5)
+    vectors = embed(model, task.codec, texts)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(40), atol=1e-5)
+    assert torch.allclose(vectors[7:8], embed(model, task.codec, texts[7:8]), atol=1e-5)
+
+
+def write_pairs(path: Path, source: Path, labels: Sequence[str]) -> Path:
+    rows = [line.split("\t") for line in source.read_text().splitlines()[1:]]
+    lines = []
+    for number, (one, other) in enumerate(rows):
+        label = labels[number % len(labels)]
+        second = other if label == labels[0] else rows[(number + 40) % len(rows)][1]
+        lines.append(json.dumps({"text": one, "text2": second, "label": label}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
+    path = write_pairs(sentences.with_name("pairs.jsonl"), sentences, ["same", "other"])
+    recipe = small(pairs())
+    task = opened(recipe, path)
+    batch = next(task.batches("train"))
+    ids, types = batch.inputs.tokens
+    marks = ids == task.codec.end
+    assert torch.equal(marks.sum(1), torch.full((len(ids),), 2))
+    assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.keep).long())
+    model, loss = overfit(task, recipe)
+    assert loss < 0.05
+    found = classify(model, task.codec, task.labels, [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")])
+    assert set(found[0]) == {"same", "other"}
+    with pytest.raises(UserError, match="1 of 2 are pairs"):
+        classify(model, task.codec, task.labels, [("a", "b"), "c"])
+
+
+def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_pairs(sentences.with_name("pairs.jsonl"), sentences, ["4.5", "0", "1"])
+    recipe = small(pairs())
+    task = opened(recipe, path)
+    assert "all labels are numbers" in caplog.text
+    assert task.goal == "spearman"
+    model, loss = overfit(task, recipe)
+    assert loss < 0.1
+    scores = task.evaluate(model)
+    assert scores.keys() >= {"pearson", "pearson_interval", "spearman", "spearman_interval", "samples"}
+    said = classify(model, task.codec, (), [("Hello.", "Hallo.")])[0]
+    assert list(said) == ["value"]
+    assert opened(small(pairs(), **{"task.target": "class"}), path).labels == ("0", "1", "4.5")
+
+
+def test_tagging_overfits_one_batch_and_is_used(speeches: Path, tmp_path: Path) -> None:
+    recipe = small(tagging())
+    task = opened(recipe, speeches)
+    assert task.goal == "f1"
+    assert task.labels == ("B-WHO", "I-WHO", "O")
+    model, loss = overfit(task, recipe)
+    assert loss < 0.02
+    scores = task.evaluate(model)
+    assert scores["f1"] > 0.7  # who speaks stands first, before a colon
+    assert scores.keys() >= {"accuracy", "f1", "f1_interval", "precision", "recall", "samples"}
+    words = ["First", "Citizen", ":", "Before", "we", "proceed"]
+    found = tag(model, task.codec, task.labels, [words, "MENENIUS: What work's, my countrymen?"])
+    assert found[0].words == words
+    assert len(found[0].tags) == 6
+    assert found[1].words == ["MENENIUS", ":", "What", "work's", ",", "my", "countrymen", "?"]
+    assert [(one.start, one.stop) for one in found[0].entities] == [(0, 2)]
+    assert task.samples(model, 2)[0].keys() == {"source", "output", "reference"}
+
+
+def test_only_first_symbols_of_words_are_labelled(speeches: Path) -> None:
+    task = opened(small(tagging()), speeches)
+    batch = next(task.batches("train"))
+    assert batch.tokens == int((batch.labels != IGNORED).sum())
+    row = int(task.numbers("train")[0])
+    words, tags = task.text.sentences[row]
+    one = task.batch(np.array([row]))
+    kept = one.labels[0] != IGNORED
+    assert int(kept.sum()) == len(words)
+    starts = one.inputs.tokens.ids[0][kept].tolist()
+    for word, label, first in zip(words, one.labels[0][kept].tolist(), starts):
+        assert task.labels[label] == tags[words.index(word)]
+        assert word.startswith(task.codec.decode([first]).strip())
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "wordpiece", "unigram", "char"])
+def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None:
+    text = speeches.read_text().replace(" O", "")
+    size = None if kind in ("word", "char") else 350
+    spaced = kind in ("bpe", "wordpiece", "unigram")
+    codec = train_codec(kind, [text], size, prefix_space=spaced)
+    words = ["First", "Citizen", ":", "Before", "proceed", "\u200d"]
+    pieces = word_pieces(codec, [words])[0]
+    assert None not in pieces.first[:5]
+    assert len(set(pieces.first[:5])) == 5
+    for word, first in zip(words[:5], pieces.first):
+        assert word.startswith(codec.decode([pieces.ids[first]]).strip())
+
+
+def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> None:
+    recipe = small(embedding())
+    task = opened(recipe, sentences)
+    batch = next(task.batches("train"))
+    assert batch.tokens == 16
+    kept = sum(int(part.layout.keep.sum()) for part in batch.texts.parts)
+    assert kept / batch.computed > 0.9
+    model, loss = overfit(task, recipe, steps=60)
+    assert loss < 0.05
+    scores = task.evaluate(model)
+    assert scores.keys() >= {"recall_at_1", "recall_at_5", "recall_at_1_interval", "samples"}
+    sample = task.samples(model, 3)[0]
+    assert sample["source"] in task.texts
+    assert sample["output"] in task.partners
+    assert model.config.heads == {"embedding": PooledHeadConfig(pool="mean", unit=True)}
+
+
+def test_texts_of_a_label_are_partners_and_no_negatives(questions: Path) -> None:
+    recipe = small(embedding())
+    task = opened(recipe, questions)
+    assert task.goal == "accuracy"
+    batch = next(task.batches("train"))
+    assert torch.equal(batch.same, batch.same.T)
+    assert batch.same.diagonal().all()
+    assert batch.same.float().mean() < 0.5
+    again = [b.texts.order.tolist() for b in islice(task.batches("train", start=3), 2)]
+    assert again == [b.texts.order.tolist() for b in islice(task.batches("train"), 5)][3:]
+    model, loss = overfit(task, recipe, steps=60)
+    assert loss < 0.05
+    scores = task.evaluate(model)
+    assert scores["accuracy"] > 1 / 6
+    assert scores["recall_at_5"] >= scores["recall_at_1"]
+
+
+def test_every_text_of_a_label_is_the_partner_of_one_other(questions: Path) -> None:
+    task = opened(small(embedding()), questions)
+    texts = task.pairs("train")
+    draw = Partners(task.labels[texts], seed=5)
+    places = np.arange(len(texts))
+    drawn = [draw.of(places, epoch) for epoch in range(4)]
+    for found in drawn:
+        assert sorted(found.tolist()) == places.tolist()
+        assert (found != places).all()
+        assert (task.labels[texts[found]] == task.labels[texts]).all()
+    assert any((one != drawn[0]).any() for one in drawn[1:])
+
+
+def test_the_contrast_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.nn.functional.normalize(torch.randn(3, 4, generator=generator), dim=1) for _ in range(2))
+    same = torch.eye(3, dtype=torch.bool)
+    scores = one @ other.T / 0.5
+    forth = -scores.log_softmax(1).diagonal().sum()
+    back = -scores.log_softmax(0).diagonal().sum()
+    assert contrast(one, other, same, 0.5) == pytest.approx(float(forth + back) / 2, rel=1e-6)
+    same[0, 1] = same[1, 0] = True
+    scores[0, 1] = scores[1, 0] = float("-inf")
+    wanted = -(scores.log_softmax(1).diagonal().sum() + scores.log_softmax(0).diagonal().sum()) / 2
+    assert contrast(one, other, same, 0.5) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        (embedding, {"train.accumulate": 2}, "train.accumulate is 2, but the loss couples"),
+        (embedding, {"train.batch_size": None}, "train.batch_size is None"),
+        (embedding, {"task.temperature": 0}, "task.temperature is 0"),
+        (embedding, {"train.batch_size": 500}, "exceeds the .* pairs to train on"),
+        (classification, {"train.batch_size": 8}, "made by tokens: set train.batch_tokens alone"),
+        (classification, {"task.label": "category"}, "no column 'category'.*task.label=NAME"),
+        (classification, {"model.context": 8}, "tokens and the model reads 8 at most; shorten it, or ask"),
+        (pairs, {}, "no column 'text2'"),
+    ],
+)
+def test_misfits_are_errors_before_any_work(questions: Path, recipe: Any, settings: dict, message: str) -> None:
+    chosen = small(recipe(), **settings)
+    with pytest.raises((ConfigError, UserError), match=message):
+        opened(chosen, questions).adapt(chosen.model)
+
+
+def test_labels_that_cannot_be_learned_are_errors(questions: Path, tmp_path: Path) -> None:
+    rows = questions.read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(rows[:40]))
+    (tmp_path / "test.csv").write_text("text,label\nWho are you?,unheard of\n")
+    with pytest.raises(UserError, match=r"test.csv, line 2: the label 'unheard of' is never seen in training"):
+        opened(small(classification()), tmp_path)
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"text {n},only\n" for n in range(30)))
+    with pytest.raises(UserError, match="one label only, 'only'"):
+        opened(small(classification(), **{"task.codec": "char", "task.size": None}), tmp_path / "one.csv")
+
+
+def test_long_texts_are_cut_where_that_is_asked_for(questions: Path) -> None:
+    recipe = small(classification(), **{"model.context": 12, "task.truncate": True})
+    task = opened(recipe, questions)
+    assert task.rows.lengths.max() == 12
+    model = build(task.adapt(recipe.model))
+    long = " ".join(["money"] * 40)
+    with pytest.raises(UserError, match=r"text 2 has \d+ tokens and the model reads 12 at most"):
+        classify(model, task.codec, task.labels, ["short", long])
+    assert len(classify(model, task.codec, task.labels, ["short", long], truncate=True)) == 2
+
+
+def test_the_longer_of_two_texts_is_cut_first() -> None:
+    codec = train_codec("char", ["abcdefgh xyz"], special=("[CLS]", "[SEP]"))
+    frame = frame_of(codec)
+    encoded = codec.encode_batch(["abcdefgh", "xyz"])
+    rows = framed(frame, encoded[:1], encoded[1:], Limit(9, truncate=True))
+    assert codec.decode(rows.ids.tolist()) == "abcxyz"
+    assert rows.seconds is not None
+    assert rows.seconds.tolist() == [5]
+    rows = framed(frame, encoded[:1], encoded[1:], Limit(6, truncate=True))
+    assert codec.decode(rows.ids.tolist()) == "abx"
+
+
+def test_labels_of_the_start_are_kept_where_they_are_the_same(questions: Path, tmp_path: Path) -> None:
+    recipe = small(classification())
+    names = opened(recipe, questions).labels
+    Usage(labels=names[::-1]).save(tmp_path)
+    assert opened(recipe, questions, tmp_path).labels == names[::-1]
+    Usage(labels=("positive", "negative")).save(tmp_path)
+    assert opened(recipe, questions, tmp_path).labels == names
+    (tmp_path / "recipe.json").write_text("{}")  # a run that has begun: its labels stand
+    with pytest.raises(UserError, match=r"is never seen in training \(choose from: negative, positive"):
+        opened(recipe, questions, tmp_path)
+
+
+def test_the_pooler_of_a_start_is_kept(questions: Path) -> None:
+    recipe = small(classification())
+    pooler = PooledHeadConfig(dense=True, activation="tanh")
+    start = replace(recipe, start="somewhere", model=replace(recipe.model, heads={"pooled": pooler}))
+    head = opened(start, questions).adapt(start.model).heads
+    assert head == {"classes": replace(pooler, outputs=6)}
+    bare = replace(recipe, start="somewhere")
+    assert opened(bare, questions).adapt(bare.model).heads == {"classes": replace(pooler, outputs=6)}
+    mean = override(start, {"task.pool": "mean"})
+    assert opened(mean, questions).adapt(mean.model).heads == {"classes": PooledHeadConfig(6, pool="mean")}
+
+
+def test_models_without_the_head_say_so(questions: Path) -> None:
+    recipe = small(classification())
+    task = opened(recipe, questions)
+    model = build(task.adapt(recipe.model))
+    with pytest.raises(UserError, match=r"no head that can tag \(its heads: classes\).*headway train tagging"):
+        tag(model, task.codec, (), ["a text"])
+    with pytest.raises(UserError, match="gives 6 classes and 2 have names"):
+        classify(model, task.codec, ("a", "b"), ["a text"])
+    with pytest.raises(UserError, match="text 2 of 2 is empty"):
+        embed(model, task.codec, ["a text", " "])
+    assert embed(model, task.codec, []).shape == (0, 32)
