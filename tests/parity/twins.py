@@ -37,10 +37,10 @@ def twins(theirs: Any, folder: Path, noise: float = 0.2, seed: int = 1) -> Twins
 
 
 def perturb(model: nn.Module, noise: float, seed: int) -> None:
-    """So that no norm is 1 and no bias 0."""
+    """So that no norm is 1 and no bias 0. What is not trained (sinusoids) stays as it is."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
         bias = getattr(model, "final_logits_bias", None)
         if bias is not None:
@@ -64,7 +64,7 @@ def outputs_of(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tens
     found: list[Tensor] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        found.append(output[0] if isinstance(output, (tuple, list)) else output)
 
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
@@ -77,9 +77,10 @@ def outputs_of(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tens
 
 
 def difference(a: Tensor, b: Tensor, keep: Tensor | None = None) -> float:
-    """The largest difference, where there are tokens."""
+    """The largest difference where there are tokens, in units of the largest value if that is above 1."""
     assert a.shape == b.shape
-    return float((a - b if keep is None else (a - b)[keep]).abs().max())
+    a, b = (a, b) if keep is None else (a[keep], b[keep])
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
 
 
 def check_export(pair: Twins, again: Callable[[Path], Any], run: Callable[[Any], Tensor], folder: Path) -> None:

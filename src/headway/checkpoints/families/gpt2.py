@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.rules import Family, Rule, Transposed, Whole, expect, layers, linear, rule, vocabulary
+from headway.checkpoints.decoders import Classes, head_rules, read_heads, write_heads
+from headway.checkpoints.rules import Family, Rule, Transposed, Whole, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, VocabularyHeadConfig, cycle
+from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.parts.feedforward import MLPConfig
 from headway.parts.norm import LayerNormConfig
 from headway.parts.positions import LearnedConfig
@@ -31,11 +32,10 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return TransformerConfig(
         width,
         settings.get("vocab_size", int),
-        settings.get("n_positions", int),
+        settings.longest("n_positions"),
         StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
         TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
-        {"vocabulary": VocabularyHeadConfig()},
-        "head" if settings.get("tie_word_embeddings", bool) else "none",
+        *read_heads(settings),
     )
 
 
@@ -45,7 +45,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
     return {
         "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
+        **write_heads(config, Classes("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
         "vocab_size": config.symbols,
         "n_embd": config.width,
         "n_positions": config.context,
@@ -57,7 +57,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "attn_pdrop": attention.dropout,
         "resid_pdrop": block.dropout,
         "embd_pdrop": embed.dropout,
-        "tie_word_embeddings": config.tie == "head",
     }
 
 
@@ -78,7 +77,7 @@ def rules(config: TransformerConfig) -> list[Rule]:
         rule("embed.positions.table", "transformer.wpe.weight"),
         *layers(len(config.stack.blocks), layer),
         *linear("stack.norm", "transformer.ln_f"),
-        vocabulary(config, "embed.table", "lm_head.weight"),
+        *head_rules(config),
     ]
 
 

@@ -1,0 +1,26 @@
+"""OLMo 2 (OLMo Team 2025): Llama with the norms after the branches, and norms of queries and keys over all heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.checkpoints.decoders import Classes
+from headway.checkpoints.families import llama
+from headway.checkpoints.settings import Settings
+from headway.models import TransformerConfig
+from headway.parts.norm import RMSNormConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    norm = RMSNormConfig(settings.get("rms_norm_eps", float))
+    config = llama.with_mixers(llama.read(settings, names), qk_norm=norm, qk_norm_over="all")
+    return llama.with_blocks(config, lambda i, block: replace(block, placement="branch"))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    return {**llama.write("olmo2", Classes.of("Olmo2"), config), **llama.write_attention_bias(config)}
+
+
+FAMILY = llama.family("olmo2", read, write, rms_norm_eps=1e-5)

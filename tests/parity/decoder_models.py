@@ -1,0 +1,153 @@
+"""Small decoders of transformers, two of every family, whose settings differ in all that rules must tell apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+T = pytest.importorskip("transformers")
+
+SYMBOLS = 67
+MARKS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+SMALL = {
+    "vocab_size": SYMBOLS,
+    "max_position_embeddings": 64,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    **MARKS,
+}
+LARGE = {
+    "vocab_size": SYMBOLS + 20,
+    "max_position_embeddings": 80,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+    **MARKS,
+}
+GPT_SMALL = {"vocab_size": SYMBOLS, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 4, **MARKS}
+GPT_LARGE = {"vocab_size": SYMBOLS + 20, "n_positions": 80, "n_embd": 48, "n_layer": 4, "n_head": 6, **MARKS}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.5, 4.0, 6.0],
+}
+
+
+def rope(kind: str = "default", theta: float = 500.0, **more: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": theta, **more}
+
+
+def alternating(depth: int) -> list[str]:
+    return ["full_attention" if i % 3 == 1 else "sliding_attention" for i in range(depth)]
+
+
+def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+LLAMA3 = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=20)
+TWO_BASES = {"full_attention": rope(theta=9000.0), "sliding_attention": rope(theta=70.0)}
+CONFIGS: dict[tuple[str, str], Any] = {
+    ("GPT2LMHeadModel", "small"): T.GPT2Config(**GPT_SMALL, activation_function="gelu_new"),
+    ("GPT2LMHeadModel", "large"): T.GPT2Config(
+        **GPT_LARGE, activation_function="gelu", n_inner=72, layer_norm_epsilon=1e-3, tie_word_embeddings=False
+    ),
+    ("OpenAIGPTLMHeadModel", "small"): T.OpenAIGPTConfig(**GPT_SMALL),
+    ("OpenAIGPTLMHeadModel", "large"): T.OpenAIGPTConfig(**GPT_LARGE, afn="silu", layer_norm_epsilon=1e-3),
+    ("GPTNeoXForCausalLM", "small"): T.GPTNeoXConfig(
+        **{**without(SMALL, "num_key_value_heads"), "hidden_size": 32}, rope_parameters=rope(partial_rotary_factor=0.25)
+    ),
+    ("GPTNeoXForCausalLM", "large"): T.GPTNeoXConfig(
+        **without(LARGE, "num_key_value_heads"),
+        rope_parameters=rope(partial_rotary_factor=1.0),
+        use_parallel_residual=False,
+        hidden_act="gelu_fast",
+        attention_bias=False,
+    ),
+    ("LlamaForCausalLM", "small"): T.LlamaConfig(**SMALL, rope_parameters=LLAMA3, attention_bias=True),
+    ("LlamaForCausalLM", "large"): T.LlamaConfig(
+        **{**LARGE, "num_key_value_heads": 1}, head_dim=10, mlp_bias=True, rope_parameters=rope("linear", factor=3.0)
+    ),
+    ("MistralForCausalLM", "small"): T.MistralConfig(**SMALL, sliding_window=6, rope_parameters=rope()),
+    ("MistralForCausalLM", "large"): T.MistralConfig(**LARGE, sliding_window=9, head_dim=12, rms_norm_eps=1e-3),
+    ("Qwen2ForCausalLM", "small"): T.Qwen2Config(**SMALL),
+    ("Qwen2ForCausalLM", "large"): T.Qwen2Config(
+        **LARGE, use_sliding_window=True, sliding_window=5, max_window_layers=2, rope_parameters=YARN
+    ),
+    ("Qwen3ForCausalLM", "small"): T.Qwen3Config(**SMALL, head_dim=10, attention_bias=True),
+    ("Qwen3ForCausalLM", "large"): T.Qwen3Config(
+        **LARGE, head_dim=12, use_sliding_window=True, sliding_window=7, max_window_layers=1
+    ),
+    ("GemmaForCausalLM", "small"): T.GemmaConfig(**SMALL, head_dim=10, attention_bias=True),
+    ("GemmaForCausalLM", "large"): T.GemmaConfig(**LARGE, head_dim=12, rope_parameters=rope()),
+    ("Gemma2ForCausalLM", "small"): T.Gemma2Config(
+        **SMALL,
+        head_dim=10,
+        sliding_window=6,
+        query_pre_attn_scalar=7,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+    ),
+    ("Gemma2ForCausalLM", "large"): T.Gemma2Config(
+        **LARGE,
+        head_dim=12,
+        sliding_window=5,
+        query_pre_attn_scalar=200,
+        layer_types=alternating(5),
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+    ),
+    ("Gemma3ForCausalLM", "small"): T.Gemma3TextConfig(
+        **SMALL, head_dim=10, sliding_window=6, query_pre_attn_scalar=7, rope_parameters=TWO_BASES,
+        layer_types=alternating(3),
+    ),
+    ("Gemma3ForCausalLM", "large"): T.Gemma3TextConfig(
+        **{**LARGE, "num_hidden_layers": 7},
+        head_dim=12,
+        sliding_window=5,
+        final_logit_softcapping=4.0,
+        rope_parameters={"full_attention": rope("linear", factor=4.0), "sliding_attention": rope(theta=70.0)},
+    ),
+    ("Phi3ForCausalLM", "small"): T.Phi3Config(
+        **{**SMALL, "hidden_size": 32}, sliding_window=6, rope_parameters=rope(partial_rotary_factor=0.5)
+    ),
+    ("Phi3ForCausalLM", "large"): T.Phi3Config(
+        **LARGE, original_max_position_embeddings=40, rope_parameters=LONGROPE, rms_norm_eps=1e-3
+    ),
+    ("Olmo2ForCausalLM", "small"): T.Olmo2Config(**SMALL, attention_bias=True),
+    ("Olmo2ForCausalLM", "large"): T.Olmo2Config(**LARGE, rope_parameters=rope(), rms_norm_eps=1e-3),
+    ("SmolLM3ForCausalLM", "small"): T.SmolLM3Config(**SMALL, no_rope_layer_interval=2, rope_parameters=rope()),
+    ("SmolLM3ForCausalLM", "large"): T.SmolLM3Config(
+        **LARGE,
+        no_rope_layers=[1, 0, 1, 1, 0],
+        use_sliding_window=True,
+        sliding_window=6,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+    ("MixtralForCausalLM", "small"): T.MixtralConfig(**SMALL, num_local_experts=4, rope_parameters=rope()),
+    ("MixtralForCausalLM", "large"): T.MixtralConfig(
+        **LARGE, num_local_experts=6, num_experts_per_tok=3, sliding_window=7, head_dim=10
+    ),
+}  # fmt: skip
+
+
+def make(name: str, size: str) -> Any:
+    """A model of the class `name` with weights drawn by transformers."""
+    return getattr(T, name)(CONFIGS[name, size])
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Its layers, in order."""
+    base = model.base_model
+    return list(getattr(base, "h", None) or base.layers)

@@ -1,0 +1,112 @@
+"""Published decoders against transformers: logits, every layer, greedy tokens, and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_models import CONFIGS, SYMBOLS, layers_of, make
+from safetensors import safe_open
+from torch import Tensor
+from twins import Batch, Twins, batch, difference, outputs_of, rows, twins
+
+from headway.checkpoints.published import load_published, save_published
+from headway.models import Prompt
+
+T = pytest.importorskip("transformers")
+TOLERANCE, INNER = 1e-5, 3e-5  # of logits, and of features, which reach 20
+LENGTHS = [24, 1, 17]
+NEW = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    T.utils.logging.set_verbosity_error()
+    T.utils.logging.disable_progress_bar()
+    yield
+    T.utils.logging.enable_progress_bar()
+    T.utils.logging.set_verbosity_warning()
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    torch.manual_seed(5)
+    return twins(make(*request.param), tmp_path_factory.mktemp("theirs"), noise=0.1)
+
+
+def logits(model: Any, given: Batch) -> Tensor:
+    with torch.inference_mode():
+        return model(given.ids, attention_mask=given.mask).logits
+
+
+def test_logits_of_ragged_rows(pair: Twins) -> None:
+    """Rows are longer than the windows, and one is a single token."""
+    given = batch(LENGTHS, SYMBOLS)
+    with torch.inference_mode():
+        ours = pair.ours.logits(given.ids, given.layout)
+    assert difference(ours, logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+
+
+def test_every_layer(pair: Twins) -> None:
+    given = batch(LENGTHS, SYMBOLS)
+    theirs = outputs_of(layers_of(pair.theirs), lambda: logits(pair.theirs, given))
+    ours = outputs_of(list(pair.ours.stack.blocks), lambda: pair.ours(given.ids, given.layout))
+    assert len(ours) == len(theirs) == len(pair.ours.config.stack.blocks)
+    for mine, other in zip(ours, theirs):
+        assert difference(mine, other, given.layout.keep) < INNER
+
+
+def test_greedy_tokens(pair: Twins) -> None:
+    """Prompts of several lengths at once, by a state; theirs one by one."""
+    given = batch([11, 3], SYMBOLS, seed=3)
+    ours = greedy(pair.ours, given)
+    how = T.GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    for row, prompt in enumerate(rows(given)):
+        ids = torch.tensor([prompt])
+        theirs = pair.theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+        assert theirs[0, len(prompt) :].tolist() == ours[row].tolist()
+
+
+def greedy(model: Any, given: Batch) -> Tensor:
+    with torch.inference_mode():
+        scores, decoding = model.start(Prompt(given.ids, given.layout), int(given.layout.lengths.max()) + NEW)
+        found = [scores.argmax(-1)]
+        for _ in range(NEW - 1):
+            scores, decoding = model.step(found[-1], decoding)
+            found.append(scores.argmax(-1))
+    return torch.stack(found, dim=1)
+
+
+def test_export_with_usage(pair: Twins, tmp_path: Path) -> None:
+    """Back to the family it came from, bit for bit."""
+    assert save_published(pair.ours, pair.ours.config, tmp_path, pair.usage) == pair.theirs.config.model_type
+    back, told = type(pair.theirs).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    state, saved = pair.theirs.state_dict(), back.state_dict()
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in state.items())
+    given = batch(LENGTHS, SYMBOLS)
+    assert difference(logits(back.eval(), given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+
+
+def test_export_by_finding_the_family(pair: Twins, tmp_path: Path) -> None:
+    """Without a word of its origin: some family says the same, and transformers computes it."""
+    family = save_published(pair.ours, pair.ours.config, tmp_path)
+    assert family == pair.theirs.config.model_type or family == "llama"
+    back = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    given = batch(LENGTHS, SYMBOLS)
+    assert difference(logits(back, given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+    again = load_published(tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in pair.ours.state_dict().items())
+
+
+def test_tied_heads_are_saved_once(pair: Twins, tmp_path: Path) -> None:
+    save_published(pair.ours, pair.ours.config, tmp_path, pair.usage)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        heads = {"lm_head.weight", "embed_out.weight"} & set(file.keys())
+    assert len(heads) == (0 if settings["tie_word_embeddings"] else 1)
