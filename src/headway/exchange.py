@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from headway.checkpoints import native
-from headway.checkpoints.durable import write_json
+from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.gguf import save_gguf
 from headway.checkpoints.open import Opened
 from headway.checkpoints.published import CONFIG, save_published
+from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
-from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError, nearest
+from headway.models import ModelConfig
 
 Format = Literal["hf", "gguf"]
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -35,15 +36,16 @@ def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str =
     """
     if form not in get_args(Format):
         raise UserError(f"there is no format {form!r}; {nearest(form, get_args(Format))}")
-    if form == "gguf":
-        from headway.checkpoints.gguf import save_gguf
-
-        return save_gguf(opened, directory, dtype)
     check_free(directory)
-    family = save_published(opened.model, opened.model.config, directory, opened.usage)  # type: ignore[arg-type]
-    if opened.codec is not None:
-        opened.codec.save(directory)
-        _describe_tokenizer(opened, opened.codec, directory)
+    model, usage, codec = opened
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    if form == "gguf":
+        precision: Any = dtype.upper()
+        return save_gguf(model, config, directory, codec, usage, precision)
+    family = save_published(model, config, directory, usage)
+    if codec is not None:
+        codec.save(directory)
+        _describe_tokenizer(usage, codec, directory)
     return family
 
 
@@ -53,17 +55,11 @@ def check_free(directory: Path) -> None:
         raise UserError(f"{directory} is there already and not empty; choose another place")
 
 
-def _describe_tokenizer(opened: Opened, codec: Codec, directory: Path) -> None:
-    """The names of the special symbols, for transformers; and their ids in config.json where it does not say them."""
-    names: dict[str, int | None] = {"bos": codec.begin, "eos": codec.end, "unk": codec.unknown}
-    names |= {"pad": getattr(codec, "pad", None), "mask": getattr(codec, "mask", None)}
-    said: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if isinstance(codec, TokenizerCodec):
-        there = {name: symbol for name, symbol in names.items() if symbol is not None}
-        said |= {f"{name}_token": codec.tokenizer.id_to_token(symbol) for name, symbol in there.items()}
-    if opened.usage.template is not None:
-        said["chat_template"] = opened.usage.template
-    write_json(directory / _TOKENIZER_CONFIG, said)
-    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    ids = {f"{name}_token_id": names[name] for name in ("bos", "eos", "pad") if names[name] is not None}
-    write_json(directory / CONFIG, ids | settings)
+def _describe_tokenizer(usage: Usage, codec: Codec, directory: Path) -> None:
+    """The ids of the special symbols, where config.json does not say them, and the chat template."""
+    ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
+    said = {name: symbol for name, symbol in ids.items() if symbol is not None}
+    write_json(directory / CONFIG, said | read_json(directory / CONFIG))
+    if usage.template is not None:
+        path = directory / _TOKENIZER_CONFIG
+        write_json(path, read_json(path) | {"chat_template": usage.template})

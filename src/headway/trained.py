@@ -15,13 +15,12 @@ from torch import Tensor
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
-from headway.codecs.tokenizer import TokenizerCodec
-from headway.domains import understanding
+from headway.domains import masked, understanding
 from headway.domains.text.task import LanguageConfig
-from headway.domains.translation.config import Codecs, Marks, PairsConfig
-from headway.domains.translation.decode import source_ids, translate
+from headway.domains.translation.config import PairsConfig
+from headway.domains.translation.translator import Translator, framed
 from headway.errors import UserError
-from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids, score_targets
+from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
 from headway.layout import Layout
 from headway.models import EncoderDecoder, Transformer, attention_maps
 from headway.recipes import Paths, final_split, open_task
@@ -146,7 +145,8 @@ class Model:
         with a tokenizer that puts one.
         """
         if self.recipe is None:
-            return _framed(self.codec, text)
+            ids = framed(self.codec, text)
+            return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids
         ids = self.codec.encode(text)
         task = self.recipe.task
         crops = isinstance(task, LanguageConfig) and task.packing == "windows"
@@ -178,9 +178,7 @@ class Model:
             return score_ids(self.module, [self.prompt_ids(text) for text in texts])
         if sources is None:
             raise UserError(f"{self.directory} is an encoder-decoder, which scores targets; give their sources=...")
-        marks, targets = Marks.of(self._codecs), self._codecs.target.encode_batch(list(texts))
-        read = source_ids(sources, self._codecs.source, self._pairs)
-        return score_targets(self.module, read, targets, begin=marks.begin, end=marks.end)
+        return self._translator.score(texts, sources)
 
     @overload
     def translate(
@@ -199,19 +197,17 @@ class Model:
         if not isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is a language model, which translates nothing; use generate")
         search = SearchConfig(beam, length_penalty, n_best or 1)
-        found = translate(self.module, self._codecs, self._pairs, lines, search)
+        found = self._translator.translate(lines, search)
         return [best[0] for best in found] if n_best is None else found
 
-    @property
-    def _pairs(self) -> PairsConfig:
-        task = None if self.recipe is None else self.recipe.task
-        if not isinstance(task, PairsConfig):
-            raise UserError(f"{self.directory} was not trained on pairs, but as {type(task).__name__}")
-        return task
-
     @cached_property
-    def _codecs(self) -> Codecs:
-        return self._pairs.codecs(self.directory)
+    def _translator(self) -> Translator:
+        module = cast(EncoderDecoder, self.module)
+        if self.recipe is None:
+            return Translator.of_published(module, self.codec, self.usage)
+        if not isinstance(self.recipe.task, PairsConfig):
+            raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
+        return Translator.of_run(module, self.recipe.task, self.directory)
 
     def classify(self, texts: Sequence[understanding.Text], truncate: bool = False) -> list[dict[str, float]]:
         """The probability of each label for each text, or pair of texts, the most probable first."""
@@ -225,16 +221,20 @@ class Model:
         """A vector of unit length for each text."""
         return understanding.embed(self.module, self.codec, texts, truncate=truncate)
 
+    def fill(self, text: str, top: int = 5) -> list[list[masked.Candidate]]:
+        """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols."""
+        return masked.fill(self.module, self.codec, text, top)
+
     def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
         if isinstance(self.module, Transformer):
             ids = self.prompt_ids(text)
             maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
             return Attention(_first(maps), _names(self.codec, ids), [])
-        marks, codecs = Marks.of(self._codecs), self._codecs
+        translator, codecs = self._translator, self._translator.codecs
         written = self.translate([text])[0] if target is None else target
-        source = source_ids([text], codecs.source, self._pairs)[0]
-        decoder = [marks.begin, *codecs.target.encode(written)]
+        source = translator.read([text])[0]
+        decoder = [translator.begin, *codecs.target.encode(written)]
         if not source:
             raise UserError("an empty text has no attention; give one with at least a word")
         both = [torch.tensor([ids], device=self.device) for ids in (source, decoder)]
@@ -253,14 +253,6 @@ class Model:
         task = open_task(self.recipe, self.directory, data)
         wanted = split or (final_split(task) if data is None else "all")
         return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-
-
-def _framed(codec: Codec, text: str) -> list[int]:
-    """Ids of a text as its tokenizer frames it, open at the end."""
-    if not isinstance(codec, TokenizerCodec):
-        return codec.encode(text)
-    ids = codec.tokenizer.encode(text, add_special_tokens=True).ids
-    return ids[:-1] if len(ids) > 1 and ids[-1] == codec.end else ids
 
 
 def _listed(stop: str | Texts) -> tuple[str, ...]:

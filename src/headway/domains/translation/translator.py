@@ -1,0 +1,76 @@
+"""Lines in, lines out, with an encoder-decoder that was trained here or published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec, TokenizerCodec
+from headway.domains.translation.config import Codecs, Marks, PairsConfig
+from headway.domains.translation.decode import source_ids
+from headway.errors import UserError
+from headway.generate import SearchConfig, score_targets, translate_ids
+from headway.models import EncoderDecoder
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Translator:
+    """`read` turns lines into what the encoder reads. A target stands between `begin` and `end`; its first ids are
+    `forced`, and `suppressed` ids are not in it.
+    """
+
+    model: EncoderDecoder
+    codecs: Codecs
+    read: Callable[[Sequence[str]], list[Ids]]
+    begin: int
+    end: int
+    forced: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_run(model: EncoderDecoder, config: PairsConfig, directory: Path) -> Translator:
+        """As the task of a run has it."""
+        codecs = config.codecs(directory)
+        marks = Marks.of(codecs)
+        return Translator(model, codecs, lambda texts: source_ids(texts, codecs.source, config), marks.begin, marks.end)
+
+    @staticmethod
+    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage) -> Translator:
+        """As a published model has it: its tokenizer frames the source. UserError where start or end are not said."""
+        start = usage.decoder_start if usage.decoder_start is not None else codec.begin
+        if start is None or not usage.ends:
+            raise UserError("this model says no decoder_start_token_id or eos_token_id; put them into its config.json")
+        suppressed = tuple(symbol for symbol in usage.suppressed if symbol not in usage.ends)
+        read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
+        return Translator(model, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
+
+    def translate(self, lines: Sequence[str], search: SearchConfig) -> list[list[str]]:
+        """The `n_best` translations of each line, best first; an empty line has an empty one."""
+        sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
+        prefixes = [self.forced if source else () for source in sources]
+        found = translate_ids(
+            self.model,
+            sources,
+            begin=self.begin,
+            end=self.end,
+            config=search,
+            prefixes=prefixes,
+            suppressed=self.suppressed,
+        )
+        return [[self.codecs.target.decode(best.ids) for best in some] for some in found]
+
+    def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
+        """log p of each target token and of the end after it, in nats."""
+        ids = self.codecs.target.encode_batch(list(targets))
+        return score_targets(self.model, self.read(sources), ids, begin=self.begin, end=self.end)
+
+
+def framed(codec: Codec, text: str) -> Ids:
+    """Ids of a text with the marks that a published tokenizer puts around it."""
+    if not isinstance(codec, TokenizerCodec):
+        return codec.encode(text)
+    return codec.tokenizer.encode(text, add_special_tokens=True).ids
