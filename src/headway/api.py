@@ -35,6 +35,7 @@ def train(
     run: str | Path | None = None,
     resume: bool = False,
     start: str | Path | None = None,
+    lora: int | None = None,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -49,6 +50,7 @@ def train(
     settings such as {"model.width": 256}; `minutes` a time to train for instead of steps, of which `spent` seconds
     have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there. `start`
     is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of the task.
+    `lora` trains an adapter of that rank in place of its weights.
     Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
     checkpoint is written.
     """
@@ -57,10 +59,10 @@ def train(
     name = named(recipe).name
     directory = Path(run) if run is not None else Path("runs") / name
     if claim(directory, resume):
-        chosen = recorded(directory, name, data, set, seed, start)
+        chosen = recorded(directory, name, data, set, seed, start, lora)
         task = open_task(chosen, directory)
     else:
-        chosen = configured(recipe, data, set, seed, start)
+        chosen = configured(recipe, data, set, seed, start, lora)
         task = begin_task(chosen, directory)
     gone = spent + time.perf_counter() - started
     trainer = Trainer(

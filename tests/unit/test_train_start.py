@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from tiny_runs import cut_back, play_file, publish, train, weights
 
 import headway as hw
 from headway.checkpoints import native
-from headway.checkpoints.published import save_published
 from headway.checkpoints.usage import read_usage
 from headway.codecs import load_codec, train_codec
 from headway.config import override
@@ -21,38 +20,19 @@ from headway.domains import recipe as find_recipe
 from headway.domains.text.recipes import modern
 from headway.errors import ConfigError, UserError
 from headway.models import PooledHeadConfig, TransformerConfig, build
-from headway.models.presets import preset
-from headway.train import Recipe, read_recipe
+from headway.train import read_recipe
 from headway.train.start import agree, open_start, take_over
 
-TINY = {
-    "train.steps": 6,
-    "train.keep": 9,
-    "train.batch_tokens": 128,
-    "task.context": 16,
-    "train.precision": "fp32",
-    "optim.lr": 0.001,
-}
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of runs have tests of their own, and take as long as these runs."""
+    monkeypatch.setattr("headway.api.available", lambda: False)
 
 
 @pytest.fixture
 def play(data_dir: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "play.txt"
-    path.write_text((data_dir / "lm/tinyshakespeare.txt").read_text()[:20_000])
-    return path
-
-
-def small() -> Recipe:
-    return replace(find_recipe("shakespeare"), model=modern(width=32, depth=2, heads=2, window=16, symbols=1))
-
-
-def train(run: Path, data: Path, recipe: Recipe | str | None = None, **given: Any) -> Any:
-    settings = {**TINY, **given.pop("set", {})}
-    return hw.train(recipe or small(), data=data, set=settings, run=run, progress=False, samples=1, **given)
-
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    return native.read_model(directory / native.FILE)[0]
+    return play_file(data_dir, tmp_path)
 
 
 @pytest.fixture
@@ -62,13 +42,7 @@ def first(play: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(play: Path, tmp_path: Path) -> Path:
-    """A tiny GPT-2 as it is published, its table longer than its tokenizer."""
-    codec = train_codec("byte", iter([play.read_text()]))
-    config = override(preset("gpt2"), {"width": 32, "depth": 2, "heads": 2, "context": 64, "symbols": codec.size + 7})
-    folder = tmp_path / "published"
-    save_published(build(config), config, folder)
-    codec.save(folder)
-    return folder
+    return publish(play, tmp_path / "published", "gpt2")
 
 
 def test_a_run_goes_on_from_the_weights_and_the_tokenizer_of_another(first: Path, play: Path, tmp_path: Path) -> None:
@@ -86,12 +60,7 @@ def test_a_run_goes_on_from_the_weights_and_the_tokenizer_of_another(first: Path
 def test_the_recipe_repeats_the_run_and_resume_does_not_need_the_start(first: Path, play: Path, tmp_path: Path) -> None:
     one = train(tmp_path / "one", play, start=first)
     again = hw.train(one.directory / "recipe.json", run=tmp_path / "again", progress=False, samples=1)
-    moved = tmp_path / "moved"
-    shutil.copytree(one.directory, moved)
-    for path in (moved / "checkpoints").glob("step-0000000[456]"):
-        shutil.rmtree(path)
-    status = (moved / "run.json").read_text()
-    (moved / "run.json").write_text(status.replace('"finished"', '"interrupted"').replace('"scores"', '"before"'))
+    moved = cut_back(one.directory, tmp_path / "moved", step=3)
     shutil.rmtree(first)
     resumed = train(moved, play, start=first, resume=True)
     for other in (again, resumed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,8 +21,13 @@ VERSION = "1"
 
 def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
     """Write `directory`/model.safetensors in one step. Tied weights are saved once, under their first name."""
+    save_tensors(dict(named_tensors(model)), config, directory)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:
+    """`save_model` with the tensors as they are given."""
     header = {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
-    write_tensors(directory / FILE, dict(named_tensors(model)), header)
+    write_tensors(directory / FILE, tensors, header)
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -59,14 +64,14 @@ def check_version(metadata: dict[str, str], path: Path) -> None:
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Put `tensors` in the place of the model's own. Parameters stay the same objects, so ties hold."""
-    check_tensors(model, tensors, path)
-    for name, own in named_tensors(model):
+    places = dict(named_tensors(model))
+    check_tensors(places, tensors, path)
+    for name, own in places.items():
         own.data = tensors[name].to(own.dtype)
 
 
-def check_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise a UserError naming the first tensor that is missing, unknown or of another shape."""
-    own = dict(named_tensors(model))
+def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a UserError naming the first of `tensors` that is missing, unknown or of another shape than our `own`."""
     for name in own:
         if name not in tensors:
             raise UserError(f"{path} lacks tensor {name!r}; {nearest(name, tensors)}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.cli.options import number, torch_options
+from headway.cli.options import number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
 
@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_training(parser)
     parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="begin from its weights and tokenizer")
+    parser.add_argument("--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter, not its weights")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run, or start it")
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             run=args.run,
             resume=args.resume,
             start=args.start,
+            lora=args.lora,
             device=args.device,
             threads=args.threads,
             seed=args.seed,

@@ -50,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Under autocast the products run in its dtype; what is added up over classes and chunks stays fp32.
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False), matrix_unit(are_products_rough()):
-            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, low, any(ctx.needs_input_grad[:3]))
+            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, low, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         return total
 
@@ -69,13 +69,13 @@ def _in_chunks(
     smoothing: float,
     rows: int,
     low: torch.dtype,
-    wants: bool,
+    wants: tuple[bool, bool, bool],
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """The summed loss, and its gradients by x, weight and bias if `wants`."""
+    """The summed loss, and its gradients by x, weight and bias, each if it `wants` one (a frozen head wants none)."""
     total = torch.zeros((), dtype=weight.dtype, device=x.device)
-    dx = torch.empty_like(x) if wants else None
-    dweight = torch.zeros_like(weight) if wants else None
-    dbias = torch.zeros_like(bias) if wants and bias is not None else None
+    dx = torch.empty_like(x) if wants[0] else None
+    dweight = torch.zeros_like(weight) if wants[1] else None
+    dbias = torch.zeros_like(bias) if wants[2] and bias is not None else None
     matrix = weight.to(low)
     for start in range(0, x.shape[0], rows):
         part, targets = x[start : start + rows].to(low), labels[start : start + rows, None]
@@ -83,13 +83,13 @@ def _in_chunks(
         if bias is not None:
             logits += bias
         total += _loss_and_gradient_(logits, targets, smoothing)
-        if dx is None or dweight is None:
-            continue
+        dlogits = logits.to(low)
         if dbias is not None:
             dbias += logits.sum(0)
-        dlogits = logits.to(low)
-        dx[start : start + rows] = dlogits @ matrix
-        dweight += dlogits.T @ part
+        if dx is not None:
+            dx[start : start + rows] = dlogits @ matrix
+        if dweight is not None:
+            dweight += dlogits.T @ part
     return total, (dx, dweight, dbias)
 
 

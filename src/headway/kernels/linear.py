@@ -75,7 +75,6 @@ class _RoughLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
         with matrix_unit(True):
             return F.linear(x, weight, bias)
 
@@ -85,8 +84,8 @@ class _RoughLinear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         with matrix_unit(True):
             dx = (rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-            dweight = rows.T @ x.reshape(-1, x.shape[-1])
-        return dx, dweight, rows.sum(0) if ctx.biased else None
+            dweight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def linear(

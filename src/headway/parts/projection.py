@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from headway.kernels import linear
 
+_FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
+_PLAIN = {"out": "o"}
+
 
 class Projection(nn.Module):
     """Linear maps from one width to several, as one matrix product.
@@ -48,3 +51,10 @@ class Projection(nn.Module):
     def extra_repr(self) -> str:
         outputs = "+".join(map(str, self.slices))
         return f"{self.weight.shape[1]} -> {outputs}, bias={self.bias is not None}"
+
+
+def slice_names(attribute: str, projection: Projection) -> tuple[str, ...]:
+    """The plain names of the maps that a projection fuses, by the name that it has in its module."""
+    if len(projection.slices) == 1:
+        return (_PLAIN.get(attribute, attribute),)
+    return _FUSED.get(attribute) or tuple(f"{attribute}{i}" for i in range(len(projection.slices)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from headway.errors import UserError
 from headway.models import build
+from headway.train.adapters import adapted
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
@@ -30,9 +32,12 @@ class Speed(NamedTuple):
     evaluation: float
 
 
-def measure(recipe: Recipe, task: Task, processes: Processes, precision: str, seconds: float) -> Speed:
+def measure(
+    recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str, seconds: float
+) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`."""
-    learner = Learner(build(recipe.model, recipe.train.seed), recipe, task, processes, precision)
+    model = adapted(build(recipe.model, recipe.train.seed), recipe.adapter, fresh, recipe.train.seed)
+    learner = Learner(model, recipe, task, processes, precision)
     share = processes.share_of(recipe.train.accumulate)
     stream = task.batches("train", processes.shard)
 

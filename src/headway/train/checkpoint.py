@@ -60,7 +60,7 @@ class Checkpoints:
         path = self.directory / f"step-{progress.step:08d}"
         with beside(path) as draft:
             draft.mkdir()
-            native.save_model(learner.model, learner.recipe.model, draft)
+            native.save_tensors(learner.kept(), learner.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
         *older, _ = self.all()
@@ -96,11 +96,12 @@ class Checkpoints:
 
 @torch.no_grad()
 def load_weights(learner: Learner, directory: Path) -> None:
-    """Copy the weights of `directory`/model.safetensors into the learner's model."""
+    """Copy the weights of a checkpoint's model.safetensors into the learner's model."""
     path = directory / native.FILE
     tensors, _ = native.read_model(path)
-    native.check_tensors(learner.model, tensors, path)
-    for name, own in native.named_tensors(learner.model):
+    places = learner.kept()
+    native.check_tensors(places, tensors, path)
+    for name, own in places.items():
         own.data.copy_(tensors[name])
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.checkpoints.native import named_tensors
 from headway.errors import UserError
 from headway.models import Loss
 from headway.parts.dropout import attach_generator
@@ -103,6 +104,18 @@ class Learner:
             self.model.train()
             if trained is not None:
                 self.flat.data.copy_(trained)
+
+    @property
+    def trained(self) -> int:
+        """How many weights are trained."""
+        return sum(shape.numel() for shape in self.flat.shapes.values())
+
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors of the model that a checkpoint has to hold: with an adapter, those that are trained."""
+        tensors = dict(named_tensors(self.model))
+        if self.recipe.adapter is None:
+            return tensors
+        return {name: tensors[name] for name in self.flat.names}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs beside the model's own weights."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from headway.checkpoints import native
+from headway.checkpoints.usage import read_usage
+from headway.train.adapters import merged
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
@@ -111,8 +113,15 @@ class Loop:
             better = self._judge(metrics)
             self.journal.evaluation(metrics, seconds, weights, better)
             if better and self.processes.first:
-                with self.learner.evaluating() as model:
-                    native.save_model(model, self.recipe.model, self.directory.path)
+                self._keep()
+
+    def _keep(self) -> None:
+        """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""
+        with self.learner.evaluating() as model:
+            native.save_tensors(merged(model), self.recipe.model, self.directory.path)
+            if self.recipe.adapter is not None:
+                family = read_usage(self.directory.path).family
+                self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
     def _measure(self) -> dict[str, float]:
         with self.learner.evaluating() as model:

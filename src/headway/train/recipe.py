@@ -11,6 +11,7 @@ from headway.checkpoints.durable import read_json, write_text
 from headway.config import dumps, from_dict, to_dict
 from headway.errors import ConfigError
 from headway.models import ModelConfig
+from headway.train.adapters import AdapterConfig
 from headway.train.optim import AdamWConfig, OptimConfig
 from headway.train.schedule import CosineConfig, ScheduleConfig
 from headway.train.task import TaskConfig
@@ -87,6 +88,7 @@ class Recipe:
     """`data` names known sets; () means the user's own data. `expected` says in words what the run should give.
 
     `start` is the run or published model whose weights the run begins with; None draws them from the seed.
+    With an `adapter` these weights stay as they are, and it is trained in their place.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Recipe:
     train: TrainConfig = TrainConfig()
     expected: str = ""
     start: str | None = None
+    adapter: AdapterConfig | None = None
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -43,6 +43,8 @@ class RunDirectory:
         self.recipe = self.path / "recipe.json"
         self.model = self.path / native.FILE
         self.metrics = self.path / "metrics.jsonl"
+        self.base = self.path / "base"  # the weights under an adapter
+        self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
         self.status = self.path / "run.json"
 

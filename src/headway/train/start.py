@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from headway.checkpoints.hub import find_folder
-from headway.checkpoints.native import named_tensors
+from headway.checkpoints.native import FILE, load_model, named_tensors, save_model
 from headway.checkpoints.open import Opened, open_model
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig, build
 from headway.models.block import BlockConfig
+from headway.train.adapters import adapted
+from headway.train.recipe import Recipe
 
 _SETTINGS = ("width", "context", "symbols")  # those that decide the shapes of weights
 _NAMED = 3  # tensors that a message names
@@ -102,6 +104,23 @@ def take_over(model: nn.Module, start: nn.Module) -> None:
     own, theirs = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _sources({key: tensor.shape for key, tensor in own.items()}, theirs).items():
         own[key].copy_(theirs[source])
+
+
+def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:
+    """The model of a run before its first step: drawn, with the weights of the start, and with its adapter.
+
+    With an adapter the run needs the weights that stay as they are to go on: the process that `keeps` files leaves
+    them in the folder `base`. Without one a run that has `begun` has all in its checkpoint.
+    """
+    train = recipe.train
+    if recipe.adapter is not None and (base / FILE).is_file():
+        return adapted(load_model(base), recipe.adapter, fresh, train.seed)
+    model = build(recipe.model, train.seed)
+    if recipe.start is not None and not begun:
+        take_over(model, open_start(recipe.start).model)
+    if recipe.adapter is not None and keeps:
+        save_model(model, recipe.model, base)
+    return adapted(model, recipe.adapter, fresh, train.seed)
 
 
 def _shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import remove
 from headway.config import from_dict, to_dict
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, build, describe
 from headway.train.budget import measure, plan
 from headway.train.checkpoint import Checkpoints, Progress
@@ -27,7 +26,7 @@ from headway.train.loop import Loop
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
-from headway.train.start import Agreement, agree, keep_symbols, open_start, take_over
+from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
 from headway.train.task import Task
 
 
@@ -64,7 +63,8 @@ class Trainer:
         self.directory = RunDirectory(run_directory)
         self.shown = progress and self.processes.first
         self.minutes = minutes
-        self.agreement: Agreement | None = None
+        self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
+        self._agreement: Agreement | None = None
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
 
@@ -103,6 +103,7 @@ class Trainer:
                 "resume it with its own settings, or choose another directory with --run"
             )
         self.recipe = recorded
+        self.fresh = tuple(status.get("fresh", ()))
         self.minutes = status.get("minutes")
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
 
@@ -110,14 +111,17 @@ class Trainer:
         """Settle what is left open (precision, steps) and write down what will be trained."""
         start = None if self.recipe.start is None else open_start(self.recipe.start)
         if start is not None:
-            self.agreement = agree(self.recipe.model, start.model, self.recipe.start or "")
+            self._agreement = agree(self.recipe.model, start.model, self.recipe.start or "")
+            self.fresh = self._agreement.fresh
+        elif self.recipe.adapter is not None:
+            raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
         if self.processes.first:
             self.directory.create()
         self.precision = self._choose_precision()
         train = replace(self.recipe.train, precision=self.precision.name)
         if self.minutes is not None:
             left = 60 * self.minutes - (time.perf_counter() - self.start)
-            speed = measure(self.recipe, self.task, self.processes, self.precision.name, left)
+            speed = measure(self.recipe, self.fresh, self.task, self.processes, self.precision.name, left)
             left = 60 * self.minutes - (time.perf_counter() - self.start)
             train = plan(train, speed, left)
         recipe = replace(self.recipe, train=train)
@@ -143,13 +147,14 @@ class Trainer:
         checkpoints = Checkpoints(self.directory.checkpoints, keep, recipe.train.checkpoint_interval)
         if first:
             checkpoints.clean()
-        learner = Learner(self._model(checkpoints), recipe, self.task, self.processes, self.precision.name)
+        model = initial_model(recipe, self.fresh, self.directory.base, bool(checkpoints.all()), first)
+        learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
         progress = checkpoints.load_newest(learner) or Progress()
         metrics = self._open_metrics(progress) if first else None
         display = self._open_display()
         loggers = [metrics, *open_loggers(self.directory.path, to_dict(recipe))] if metrics else []
         journal = Journal(recipe.train.steps, progress, loggers, display)
-        self._announce(display, progress)
+        self._announce(display, progress, learner)
         try:
             with Interrupts() as interrupts:
                 loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts)
@@ -164,13 +169,6 @@ class Trainer:
             display.close()
             journal.close()
 
-    def _model(self, checkpoints: Checkpoints) -> nn.Module:
-        """The model as drawn, with the weights of the start; a checkpoint needs neither."""
-        model = build(self.recipe.model, self.recipe.train.seed)
-        if self.recipe.start is not None and not checkpoints.all():
-            take_over(model, open_start(self.recipe.start).model)
-        return model
-
     def _open_metrics(self, progress: Progress) -> MetricsFile:
         truncate_metrics(self.directory.metrics, progress.step)
         return MetricsFile(self.directory.metrics)
@@ -183,14 +181,17 @@ class Trainer:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         return open_display(self.shown, self.recipe.train.steps, flop, name)
 
-    def _announce(self, display: Display, progress: Progress) -> None:
+    def _announce(self, display: Display, progress: Progress, learner: Learner) -> None:
         steps = self.recipe.train.steps
         name, reason = self.precision
         display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
         if self.minutes is not None:
             display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
-        if self.agreement is not None:
-            display.say(f"from {self.recipe.start}: {self.agreement}")
+        if self._agreement is not None:
+            display.say(f"from {self.recipe.start}: {self._agreement}")
+        if self.recipe.adapter is not None:
+            trained, whole = learner.trained, self._costs["parameters"]
+            display.say(f"{self.recipe.adapter.title}: {trained:,} trained weights beside {whole:,} that stay")
         if progress.step:
             display.say(f"resuming after step {progress.step:,}")
 
@@ -210,6 +211,7 @@ class Trainer:
                 "minutes": self.minutes,
                 "precision": self.precision.name,
                 "precision_reason": self.precision.reason,
+                "fresh": list(self.fresh),
                 "goal": self.task.goal,
                 "best": progress.best,
                 **environment(self.processes.device, self.processes.world),
