@@ -1,7 +1,9 @@
 """Text <-> symbol ids: words, subwords, characters and bytes, each as one tokenizer.json."""
 
 from headway.codecs.base import Codec, StreamDecoder
-from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec, load_codec
+from headway.codecs.marks import Marks
+from headway.codecs.published import check_fits, load_codec, published_codec
+from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
 from headway.codecs.training import Kind, Split, train_codec
 
 __all__ = [
@@ -9,9 +11,12 @@ __all__ = [
     "FILE",
     "Codec",
     "Kind",
+    "Marks",
     "Split",
     "StreamDecoder",
     "TokenizerCodec",
+    "check_fits",
     "load_codec",
+    "published_codec",
     "train_codec",
 ]

@@ -6,21 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from headway.codecs.base import StreamDecoder
-from headway.codecs.stream import ByteStream, FallbackStream, WindowStream, decoder_steps, special_ids
-from headway.errors import UserError
+from headway.codecs.marks import END_OF_TEXT, Marks, guessed
+from headway.codecs.stream import ByteStream, FallbackStream, WindowStream, decoder_steps
+
+__all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 
 FILE = "tokenizer.json"
-END_OF_TEXT = "<|endoftext|>"
-# Names that published tokenizers use, the more specific first: GPT-2's one symbol is both begin and end.
-BEGIN = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]", "<|startoftext|>", "[BOS]", END_OF_TEXT)
-END = ("</s>", "<|end_of_text|>", "<eos>", "[SEP]", "[EOS]", END_OF_TEXT)
 SECTION = 1 << 16  # characters; tokenizers keeps about a hundred bytes for each while it works on a text
 # Between lines that have something on both sides of the break, tokenizers that split words never join.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
@@ -33,25 +31,33 @@ LINE_SPACE_STEPS = [
 
 
 class TokenizerCodec:
-    """Text <-> ids by the `tokenizers` library. Begin and end are found by their well-known names."""
+    """Text <-> ids by the `tokenizers` library.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    `marks` are the spellings of the symbols that have a role; without them they are guessed. A spelling that is no
+    symbol counts as none. Beside what every codec has, `pad` and `mask` are ids, None where there is no such symbol.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, marks: Marks | None = None) -> None:
         tokenizer.no_truncation()  # nothing is cut in silence
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
+        _shut_out_special(tokenizer)
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values()) + 1
-        special = special_ids(tokenizer)
-        self.begin = self._first(BEGIN, special)
-        self.end = self._first(END, special)
+        self.marks = guessed(tokenizer) if marks is None else marks
+        self.begin = self.token(self.marks.begin)
+        self.end = self.token(self.marks.end)
+        self.pad = self.token(self.marks.pad)
+        self.mask = self.token(self.marks.mask)
         self.unknown = self._unknown()
 
-    def _first(self, names: Iterable[str], special: frozenset[int]) -> int | None:
-        ids = map(self.tokenizer.token_to_id, names)
-        return next((i for i in ids if i is not None and i in special), None)
+    def token(self, name: str | None) -> int | None:
+        """The id of the symbol that is spelt `name`, such as "<|im_end|>"; None where there is none."""
+        return None if name is None else self.tokenizer.token_to_id(name)
 
     def _unknown(self) -> int | None:
+        """What encoding gives for what has no symbol: GPT-2 names an unknown too, but never uses it."""
         name = getattr(self.tokenizer.model, "unk_token", None)
         if name is not None:
             return self.tokenizer.token_to_id(name)
@@ -102,25 +108,39 @@ class TokenizerCodec:
         path = Path(path)
         file = path if path.suffix == ".json" else path / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-        beside.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-        os.replace(beside, file)
+        # The marks first: where there is a tokenizer, they are there too.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.marks.settings()}
+        _replace(settings_of(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        _replace(file, self.tokenizer.to_str(pretty=True))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
 
 
-def load_codec(path: Path | str) -> TokenizerCodec:
-    """The codec of a tokenizer.json, or of the folder that holds one. UserError where there is none."""
-    path = Path(path)
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; give a tokenizer.json or a folder that holds one")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read as a tokenizer ({reason}); give a tokenizer.json") from None
-    if tokenizer.get_vocab_size() == 0:
-        raise UserError(f"{file} holds no symbols; give the tokenizer.json of a trained tokenizer")
-    return TokenizerCodec(tokenizer)
+def settings_of(file: Path) -> Path:
+    """Where the marks of a tokenizer's file stand: tokenizer_config.json for tokenizer.json."""
+    return file.with_name(f"{file.stem}_config.json")
+
+
+def _replace(file: Path, text: str) -> None:
+    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, file)
+
+
+def _shut_out_special(tokenizer: Tokenizer) -> None:
+    """Keep texts from spelling special symbols that are pieces of the model too.
+
+    sentencepiece never finds those in a text, but `tokenizers` does in a Unigram model, and in a BPE that takes known
+    words whole. Such a spelling is split after its first character, which no piece can then span.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    names = [token.content for token in added.values() if token.special and len(token.content) > 1]
+    inside = [name for name in names if tokenizer.model.token_to_id(name) is not None]
+    reached = [name for name in inside if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets]
+    if not reached:
+        return
+    pattern = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in reached)
+    steps = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, split])  # type: ignore[assignment]

@@ -1,0 +1,127 @@
+"""Byte pair encodings of vocab.json and merges.txt: on bytes (Radford et al. 2019), and with ends of words.
+
+GPT-1 (Radford et al. 2018) and CLIP (Radford et al. 2021) mark the last piece of a word with </w>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from headway.codecs.files import library_errors, read_object, read_text
+from headway.codecs.stream import BYTES
+from headway.errors import UserError
+
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+END_OF_WORD = "</w>"
+_LARGEST = 1 << 31
+Merges = list[tuple[str, str]]
+
+# How texts fall into words; merges never cross from one to the next.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+_CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Symbols and their ids, each id once."""
+    found = read_object(path)
+    seen: dict[int, str] = {}
+    for symbol, number in found.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _LARGEST:
+            raise UserError(f"{path} gives {symbol!r} the id {number!r:.40}, which is no id; download it again")
+        if number in seen:
+            raise UserError(f"{path} gives {seen[number]!r} and {symbol!r} the same id {number}; download it again")
+        seen[number] = symbol
+    if not found:
+        raise UserError(f"{path} holds no symbols; download it again")
+    return found
+
+
+def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
+    """Pairs, the first to be merged first. UserError for one whose parts or whole are no symbols."""
+    merges = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2:
+            raise UserError(f"line {number} of {path} is no pair of pieces: {line!r:.80}; download it again")
+        strange = next((piece for piece in (*pair, "".join(pair)) if piece not in vocabulary), None)
+        if strange is not None:
+            raise UserError(f"line {number} of {path} merges {strange!r:.80}, which is no symbol; download both files")
+        merges.append(pair)
+    return merges
+
+
+def read_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a vocab.json and the merges.txt beside it, in the manner of `style`, a tokenizer's class."""
+    vocabulary = read_vocabulary(path)
+    merges = read_merges(path.with_name(MERGES), vocabulary)
+    with library_errors(path):
+        if not any(symbol.endswith(END_OF_WORD) for symbol in vocabulary):
+            pattern = QWEN2 if style == "qwen2" else GPT2
+            return byte_pairs(vocabulary, merges, pattern, bool(settings.get("add_prefix_space")), style == "qwen2")
+        unknown = settings.get("unk_token")
+        return _clip(vocabulary, merges) if vocabulary.keys() >= BYTES.keys() else _gpt1(vocabulary, merges, unknown)
+
+
+def byte_pairs(
+    vocabulary: dict[str, int],
+    merges: Merges,
+    pattern: str = GPT2,
+    prefix_space: bool = False,
+    compose: bool = False,
+    whole_words: bool = False,
+) -> Tokenizer:
+    """BPE on the bytes of words that `pattern` finds.
+
+    `prefix_space` puts a space before a text that has none, `compose` makes one character of a letter and its marks
+    (NFC), `whole_words` takes words that are symbols as they are, whatever the merges make of them.
+    """
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
+    if compose:
+        tokenizer.normalizer = normalizers.NFC()
+    if pattern == GPT2:  # the library's own, which it finds faster
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    else:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        bytewise = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
+    """Lower-cased words of bytes; spaces are not kept, but follow from the ends of words."""
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(_CLIP), "removed", invert=True)
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytewise])  # type: ignore[assignment]
+    space = decoders.Replace(END_OF_WORD, _SPACE)
+    tokenizer.decoder = decoders.Sequence([space, decoders.ByteLevel(), decoders.Strip(" ", 0, 1)])
+    return tokenizer
+
+
+_SPACE = next(letter for letter, byte in BYTES.items() if byte == ord(" "))
+
+
+def _gpt1(vocabulary: dict[str, int], merges: Merges, unknown: Any) -> Tokenizer:
+    """Words and marks as BERT splits them, lower-cased."""
+    name = unknown if isinstance(unknown, str) and unknown in vocabulary else "<unk>"
+    known = name if name in vocabulary else None
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=known, end_of_word_suffix=END_OF_WORD))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    return tokenizer

@@ -1,0 +1,173 @@
+"""Tokenizers as they were published, in whichever of the formats a folder has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tokenizers import Tokenizer
+
+from headway.codecs import added, bytepairs, tiktoken, wordpiece
+from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
+from headway.codecs.marks import CONFIG, Marks, read_settings, said
+from headway.codecs.styles import MARKS, OTHER, frame, inferred, style_of
+from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
+from headway.codecs.vocabularies import SIDES, read_marian, read_sentencepiece
+from headway.errors import UserError
+
+Side = Literal["source", "target"]
+MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+_MOST = 1 << 24  # symbols
+_ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What the files beside a vocabulary say of it."""
+
+    directory: Path
+    settings: Mapping[str, Any]
+    style: str
+
+
+class _Read(NamedTuple):
+    """A tokenizer, its style, and the marks that the style has; None where they are to be guessed."""
+
+    tokenizer: Tokenizer
+    style: str
+    marks: Marks | None
+
+
+def load_codec(path: Path | str) -> TokenizerCodec:
+    """The codec of a tokenizer.json, or of a folder that holds one or another published tokenizer.
+
+    UserError where there is none.
+    """
+    codec = published_codec(path)
+    if codec is None:
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        raise UserError(f"{file} does not exist; give a tokenizer.json or a folder that holds one")
+    return codec
+
+
+def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec | None:
+    """The codec of a folder or a file in a published format; None where there is no tokenizer.
+
+    It reads, the first that is there: tokenizer.json; vocab.json with merges.txt; vocab.txt; source.spm and target.spm
+    with vocab.json, of which `side` is taken; a sentencepiece .model; .tiktoken ranks. No code is run. Raises
+    UserError for files that are broken, too large, pickled, or of a class whose rules are not known.
+    """
+    place = Path(path)
+    file = place if place.is_file() else _vocabulary(place, side)
+    if file is None:
+        return None
+    settings = read_settings(settings_of(file) if file.suffix == ".json" else file.with_name(CONFIG))
+    config = object_or_empty(file.with_name("config.json"))
+    folder = _Folder(file.parent, settings, style_of(settings, config))
+    if settings.get("auto_map") and file.name != FILE:
+        raise UserError(
+            f"{file.with_name(CONFIG)} asks for code of its own (auto_map), which is never run; "
+            f"put a {FILE} beside it (save_pretrained of transformers writes one)"
+        )
+    read = _read(file, folder, side)
+    with library_errors(file):
+        return _codec(read, folder, file)
+
+
+def check_fits(codec: TokenizerCodec, symbols: int) -> None:
+    """UserError for a tokenizer whose ids go beyond the `symbols` of a model's embedding; fewer of them are usual."""
+    if codec.size > symbols:
+        raise UserError(
+            f"the tokenizer has {codec.size} symbols and the model's embedding {symbols}; "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def _vocabulary(directory: Path, side: Side) -> Path | None:
+    """The file of a folder that holds its vocabulary."""
+    pair = (bytepairs.VOCABULARY, bytepairs.MERGES)
+    found = first_file(directory, [FILE])
+    if found is None and all((directory / name).is_file() for name in pair):
+        found = directory / bytepairs.VOCABULARY
+    found = found or first_file(directory, [wordpiece.FILE, SIDES[side][0], *MODELS])
+    if found is not None or not directory.is_dir():
+        return found
+    ranks = sorted(directory.glob("*.tiktoken"))
+    if len(ranks) > 1:
+        names = ", ".join(path.name for path in ranks)
+        raise UserError(f"{directory} holds several tokenizers ({names}); give the one to use")
+    return ranks[0] if ranks else None
+
+
+def _read(file: Path, folder: _Folder, side: Side) -> _Read:
+    style, settings = folder.style, folder.settings
+    if file.name == bytepairs.VOCABULARY or file.suffix == ".txt":
+        return _read_vocabulary(file, style, settings)
+    if file.suffix == ".json":
+        return _Read(_read_json(file), style, None)
+    if file.suffix == ".spm":
+        return _Read(read_marian(folder.directory, side), "marian", MARKS["marian"])
+    if file.suffix == ".tiktoken" or tiktoken.holds_ranks(read_bytes(file)):
+        ranks = tiktoken.read_ranks(file)
+        encoding = tiktoken.encoding_of(file.stem, ranks)
+        return _Read(tiktoken.build(ranks, encoding, file), "", encoding.marks)
+    tokenizer, marks = read_sentencepiece(file, style, settings)
+    return _Read(tokenizer, style, marks)
+
+
+def _read_vocabulary(file: Path, style: str, settings: Mapping[str, Any]) -> _Read:
+    if style in OTHER:
+        raise UserError(
+            f"{file} belongs to a tokenizer of class {style!r}, whose rules beside it are not known; "
+            f"put a {FILE} beside it (save_pretrained of transformers writes one)"
+        )
+    read = wordpiece.read_wordpiece if file.suffix == ".txt" else bytepairs.read_pairs
+    tokenizer = read(file, style, settings)
+    known = style if style in MARKS else inferred(tokenizer)
+    return _Read(tokenizer, known, MARKS.get(known))
+
+
+def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
+    tokenizer = read.tokenizer
+    added.add_tokens(tokenizer, added.published_tokens(folder.settings, folder.directory), str(folder.directory))
+    marks = said(folder.settings, read.marks)
+    if marks is not None:
+        added.make_special(tokenizer, marks)
+        frame(tokenizer, read.style, marks, folder.settings)
+    if tokenizer.get_vocab_size() == 0:
+        raise UserError(f"{file} holds no symbols; give the tokenizer of a trained model")
+    codec = TokenizerCodec(tokenizer, marks)
+    if codec.size > _MOST:
+        raise UserError(f"{file} numbers its symbols up to {codec.size - 1}, which no model has; download it again")
+    return codec
+
+
+def _read_json(file: Path) -> Tokenizer:
+    text = read_text(file)
+    with library_errors(file):
+        tokenizer = Tokenizer.from_str(text)
+        return tokenizer if _agrees(tokenizer, _stated(text)) else _with_gaps(text, file)
+
+
+def _stated(text: str) -> dict[str, Any]:
+    """The added tokens of a tokenizer.json and their ids; reading them alone is quicker than reading all."""
+    start = _ADDED.search(text)
+    tokens = json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
+    return {token["content"]: token["id"] for token in tokens}
+
+
+def _agrees(tokenizer: Tokenizer, stated: Mapping[str, Any]) -> bool:
+    return all(tokenizer.token_to_id(content) == number for content, number in stated.items())
+
+
+def _with_gaps(text: str, file: Path) -> Tokenizer:
+    """The tokenizer of a file whose added tokens leave gaps between their ids, which the library would close."""
+    state = parse_object(text, file)
+    tokens = {int(token["id"]): added.read_token(token, str(file)) for token in state["added_tokens"]}
+    tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": []}))
+    added.add_tokens(tokenizer, tokens, str(file))
+    return tokenizer

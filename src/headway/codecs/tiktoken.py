@@ -1,0 +1,156 @@
+"""tiktoken's ranks: a symbol of bytes and its id on each line, and the special symbols that the file leaves out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from headway.codecs.added import add_tokens
+from headway.codecs.bytepairs import CL100K, GPT2, QWEN2, byte_pairs
+from headway.codecs.files import library_errors, read_bytes
+from headway.codecs.marks import END_OF_TEXT, Marks
+from headway.codecs.stream import BYTES
+from headway.errors import UserError
+
+Ranks = Mapping[bytes, int]
+_LETTERS = {byte: letter for letter, byte in BYTES.items()}
+_MOST = 1 << 20  # symbols
+_LONGEST = 1 << 10  # bytes of a symbol
+
+_CODES = (
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml"
+    " cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am"
+    " yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
+)
+LANGUAGES = tuple(_CODES.split())
+"""Whisper's languages, in the order of their symbols; the last came with large-v3."""
+_STEPS = 1501  # Whisper's times, from 0 to 30 s by 0.02 s
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What tiktoken knows of its encodings beside their ranks."""
+
+    pattern: str
+    special: Mapping[str, int]
+    end: str = END_OF_TEXT
+    begin: str | None = None
+
+    @property
+    def marks(self) -> Marks:
+        return Marks(bos=self.begin, eos=self.end)
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Symbols and their ids, each id once."""
+    return parse_ranks(read_bytes(path), path)
+
+
+def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        try:
+            spelling, rank = parts
+            symbol = base64.b64decode(spelling, validate=spelling != b"=")  # Whisper writes its empty symbol so
+            ranks[symbol] = int(rank)
+        except (ValueError, binascii.Error):
+            symbol, ranks[b""] = b"", -1
+        if not 0 <= ranks[symbol] < _MOST or len(symbol) > _LONGEST:
+            raise UserError(f"line {number} of {path} is no symbol with its rank: {line!r:.60}; download it again")
+    if not ranks or len(set(ranks.values())) < len(ranks):
+        raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
+    return ranks
+
+
+def holds_ranks(data: bytes) -> bool:
+    """Whether a file's beginning looks like ranks: Llama 3 has them under the name of a sentencepiece model."""
+    first = data[: _LONGEST * 2].split(b"\n")[0].split()
+    return len(first) == 2 and first[1].isdigit() and first[0].isascii()
+
+
+def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
+    """The encoding that a file's name and size tell. `languages` is the number that a Whisper knows: 99, or 100."""
+    size = max(ranks.values()) + 1
+    whisper = "multilingual" in name or "whisper" in name
+    if whisper or name == "gpt2":
+        first = 50257 if whisper else 50256
+        return Encoding(GPT2, _whisper(first, languages), begin=END_OF_TEXT)
+    if name.startswith(("r50k", "p50k")):
+        return Encoding(GPT2, {END_OF_TEXT: 50256}, begin=END_OF_TEXT)
+    if name.startswith("cl100k"):
+        fill = {f"<|fim_{part}|>": 100258 + i for i, part in enumerate(("prefix", "middle", "suffix"))}
+        return Encoding(CL100K, {END_OF_TEXT: 100257, **fill, "<|endofprompt|>": 100276})
+    if name.startswith("o200k"):
+        return Encoding(_O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018})
+    if name.startswith("qwen"):
+        names = [END_OF_TEXT, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+        return Encoding(QWEN2, {token: size + i for i, token in enumerate(names)})
+    if name == "tokenizer" and size == 128_000:
+        special = {token: size + i for i, token in enumerate(_llama3())}
+        return Encoding(CL100K, special, end="<|end_of_text|>", begin="<|begin_of_text|>")
+    raise UserError(
+        f"{size} ranks named {name!r} are of no known encoding; name the file as its publisher does: "
+        "r50k_base, p50k_base, cl100k_base, o200k_base, gpt2, multilingual, qwen or (Llama 3) tokenizer.model"
+    )
+
+
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _whisper(first: int, languages: int) -> dict[str, int]:
+    tasks = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
+    names = [END_OF_TEXT[2:-2], "startoftranscript", *LANGUAGES[:languages], *tasks]
+    names += [f"{step * 0.02:.2f}" for step in range(_STEPS)]
+    return {f"<|{name}|>": first + i for i, name in enumerate(names)}
+
+
+def _llama3() -> list[str]:
+    reserved = iter(f"<|reserved_special_token_{i}|>" for i in range(256))
+    named = ["<|begin_of_text|>", "<|end_of_text|>", *(next(reserved) for _ in range(4))]
+    named += ["<|start_header_id|>", "<|end_header_id|>", next(reserved), "<|eot_id|>"]
+    return [*named, *(next(reserved) for _ in range(256 - len(named)))]
+
+
+def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
+    """The tokenizer of an encoding: what tiktoken's `encode_ordinary` gives, and its special symbols."""
+    vocabulary = {_spelt(symbol): rank for symbol, rank in ranks.items() if symbol}
+    with library_errors(source):
+        tokenizer = byte_pairs(vocabulary, merges_of(ranks), encoding.pattern, whole_words=True)
+    special = {number: AddedToken(name, special=True, normalized=False) for name, number in encoding.special.items()}
+    add_tokens(tokenizer, special, str(source))
+    return tokenizer
+
+
+def merges_of(ranks: Ranks) -> list[tuple[str, str]]:
+    """The pair that makes each symbol: what BPE by ranks has made of its bytes when it is the symbol's turn."""
+    merges = []
+    for symbol, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [symbol[i : i + 1] for i in range(len(symbol))]
+        while len(parts) > 2:
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            best = min(joined)
+            if best >= rank:
+                break  # no merge leads to this symbol; it is found as a whole word only
+            at = joined.index(best)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2 and all(part in ranks for part in parts):
+            merges.append((_spelt(parts[0]), _spelt(parts[1])))
+    return merges
+
+
+def _spelt(symbol: bytes) -> str:
+    return "".join(_LETTERS[byte] for byte in symbol)

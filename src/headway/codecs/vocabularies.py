@@ -1,0 +1,95 @@
+"""How families number the pieces of a sentencepiece model: T5's sentinels, XLM-R's order, Marian's own vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from headway.codecs.bytepairs import read_vocabulary
+from headway.codecs.marks import Marks
+from headway.codecs.sentencepiece import CONTROL, HIDDEN, NORMAL, UNKNOWN, UNUSED, Pieces, build, read_pieces
+from headway.codecs.styles import MARKS
+from headway.errors import UserError
+
+READ = ("", "llama", "gemma", "t5", "xlmroberta")
+"""Styles whose rules beside the model are known."""
+
+SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
+_MOST_SENTINELS = 1 << 12
+
+
+def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, Marks]:
+    """The tokenizer of a sentencepiece model as `style` numbers its pieces, and the marks that the style has."""
+    if style not in READ:
+        raise UserError(
+            f"{path} belongs to a tokenizer of class {style!r}, whose rules beside it are not known; "
+            "save its tokenizer.json where it came from (save_pretrained of transformers writes one)"
+        )
+    pieces = read_pieces(path)
+    unknown = None if pieces.unknown is None else pieces.texts[pieces.unknown]
+    marks = MARKS.get(style) or Marks(bos=pieces.begin, eos=pieces.end, unk=unknown, pad=pieces.pad)
+    if style == "xlmroberta":
+        pieces = _fairseq(pieces, path)
+    # Until 2023 the prefix came after every special symbol; `legacy` false says that a tokenizer is newer.
+    tokenizer = build(pieces, path, prefix_once=settings.get("legacy") is False)
+    if style == "t5":
+        count = settings.get("extra_ids", 100)
+        if not isinstance(count, int) or not 0 <= count <= _MOST_SENTINELS:
+            raise UserError(f"extra_ids of {path} is {count!r}; give a number of sentinels, such as 100")
+        names = [f"<extra_id_{i}>" for i in reversed(range(count))]
+        missing = [name for name in names if tokenizer.token_to_id(name) is None]
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
+    return tokenizer, marks
+
+
+def _fairseq(pieces: Pieces, path: Path) -> Pieces:
+    """XLM-R has the special symbols in fairseq's order, and its mask after all pieces."""
+    if list(pieces.texts[:3]) != ["<unk>", "<s>", "</s>"]:
+        raise UserError(f"{path} begins with {list(pieces.texts[:3])}, not with <unk>, <s>, </s> as XLM-R's models do")
+    first = ["<s>", "<pad>", "</s>", "<unk>"]
+    return replace(
+        pieces,
+        texts=[*first, *pieces.texts[3:], "<mask>"],
+        scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
+        types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
+    )
+
+
+def read_marian(directory: Path, side: str) -> Tokenizer:
+    """The tokenizer of one language of a translation model.
+
+    One vocabulary numbers the pieces of two sentencepiece models, unless there is a target_vocab.json. What is no
+    piece of the language is never found in a text, but can be decoded. A piece that the vocabulary lacks is not used:
+    others spell the word, where the original gives an unknown.
+    """
+    model, vocabulary = (directory / name for name in SIDES[side])
+    if not vocabulary.is_file():
+        vocabulary = directory / SIDES["source"][1]
+    ids = read_vocabulary(vocabulary)
+    pieces, marks = read_pieces(model), MARKS["marian"]
+    size = max(ids.values()) + 1
+    if size > 2 * len(ids):
+        raise UserError(f"{vocabulary} numbers {len(ids)} symbols up to {size - 1}; download it again")
+    scores = dict(zip(pieces.texts, pieces.scores, strict=True))
+    texts = [f"{HIDDEN}{i}" for i in range(size)]
+    types = [UNUSED] * size
+    for text, number in ids.items():
+        special = {marks.unk: UNKNOWN, marks.eos: CONTROL, marks.pad: CONTROL}
+        texts[number] = text
+        types[number] = special.get(text, NORMAL if text in scores else UNUSED)
+    numbered = replace(pieces, texts=texts, scores=[scores.get(text, 0.0) for text in texts], types=types)
+    codes = [text for text in texts if text.startswith(">>") and text.endswith("<<")]
+    return _with_codes(numbered, codes, model)
+
+
+def _with_codes(pieces: Pieces, codes: list[str], path: Path) -> Tokenizer:
+    """Codes of languages stand before a text, and are symbols wherever they are written."""
+    types = [CONTROL if text in codes else kind for text, kind in zip(pieces.texts, pieces.types, strict=True)]
+    tokenizer = build(replace(pieces, types=types), path)
+    # Symbols that a text may name: added again, they are no longer special.
+    tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
+    return tokenizer

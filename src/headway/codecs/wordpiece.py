@@ -1,0 +1,50 @@
+"""WordPiece of BERT: vocab.txt, one symbol a line (Wu et al. 2016, Devlin et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from headway.codecs.files import library_errors, read_text
+from headway.errors import UserError
+
+FILE = "vocab.txt"
+LONGEST_WORD = 100  # characters; a longer word is unknown
+
+
+def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a vocab.txt, which is the same in every style.
+
+    tokenizer_config.json says whether texts are lower-cased (`do_lower_case`, true where nothing is said), whether
+    accents go (`strip_accents`; they do with lower-casing), and whether Chinese characters are words of their own
+    (`tokenize_chinese_chars`). Control characters always go.
+    """
+    lines = read_text(path).split("\n")
+    symbols = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    unknown = settings.get("unk_token") or "[UNK]"
+    name = unknown.get("content") if isinstance(unknown, dict) else unknown
+    if name not in vocabulary:
+        raise UserError(f"{path} has no symbol {name!r:.80} for what is unknown; name it in tokenizer_config.json")
+    with library_errors(path):
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=name, max_input_chars_per_word=LONGEST_WORD))
+        if settings.get("do_basic_tokenize") is False:
+            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        else:
+            tokenizer.normalizer = _normalizer(settings)
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _normalizer(settings: Mapping[str, Any]) -> normalizers.Normalizer:
+    accents = settings.get("strip_accents")
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        strip_accents=None if accents is None else bool(accents),
+        lowercase=bool(settings.get("do_lower_case", True)),
+    )
