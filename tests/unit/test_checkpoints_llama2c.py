@@ -153,10 +153,10 @@ def test_damaged_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
     piece = struct.pack("<fi", 0.0, 2)
     cases = {
         "cannot follow": whole[:-1],
-        "both 'xy'": whole + (piece + b"xy") * 2,
+        "each once": whole + (piece + b"xy") * 2,
         "no UTF-8": whole + piece + b"\xff\xff",
-        "too few": whole[:44],
-        "no number": whole + struct.pack("<fi", float("nan"), 2) + b"xy",
+        "3 pieces": whole[:44],
+        "with scores": whole + struct.pack("<fi", float("nan"), 2) + b"xy",
         "0 characters": whole + struct.pack("<fi", 0.0, 0),
         "-1 bytes": whole + struct.pack("<fi", 0.0, -1),
     }

@@ -24,13 +24,17 @@ from headway.checkpoints.undrawn import DEEPEST, read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import fill
 from headway.codecs import TokenizerCodec
-from headway.codecs.scored import scored_codec
+from headway.codecs.marks import Marks
+from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, Pieces, build
+from headway.codecs.styles import frame
 from headway.errors import UserError
 
 SUFFIX = ".bin"
 _MAGIC, _HEADER = 0x616B3432, 256
 _BEGIN, _END = 1, 2
-_SPECIAL = ("<unk>", "<s>", "</s>")  # the first ids; in the file the marks are written as lines of their own
+_MARKS = ("<unk>", "<s>", "</s>")  # the first ids; in the file begin and end are written as lines of their own
+_FIRST = len(_MARKS) + 256  # the first id behind the marks and the bytes
+_LONGEST = 1000  # characters of a piece
 
 
 class Sizes(NamedTuple):
@@ -200,23 +204,29 @@ def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Publi
 def load_pieces(path: Path) -> TokenizerCodec:
     """The codec of a llama2.c tokenizer file (tokenizer.bin, tok512.bin): pieces with scores, joined greedily.
 
-    A text gets a space before it. What has no piece becomes its bytes.
+    A text gets a space before it, and a prompt the begin symbol. What has no piece becomes its bytes.
     """
     cursor = Cursor(Mapped(Path(path)))
     longest = cursor.number("i", "the header")
-    pieces: list[tuple[str, float]] = []
+    texts: list[str] = []
+    scores: list[float] = []
     while cursor.left:
-        score = cursor.numbers("f", "a score")[0]
-        text = cursor.text("i", f"piece {len(pieces)}")
-        if len(text.encode()) > longest and len(pieces) >= len(_SPECIAL):
-            cursor.fail(f"piece {len(pieces)} is longer than the {longest} bytes of the longest")
-        pieces.append((_SPECIAL[len(pieces)] if len(pieces) < len(_SPECIAL) else text, score))
-    if len(pieces) < len(_SPECIAL) + 256:
-        cursor.fail(f"{len(pieces)} pieces are too few for a llama2.c tokenizer, which has 259 at least")
-    try:
-        return scored_codec(pieces, space=" ", unknown=_SPECIAL[0], special=_SPECIAL[1:])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        scores.append(cursor.numbers("f", "a score")[0])
+        texts.append(cursor.text("i", f"piece {len(texts)}"))
+        if not 0 < len(texts[-1]) <= _LONGEST or (len(texts) > _FIRST and len(texts[-1].encode()) > longest):
+            cursor.fail(f"piece {len(texts) - 1} has {len(texts[-1])} characters; the longest has {longest} bytes")
+    texts[: len(_MARKS)] = _MARKS
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(texts) - _FIRST)]
+    if len(texts) < _FIRST or len(set(texts)) < len(texts) or not all(map(math.isfinite, scores)):
+        cursor.fail(
+            f"{len(texts)} pieces are no vocabulary of llama2.c: marks, 256 bytes, and pieces with scores, each once"
+        )
+    pieces = Pieces(
+        [text.replace(" ", SPACE) for text in texts], scores, types, "bpe", byte_fallback=True, squeeze=False
+    )
+    tokenizer, marks = build(pieces, path), Marks(bos=_MARKS[_BEGIN], eos=_MARKS[_END], unk=_MARKS[0])
+    frame(tokenizer, "llama", marks, {})
+    return TokenizerCodec(tokenizer, marks)
 
 
 def is_llama2c(path: Path) -> bool:

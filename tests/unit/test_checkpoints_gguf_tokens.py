@@ -1,0 +1,133 @@
+"""The tokenizer in a GGUF file: real vocabularies give the ids they gave before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from format_models import LLAMA, drawn, published_config
+
+from headway.checkpoints.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
+from headway.checkpoints.gguf.tokens import read_codec
+from headway.checkpoints.llama2c import load_llama2c, load_pieces
+from headway.checkpoints.usage import Usage
+from headway.codecs import TokenizerCodec, load_codec, train_codec
+from headway.errors import UserError
+from headway.generate import GREEDY, Limits, Session
+from headway.models import Transformer
+
+pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
+TEXTS = (
+    "",
+    "Hello world",
+    "  two  spaces\tand\nlines\n\n\n",
+    "naïve, I'll 2024 12345",
+    "\u2603 \U0001f600",
+    "<s> </s>",
+)
+
+
+@pytest.fixture(scope="module")
+def text(data_dir: Path) -> str:
+    return (data_dir / "lm/tinyshakespeare.txt").read_text()[:20_000]
+
+
+def round_trip(codec: TokenizerCodec, path: Path, usage: Usage | None = None) -> TokenizerCodec:
+    config = published_config(LLAMA, vocab_size=codec.size + 3)
+    save_gguf(drawn(config), config, path, codec, usage)
+    found = load_gguf_codec(path)
+    assert found is not None
+    return found
+
+
+def test_bytes_come_back(tmp_path: Path, text: str) -> None:
+    codec = train_codec("bpe", [text], 400)
+    found = round_trip(codec, tmp_path / "a.gguf")
+    assert (found.begin, found.end) == (codec.begin, codec.end)
+    assert found.size == codec.size + 3  # the model's symbols, with three that are unused
+    for each in (*TEXTS, text):
+        assert found.encode(each) == codec.encode(each)
+        assert found.decode(found.encode(each)) == each
+
+
+def test_real_ranks_come_back(tmp_path: Path, data_dir: Path, text: str) -> None:
+    file = data_dir / "conformance/r50k_base.tiktoken"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    codec = load_codec(file)
+    config = published_config(LLAMA, vocab_size=codec.size, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    save_gguf(drawn(config), config, tmp_path / "a.gguf", codec)
+    found = load_gguf_codec(tmp_path / "a.gguf")
+    assert found is not None
+    for each in (*TEXTS, text):
+        assert found.encode(each) == codec.encode(each)
+
+
+def test_stories_come_back_with_their_tokenizer(tmp_path: Path, data_dir: Path, text: str) -> None:
+    folder = data_dir / "weights"
+    if not (folder / "stories260K.bin").is_file():
+        pytest.skip(f"{folder} lacks stories260K.bin")
+    model, usage = load_llama2c(folder / "stories260K.bin")
+    codec = load_pieces(folder / "tok512.bin")
+    assert isinstance(model, Transformer)
+    path = tmp_path / "stories.gguf"
+    save_gguf(model, model.config, path, codec, usage)
+    found, said = load_gguf(path)
+    own = load_gguf_codec(path)
+    assert isinstance(found, Transformer)
+    assert own is not None
+    assert (said.begin, said.ends) == (usage.begin, usage.ends)
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), model.state_dict().values(), strict=True))
+    for each in (*TEXTS, text[:3000]):
+        assert own.encode(each) == codec.encode(each)
+    done = Session(found, own).generate([[1]], GREEDY, Limits(max_new_tokens=40))[0]
+    assert done.text.startswith("Once upon a time, there was a little girl named Lily.")
+
+
+def test_marks_and_template(tmp_path: Path, text: str) -> None:
+    codec = train_codec("bpe", [text], 300, special=("<s>", "</s>", "<|end|>"))
+    begin, end, turn = (codec.token(name) for name in ("<s>", "</s>", "<|end|>"))
+    assert begin is not None
+    assert end is not None
+    assert turn is not None
+    usage = Usage(begin=begin, ends=(end, turn), template="{{ messages }}")
+    round_trip(codec, tmp_path / "a.gguf", usage)
+    said = load_gguf(tmp_path / "a.gguf")[1]
+    assert (said.begin, said.ends, said.template) == (begin, (end, turn), "{{ messages }}")
+    values = GgufFile(tmp_path / "a.gguf").values
+    without = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
+    assert read_codec(without, "here") is None
+
+
+def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: str) -> None:
+    round_trip(train_codec("bpe", [text], 300), tmp_path / "a.gguf")
+    values = GgufFile(tmp_path / "a.gguf").values
+    start = "tokenizer.ggml."
+    cases = {
+        "kind 'bert'": {"model": "bert"},
+        "manner of 'gpt3'": {"pre": "gpt3"},
+        "token_type for": {"token_type": [1]},
+        "type 9": {"token_type": [9] * len(values[start + "tokens"])},
+        "of which 1 come twice": {"tokens": [*values[start + "tokens"][:-1], "a"]},
+        "is not of tokens": {"merges": ["a nothing"]},
+        "0 characters": {"tokens": [""]},
+        "give a list": {"tokens": "abc"},
+        "give text": {"tokens": [1, 2]},
+        "whole number": {"bos_token_id": "1"},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(UserError, match=message):
+            read_codec({**values, **{start + name: value for name, value in changes.items()}}, "here")
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "unigram", "wordpiece"])
+def test_what_gguf_cannot_say_is_not_written(tmp_path: Path, text: str, kind: str) -> None:
+    codec = train_codec(kind, [text], 400 if kind in ("unigram", "wordpiece") else None)  # type: ignore[arg-type]
+    config = published_config(LLAMA, vocab_size=codec.size)
+    with pytest.raises(UserError, match="export without"):
+        save_gguf(drawn(config), config, tmp_path / "a.gguf", codec)
+    small = published_config(LLAMA, vocab_size=codec.size - 1)
+    with pytest.raises(UserError, match="does not fit a model"):
+        save_gguf(drawn(small), small, tmp_path / "a.gguf", codec)
+    assert not (tmp_path / "a.gguf").exists()
