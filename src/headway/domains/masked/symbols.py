@@ -76,28 +76,28 @@ def mask_of(codec: Codec) -> int:
 
 
 def spaces_join(codec: Codec) -> bool:
-    """Whether a word's first symbol holds the space before it, as GPT-2's, RoBERTa's and sentencepiece's do."""
-    return bool(_marks(codec))
+    """Whether there are symbols of a word with the space before it, as GPT-2's, RoBERTa's and sentencepiece's are."""
+    marks = _marks(codec)
+    spelt = (_spelt(token, marks) for token in _known(codec).tokenizer.get_vocab(with_added_tokens=False))
+    return any(text.startswith(" ") and text.strip() for text in spelt)
 
 
 def going_on(codec: Codec) -> Codec:
     """The codec for what goes on a text: without the space that it may put before the start of one."""
     state = json.loads(_known(codec).tokenizer.to_str())
-    parts = [step for name in ("normalizer", "pre_tokenizer") for step in _steps(state, name)]
-    for step in parts:
-        if step["type"] == "Prepend":
-            step["prepend"] = ""
-        elif "prepend_scheme" in step:
-            step["prepend_scheme"] = "never"
-        elif "add_prefix_space" in step:
-            step["add_prefix_space"] = False
+    kept = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
+    state["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    for step in _steps(state["pre_tokenizer"]):
+        step |= {"prepend_scheme": "never"} if "prepend_scheme" in step else {}
+        step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
     return TokenizerCodec(Tokenizer.from_str(json.dumps(state)))
 
 
-def _steps(state: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a part of a tokenizer's JSON, which is a sequence of them, one alone, or nothing."""
-    part: dict[str, Any] = state[name] or {}
-    return part.get("normalizers") or part.get("pretokenizers") or ([part] if "type" in part else [])
+    if part is None:
+        return []
+    return part.get("normalizers") or part.get("pretokenizers") or [part]
 
 
 def spelling(codec: Codec, symbol: int) -> str:
