@@ -108,6 +108,28 @@ def test_prefixes_are_kept_and_continued() -> None:
     assert [best.ids for (best,) in forced] == [best.ids for (best,) in greedy]
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+def test_suppressed_symbols_are_never_written_and_change_no_probability(beam: int) -> None:
+    config = SearchConfig(beam=beam, n_best=beam)
+    free = [symbol for hypotheses in translate(config) for h in hypotheses for symbol in h.ids]
+    common = sorted(set(free), key=lambda symbol: -free.count(symbol))[:3]
+    for source, hypotheses in zip(SOURCES, translate(config, suppressed=common)):
+        assert not {symbol for h in hypotheses for symbol in h.ids} & set(common)
+        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], begin=BEGIN, end=END)
+        totals = [sum(row if h.finished else row[:-1]) for row, h in zip(rows, hypotheses)]
+        assert [h.log_probability for h in hypotheses] == pytest.approx(totals, abs=1e-4)
+    assert not any(h.finished for hypotheses in translate(config, suppressed=[END]) for h in hypotheses)
+
+
+def test_decoding_may_start_with_any_symbol() -> None:
+    found = translate_ids(translator(), SOURCES, begin=5, end=END, config=SearchConfig(beam=1))
+    forced = translate(SearchConfig(beam=1), prefixes=[[5]] * len(SOURCES))
+    assert [best.ids for (best,) in found] != [best.ids[1:] for (best,) in forced]  # no symbol stands before it
+    totals = score_targets(translator(), SOURCES, [best.ids for (best,) in found], begin=5, end=END)
+    for row, (best,) in zip(totals, found):
+        assert best.log_probability == pytest.approx(sum(row if best.finished else row[:-1]), abs=1e-4)
+
+
 def test_limits_are_kept() -> None:
     config = SearchConfig(beam=4, most_ratio=1.0, most_extra=1)
     for source, (best,) in zip(SOURCES, translate(config)):
@@ -156,6 +178,8 @@ def test_bad_input_is_refused_before_work() -> None:
         translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
     with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
         translate(SearchConfig(), [[2], [3]], prefixes=[[3]])
+    with pytest.raises(UserError, match="suppressed symbol holds the id 23"):
+        translate(SearchConfig(), suppressed=[23])
     with pytest.raises(UserError, match="source holds the id -1"):
         translate(SearchConfig(), [[2, -1]])
     with pytest.raises(ConfigError, match="beam is 0"):

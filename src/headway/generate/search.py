@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import Generative, check_number, context_of, evaluating
+from headway.generate.prompts import Generative, check_ids, check_number, context_of, evaluating
 from headway.mixers import tree_map
 from headway.models import Decoding, Prompt
 
@@ -66,15 +66,22 @@ class Hypothesis(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    model: Generative, prompt: Prompt, limits: Sequence[int], end: int, config: SearchConfig = SearchConfig()
+    model: Generative,
+    prompt: Prompt,
+    limits: Sequence[int],
+    end: int,
+    config: SearchConfig = SearchConfig(),
+    suppressed: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """For each prompt its `n_best` continuations, best first, finished ones before cut ones.
 
-    `limits` are the most symbols for each. A finished hypothesis keeps its place in the beam, so that fewer are
+    `limits` are the most symbols for each; `suppressed` symbols are never written, and the probabilities of the
+    others are as they would be without that. A finished hypothesis keeps its place in the beam, so that fewer are
     followed after it; a sentence is done when none of these can become better than its `n_best` best.
     """
     if len(limits) != prompt.layout.batch or min(limits) < 1:
         raise UserError(f"limits {list(limits)} do not fit {prompt.layout.batch} prompts; give each 1 or more")
+    check_ids("suppressed symbol", [suppressed], model.config.symbols)
     capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
     if context is not None and capacity > context:
         raise UserError(
@@ -82,7 +89,7 @@ def beam_search(
         )
     with evaluating(model):
         logits, decoding = model.start(prompt, capacity)
-        search = _Search(limits, end, config, logits.device)
+        search = _Search(limits, end, config, suppressed, logits.device)
         if config.beam > 1:
             rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
             logits, decoding = logits[rows], decoding.select(rows)
@@ -96,8 +103,16 @@ def beam_search(
 class _Search:
     """The beams of M sentences, W each. Row m W + w of the model is beam w of sentence m, in no order within it."""
 
-    def __init__(self, limits: Sequence[int], end: int, config: SearchConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        limits: Sequence[int],
+        end: int,
+        config: SearchConfig,
+        suppressed: Sequence[int],
+        device: torch.device,
+    ) -> None:
         self.config, self.end = config, end
+        self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self.length = 0
         count, beam = len(limits), config.beam
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
@@ -117,7 +132,10 @@ class _Search:
     def advance(self, logits: Float[Tensor, "MW C"], decoding: Decoding) -> tuple[Int[Tensor, "MW"], Decoding]:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
-        totals, parents, symbols = self._candidates(logits.float().log_softmax(-1))
+        logp = logits.float().log_softmax(-1)
+        if len(self.suppressed):
+            logp = logp.index_fill(1, self.suppressed, -math.inf)
+        totals, parents, symbols = self._candidates(logp)
         ends = symbols == self.end
         ending = ends & (totals != -math.inf) & ~self.done[:, None]
         if bool(ending.any()):

@@ -8,6 +8,7 @@ from headway.errors import UserError
 from headway.generate.prompts import (
     Ids,
     batches,
+    check_ids,
     check_prompts,
     check_sources,
     context_of,
@@ -28,13 +29,16 @@ def translate_ids(
     end: int,
     config: SearchConfig = _SEARCH,
     prefixes: Sequence[Ids] | None = None,
+    suppressed: Ids = (),
     batch_tokens: int = 16384,
 ) -> list[list[Hypothesis]]:
     """The `n_best` translations of each source, best first, without `begin` and `end`.
 
-    `prefixes` are what each translation must begin with; they are part of the ids and of the length that is allowed,
-    not of the score. Sources are read as they are: add what the model was trained with. A source of no symbols has one
-    translation, of none. `batch_tokens` bounds the positions that are held at once, those of all beams counted.
+    `begin` is what decoding starts with, whatever that symbol means elsewhere (Marian: padding). `prefixes` are
+    what each translation must begin with; they are part of the ids and of the length that is allowed, not of the
+    score. `suppressed` symbols are never written. Sources are read as they are: add what the model was trained
+    with. A source of no symbols has one translation, of none. `batch_tokens` bounds the positions that are held at
+    once, those of all beams counted.
     """
     forced = [()] * len(sources) if prefixes is None else prefixes
     if len(forced) != len(sources):
@@ -43,6 +47,7 @@ def translate_ids(
     prompts = [[begin, *prefix] for prefix in forced]
     check_sources(model, sources)
     check_prompts(model, prompts)
+    check_ids("suppressed symbol", [suppressed], model.config.symbols)
     limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
@@ -52,7 +57,7 @@ def translate_ids(
     for batch in batches(sizes, batch_tokens):
         chosen = [spoken[i] for i in batch]
         prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
-        found = beam_search(model, prompt, [limits[i] for i in chosen], end, config)
+        found = beam_search(model, prompt, [limits[i] for i in chosen], end, config, suppressed)
         for i, hypotheses in zip(chosen, found):
             results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
     return results

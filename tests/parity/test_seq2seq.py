@@ -1,0 +1,386 @@
+"""T5, BART and Marian against transformers: outputs, every layer, greedy and beam search, and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from twins import Batch, Twins, batch, check_export, difference, outputs_of, rows, twins
+
+from headway.checkpoints.published import load_published, save_published
+from headway.errors import UserError
+from headway.generate import SearchConfig, score_targets, translate_ids
+from headway.models import TokenEmbedConfig
+from headway.parts.positions import LearnedConfig, SinusoidalConfig
+
+T = pytest.importorskip("transformers")
+TOLERANCE = 1e-5
+SYMBOLS = {"small": 37, "large": 61}
+SIDES: dict[str, dict[str, Any]] = {  # for BART and Marian
+    "small": {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 20},
+    "large": {
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 56,
+        "scale_embedding": True,
+    },
+}
+T5: dict[str, dict[str, Any]] = {
+    "small": {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2},
+    "large": {
+        "d_model": 40,
+        "d_kv": 8,
+        "d_ff": 56,
+        "num_layers": 1,
+        "num_decoder_layers": 3,
+        "num_heads": 3,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 10,
+        "layer_norm_epsilon": 1e-3,
+    },
+}
+
+
+def t5(size: str, **settings: Any) -> Any:
+    config = T.T5Config(vocab_size=SYMBOLS[size], decoder_start_token_id=0, **{**T5[size], **settings})
+    return T.T5ForConditionalGeneration(config)
+
+
+def t5_1_1(size: str) -> Any:
+    """Gated, with a head of its own, whose outputs are not scaled."""
+    found = t5(size, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    found.lm_head.weight = torch.nn.Parameter(torch.randn_like(found.lm_head.weight) * 0.2)
+    return found
+
+
+def sides(size: str) -> dict[str, Any]:
+    width, heads = {"small": (16, 2), "large": (40, 5)}[size]
+    common = {"d_model": width, "encoder_attention_heads": heads, "decoder_attention_heads": heads}
+    return {**common, **SIDES[size], "max_position_embeddings": 40}
+
+
+def bart(size: str, **settings: Any) -> Any:
+    activation = "gelu_new" if size == "large" else "gelu"
+    config = T.BartConfig(
+        vocab_size=SYMBOLS[size],
+        activation_function=activation,
+        forced_eos_token_id=None,
+        **{**sides(size), **settings},
+    )
+    return T.BartForConditionalGeneration(config)
+
+
+def marian(size: str, **settings: Any) -> Any:
+    pad = settings.get("decoder_vocab_size", SYMBOLS[size]) - 1
+    config = T.MarianConfig(
+        vocab_size=SYMBOLS[size],
+        activation_function="swish",
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        forced_eos_token_id=None,
+        **{**sides(size), "scale_embedding": True, **settings},
+    )
+    return T.MarianMTModel(config)
+
+
+MODELS: dict[str, Callable[[str], Any]] = {
+    "t5": t5,
+    "t5-tied-unscaled": partial(t5, tie_word_embeddings=False),
+    "t5-1.1": t5_1_1,
+    "t5-silu": partial(t5, feed_forward_proj="gated-silu"),
+    "bart": bart,
+    "marian": marian,
+    "marian-two-tables": partial(marian, decoder_vocab_size=29, share_encoder_decoder_embeddings=False),
+}
+
+
+def make(name: str, size: str, folder: Path) -> Twins:
+    torch.manual_seed(0)
+    return twins(MODELS[name](size), folder)
+
+
+def pairs(theirs: Any) -> tuple[Batch, Batch, dict[str, Tensor]]:
+    """Ragged sources and targets, long enough that far distances share buckets."""
+    config, pad = theirs.config, theirs.config.pad_token_id
+    low = 4 if pad < 4 else 1
+    symbols = getattr(config, "decoder_vocab_size", config.vocab_size) - 1
+    source, target = batch([25, 9, 1, 17], symbols, pad, low), batch([21, 12, 8, 1], symbols, pad, low, seed=1)
+    given = {
+        "input_ids": source.ids,
+        "attention_mask": source.mask,
+        "decoder_input_ids": target.ids,
+        "decoder_attention_mask": target.mask,
+    }
+    return source, target, given
+
+
+def logits(ours: Any, source: Batch, target: Batch) -> Tensor:
+    with torch.inference_mode():
+        return ours.heads["vocabulary"](ours(source.ids, source.layout, target.ids, target.layout).x)
+
+
+def layers_of(theirs: Any) -> list[torch.nn.Module]:
+    sides = (theirs.get_encoder(), theirs.get_decoder())
+    return [layer for side in sides for layer in (side.block if hasattr(side, "block") else side.layers)]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_and_output_is_theirs_and_so_is_the_export(name: str, size: str, tmp_path: Path) -> None:
+    pair = make(name, size, tmp_path / "theirs")
+    source, target, given = pairs(pair.theirs)
+    theirs = outputs_of(layers_of(pair.theirs), lambda: pair.theirs(**given))
+    blocks = [*pair.ours.encoder.stack.blocks, *pair.ours.decoder.stack.blocks]
+    ours = outputs_of(blocks, lambda: logits(pair.ours, source, target))
+    depth = len(pair.ours.encoder.stack.blocks)
+    assert len(ours) == len(theirs)
+    for i, (a, c) in enumerate(zip(theirs, ours)):
+        assert difference(a, c, (source if i < depth else target).layout.keep) < TOLERANCE, f"layer {i}"
+    with torch.inference_mode():
+        wanted = pair.theirs(**given).logits
+    assert difference(wanted, logits(pair.ours, source, target), target.layout.keep) < TOLERANCE
+    check_export(pair, type(pair.theirs).from_pretrained, lambda m: m(**given).logits, tmp_path)
+
+
+GENERATING = ["t5", "t5-1.1", "bart", "marian", "marian-two-tables"]
+LIMIT = 12
+
+
+def generator(name: str, folder: Path) -> tuple[Twins, Batch]:
+    """A model whose sentences differ and end, and sources for it."""
+    theirs = MODELS[name]("small").eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.requires_grad and parameter.dim() == 1:
+                parameter.add_(noise * 0.05)
+            elif parameter.requires_grad:  # small tables, so that layers say more than the last symbol
+                parameter.copy_(noise * 0.1 if "shared" in key or "embed_tokens" in key else noise)
+    source, _, _ = pairs(theirs)
+    theirs.generation_config.eos_token_id = None
+    free = [row[1:] for row in generated(theirs, source).sequences.tolist()]
+    ends = {s for row in free for s in row}
+    end = max(sorted(ends), key=lambda s: len({row.index(s) for row in free if s in row} | {s in row for row in free}))
+    theirs.config.eos_token_id = theirs.generation_config.eos_token_id = end
+    theirs.save_pretrained(folder)
+    return Twins(theirs, *load_published(folder), folder), source
+
+
+def generated(theirs: Any, source: Batch, **options: Any) -> Any:
+    settings = {"max_new_tokens": LIMIT, "do_sample": False, "num_beams": 1, **options}
+    return theirs.generate(
+        input_ids=source.ids, attention_mask=source.mask, return_dict_in_generate=True, output_scores=True, **settings
+    )
+
+
+def cut(row: list[int], end: int) -> list[int]:
+    """What was written, between the start and the end."""
+    return row[1 : row.index(end, 1)] if end in row[1:] else row[1:]
+
+
+def translated(pair: Twins, source: Batch, search: SearchConfig, **options: Any) -> Any:
+    """As the model says it is to be used."""
+    usage = pair.usage
+    assert usage.decoder_start is not None
+    known = {"begin": usage.decoder_start, "end": usage.ends[0], "suppressed": usage.suppressed}
+    forced = [usage.forced] * len(source.ids) if usage.forced else None
+    return translate_ids(pair.ours, rows(source), config=search, prefixes=forced, **{**known, **options})
+
+
+GREEDY = SearchConfig(beam=1, most_ratio=0.0, most_extra=LIMIT)
+BEAM = SearchConfig(beam=4, most_ratio=0.0, most_extra=LIMIT, length_penalty=0.0, n_best=4)
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_greedy_search_writes_the_same(name: str, tmp_path: Path) -> None:
+    pair, source = generator(name, tmp_path)
+    end = pair.usage.ends[0]
+    theirs = [cut(row, end) for row in generated(pair.theirs, source).sequences.tolist()]
+    ours = [best.ids for (best,) in translated(pair, source, GREEDY)]
+    assert ours == theirs
+    assert len({len(ids) for ids in ours}) > 1
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_beams_are_worth_the_same(name: str, tmp_path: Path) -> None:
+    """Without a length penalty a hypothesis is worth its log probability with both.
+
+    The searches differ: theirs follows four beams beside the finished ones, ours has four places for both.
+    """
+    pair, source = generator(name, tmp_path)
+    usage, options = pair.usage, {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0}
+    said = generated(pair.theirs, source, **options)
+    end = usage.ends[0]
+    theirs = [(cut(row, end), end in row[1:]) for row in said.sequences.tolist()]
+    sources = [row for row in rows(source) for _ in range(4)]
+    totals = score_targets(pair.ours, sources, [ids for ids, _ in theirs], begin=usage.decoder_start, end=end)
+    for (_, finished), total, score in zip(theirs, totals, said.sequences_scores.tolist()):
+        assert sum(total if finished else total[:-1]) == pytest.approx(score, abs=1e-4, rel=1e-4)
+    found = translated(pair, source, BEAM)
+    same = 0
+    for i, hypotheses in enumerate(found):
+        worth = {
+            tuple(ids): s for (ids, _), s in zip(theirs[4 * i :], said.sequences_scores.tolist()[4 * i : 4 * i + 4])
+        }
+        for hypothesis in hypotheses:
+            if tuple(hypothesis.ids) in worth:
+                assert hypothesis.score == pytest.approx(worth[tuple(hypothesis.ids)], abs=1e-4, rel=1e-4)
+                same += 1
+    assert same >= len(found)  # the searches mostly meet
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_forced_and_suppressed_symbols_are_those_of_the_files(name: str, beams: int, tmp_path: Path) -> None:
+    pair, source = generator(name, tmp_path / "free")
+    end, usual = pair.usage.ends[0], [best.ids for (best,) in translated(pair, source, GREEDY)]
+    common = max({s for ids in usual for s in ids}, key=lambda s: sum(ids.count(s) for ids in usual))
+    pair.theirs.generation_config.bad_words_ids = [[common], [pair.theirs.config.pad_token_id]]
+    pair.theirs.generation_config.forced_bos_token_id = 7
+    pair.theirs.save_pretrained(tmp_path / "bound")
+    bound = Twins(pair.theirs, *load_published(tmp_path / "bound"), tmp_path / "bound")
+    assert bound.usage.suppressed == (common, pair.theirs.config.pad_token_id)
+    assert bound.usage.forced == (7,)
+    said = generated(bound.theirs, source, num_beams=beams, length_penalty=0.0)
+    theirs = [cut(row, end) for row in said.sequences.tolist()]
+    ours = translated(bound, source, replace(BEAM, beam=beams, n_best=1))
+    for (best,), ids in zip(ours, theirs):
+        assert best.ids[0] == 7
+        assert common not in best.ids
+        assert beams > 1 or best.ids == ids
+
+
+def test_what_the_files_say_of_generation_is_written_back(tmp_path: Path) -> None:
+    pair, _ = generator("marian", tmp_path / "first")
+    pair.theirs.generation_config.bad_words_ids = [[pair.theirs.config.pad_token_id], [3, 4]]
+    pair.theirs.generation_config.num_beams = 6
+    pair.theirs.save_pretrained(tmp_path / "theirs")
+    ours, usage = load_published(tmp_path / "theirs")
+    save_published(ours, ours.config, tmp_path / "out", usage)
+    back = T.MarianMTModel.from_pretrained(tmp_path / "out").generation_config
+    assert back.bad_words_ids == [[pair.theirs.config.pad_token_id], [3, 4]]
+    assert (back.num_beams, back.decoder_start_token_id) == (6, pair.theirs.config.pad_token_id)
+
+
+def test_t5_has_its_relative_bias_in_layer_0_and_does_not_scale_scores(tmp_path: Path) -> None:
+    pair = make("t5", "large", tmp_path)
+    names = [name for name in load_file(tmp_path / "model.safetensors") if "relative_attention_bias" in name]
+    assert sorted(names) == [
+        f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for side in ("decoder", "encoder")
+    ]
+    for side in (pair.ours.encoder, pair.ours.decoder):
+        assert {block.mixer.config.bias for block in side.stack.blocks} == {"relative"}  # shared by all layers
+        assert {block.mixer.config.scale for block in side.stack.blocks} == {1.0}
+    assert {block.cross.config.scale for block in pair.ours.decoder.stack.blocks} == {1.0}
+
+
+@pytest.mark.parametrize(("name", "tie", "scaled"), [("t5", "all", True), ("t5-1.1", "embeddings", False)])
+@pytest.mark.parametrize("spelling", ["newer", "older"])
+def test_the_head_of_t5_is_tied_and_scaled_or_neither(
+    name: str, tie: str, scaled: bool, spelling: str, tmp_path: Path
+) -> None:
+    pair = make(name, "small", tmp_path)
+    if spelling == "older":
+        settings = json.loads((tmp_path / "config.json").read_text())
+        del settings["scale_decoder_outputs"]
+        settings["tie_word_embeddings"] = tie == "all"
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    ours, _ = load_published(tmp_path)
+    assert ours.config.tie == tie
+    assert ours.config.decoder.heads["vocabulary"].scale == (16**-0.5 if scaled else 1.0)
+    source, target, given = pairs(pair.theirs)
+    with torch.inference_mode():
+        wanted = pair.theirs(**given).logits
+    assert difference(wanted, logits(ours, source, target), target.layout.keep) < TOLERANCE
+
+
+def test_an_unused_bias_and_copies_of_the_table_in_older_t5_files_are_read(tmp_path: Path) -> None:
+    pair = make("t5", "small", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    copies = {f"{side}.embed_tokens.weight": tensors["shared.weight"].clone() for side in ("encoder", "decoder")}
+    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(32, 2)}
+    head = {"lm_head.weight": tensors["shared.weight"].clone()}
+    save_file({**tensors, **copies, **unused, **head}, tmp_path / "model.safetensors")
+    ours, usage = load_published(tmp_path)
+    assert all(torch.equal(a, c) for a, c in zip(pair.ours.state_dict().values(), ours.state_dict().values()))
+    save_published(ours, ours.config, tmp_path / "out", usage)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()  # the tied head once
+
+
+def test_bart_counts_positions_from_2_and_norms_its_embeddings(tmp_path: Path) -> None:
+    pair = make("bart", "small", tmp_path)
+    source, target, given = pairs(pair.theirs)
+    for side in (pair.ours.encoder, pair.ours.decoder):
+        embed = side.config.embed
+        assert isinstance(embed, TokenEmbedConfig)
+        assert embed.positions == LearnedConfig(offset=2)
+        assert embed.norm is not None
+        side.embed.positions.table.data[:2] = torch.nan  # rows that no token has
+    with torch.inference_mode():
+        wanted = pair.theirs(**given).logits
+    assert difference(wanted, logits(pair.ours, source, target), target.layout.keep) < TOLERANCE
+
+
+def test_a_bart_without_bias_or_prefix_is_read(tmp_path: Path) -> None:
+    """As the files of BartModel are, from which transformers makes a whole model too."""
+    pair = make("bart", "small", tmp_path)
+    pair.theirs.model.save_pretrained(tmp_path / "base")
+    ours, _ = load_published(tmp_path / "base")
+    assert not ours.config.decoder.heads["vocabulary"].bias
+    whole = T.BartForConditionalGeneration.from_pretrained(tmp_path / "base").eval()
+    source, target, given = pairs(pair.theirs)
+    with torch.inference_mode():
+        wanted = whole(**given).logits
+    assert difference(wanted, logits(ours, source, target), target.layout.keep) < TOLERANCE
+
+
+def test_marian_has_sines_before_cosines_scaled_embeddings_a_bias_and_starts_with_padding(tmp_path: Path) -> None:
+    pair = make("marian", "small", tmp_path)
+    embed = pair.ours.config.decoder.embed
+    assert embed.positions == SinusoidalConfig(interleaved=False)
+    assert (embed.scaled, pair.ours.decoder.embed.scale) == (True, 4.0)
+    assert pair.usage.decoder_start == pair.usage.pad == pair.theirs.config.pad_token_id
+    assert torch.equal(pair.ours.heads["vocabulary"].bias, pair.theirs.final_logits_bias[0])
+    source, _, _ = pairs(pair.theirs)
+    like = torch.zeros(1, 25, 16)
+    theirs = pair.theirs.model.encoder.embed_positions.weight[:25]
+    ours = pair.ours.encoder.embed.positions(source.layout, like)
+    assert difference(ours[0], theirs) < 1e-6
+
+
+def test_positions_that_older_marian_files_hold_are_left_out(tmp_path: Path) -> None:
+    pair = make("marian", "small", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for side in ("encoder", "decoder"):
+        tensors[f"model.{side}.embed_positions.weight"] = pair.theirs.model.encoder.embed_positions.weight.clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    ours, _ = load_published(tmp_path)
+    assert all(torch.equal(a, c) for a, c in zip(pair.ours.state_dict().values(), ours.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("bart", {"architectures": ["BartForSequenceClassification"]}, "BartForSequenceClassification"),
+        ("marian", {"normalize_embedding": True}, "normalize_embedding is True"),
+        ("t5", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
+        ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'mish'"),
+        ("t5-1.1", {"num_decoder_layers": 3}, "lacks tensor 'decoder.block.2"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(name: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make(name, "small", tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, **settings}))
+    with pytest.raises(UserError, match=message):
+        load_published(tmp_path)
