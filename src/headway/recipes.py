@@ -35,7 +35,8 @@ def configured(
 ) -> Recipe:
     """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
 
-    With a `start` its model is the recipe's, before the settings; `lora` is the rank of an adapter.
+    With a `start` its model is the recipe's, before the settings, of which `model` may be a name, such as gpt2; `lora`
+    is the rank of an adapter.
     """
     found = named(recipe)
     if start is not None:
@@ -43,7 +44,7 @@ def configured(
     if lora is not None:
         known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
         found = replace(found, adapter=replace(known, rank=lora))
-    found = override(found, settings or {})
+    found = _set(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})
     if data is not None:
@@ -51,6 +52,15 @@ def configured(
     if not found.data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
+
+
+def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
+    model = settings.get("model")
+    if not isinstance(model, str):
+        return override(recipe, settings)
+    others = {key: value for key, value in settings.items() if key != "model"}
+    return override(replace(recipe, model=find_model(model)), others)
 
 
 def named(recipe: str | Path | Recipe) -> Recipe:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headway.checkpoints.hub import find_folder
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.codecs.training import SUBWORDS
 from headway.config import register
@@ -52,13 +53,15 @@ class MaskedConfig(TaskConfig):
     `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
     short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
     and the head "next" tells whether the second follows the first. `codec`, `size` and `lowercase` are for the codec
-    that is trained where none is given; `split` says what is held out where no file is named for it. A batch has
-    train.batch_size rows or, without it, as many as train.batch_tokens holds.
+    that is trained where `tokenizer` names no published one (its file, folder or name on a hub). `split` says what is
+    held out where no file is named for it. A batch has train.batch_size rows or, without it, as many as
+    train.batch_tokens holds.
     """
 
     codec: Kind = "wordpiece"
     size: int | None = 8192
     lowercase: bool = False
+    tokenizer: str | None = None
     context: int | None = None
     masking: MaskingConfig = MaskingConfig()
     next: bool = False
@@ -86,6 +89,8 @@ class MaskedConfig(TaskConfig):
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
+        if self.tokenizer is not None:
+            return load_codec(find_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
         spaced = self.codec in SUBWORDS  # so that a sentence's first word is the symbol that it is elsewhere
         return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL)

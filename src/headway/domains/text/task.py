@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.checkpoints.hub import find_folder
 from headway.codecs import Codec, Kind, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
@@ -34,14 +35,16 @@ _SAMPLE_TOKENS = 200
 class LanguageConfig(TaskConfig):
     """Predict each symbol of documents from those before it.
 
-    `codec` and `size` say how text becomes symbols (`size` none: as many as there are). Rows have `context` tokens,
-    none for the model's. `packing` "documents" reads every token once an epoch, short documents side by side in a row;
-    "windows" reads rows at any offset of long documents, as nanoGPT does. `split` says what is held out where no file
-    is named for it. A batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
+    `codec` and `size` say how text becomes symbols (`size` none: as many as there are), unless `tokenizer` names a
+    published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's. `packing`
+    "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows at any
+    offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A batch has
+    train.batch_size rows or, without it, as many as train.batch_tokens holds.
     """
 
     codec: Kind = "bpe"
     size: int | None = 8192
+    tokenizer: str | None = None
     context: int | None = None
     packing: Literal["documents", "windows"] = "documents"
     split: SplitConfig = SplitConfig()
@@ -67,6 +70,8 @@ class LanguageConfig(TaskConfig):
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
+        if self.tokenizer is not None:
+            return load_codec(find_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
         return train_codec(self.codec, texts, self.size)
 
