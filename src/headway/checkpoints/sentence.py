@@ -61,9 +61,10 @@ def _pool(path: Path) -> Pool:
 
 
 def without_embedding(config: ModelConfig) -> ModelConfig:
-    """`config` as its config.json says it: the head "embedding" stands in files of its own."""
+    """`config` as its config.json says it: the head "embedding" stands in files of its own. UserError if it cannot."""
     if not isinstance(config, TransformerConfig) or HEAD not in config.heads:
         return config
+    _mode(config.heads[HEAD])
     return replace(config, heads={name: head for name, head in config.heads.items() if name != HEAD})
 
 
