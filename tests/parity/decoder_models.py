@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from twins import Batch
+
+from headway.models import Prompt
 
 T = pytest.importorskip("transformers")
 
@@ -151,3 +159,43 @@ def layers_of(model: Any) -> list[Any]:
     """Its layers, in order."""
     base = model.base_model
     return list(getattr(base, "h", None) or base.layers)
+
+
+def logits(model: Any, given: Batch) -> Tensor:
+    """Their logits."""
+    with torch.inference_mode():
+        return model(given.ids, attention_mask=given.mask).logits
+
+
+def ours_of(model: Any, given: Batch) -> Tensor:
+    """Our logits."""
+    with torch.inference_mode():
+        return model.logits(given.ids, given.layout)
+
+
+def greedy(model: Any, given: Batch, new: int = 20) -> Tensor:
+    """The `new` most probable symbols after each of our rows, step by step from a state."""
+    with torch.inference_mode():
+        scores, decoding = model.start(Prompt(given.ids, given.layout), int(given.layout.lengths.max()) + new)
+        found = [scores.argmax(-1)]
+        for _ in range(new - 1):
+            scores, decoding = model.step(found[-1], decoding)
+            found.append(scores.argmax(-1))
+    return torch.stack(found, dim=1)
+
+
+def their_greedy(model: Any, prompt: list[int], new: int = 20) -> list[int]:
+    """`greedy` by their generate, for one row."""
+    ids, how = torch.tensor([prompt]), T.GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+    return found[0, len(prompt) :].tolist()
+
+
+def copied(source: Path, folder: Path, tensors: dict[str, Tensor] | None = None, **settings: Any) -> Path:
+    """A model's folder with other tensors or settings; None takes a setting out."""
+    folder.mkdir()
+    said = {**json.loads((source / "config.json").read_text()), **settings}
+    said = {name: value for name, value in said.items() if not (name in settings and value is None)}
+    (folder / "config.json").write_text(json.dumps(said))
+    save_file(tensors or load_file(source / "model.safetensors"), folder / "model.safetensors")
+    return folder

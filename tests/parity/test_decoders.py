@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, SYMBOLS, layers_of, make
+from decoder_models import CONFIGS, SYMBOLS, greedy, layers_of, logits, make, ours_of, their_greedy
 from safetensors import safe_open
-from torch import Tensor
-from twins import Batch, Twins, batch, difference, outputs_of, rows, twins
+from twins import Twins, batch, difference, outputs_of, rows, twins
 
 from headway.checkpoints.published import load_published, save_published
-from headway.models import Prompt
 
 T = pytest.importorskip("transformers")
 TOLERANCE, INNER = 1e-5, 3e-5  # of logits, and of features, which reach 20
 LENGTHS = [24, 1, 17]
-NEW = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
-    T.utils.logging.set_verbosity_error()
-    T.utils.logging.disable_progress_bar()
-    yield
-    T.utils.logging.enable_progress_bar()
-    T.utils.logging.set_verbosity_warning()
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
@@ -38,17 +24,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return twins(make(*request.param), tmp_path_factory.mktemp("theirs"), noise=0.1)
 
 
-def logits(model: Any, given: Batch) -> Tensor:
-    with torch.inference_mode():
-        return model(given.ids, attention_mask=given.mask).logits
-
-
 def test_logits_of_ragged_rows(pair: Twins) -> None:
     """Rows are longer than the windows, and one is a single token."""
     given = batch(LENGTHS, SYMBOLS)
-    with torch.inference_mode():
-        ours = pair.ours.logits(given.ids, given.layout)
-    assert difference(ours, logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+    assert difference(ours_of(pair.ours, given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
 
 
 def test_every_layer(pair: Twins) -> None:
@@ -64,21 +43,8 @@ def test_greedy_tokens(pair: Twins) -> None:
     """Prompts of several lengths at once, by a state; theirs one by one."""
     given = batch([11, 3], SYMBOLS, seed=3)
     ours = greedy(pair.ours, given)
-    how = T.GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     for row, prompt in enumerate(rows(given)):
-        ids = torch.tensor([prompt])
-        theirs = pair.theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
-        assert theirs[0, len(prompt) :].tolist() == ours[row].tolist()
-
-
-def greedy(model: Any, given: Batch) -> Tensor:
-    with torch.inference_mode():
-        scores, decoding = model.start(Prompt(given.ids, given.layout), int(given.layout.lengths.max()) + NEW)
-        found = [scores.argmax(-1)]
-        for _ in range(NEW - 1):
-            scores, decoding = model.step(found[-1], decoding)
-            found.append(scores.argmax(-1))
-    return torch.stack(found, dim=1)
+        assert their_greedy(pair.theirs, prompt) == ours[row].tolist()
 
 
 def test_export_with_usage(pair: Twins, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def computed(config: Any, width: int = 0) -> Any:
 def _written_out(config: Any, width: int) -> dict[str, Any]:
     """The fields of one config whose values follow from others."""
     if isinstance(config, AttentionConfig):
-        size = config.head_size or width // max(config.heads, 1)
+        even = config.heads > 0 and width % config.heads == 0
+        size = width // config.heads if config.head_size is None and even else config.head_size
         return {"kv_heads": config.kv_heads or config.heads, "head_size": size, "qkv_bias": _spread(config.qkv_bias)}
     if isinstance(config, (MLPConfig, GatedConfig)):
         hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
