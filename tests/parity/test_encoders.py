@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import Batch, Twins, batch, check_export, difference, outputs_of, perturb, twins
 
-from headway.checkpoints.published import load_published, save_published
+from headway.checkpoints.families import families
+from headway.checkpoints.published import load_published, save_published, says
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
 from headway.models import PooledHeadConfig, TokenInputs
+from headway.models.presets import preset
 from headway.visibility import Full, Local
 
 T = pytest.importorskip("transformers")
@@ -287,6 +289,26 @@ def test_modernbert_by_its_older_settings(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "global_rope_theta" not in written
     assert written["rope_parameters"]["full_attention"]["rope_theta"] == 160000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "settings"),
+    [
+        ("bert-base", "bert", {}),
+        ("bert-large", "bert", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}),
+        ("roberta-base", "roberta", {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+        ("modernbert-base", "modernbert", {}),
+    ],
+)
+def test_presets_are_the_published_configurations(name: str, family: str, settings: dict[str, Any]) -> None:
+    """Where nothing is said, the settings of transformers are those of the base models."""
+    known, ours = families()[family], preset(name)
+    assert says(known, ours)
+    written = known.write(ours)
+    theirs = T.AutoConfig.for_model(family, **settings).to_dict()
+    theirs |= {"intermediate_size": 4096} if name == "bert-large" else {}
+    for key in written.keys() & theirs.keys() - {"architectures", "pad_token_id", "position_embedding_type"}:
+        assert written[key] == theirs[key], key
 
 
 def test_names_of_classes_travel_and_their_number_is_the_models(tmp_path: Path) -> None:

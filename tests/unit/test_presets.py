@@ -19,6 +19,10 @@ SIZES = {
     "gpt2-xl": 1_557_611_200,
     "llama-135m": 134_515_008,
     "llama-1.1b": 1_100_048_384,
+    "bert-base": 109_482_240,  # with the pooler and without a vocabulary head, as the next two
+    "bert-large": 335_141_888,
+    "roberta-base": 124_645_632,
+    "modernbert-base": 149_655_232,  # with its vocabulary head
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

@@ -11,7 +11,8 @@ from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models.block import BlockConfig
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
-from headway.models.heads import VocabularyHeadConfig
+from headway.models.heads import TransformConfig, VocabularyHeadConfig
+from headway.models.pooled import PooledHeadConfig
 from headway.models.stack import StackConfig, cycle
 from headway.models.transformer import ModelConfig, TransformerConfig
 from headway.parts.feedforward import GatedConfig, MLPConfig
@@ -19,7 +20,7 @@ from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig, RMSNormConfig
 from headway.parts.positions import LearnedConfig, SinusoidalConfig
 from headway.parts.rotary import RotaryConfig
-from headway.visibility import Full
+from headway.visibility import Full, Local, Pattern
 
 
 def transformer_2017(
@@ -101,6 +102,44 @@ def decoder(
     )
 
 
+def bert(
+    width: int,
+    depth: int,
+    heads: int,
+    symbols: int = 30522,
+    types: int = 2,
+    offset: int = 0,
+    eps: float = 1e-12,
+    dropout: float = 0.1,
+) -> TransformerConfig:
+    """Devlin et al. 2019: an encoder with its pooler. RoBERTa (Liu et al. 2019) counts positions from 2 and has one
+    type of tokens. The vocabulary head comes with the task of pre-training.
+    """
+    norm, feed = LayerNormConfig(eps), MLPConfig(activation="gelu")
+    mixer = AttentionConfig(heads, pattern=Full(), dropout=dropout)
+    block = BlockConfig(mixer, None, feed, norm, placement="post", dropout=dropout)
+    embed = TokenEmbedConfig(LearnedConfig(offset), norm, types=types, dropout=dropout)
+    stack, init = StackConfig(cycle((block,), depth), norm=None), InitConfig(residual="same")
+    pooler = PooledHeadConfig(dense=True, activation="tanh")
+    return TransformerConfig(width, symbols, 512, stack, embed, {"pooled": pooler}, init=init)
+
+
+def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 50368) -> TransformerConfig:
+    """Warner et al. 2024, with its masked language model: every third layer sees all tokens, the others near ones."""
+    norm, feed = LayerNormConfig(1e-5, bias=False), GatedConfig(hidden=hidden, activation="gelu")
+
+    def block(pattern: Pattern, theta: float, first: bool = False) -> BlockConfig:
+        mixer = AttentionConfig(heads, pattern=pattern, rotary=RotaryConfig(theta), qkv_bias=False, out_bias=False)
+        return BlockConfig(mixer, None, feed, norm, mixer_norm=not first)
+
+    whole, near = block(Full(), 160000.0), block(Local(64), 10000.0)
+    blocks = (block(Full(), 160000.0, first=True), *cycle((near, near, whole), depth - 1))
+    head = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm, bias=False))
+    return TransformerConfig(
+        width, symbols, 8192, StackConfig(blocks, norm), TokenEmbedConfig(norm=norm), {"vocabulary": head}
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "transformer-base": lambda: transformer_2017(512, 6, 8, 2048),
     "transformer-big": lambda: transformer_2017(1024, 6, 16, 4096, dropout=0.3),
@@ -119,6 +158,10 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "gpt3-175b": lambda: gpt3(12288, 96, 96, 128),
     "llama-135m": lambda: decoder(576, 30, 9, 3, 1536, 49152),
     "llama-1.1b": lambda: decoder(2048, 22, 32, 4, 5632, 32000, tie=False),
+    "bert-base": lambda: bert(768, 12, 12),
+    "bert-large": lambda: bert(1024, 24, 16),
+    "roberta-base": lambda: bert(768, 12, 12, symbols=50265, types=1, offset=2, eps=1e-5),
+    "modernbert-base": lambda: modernbert(768, 22, 12, 1152),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),
 }
