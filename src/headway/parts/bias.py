@@ -44,7 +44,7 @@ class Alibi(nn.Module):
 
     def __init__(self, config: AlibiConfig) -> None:
         super().__init__()
-        self.slopes = torch.tensor(_slopes(config.heads), dtype=torch.float64)
+        self.slopes = torch.tensor(_slopes(config.heads), dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, query: Layout, key: Layout) -> Float[Tensor, "#B H T S"]:
         slopes = self.slopes.to(x.device, x.dtype)

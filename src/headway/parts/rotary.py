@@ -77,7 +77,7 @@ class YarnScaling(ScalingConfig):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, size - 1)
-        steps = torch.arange(size // 2, dtype=torch.float64)
+        steps = torch.arange(size // 2, dtype=torch.float64, device="cpu")
         ramp = ((steps - low) / max(high - low, 0.001)).clamp(0, 1)
         mixed = frequencies / self.factor * ramp + frequencies * (1 - ramp)
         sharpen = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
@@ -127,7 +127,7 @@ class LongRopeScaling(ScalingConfig):
             )
         stretch = max(self.factor or length / self.original, 1.0)
         sharpen = math.sqrt(1 + math.log(stretch) / math.log(self.original))
-        divisors = torch.tensor(factors, dtype=torch.float64)
+        divisors = torch.tensor(factors, dtype=torch.float64, device="cpu")
         return frequencies / divisors, sharpen if self.attention_factor is None else self.attention_factor
 
 
@@ -146,7 +146,8 @@ class Angles(NamedTuple):
 
 
 def _frequencies(theta: float, size: int) -> Frequencies:
-    return theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    # On the CPU wherever the model is made: torch loads its compiler for this on the meta device, which takes seconds.
+    return theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size)
 
 
 class Rotary:
