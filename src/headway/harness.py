@@ -1,0 +1,119 @@
+"""headway's language models for EleutherAI's lm-eval (extra `harness`), with the three calls that its tasks make.
+
+import lm_eval
+from headway.harness import HarnessModel
+
+lm_eval.simple_evaluate(HarnessModel("runs/mine"), tasks=["lambada_openai"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from headway.api import Model, load
+from headway.errors import UserError
+from headway.generate import Limits, Sampling
+from headway.generate.prompts import Ids, batches, pad
+from headway.models import Transformer
+
+_TOKENS = 8192  # computed at once
+_NEW_TOKENS = 256  # where a task does not say
+
+
+class HarnessModel(LM):
+    """A causal language model of a run or a published model."""
+
+    def __init__(self, model: Model | str | Path) -> None:
+        super().__init__()
+        self.model = model if isinstance(model, Model) else load(model)
+        module = self.model.module
+        if not isinstance(module, Transformer) or not module.config.stack.causal:
+            raise UserError(f"{self.model.directory} is no causal language model; lm-eval needs one")
+        self.module = module
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation): log p in nats of the continuation, and whether it is the greedy one.
+
+        A context that does not fit loses its beginning.
+        """
+        return self._score([self._parts(*request.args) for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """log p in nats of each whole text, in windows of the context, each token scored once."""
+        found = []
+        for request in requests:
+            ids = self.model.codec.encode(request.args[0])
+            found.append(sum(score for score, _ in self._score(self._rolling(ids))))
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """A greedy (or, where the task asks, sampled) continuation of each context, up to a stop string."""
+        return [self._continue(*request.args) for request in requests]
+
+    def _continue(self, context: str, wanted: dict[str, Any]) -> str:
+        until = wanted.get("until") or ()
+        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+        most = int(wanted.get("max_gen_toks", _NEW_TOKENS))
+        temperature = float(wanted.get("temperature", 0.0)) if wanted.get("do_sample") else 0.0
+        sampling = Sampling(temperature, top_p=float(wanted.get("top_p", 1.0)), seed=0)
+        prompt = self.model.prompt_ids(context)
+        if self.model.context is not None:
+            prompt = prompt[-max(1, self.model.context - most) :]
+        return self.model.session.generate([prompt], sampling, Limits(most, stop))[0].text
+
+    def _parts(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of both, split where the continuation begins; spaces at the end of a context belong to what follows."""
+        spaces = len(context) - len(context.rstrip())
+        if spaces:
+            context, continuation = context[:-spaces], context[-spaces:] + continuation
+        before = self.model.prompt_ids(context) if context else self._start()
+        whole = self.model.prompt_ids(context + continuation) if context else [*before, *self._ids(continuation)]
+        return before, whole[len(before) :] or self._ids(continuation)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.model.codec.encode(text)
+
+    def _start(self) -> list[int]:
+        """What stands before a text that has nothing before it."""
+        codec = self.model.codec
+        mark = next((symbol for symbol in (codec.begin, codec.end) if symbol is not None), None)
+        if mark is None:
+            raise UserError("this tokenizer has no begin or end symbol, so the first token cannot be scored; train one")
+        return [mark]
+
+    def _rolling(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
+        """Stretches of at most the context; each after the tokens before it, as many as fit, and the first after the
+        begin symbol."""
+        size = self.model.context or len(ids) + 1
+        whole, parts = [*self._start(), *ids], []
+        for start in range(1, len(whole), size):
+            piece = whole[start : start + size]
+            first = max(0, start + len(piece) - 1 - size)
+            parts.append((whole[first:start], piece))
+        return parts
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        room = self.model.context or max((len(a) + len(b) for a, b in pairs), default=0)
+        # The last id is only foretold, so context + 1 ids fit.
+        rows = [[*before, *after][-(room + 1) :] for before, after in pairs]
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        for chosen in batches([len(row) for row in rows], _TOKENS):
+            features, _, _ = self.module(*pad([row[:-1] for row in (rows[i] for i in chosen)], self.model.device))
+            for x, i in zip(features, chosen):
+                found[i] = self._judge(x, rows[i], len(pairs[i][1]))
+        return found
+
+    def _judge(self, x: torch.Tensor, row: Ids, count: int) -> tuple[float, bool]:
+        """log p of the last `count` ids of a row, and whether each was the most probable."""
+        count = min(count, len(row) - 1)
+        targets = torch.tensor(row[-count:], device=x.device)
+        scores = self.module.heads["vocabulary"](x[len(row) - 1 - count : len(row) - 1]).log_softmax(-1)
+        chosen = scores.gather(1, targets[:, None])
+        return float(chosen.sum()), bool((scores.argmax(-1) == targets).all())
