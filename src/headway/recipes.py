@@ -48,7 +48,7 @@ def configured(
     if seed is not None:
         found = override(found, {"train.seed": seed})
     if data is not None:
-        found = replace(found, data=tuple(_absolute(path) for path in _listed(data)))
+        found = replace(found, data=tuple(_absolute(path) for path in listed(data)))
     if not found.data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
@@ -93,7 +93,7 @@ def recorded(
     return configured(found, data, settings, seed, lora=lora)
 
 
-def _listed(data: Paths) -> list[str | Path]:
+def listed(data: Paths) -> list[str | Path]:
     return [data] if isinstance(data, (str, Path)) else list(data)
 
 
@@ -104,7 +104,7 @@ def _absolute(path: str | Path) -> str:
 
 def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
     """The task of a configured recipe over `data`, or over the data that is named in it."""
-    paths = [Path(path) for path in (recipe.data if data is None else _listed(data))]
+    paths = [Path(path) for path in (recipe.data if data is None else listed(data))]
     own = data is None and all(name in KNOWN for name in recipe.data)
     return recipe.task.open(recipe, None if own else paths, workspace)
 

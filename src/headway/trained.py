@@ -16,15 +16,15 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.domains import masked, understanding
-from headway.domains.text.task import LanguageConfig
+from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
 from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
 from headway.layout import Layout
 from headway.models import EncoderDecoder, Transformer, attention_maps
-from headway.recipes import Paths, final_split, open_task
-from headway.train import Recipe
+from headway.recipes import Paths, final_split, listed, open_task
+from headway.train import Recipe, Task
 
 Texts = Sequence[str]
 
@@ -242,17 +242,35 @@ class Model:
         maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
         return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source))
 
-    def evaluate(self, data: Paths | None = None, split: str | None = None, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        data: Paths | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        stride: int | None = None,
+    ) -> dict[str, Any]:
         """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`.
 
         Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
-        "split" in the result says which.
+        "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
+        model is judged as what it is: a language model, on `data`.
         """
-        if self.recipe is None:
-            raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
-        task = open_task(self.recipe, self.directory, data)
+        task = self._task(data)
         wanted = split or (final_split(task) if data is None else "all")
-        return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+        if stride is None:
+            return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+        if not isinstance(task, Language):
+            raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
+        return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+
+    def _task(self, data: Paths | None) -> Task:
+        if self.recipe is not None:
+            return open_task(self.recipe, self.directory, data)
+        if data is None:
+            raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
+        if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
+            raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
+        return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
 
 
 def _listed(stop: str | Texts) -> tuple[str, ...]:

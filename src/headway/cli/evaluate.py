@@ -11,6 +11,7 @@ from headway.cli.terminal import Terminal, cell
 EXAMPLE = """
 headway evaluate runs/shakespeare
 headway evaluate runs/en-de --data newstest.en newstest.de --json
+headway evaluate models/gpt2 --data wiki.test.raw --stride 512
 """
 
 
@@ -19,6 +20,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data, all of it")
     parser.add_argument("--split", help="validation, test or all (default: test, or all of --data)")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on the first N samples only")
+    parser.add_argument(
+        "--stride",
+        type=whole(1),
+        metavar="N",
+        help="windows of a language model's context, each N tokens after the last",
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -26,7 +33,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     with torch_options(args):
         model = hw.load(args.model, device=args.device)
-        scores = model.evaluate(args.data, split=args.split, limit=args.limit)
+        scores = model.evaluate(args.data, split=args.split, limit=args.limit, stride=args.stride)
     for name, value in scores.items():
         terminal.say(f"{name}: {cell(value)}")
     terminal.result(scores)

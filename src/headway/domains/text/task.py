@@ -19,7 +19,7 @@ from headway.config import override, register
 from headway.data import Crops, Packing, Spans, SplitConfig, TokenCache, chunks, find_set, open_tokens, text_sources
 from headway.domains.text.batches import Rows, TextBatch
 from headway.errors import ConfigError, UserError
-from headway.generate import Limits, Sampling, Session
+from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.metrics import language_scores
 from headway.models import Loss, ModelConfig, Transformer, VocabularyHead
 from headway.train import Recipe, Shard, TaskConfig
@@ -28,6 +28,7 @@ from headway.train.task import WHOLE
 _EVALUATED_AT_ONCE = 8192  # tokens
 _DECODED_AT_ONCE = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
+_CONTEXT = 1024  # of a model without a longest context, where nothing says one
 
 
 @register("language")
@@ -150,6 +151,19 @@ class Language:
         size = round(count * self._bytes_per_token(split, count))
         return language_scores(nats, count, size)
 
+    def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, float]:
+        """`evaluate` in windows of the context that advance by `stride`, so that each token follows at least context -
+        stride others where its document has them; over the documents of a split, or its first `limit`.
+        """
+        spans = self._spans(split)
+        nats, count = 0.0, 0
+        for start, length in list(zip(spans.starts.tolist(), spans.lengths.tolist()))[:limit]:
+            if length > 1:
+                document = self.cache.ids[start : start + length].tolist()
+                found = strided_nats(cast(Transformer, model), document, self.context, stride)
+                nats, count = nats + found.total, count + found.tokens
+        return language_scores(nats, count, round(count * self._bytes_per_token(split, count)))
+
     def _bytes_per_token(self, split: str, count: int) -> float:
         """Of whole documents from the start of a split until they hold `count` predictions: exact for a whole split."""
         spans = self._spans(split)
@@ -178,6 +192,12 @@ class Language:
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
+
+
+def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Language:
+    """The task that judges a language model, however it came about, on texts of the user's."""
+    context = model.config.context or _CONTEXT
+    return Language(LanguageConfig(context=context), open_tokens(paths, codec), codec, context, rows=1, seed=0)
 
 
 def _head(model: nn.Module) -> VocabularyHead:
