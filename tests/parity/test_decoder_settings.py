@@ -12,7 +12,9 @@ from decoder_models import CONFIGS, LARGE, SMALL, SYMBOLS, alternating, copied, 
 from safetensors.torch import load_file
 from twins import Twins, batch, difference, twins
 
+from headway.checkpoints.families import families
 from headway.checkpoints.published import load_published, save_published
+from headway.checkpoints.settings import Settings
 from headway.models import PooledHeadConfig, build
 from headway.models.presets import decoder, gpt
 
@@ -211,3 +213,26 @@ def test_windows_by_layer_are_read_from_their_kinds(tmp_path: Path) -> None:
     pair = twins(T.Gemma2ForCausalLM(config), tmp_path)
     windows = [block.mixer.pattern.window for block in pair.ours.config.stack.blocks]
     assert windows == [5, None, 5, 5, None]
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CONFIGS}))
+def test_what_a_file_leaves_out_has_their_default(name: str) -> None:
+    """Our table of defaults is theirs: leaving out all that is in it changes nothing."""
+    values = type(CONFIGS[name, "small"])().to_dict()
+    family = families()[values["model_type"]]
+    missing = {key: value for key, value in values.items() if key not in family.defaults}
+    assert len(missing) < len(values)
+    read = [family.read(Settings({**family.defaults, **each}, name), ()) for each in (values, missing)]
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CONFIGS}))
+def test_first_models_of_a_family_have_their_size(name: str) -> None:
+    """Their default settings are those of the first that was published (Llama 7B, Mixtral 8x7B, ...)."""
+    config = type(CONFIGS[name, "small"])()
+    family = families()[config.model_type]
+    with torch.device("meta"):
+        theirs = getattr(T, name)(config)
+        ours = build(family.read(Settings({**family.defaults, **config.to_dict()}, name), ()), seed=None)
+    wanted, found = (sum(parameter.numel() for parameter in model.parameters()) for model in (theirs, ours))
+    assert found == wanted > 1e8
