@@ -64,3 +64,12 @@ def test_what_names_no_model_suggests_the_nearest(play: Path, tmp_path: Path) ->
         hw.train("text", play, {"model": "gpt-2"}, run=tmp_path / "run")
     with pytest.raises(UserError, match="nowhere"):
         hw.train("text", play, {"task.tokenizer": "nowhere"}, run=tmp_path / "run")
+
+
+def test_a_bert_from_scratch_with_pairs(play: Path, tmp_path: Path) -> None:
+    settings = {"model": "bert-base", **SMALL, "task.size": 300, "task.context": 32, "task.next": True}
+    run = hw.train("masked", play, settings, run=tmp_path / "run", progress=False)
+    assert isinstance(run.recipe.model, TransformerConfig)
+    assert list(run.recipe.model.heads) == ["vocabulary", "next"]
+    assert {"loss", "perplexity", "accuracy", "next_loss", "next_accuracy"} <= run.summary["scores"].keys()
+    assert set(run.summary["samples"][0]) == {"masked", "filled", "text"}

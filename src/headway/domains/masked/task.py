@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from headway.domains.masked.masking import Masking, MaskingConfig
 from headway.domains.masked.rows import Pairs, Pieces, texts_of
 from headway.domains.masked.symbols import SPECIAL, read, symbols_of
 from headway.errors import ConfigError, UserError
-from headway.metrics import perplexity
+from headway.metrics import perplexity, wilson
 from headway.models import (
     Encoded,
     Loss,
@@ -202,7 +202,7 @@ class Masked:
         return losses
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         """Loss (nats a hidden symbol), its perplexity, the share of hidden symbols found, and the same of pairs.
 
         Masks depend on the row alone: a row has them in every evaluation of every run. `limit` counts rows; the split
@@ -211,13 +211,15 @@ class Masked:
         device = next(model.parameters()).device
         batches = self._rows(split).once(self._evaluated_rows, WHOLE, limit)
         sums = Judged(*map(sum, zip(*(_judge(model, batch.to(device)) for batch in batches))))
-        scores = {
+        scores: dict[str, Any] = {
             "loss": sums.nats / sums.count,
             "perplexity": perplexity(sums.nats, sums.count),
             "accuracy": sums.hits / sums.count,
+            "accuracy_interval": wilson(sums.hits, sums.count),
         }
         if sums.pairs:
             scores |= {"next_loss": sums.next_nats / sums.pairs, "next_accuracy": sums.next_hits / sums.pairs}
+            scores["next_accuracy_interval"] = wilson(sums.next_hits, sums.pairs)
         return scores
 
     @torch.no_grad()
