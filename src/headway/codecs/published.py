@@ -65,7 +65,8 @@ def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec |
     file = place if place.is_file() else _vocabulary(place, side)
     if file is None:
         return None
-    settings = read_settings(settings_of(file) if file.suffix == ".json" else file.with_name(CONFIG))
+    own = file.suffix == ".json" and file.name != bytepairs.VOCABULARY
+    settings = read_settings(settings_of(file) if own else file.with_name(CONFIG))
     config = object_or_empty(file.with_name("config.json"))
     folder = _Folder(file.parent, settings, style_of(settings, config))
     if settings.get("auto_map") and file.name != FILE:

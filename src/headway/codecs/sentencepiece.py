@@ -194,15 +194,17 @@ def _normalizer(pieces: Pieces, prefix_once: bool) -> list[normalizers.Normalize
 def _composed(rule: str) -> list[normalizers.Normalizer]:
     """Steps after which the library's reading of a charsmap is sentencepiece's.
 
-    Alone it loses a mark that stands on a character which the charsmap maps. NFKC does first what the charsmaps of
-    that name do, but for one character that nmt_nfkc keeps.
+    Alone it loses a mark that stands on a character which the charsmap maps, and half of a line break in two
+    characters. NFKC does first what the charsmaps of that name do, but for one character that nmt_nfkc keeps; of
+    nmt_nfkc both halves of a line break are spaces.
     """
     if not rule.startswith(("nfkc", "nmt_nfkc")):
         return []
     nfkc: list[normalizers.Normalizer] = [normalizers.NFKC()]
     if not rule.startswith("nmt_"):
         return nfkc
-    return [normalizers.Replace(_WIDE_TILDE, _KEPT), *nfkc, normalizers.Replace(_KEPT, _WIDE_TILDE)]
+    tilde = normalizers.Replace(_WIDE_TILDE, _KEPT), normalizers.Replace(_KEPT, _WIDE_TILDE)
+    return [tilde[0], *nfkc, tilde[1], normalizers.Replace("\r\n", "  ")]
 
 
 def _pre_tokenizer(pieces: Pieces, prefix_once: bool) -> list[pre_tokenizers.PreTokenizer]:

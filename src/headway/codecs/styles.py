@@ -76,7 +76,7 @@ def frame(tokenizer: Tokenizer, style: str, marks: Marks, settings: Mapping[str,
     Of a decoder, `add_bos_token` and `add_eos_token` in its settings have the last word.
     """
     has_frame = tokenizer.post_processor is not None
-    if has_frame and style in _FIXED:
+    if has_frame and style in _ENDS:
         return
     before, after = around(tokenizer)
     begin = _wanted(settings, "add_bos_token", bool(before) if has_frame else style in _BEGINS)
@@ -85,7 +85,9 @@ def frame(tokenizer: Tokenizer, style: str, marks: Marks, settings: Mapping[str,
     last = _symbol(tokenizer, marks.end) if end else []
     if (bool(first), bool(last)) == (bool(before), bool(after)):
         return
-    join = last if style in ("roberta", "xlmroberta") else [] if last else first
+    if style == "whisper":
+        first = [name for name in _WHISPER if tokenizer.token_to_id(name) is not None]
+    join = last if style in ("roberta", "xlmroberta", "clip") else [] if last else first
     second = "1" if style == "bert" or not last else "0"
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=[*first, "$A", *last],
@@ -95,8 +97,8 @@ def frame(tokenizer: Tokenizer, style: str, marks: Marks, settings: Mapping[str,
 
 
 _BEGINS = ("bert", "roberta", "xlmroberta", "clip", "llama", "gemma")
-_ENDS = ("bert", "roberta", "xlmroberta", "clip", "t5", "marian")
-_FIXED = (*_ENDS, "whisper")  # whose published frame is right, whatever settings say
+_ENDS = ("bert", "roberta", "xlmroberta", "clip", "t5", "marian", "whisper")
+_WHISPER = ("<|startoftranscript|>", "<|notimestamps|>")
 
 
 def _wanted(settings: Mapping[str, Any], key: str, otherwise: bool) -> bool:

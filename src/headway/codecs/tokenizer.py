@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from headway.codecs.base import StreamDecoder
 from headway.codecs.marks import END_OF_TEXT, Marks, guessed
@@ -58,10 +58,11 @@ class TokenizerCodec:
 
     def _unknown(self) -> int | None:
         """What encoding gives for what has no symbol: GPT-2 names an unknown too, but never uses it."""
-        name = getattr(self.tokenizer.model, "unk_token", None)
-        if name is not None:
-            return self.tokenizer.token_to_id(name)
-        return json.loads(self.tokenizer.model.__getstate__()).get("unk_id")  # only Unigram has one
+        model = self.tokenizer.model
+        if isinstance(model, models.Unigram):  # the only one that has an id in place of a spelling
+            return json.loads(model.__getstate__()).get("unk_id")
+        name = getattr(model, "unk_token", None)
+        return None if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
         if len(text) > SECTION:

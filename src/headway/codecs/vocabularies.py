@@ -11,7 +11,17 @@ from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs.bytepairs import read_vocabulary
 from headway.codecs.marks import Marks
-from headway.codecs.sentencepiece import CONTROL, HIDDEN, NORMAL, UNKNOWN, UNUSED, Pieces, build, read_pieces
+from headway.codecs.sentencepiece import (
+    CONTROL,
+    HIDDEN,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Pieces,
+    build,
+    read_pieces,
+)
 from headway.codecs.styles import MARKS
 from headway.errors import UserError
 
@@ -20,6 +30,7 @@ READ = ("", "llama", "gemma", "t5", "xlmroberta")
 
 SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 _MOST_SENTINELS = 1 << 12
+_UNKNOWN = 10.0  # how much worse than the worst piece a sentencepiece model finds a character that it does not know
 
 
 def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, Marks]:
@@ -63,8 +74,9 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     """The tokenizer of one language of a translation model.
 
     One vocabulary numbers the pieces of two sentencepiece models, unless there is a target_vocab.json. What is no
-    piece of the language is never found in a text, but can be decoded. A piece that the vocabulary lacks is not used:
-    others spell the word, where the original gives an unknown.
+    piece of the language is never found in a text, but can be decoded; a character that only the other language has is
+    found (the original does so where it stands alone, and gives an unknown for two in a row). A piece that the
+    vocabulary lacks is not used: others spell the word, where the original gives an unknown.
     """
     model, vocabulary = (directory / name for name in SIDES[side])
     if not vocabulary.is_file():
@@ -75,6 +87,8 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     if size > 2 * len(ids):
         raise UserError(f"{vocabulary} numbers {len(ids)} symbols up to {size - 1}; download it again")
     scores = dict(zip(pieces.texts, pieces.scores, strict=True))
+    rare = min(pieces.scores) - _UNKNOWN
+    scores.update((text, rare) for text in ids if len(text) == 1 and text not in scores)
     texts = [f"{HIDDEN}{i}" for i in range(size)]
     types = [UNUSED] * size
     for text, number in ids.items():
@@ -88,8 +102,7 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
 
 def _with_codes(pieces: Pieces, codes: list[str], path: Path) -> Tokenizer:
     """Codes of languages stand before a text, and are symbols wherever they are written."""
-    types = [CONTROL if text in codes else kind for text, kind in zip(pieces.texts, pieces.types, strict=True)]
+    types = [USER_DEFINED if text in codes else kind for text, kind in zip(pieces.texts, pieces.types, strict=True)]
     tokenizer = build(replace(pieces, types=types), path)
-    # Symbols that a text may name: added again, they are no longer special.
     tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
     return tokenizer

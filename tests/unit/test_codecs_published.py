@@ -1,0 +1,151 @@
+"""Tokenizers as they were published: real ranks give the published ids, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.codecs import check_fits, load_codec, published_codec
+from headway.codecs.stream import BYTES
+from headway.codecs.tokenizer import TokenizerCodec
+from headway.errors import UserError
+
+LETTERS = {byte: letter for letter, byte in BYTES.items()}
+
+
+def ranks(data_dir: Path, name: str) -> TokenizerCodec:
+    return load_codec(data_dir / f"conformance/{name}.tiktoken")
+
+
+def test_gpt2s_prompts_from_its_ranks(data_dir: Path) -> None:
+    codec = ranks(data_dir, "r50k_base")
+    prompts = (data_dir / "conformance/ggml-prompts-gpt-2.txt").read_text(encoding="utf-8").splitlines()
+    known = [line.rsplit(" => ", 1) for line in prompts if " => " in line]
+    assert len(known) == 100
+    for text, ids in known:
+        text = text.replace("\\n", "\n")
+        assert codec.encode(text) == [int(i) for i in ids.split(",")]
+        assert codec.decode(codec.encode(text)) == text
+
+
+def test_whispers_symbols_from_its_ranks(data_dir: Path) -> None:
+    """The ids that OpenAI's tokenizer gives them; 99 languages."""
+    codec = ranks(data_dir, "whisper_multilingual")
+    names = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|su|>", "<|translate|>", "<|transcribe|>")
+    names += ("<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", "<|0.00|>", "<|30.00|>")
+    known = (50257, 50258, 50259, 50357, 50358, 50359, 50360, 50361, 50362, 50363, 50364, 51864)
+    assert tuple(map(codec.token, names)) == known
+    assert (codec.size, codec.end) == (51865, 50257)
+    assert codec.encode(" Hello") == [2425]
+    assert codec.decode([50258, 50259, 50359, 50363, *codec.encode(" Grüße, 東京 👍🏽"), 50257]) == " Grüße, 東京 👍🏽"
+
+
+def test_llama3s_ranks_under_the_name_of_a_sentencepiece_model(data_dir: Path, tmp_path: Path) -> None:
+    """Its file is told by its content; this one has another size, and no encoding is guessed."""
+    content = (data_dir / "conformance/r50k_base.tiktoken").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match=r"50256 ranks named 'tokenizer' are of no known encoding"):
+        published_codec(tmp_path)
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+PAIR = {"vocab.json": {LETTERS[byte]: byte for byte in range(256)}, "merges.txt": "#version: 0.2\n"}
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    assert published_codec(tmp_path) is None
+    assert published_codec(write(tmp_path, {"vocab.json": PAIR["vocab.json"]})) is None
+
+
+def test_added_tokens_keep_their_ids(tmp_path: Path) -> None:
+    """Phi has gaps between its symbols and those that were added."""
+    added = {"300": {"content": "<|im_start|>", "special": True}, "258": {"content": "  ", "special": False}}
+    config = {"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": added, "eos_token": "<|im_start|>"}
+    codec = load_codec(write(tmp_path, {**PAIR, "tokenizer_config.json": config, "added_tokens.json": {"<x>": 257}}))
+    assert (codec.size, codec.end, codec.token("<x>"), codec.token("  ")) == (301, 300, 257, 258)
+    assert codec.encode("a  b<x><|im_start|>")[:5] == [97, 258, 98, 257, ord("<")]
+    codec.save(tmp_path / "again")
+    again = load_codec(tmp_path / "again")
+    assert (again.size, again.end, again.encode("a  b<x>")) == (301, 300, [97, 258, 98, 257])
+
+
+def gaps(*ids: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": number, "content": f"<{number}>", "special": True, **flags} for number in ids]
+    return {"version": "1.0", "added_tokens": added, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
+
+
+def test_gaps_between_added_tokens_of_a_file_stay(tmp_path: Path) -> None:
+    codec = load_codec(write(tmp_path, {"tokenizer.json": gaps(2, 7)}))
+    assert (codec.size, codec.token("<2>"), codec.token("<7>")) == (8, 2, 7)
+
+
+PIECES = b"\x0a\x0a\x0a\x03abc\x15\x00\x00\x80\xbf"  # one piece and its score
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "a pickle": ({"tokenizer.model": b"\x80\x04\x95abc"}, "is a pickle"),
+    "a pickled vocabulary": ({"vocab.txt": b"\x80\x02abc"}, "is a pickle"),
+    "empty": ({"tokenizer.json": ""}, "is empty"),
+    "no JSON": ({"tokenizer.json": "{]"}, "cannot be read as a tokenizer"),
+    "no tokenizer": ({"tokenizer.json": {"a": 1}}, "cannot be read as a tokenizer"),
+    "no symbols": ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}}}, "holds no symbols"),
+    "an id far beyond": ({"tokenizer.json": gaps(1 << 30)}, "far beyond its 2 symbols"),
+    "no UTF-8": ({"vocab.txt": b"[UNK]\n\xff"}, "no UTF-8 at byte 6"),
+    "no unknown": ({"vocab.txt": "a\nb\n"}, r"has no symbol '\[UNK\]'"),
+    "ids that are none": ({**PAIR, "vocab.json": {"a": -1}}, "which is no id"),
+    "an id twice": ({**PAIR, "vocab.json": {"a": 1, "b": 1}}, "the same id 1"),
+    "a list": ({**PAIR, "vocab.json": ["a"]}, "where a mapping is wanted"),
+    "merges of strangers": ({**PAIR, "merges.txt": "a bc\n"}, "merges 'bc', which is no symbol"),
+    "merges of three": ({**PAIR, "merges.txt": "a b c\n"}, "is no pair"),
+    "code": ({**PAIR, "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "code of its own"),
+    "another class": ({**PAIR, "tokenizer_config.json": {"tokenizer_class": "CTRLTokenizer"}}, "class 'ctrl'"),
+    "another class of pieces": (
+        {"spm.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "M2M100Tokenizer"}},
+        "class 'm2m100', whose rules beside it are not known; save its tokenizer.json",
+    ),
+    "an id taken": ({**PAIR, "added_tokens.json": {"<x>": 3}}, "adds '<x>' as 3"),
+    "an id that is text": ({**PAIR, "added_tokens.json": {"<x>": "y"}}, "which is no id"),
+    "added tokens in a list": ({**PAIR, "tokenizer_config.json": {"added_tokens_decoder": [1]}}, "no mapping"),
+    "a config nested too deeply": ({**PAIR, "tokenizer_config.json": '{"a":' * 100_000}, "no JSON"),
+    "two sets of ranks": ({"a.tiktoken": "IQ== 0", "b.tiktoken": "IQ== 0"}, "several tokenizers"),
+    "ranks of nothing known": ({"a.tiktoken": "IQ== 0"}, "1 ranks named 'a' are of no known encoding"),
+    "ranks that are none": ({"a.tiktoken": "IQ== x"}, "line 1"),
+    "ranks twice": ({"a.tiktoken": "IQ== 0\nIg== 0"}, "two the same rank"),
+    "no pieces": ({"tokenizer.model": b"\x12\x00"}, "holds no pieces"),
+    "half a piece": ({"tokenizer.model": PIECES[:-1]}, "no sentencepiece model"),
+    "a score that is no number": ({"tokenizer.model": PIECES[:-4] + b"\x00\x00\xc0\x7f"}, "is nan"),
+    "too many sentinels": (
+        {"spiece.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "extra_ids": 1 << 40}},
+        "extra_ids",
+    ),
+    "XLM-R of another order": (
+        {"sentencepiece.bpe.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "XLMRobertaTokenizer"}},
+        "not with <unk>, <s>, </s>",
+    ),
+    "Marian without its vocabulary": ({"source.spm": PIECES}, r"vocab\.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_said(case: str, tmp_path: Path) -> None:
+    files, words = BROKEN[case]
+    with pytest.raises(UserError, match=words) as caught:
+        published_codec(write(tmp_path, files))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    codec = load_codec(write(tmp_path, PAIR))
+    check_fits(codec, 256)
+    with pytest.raises(UserError, match="the tokenizer has 256 symbols and the model's embedding 255"):
+        check_fits(codec, 255)
