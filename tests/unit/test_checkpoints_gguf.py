@@ -230,6 +230,14 @@ def test_quantised_numbers_stand_for_what_was_written(tmp_path: Path, kind: str)
     assert float((found.float() - values).abs().max()) < step
 
 
+def test_a_scale_that_is_no_number_is_read_as_it_is(tmp_path: Path) -> None:
+    """Numpy would warn, which is an error here and noise elsewhere."""
+    raw = np.float16(np.inf).tobytes() + np.arange(32, dtype=np.int8).tobytes()
+    found = GgufFile(one_tensor(tmp_path / "a.gguf", 8, (1, 32), raw)).get("x")
+    assert found.isnan().sum() == 1
+    assert found.isinf().sum() == 31
+
+
 def refined(scales: np.ndarray, j: int) -> tuple[int, int]:
     """The j-th of eight pairs of 6 bits, scale and minimum, in 12 bytes."""
     if j < 4:
@@ -239,7 +247,7 @@ def refined(scales: np.ndarray, j: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("number", [12, 13])
 def test_q4_k_and_q5_k_by_their_definition(tmp_path: Path, number: int) -> None:
-    """256 numbers: a scale and a minimum in fp16, eight pairs that refine them, a fifth bit each (Q5_K), 4 bits each."""
+    """256 numbers: a scale and a minimum in fp16, eight pairs that refine them, 4 or 5 bits each."""
     raw = np.random.default_rng(1).integers(0, 256, (3, KINDS[number].size), dtype=np.uint8)
     raw[:, :4] = np.array([0.02, 0.01], np.float16).view(np.uint8)
     found = GgufFile(one_tensor(tmp_path / "a.gguf", number, (3, 256), raw.tobytes())).get("x").numpy()
@@ -358,7 +366,7 @@ def test_settings_that_fit_no_model_are_refused(tmp_path: Path) -> None:
         return whole.replace(start + struct.pack("<I", old), start + struct.pack("<I", new))
 
     cases = {
-        "layers at most": changed("llama.block_count", 2, 1 << 30),
+        "for the 21 tensors": changed("llama.block_count", 2, 1 << 30),
         "numbers, more than": changed("llama.feed_forward_length", 64, 1 << 30),
         "fit no llama": changed("llama.attention.head_count", 4, 0),
         "no architecture 'lllll'": whole.replace(text("llama"), text("lllll")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from headway.checkpoints.families import families
 from headway.checkpoints.meaning import computed
+from headway.checkpoints.open import open_model
 from headway.checkpoints.published import load_published, save_published, says
 from headway.checkpoints.settings import Settings
+from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
 from headway.models import PooledHeadConfig, TransformerConfig, build
@@ -100,6 +103,44 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
 def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[str, Any], words: str) -> None:
     set_in(folder, **settings)
     assert words in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin", "model.ckpt"])
+def test_pickled_weights_are_never_opened(folder: Path, name: str) -> None:
+    """What opening it would run is not run, and the way out is named."""
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Trap(folder / "trapped")))
+    said = refused(folder)
+    assert f"{name}, a pickle" in said
+    assert "save_pretrained" in said
+    assert not (folder / "trapped").exists()
+
+
+class Trap:
+    """A pickle of it makes a file where it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_no_weights_at_all(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "holds no model.safetensors" in refused(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    train_codec("byte", ["abc"]).save(folder)
+    with pytest.raises(UserError, match=r"the tokenizer has 2\d\d symbols and the model's embedding 31; use the tok"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{]", "[1]", '{"a":' * 100_000, "\0"])
+def test_a_config_that_is_no_mapping(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert "config.json" in refused(folder)
 
 
 def test_a_configuration_that_no_family_says() -> None:

@@ -20,7 +20,7 @@ from headway.checkpoints.mapped import Mapped
 from headway.checkpoints.published import Published
 from headway.checkpoints.rules import Interleaved, Rule
 from headway.checkpoints.settings import Settings
-from headway.checkpoints.undrawn import DEEPEST, read_config, undrawn
+from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import fill
 from headway.codecs import TokenizerCodec
@@ -35,6 +35,7 @@ _BEGIN, _END = 1, 2
 _MARKS = ("<unk>", "<s>", "</s>")  # the first ids; in the file begin and end are written as lines of their own
 _FIRST = len(_MARKS) + 256  # the first id behind the marks and the bytes
 _LONGEST = 1000  # characters of a piece
+_DEEPEST = 10_000  # layers
 
 
 class Sizes(NamedTuple):
@@ -106,7 +107,7 @@ def _check(cursor: Cursor, sizes: Sizes) -> None:
     wrong = next((name for name in named if name != "tied" and named[name] < 1), None)
     if wrong is not None:
         cursor.fail(f"{wrong} is {named[wrong]}: it is no llama2.c file")
-    if sizes.depth > DEEPEST or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
+    if sizes.depth > _DEEPEST or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
         cursor.fail(
             f"width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads and {sizes.kv_heads} key heads fit no model"
         )

@@ -12,22 +12,31 @@ from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.models import ModelConfig, build
 
-DEEPEST = 10_000  # layers
-_DEPTHS = ("layer", "depth")  # what settings that say how many layers there are have in their names
+_DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_DEPTHS += ("n_layer", "n_layers")  # settings that say how many layers there are
+_EXPERTS, _MOST_EXPERTS = ("num_local_experts", "num_experts"), 1024
 _PER_BYTE = 4  # numbers that one byte of a file may hold: more than any quantisation packs
 _NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
     """The configuration that a file's settings mean. UserError where they fit no model (0 heads, say)."""
-    for name, value in settings.values.items():
-        deep = isinstance(value, int) and any(word in name for word in _DEPTHS)
-        if deep and value > DEEPEST:
-            raise UserError(f"{settings.source}: {name} is {value}; a model has {DEEPEST} layers at most")
+    _check_counts(settings, len(names))
     try:
         return family.read(settings, names)
     except _NONSENSE as error:
         raise UserError(_unfit(settings.source, family.name, error)) from error
+
+
+def _check_counts(settings: Settings, tensors: int) -> None:
+    """What decides how many modules are made must be in proportion to the file."""
+    for name in (*_DEPTHS, *_EXPERTS):
+        count, most = settings.values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
+        if isinstance(count, int) and count > most:
+            raise UserError(
+                f"{settings.source}: {name} is {count}, too many for the {tensors} tensors that there are; "
+                "settings and weights do not belong together"
+            )
 
 
 def undrawn(config: ModelConfig, held: int, source: str) -> nn.Module:

@@ -102,7 +102,8 @@ class GgufFile:
             return self._file.tensor(entry.start, kind.dtype, entry.shape)
         row = entry.shape[-1] // kind.block * kind.size
         blocks = self._file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
-        found = quants().dequantize(blocks.numpy(), entry.number)  # type: ignore[arg-type]
+        with np.errstate(all="ignore"):  # a scale may be no number
+            found = quants().dequantize(blocks.numpy(), entry.number)
         return torch.from_numpy(found).view(entry.shape)
 
     def done(self, name: str) -> None:
