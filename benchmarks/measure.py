@@ -55,6 +55,7 @@ def child(script: str, *arguments: str) -> dict[str, Any]:
     The process learns when it was started, so that it can count its own start.
     """
     environment = {**os.environ, "BENCHMARK_STARTED": repr(time.time()), "HEADWAY_DATA": str(data_folder())}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed packages have their byte code, so has headway
     command = [sys.executable, str(Path(__file__).parent / script), *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
