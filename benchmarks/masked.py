@@ -44,7 +44,8 @@ def texts(run: Path) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
     with tarfile.open(data_folder() / ARCHIVE) as archive:
         archive.extract(WIKITEXT, place, filter="data")
-    return [place / WIKITEXT, data_folder() / "lm" / "tinyshakespeare.txt"]
+    (place / WIKITEXT).replace(place / "wikitext.txt")  # its own name would make it the validation split
+    return [place / "wikitext.txt", data_folder() / "lm" / "tinyshakespeare.txt"]
 
 
 def pretrain(run: Path, steps: int) -> dict[str, Any]:

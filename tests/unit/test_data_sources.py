@@ -192,12 +192,14 @@ def test_sides_that_names_state() -> None:
     assert {name: named_side(name) for name in stated} == stated
 
 
-def test_names_count_only_beside_training_files(tmp_path: Path) -> None:
+def test_names_count_only_where_something_is_left_to_train_on(tmp_path: Path) -> None:
     for name in ("train/a.txt", "train/b.txt", "val/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert [source.side for source in text_sources([tmp_path])] == ["train", "train", "validation"]
     assert [source.side for source in text_sources([tmp_path / "val"])] == [None]
+    (tmp_path / "book.txt").write_text("a book")
+    assert [source.side for source in text_sources([tmp_path / "book.txt", tmp_path / "val"])] == [None, "validation"]
 
 
 def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:

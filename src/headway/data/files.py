@@ -79,8 +79,8 @@ def readable(kinds: Iterable[str]) -> str:
 
 
 def honoured(files: list[File]) -> list[File]:
-    """Names of sides count only where one says train: a lone test.txt is data like any other."""
-    if any(file.side == "train" for file in files):
+    """Names of sides count only where something is left to train on: a lone test.txt is data like any other."""
+    if any(file.side in ("train", None) for file in files):
         return files
     return [replace(file, side=None) for file in files]
 

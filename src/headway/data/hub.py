@@ -37,7 +37,7 @@ def find_hub(name: str) -> list[HubSplit]:
     named = [split for split in splits if named_side(split) in SIDES]
     if not named:
         raise UserError(f"dataset {name} has the splits {', '.join(splits)}; give one with a split named train")
-    # As with files, names of sides count only beside one for training.
+    # As with files, names of sides count only where something is left to train on.
     sides = {split: named_side(split) for split in named}
     honoured = sides if "train" in sides.values() else dict.fromkeys(named)
     return [HubSplit(dataset, config or None, split, honoured[split], str(builder.hash)) for split in named]
