@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a config nested too deeply": ({**PAIR, "tokenizer_config.json": '{"a":' * 100_000}, "no JSON"),
     "two sets of ranks": ({"a.tiktoken": "IQ== 0", "b.tiktoken": "IQ== 0"}, "several tokenizers"),
     "ranks of nothing known": ({"a.tiktoken": "IQ== 0"}, "1 ranks named 'a' are of no known encoding"),
+    "few ranks of many": ({"r50k_base.tiktoken": "IQ== 0"}, "holds 1 ranks where its encoding has 50256"),
+    "ranks with a gap": ({"qwen.tiktoken": "IQ== 0\nIg== 9999"}, "holds 2 ranks where its encoding has 10000"),
     "ranks that are none": ({"a.tiktoken": "IQ== x"}, "line 1"),
     "ranks twice": ({"a.tiktoken": "IQ== 0\nIg== 0"}, "two the same rank"),
     "no pieces": ({"tokenizer.model": b"\x12\x00"}, "holds no pieces"),
@@ -142,6 +145,54 @@ def test_what_is_wrong_is_said(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         published_codec(write(tmp_path, files))
     assert "\n" not in str(caught.value)
+
+
+def charsmap(unit: int, texts: bytes = b"a\0", size: int = 1024) -> bytes:
+    """A trie of one block whose first unit is `unit`."""
+    return size.to_bytes(4, "little") + unit.to_bytes(4, "little") + bytes(1020) + texts
+
+
+MAPS: dict[str, tuple[bytes, str]] = {
+    "no array": (b"\0" * 8, "claims an array of 0"),
+    "half an array": (charsmap(0)[:500], "claims an array of 1024"),
+    "out of the array": (charsmap(1 << 18), "leads out of its array"),
+    "out of the array by a large step": (charsmap(1 << 10 | 1 << 9), "leads out of its array"),
+    "out of the texts": (charsmap(1 << 8, b""), "leads out of its texts"),
+    "into a character": (charsmap(1 << 8, b"\xc3\xa9\0"), "into the middle of a character"),
+    "no UTF-8": (charsmap(0, b"\xff\0"), "utf-8"),
+    "a text without an end": (charsmap(0, b"a"), "has no end"),
+}
+
+
+@pytest.mark.parametrize("case", MAPS)
+def test_a_charsmap_that_leads_astray_is_refused(case: str, tmp_path: Path) -> None:
+    """The library would end the process's work where a text meets it."""
+    data, words = MAPS[case]
+    if case == "into a character":
+        data = data[:4] + (1 << 8 | 1 << 10).to_bytes(4, "little") + (1).to_bytes(4, "little") + data[12:]
+    normalizer = b"\x12" + varint(len(data)) + data
+    model = PIECES + b"\x1a" + varint(len(normalizer)) + normalizer
+    with pytest.raises(UserError, match=words):
+        published_codec(write(tmp_path, {"tokenizer.model": model}))
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**gaps(2), "normalizer": normalizer}))
+    with pytest.raises(UserError, match=words):
+        published_codec(tmp_path)
+
+
+def varint(value: int) -> bytes:
+    """A number below 2^14 as protocol buffers have it."""
+    return bytes([value & 127 | 128, value >> 7])
+
+
+def test_a_text_without_symbols_is_refused(tmp_path: Path) -> None:
+    """A tokenizer may have no symbol for what is unknown."""
+    model = {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}
+    codec = load_codec(write(tmp_path, {"tokenizer.json": {"version": "1.0", "added_tokens": [], "model": model}}))
+    assert codec.encode("aa") == [0, 0]
+    for encode in (codec.encode, lambda text: codec.encode_batch([text])):
+        with pytest.raises(UserError, match="has no symbols for the text"):
+            encode("b")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from headway.codecs import added, bytepairs, tiktoken, wordpiece
+from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
 from headway.codecs.marks import CONFIG, Marks, read_settings, said
 from headway.codecs.styles import MARKS, OTHER, frame, inferred, style_of
@@ -22,6 +24,7 @@ from headway.errors import UserError
 Side = Literal["source", "target"]
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 _MOST = 1 << 24  # symbols
+_CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]+)"')
 _ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
@@ -150,6 +153,8 @@ def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
 def _read_json(file: Path) -> Tokenizer:
     text = read_text(file)
     with library_errors(file):
+        for found in _CHARSMAP.finditer(text):
+            check_charsmap(base64.b64decode(found[1], validate=True))
         tokenizer = Tokenizer.from_str(text)
         return tokenizer if _agrees(tokenizer, _stated(text)) else _with_gaps(text, file)
 

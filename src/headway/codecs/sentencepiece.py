@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import library_errors, read_bytes
 from headway.codecs.protobuf import fields
 from headway.errors import UserError
@@ -77,6 +78,9 @@ def _parse(data: bytes) -> Pieces:
     if trainer.get(24, 0) or not normalizer.get(5, 1):
         raise ValueError("it writes spaces after words, or not at all, which is not read")
     texts, scores, types = zip(*pieces, strict=True)
+    charsmap = _typed(normalizer.get(2, b""), bytes)
+    if charsmap:
+        check_charsmap(charsmap)
     return Pieces(
         texts,
         scores,
@@ -85,7 +89,7 @@ def _parse(data: bytes) -> Pieces:
         byte_fallback=bool(trainer.get(35, 0)),
         dummy_prefix=bool(normalizer.get(3, 1)),
         squeeze=bool(normalizer.get(4, 1)),
-        charsmap=_typed(normalizer.get(2, b""), bytes),
+        charsmap=charsmap,
         rule=_typed(normalizer.get(1, b""), bytes).decode("utf-8"),
         begin=_role(trainer, 41, 46, (1, b"<s>"), texts),
         end=_role(trainer, 42, 47, (2, b"</s>"), texts),

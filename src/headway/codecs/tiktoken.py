@@ -22,6 +22,7 @@ Ranks = Mapping[bytes, int]
 _LETTERS = {byte: letter for letter, byte in BYTES.items()}
 _MOST = 1 << 20  # symbols
 _LONGEST = 1 << 10  # bytes of a symbol
+_GAPS = 1 << 8  # ids without a symbol
 
 _CODES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml"
@@ -68,7 +69,13 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
             raise UserError(f"line {number} of {path} is no symbol with its rank: {line!r:.60}; download it again")
     if not ranks or len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
+    _check_gaps(max(ranks.values()) + 1, len(ranks), path)
     return ranks
+
+
+def _check_gaps(ids: int, symbols: int, path: Path) -> None:
+    if ids > symbols + _GAPS:
+        raise UserError(f"{path} holds {symbols} ranks where its encoding has {ids}; download it again")
 
 
 def holds_ranks(data: bytes) -> bool:
@@ -126,7 +133,11 @@ def _llama3() -> list[str]:
 
 
 def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
-    """The tokenizer of an encoding: what tiktoken's `encode_ordinary` gives, and its special symbols."""
+    """The tokenizer of an encoding: what tiktoken's `encode_ordinary` gives, and its special symbols.
+
+    UserError where ranks are missing before the special symbols.
+    """
+    _check_gaps(min(encoding.special.values()), max(ranks.values()) + 1, source)
     vocabulary = {_spelt(symbol): rank for symbol, rank in ranks.items() if symbol}
     with library_errors(source):
         tokenizer = byte_pairs(vocabulary, merges_of(ranks), encoding.pattern, whole_words=True)

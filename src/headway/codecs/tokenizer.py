@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from headway.codecs.base import StreamDecoder
 from headway.codecs.marks import END_OF_TEXT, Marks, guessed
 from headway.codecs.stream import ByteStream, FallbackStream, WindowStream, decoder_steps
+from headway.errors import UserError
 
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 
@@ -65,14 +66,21 @@ class TokenizerCodec:
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
+        """Raises UserError for a text that the tokenizer has neither symbols for nor a symbol for the unknown."""
         if len(text) > SECTION:
             return self.encode_batch([text])[0]
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library has no narrower ones
+            raise _no_symbols(error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         cut = [list(self.sections(text)) for text in texts]
         flat = [section for sections in cut for section in sections]
-        encodings = iter(self.tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        try:
+            encodings = iter(self.tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        except Exception as error:
+            raise _no_symbols(error) from error
         return [[i for _ in sections for i in next(encodings).ids] for sections in cut]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -116,6 +124,11 @@ class TokenizerCodec:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
+
+
+def _no_symbols(error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"the tokenizer has no symbols for the text ({reason}); use one with a symbol for what is unknown")
 
 
 def settings_of(file: Path) -> Path:

@@ -1,0 +1,172 @@
+"""Readers of models: what they say of themselves, and their tensors."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+from mutate import damaged, damaged_json
+from run import Reader
+
+from headway.checkpoints.ctranslate2 import ModelBin
+from headway.checkpoints.families import families, find_family
+from headway.checkpoints.gguf import load_gguf, load_gguf_codec, save_gguf
+from headway.checkpoints.llama2c import load_llama2c
+from headway.checkpoints.marks import read_marks
+from headway.checkpoints.published import CONFIG, INDEX, open_shards, read_settings
+from headway.checkpoints.settings import Settings
+from headway.checkpoints.tensorfile import TensorFile
+from headway.checkpoints.undrawn import read_config, undrawn
+from headway.codecs import train_codec
+from headway.models import build
+
+WIDTH, HEADS, SYMBOLS, CONTEXT = 32, 2, 300, 16
+SMALL: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 1,
+    "intermediate_size": WIDTH,
+    "vocab_size": SYMBOLS,
+    "max_position_embeddings": CONTEXT,
+}
+# The same under the other names that families have for them.
+OTHER: dict[str, Any] = {
+    **dict.fromkeys(("n_embd", "d_model", "dim", "d_ff", "hidden_dim"), WIDTH),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), WIDTH),
+    **dict.fromkeys(("head_dim", "d_kv", "query_pre_attn_scalar"), WIDTH // HEADS),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"), 1),
+    **dict.fromkeys(("n_positions", "original_max_position_embeddings"), CONTEXT),
+}
+HELD = 1 << 20  # bytes of weights that a config is checked against
+NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
+
+
+def config_seeds(folder: Path) -> list[bytes]:
+    """A small config.json of every family."""
+    found = []
+    for name, family in sorted(families().items()):
+        small = {key: value for key, value in OTHER.items() if key in family.defaults or key != "head_dim"}
+        settings = {**family.defaults, **SMALL, **small, "model_type": name}
+        found.append(json.dumps(settings).encode())
+    return found
+
+
+def read_config_file(path: Path) -> None:
+    settings = read_settings(path.parent)
+    family = find_family(settings)
+    settings = Settings({**family.defaults, **settings.values}, settings.source)
+    config = read_config(family, settings, NAMES)
+    undrawn(config, HELD, settings.source)
+    family.rules(config)
+    read_marks(path.parent, settings)
+
+
+def tensor_seeds(folder: Path) -> list[bytes]:
+    entries = {"a": ("F32", [2, 3], 24), "b": ("BF16", [4], 8), "c": ("I8", [0, 5], 0), "d": ("F16", [], 2)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape, size) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return [len(text).to_bytes(8, "little") + text + bytes(end)]
+
+
+def damaged_tensors(data: bytes, draw: random.Random) -> bytes:
+    """Bytes anywhere, or the header as JSON with its length put right."""
+    if draw.random() < 0.4:
+        return damaged(data, draw)
+    length = int.from_bytes(data[:8], "little")
+    text = damaged_json(data[8 : 8 + length], draw)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def read_tensors(path: Path) -> None:
+    file = TensorFile(path)
+    for name in file.names():
+        file.get(name).clone()
+        file.done(name)
+
+
+def index_seeds(folder: Path) -> list[bytes]:
+    """Two shards and what lies where."""
+    (whole,) = tensor_seeds(folder)
+    (folder / "one.safetensors").write_bytes(whole)
+    (folder / "two.safetensors").write_bytes(
+        whole.replace(b'"b"', b'"e"').replace(b'"a"', b'"f"').replace(b'"c"', b'"g"').replace(b'"d"', b'"h"')
+    )
+    names = dict.fromkeys("abcd", "one.safetensors") | dict.fromkeys("efgh", "two.safetensors")
+    return [json.dumps({"metadata": {"total_size": 68}, "weight_map": names}).encode()]
+
+
+def read_index(path: Path) -> None:
+    shards = open_shards(path.parent)
+    for name in shards.names():
+        shards.get(name).clone()
+        shards.done(name)
+
+
+def gguf_seeds(folder: Path) -> list[bytes]:
+    found = []
+    texts = ["the cat sat on the mat, and the dog saw the cat\n"] * 3
+    for name, precision in (("llama", "F32"), ("qwen3", "Q8_0")):
+        family = families()[name]
+        settings = {**family.defaults, **SMALL, "head_dim": 4}
+        config = family.read(Settings(settings, name), ())
+        save_gguf(build(config), config, folder / "a.gguf", train_codec("bpe", texts, 270), precision=precision)  # type: ignore[arg-type]
+        found.append((folder / "a.gguf").read_bytes())
+    return found
+
+
+def read_gguf(path: Path) -> None:
+    load_gguf(path)
+    load_gguf_codec(path)
+
+
+def llama2c_seeds(folder: Path) -> list[bytes]:
+    width, hidden, depth, heads, kv, symbols, context = 8, 8, 1, 2, 1, 12, 16
+    layer = 2 * width + 2 * width * width + 2 * width * kv * (width // heads) + 3 * width * hidden
+    numbers = symbols * width + depth * layer + width
+    header = struct.pack("<7i", width, hidden, depth, heads, kv, symbols, context)
+    legacy = header + bytes(4 * (numbers + context * width // heads))
+    first = (struct.pack("<Ii", 0x616B3432, 1) + header + b"\1").ljust(256, b"\0") + bytes(4 * numbers)
+    return [legacy, first]
+
+
+def ctranslate2_seeds(folder: Path) -> list[bytes]:
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    def variable(name: str, shape: tuple[int, ...], kind: int, size: int) -> bytes:
+        return text(name) + struct.pack(f"<B{len(shape)}IBI", len(shape), *shape, kind, size) + bytes(size)
+
+    held = [
+        variable("a", (2, 3), 1, 6),
+        variable("a_scale", (2,), 0, 8),
+        variable("b", (4,), 4, 8),
+        variable("n", (), 2, 2),
+    ]
+    head = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(held))
+    return [head + b"".join(held) + struct.pack("<I", 1) + text("c") + text("a")]
+
+
+def read_ctranslate2(path: Path) -> None:
+    model = ModelBin(path)
+    for name in (*model.names(), *model.aliases):
+        model.get(name).clone()
+        model.done(name)
+
+
+MODELS = {
+    "config": Reader(CONFIG, config_seeds, damaged_json, read_config_file),
+    "safetensors": Reader("model.safetensors", tensor_seeds, damaged_tensors, read_tensors),
+    "index": Reader(INDEX, index_seeds, damaged_json, read_index),
+    "gguf": Reader("model.gguf", gguf_seeds, damaged, read_gguf),
+    "llama2c": Reader("model.bin", llama2c_seeds, damaged, load_llama2c),
+    "ctranslate2": Reader("model.bin", ctranslate2_seeds, damaged, read_ctranslate2),
+}

@@ -1,0 +1,8 @@
+"""All readers of foreign files."""
+
+from __future__ import annotations
+
+from codec_readers import CODECS
+from model_readers import MODELS
+
+READERS = {**MODELS, **CODECS}

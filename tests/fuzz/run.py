@@ -1,0 +1,94 @@
+"""The fuzzer's loop: so many damaged files into one reader, with a watch on time and memory."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mutate import draw_of
+
+from headway.errors import UserError
+
+SECONDS = 30  # that one file may take, on a machine that has other work too
+MEMORY = 512 << 20  # bytes that the process may grow by over all files
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`seeds` are whole files, for which it may put others beside; `read` is given a damaged one.
+
+    It may return or raise UserError, and nothing else.
+    """
+
+    file: str
+    seeds: Callable[[Path], list[bytes]]
+    damage: Callable[[bytes, random.Random], bytes]
+    read: Callable[[Path], Any]
+
+
+class TooSlow(BaseException):
+    """No reader catches it."""
+
+
+@dataclass
+class Outcome:
+    """`read` files were taken, `refused` were UserErrors; `failures` name the input and what happened instead."""
+
+    read: int = 0
+    refused: int = 0
+    grown: int = 0  # bytes
+    seconds: float = 0.0
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+def fuzz(reader: Reader, folder: Path, seed: int, first: int, count: int) -> Outcome:
+    """Inputs `first` to `first + count` of a seed, each written to `folder` and read."""
+    seeds = reader.seeds(folder)
+    path = folder / reader.file
+    for whole in seeds:  # what is not damaged is read, or the fuzzer would test nothing
+        path.write_bytes(whole)
+        reader.read(path)
+    outcome, started, before = Outcome(), time.monotonic(), _peak()
+    for index in range(first, first + count):
+        draw = draw_of(seed, index)
+        path.write_bytes(reader.damage(seeds[index % len(seeds)], draw))
+        try:
+            with limited(SECONDS):
+                reader.read(path)
+            outcome.read += 1
+        except UserError:
+            outcome.refused += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            outcome.failures[index] = f"{type(error).__name__}: {str(error)[:200]}"
+    outcome.grown, outcome.seconds = _peak() - before, time.monotonic() - started
+    if outcome.grown > MEMORY:
+        outcome.failures[-1] = f"{outcome.grown} bytes more memory than before"
+    return outcome
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise TooSlow(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

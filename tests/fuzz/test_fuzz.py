@@ -1,0 +1,27 @@
+"""Every reader of foreign files takes a damaged one or says what is wrong: no other exception, no crash, no hang.
+
+benchmarks/fuzz.py runs the same with 100,000 files a reader.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from readers import READERS
+from run import fuzz
+
+COUNT = 300
+NEEDS = {"gguf": "gguf"}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    if name in NEEDS:
+        pytest.importorskip(
+            NEEDS[name], reason=f"the package {NEEDS[name]} is not installed: pip install headway[{name}]"
+        )
+    outcome = fuzz(READERS[name], tmp_path, seed=1, first=0, count=COUNT)
+    assert not outcome.failures
+    assert outcome.refused > COUNT // 10  # the damage reaches the reader
+    assert outcome.read + outcome.refused == COUNT
