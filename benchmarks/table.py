@@ -9,24 +9,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from measure import RESULTS, ROOT
 
 START, END = "<!-- table -->", "<!-- /table -->"
+Found = dict[str, Any]
 Row = tuple[str, str, str]
+WORN = ("(R)", "(TM)", " Processor", "CPU")  # what names of processors are decorated with
 
 
-def results(name: str) -> dict[str, Any] | None:
+def results(name: str) -> Iterator[Found]:
+    """The result of this name, if there is one."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if path.exists():
+        yield json.loads(path.read_text(encoding="utf-8"))
 
 
-def shakespeare() -> Iterator[Row]:
-    found = results("shakespeare")
-    if found is None:
-        return
+def shakespeare(found: Found) -> Iterator[Row]:
     quick, minute, peer = found["quick"], found["minute"], found["transformers"]
     yield (
         "characters of Shakespeare, 0.8M parameters: validation loss from the start of the process",
@@ -36,54 +37,53 @@ def shakespeare() -> Iterator[Row]:
     )
 
 
-def translation() -> Iterator[Row]:
-    speed = results("translation-speed")
-    if speed is not None:
-        reached = [seconds for seconds in speed["seconds_to_bleu_10.7"] if seconds is not None]
-        yield (
-            "Multi30k, English to German, 4+4 layers of width 128: training",
-            f"{speed['target_tokens_a_second']['median']:,.0f} target tokens a second; "
-            f"BLEU 10.7 in {max(reached):.0f} s at most",
-            "JoeyNMT 2.3 (AVX2 machine): 1,230; 890 s",
-        )
-        yield (
-            "the same model: translating test_2016, greedy",
-            f"{speed['greedy_sentences_a_second']['median']:.0f} sentences a second",
-            "JoeyNMT 2.3 (AVX2 machine): 13",
-        )
-    score = results("translation-score")
-    if score is not None:
-        test = score["test"]
-        minutes = (score["seconds_before_training"] + score["seconds_training"]) / 60
-        yield (
-            f"Multi30k, test_2016, {score['parameters'] / 1e6:.1f}M parameters, beam 5",
-            f"BLEU {test['bleu']:.1f} (lower-cased {test['bleu_lowercase']:.1f}) after {minutes:.0f} minutes",
-            "published small models: 41 lower-cased, tokenised",
-        )
+def translation_speed(found: Found) -> Iterator[Row]:
+    reached = [seconds for seconds in found["seconds_to_bleu_10.7"] if seconds is not None]
+    yield (
+        "Multi30k, English to German, 4+4 layers of width 128: training",
+        f"{found['target_tokens_a_second']['median']:,.0f} target tokens a second; "
+        f"BLEU 10.7 in {max(reached):.0f} s at most",
+        "JoeyNMT 2.3 (AVX2 machine): 1,230; 890 s",
+    )
+    yield (
+        "the same model: translating test_2016, greedy",
+        f"{found['greedy_sentences_a_second']['median']:.0f} sentences a second",
+        "JoeyNMT 2.3 (AVX2 machine): 13",
+    )
 
 
-def pronounce() -> Iterator[Row]:
-    for path in sorted(RESULTS.glob("pronounce-*-minutes.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        test = found["test"]
-        yield (
-            f"English words to phonemes (CMUdict), {found['parameters'] / 1e6:.1f}M parameters",
-            f"WER {100 * test['wer']:.1f} %, PER {100 * test['per']:.1f} % in {found['seconds_in_all'] / 60:.1f} min",
-            "published transformers, another split: 22.1 %, 5.2 %",
-        )
+def translation_score(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"Multi30k, test_2016, {found['parameters'] / 1e6:.1f}M parameters, beam 5",
+        f"BLEU {test['bleu']:.1f} (lower-cased {test['bleu_lowercase']:.1f}) after {duration(found)}",
+        "published small models: 41 lower-cased, tokenised",
+    )
 
 
-def padding() -> Iterator[Row]:
-    found = results("padding")
-    if found is not None:
-        shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
-        yield "padding among the tokens computed", shares, ""
+def pronounce(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"English words to phonemes (CMUdict), {found['parameters'] / 1e6:.1f}M parameters",
+        f"WER {100 * test['wer']:.1f} %, PER {100 * test['per']:.1f} % in {duration(found)}",
+        "published transformers, another split: 22.1 %, 5.2 %",
+    )
 
 
-def memory() -> Iterator[Row]:
-    found = results("memory")
-    if found is None:
-        return
+def duration(found: Found) -> str:
+    """The minutes of a run; of one thread, the minutes of its core."""
+    if found.get("threads") == 1:
+        return f"{found['core_seconds'] / 60:.0f} minutes of one core"
+    seconds = found.get("seconds_in_all") or found["seconds_before_training"] + found["seconds_training"]
+    return f"{seconds / 60:.1f} minutes"
+
+
+def padding(found: Found) -> Iterator[Row]:
+    shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
+    yield "padding among the tokens computed", shares, ""
+
+
+def memory(found: Found) -> Iterator[Row]:
     whole = found["peaks"]["whole"] / found["peaks"]["none"] - 1
     yield (
         "cross-entropy at 50,000 symbols adds to a step's peak memory",
@@ -98,17 +98,68 @@ def memory() -> Iterator[Row]:
     )
 
 
+def banking77(found: Found) -> Iterator[Row]:
+    how = f"LoRA of rank {found['lora']}" if found["lora"] else "full"
+    yield (
+        f"banking77 from all-MiniLM-L6-v2, {how} fine-tuning",
+        f"accuracy {100 * found['test']['accuracy']:.1f} % in {found['core_seconds'] / 60:.0f} core-minutes",
+        "",
+    )
+
+
+def embedding(found: Found) -> Iterator[Row]:
+    yield f"embedding {found['sentences']:,} sentences of mixed length by all-MiniLM-L6-v2", *beside(found)
+
+
+def start(found: Found) -> Iterator[Row]:
+    yield "from the start of a process to one embedded line", *beside(found)
+
+
+def beside(found: Found) -> tuple[str, str]:
+    times = found["wall_seconds"]
+    return f"{times['headway']['median']:.2f} s", f"transformers: {times['transformers']['median']:.2f} s"
+
+
+def masked(found: Found) -> Iterator[Row]:
+    for part, what in (("few", "10 questions an intent"), ("all", "all questions")):
+        if part in found:
+            ours, scratch = (found[part][begin]["test_accuracy"]["median"] for begin in ("pretrained", "scratch"))
+            yield (
+                f"a BERT of 4 layers and width 256, pre-trained for 20 minutes, on banking77 ({what})",
+                f"accuracy {100 * ours:.1f} %",
+                f"from scratch: {100 * scratch:.1f} %",
+            )
+
+
+PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
+    "shakespeare": shakespeare,
+    "translation-speed": translation_speed,
+    "translation-score": translation_score,
+    "pronounce-5-minutes": pronounce,
+    "pronounce-45-minutes": pronounce,
+    "understanding-banking77": banking77,
+    "understanding-banking77-lora": banking77,
+    "masked": masked,
+    "understanding-embed": embedding,
+    "understanding-start": start,
+    "padding": padding,
+    "memory": memory,
+}
+
+
+def where(machine: Found) -> str:
+    name = machine["processor"]
+    for worn in WORN:
+        name = name.replace(worn, "")
+    units = [unit for unit in ("amx_bf16", "avx512f", "avx2") if unit in machine["units"]]
+    return f"{name} ({units[0].partition('_')[0]})" if units else name
+
+
 def table() -> str:
-    rows = [row for part in (shakespeare, translation, pronounce, padding, memory) for row in part()]
-    named = [found["machine"] for found in map(results, ("shakespeare", "translation-score")) if found]
-    lines = ["| what | headway | beside |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    if named:
-        first = named[0]
-        units = ", ".join(unit for unit in first["units"] if unit.startswith(("amx", "avx2")))
-        lines += [
-            "",
-            f"On {first['cores']} cores of an {first['processor']} ({units}), torch {first['packages']['torch']}.",
-        ]
+    lines = ["| what | headway | beside | 2 cores of |", "|---|---|---|---|"]
+    for name, rows in PARTS.items():
+        for found in results(name):
+            lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
     return "\n".join(lines)
 
 
