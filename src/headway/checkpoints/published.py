@@ -20,6 +20,7 @@ from headway.checkpoints.tensorfile import Shards
 from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
+from headway.codecs.chat import read_template
 from headway.errors import UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
@@ -96,7 +97,8 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     config = read_config(family, settings, weights.names())
     model = undrawn(with_embedding(config, directory), shards.size, shards.source)
     fill(model, family.rules(config), weights, dtype)
-    usage = Usage(family.name, dict(settings.values), **read_marks(directory, settings))
+    marks = read_marks(directory, settings)
+    usage = Usage(family.name, dict(settings.values), **marks, template=read_template(directory))
     return Published(model.eval(), usage)
 
 

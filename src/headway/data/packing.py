@@ -86,7 +86,7 @@ class Packing:
         shared = np.flatnonzero(rows >= full_rows)
         first = self._row_ends[rows[shared] - full_rows]
         pieces, owner = ranges(first, self._row_ends[rows[shared] - full_rows + 1] - first)
-        return _gather(
+        return gather(
             self.ids,
             np.concatenate([full, shared[owner]]),
             np.concatenate([starts, self._piece_starts[pieces]]),
@@ -120,9 +120,7 @@ class Crops:
         return Windows(whole[:, :-1], whole[:, 1:], positions)
 
 
-def _gather(
-    ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
-) -> Windows:
+def gather(ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]) -> Windows:
     """Lay pieces of `ids` side by side in their rows; pieces of a row are in order."""
     places, piece = ranges(np.zeros_like(sizes), sizes)
     row_sizes = np.bincount(rows, sizes, minlength=shape[0]).astype(np.int64)

@@ -1,0 +1,108 @@
+"""Conversations, and choices between two endings of one, as .jsonl files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headway.data.files import ARCHIVES, File, find_files, honoured, unpacked
+from headway.data.jsonl import objects, sound_text
+from headway.errors import UserError, nearest
+
+KINDS = (".jsonl", *ARCHIVES)
+ASSISTANT = "assistant"  # the role whose words are learnt
+
+Message = Mapping[str, Any]  # role and content, both text; what else is there is the template's
+Messages = tuple[Message, ...]
+
+
+class Dialogue(NamedTuple):
+    """A conversation, and the line of its file."""
+
+    line: int
+    messages: Messages
+
+
+class Choice(NamedTuple):
+    """Two endings of a conversation: messages after `prompt`, of which the `chosen` ones are better."""
+
+    line: int
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+def dialogue_sources(paths: Iterable[Path | str]) -> list[File]:
+    """The .jsonl files (compressed, in folders or archives) of paths, with the split that their names state."""
+    given = [Path(path).expanduser() for path in paths]
+    if not given:
+        raise UserError("no files of conversations are given; name at least one .jsonl")
+    return honoured(unpacked([file for path in given for file in find_files(path, KINDS)], KINDS))
+
+
+def read_chats(file: File) -> Iterator[Dialogue]:
+    """The conversations of a file: `messages`, each with role and content; the assistant speaks in every one."""
+    for number, row in objects(file):
+        if "messages" not in row:
+            raise _lacking(file, number, row, "messages")
+        messages = _messages(file, number, "messages", row["messages"])
+        if not any(message["role"] == ASSISTANT for message in messages):
+            raise UserError(
+                f"{file}, line {number}: no message is the assistant's, so it teaches nothing; leave the line out"
+            )
+        yield Dialogue(number, messages)
+
+
+def read_choices(file: File) -> Iterator[Choice]:
+    """The choices of a file: `prompt`, `chosen` and `rejected`, each a text or messages.
+
+    Without a prompt it is what `chosen` and `rejected` begin with alike.
+    """
+    for number, row in objects(file):
+        for key in ("chosen", "rejected"):
+            if key not in row:
+                raise _lacking(file, number, row, key)
+        prompt = _said(file, number, row, "prompt", "user") if row.get("prompt") is not None else ()
+        chosen, rejected = (_said(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
+        choice = Choice(number, prompt, chosen, rejected) if prompt else _shared(number, chosen, rejected)
+        if choice.chosen == choice.rejected:
+            raise UserError(f"{file}, line {number}: chosen and rejected are the same; leave the line out")
+        for key, ending in (("chosen", choice.chosen), ("rejected", choice.rejected)):
+            if not ending or ending[-1]["role"] != ASSISTANT:
+                raise UserError(
+                    f"{file}, line {number}: {key!r} does not end with a message of the assistant's; give one"
+                )
+        if not choice.prompt:
+            raise UserError(f"{file}, line {number} has no prompt, and chosen and rejected begin differently; give one")
+        yield choice
+
+
+def _said(file: File, number: int, row: Mapping[str, Any], key: str, role: str) -> Messages:
+    """Messages, or a text as one message of `role`."""
+    value = row[key]
+    if isinstance(value, str):
+        return ({"role": role, "content": sound_text(file, number, key, value)},)
+    return _messages(file, number, key, value)
+
+
+def _shared(number: int, chosen: Messages, rejected: Messages) -> Choice:
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    return Choice(number, chosen[:same], chosen[same:], rejected[same:])
+
+
+def _messages(file: File, number: int, key: str, value: Any) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; give a list of messages with role and content")
+    for message in value:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise UserError(f"{file}, line {number}: {message!r} in {key!r} is no message; give it role and content")
+        for part in ("role", "content"):
+            sound_text(file, number, part, message[part])
+    return tuple(value)
+
+
+def _lacking(file: File, number: int, row: Mapping[str, Any], key: str) -> UserError:
+    return UserError(f"{file}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")

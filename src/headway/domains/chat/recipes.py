@@ -1,0 +1,48 @@
+"""Recipes for models that answer."""
+
+from __future__ import annotations
+
+from headway.domains.chat.config import InstructConfig, PreferenceConfig
+from headway.models import TransformerConfig
+from headway.models.presets import decoder
+from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+
+
+def small() -> TransformerConfig:
+    """A small Llama, for those who begin without a model: it can be published as one."""
+    return decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=704, symbols=4096, context=512)
+
+
+def instruct() -> Recipe:
+    """Conversations of the user's, from a model of the user's."""
+    return Recipe(
+        name="instruct",
+        domain="chat",
+        description="conversations (.jsonl with messages): learn what the assistant says; best with --from",
+        data=(),
+        model=small(),
+        task=InstructConfig(),
+        optim=AdamWConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.01),
+        schedule=CosineConfig(warmup=0.05, floor=0.1),
+        train=TrainConfig(steps=1000, batch_tokens=4096),
+        expected="a quarter of an hour from the seed on 2 cores; from a published model lower optim.lr to 2e-5",
+    )
+
+
+def preference() -> Recipe:
+    """Choices between two answers, from a model that answers."""
+    return Recipe(
+        name="preference",
+        domain="chat",
+        description="choices (.jsonl with prompt, chosen, rejected): prefer the better answer; best with --from",
+        data=(),
+        model=small(),
+        task=PreferenceConfig(),
+        optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
+        schedule=CosineConfig(warmup=0.05, floor=0.1),
+        train=TrainConfig(steps=300, batch_tokens=4096),
+        expected="ten minutes on 2 cores; from a published model lower optim.lr to 1e-6",
+    )
+
+
+RECIPES = (instruct, preference)

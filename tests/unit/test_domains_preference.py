@@ -1,0 +1,194 @@
+"""Preference tuning over real questions: the loss by hand, the model it starts from, and the runs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from chat_data import SYSTEM, chats, choices, opened, overfit, questions, say, small, train, write
+from safetensors.torch import load_file
+from tiny_runs import cut_back, publish, weights
+
+import headway as hw
+from headway.checkpoints.usage import read_usage
+from headway.data import IGNORED
+from headway.domains.chat import reference
+from headway.domains.chat.recipes import instruct, preference
+from headway.models import build
+
+# Without a mark of the turn's end.
+TEMPLATE = """\
+{% for m in messages %}<|{{ m.role }}|>
+{%- if m.role == "assistant" %}{% generation %}{{ m.content }}{% endgeneration %}
+{%- else %}{{ m.content }}{% endif %}
+{%- endfor %}"""
+USER = {"role": "user", "content": "And now?"}
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of runs have tests of their own, and take as long as these runs."""
+    monkeypatch.setattr("headway.api.available", lambda: False)
+
+
+@pytest.fixture
+def told(data_dir: Path, tmp_path: Path) -> Path:
+    return write(tmp_path / "chats.jsonl", chats(data_dir))
+
+
+@pytest.fixture
+def chosen(data_dir: Path, tmp_path: Path) -> Path:
+    return write(tmp_path / "choices.jsonl", choices(data_dir))
+
+
+def moved(model: torch.nn.Module) -> torch.nn.Module:
+    """With every number moved: a new model finds all symbols equally probable."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def test_the_loss_of_choices_is_that_of_the_paper(chosen: Path) -> None:
+    """By hand: log p of each ending under the model and the reference, token by token, row by row."""
+    recipe = small(preference(), **{"task.beta": 0.3, "task.smoothing": 0.1})
+    task = opened(recipe, chosen)
+    start = build(task.adapt(recipe.model), recipe.train.seed).eval()
+    model = moved(build(task.adapt(recipe.model)))
+    numbers = task.split("validation").tolist()
+    found = task.evaluate(model)
+    margins, rewards = [], []
+    for number in numbers:
+        pair = []
+        for ending in (0, 1):
+            ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.cache.part(number, ending))
+            both = []
+            for one in (model, start):
+                with torch.no_grad():
+                    logs = one.logits(ids[None, :-1])[0].log_softmax(-1)
+                picked = logs.gather(1, ids[1:, None])[:, 0]
+                both.append(float(picked[marks[1:] == 1].sum()))
+            pair.append(0.3 * (both[0] - both[1]))
+        rewards.append(pair)
+        margins.append(pair[0] - pair[1])
+    h = torch.tensor(margins, dtype=torch.float64)
+    # As TRL writes it: -logsigmoid(beta h)(1 - eps) - logsigmoid(-beta h) eps, with beta in the margins here.
+    loss = -F.logsigmoid(h) * 0.9 - F.logsigmoid(-h) * 0.1
+    assert found["loss"] == pytest.approx(float(loss.mean()), rel=1e-4)
+    assert found["accuracy"] == pytest.approx(float((h > 0).double().mean()))
+    assert found["margin"] == pytest.approx(float(h.mean()), rel=1e-3)
+    assert found["chosen_reward"] == pytest.approx(sum(one for one, _ in rewards) / len(numbers), rel=1e-3)
+    assert found["rejected_reward"] == pytest.approx(sum(other for _, other in rewards) / len(numbers), rel=1e-3)
+    assert found["samples"] == len(numbers)
+
+
+def test_at_the_start_nothing_is_preferred(chosen: Path) -> None:
+    recipe = small(preference())
+    task = opened(recipe, chosen)
+    start = build(task.adapt(recipe.model), recipe.train.seed).eval()
+    scores = task.evaluate(start)
+    assert scores["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert scores["margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_gradient_is_that_of_the_paper(chosen: Path) -> None:
+    """Equation 7's: beta sigmoid(-margin) times the gradient of the log ratio, summed over choices."""
+    recipe = small(preference())
+    task = opened(recipe, chosen)
+    model = moved(build(task.adapt(recipe.model)))
+    batch = next(task.batches("train"))
+    loss = task.loss(model, batch)["loss"]
+    assert loss.count == batch.tokens == batch.inputs.shape[0] // 2
+    loss.total.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    logs = model.heads["vocabulary"](model(batch.inputs, batch.layout).x).log_softmax(-1)
+    picked = logs.gather(2, batch.labels.clamp(min=0)[..., None])[..., 0]
+    totals = (picked * (batch.labels != IGNORED)).sum(1).view(2, -1)
+    ratio = (totals - batch.reference).detach()
+    weight = 0.1 * torch.sigmoid(-0.1 * (ratio[0] - ratio[1]))
+    (-(weight * (totals[0] - totals[1])).sum()).backward()
+    for parameter, grad in zip(model.parameters(), found):
+        assert torch.allclose(parameter.grad, grad, atol=1e-5, rtol=1e-3)
+
+
+def test_what_the_prompt_holds_of_the_assistants_does_not_count(data_dir: Path, tmp_path: Path) -> None:
+    asked = questions(data_dir, 61)
+    rows = [
+        {"prompt": [SYSTEM, *say(*asked[i]), USER], "chosen": asked[i + 1][1], "rejected": asked[i][1] + "!"}
+        for i in range(60)
+    ]
+    task = opened(small(preference()), write(tmp_path / "choices.jsonl", rows))
+    for number in range(60):
+        for ending, key in ((0, "chosen"), (1, "rejected")):
+            ids, marks = task.cache.part(number, ending)
+            assert task.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
+            assert ids[marks == 1][-1] == task.codec.end
+
+
+def test_an_ending_that_begins_like_the_other_counts_whole(data_dir: Path, tmp_path: Path) -> None:
+    """And without a mark of the turn's end, one is the beginning of the other."""
+    asked = questions(data_dir, 60)
+    rows = [{"prompt": q, "chosen": a, "rejected": f"{a}, or not"} for q, a in asked]
+    start = publish(write(tmp_path / "text.txt", rows), tmp_path / "start", "gpt2", context=256)
+    (start / "chat_template.jinja").write_text(TEMPLATE)
+    path = write(tmp_path / "choices.jsonl", rows)
+    run = train(tmp_path / "run", path, small(preference()), start=start, set={"train.steps": 1, "task.context": 250})
+    assert read_usage(run.directory).template == TEMPLATE
+    task = opened(replace(small(preference()), start=str(start)), path, run.directory)
+    for number in range(60):
+        for ending, key in ((0, "chosen"), (1, "rejected")):
+            ids, marks = task.cache.part(number, ending)
+            assert task.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
+
+
+def test_it_learns_to_prefer(chosen: Path) -> None:
+    recipe = small(preference())
+    task = opened(recipe, chosen)
+    model, batch, loss = overfit(task, recipe, 40)
+    assert loss < 0.1  # log 2 where nothing is preferred
+    with torch.no_grad():
+        chosen_rewards, rejected_rewards = task._rewards(model, model(batch.inputs, batch.layout).x, batch)
+    assert (chosen_rewards > rejected_rewards).all()
+    assert task.evaluate(model, "train", limit=3)["samples"] == 3
+
+
+def test_the_reference_is_computed_once_and_stays_with_the_run(
+    chosen: Path, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = train(tmp_path / "taught", told, small(instruct()))
+    computed = []
+    original = reference._build
+    monkeypatch.setattr(reference, "_build", lambda *given: (computed.append(1), original(*given))[1])
+    recipe = small(preference())
+    run = train(tmp_path / "run", chosen, recipe, start=taught.directory)
+    train(tmp_path / "again", chosen, recipe, start=taught.directory)  # from the cache
+    assert computed == [1]
+    kept = load_file(run.directory / "reference.safetensors")
+    assert len(kept) == 1
+    model = hw.load(taught.directory)
+    task = opened(recipe, chosen, run.directory)
+    number = int(task.split("train")[0])
+    ids, marks = task.cache.part(number, 0)
+    first = int(np.flatnonzero(marks)[0])
+    with torch.inference_mode():
+        logs = model.logits([ids[:-1].tolist()])[0].log_softmax(-1)
+    wanted = sum(float(logs[i - 1, ids[i]]) for i in range(first, len(ids)) if marks[i])
+    assert float(next(iter(kept.values()))[number, 0]) == pytest.approx(wanted, rel=1e-4)
+    # The start may go: the run has what it needs.
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "empty"))
+    shutil.rmtree(taught.directory)
+    copy = cut_back(run.directory, tmp_path / "copy", 3)
+    train(copy, chosen, recipe, start=taught.directory, resume=True)
+    one, other = weights(run.directory), weights(copy)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert computed == [1]
+    assert run.summary["scores"].keys() >= {"loss", "accuracy", "accuracy_interval", "margin", "chosen_reward"}
+    assert run.summary["samples"][0].keys() == {"prompt", "output", "chosen", "rejected"}
