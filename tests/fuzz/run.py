@@ -59,6 +59,7 @@ def fuzz(reader: Reader, folder: Path, seed: int, first: int, count: int) -> Out
     outcome, started, before = Outcome(), time.monotonic(), _peak()
     for index in range(first, first + count):
         draw = draw_of(seed, index)
+        path.unlink()  # a file that is written over is written to the disk
         path.write_bytes(reader.damage(seeds[index % len(seeds)], draw))
         try:
             with limited(SECONDS):
