@@ -15,7 +15,9 @@ from torch import Tensor
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
+from headway.data.dialogues import Message
 from headway.domains import masked, understanding
+from headway.domains.chat.talk import Talk
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
@@ -27,6 +29,7 @@ from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
 
 Texts = Sequence[str]
+Messages = Sequence[Message]
 
 
 class Attention(NamedTuple):
@@ -128,6 +131,27 @@ class Model:
         """The ids that follow `ids`, without the end symbol; with `ignore_end`, always `max_new_tokens` of them."""
         limits = Limits(max_new_tokens, ignore_end=ignore_end)
         return self.session.generate([ids], Sampling(temperature, seed=seed), self._limits(limits))[0].ids
+
+    def chat(
+        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
+    ) -> str:
+        """The answer to a conversation of messages, each with a `role` and a `content`, by the model's chat template.
+
+        Where the context is full the oldest turns are left out, which is logged. UserError for a model without a
+        template, and for messages that it refuses. `talk` takes all settings of Sampling and Limits.
+        """
+        return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed)).strip()
+
+    def chat_stream(
+        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
+    ) -> Iterator[str]:
+        """`chat`, in pieces as they come; never half a character."""
+        return self.talk.stream(messages, Sampling(temperature, seed=seed), Limits(max_new_tokens))
+
+    @cached_property
+    def talk(self) -> Talk:
+        """Conversations by the model's chat template, which ends its answers. UserError where there is none."""
+        return Talk.of_model(self.session, self.codec, self.usage, self.directory)
 
     @cached_property
     def session(self) -> Session:

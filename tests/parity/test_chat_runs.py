@@ -81,6 +81,9 @@ def test_taught_here_used_there(
         wanted = theirs(torch.tensor([ids])).logits
         assert torch.allclose(ours.logits([ids]), wanted, atol=1e-4)
         assert not torch.allclose(before(torch.tensor([ids])).logits, wanted, atol=1e-2)
+        said = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
+    assert ours.chat(messages, 12, temperature=0) == tokenizer.decode(said, skip_special_tokens=True).strip()
+    assert hw.load(out).chat(messages, 12, temperature=0) == ours.chat(messages, 12, temperature=0)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in listed(theirs.generation_config.eos_token_id)
 

@@ -1,13 +1,29 @@
-"""Turns of a conversation with a plain language model."""
+"""Turns of a conversation: with a model that has a chat template, and with a plain language model."""
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+import sys
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
 
+import headway as hw
+from headway.checkpoints import native
+from headway.checkpoints.usage import Usage
 from headway.cli.chat import answer, dialogue, fit
+from headway.cli.main import main
 from headway.cli.terminal import Terminal
+from headway.codecs import train_codec
+from headway.config import override
+from headway.domains.text.recipes import modern
+from headway.errors import UserError
+from headway.models import build
 
 TURNS = [{"user": "Hello", "assistant": "Good day."}, {"user": "Who?", "assistant": ""}]
 
@@ -42,3 +58,111 @@ def test_an_answer_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == "It was\n"
     assert "(stopped)" in err
+
+
+# The user and the assistant in turn, no system; a turn ends with a symbol that the tokenizer does not know as its end.
+TEMPLATE = """\
+{% if messages[0].role == "system" %}{{ raise_exception("there is no system here") }}{% endif %}
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|stop|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+SPECIAL = ("<|user|>", "<|assistant|>", "<|stop|>", "<|endoftext|>")
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Path:
+    return echo_model(tmp_path / "echo")
+
+
+def echo_model(folder: Path, context: int = 48, template: str | None = TEMPLATE) -> Path:
+    """A model that says "abc" and ends its turn, whatever it is asked: each symbol has a place that tells the next."""
+    codec = train_codec("byte", ["any"], special=SPECIAL)
+    size = {"symbols": codec.size, "context": context}
+    config = override(modern(width=8, depth=1, heads=1, window=64, symbols=1), size)
+    model = build(config)
+    said = [codec.token("<|assistant|>"), *codec.encode("abc"), codec.token("<|stop|>")]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for place, (now, then) in enumerate(pairwise(said)):
+            model.get_parameter("embed.table")[now, place] = 1.0
+            model.get_parameter("heads.vocabulary.project.weight")[then, place] = 1.0
+    native.save_model(model, config, folder)
+    codec.save(folder)
+    Usage(template=template).save(folder)
+    return folder
+
+
+def talk(
+    folder: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *given: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    code = main(["chat", str(folder), "--temperature", "0", "--device", "cpu", *given])
+    return code, *capsys.readouterr()
+
+
+def test_a_conversation_by_the_models_template(
+    echo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = talk(echo, "Hi\n\nHo\n", capsys, monkeypatch)
+    assert (code, out) == (0, "abc\nabc\n")
+    assert err.startswith("Ctrl-C stops an answer")
+    _, out, _ = talk(echo, "Hi\n/reset\nHo\n", capsys, monkeypatch, "--json")
+    assert json.loads(out) == {"turns": [{"user": "Ho", "assistant": "abc"}]}
+    _, out, _ = talk(echo, "Hi\n", capsys, monkeypatch, "--stop", "c")
+    assert out == "ab\n"
+
+
+def test_the_context_of_a_conversation(
+    echo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old turns go, and so does a question that no context holds; the conversation goes on."""
+    given = ("--max-new-tokens", "10")
+    long = "x" * 60
+    code, out, err = talk(echo, f"Hello you\nHello you\nHello you\n{long}\nHi\n", capsys, monkeypatch, *given, "--json")
+    assert code == 0
+    turns = json.loads(out)["turns"]
+    assert [turn["assistant"] for turn in turns] == ["abc"] * 4
+    assert "(the first turn no longer fits the context of 48 tokens)" in err
+    assert "(a prompt of 63 symbols exceeds the context of 48; shorten it)" in err
+    assert "Traceback" not in err
+
+
+def test_a_template_that_refuses_the_system(
+    echo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = talk(echo, "Hi\n", capsys, monkeypatch, "--system", "Be brief.")
+    assert (code, out) == (2, "")
+    assert "refuses these messages: there is no system here" in err
+    assert err.count("\n") == 1
+
+
+def test_chat_in_python(echo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = hw.load(echo, device="cpu")
+    asked = {"role": "user", "content": "Hello you"}
+    told = [asked, {"role": "assistant", "content": "abc"}]
+    assert model.chat([asked], temperature=0) == "abc"
+    assert list(model.chat_stream([asked], temperature=0)) == ["a", "b", "c"]
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert model.chat([*told, *told, asked], max_new_tokens=10, temperature=0) == "abc"
+    assert "the first turn no longer fits the context of 48 tokens" in caplog.text
+    with pytest.raises(UserError, match="without messages"):
+        model.chat([])
+    with pytest.raises(UserError, match="message 0 has the role None"):
+        model.chat([{"content": "x"}])
+
+
+def test_a_model_without_a_template_has_no_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = echo_model(tmp_path / "plain", template=None)
+    with pytest.raises(UserError, match="has no chat template, so it knows no turns; use generate"):
+        hw.load(folder, device="cpu").chat([{"role": "user", "content": "x"}])
+    code, _, err = talk(folder, "Hi\n", capsys, monkeypatch, "--max-new-tokens", "3")
+    assert code == 0
+    assert "was not trained on conversations" in err
+
+
+def test_a_template_goes_where_its_model_goes(echo: Path, tmp_path: Path) -> None:
+    assert main(["import", str(echo), str(tmp_path / "own")]) == 0
+    assert hw.load(tmp_path / "own", device="cpu").usage.template == TEMPLATE
