@@ -83,7 +83,7 @@ def decoder(
     depth: int,
     heads: int,
     kv_heads: int,
-    hidden: int,
+    hidden: int | None,
     symbols: int,
     context: int = 2048,
     tie: bool = True,

@@ -80,7 +80,7 @@ class Instruct(ChatTask):
         chosen = self.spread(count)
         outputs = self.replies(model, chosen)
         return [
-            {"prompt": self.codec.decode(self.prompt(i)), "output": output, "reference": self.text(i)}
+            {"prompt": self.prompt_text(i), "output": output, "reference": self.text(i)}
             for i, output in zip(chosen, outputs)
         ]
 

@@ -143,7 +143,7 @@ class Preference(ChatTask):
         outputs = self.replies(model, chosen)
         return [
             {
-                "prompt": self.codec.decode(self.prompt(i)),
+                "prompt": self.prompt_text(i),
                 "output": output,
                 "chosen": self.text(i, 0),
                 "rejected": self.text(i, 1),

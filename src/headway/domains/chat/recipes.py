@@ -10,7 +10,7 @@ from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
 
 def small() -> TransformerConfig:
     """A small Llama, for those who begin without a model: it can be published as one."""
-    return decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=704, symbols=4096, context=512)
+    return decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, symbols=4096, context=512)
 
 
 def instruct() -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from headway.models import ModelConfig, Transformer, VocabularyHead
 from headway.train import Recipe
 
 _LOG = logging.getLogger(__name__)
+_EMPTY_LINES = re.compile(r"\n\s*\n")
 _REPLY = 200  # tokens of a reply that is shown
 
 
@@ -100,6 +102,10 @@ class ChatTask:
         ids, marks = self.cache.part(sample)
         last = int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
         return ids[:last].tolist()
+
+    def prompt_text(self, sample: int) -> str:
+        """`prompt` as people read it: without marks, and without the empty lines between them."""
+        return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt(sample))).strip()
 
     def text(self, sample: int, part: int = 0) -> str:
         """A conversation's last reply."""
