@@ -63,7 +63,7 @@ def head_size(heads: int, size: int | None, width: int) -> int:
     if heads < 1:
         raise ConfigError(f"heads {heads} is no number of heads; give 1 or more")
     if size is None and width % heads:
-        fitting = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and n <= 64)
+        fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
         raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")
     return size or width // heads
 
@@ -72,7 +72,7 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     """G: the number of key and value heads."""
     groups = kv_heads or heads
     if heads % groups:
-        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        fitting = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
         raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {fitting}")
     return groups
 
