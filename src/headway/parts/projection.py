@@ -36,12 +36,21 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(held)) if held else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        return linear(x, self.weight, self.bias if all(self.biased) else self._spread())
+        return linear(x, self.weight, None if self.bias is None else self.offset())
 
-    def _spread(self) -> Tensor | None:
+    def matrix(self) -> Float[Tensor, "E D"]:
+        """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
+        if not self._forward_hooks:
+            return self.weight
+        y = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device))
+        return (y - self.offset()).t()
+
+    def offset(self) -> Float[Tensor, "E"]:
         """The bias with zeros in the slices that have none."""
         if self.bias is None:
-            return None
+            return self.weight.new_zeros(self.weight.shape[0])
+        if all(self.biased):
+            return self.bias
         parts, start = [], 0
         for size, has in zip(self.slices, self.biased):
             parts.append(self.bias[start : start + size] if has else self.bias.new_zeros(size))
