@@ -84,8 +84,7 @@ class CrossAttention(nn.Module):
 
     def _view(self, query: Layout, memory: Layout) -> View:
         """Packed memories are read document by document; single ones by every query of their rows."""
-        packed = memory.derived("packed", lambda: not memory.dense and bool((memory.segments > 1).any()))
-        if not packed:
+        if memory.single:
             folded = query.derived(("folded", memory.batch), lambda: _fold(query, memory.batch))
             return View(Full(), folded, memory, one_document=True)
         if query.batch != memory.batch or not bool(query.starts.any()):

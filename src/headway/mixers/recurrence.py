@@ -31,6 +31,9 @@ class RecurrenceConfig(MixerConfig):
     def causal(self) -> bool:
         return True
 
+    def width_out(self, width: int) -> int:
+        return width if self.out or self.cells is None else self.cells
+
 
 class Vectors(NamedTuple):
     """What a row has come to, and what it returns to where a document starts."""
@@ -121,6 +124,4 @@ def _cells(config: RecurrenceConfig, width: int) -> int:
     cells = width if config.cells is None else config.cells
     if cells < 1:
         raise ConfigError(f"cells {cells} is no number of cells; give 1 or more, or none for the model's width")
-    if not config.out and cells != width:
-        raise ConfigError(f"{cells} cells without a projection do not fit width {width}; set out to true, or no cells")
     return cells

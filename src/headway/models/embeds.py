@@ -35,6 +35,10 @@ class EmbedConfig:
     Its module maps (inputs, layout) to (x, layout); `whole(inputs)` is the layout of inputs that come without one.
     """
 
+    def width_out(self, width: int, symbols: int) -> int:
+        """The width of the vectors in a model of `width`."""
+        return width
+
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         raise NotImplementedError
 
