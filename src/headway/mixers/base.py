@@ -15,6 +15,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 
 State = Any  # a NamedTuple of tensors (or a tuple of such), with the batch in front
+Memory = Any  # what `remember` makes of an encoder's output: a NamedTuple of tensors and its layout, as a State
 
 
 @family
@@ -49,13 +50,13 @@ class Mixer(nn.Module):
     bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
     reads_memory: bool = False  # whether `forward` needs the memory that `remember` makes
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         """All tokens at once; rows may hold several documents and padding."""
         raise NotImplementedError
 
     def recurrent(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State
-    ) -> tuple[Float[Tensor, "B T D"], State]:
+    ) -> tuple[Float[Tensor, "B T E"], State]:
         """The next T >= 1 tokens of each row, given the state of those before; padding leaves a row's state as it is.
 
         Without gradients the state's buffers may be written in place: `select` a copy to keep an earlier state.
@@ -88,7 +89,7 @@ class Mixer(nn.Module):
         y, state = self.recurrent(x, layout, self.initial_state(x.shape[0], x.shape[1], like=x))
         return y, (self.final(state),)
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Any:
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory:
         """An encoder's output, projected once, for a mixer that reads a memory."""
         raise NotImplementedError
 
@@ -97,7 +98,7 @@ class Mixer(nn.Module):
         return f"the state of {name} is no vectors to hand over; choose lstm, gru or elman, or let it read a memory"
 
     def forward(
-        self, x: Tensor, layout: Layout, state: State | None = None, memory: Any = None
+        self, x: Tensor, layout: Layout, state: State | None = None, memory: Memory | None = None
     ) -> tuple[Tensor, State | None]:
         """The only place where training and decoding part. `memory` is for mixers that read one."""
         if state is None:

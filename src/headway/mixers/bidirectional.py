@@ -58,7 +58,7 @@ class Bidirectional(Mixer):
         self.added = config.join == "sum"
         self.out = nn.Identity() if self.added or not config.out else Projection(inner, width, writes=True)
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         there = self.forwards.parallel(x, layout)
         back = self.backwards.parallel(reverse(x, layout), layout)
         return self._join(there, back, layout)
@@ -69,7 +69,7 @@ class Bidirectional(Mixer):
 
     def read(
         self, x: Float[Tensor, "B T D"], layout: Layout
-    ) -> tuple[Float[Tensor, "B T D"], tuple[tuple[Tensor, ...], ...]]:
+    ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Tensor, ...], ...]]:
         """The output of `parallel`, and the vectors that describe what each direction has come to at its end, first the
         forward one's and then the backward one's. One document a row.
         """

@@ -70,7 +70,7 @@ class Recurrence(Mixer):
     def state_sizes(self) -> tuple[int, ...]:
         return (self.cells,) * self.vectors
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         packed = pack(layout)
         y, _ = self._scan(packed.take(x), self._start(packed.rows.shape[0], x), packed.steps)
         return self.out(packed.put(y, layout))

@@ -7,7 +7,7 @@ from torch import nn
 from headway.models.block import Block, BlockConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.describe import describe
-from headway.models.embeds import EmbedConfig, TokenEmbedConfig, TokenInputs
+from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
@@ -35,6 +35,7 @@ __all__ = [
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
+    "OneHotEmbedConfig",
     "PooledHead",
     "PooledHeadConfig",
     "Prompt",

@@ -108,7 +108,7 @@ class Block(nn.Module):
         """Whole documents, one a row; in place of a state the vectors that the mixer has come to (`Mixer.read`)."""
         return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Any:
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory | None:
         """This block's own projection of an encoder's output; None where it does not read one."""
         if self.mixer.reads_memory:
             return self.mixer.remember(encoded, layout)

@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config import from_dict, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.mixers import Memory
+from headway.mixers import Memory, MixerConfig
 from headway.models import resize
 from headway.models.block import BlockConfig
 from headway.models.bridge import Bridge, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig, check_single
@@ -36,7 +36,8 @@ class EncoderDecoderConfig(ModelConfig):
     "head" the target's with the head; "none" nothing. `bridge` says what the decoder gets of the encoder.
 
     Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and,
-    where it may see both ways, the encoder's), cross (none takes the cross-attention out), context, symbols and
+    where it may see both ways, the encoder's), cross (none takes the cross-attention out), cells
+    (of all recurrences, with what the papers size by them), context, symbols and
     dropout.
     """
 
@@ -76,7 +77,27 @@ class EncoderDecoderConfig(ModelConfig):
         return self._both("set_heads", value, value)
 
     def set_mixer(self, value: Any) -> EncoderDecoderConfig:
+        """One that reads the memory takes the place of the cross-attention too; the encoder gets a GRU beside it."""
+        wanted = from_dict(MixerConfig, value, "model.mixer")
+        if wanted.reads_memory:
+            beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
+            return self.set_cross(None)._both("set_mixer", beside, value)
         return self._both("set_mixer", value, value)
+
+    def set_cells(self, value: Any) -> EncoderDecoderConfig:
+        """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""
+        cells = resize.whole("model.cells", value)
+        encoder, decoder = (
+            replace(part, stack=resize.cells(part.stack, cells)) for part in (self.encoder, self.decoder)
+        )
+        heads = {
+            name: replace(head, maxout=max(1, cells // 2)) if getattr(head, "maxout", None) else head
+            for name, head in decoder.heads.items()
+        }
+        bridge = self.bridge
+        if isinstance(bridge, StateBridgeConfig) and bridge.summary is not None:
+            bridge = replace(bridge, summary=cells)
+        return replace(self, encoder=encoder, decoder=replace(decoder, heads=heads), bridge=bridge)
 
     def set_cross(self, value: Any) -> EncoderDecoderConfig:
         if value is not None:
@@ -186,7 +207,8 @@ def _check(config: EncoderDecoderConfig) -> None:
         )
     if config.bridge.memory and not reading:
         raise ConfigError(
-            "no block of the decoder reads the encoder; give at least one block a cross-attention, or set bridge to state"
+            "no block of the decoder reads the encoder; give at least one block a cross-attention, "
+            "or set bridge to state"
         )
     if any(block.mixer.reads_memory for block in config.encoder.stack.blocks):
         raise ConfigError("a mixer of the encoder reads a memory, and there is none; choose another for the encoder")
