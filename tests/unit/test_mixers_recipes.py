@@ -13,7 +13,7 @@ import headway as hw
 from headway.mixers import Bidirectional
 from headway.mixers.lstm import LSTM
 
-WORDS = "the a small old red cat dog bird saw heard liked and then house tree river ran sang slept quickly".split()
+WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
 TINY = {
     "model.mixer": "lstm",
     "model.width": 32,

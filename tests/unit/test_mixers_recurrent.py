@@ -194,6 +194,30 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)
 
 
+@pytest.mark.parametrize("kind", [LSTMConfig, GRUConfig, ElmanConfig, SigmaPiConfig, MLSTMConfig])
+def test_a_state_takes_documents_one_after_the_other(kind: type[MixerConfig]) -> None:
+    """Cut anywhere: the rest of a document goes on from the state, and the next one starts anew."""
+    mixer, x = made(kind()), drawn(2, 9, WIDTH)
+    where = Layout.packed([[4, 5], [2, 1, 4]], 9)
+    state, parts = mixer.initial_state(2, 9, like=x), []  # type: ignore[operator]
+    for columns in (slice(0, 3), slice(3, 4), slice(4, 9)):
+        y, state = mixer.recurrent(x[:, columns], Layout(where.positions[:, columns]), state)  # type: ignore[operator]
+        parts.append(y)
+    kept = where.keep
+    close(torch.cat(parts, 1)[kept], mixer.parallel(x, where)[kept])  # type: ignore[operator]
+
+
+def test_gradients_reach_what_handed_the_start_over() -> None:
+    mixer, x = made(LSTMConfig()), drawn(2, 3, WIDTH)
+    vectors = tuple(drawn(2, WIDTH, seed=seed).requires_grad_() for seed in (1, 2))
+
+    def features(*start: Tensor) -> Tensor:
+        state = mixer.begin(start, 3, like=x)  # type: ignore[operator]
+        return mixer.recurrent(x, Layout.padded([3, 2], 3), state)[0]  # type: ignore[operator]
+
+    assert torch.autograd.gradcheck(features, vectors)
+
+
 def test_rows_of_nothing_change_nothing() -> None:
     mixer, x = made(LSTMConfig()), drawn(2, 3, WIDTH)
     state = mixer.begin((drawn(2, WIDTH), drawn(2, WIDTH)), 5, like=x)  # type: ignore[operator]
