@@ -77,6 +77,11 @@ class Layout:
         return self.starts.long().cumsum(1)
 
     @cached_property
+    def single(self) -> bool:
+        """Whether no row holds more than one document."""
+        return self.dense or not bool((self.segments > 1).any())
+
+    @cached_property
     def lengths(self) -> Int[Tensor, "B"]:
         """Tokens in each row."""
         return self.keep.sum(1)

@@ -12,6 +12,7 @@ from headway.layout import Layout
 from headway.mixers import (
     AttentionConfig,
     BidirectionalConfig,
+    ConditionalGRUConfig,
     CrossAttentionConfig,
     ElmanConfig,
     GRUConfig,
@@ -78,6 +79,14 @@ MIXERS: dict[str, MixerConfig] = {
 TRUNCATED = {"elman-truncated"}  # learns by what is, on purpose, not the gradient of its output
 CAUSAL = sorted(name for name, config in MIXERS.items() if config.causal)
 
+READERS: dict[str, ConditionalGRUConfig] = {  # mixers that read a memory, of 6 numbers a token
+    "additive": ConditionalGRUConfig(memory=6),
+    "additive-wide": ConditionalGRUConfig(12, out=False, memory=6, alignment=5, shows="before", learned_start=True),
+    "additive-after": ConditionalGRUConfig(memory=6, reset_after=True),
+    "fixed": ConditionalGRUConfig(context="fixed", memory=6),
+    "fixed-wide": ConditionalGRUConfig(12, out=False, context="fixed", memory=6, reset_after=True),
+}
+
 SCALINGS: dict[str, ScalingConfig] = {
     "linear": LinearScaling(4.0),
     "dynamic": DynamicScaling(2.0, 16, 64),
@@ -107,7 +116,7 @@ NORMS: dict[str, NormConfig] = {
 def test_every_registered_kind_has_a_case() -> None:
     """A new mixer, feed-forward, norm, scaling or bias is under the laws by being listed here, and must be."""
     for family, cases in (
-        (MixerConfig, MIXERS),
+        (MixerConfig, MIXERS | READERS),
         (FeedForwardConfig, FEED_FORWARDS),
         (NormConfig, NORMS),
         (ScalingConfig, SCALINGS),
@@ -125,6 +134,12 @@ def make_mixer(name: str) -> Mixer:
     shake(owner)
     mixer.owner_of_bias = [biases]  # keeps the biases alive without registering them
     return mixer
+
+
+def make_reader(name: str) -> Mixer:
+    reader = READERS[name].build(WIDTH, nn.ModuleDict())
+    shake(reader)
+    return reader
 
 
 def shake(module: nn.Module, seed: int = 3) -> None:

@@ -259,7 +259,6 @@ def test_named_mixers_keep_what_they_share() -> None:
     ("config", "message"),
     [
         (LSTMConfig(cells=0), "cells 0 is no number of cells"),
-        (LSTMConfig(cells=3, out=False), "3 cells without a projection do not fit width 4"),
         (MLSTMConfig(factors=0), "factors 0 is no number of factors"),
     ],
 )

@@ -36,6 +36,41 @@ GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
 }
 
 
+ANCESTORS = {  # weights without biases, by hand from the papers, and the biases of gates, maps and softmax beside them
+    "seq2seq-lstm-2014": (384_000_000, 8 * 4_000 + 80_000),
+    "seq2seq-gru-2014": (24_200_700, 2 * 3_000 + 2 * 1_000 + 1_000 + 15_001),
+    "seq2seq-gru-2014-full": (125_500_000, 2 * 3_000 + 2 * 1_000 + 1_000 + 15_000),
+    "seq2seq-gru-rnnenc": (69_541_740, 2 * 3_000 + 2 * 1_000 + 1_000 + 30_001),
+    "seq2seq-gru-rnnsearch": (80_402_740, 3 * 3_000 + 1_000 + 1_000 + 1_000 + 30_001),
+}
+
+
+@pytest.mark.parametrize("name", ANCESTORS)
+def test_ancestors(name: str) -> None:
+    found, (weights, biases) = describe(preset(name)), ANCESTORS[name]
+    assert (found["weights_without_biases"], found["parameters"]) == (weights, weights + biases)
+    assert found["state_bytes_per_token"] == 0
+
+
+def test_ancestors_shrink_by_settings() -> None:
+    small = override(preset("seq2seq-gru-2014"), {"width": 12, "cells": 20, "symbols": 50, "depth": 1})
+    head, bridge = small.decoder.heads["vocabulary"], small.bridge  # type: ignore[attr-defined]
+    assert (head.maxout, bridge.summary) == (10, 20)
+    deep = override(preset("seq2seq-lstm-2014"), {"width": 12, "depth": 2, "symbols": 50})
+    assert describe(deep)["weights_without_biases"] == 4 * 4 * 12 * 24 + 3 * 50 * 12
+    with pytest.raises(ConfigError, match="no mixer here has cells"):
+        override(preset("transformer-base"), {"cells": 4})
+
+
+def test_a_mixer_that_reads_takes_the_place_of_the_cross_attention() -> None:
+    model = override(preset("transformer-base"), {"mixer": {"kind": "conditional_gru", "cells": 64}, "width": 32})
+    block = model.decoder.stack.blocks[0]  # type: ignore[attr-defined]
+    assert block.cross is None
+    assert block.mixer.reads_memory
+    assert model.encoder.stack.blocks[0].mixer.mixer.cells == 64  # type: ignore[attr-defined]
+    assert describe(model)["parameters"] > 0
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name: str) -> None:
     assert describe(preset(name))["parameters"] == SIZES[name]

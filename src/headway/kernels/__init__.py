@@ -1,7 +1,8 @@
 """Kernels: each a plain reference beside a fast form with the same signature."""
 
 from headway.kernels.activations import relu_squared, relu_squared_reference
-from headway.kernels.attend import View, attend, attend_reference, recording
+from headway.kernels.additive import additive
+from headway.kernels.attend import View, attend, attend_reference, recorder, recording
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.kernels.rms_norm import rms_norm, rms_norm_reference
@@ -28,6 +29,7 @@ __all__ = [
     "Products",
     "Steps",
     "View",
+    "additive",
     "attend",
     "attend_reference",
     "deterministic",
@@ -42,6 +44,7 @@ __all__ = [
     "lstm",
     "lstm_reference",
     "products",
+    "recorder",
     "recording",
     "relu_squared",
     "relu_squared_reference",

@@ -132,6 +132,11 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1)[..., :-1]
 
 
+def recorder() -> Callable[[Tensor], None] | None:
+    """Who wants the weights [B, H, T, S] of attention; None outside of `recording`."""
+    return _RECORD.get()
+
+
 @contextmanager
 def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
     """Within this context every attention hands its weights [B, H, T, S] to `record`."""

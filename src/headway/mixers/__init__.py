@@ -1,9 +1,10 @@
 """Mixers along time: one file each, registered by its config's kind."""
 
 from headway.mixers.attention import Attention, AttentionConfig, KeyValues
-from headway.mixers.base import Mixer, MixerConfig, State, select, tree_map
+from headway.mixers.base import Memory, Mixer, MixerConfig, State, select, tree_map
 from headway.mixers.bidirectional import Bidirectional, BidirectionalConfig
-from headway.mixers.cross import CrossAttention, CrossAttentionConfig, Memory
+from headway.mixers.conditional_gru import ConditionalGRU, ConditionalGRUConfig
+from headway.mixers.cross import CrossAttention, CrossAttentionConfig
 from headway.mixers.elman import Elman, ElmanConfig
 from headway.mixers.gru import GRU, GRUConfig
 from headway.mixers.lstm import LSTM, LSTMConfig
@@ -20,6 +21,8 @@ __all__ = [
     "AttentionConfig",
     "Bidirectional",
     "BidirectionalConfig",
+    "ConditionalGRU",
+    "ConditionalGRUConfig",
     "CrossAttention",
     "CrossAttentionConfig",
     "Elman",

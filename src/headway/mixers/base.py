@@ -15,6 +15,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 
 State = Any  # a NamedTuple of tensors (or a tuple of such), with the batch in front
+Memory = Any  # what `remember` makes of an encoder's output: a NamedTuple of tensors and its layout, as a State
 
 
 @family
@@ -27,6 +28,15 @@ class MixerConfig:
         """Whether no output depends on a later input. Only causal mixers generate."""
         raise NotImplementedError
 
+    @property
+    def reads_memory(self) -> bool:
+        """Whether it reads an encoder's output."""
+        return False
+
+    def width_out(self, width: int) -> int:
+        """The width of the output of a mixer over `width`."""
+        return width
+
     def build(self, width: int, biases: nn.ModuleDict) -> Mixer:
         """The module for a model of `width`; `biases` are the score biases that the Stack owns, by name."""
         raise NotImplementedError
@@ -38,14 +48,15 @@ class Mixer(nn.Module):
     causal: bool = True
     rewindable: bool = False  # whether a state can be cut back to an earlier position
     bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
+    reads_memory: bool = False  # whether `forward` needs the memory that `remember` makes
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         """All tokens at once; rows may hold several documents and padding."""
         raise NotImplementedError
 
     def recurrent(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State
-    ) -> tuple[Float[Tensor, "B T D"], State]:
+    ) -> tuple[Float[Tensor, "B T E"], State]:
         """The next T >= 1 tokens of each row, given the state of those before; padding leaves a row's state as it is.
 
         Without gradients the state's buffers may be written in place: `select` a copy to keep an earlier state.
@@ -69,12 +80,27 @@ class Mixer(nn.Module):
         """A state that starts from `vectors`, and again wherever a position is 0."""
         raise ConfigError(self._no_vectors())
 
+    def read(
+        self, x: Float[Tensor, "B T D"], layout: Layout
+    ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Float[Tensor, "B N"], ...], ...]]:
+        """The output of `parallel`, and the vectors that describe what each direction has come to at its end. One
+        document a row.
+        """
+        y, state = self.recurrent(x, layout, self.initial_state(x.shape[0], x.shape[1], like=x))
+        return y, (self.final(state),)
+
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory:
+        """An encoder's output, projected once, for a mixer that reads a memory."""
+        raise NotImplementedError
+
     def _no_vectors(self) -> str:
         name = type(self).__name__
         return f"the state of {name} is no vectors to hand over; choose lstm, gru or elman, or let it read a memory"
 
-    def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
-        """The only place where training and decoding part."""
+    def forward(
+        self, x: Tensor, layout: Layout, state: State | None = None, memory: Memory | None = None
+    ) -> tuple[Tensor, State | None]:
+        """The only place where training and decoding part. `memory` is for mixers that read one."""
         if state is None:
             return self.parallel(x, layout), None
         if not self.causal:

@@ -22,15 +22,22 @@ from headway.parts.projection import Projection
 @dataclass(frozen=True)
 class BidirectionalConfig(MixerConfig):
     """`mixer` twice, once over each document as it stands and once from its end, each with weights of its own. Their
-    outputs are joined by their sum, or by a projection of both (`join` "concat").
+    outputs are joined by their sum, or by a projection of both (`join` "concat"), or stand side by side without `out`.
     """
 
     mixer: MixerConfig = LSTMConfig(out=False)
     join: Literal["sum", "concat"] = "concat"
+    out: bool = True
 
     @property
     def causal(self) -> bool:
         return False
+
+    def width_out(self, width: int) -> int:
+        each = self.mixer.width_out(width)
+        if self.join == "sum":
+            return each
+        return width if self.out else 2 * each
 
     def build(self, width: int, biases: nn.ModuleDict) -> Bidirectional:
         return Bidirectional(self, width, biases)
@@ -47,9 +54,11 @@ class Bidirectional(Mixer):
             kind = config.mixer.kind  # type: ignore[attr-defined]
             raise ConfigError(f"{kind} sees both ways by itself; leave bidirectional out")
         self.forwards, self.backwards = (config.mixer.build(width, biases) for _ in range(2))
-        self.out = Projection(2 * width, width, writes=True) if config.join == "concat" else None
+        inner = 2 * config.mixer.width_out(width)
+        self.added = config.join == "sum"
+        self.out = nn.Identity() if self.added or not config.out else Projection(inner, width, writes=True)
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         there = self.forwards.parallel(x, layout)
         back = self.backwards.parallel(reverse(x, layout), layout)
         return self._join(there, back, layout)
@@ -60,7 +69,7 @@ class Bidirectional(Mixer):
 
     def read(
         self, x: Float[Tensor, "B T D"], layout: Layout
-    ) -> tuple[Float[Tensor, "B T D"], tuple[tuple[Tensor, ...], ...]]:
+    ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Tensor, ...], ...]]:
         """The output of `parallel`, and the vectors that describe what each direction has come to at its end, first the
         forward one's and then the backward one's. One document a row.
         """
@@ -75,6 +84,4 @@ class Bidirectional(Mixer):
 
     def _join(self, there: Tensor, back: Tensor, layout: Layout) -> Tensor:
         back = reverse(back, layout)
-        if self.out is None:
-            return there + back
-        return self.out(torch.cat([there, back], dim=-1))
+        return self.out(there + back if self.added else torch.cat([there, back], dim=-1))

@@ -18,7 +18,7 @@ from headway.parts.projection import Projection
 from headway.visibility import Full
 
 
-class Memory(NamedTuple):
+class Remembered(NamedTuple):
     """An encoded sequence, projected once for one layer."""
 
     keys: Float[Tensor, "M S G K"]
@@ -62,11 +62,11 @@ class CrossAttention(nn.Module):
         self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory:
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Remembered:
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
-        return Memory(self.k_norm(keys), values, layout)
+        return Remembered(self.k_norm(keys), values, layout)
 
-    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Memory) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Remembered) -> Float[Tensor, "B T D"]:
         """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
         shape = x.shape
         q = self.q_norm(self.q(x).view(*shape[:2], self.heads, self.size))
@@ -84,8 +84,7 @@ class CrossAttention(nn.Module):
 
     def _view(self, query: Layout, memory: Layout) -> View:
         """Packed memories are read document by document; single ones by every query of their rows."""
-        packed = memory.derived("packed", lambda: not memory.dense and bool((memory.segments > 1).any()))
-        if not packed:
+        if memory.single:
             folded = query.derived(("folded", memory.batch), lambda: _fold(query, memory.batch))
             return View(Full(), folded, memory, one_document=True)
         if query.batch != memory.batch or not bool(query.starts.any()):

@@ -31,6 +31,9 @@ class RecurrenceConfig(MixerConfig):
     def causal(self) -> bool:
         return True
 
+    def width_out(self, width: int) -> int:
+        return width if self.out or self.cells is None else self.cells
+
 
 class Vectors(NamedTuple):
     """What a row has come to, and what it returns to where a document starts."""
@@ -67,7 +70,7 @@ class Recurrence(Mixer):
     def state_sizes(self) -> tuple[int, ...]:
         return (self.cells,) * self.vectors
 
-    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         packed = pack(layout)
         y, _ = self._scan(packed.take(x), self._start(packed.rows.shape[0], x), packed.steps)
         return self.out(packed.put(y, layout))
@@ -121,6 +124,4 @@ def _cells(config: RecurrenceConfig, width: int) -> int:
     cells = width if config.cells is None else config.cells
     if cells < 1:
         raise ConfigError(f"cells {cells} is no number of cells; give 1 or more, or none for the model's width")
-    if not config.out and cells != width:
-        raise ConfigError(f"{cells} cells without a projection do not fit width {width}; set out to true, or no cells")
     return cells

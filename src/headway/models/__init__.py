@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from headway.models.block import Block, BlockConfig
+from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.describe import describe
-from headway.models.embeds import EmbedConfig, TokenEmbedConfig, TokenInputs
+from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
@@ -23,6 +24,8 @@ def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
 __all__ = [
     "Block",
     "BlockConfig",
+    "BothBridgeConfig",
+    "BridgeConfig",
     "Decoding",
     "EmbedConfig",
     "Encoded",
@@ -30,12 +33,15 @@ __all__ = [
     "EncoderDecoderConfig",
     "HeadConfig",
     "Loss",
+    "MemoryBridgeConfig",
     "ModelConfig",
+    "OneHotEmbedConfig",
     "PooledHead",
     "PooledHeadConfig",
     "Prompt",
     "Stack",
     "StackConfig",
+    "StateBridgeConfig",
     "TokenEmbedConfig",
     "TokenInputs",
     "TransformConfig",

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.mixers import CrossAttentionConfig, Memory, MixerConfig, State
 from headway.mixers.attention import AttentionConfig
@@ -61,13 +62,13 @@ class LayerScale(nn.Module):
 class Branch(nn.Module):
     """What surrounds one function of a block: norms before, after it and after the sum, dropout, gain and residual."""
 
-    def __init__(self, config: BlockConfig, width: int) -> None:
+    def __init__(self, config: BlockConfig, width: int, width_out: int | None = None) -> None:
         super().__init__()
-        place = config.placement
+        place, out = config.placement, width_out or width
         self.before = config.norm.build(width) if place in ("pre", "sandwich", "parallel") else nn.Identity()
-        self.after = config.norm.build(width) if place in ("sandwich", "branch") else nn.Identity()
-        self.last = config.norm.build(width) if place == "post" else nn.Identity()
-        self.gain = LayerScale(width, config.layer_scale) if config.layer_scale is not None else nn.Identity()
+        self.after = config.norm.build(out) if place in ("sandwich", "branch") else nn.Identity()
+        self.last = config.norm.build(out) if place == "post" else nn.Identity()
+        self.gain = LayerScale(out, config.layer_scale) if config.layer_scale is not None else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.residual = config.residual
 
@@ -81,12 +82,14 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of a Stack. A cross-attention needs a memory and a memory needs a cross-attention."""
+    """One layer of a Stack, whose output is `width` wide. A memory is for its cross-attention or for its mixer."""
 
     def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()
         self.mixer = config.mixer.build(width, biases)
-        self.mix = Branch(config, width)
+        self.width = _width_out(config, width)
+        self.mix = Branch(config, width, self.width)
+        width = self.width
         if not config.mixer_norm:
             self.mix.before = nn.Identity()
         self.cross = config.cross.build(width) if config.cross else None
@@ -99,7 +102,27 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
     ) -> BlockOutput:
-        x, state = self.mix(x, lambda h: self.mixer(h, layout, state))
+        return self.around(x, layout, memory, lambda h: self.mixer(h, layout, state, memory))
+
+    def whole(self, x: Float[Tensor, "B T D"], layout: Layout) -> BlockOutput:
+        """Whole documents, one a row; in place of a state the vectors that the mixer has come to (`Mixer.read`)."""
+        return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
+
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory | None:
+        """This block's own projection of an encoder's output; None where it does not read one."""
+        if self.mixer.reads_memory:
+            return self.mixer.remember(encoded, layout)
+        return None if self.cross is None else self.cross.remember(encoded, layout)
+
+    def around(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        memory: Memory | None,
+        mix: Callable[[Tensor], tuple[Tensor, Any]],
+    ) -> BlockOutput:
+        """The block around what its mixer does."""
+        x, state = self.mix(x, mix)
         terms: Terms = {}
         if self.cross is not None and self.read is not None:
             cross = self.cross
@@ -115,14 +138,31 @@ class ParallelBlock(Block):
     GPT-NeoX).
     """
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
+    def around(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        memory: Memory | None,
+        mix: Callable[[Tensor], tuple[Tensor, Any]],
     ) -> BlockOutput:
-        mixed, state = self.mix(x, lambda h: self.mixer(h, layout, state))
+        mixed, state = self.mix(x, mix)
         if self.feed_forward is None or self.feed is None:
             return BlockOutput(mixed, state, {})
         y, terms = self.feed_forward(self.feed.before(x), layout)
         return BlockOutput(self.feed.join(mixed, y), state, terms)
+
+
+def _width_out(config: BlockConfig, width: int) -> int:
+    """The width after the mixer. Raises ConfigError for one that the rest of the block cannot take."""
+    kind, out = config.mixer.kind, config.mixer.width_out(width)  # type: ignore[attr-defined]
+    if out != width and (config.residual or config.placement == "parallel"):
+        raise ConfigError(
+            f"{kind} gives {out} numbers a token in a model {width} wide, which cannot be added to its input; "
+            "let it project them back (out true), or set the block's residual to false"
+        )
+    if config.mixer.reads_memory and config.cross is not None:
+        raise ConfigError(f"{kind} reads the memory itself; leave the block's cross-attention out")
+    return out
 
 
 def build_block(config: BlockConfig, width: int, biases: nn.ModuleDict) -> Block:

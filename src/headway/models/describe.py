@@ -11,6 +11,7 @@ from torch import nn
 from headway.mixers import (
     AttentionConfig,
     BidirectionalConfig,
+    ConditionalGRU,
     CrossAttention,
     CrossAttentionConfig,
     State,
@@ -63,6 +64,9 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
 
 
 def _scores(module: nn.Module, context: int) -> int:
+    if isinstance(module, ConditionalGRU) and module.config.context == "additive":
+        units, read = module.keys.weight.shape
+        return 2 * (units + read) * context
     if isinstance(module, CrossAttention):
         return 4 * module.heads * module.size * context
     if not isinstance(module, Attention):
@@ -91,7 +95,7 @@ def _bytes(states: State) -> int:
 
 def _tree(config: ModelConfig) -> list[str]:
     if isinstance(config, EncoderDecoderConfig):
-        lines = [f"encoder-decoder, tie {config.tie}"]
+        lines = [f"encoder-decoder, bridge {config.bridge.kind}, tie {config.tie}"]  # type: ignore[attr-defined]
         for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
             lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
         return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ class EmbedConfig:
 
     Its module maps (inputs, layout) to (x, layout); `whole(inputs)` is the layout of inputs that come without one.
     """
+
+    def width_out(self, width: int, symbols: int) -> int:
+        """The width of the vectors in a model of `width`."""
+        return width
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         raise NotImplementedError
@@ -88,6 +92,33 @@ class TokenEmbed(nn.Module):
         if self.types is not None:
             x = x + self.types(ids, types)
         return self.dropout(self.norm(x)), layout
+
+
+@register("one_hot")
+@dataclass(frozen=True)
+class OneHotEmbedConfig(EmbedConfig):
+    """Each symbol is a unit vector, as wide as there are symbols: what reads it has weights of its own for each."""
+
+    def width_out(self, width: int, symbols: int) -> int:
+        return symbols
+
+    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+        return OneHotEmbed(symbols)
+
+
+class OneHotEmbed(nn.Module):
+    def __init__(self, symbols: int) -> None:
+        super().__init__()
+        self.symbols = symbols
+        self.table = None
+        self.register_buffer("one", torch.ones(()), persistent=False)  # of the model's type and device
+
+    def whole(self, inputs: Tensor) -> Layout:
+        """Each row is one document."""
+        return Layout.full(*inputs.shape, device=inputs.device)
+
+    def forward(self, inputs: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T C"], Layout]:
+        return F.one_hot(inputs, self.symbols).to(cast(Tensor, self.one)), layout
 
 
 class TypeEmbed(nn.Module):

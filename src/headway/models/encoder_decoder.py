@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config import from_dict, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.mixers import Memory, MixerConfig
 from headway.models import resize
+from headway.models.block import BlockConfig
+from headway.models.bridge import Bridge, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig, check_single
 from headway.models.transformer import (
     Decoding,
     Encoded,
@@ -22,6 +25,7 @@ from headway.models.transformer import (
     shared_table,
     start_heads,
 )
+from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 
 
@@ -29,16 +33,19 @@ from headway.parts.init import InitConfig, initialise
 @dataclass(frozen=True)
 class EncoderDecoderConfig(ModelConfig):
     """`tie`: "all" shares one table among source, target and head; "embeddings" among source and target (T5 1.1);
-    "head" the target's with the head; "none" nothing.
+    "head" the target's with the head; "none" nothing. `bridge` says what the decoder gets of the encoder.
 
     Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and,
-    where it may see both ways, the encoder's), context, symbols and dropout.
+    where it may see both ways, the encoder's), cross (none takes the cross-attention out), cells
+    (of all recurrences, with what the papers size by them), context, symbols and
+    dropout.
     """
 
     encoder: TransformerConfig = TransformerConfig()
     decoder: TransformerConfig = TransformerConfig()
     tie: Literal["none", "head", "embeddings", "all"] = "all"
     init: InitConfig = InitConfig()
+    bridge: BridgeConfig = MemoryBridgeConfig()
 
     @property
     def width(self) -> int:
@@ -70,7 +77,33 @@ class EncoderDecoderConfig(ModelConfig):
         return self._both("set_heads", value, value)
 
     def set_mixer(self, value: Any) -> EncoderDecoderConfig:
+        """One that reads the memory takes the place of the cross-attention too; the encoder gets a GRU beside it."""
+        wanted = from_dict(MixerConfig, value, "model.mixer")
+        if wanted.reads_memory:
+            beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
+            return self.set_cross(None)._both("set_mixer", beside, value)
         return self._both("set_mixer", value, value)
+
+    def set_cells(self, value: Any) -> EncoderDecoderConfig:
+        """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""
+        cells = resize.whole("model.cells", value)
+        encoder, decoder = (
+            replace(part, stack=resize.cells(part.stack, cells)) for part in (self.encoder, self.decoder)
+        )
+        heads = {
+            name: replace(head, maxout=max(1, cells // 2)) if getattr(head, "maxout", None) else head
+            for name, head in decoder.heads.items()
+        }
+        bridge = self.bridge
+        if isinstance(bridge, StateBridgeConfig) and bridge.summary is not None:
+            bridge = replace(bridge, summary=cells)
+        return replace(self, encoder=encoder, decoder=replace(decoder, heads=heads), bridge=bridge)
+
+    def set_cross(self, value: Any) -> EncoderDecoderConfig:
+        if value is not None:
+            raise ConfigError(f"model.cross is {value!r}; give none, which takes the decoder's cross-attention out")
+        blocks = tuple(replace(block, cross=None) for block in self.decoder.stack.blocks)
+        return replace(self, decoder=replace(self.decoder, stack=replace(self.decoder.stack, blocks=blocks)))
 
     def set_dropout(self, value: Any) -> EncoderDecoderConfig:
         return self._both("set_dropout", value, value)
@@ -84,18 +117,31 @@ class EncoderDecoderConfig(ModelConfig):
         return replace(self, encoder=replace(self.encoder, context=size), decoder=replace(self.decoder, context=size))
 
 
+class Heard(NamedTuple):
+    """What a decoder has of the sources: memories, vectors that its blocks start from, and auxiliary losses by name."""
+
+    memories: tuple[Memory | None, ...] | None
+    starts: tuple[tuple[Tensor, ...], ...] | None
+    auxiliary: Terms
+
+
 class EncoderDecoder(nn.Module):
-    """Vaswani et al. 2017, figure 1, with any mixers."""
+    """Vaswani et al. 2017, figure 1, with any mixers; Sutskever et al. 2014, where states are handed over."""
 
     def __init__(self, config: EncoderDecoderConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         _check(config)
         own_head = config.tie in ("none", "embeddings")
-        self.decoder = Transformer(replace(config.decoder, tie="none" if own_head else "head"), None)
+        decoder = _fitted(config)
+        self.decoder = Transformer(replace(decoder, tie="none" if own_head else "head"), None)
         table = shared_table(self.decoder.embed) if config.tie in ("embeddings", "all") else None
         self.encoder = Transformer(replace(config.encoder, tie="none"), None, table)
         self.heads = self.decoder.heads
+        bridge = config.bridge
+        self.bridge = None
+        if isinstance(bridge, StateBridgeConfig):
+            self.bridge = Bridge(bridge, self.encoder.stack, self.decoder.stack)
         depth = max(len(config.encoder.stack.blocks), len(config.decoder.stack.blocks))
         if seed is not None:
             initialise(self, config.init, depth, seed)
@@ -109,21 +155,36 @@ class EncoderDecoder(nn.Module):
         target_layout: Layout,
     ) -> Encoded:
         """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them."""
-        encoded = self.encoder(source, source_layout)
-        memories = self.decoder.stack.remember(encoded.x, encoded.layout)
+        heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)
-        x, _, terms = self.decoder.stack(x, layout, None, memories)
-        names = encoded.auxiliary.keys() | terms.keys()
-        auxiliary = {name: encoded.auxiliary.get(name, 0.0) + terms.get(name, 0.0) for name in names}
+        states = None
+        if heard.starts is not None:
+            check_single(layout)
+            states = self.decoder.stack.begin(heard.starts, layout.length, like=x)
+        x, _, terms = self.decoder.stack(x, layout, states, heard.memories)
+        names = heard.auxiliary.keys() | terms.keys()
+        auxiliary = {name: heard.auxiliary.get(name, 0.0) + terms.get(name, 0.0) for name in names}
         return Encoded(x, layout, auxiliary)  # type: ignore[arg-type]
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Encode the sources and read the targets' first symbols; see Transformer.start."""
         if prompt.source is None or prompt.source_layout is None:
             raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
-        encoded = self.encoder(prompt.source, prompt.source_layout)
-        memories = self.decoder.stack.remember(encoded.x, encoded.layout)
-        return self.decoder.resume(prompt, capacity, memories)
+        heard = self.hear(prompt.source, prompt.source_layout)
+        return self.decoder.resume(prompt, capacity, heard.memories, heard.starts)
+
+    def hear(self, source: Int[Tensor, "B S"], layout: Layout) -> Heard:
+        """Encode the sources, for a decoder."""
+        if self.bridge is None:
+            x, layout, terms = self.encoder(source, layout)
+            return Heard(self.decoder.stack.remember(x, layout), None, terms)
+        check_single(layout)
+        (x, layout, terms), ends = self.encoder.read(source, layout, self.bridge.sources)
+        starts, summary = self.bridge(ends)
+        if summary is not None:
+            x, layout = summary[:, None], Layout.full(summary.shape[0], 1, device=summary.device)
+        memories = self.decoder.stack.remember(x, layout) if self.config.bridge.memory else None
+        return Heard(memories, starts, terms)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         return self.decoder.step(ids, decoding)
@@ -137,5 +198,34 @@ def _check(config: EncoderDecoderConfig) -> None:
             f"{config.encoder.symbols} symbols, the decoder {config.decoder.width} and {config.decoder.symbols}; "
             "make them equal, or tie head"
         )
-    if not any(block.cross for block in config.decoder.stack.blocks):
-        raise ConfigError("no block of the decoder reads the encoder; give at least one block a cross-attention")
+    blocks = config.decoder.stack.blocks
+    reading = any(block.cross is not None or block.mixer.reads_memory for block in blocks)
+    if reading and not config.bridge.memory:
+        raise ConfigError(
+            "blocks of the decoder read a memory, which bridge state does not hand over; "
+            "set bridge to both, or cross to none"
+        )
+    if config.bridge.memory and not reading:
+        raise ConfigError(
+            "no block of the decoder reads the encoder; give at least one block a cross-attention, "
+            "or set bridge to state"
+        )
+    if any(block.mixer.reads_memory for block in config.encoder.stack.blocks):
+        raise ConfigError("a mixer of the encoder reads a memory, and there is none; choose another for the encoder")
+
+
+def _fitted(config: EncoderDecoderConfig) -> TransformerConfig:
+    """The decoder's configuration, with the width of the memory where that is not said and not the decoder's own."""
+    summary = getattr(config.bridge, "summary", None)
+    encoder = config.encoder
+    width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.symbols))
+
+    def fit(block: BlockConfig) -> BlockConfig:
+        if block.cross is not None and block.cross.width is None and width != config.decoder.width:
+            return replace(block, cross=replace(block.cross, width=width))
+        if block.mixer.reads_memory and getattr(block.mixer, "memory", None) is None:
+            return replace(block, mixer=replace(cast(Any, block.mixer), memory=width))
+        return block
+
+    blocks = tuple(map(fit, config.decoder.stack.blocks))
+    return replace(config.decoder, stack=replace(config.decoder.stack, blocks=blocks))

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.config import family, register
+from headway.errors import ConfigError
 from headway.kernels import IGNORED, linear, linear_cross_entropy
 from headway.layout import Layout
 from headway.parts.feedforward import ACTIVATIONS, ActivationName
@@ -47,13 +48,18 @@ class TransformConfig:
 @dataclass(frozen=True)
 class VocabularyHeadConfig(HeadConfig):
     """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
-    c); `transform` stands before them.
+    c); `transform` stands before them, and so do so many units of `maxout`.
     """
 
     bias: bool = False
     scale: float = 1.0
     soft_cap: float | None = None
     transform: TransformConfig | None = None
+    maxout: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.maxout is not None and (self.maxout < 1 or self.transform is not None):
+            raise ConfigError(f"maxout is {self.maxout}; give 1 or more units, and no transform beside them, or none")
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
         return VocabularyHead(self, width, symbols, table)
@@ -70,6 +76,17 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
+class Maxout(nn.Module):
+    """The larger of each pair of linear units (Goodfellow et al. 2013): the deep output of the GRU models of 2014."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.dense = Projection(width, 2 * units)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... U"]:
+        return self.dense(x).unflatten(-1, (-1, 2)).amax(-1)
+
+
 class VocabularyHead(nn.Module):
     """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf
     2017).
@@ -79,6 +96,12 @@ class VocabularyHead(nn.Module):
         super().__init__()
         self.config = config
         self.transform = Transform(config.transform, width) if config.transform else nn.Identity()
+        if config.maxout is not None:
+            self.transform, width = Maxout(width, config.maxout), config.maxout
+        if table is not None and table.shape[1] != width:
+            raise ConfigError(
+                f"an embedding {table.shape[1]} wide cannot be shared with a head that reads {width}; set tie to none"
+            )
         self.project = Projection(width, symbols, bias=False) if table is None else None
         self.table = table
         self.bias = nn.Parameter(torch.zeros(symbols)) if config.bias else None
@@ -95,7 +118,7 @@ class VocabularyHead(nn.Module):
             return logits
         return self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
 
-    def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         """What the weights see."""
         x = self.transform(x)
         return x * self.config.scale if self.config.scale != 1.0 else x

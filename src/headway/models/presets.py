@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from headway.errors import ConfigError, nearest
 from headway.mixers import AttentionConfig, CrossAttentionConfig
+from headway.models import ancestors
 from headway.models.block import BlockConfig
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -143,6 +144,11 @@ def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 5
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "transformer-base": lambda: transformer_2017(512, 6, 8, 2048),
     "transformer-big": lambda: transformer_2017(1024, 6, 16, 4096, dropout=0.3),
+    "seq2seq-lstm-2014": ancestors.lstm_2014,
+    "seq2seq-gru-2014": ancestors.gru_2014,
+    "seq2seq-gru-2014-full": lambda: ancestors.gru_2014(symbols=15_000, full_rank=True),
+    "seq2seq-gru-rnnenc": ancestors.rnnenc,
+    "seq2seq-gru-rnnsearch": ancestors.rnnsearch,
     "gpt1": lambda: gpt(768, 12, 12, symbols=40478, context=512, placement="post"),
     "gpt2": lambda: gpt(768, 12, 12),
     "gpt2-medium": lambda: gpt(1024, 24, 16),

@@ -85,6 +85,24 @@ def _both_ways(mixer: MixerConfig) -> MixerConfig:
     return BidirectionalConfig(mixer)
 
 
+def cells(stack: StackConfig, value: int) -> StackConfig:
+    """Every recurrence with so many units; ConfigError where there is none."""
+    blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
+    if not any(_has_cells(block.mixer) for block in blocks):
+        raise ConfigError(f"model.cells={value}: no mixer here has cells; leave the setting out")
+    return dataclasses.replace(stack, blocks=blocks)
+
+
+def _has_cells(mixer: MixerConfig) -> bool:
+    return hasattr(mixer.mixer if isinstance(mixer, BidirectionalConfig) else mixer, "cells")
+
+
+def _with_cells(mixer: MixerConfig, value: int) -> MixerConfig:
+    if isinstance(mixer, BidirectionalConfig):
+        return dataclasses.replace(mixer, mixer=_with_cells(mixer.mixer, value))
+    return dataclasses.replace(mixer, cells=value) if isinstance(mixer, RecurrenceConfig) else mixer
+
+
 def dropout(stack: StackConfig, value: Any) -> StackConfig:
     """The dropout of every block's branches."""
     rate = from_dict(float, value, "model.dropout")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,6 +30,12 @@ class StackConfig:
     def causal(self) -> bool:
         return all(block.mixer.causal for block in self.blocks)
 
+    def width_out(self, width: int) -> int:
+        """The width of the output of a stack over `width`."""
+        for block in self.blocks:
+            width = block.mixer.width_out(width)
+        return width
+
 
 def cycle(blocks: Sequence[BlockConfig], depth: int) -> tuple[BlockConfig, ...]:
     """`depth` blocks that repeat a pattern: `cycle((local, local, full), 12)`."""
@@ -48,8 +54,12 @@ class Stack(nn.Module):
         if not config.blocks:
             raise ConfigError("a stack of no blocks computes nothing; set model.depth to 1 or more")
         self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
-        self.blocks = nn.ModuleList(build_block(block, width, self.biases) for block in config.blocks)
-        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.blocks = nn.ModuleList()
+        self.width = width  # of the output
+        for block in config.blocks:
+            self.blocks.append(build_block(block, self.width, self.biases))
+            self.width = block.mixer.width_out(self.width)
+        self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
 
     def forward(
         self,
@@ -67,12 +77,29 @@ class Stack(nn.Module):
             terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
         return StackOutput(self.norm(x), tuple(after) if states is not None else None, terms)
 
+    def read(self, x: Float[Tensor, "B T D"], layout: Layout, ends: Collection[int]) -> StackOutput:
+        """Whole documents, one a row. The states are, for the blocks whose numbers are in `ends`, the vectors that the
+        mixer has come to in each direction; None for others.
+        """
+        after: list[State] = []
+        terms: Terms = {}
+        for number, block in enumerate(self._blocks()):
+            x, state, extra = block.whole(x, layout) if number in ends else block(x, layout)
+            after.append(state)
+            terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
+        return StackOutput(self.norm(x), tuple(after), terms)
+
+    def begin(self, vectors: Sequence[tuple[Tensor, ...]], capacity: int, *, like: Tensor) -> tuple[State, ...]:
+        """States that start from vectors, those of each block."""
+        pairs = zip(self._blocks(), vectors, strict=True)
+        return tuple(block.mixer.begin(start, capacity, like=like) for block, start in pairs)
+
     def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
         return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
 
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> tuple[Memory | None, ...]:
         """Each block's own projection of an encoder's output; None where a block does not read one."""
-        return tuple(b.cross.remember(encoded, layout) if b.cross is not None else None for b in self._blocks())
+        return tuple(block.remember(encoded, layout) for block in self._blocks())
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -111,10 +112,10 @@ class Transformer(nn.Module):
         self.embed = config.embed.build(config.width, config.symbols, config.context)
         if table is not None:
             self.embed.table = table
-        self.stack = Stack(config.stack, config.width)
+        self.stack = Stack(config.stack, config.embed.width_out(config.width, config.symbols))
         shared = shared_table(self.embed) if config.tie == "head" else None
         self.heads = nn.ModuleDict(
-            {name: head.build(config.width, config.symbols, shared) for name, head in config.heads.items()}
+            {name: head.build(self.stack.width, config.symbols, shared) for name, head in config.heads.items()}
         )
         if seed is not None:
             initialise(self, config.init, len(config.stack.blocks), seed)
@@ -127,6 +128,14 @@ class Transformer(nn.Module):
         x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
         x, _, terms = self.stack(x, where)
         return Encoded(x, where, terms)
+
+    def read(
+        self, inputs: Any, layout: Layout, ends: Collection[int]
+    ) -> tuple[Encoded, tuple[tuple[tuple[Tensor, ...], ...] | None, ...]]:
+        """Features of whole documents, one a row, and what the mixers of some blocks have come to; see Stack.read."""
+        x, where = self.embed(inputs, layout)
+        x, found, terms = self.stack.read(x, where, ends)
+        return Encoded(x, where, terms), cast(Any, found)
 
     def _whole(self, inputs: Any) -> Layout:
         return cast(Any, self.embed).whole(inputs)
@@ -146,12 +155,19 @@ class Transformer(nn.Module):
         return self.resume(prompt, capacity, None)
 
     def resume(
-        self, prompt: Prompt, capacity: int, memories: tuple[Memory | None, ...] | None
+        self,
+        prompt: Prompt,
+        capacity: int,
+        memories: tuple[Memory | None, ...] | None,
+        starts: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """`start` with an encoder's memories."""
+        """`start` with an encoder's memories, and with the vectors that it hands over to start the blocks from."""
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
-        states = self.stack.initial_states(layout.batch, capacity, like=x)
+        if starts is None:
+            states = self.stack.initial_states(layout.batch, capacity, like=x)
+        else:
+            states = self.stack.begin(starts, capacity, like=x)
         x, states, _ = self.stack(x, layout, states, memories)
         rows = torch.arange(layout.batch, device=x.device)
         last = x[rows, layout.lengths - 1]

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from headway.errors import ConfigError
 from headway.parts.projection import Projection
 
 
@@ -19,7 +20,8 @@ class InitConfig:
     matrices: "normal" draws N(0, std^2); "xavier" draws uniformly within sqrt(6 / (in + out)) of each fused slice
     (Glorot and Bengio 2010); "fan_in" draws uniformly with variance 1 / in. `residual` treats maps that write to the
     residual stream: "same" as any other, "scaled" by 1 / sqrt(2 L) (GPT-2), or "zero". `embedding` is the standard
-    deviation of embeddings, None for 1 / sqrt(width). `head` is how an untied head starts.
+    deviation of embeddings, None for 1 / sqrt(width). `head` is how an untied head starts. `uniform` draws all of
+    these, biases included, uniformly within it (Sutskever et al. 2014: 0.08).
     """
 
     matrices: Literal["normal", "xavier", "fan_in"] = "normal"
@@ -27,11 +29,19 @@ class InitConfig:
     residual: Literal["same", "scaled", "zero"] = "scaled"
     embedding: float | None = 0.02
     head: Literal["same", "zero"] = "same"
+    uniform: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.uniform is not None and self.uniform <= 0:
+            raise ConfigError(f"init.uniform is {self.uniform}; give a bound above 0, or none")
 
 
 def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> None:
     """Draw the weights of every Projection and every embedding table (parameters named `table`) in `model`."""
     generator = torch.Generator().manual_seed(seed)
+    if config.uniform is not None:
+        _uniform(model, config.uniform, generator)
+        return
     tables: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, Projection):
@@ -41,6 +51,18 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
             tables.add(table)
             std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
             _normal(table, std, generator)
+
+
+def _uniform(model: nn.Module, bound: float, generator: torch.Generator) -> None:
+    """Draw every parameter of a Projection or of a module with a table, tied ones once."""
+    drawn: set[nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, Projection) or hasattr(module, "table"):
+            for parameter in module.parameters(recurse=False):
+                if parameter not in drawn:
+                    drawn.add(parameter)
+                    with torch.no_grad():
+                        parameter.uniform_(-bound, bound, generator=generator)
 
 
 def _projection(module: Projection, config: InitConfig, depth: int, generator: torch.Generator) -> None:
