@@ -9,7 +9,17 @@ from torch import nn
 
 from headway.config import kinds
 from headway.layout import Layout
-from headway.mixers import AttentionConfig, CrossAttentionConfig, Mixer, MixerConfig
+from headway.mixers import (
+    AttentionConfig,
+    CrossAttentionConfig,
+    DeltaConfig,
+    DynamicLinksConfig,
+    FastWeightsConfig,
+    GatedDeltaConfig,
+    LinearAttentionConfig,
+    Mixer,
+    MixerConfig,
+)
 from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.models.heads import VocabularyHeadConfig
 from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig
@@ -45,6 +55,17 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-full": AttentionConfig(HEADS, pattern=Full(), rotary=_TURN),
     "attention-local": AttentionConfig(HEADS, pattern=Local(2)),
     "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
+    "linear-attention": LinearAttentionConfig(HEADS, chunk=4),
+    "linear-attention-dpfp": LinearAttentionConfig(HEADS, features="dpfp", nu=2, qkv_bias=False),
+    "linear-attention-plain": LinearAttentionConfig(2, 6, normalise=False, decay=True, norm=RMSNormConfig(), chunk=3),
+    "fast-weights": FastWeightsConfig(HEADS, chunk=4),
+    "fast-weights-1992": FastWeightsConfig(1, strength=False, squash="tanh"),
+    "delta": DeltaConfig(HEADS, chunk=4),
+    "delta-l2": DeltaConfig(HEADS, features="silu", key_norm="l2"),
+    "gated-delta": GatedDeltaConfig(HEADS, chunk=3),
+    "gated-delta-plain": GatedDeltaConfig(2, 6, norm=None, out_gate=False),
+    "dynamic-links": DynamicLinksConfig(chunk=4),
+    "dynamic-links-cells": DynamicLinksConfig(cells=12, decay=0.7, rate=2.0),
 }
 CAUSAL = sorted(name for name, config in MIXERS.items() if config.causal)
 

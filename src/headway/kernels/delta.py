@@ -41,7 +41,7 @@ def delta(
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: what the key k_t finds is replaced
-    by v_t to the share beta_t (Schlag et al. 2021, equation 24; with decay Yang et al. 2024, equation 10).
+    by v_t to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta networks").
 
     It is stable where beta |k|^2 lies between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`.
     Within a chunk the errors E = V - (what the keys find) solve a unit triangular system, (I + X) E = V - K S with
@@ -55,8 +55,9 @@ def delta(
         return _step_(q, k, v, beta, layout, log_decay, state)
     kind = v.dtype
     k, log_decay = masked(k, log_decay, layout)
-    q, k, v, beta, log_decay, state = widened(q, k, v, beta, log_decay, entering(state, layout))  # type: ignore[assignment]
-    out, final = _Delta.apply(q, k, k * beta[..., None], v, log_decay, state, marks(layout).segments, size)
+    w = k * beta[..., None]
+    q, k, w, v, log_decay, state = widened(q, k, w, v, log_decay, entering(state, layout))  # type: ignore[assignment]
+    out, final = _Delta.apply(q, k, w, v, log_decay, state, marks(layout).segments, size)
     return out.to(kind), final
 
 

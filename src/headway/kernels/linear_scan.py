@@ -196,9 +196,7 @@ def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"]
             torch.addcmul(part, states[n], fade.through[n], out=states[n + 1])
 
 
-def _carry_back(
-    parts: Float[Tensor, "N B H K V"], last: Tensor, fade: Decays | None
-) -> Float[Tensor, "M B H K V"]:
+def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, fade: Decays | None) -> Float[Tensor, "M B H K V"]:
     """The gradient of the state before each chunk and after the last, given what each chunk's reading adds."""
     gradients = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
     gradients[-1].copy_(last)
