@@ -7,6 +7,7 @@ from headway.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
 from headway.kernels.links import links, links_reference
+from headway.kernels.pointwise import pointwise
 from headway.kernels.rms_norm import rms_norm, rms_norm_reference
 from headway.kernels.rope import rotate, rotate_reference
 
@@ -29,6 +30,7 @@ __all__ = [
     "linear_scan_reference",
     "links",
     "links_reference",
+    "pointwise",
     "products",
     "recording",
     "relu_squared",

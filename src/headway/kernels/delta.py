@@ -26,6 +26,7 @@ from headway.kernels.chunks import (
 )
 from headway.kernels.linear import is_deterministic
 from headway.kernels.linear_scan import CHUNK, added, masked, new_states, of_span, put
+from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 
 
@@ -79,7 +80,7 @@ def delta_reference(
     for t in range(length):
         start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
         memory = memory.masked_fill(start, 0)
-        before = memory if log_decay is None else memory * log_decay[:, t, :, None, None].exp()
+        before = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
         key = k[:, t, :, :, None]
         error = v[:, t] - (key * before).sum(-2)
         after = before + key * (beta[:, t, :, None] * error)[:, :, None, :]

@@ -25,6 +25,7 @@ from headway.kernels.chunks import (
     widened,
 )
 from headway.kernels.linear import is_deterministic
+from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 
 CHUNK = 64
@@ -71,7 +72,7 @@ def linear_scan_reference(
     for t in range(length):
         start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
         memory = memory.masked_fill(start, 0)
-        after = memory if log_decay is None else memory * log_decay[:, t, :, None, None].exp()
+        after = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
         after = after + k[:, t, :, :, None] * v[:, t, :, None, :]
         memory = torch.where(keep, after, memory)
         outputs.append((q[:, t, :, :, None] * memory).sum(-2))

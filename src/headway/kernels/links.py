@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from headway.kernels.chunks import chunk_size, decays, entering, exact, marks, widened
 from headway.kernels.linear import is_deterministic
+from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 
 
@@ -55,7 +56,7 @@ def links_reference(
     for t in range(x.shape[1]):
         start, keep = (where[:, t, None, None] for where in (layout.starts, layout.keep))
         links = links.masked_fill(start, 0)
-        y = torch.tanh(drive[:, t] + (links * x[:, t, None, :]).sum(-1))
+        y = pointwise(torch.tanh, drive[:, t] + (links * x[:, t, None, :]).sum(-1))
         links = torch.where(keep, decay * links + rate * y[:, :, None] * x[:, t, None, :], links)
         outputs.append(y)
     return torch.stack(outputs, 1), links

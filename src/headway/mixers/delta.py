@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -114,9 +113,9 @@ class GatedDelta(Associative):
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:
-        q, k = (normalise(F.silu(part), "l2") for part in (q, k))
+        q, k = (normalise(features(part, "silu"), "l2") for part in (q, k))
         decay, chunk = self.decay(x), self.config.chunk
-        return delta(q, k, F.silu(v), self.strength(x), layout, log_decay=decay, state=matrix, chunk=chunk)
+        return delta(q, k, features(v, "silu"), self.strength(x), layout, log_decay=decay, state=matrix, chunk=chunk)
 
     def gated(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        return y if self.gate is None else y * F.silu(self.gate(x))
+        return y if self.gate is None else y * features(self.gate(x), "silu")

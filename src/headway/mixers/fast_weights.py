@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.kernels import linear_scan
+from headway.kernels import linear_scan, pointwise
 from headway.kernels.chunks import check_chunk
 from headway.layout import Layout
 from headway.mixers.associative import Associative
@@ -69,7 +69,7 @@ class FastWeightController(Associative):
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:
         if self.config.squash == "tanh":
-            q, k, v = (torch.tanh(part) for part in (q, k, v))
+            q, k, v = (pointwise(torch.tanh, part) for part in (q, k, v))
         if self.strength is not None:
             v = v * self.strength(x)[..., None]
         return linear_scan(q, k, v, layout, state=matrix, chunk=self.config.chunk)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.kernels import pointwise
 from headway.parts.projection import Projection
 
 _SLOWEST, _FASTEST = 1e-3, 1e-1  # shares of a memory that the heads lose a token at the start
@@ -22,7 +23,7 @@ class Strength(nn.Module):
         self.project = Projection(width, heads)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        return torch.sigmoid(self.project(x))
+        return pointwise(torch.sigmoid, self.project(x))
 
 
 class LogDecay(nn.Module):
@@ -39,4 +40,4 @@ class LogDecay(nn.Module):
         self.step = nn.Parameter(steps.expm1().log())  # the inverse of softplus
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        return -self.rate.exp() * F.softplus(self.project(x) + self.step)
+        return -self.rate.exp() * pointwise(F.softplus, self.project(x) + self.step)

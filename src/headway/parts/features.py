@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.errors import ConfigError
+from headway.kernels import pointwise
 
 FeatureMap = Literal["elu", "dpfp", "relu", "silu", "identity"]
 KeyNorm = Literal["none", "sum", "l2"]
@@ -25,10 +26,10 @@ def features(x: Float[Tensor, "... K"], kind: FeatureMap, nu: int = 1) -> Float[
         r = torch.cat([x, -x], dim=-1).relu()
         return torch.cat([r * r.roll(j, dims=-1) for j in range(1, nu + 1)], dim=-1)
     if kind == "elu":
-        return F.elu(x) + 1
+        return pointwise(F.elu, x) + 1
     if kind == "identity":
         return x
-    return F.relu(x) if kind == "relu" else F.silu(x)
+    return F.relu(x) if kind == "relu" else pointwise(F.silu, x)
 
 
 def feature_size(size: int, kind: FeatureMap, nu: int = 1) -> int:
