@@ -38,7 +38,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'headway' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    from headway.collector import resting
+
+    with resting():
+        value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -14,6 +14,7 @@ from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.usage import Usage
 from headway.codecs import load_codec
+from headway.collector import resting
 from headway.errors import UserError
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
@@ -75,11 +76,12 @@ def train(
 
 def load(path: str | Path, device: str = "auto") -> Model:
     """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub."""
-    recipes()  # registers every kind of task that the run's recipe may name
-    place = find_folder(path)
-    found = RunDirectory(place)
-    recipe = open_recipe(place) if found.exists() else None
-    opened = open_model(place)
+    with resting():
+        recipes()  # registers every kind of task that the run's recipe may name
+        place = find_folder(path)
+        found = RunDirectory(place)
+        recipe = open_recipe(place) if found.exists() else None
+        opened = open_model(place)
     return Model(opened._replace(model=opened.model.to(find_device(device))), place, recipe)
 
 

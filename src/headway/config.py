@@ -141,7 +141,7 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
         return data
     short = isinstance(data, str) and cls in _KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
     given: Any = {"kind": data} if short else data
-    _expect(isinstance(given, Mapping), path, data, "a mapping of settings")
+    _expect(isinstance(given, Mapping), path, data, 'a mapping of settings, as in {"name": value}')
     settings: dict[str, Any] = dict(given)
     if cls in _KINDS:
         kind = settings.pop("kind", None)
