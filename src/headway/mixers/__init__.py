@@ -5,8 +5,12 @@ from headway.mixers.base import Memory, Mixer, MixerConfig, State, select, tree_
 from headway.mixers.bidirectional import Bidirectional, BidirectionalConfig
 from headway.mixers.conditional_gru import ConditionalGRU, ConditionalGRUConfig
 from headway.mixers.cross import CrossAttention, CrossAttentionConfig
+from headway.mixers.delta import Delta, DeltaConfig, GatedDelta, GatedDeltaConfig
+from headway.mixers.dynamic_links import DynamicLinks, DynamicLinksConfig
 from headway.mixers.elman import Elman, ElmanConfig
+from headway.mixers.fast_weights import FastWeightController, FastWeightsConfig
 from headway.mixers.gru import GRU, GRUConfig
+from headway.mixers.linear_attention import LinearAttention, LinearAttentionConfig
 from headway.mixers.lstm import LSTM, LSTMConfig
 from headway.mixers.mlstm import MLSTM, MLSTMConfig
 from headway.mixers.multiplicative import Multiplicative, MultiplicativeConfig
@@ -25,11 +29,21 @@ __all__ = [
     "ConditionalGRUConfig",
     "CrossAttention",
     "CrossAttentionConfig",
+    "Delta",
+    "DeltaConfig",
+    "DynamicLinks",
+    "DynamicLinksConfig",
     "Elman",
     "ElmanConfig",
+    "FastWeightController",
+    "FastWeightsConfig",
     "GRUConfig",
+    "GatedDelta",
+    "GatedDeltaConfig",
     "KeyValues",
     "LSTMConfig",
+    "LinearAttention",
+    "LinearAttentionConfig",
     "MLSTMConfig",
     "Memory",
     "Mixer",
