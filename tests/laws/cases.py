@@ -9,7 +9,19 @@ from torch import nn
 
 from headway.config import kinds
 from headway.layout import Layout
-from headway.mixers import AttentionConfig, CrossAttentionConfig, Mixer, MixerConfig
+from headway.mixers import (
+    AttentionConfig,
+    BidirectionalConfig,
+    CrossAttentionConfig,
+    ElmanConfig,
+    GRUConfig,
+    LSTMConfig,
+    Mixer,
+    MixerConfig,
+    MLSTMConfig,
+    MultiplicativeConfig,
+    SigmaPiConfig,
+)
 from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.models.heads import VocabularyHeadConfig
 from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig
@@ -45,7 +57,25 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-full": AttentionConfig(HEADS, pattern=Full(), rotary=_TURN),
     "attention-local": AttentionConfig(HEADS, pattern=Local(2)),
     "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
+    "elman": ElmanConfig(),
+    "elman-logistic": ElmanConfig(cells=12, activation="logistic", learned_start=True),
+    "elman-truncated": ElmanConfig(out=False, truncate=True),
+    "lstm": LSTMConfig(),
+    "lstm-bare": LSTMConfig(out=False, learned_start=True),
+    "lstm-1997": LSTMConfig(cells=12, forget_gate=False),
+    "lstm-peepholes": LSTMConfig(cells=12, peepholes=True),
+    "lstm-stretched": LSTMConfig(peepholes=True, squash="logistic", learned_start=True),
+    "gru": GRUConfig(),
+    "gru-after": GRUConfig(cells=12, reset_after=True, learned_start=True),
+    "sigma-pi": SigmaPiConfig(cells=6),
+    "sigma-pi-zero": SigmaPiConfig(cells=5, learned_start=False),
+    "multiplicative": MultiplicativeConfig(factors=10),
+    "mlstm": MLSTMConfig(cells=12, factors=10),
+    "bidirectional": BidirectionalConfig(),
+    "bidirectional-sum": BidirectionalConfig(GRUConfig(cells=12), "sum"),
+    "bidirectional-attention": BidirectionalConfig(AttentionConfig(HEADS, rotary=_TURN)),
 }
+TRUNCATED = {"elman-truncated"}  # learns by what is, on purpose, not the gradient of its output
 CAUSAL = sorted(name for name, config in MIXERS.items() if config.causal)
 
 SCALINGS: dict[str, ScalingConfig] = {

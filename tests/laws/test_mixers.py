@@ -120,7 +120,7 @@ def test_select_commutes(name: str) -> None:
     close(chosen, straight[rows], **TOLERANCE)
 
 
-@every
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - cases.TRUNCATED))
 def test_gradients(name: str) -> None:
     mixer, x = make_mixer(name), inputs(2, 5, WIDTH).requires_grad_()
     layout = Layout.packed([[2, 3], [4]], 5)

@@ -6,18 +6,41 @@ from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.kernels.rms_norm import rms_norm, rms_norm_reference
 from headway.kernels.rope import rotate, rotate_reference
+from headway.kernels.scan import (
+    ElmanWeights,
+    GRUWeights,
+    LSTMWeights,
+    Steps,
+    elman,
+    elman_reference,
+    gru,
+    gru_reference,
+    lstm,
+    lstm_reference,
+    unroll,
+)
 
 __all__ = [
     "IGNORED",
+    "ElmanWeights",
+    "GRUWeights",
+    "LSTMWeights",
     "Products",
+    "Steps",
     "View",
     "attend",
     "attend_reference",
     "deterministic",
+    "elman",
+    "elman_reference",
+    "gru",
+    "gru_reference",
     "is_deterministic",
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "lstm",
+    "lstm_reference",
     "products",
     "recording",
     "relu_squared",
@@ -26,4 +49,5 @@ __all__ = [
     "rms_norm_reference",
     "rotate",
     "rotate_reference",
+    "unroll",
 ]

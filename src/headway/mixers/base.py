@@ -37,6 +37,7 @@ class Mixer(nn.Module):
 
     causal: bool = True
     rewindable: bool = False  # whether a state can be cut back to an earlier position
+    bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """All tokens at once; rows may hold several documents and padding."""
@@ -55,12 +56,31 @@ class Mixer(nn.Module):
         """The state before any token, with room for `capacity` tokens, of the dtype and device of `like`."""
         raise NotImplementedError
 
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The sizes N of the vectors of a state."""
+        raise ConfigError(self._no_vectors())
+
+    def final(self, state: State) -> tuple[Float[Tensor, "B N"], ...]:
+        """The vectors that describe a state: h and c of an LSTM, h of a GRU."""
+        raise ConfigError(self._no_vectors())
+
+    def begin(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> State:
+        """A state that starts from `vectors`, and again wherever a position is 0."""
+        raise ConfigError(self._no_vectors())
+
+    def _no_vectors(self) -> str:
+        name = type(self).__name__
+        return f"the state of {name} is no vectors to hand over; choose lstm, gru or elman, or let it read a memory"
+
     def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
         """The only place where training and decoding part."""
         if state is None:
             return self.parallel(x, layout), None
         if not self.causal:
-            raise ConfigError(f"{type(self).__name__} sees later tokens and cannot generate; give it a causal pattern")
+            raise ConfigError(
+                f"{type(self).__name__} sees later tokens and cannot generate; give it a causal pattern or mixer"
+            )
         return self.recurrent(x, layout, state)
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from headway.mixers import AttentionConfig, CrossAttention, CrossAttentionConfig, Mixer
+from headway.mixers import (
+    AttentionConfig,
+    BidirectionalConfig,
+    CrossAttention,
+    CrossAttentionConfig,
+    RecurrenceConfig,
+    State,
+    tree_map,
+)
 from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -25,18 +33,21 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
     (half of it where causal); an encoder-decoder counts a source token and a target token together.
-    state_bytes_per_token: what decoding keeps in fp32 for each further token of a row. tree: a line for each part.
+    state_bytes: what decoding keeps in fp32 for a row, however long it is. state_bytes_per_token: what it keeps for each
+    further token of it. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
+    constant, growing = _state_bytes(model)
     return {
         "parameters": count,
         "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
         "weights_bytes": 4 * count,
         "flop_per_token": flop_per_token(model, getattr(config, "context", None)),
-        "state_bytes_per_token": _state_bytes(model),
+        "state_bytes": constant,
+        "state_bytes_per_token": growing,
         "context": getattr(config, "context", None),
         "tree": _tree(config),
     }
@@ -64,17 +75,19 @@ def _scores(module: nn.Module, context: int) -> int:
     return 4 * module.heads * module.size * keys
 
 
-def _state_bytes(model: nn.Module) -> int:
+def _state_bytes(model: nn.Module) -> tuple[int, int]:
+    """Of one row: what does not grow with it, and what each token adds."""
     decoder = getattr(model, "decoder", model)
     if not isinstance(decoder, Transformer) or not decoder.config.stack.causal:
-        return 0
-    like = torch.empty(0, device="meta")
+        return 0, 0
+    one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
+    return 2 * one - two, two - one
 
-    def size(mixer: Mixer, capacity: int) -> int:
-        return sum(t.numel() * t.element_size() for t in mixer.initial_state(1, capacity, like=like))
 
-    mixers = [m for m in decoder.stack.modules() if isinstance(m, Mixer)]
-    return sum(size(mixer, 2) - size(mixer, 1) for mixer in mixers)
+def _bytes(states: State) -> int:
+    sizes: list[int] = []
+    tree_map(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()), states)
+    return sum(sizes)
 
 
 def _tree(config: ModelConfig) -> list[str]:
@@ -109,6 +122,10 @@ def _block(block: BlockConfig) -> str:
 
 
 def _mixer(mixer: Any) -> str:
+    if isinstance(mixer, BidirectionalConfig):
+        return f"{_mixer(mixer.mixer)}, both ways"
+    if isinstance(mixer, RecurrenceConfig) and mixer.cells is not None:
+        return f"{mixer.kind}, {mixer.cells} cells"  # type: ignore[attr-defined]
     if not isinstance(mixer, (AttentionConfig, CrossAttentionConfig)):
         return mixer.kind
     text = f"attention, {mixer.heads} heads"

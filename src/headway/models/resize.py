@@ -7,7 +7,7 @@ from typing import Any
 
 from headway.config import from_dict
 from headway.errors import ConfigError
-from headway.mixers import MixerConfig
+from headway.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.models.block import BlockConfig
 from headway.models.stack import StackConfig, cycle
 
@@ -47,16 +47,20 @@ def _with_heads(part: Any, count: int) -> Any:
 
 
 def mixer(stack: StackConfig, value: Any) -> StackConfig:
-    """Every mixer replaced by one of another kind; fields of the same name and type (heads, pattern) are kept."""
+    """Every mixer replaced by one of another kind; fields of the same name and type (heads, pattern) are kept.
+
+    What can see earlier tokens only takes the place of what sees both ways by being bidirectional.
+    """
     wanted = from_dict(MixerConfig, value, "model.mixer")
     given = set(value) if isinstance(value, dict) else set()
 
     def change(block: BlockConfig) -> BlockConfig:
         if type(block.mixer) is type(wanted) and not given:
             return block
-        shared = {f.name for f in dataclasses.fields(wanted)} & {f.name for f in dataclasses.fields(block.mixer)}
+        shared = {name for name, _ in _fields(wanted) & _fields(block.mixer)}
         kept = {name: getattr(block.mixer, name) for name in shared - given}
-        return dataclasses.replace(block, mixer=dataclasses.replace(wanted, **kept))
+        new = dataclasses.replace(wanted, **kept)
+        return dataclasses.replace(block, mixer=new if block.mixer.causal else _both_ways(new))
 
     changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
     if changed.causal != stack.causal:
@@ -65,6 +69,20 @@ def mixer(stack: StackConfig, value: Any) -> StackConfig:
             "stack does not; choose a mixer of the same direction"
         )
     return changed
+
+
+def _fields(config: Any) -> set[tuple[str, str]]:
+    """Names and types."""
+    return {(field.name, str(field.type)) for field in dataclasses.fields(config)}
+
+
+def _both_ways(mixer: MixerConfig) -> MixerConfig:
+    """`mixer` in both directions where it has no pattern that could let it see them."""
+    if not mixer.causal or hasattr(mixer, "pattern"):
+        return mixer
+    if isinstance(mixer, RecurrenceConfig) and mixer.cells is None:
+        mixer = dataclasses.replace(mixer, out=False)  # the projection that joins both directions is enough
+    return BidirectionalConfig(mixer)
 
 
 def dropout(stack: StackConfig, value: Any) -> StackConfig:

@@ -36,12 +36,19 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(held)) if held else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        return linear(x, self.weight, self.bias if all(self.biased) else self._spread())
+        return linear(x, self.weight, self.whole_bias())
 
-    def _spread(self) -> Tensor | None:
+    def matrix(self) -> Float[Tensor, "E D"]:
+        """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
+        if not self._forward_hooks:
+            return self.weight
+        y, bias = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)), self.bias
+        return (y if bias is None else y - self.whole_bias()).t()
+
+    def whole_bias(self) -> Float[Tensor, "E"] | None:
         """The bias with zeros in the slices that have none."""
-        if self.bias is None:
-            return None
+        if self.bias is None or all(self.biased):
+            return self.bias
         parts, start = [], 0
         for size, has in zip(self.slices, self.biased):
             parts.append(self.bias[start : start + size] if has else self.bias.new_zeros(size))

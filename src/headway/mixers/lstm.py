@@ -1,0 +1,81 @@
+"""Long short-term memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.kernels import LSTMWeights, Steps, lstm
+from headway.mixers.recurrence import Recurrence, RecurrenceConfig
+from headway.parts.projection import Projection
+
+_OPEN = 40.0  # the logistic function of this is 1 in every precision
+
+
+@register("lstm")
+@dataclass(frozen=True)
+class LSTMConfig(RecurrenceConfig):
+    """`forget_gate` false is the cell of 1995 and 1997. `peepholes` let the gates see the cell. `squash` is how inputs
+    and outputs of the cell are squashed: "tanh", or "logistic", by logistic functions stretched to [-2, 2] for inputs
+    and [-1, 1] for outputs; None is what the papers have, "logistic" without a forget gate and "tanh" with it.
+    """
+
+    forget_gate: bool = True
+    peepholes: bool = False
+    squash: Literal["tanh", "logistic"] | None = None
+    forget_bias: float = 1.0
+
+    def build(self, width: int, biases: nn.ModuleDict) -> LSTM:
+        return LSTM(self, width)
+
+
+class LSTM(Recurrence):
+    """c = f c + i g, h = o s(c) with gates i, f, o = logistic(W x + U h + b) and g = s'(W x + U h + b).
+
+    Hochreiter and Schmidhuber 1997, section 4, where f is 1; Gers, Schmidhuber and Cummins 2000, equations 3 to 7, with
+    f; Gers, Schraudolph and Schmidhuber 2002 with peepholes, by which i and f see the old cell and o the new one.
+    """
+
+    vectors = 2
+
+    def __init__(self, config: LSTMConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.config = config
+        self.stretched = (config.squash or ("tanh" if config.forget_gate else "logistic")) == "logistic"
+        gates = (self.cells,) * (4 if config.forget_gate else 3)
+        self.input = Projection(width, gates)
+        self.hidden = Projection(self.cells, gates, bias=False)
+        seeing = 3 if config.forget_gate else 2
+        self.peepholes = nn.Parameter(torch.zeros(seeing * self.cells)) if config.peepholes else None
+        bias = self.input.bias
+        if config.forget_gate and bias is not None:
+            nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
+
+    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
+        matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.whole_bias(), _OPEN)
+        weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), self._peepholes())
+        if not self.stretched:
+            return lstm(x, start, steps, weights)
+        y, (h, c) = lstm(x, (start[0], start[1] / 2), steps, weights)
+        return y, (h, c * 2)
+
+    def _of_today(self, part: Tensor, forget: float = 0.0) -> Tensor:
+        """Weights of the gates, or their bias, by which the cell of today computes what this one does.
+
+        4 logistic(a) - 2 = 2 tanh(a / 2) and 2 logistic(c) - 1 = tanh(c / 2): half the cell, fed with half the a, is
+        a cell with tanh. One without a forget gate has one that is always open.
+        """
+        if self.config.forget_gate and not self.stretched:
+            return part
+        i, *f, g, o = part.split(self.cells)
+        return torch.cat([i, *(f or [torch.full_like(i, forget)]), g / 2 if self.stretched else g, o])
+
+    def _peepholes(self) -> Tensor | None:
+        if self.peepholes is None:
+            return None
+        i, *f, o = self.peepholes.split(self.cells)
+        return torch.cat([i, *(f or [torch.zeros_like(i)]), o]) * (2 if self.stretched else 1)
