@@ -136,7 +136,8 @@ def dress(
     axes.set(title=title, xlabel=x, ylabel=y)
     if chance is not None:
         axes.axhline(chance, color="#98a4b0", linewidth=1, linestyle=":")
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#98a4b0")
+        place = ("axes fraction", "data")
+        axes.annotate("chance", (1, chance), xycoords=place, ha="right", va="bottom", color="#98a4b0")
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=8)
 

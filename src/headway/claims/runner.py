@@ -89,7 +89,7 @@ def record(evidence: Evidence) -> dict[str, Any]:
 
 
 def reread(claim: Claim, directory: Path) -> Evidence | None:
-    """The evidence that lies in `directory`, judged anew by today's rule; None where there is none of today's settings."""
+    """The evidence that lies in `directory`, judged by today's rule; None where there is none of today's settings."""
     path = directory / f"{claim.name}.json"
     if not path.exists():
         return None
