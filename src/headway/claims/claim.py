@@ -87,7 +87,7 @@ class Claim:
     """One statement of the history as an experiment.
 
     `measured`, `rule` and `control` say in words what `measure` and `judge` do in code; `control` also says why it
-    must fail. `settings` and `full` are frozen dataclasses of the experiment's own: its sizes by default and with --full.
+    must fail. `settings` and `full` are frozen dataclasses of the experiment's own: its sizes by default and by --full.
     `variants(settings)` names what is compared; `measure(settings, variant, seed)` runs one trial; `judge(settings,
     trials)` applies the rule; `draw(figure, settings, trials)` makes the picture. `minutes` are those of one core.
     """

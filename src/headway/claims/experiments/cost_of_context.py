@@ -29,7 +29,7 @@ SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # where the interval of an exponent has t
 
 @dataclass(frozen=True)
 class Settings:
-    """`lengths` of texts in training, `counted` those for which memory is counted, `contexts` before a decoded token."""
+    """`lengths` of texts in training, `counted` those whose memory is counted, `contexts` before a decoded token."""
 
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
     counted: tuple[int, ...] = (256, 512, 1024, 2048)
