@@ -3,7 +3,10 @@
 from headway.kernels.activations import relu_squared, relu_squared_reference
 from headway.kernels.attend import View, attend, attend_reference, recording
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+from headway.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
+from headway.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
+from headway.kernels.links import links, links_reference
 from headway.kernels.rms_norm import rms_norm, rms_norm_reference
 from headway.kernels.rope import rotate, rotate_reference
 from headway.kernels.scan import (
@@ -30,6 +33,9 @@ __all__ = [
     "View",
     "attend",
     "attend_reference",
+    "delta",
+    "delta_quadratic",
+    "delta_reference",
     "deterministic",
     "elman",
     "elman_reference",
@@ -39,6 +45,11 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "linear_scan",
+    "linear_scan_quadratic",
+    "linear_scan_reference",
+    "links",
+    "links_reference",
     "lstm",
     "lstm_reference",
     "products",

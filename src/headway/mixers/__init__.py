@@ -4,8 +4,12 @@ from headway.mixers.attention import Attention, AttentionConfig, KeyValues
 from headway.mixers.base import Mixer, MixerConfig, State, select, tree_map
 from headway.mixers.bidirectional import Bidirectional, BidirectionalConfig
 from headway.mixers.cross import CrossAttention, CrossAttentionConfig, Memory
+from headway.mixers.delta import Delta, DeltaConfig, GatedDelta, GatedDeltaConfig
+from headway.mixers.dynamic_links import DynamicLinks, DynamicLinksConfig
 from headway.mixers.elman import Elman, ElmanConfig
+from headway.mixers.fast_weights import FastWeightController, FastWeightsConfig
 from headway.mixers.gru import GRU, GRUConfig
+from headway.mixers.linear_attention import LinearAttention, LinearAttentionConfig
 from headway.mixers.lstm import LSTM, LSTMConfig
 from headway.mixers.mlstm import MLSTM, MLSTMConfig
 from headway.mixers.multiplicative import Multiplicative, MultiplicativeConfig
@@ -22,11 +26,21 @@ __all__ = [
     "BidirectionalConfig",
     "CrossAttention",
     "CrossAttentionConfig",
+    "Delta",
+    "DeltaConfig",
+    "DynamicLinks",
+    "DynamicLinksConfig",
     "Elman",
     "ElmanConfig",
+    "FastWeightController",
+    "FastWeightsConfig",
     "GRUConfig",
+    "GatedDelta",
+    "GatedDeltaConfig",
     "KeyValues",
     "LSTMConfig",
+    "LinearAttention",
+    "LinearAttentionConfig",
     "MLSTMConfig",
     "Memory",
     "Mixer",

@@ -40,9 +40,10 @@ def heads(stack: StackConfig, value: Any) -> StackConfig:
 def _with_heads(part: Any, count: int) -> Any:
     if not hasattr(part, "heads"):
         return part
-    shared = part.kv_heads
-    if shared is not None:
-        shared = max(1, count * shared // part.heads)
+    shared = getattr(part, "kv_heads", None)
+    if shared is None:
+        return dataclasses.replace(part, heads=count)
+    shared = max(1, count * shared // part.heads)
     return dataclasses.replace(part, heads=count, kv_heads=shared)
 
 
