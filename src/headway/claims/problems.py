@@ -12,17 +12,20 @@ from headway.claims.training import IGNORED, Draw, Examples
 from headway.layout import Layout
 
 
-def restarting(rows: int, length: int, every: int) -> Layout:
-    """Rows in which a new document starts every so many tokens, counted from the end: what was before is cut off."""
-    positions = torch.arange(length - 1, -1, -1)
-    return Layout(((every - 1) - positions % every).expand(rows, length), dense=every >= length)
+def cut_off(examples: Examples, last: int | None) -> Examples:
+    """What is left where the state is lost before the `last` tokens: the same as if the row began there."""
+    if last is None:
+        return examples
+    inputs = examples.inputs[:, -last:]
+    targets = examples.targets if examples.targets.dim() == 1 else examples.targets[:, -last:]
+    return Examples(inputs, Layout.full(inputs.shape[0], last), targets)
 
 
-def adding(rows: int, length: int, every: int | None = None) -> Draw:
+def adding(rows: int, length: int, last: int | None = None) -> Draw:
     """Hochreiter and Schmidhuber 1997, experiment 4: the sum of the two numbers, from 0 to 1, that are marked, one in
-    each half. `every` cuts the state off. A constant answer has an error of 1 / 6.
+    each half. The state is lost before the `last` tokens. A constant answer has an error of 1 / 6.
     """
-    layout = Layout.full(rows, length) if every is None else restarting(rows, length, every)
+    layout = Layout.full(rows, length)
 
     def draw(source: torch.Generator) -> Examples:
         numbers = torch.rand(rows, length, generator=source)
@@ -30,17 +33,17 @@ def adding(rows: int, length: int, every: int | None = None) -> Draw:
         first = torch.randint(half, (rows, 1), generator=source)
         second = torch.randint(half, length, (rows, 1), generator=source)
         marks = torch.zeros(rows, length).scatter_(1, first, 1.0).scatter_(1, second, 1.0)
-        return Examples(torch.stack([numbers, marks], -1), layout, (numbers * marks).sum(1))
+        return cut_off(Examples(torch.stack([numbers, marks], -1), layout, (numbers * marks).sum(1)), last)
 
     return draw
 
 
-def copying(rows: int, symbols: int, count: int, delay: int, every: int | None = None) -> Draw:
+def copying(rows: int, symbols: int, count: int, delay: int, last: int | None = None) -> Draw:
     """Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016: `count` symbols, `delay` blanks, then the symbols again,
     each asked for by the same sign. Symbols are 0 ... symbols - 1, the blank is `symbols`, the sign `symbols` + 1.
     """
     length = 2 * count + delay
-    layout = Layout.full(rows, length) if every is None else restarting(rows, length, every)
+    layout = Layout.full(rows, length)
 
     def draw(source: torch.Generator) -> Examples:
         kept = torch.randint(symbols, (rows, count), generator=source)
@@ -49,7 +52,7 @@ def copying(rows: int, symbols: int, count: int, delay: int, every: int | None =
         ids[:, -count:] = symbols + 1
         targets = torch.full((rows, length), IGNORED)
         targets[:, -count:] = kept
-        return Examples(ids, layout, targets)
+        return cut_off(Examples(ids, layout, targets), last)
 
     return draw
 

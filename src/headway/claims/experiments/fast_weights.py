@@ -67,6 +67,7 @@ def gradients(y: Tensor, x: Tensor, mixer: nn.Module) -> list[Tensor]:
 
 def apart(first: Tensor, second: Tensor) -> float:
     """The greatest difference, against the greatest number."""
+    first, second = first.detach(), second.detach()
     return float((first - second).abs().max() / second.abs().max().clamp(min=1e-300))
 
 

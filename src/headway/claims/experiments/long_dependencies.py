@@ -59,8 +59,8 @@ def problem(settings: Settings, job: Job) -> tuple[TransformerConfig, Draw]:
     if job.task == "adding":
         draw = adding(settings.rows, job.size, max(1, job.size // 4) if job.cut else None)
         return network(mixer, width=settings.width, channels=2, outputs=1), draw
-    every = settings.count + job.size // 2 if job.cut else None
-    draw = copying(settings.rows, settings.symbols, settings.count, job.size, every)
+    last = settings.count + job.size // 2 if job.cut else None
+    draw = copying(settings.rows, settings.symbols, settings.count, job.size, last)
     symbols, outputs = settings.symbols + 2, settings.symbols
     return network(mixer, width=settings.width, symbols=symbols, outputs=outputs, pool="tokens"), draw
 
