@@ -1,7 +1,7 @@
 """English words to phonemes: what the demo reaches in its five minutes, and the recipe in a longer time.
 
 python benchmarks/pronounce.py 5 45         # minutes of each run
-python benchmarks/pronounce.py 45 --steps 7000 --run DIR      # so many steps instead, resumable
+python benchmarks/pronounce.py 45 --steps 10000 --run DIR     # so many steps instead, resumable
 
 A run of more than ten minutes has a larger, regularised model (LONGER). `core_seconds` are those of all threads: a run
 of one thread (OMP_NUM_THREADS=1) compares with one of 2 cores by them.
@@ -17,9 +17,9 @@ from pathlib import Path
 from measure import child, report, since_start, timeline, write
 
 LONGER = {
-    "model.width": 192,
+    "model.width": 256,
     "model.depth": 3,
-    "model.dropout": 0.15,
+    "model.dropout": 0.2,
     "task.smoothing": 0.1,
     "optim.lr": 0.01,
     "optim.adam_lr": 0.002,

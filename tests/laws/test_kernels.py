@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import inputs
 
 from headway.kernels import (
+    ElmanWeights,
+    GRUWeights,
+    LSTMWeights,
+    Steps,
     View,
     attend,
     attend_reference,
+    elman,
+    elman_reference,
+    gru,
+    gru_reference,
     linear_cross_entropy,
     linear_cross_entropy_reference,
+    lstm,
+    lstm_reference,
     relu_squared,
     relu_squared_reference,
     rms_norm,
@@ -129,3 +141,43 @@ def test_rms_norm() -> None:
     close(fast, plain)
     close(gradients(fast, [x]), gradients(plain, [x]))
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, 1e-3), x)
+
+
+RUNS = {"even": Steps.equal(3, 5), "ragged": Steps((4, 4, 2, 1), torch.tensor([10, 9, 5, 7])), "one": Steps.equal(2, 1)}
+SCANS = {
+    "lstm": (lstm, lstm_reference, 4, 2, {}),
+    "peepholes": (lstm, lstm_reference, 4, 2, {}),
+    "gru": (gru, gru_reference, 3, 1, {}),
+    "gru-after": (gru, gru_reference, 3, 1, {}),
+    "elman": (elman, elman_reference, 1, 1, {}),
+    "elman-logistic": (elman, elman_reference, 1, 1, {"logistic": True}),
+    "elman-truncated": (elman, elman_reference, 1, 1, {"truncate": True}),
+}
+
+
+@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("use", ["outputs", "ends", "both"])
+def test_scans(name: str, runs: str, use: str) -> None:
+    fast, plain, gates, vectors, options = SCANS[name]
+    steps, size = RUNS[runs], 6
+    x = inputs(sum(steps.sizes), 4, seed=1).requires_grad_()
+    start = [inputs(steps.sizes[0], size, seed=2 + i).requires_grad_() for i in range(vectors)]
+    shapes = [(gates * size, 4), (gates * size,), (gates * size, size)]
+    shapes += {"peepholes": [(3 * size,)], "gru-after": [(3 * size,)]}.get(name, [])
+    weights = [inputs(*shape, seed=4 + i).requires_grad_() for i, shape in enumerate(shapes)]
+    made = {"lstm": LSTMWeights, "peepholes": LSTMWeights, "gru": GRUWeights, "gru-after": GRUWeights}
+    matrices = made.get(name, ElmanWeights)(*weights)
+
+    def run(scan: Any) -> torch.Tensor:
+        y, ends = scan(x, tuple(start), steps, matrices, **options)
+        parts = [y] if use == "outputs" else list(ends) if use == "ends" else [y, *ends]
+        return torch.cat(parts)
+
+    got, wanted = run(fast), run(plain)
+    close(got, wanted)
+    values = [x, *start, *weights]
+    options = {"allow_unused": True, "materialize_grads": True}
+    weighted = [(z * inputs(*z.shape, seed=9)).sum() for z in (got, wanted)]
+    for one, other in zip(*(torch.autograd.grad(total, values, **options) for total in weighted)):
+        close(one, other)

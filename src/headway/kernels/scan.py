@@ -177,7 +177,7 @@ def elman(
     """
     if is_deterministic():
         return elman_reference(x, start, steps, weights, logistic, truncate)
-    if x.is_cuda and not logistic and not truncate:
+    if not logistic and not truncate and _suits_torch(x, steps):
         bias = torch.zeros_like(weights.bias)
         y, ends = _by_torch(torch.rnn_tanh, x, start[0][None], steps, [*_matrices(weights), bias])
         return y, ends
@@ -196,7 +196,9 @@ def _matrices(weights: LSTMWeights | GRUWeights | ElmanWeights) -> tuple[Tensor,
 
 
 def _suits_torch(x: Tensor, steps: Steps) -> bool:
-    """Where torch's own kernel is the faster one: always on a GPU; on a CPU its fp32 kernel over runs of one length."""
+    """Where torch's own kernel is the faster one: always on a GPU; on a CPU in fp32 over runs of one length, but for
+    GRUs.
+    """
     whole = steps.even and len(steps.sizes) > 1 and x.dtype == torch.float32
     return x.is_cuda or (whole and not are_products_rough() and not torch.is_autocast_enabled(x.device.type))
 

@@ -40,5 +40,5 @@ class Elman(Recurrence):
         self.hidden = Projection(self.cells, self.cells, bias=False)
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
-        weights = ElmanWeights(self.input.matrix(), self.input.whole_bias(), self.hidden.matrix())
+        weights = ElmanWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix())
         return elman(x, start, steps, weights, self.config.activation == "logistic", self.config.truncate)

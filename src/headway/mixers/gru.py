@@ -37,5 +37,6 @@ class GRU(Recurrence):
         self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after))
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
-        matrix, bias = self.input.matrix(), self.input.whole_bias()
-        return gru(x, start, steps, GRUWeights(matrix, bias, self.hidden.matrix(), self.hidden.whole_bias()))
+        bias = self.hidden.offset() if self.config.reset_after else None
+        weights = GRUWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix(), bias)
+        return gru(x, start, steps, weights)

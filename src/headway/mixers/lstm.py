@@ -56,7 +56,7 @@ class LSTM(Recurrence):
             nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
-        matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.whole_bias(), _OPEN)
+        matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)
         weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), self._peepholes())
         if not self.stretched:
             return lstm(x, start, steps, weights)

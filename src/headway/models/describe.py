@@ -13,7 +13,6 @@ from headway.mixers import (
     BidirectionalConfig,
     CrossAttention,
     CrossAttentionConfig,
-    RecurrenceConfig,
     State,
     tree_map,
 )
@@ -33,8 +32,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
     (half of it where causal); an encoder-decoder counts a source token and a target token together.
-    state_bytes: what decoding keeps in fp32 for a row, however long it is. state_bytes_per_token: what it keeps for each
-    further token of it. tree: a line for each part.
+    state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further token
+    adds. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
@@ -124,10 +123,9 @@ def _block(block: BlockConfig) -> str:
 def _mixer(mixer: Any) -> str:
     if isinstance(mixer, BidirectionalConfig):
         return f"{_mixer(mixer.mixer)}, both ways"
-    if isinstance(mixer, RecurrenceConfig) and mixer.cells is not None:
-        return f"{mixer.kind}, {mixer.cells} cells"  # type: ignore[attr-defined]
     if not isinstance(mixer, (AttentionConfig, CrossAttentionConfig)):
-        return mixer.kind
+        cells = getattr(mixer, "cells", None)
+        return mixer.kind if cells is None else f"{mixer.kind}, {cells} cells"
     text = f"attention, {mixer.heads} heads"
     if mixer.kv_heads:
         text += f" on {mixer.kv_heads}"

@@ -36,18 +36,20 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(held)) if held else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        return linear(x, self.weight, self.whole_bias())
+        return linear(x, self.weight, None if self.bias is None else self.offset())
 
     def matrix(self) -> Float[Tensor, "E D"]:
         """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
         if not self._forward_hooks:
             return self.weight
-        y, bias = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)), self.bias
-        return (y if bias is None else y - self.whole_bias()).t()
+        y = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device))
+        return (y - self.offset()).t()
 
-    def whole_bias(self) -> Float[Tensor, "E"] | None:
+    def offset(self) -> Float[Tensor, "E"]:
         """The bias with zeros in the slices that have none."""
-        if self.bias is None or all(self.biased):
+        if self.bias is None:
+            return self.weight.new_zeros(self.weight.shape[0])
+        if all(self.biased):
             return self.bias
         parts, start = [], 0
         for size, has in zip(self.slices, self.biased):
