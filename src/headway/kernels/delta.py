@@ -40,8 +40,8 @@ def delta(
     state: Float[Tensor, "B H K V"] | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: what the key k_t finds is replaced
-    by v_t to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta networks").
+    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: what k_t finds is replaced by v_t
+    to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta networks").
 
     It is stable where beta |k|^2 lies between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`.
     Within a chunk the errors E = V - (what the keys find) solve a unit triangular system, (I + X) E = V - K S with

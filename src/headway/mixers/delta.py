@@ -99,9 +99,9 @@ class GatedDeltaConfig(MixerConfig):
 
 
 class GatedDelta(Associative):
-    """W_t = a_t W_(t-1) (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and y_t = W_t q_t, with queries and keys silu of their
-    maps at unit length, values silu of theirs, and a decay a_t and a strength beta_t a head (Yang et al. 2024, "Gated
-    delta networks", the gated delta rule and figure 1).
+    """W_t = a_t W_(t-1) (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and y_t = W_t q_t, with queries and keys silu of
+    their maps at unit length, values silu of theirs, and a decay a_t and a strength beta_t a head (Yang et al. 2024,
+    "Gated delta networks", the gated delta rule and figure 1).
     """
 
     def __init__(self, config: GatedDeltaConfig, width: int) -> None:
