@@ -211,9 +211,9 @@ def test_claims_are_found_by_name_and_number() -> None:
 TINY: dict[str, dict[str, Any]] = {
     "vanishing-gradients": {"near": 2, "far": 5, "width": 8, "rows": 2, "training.steps": 2},
     "long-dependencies": {"lengths": [4, 8], "delays": [1, 4], "width": 8, "rows": 2, "training.steps": 2},
-    "multiplicative-units": {"length": 4, "delay": 2, "width": 8, "rows": 2, "training.steps": 2},
+    "multiplicative-units": {"length": 4, "delay": 2, "short": 4, "width": 8, "rows": 2, "training.steps": 2},
     "fast-weights": {"lengths": [1, 5, 70], "width": 8, "heads": 2},
-    "one-after-the-other": {"lengths": [2, 4, 8], "width": 8},
+    "one-after-the-other": {"lengths": [2, 4, 8], "width": 8, "enough": 0.0},
     "cost-of-context": {
         "lengths": [8, 16, 32],
         "counted": [8, 16, 32],
@@ -221,9 +221,10 @@ TINY: dict[str, dict[str, Any]] = {
         "training_width": 8,
         "decoding_width": 8,
         "window": 4,
+        "enough": 0.0,
     },
     "heads": {"keys": 4, "asked": 2, "heads": [1, 2], "length": 4, "width": 8, "rows": 2, "training.steps": 2},
-    "final-state": {"length": 5, "width": 8, "rows": 2, "probed": 20, "training.steps": 2},
+    "final-state": {"short": 2, "length": 5, "width": 8, "rows": 2, "probed": 20, "training.steps": 2},
     "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
 }
 

@@ -21,10 +21,11 @@ class AdditiveConfig(RecurrenceConfig):
 
 
 class Additive(Recurrence):
-    """c = c + f + i + g and h = o + tanh(c), with i, f, g, o = tanh(W x + U h + b).
+    """c = c + (f + i + g) / 3 and h = (o + tanh(c)) / 2, with i, f, g, o = tanh(W x + U h + b).
 
-    The LSTM's c = f c + i g and h = o tanh(c) with + for each product. Gates that are added are centred: logistic ones
-    would push the cell away from 0 with every token.
+    The LSTM's c = f c + i g and h = o tanh(c) with + for each product. Gates that are added are centred, as logistic
+    ones would push the cell away from 0 with every token; and sums are divided by their terms, as they would else feed
+    back more than they get.
     """
 
     vectors = 2
@@ -38,7 +39,7 @@ class Additive(Recurrence):
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
             i, f, g, o = torch.tanh(inputs + self.hidden(h)).chunk(4, dim=-1)
-            c = c + f + i + g
-            return o + torch.tanh(c), c
+            c = c + (f + i + g) / 3
+            return (o + torch.tanh(c)) / 2, c
 
         return unroll(cell, self.input(x), start, steps)

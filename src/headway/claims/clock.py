@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-def seconds(work: Callable[[], Any], *, least: int = 3, enough: float = 0.1) -> float:
+def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> float:
     """The time of `work`: the best of at least `least` runs that take `enough` seconds in all, after one to warm up.
 
     What else runs on the machine can only lengthen a run, so the shortest comes nearest to the cost.
@@ -26,7 +26,7 @@ def seconds(work: Callable[[], Any], *, least: int = 3, enough: float = 0.1) -> 
     return min(times)
 
 
-def step_seconds(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
+def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple[float, float]:
     """(forward, backward) of one step; the backward's time is that of both without the forward's."""
 
     def forward() -> Tensor:
@@ -35,7 +35,7 @@ def step_seconds(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
     def both() -> None:
         forward().backward()
 
-    ahead, whole = seconds(forward), seconds(both)
+    ahead, whole = seconds(forward, enough), seconds(both, enough)
     return ahead, max(whole - ahead, 1e-9)
 
 

@@ -37,6 +37,7 @@ class Settings:
     training_width: int = 32
     decoding_width: int = 128
     window: int = 256
+    enough: float = 0.2  # seconds that each cost is measured for, at least
 
 
 def config_of(settings: Settings, variant: str, width: int) -> TransformerConfig:
@@ -65,7 +66,7 @@ def training(settings: Settings, model: Transformer, seed: int) -> dict[str, Any
     with recording(lambda weights: None):
         plain = [kept_bytes(model, texts[n]) for n in settings.counted]
     return {
-        "training": [sum(step_seconds(model, texts[n])) for n in settings.lengths],
+        "training": [sum(step_seconds(model, texts[n], settings.enough)) for n in settings.lengths],
         "kept": [kept_bytes(model, texts[n]) for n in settings.counted],
         "kept, plain": plain,
     }
@@ -78,7 +79,7 @@ def decoding(settings: Settings, model: Transformer) -> dict[str, Any]:
     for context in settings.contexts:
         x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
         states = model.stack.initial_states(1, context + 1, like=x)
-        times.append(seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), least=10))
+        times.append(seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough))
         sizes.append(state_bytes(model, context + 1))
     return {"decoding": times, "state": sizes}
 
@@ -127,7 +128,7 @@ def inside(found: Interval, limits: tuple[float, float]) -> bool:
 def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3)
     every = (ATTENTION, *LINES)
-    thousand = [x // 1024 for x in settings.lengths]
+    thousand = [x / 1024 for x in settings.lengths]
     series = {v: [[1000 * t for t in run] for run in trials.of(v, "training")] for v in every}
     lines(left, thousand, series, title="training step, ms", x="tokens, thousands", log="xy", ticks=thousand)
     series = {v: [[b / 2**20 for b in run] for run in trials.of(v, "kept, plain")] for v in every}
@@ -141,7 +142,7 @@ def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
         log="xy",
         ticks=settings.counted,
     )
-    thousand = [x // 1024 for x in settings.contexts]
+    thousand = [x / 1024 for x in settings.contexts]
     series = {v: [[1000 * t for t in run] for run in trials.of(v, "decoding")] for v in (*every, CONTROL)}
     lines(right, thousand, series, title="one token, ms", x="context, thousands", log="xy", ticks=thousand)
 

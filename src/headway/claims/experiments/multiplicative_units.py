@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELLS: dict[str, MixerConfig] = {"lstm": MIXERS["lstm"], "additive": AdditiveConfig()}
-TASKS = ("adding", "copying", "latest")
+TASKS = ("adding", "copying")  # those of claim 2, at its greatest lengths
+FURTHER = "latest"
 CONTROL = "total"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The problems of claim 2 and one in which a memory is overwritten; `total` needs no gate at all."""
+    """`length` of the adding problem, `delay` of copying; `short` is the length of those beyond claim 2: `latest`, in
+    which a memory is overwritten, and `total`, which needs no gate at all.
+    """
 
-    length: int = 30
-    delay: int = 15
+    length: int = 100
+    delay: int = 30
+    short: int = 30
     symbols: int = 4
     count: int = 3
     width: int = 32
     rows: int = 32
-    training: Training = Training(steps=400)
+    training: Training = Training(steps=500)
 
 
 def problem(settings: Settings, cell: MixerConfig, task: str) -> tuple[TransformerConfig, Draw, float]:
@@ -42,10 +46,10 @@ def problem(settings: Settings, cell: MixerConfig, task: str) -> tuple[Transform
     if task == "adding":
         return network(cell, width=width, channels=2, outputs=1), adding(rows, length), 1 / 6
     if task == "total":
-        return network(cell, width=width, channels=2, outputs=1), totals(rows, length), 1 / 12
+        return network(cell, width=width, channels=2, outputs=1), totals(rows, settings.short), 1 / 12
     if task == "latest":
         config = network(cell, width=width, symbols=2 * symbols + 1, outputs=symbols)
-        return config, latest(rows, symbols, length), 1 / symbols
+        return config, latest(rows, symbols, settings.short), 1 / symbols
     config = network(cell, width=width, symbols=symbols + 2, outputs=symbols, pool="tokens")
     return config, copying(rows, symbols, settings.count, settings.delay), 1 / symbols
 
@@ -55,7 +59,7 @@ def name(cell: str, task: str) -> str:
 
 
 def variants(settings: Settings) -> list[str]:
-    return [name(cell, task) for task in (*TASKS, CONTROL) for cell in CELLS]
+    return [name(cell, task) for task in (*TASKS, FURTHER, CONTROL) for cell in CELLS]
 
 
 def measure(settings: Settings, variant: str, seed: int) -> Values:
@@ -72,25 +76,23 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
 
 def judge(settings: Settings, trials: Trials) -> Finding:
     numbers, effect = [], True
-    for task in TASKS:
+    for task in (*TASKS, FURTHER):
         both = [trials.of(name(cell, task), "solved") for cell in CELLS]
         gain = difference(*both)
         numbers += [Number(name(cell, task), trials.share(name(cell, task), "solved")) for cell in CELLS]
         numbers.append(Number(f"{task}: lstm over additive", gain))
-        effect = effect and gain.low > 0.1
+        effect = effect and (task not in TASKS or gain.low > 0.1)
     total = {cell: trials.share(name(cell, CONTROL), "solved") for cell in CELLS}
     numbers += [Number(name(cell, CONTROL), found) for cell, found in total.items()]
-    better = [n.name for n in numbers if n.name.endswith("over additive") and n.interval.low > 0.1]
-    remarks = [f"The LSTM is better by the rule in {len(better)} of {len(TASKS)} problems."]
-    return Finding(numbers, effect, control=total["additive"].low > 0.9, remarks=remarks)
+    return Finding(numbers, effect, control=total["additive"].low > 0.9)
 
 
 def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     titles = {
-        "adding": f"adding, {settings.length} tokens",
-        "copying": f"copying after {settings.delay}",
-        "latest": "the latest marked symbol",
-        CONTROL: "control: the mean of all",
+        "adding": f"adding, {settings.length}",
+        "copying": f"copying, delay {settings.delay}",
+        "latest": f"the latest mark, {settings.short}",
+        CONTROL: f"control: sum of {settings.short}",
     }
     for axes, (task, title) in zip(figure.subplots(1, 4, sharey=True), titles.items()):
         bars(axes, {cell: trials.share(name(cell, task), "solved") for cell in CELLS}, title=title, x="solved")
@@ -104,13 +106,13 @@ CLAIM = Claim(
     statement="What the LSTM can do is owed to its products: with sums in their place it does worse on the same "
     "problems.",
     source="Hochreiter and Schmidhuber 1997, section 4; Gers, Schmidhuber and Cummins 2000",
-    measured="How much of four problems is solved (0 is chance or a constant answer, 1 no error) by an LSTM and by "
-    "the same cell with c = c + f + i + g and h = o + tanh(c): adding, copying, and recalling the symbol that was "
-    "marked last.",
-    rule="In each of the three problems the LSTM solves at least 0.1 more, by the lower end of the interval of the "
+    measured="How much of the problems of claim 2, at its greatest lengths, is solved (0 is chance or a constant "
+    "answer, 1 no error) by an LSTM and by the same cell with sums for products: c = c + (f + i + g) / 3, h = (o + "
+    "tanh c) / 2. Beside them a problem in which a memory is overwritten: the symbol that was marked last.",
+    rule="In both problems of claim 2 the LSTM solves at least 0.1 more, by the lower end of the interval of the "
     "difference over seeds.",
-    control="To give the mean of all numbers, nothing has to be kept out or overwritten: there the claim must be "
-    "wrong, and the additive cell has to solve 0.9. If it did not, its training would be at fault.",
+    control="To give the sum of all numbers, nothing has to be kept out or overwritten: there the claim must be "
+    "wrong, and the additive cell has to solve 0.9 (lower end). If it did not, its training would be at fault.",
     minutes=3.0,
     settings=Settings(),
     variants=variants,

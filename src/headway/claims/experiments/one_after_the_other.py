@@ -30,6 +30,7 @@ class Settings:
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     width: int = 96
     symbols: int = 32
+    enough: float = 0.2  # seconds that each cost is measured for, at least
 
 
 def config_of(settings: Settings, mixer: str) -> TransformerConfig:
@@ -46,9 +47,9 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     if variant == SEQUENTIAL:
         return {
             "parameters": size(model),
-            "forward": [seconds(lambda t=text: step_by_step(model, t)) for text in texts],
+            "forward": [seconds(lambda t=text: step_by_step(model, t), settings.enough) for text in texts],
         }
-    times = [step_seconds(model, text) for text in texts]
+    times = [step_seconds(model, text, settings.enough) for text in texts]
     return {"parameters": size(model), "forward": [f for f, _ in times], "backward": [b for _, b in times]}
 
 

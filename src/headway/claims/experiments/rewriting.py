@@ -25,12 +25,12 @@ class Settings:
     """
 
     times: tuple[int, ...] = (1, 2, 4)
-    keys: int = 8
-    capacity: tuple[int, ...] = (8, 16, 32)
+    keys: int = 6
+    capacity: tuple[int, ...] = (6, 12, 24)
     values: int = 8
     width: int = 32
-    rows: int = 64
-    training: Training = Training(steps=400)
+    rows: int = 32
+    training: Training = Training(steps=800)
 
 
 class Job(NamedTuple):
