@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """Texts of `short` and of `length` tokens of `symbols`, then a token that asks for the one at a place drawn at random.
+    """Texts of `short` and of `length` tokens, of `symbols`, and a token that asks for the one at some place.
 
     The long ones hold 120 bits, as does a sentence of eight words from 30,000.
     """
