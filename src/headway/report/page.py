@@ -14,6 +14,7 @@ from headway.errors import UserError
 from headway.report.charts import short
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 HOW_TO_INSTALL = "the report needs jinja2; pip install 'headway[report]' and try again"
@@ -63,19 +64,24 @@ def write_report(run_directory: Path | str, sections: Sections) -> Path:
 
 def render(sections: Sections) -> str:
     """The page as HTML."""
+    return environment().get_template("page.html").render(page=sections)
+
+
+def environment(*folders: Path) -> jinja2.Environment:
+    """Templates of `folders` beside those here, which have the style and the parts that pages share."""
     try:
         import jinja2
     except ImportError:
         raise UserError(HOW_TO_INSTALL) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(svg=_markup, value=value, branches=branches)
-    return environment.get_template("page.html").render(page=sections)
+    found.filters.update(svg=_markup, value=value, branches=branches)
+    return found
 
 
 def _markup(figure: str | Figure) -> Any:

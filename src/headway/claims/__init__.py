@@ -1,0 +1,1 @@
+"""What the history of the transformer says, as experiments that anyone can run; `headway claims`."""

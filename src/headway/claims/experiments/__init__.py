@@ -1,0 +1,31 @@
+"""The experiments, one file each with a constant CLAIM; they are found here without being registered anywhere."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+
+from headway.claims.claim import Claim
+from headway.errors import UserError, nearest
+
+
+@cache
+def claims() -> dict[str, Claim]:
+    """All claims by name, in the order of their numbers."""
+    found = [import_module(f"{__name__}.{module.name}").CLAIM for module in pkgutil.iter_modules(__path__)]
+    return {claim.name: claim for claim in sorted(found, key=lambda claim: claim.number)}
+
+
+def chosen(names: Sequence[str]) -> list[Claim]:
+    """The claims of these names or numbers, all where none is given. Raises UserError with the nearest name."""
+    known = claims()
+    numbers = {str(claim.number): claim.name for claim in known.values()}
+    found = []
+    for name in names or known:
+        full = numbers.get(name, name)
+        if full not in known:
+            raise UserError(f"there is no claim {name!r}; {nearest(name, known)}")
+        found.append(known[full])
+    return list(dict.fromkeys(found))

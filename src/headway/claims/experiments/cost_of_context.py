@@ -1,0 +1,171 @@
+"""Claim 7: attention costs the square of the context; the linear forms a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from headway.claims.claim import Claim, Finding, Number, Trials, Values
+from headway.claims.clock import kept_bytes, seconds, step_seconds
+from headway.claims.networks import LINEAR, network
+from headway.claims.pictures import lines
+from headway.claims.statistics import Interval, exponent
+from headway.claims.training import generator
+from headway.kernels import recording
+from headway.layout import Layout
+from headway.mixers import AttentionConfig, Mixer, MixerConfig, tree_map
+from headway.models import Transformer, TransformerConfig
+from headway.visibility import Causal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ATTENTION, LINES, CONTROL = "attention", ("linear attention", "delta"), "attention, window"
+SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # where the interval of an exponent has to lie
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`lengths` of texts in training, `counted` those whose memory is counted, `contexts` before a decoded token."""
+
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    counted: tuple[int, ...] = (256, 512, 1024, 2048)
+    contexts: tuple[int, ...] = (8192, 16384, 32768, 65536)
+    training_width: int = 32
+    decoding_width: int = 128
+    window: int = 256
+    enough: float = 0.2  # seconds that each cost is measured for, at least
+
+
+def config_of(settings: Settings, variant: str, width: int) -> TransformerConfig:
+    mixers: dict[str, MixerConfig] = {
+        ATTENTION: AttentionConfig(heads=1),
+        CONTROL: AttentionConfig(heads=1, pattern=Causal(settings.window)),
+        **{name: LINEAR[name] for name in LINES},
+    }
+    return network(mixers[variant], width=width, symbols=8, outputs=1)
+
+
+def measure(settings: Settings, variant: str, seed: int) -> Values:
+    found: dict[str, Any] = {}
+    if variant != CONTROL:  # on a processor a window is a mask over all scores in training, and saves nothing
+        found = training(settings, config_of(settings, variant, settings.training_width).build(seed), seed)
+    model = config_of(settings, variant, settings.decoding_width).build(seed)
+    return {**found, **decoding(settings, model)}
+
+
+def training(settings: Settings, model: Transformer, seed: int) -> dict[str, Any]:
+    """The time of forward and backward pass, and what is kept between them: by the fused kernel, and by the plain form
+    in which every weight is a number in memory.
+    """
+    source = generator(seed, 9)
+    texts = {n: torch.randint(8, (1, n), generator=source) for n in {*settings.lengths, *settings.counted}}
+    with recording(lambda weights: None):
+        plain = [kept_bytes(model, texts[n]) for n in settings.counted]
+    return {
+        "training": [sum(step_seconds(model, texts[n], settings.enough)) for n in settings.lengths],
+        "kept": [kept_bytes(model, texts[n]) for n in settings.counted],
+        "kept, plain": plain,
+    }
+
+
+@torch.no_grad()
+def decoding(settings: Settings, model: Transformer) -> dict[str, Any]:
+    """The time of one more token after a context, and what the state of it takes."""
+    times, sizes = [], []
+    for context in settings.contexts:
+        x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
+        states = model.stack.initial_states(1, context + 1, like=x)
+        times.append(seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough))
+        sizes.append(state_bytes(model, context + 1))
+    return {"decoding": times, "state": sizes}
+
+
+def state_bytes(model: nn.Module, context: int) -> int:
+    found: list[int] = []
+    like = torch.empty(0)
+    for mixer in (m for m in model.modules() if isinstance(m, Mixer)):
+        tree_map(lambda t: found.append(t.numel() * t.element_size()), mixer.initial_state(1, context, like=like))
+    return sum(found)
+
+
+def fit(trials: Trials, variant: str, key: str, xs: tuple[int, ...], plus: float = 0.0) -> Interval:
+    """The exponent over all repetitions; decoding a whole text has that of one token `plus` 1."""
+    runs = trials.of(variant, key)
+    found = exponent([x for _ in runs for x in xs], [y for run in runs for y in run])
+    return Interval(*(part + plus for part in found))
+
+
+def judge(settings: Settings, trials: Trials) -> Finding:
+    numbers, effect = [], True
+    for variant in (ATTENTION, *LINES):
+        wanted = SQUARE if variant == ATTENTION else LINE
+        costs = {
+            "time of training": fit(trials, variant, "training", settings.lengths),
+            "time of decoding a text": fit(trials, variant, "decoding", settings.contexts, 1.0),
+            "memory of training, plain form": fit(trials, variant, "kept, plain", settings.counted),
+        }
+        effect = effect and all(inside(found, wanted) for found in costs.values())
+        costs["memory of training, fused"] = fit(trials, variant, "kept", settings.counted)
+        costs["memory of decoding"] = fit(trials, variant, "state", settings.contexts)
+        numbers += [Number(f"{variant}: {name}", found, "points") for name, found in costs.items()]
+    control = fit(trials, CONTROL, "decoding", settings.contexts, 1.0)
+    numbers.append(Number(f"{CONTROL} of {settings.window}: time of decoding a text", control, "points"))
+    fused = next(n.interval for n in numbers if n.name == "attention: memory of training, fused")
+    remarks = ["All numbers are exponents p of cost = a T^p."]
+    if inside(fused, LINE):
+        remarks.append("The fused kernel makes the memory of attention a line in training: only its time is a square.")
+    return Finding(numbers, effect, inside(control, LINE), remarks)
+
+
+def inside(found: Interval, limits: tuple[float, float]) -> bool:
+    return limits[0] < found.low and found.high < limits[1]
+
+
+def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    every = (ATTENTION, *LINES)
+    thousand = [x / 1024 for x in settings.lengths]
+    series = {v: [[1000 * t for t in run] for run in trials.of(v, "training")] for v in every}
+    lines(left, thousand, series, title="training step, ms", x="tokens, thousands", log="xy", ticks=thousand)
+    series = {v: [[b / 2**20 for b in run] for run in trials.of(v, "kept, plain")] for v in every}
+    series["attention, fused"] = [[b / 2**20 for b in run] for run in trials.of(ATTENTION, "kept")]
+    lines(
+        middle,
+        settings.counted,
+        series,
+        title="kept for the backward pass, MiB",
+        x="tokens",
+        log="xy",
+        ticks=settings.counted,
+    )
+    thousand = [x / 1024 for x in settings.contexts]
+    series = {v: [[1000 * t for t in run] for run in trials.of(v, "decoding")] for v in (*every, CONTROL)}
+    lines(right, thousand, series, title="one token, ms", x="context, thousands", log="xy", ticks=thousand)
+
+
+CLAIM = Claim(
+    number=7,
+    name="cost-of-context",
+    title="Attention costs the square of the context; the linear forms a line",
+    statement="The time and memory of attention grow with the square of the context, those of linear attention and "
+    "of the delta rule in proportion to it, in training and in decoding.",
+    source="Vaswani et al. 2017, table 1; Katharopoulos et al. 2020; Schlag, Irie and Schmidhuber 2021",
+    measured="One block at 1,024 to 8,192 tokens: the time of a training step; the bytes kept for its backward "
+    "pass, counted, in the plain form in which every attention weight is held and in the fused one; the time of one "
+    "token after a context of up to 65,536, of which a whole text takes the integral. Exponents are fitted to the "
+    "logarithms.",
+    rule="For time of training, time of decoding a whole text, and memory of training in the plain form, the "
+    "interval of attention's exponent lies within 1.6 to 2.2, and that of the linear forms within 0.8 to 1.2.",
+    control="Attention that sees only a window must not show the square: the exponent of decoding a text has to lie "
+    "within 0.8 to 1.2. If it did not, the fit would find squares anywhere.",
+    minutes=1.5,
+    settings=Settings(),
+    variants=lambda settings: [ATTENTION, *LINES, CONTROL],
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,163 @@
+"""Claim 10: the last state has no precise information on early tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.claims.claim import Claim, Finding, Number, Trials, Values
+from headway.claims.networks import MIXERS, network
+from headway.claims.pictures import lines
+from headway.claims.training import Draw, Examples, Training, accuracy, generator, train
+from headway.layout import Layout
+from headway.mixers import KeyValues
+from headway.models import TokenEmbedConfig, Transformer, TransformerConfig
+from headway.parts.positions import LearnedConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Texts of `short` and of `length` tokens, of `symbols`, and a token that asks for the one at some place.
+
+    The long ones hold 120 bits, as does a sentence of eight words from 30,000.
+    """
+
+    short: int = 6
+    length: int = 40
+    symbols: int = 8
+    width: int = 32
+    rows: int = 64
+    probed: int = 2000  # texts, half of them to fit the probe
+    training: Training = Training(steps=600)
+    mixers: tuple[str, ...] = ("elman", "lstm", "attention")
+
+
+def name(mixer: str, length: int) -> str:
+    return f"{mixer}, {length}"
+
+
+def model_of(settings: Settings, mixer: str, length: int) -> TransformerConfig:
+    """Positions are given to all: which place is asked for is then easy to compare with."""
+    symbols = settings.symbols + length
+    found = network(MIXERS[mixer], width=settings.width, symbols=symbols, outputs=settings.symbols)
+    return replace(found, context=length + 1, embed=TokenEmbedConfig(LearnedConfig()))
+
+
+def texts(settings: Settings, length: int) -> Draw:
+    """Every text is asked for one of its tokens, so that a model has reason to keep them all."""
+
+    def draw(source: torch.Generator) -> Examples:
+        text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
+        place = torch.randint(length, (settings.rows, 1), generator=source)
+        ids = torch.cat([text, settings.symbols + place], 1)
+        return Examples(ids, Layout.full(*ids.shape), text.gather(1, place)[:, 0])
+
+    return draw
+
+
+@torch.no_grad()
+def memories(model: Transformer, text: Int[Tensor, "B T"]) -> list[Float[Tensor, "B N"]]:
+    """What the model holds of each token once it has read the whole text: for a recurrent network its state, the same
+    for all; for attention the key and the value of that token.
+    """
+    x, layout = model.embed(text, Layout.full(*text.shape))
+    states = model.stack.initial_states(text.shape[0], text.shape[1] + 1, like=x)
+    _, states, _ = model.stack(x, layout, states)
+    state, mixer = (states or ())[0], model.stack.blocks[0].mixer
+    if isinstance(state, KeyValues):
+        return [torch.cat([part[:, k].flatten(1) for part in state], 1) for k in range(text.shape[1])]
+    return [torch.cat(mixer.final(state), 1)] * text.shape[1]  # type: ignore[operator, union-attr]
+
+
+def probe(features: Float[Tensor, "B N"], targets: Int[Tensor, "B"], classes: int) -> float:
+    """The accuracy of a linear probe on the second half of the rows, fitted on the first by ridge regression."""
+    x = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    half = len(x) // 2
+    wanted = torch.nn.functional.one_hot(targets, classes).double()
+    gram = x[:half].T @ x[:half] + 0.1 * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, x[:half].T @ wanted[:half])
+    return float(((x[half:] @ weights).argmax(1) == targets[half:]).double().mean())
+
+
+def measure(settings: Settings, variant: str, seed: int) -> Values:
+    mixer, length = variant.split(", ")[0], int(variant.split(", ")[1])
+    model = model_of(settings, mixer, length).build(seed)
+    draw = texts(settings, length)
+    train(model, draw, settings.training, seed)
+    shape = (settings.probed, length)
+    text = torch.randint(settings.symbols, shape, generator=generator(seed, 6))
+    other = torch.randint(settings.symbols, shape, generator=generator(seed, 7))
+    held = memories(model, text)
+    order = range(length - 1, -1, -1)  # from the last token, at distance 0, to the first
+    return {
+        "answers": accuracy(model, draw, seed),
+        "probe": [probe(held[k], text[:, k], settings.symbols) for k in order],
+        "never read": [probe(held[k], other[:, k], settings.symbols) for k in order],
+    }
+
+
+def judge(settings: Settings, trials: Trials) -> Finding:
+    numbers, effect, control = [], True, True
+    long, short = settings.length, settings.short
+    for mixer in settings.mixers:
+        near, far = (trials.share(name(mixer, long), "probe", index) for index in (0, -1))
+        first = trials.share(name(mixer, short), "probe", -1)
+        unread = trials.share(name(mixer, long), "never read", -1)
+        numbers += [
+            Number(f"{mixer}: last of {long} tokens", near),
+            Number(f"{mixer}: first of {long} tokens", far),
+            Number(f"{mixer}: first of {short} tokens", first),
+            Number(f"{mixer}: a token never read", unread),
+            Number(f"{mixer}: its own answers, {long} tokens", trials.share(name(mixer, long), "answers")),
+        ]
+        effect = effect and near.low > 0.9 and (far.low > 0.9 if mixer == "attention" else far.high < 0.5)
+        control = control and unread.high < 1 / settings.symbols + 0.1
+    within_reach = trials.share(name("lstm", short), "probe", -1).low > 0.5
+    return Finding(numbers, effect, control and within_reach, [f"Chance is {1 / settings.symbols:.3g}."])
+
+
+def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+    parts, chance = figure.subplots(1, 3, sharey=True, width_ratios=(1.4, 0.7, 1.4)), 1 / settings.symbols
+    for axes, key, length, title in (
+        (parts[0], "probe", settings.length, f"the probe, {settings.length} tokens"),
+        (parts[1], "probe", settings.short, f"{settings.short} tokens"),
+        (parts[2], "never read", settings.length, "control: tokens of another text"),
+    ):
+        series = {mixer: trials.of(name(mixer, length), key) for mixer in settings.mixers}
+        shown = axes is parts[0]
+        lines(axes, range(length), series, title=title, x="tokens before the end", chance=chance, legend=shown)
+        axes.set_ylim(0, 1.04)
+    parts[0].set_ylabel("accuracy")
+
+
+CLAIM = Claim(
+    number=10,
+    name="final-state",
+    title="The last state has no precise information on early tokens",
+    statement="From the last state of a recurrent network the last tokens can be read, but not the first ones; what "
+    "attention remembers holds them all.",
+    source="Bahdanau, Cho and Bengio 2015, section 1; Cho et al. 2014 (properties of neural machine translation)",
+    measured="Networks are trained to say which token stood at a place that is asked for after the text. Then they "
+    "are frozen, and a linear probe reads each token: from the state (h, and c of the LSTM) after the whole text, "
+    "or from the key and value that attention holds of it.",
+    rule="In the long texts the probe reads the last token (lower end above 0.9) from all; it reads the first from "
+    "attention's memory (above 0.9), and from Elman's and the LSTM's states in fewer than half of the texts (upper "
+    "end).",
+    control="A probe for tokens of another text, which the model never read, must fail: within 0.1 of chance by the "
+    "upper end; else it would make up what it reads. And in short texts the claim must be wrong: there the first "
+    "token is read from the LSTM's state in more than half of the texts, or the probe could read nothing old at "
+    "all.",
+    minutes=1.5,
+    settings=Settings(),
+    variants=lambda settings: [name(m, n) for n in (settings.short, settings.length) for m in settings.mixers],
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,185 @@
+"""Claim 9: heads amplify the tokens that matter, and the causal mask keeps the model honest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from headway.claims.claim import Claim, Finding, Number, Trials, Values
+from headway.claims.networks import network
+from headway.claims.pictures import lines
+from headway.claims.problems import Pairs, pairs
+from headway.claims.statistics import difference, mean
+from headway.claims.training import Examples, Training, accuracy, generator, train
+from headway.layout import Layout
+from headway.mixers import AttentionConfig
+from headway.models import Transformer, attention_maps
+from headway.parts.rotary import RotaryConfig
+from headway.visibility import Causal, Full
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MASKED, UNMASKED = "next token, masked", "next token, mask removed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`asked` keys at once of `keys` that were written; `length` and `symbols` of texts that no one can predict."""
+
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    keys: int = 12
+    values: int = 8
+    asked: int = 4
+    length: int = 16
+    symbols: int = 8
+    width: int = 64
+    rows: int = 64
+    training: Training = Training(steps=600)
+
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.keys, self.values, asked=self.asked)
+
+
+def variants(settings: Settings) -> list[str]:
+    return [*(_heads(count) for count in settings.heads), MASKED, UNMASKED]
+
+
+def _heads(count: int) -> str:
+    return f"attention, {count} head{'s' if count > 1 else ''}"
+
+
+def measure(settings: Settings, variant: str, seed: int) -> Values:
+    if variant in (MASKED, UNMASKED):
+        return predict(settings, variant == MASKED, seed)
+    return look_up(settings, next(count for count in settings.heads if _heads(count) == variant), seed)
+
+
+def look_up(settings: Settings, heads: int, seed: int) -> Values:
+    """Associative recall, and where the token that asks looks."""
+    problem = settings.pairs
+    outputs = settings.asked * settings.values
+    config = network(AttentionConfig(heads), width=settings.width, channels=problem.channels, outputs=outputs)
+    model = config.build(seed)
+    draw = pairs(problem, settings.rows)
+    train(model, draw, settings.training, seed)
+    weights, places = looks(model, problem, settings.rows, seed)
+    right = weights.gather(2, places[:, None].expand(-1, heads, -1))  # [B, H, A]
+    return {
+        "accuracy": accuracy(model, draw, seed),
+        "weight": float(right.amax(1).mean()),
+        "picture": weights[0].tolist(),
+        "places": places[0].tolist(),
+    }
+
+
+def looks(model: Transformer, problem: Pairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights [B, H, S] with which the last token looks at all, and where [B, A] the answers stand."""
+    examples, places = problem.draw(rows, generator(seed, 5))
+    maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
+    return next(iter(maps.values()))[:, :, -1], places
+
+
+def predict(settings: Settings, masked: bool, seed: int) -> Values:
+    """Training on the next token of texts drawn at random, where an honest model can only guess."""
+    mixer = AttentionConfig(2, pattern=Causal() if masked else Full(), rotary=RotaryConfig())
+    symbols = settings.symbols
+    config = network(mixer, width=settings.width, symbols=symbols, outputs=symbols, pool="tokens")
+    model = config.build(seed)
+
+    def draw(source: torch.Generator) -> Examples:
+        text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
+        # The last token's successor is not in the row, which would otherwise hide what the others do.
+        targets = text[:, 1:].clone()
+        targets[:, -1] = -100
+        return Examples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
+
+    def honest(source: torch.Generator) -> Examples:
+        examples = draw(source)
+        rows, length = settings.rows, settings.length // 2
+        targets = torch.full((rows, length), -100)
+        targets[:, -1] = examples.inputs[:, length]
+        return Examples(examples.inputs[:, :length], Layout.full(rows, length), targets)
+
+    train(model, draw, settings.training, seed)
+    return {"accuracy": accuracy(model, draw, seed), "honest": accuracy(model, honest, seed, batches=16)}
+
+
+def judge(settings: Settings, trials: Trials) -> Finding:
+    enough = _heads(min((n for n in settings.heads if n >= settings.asked), default=settings.heads[-1]))
+    numbers = [Number(f"{_heads(n)}: accuracy", trials.share(_heads(n), "accuracy")) for n in settings.heads]
+    weight = trials.share(enough, "weight")
+    gain = difference(trials.of(enough, "accuracy"), trials.of(_heads(settings.heads[0]), "accuracy"))
+    cheat, guess = trials.share(UNMASKED, "accuracy"), trials.share(MASKED, "accuracy")
+    later = trials.share(UNMASKED, "honest")
+    numbers += [
+        Number(f"{enough}: weight of the best head on the right key", weight),
+        Number(f"{enough} over {_heads(settings.heads[0])}: accuracy", gain),
+        Number(f"{UNMASKED}: accuracy in training", cheat),
+        Number(f"{UNMASKED}: accuracy when the next token is not there", later),
+        Number(f"{MASKED}: accuracy in training", guess),
+    ]
+    chance = 1 / settings.symbols
+    effect = weight.low > 0.5 and gain.low > 0.1 and cheat.low > 0.9
+    control = guess.high < chance + 0.1 and later.high < chance + 0.1
+    remarks = [
+        f"An even look at all tokens gives {1 / settings.pairs.length:.2g} to each; a guess is right in {chance:.3g}."
+    ]
+    return Finding(numbers, effect, control, remarks)
+
+
+def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
+    found = list(zip(*(trials.of(_heads(n), "accuracy") for n in settings.heads)))
+    title = f"{settings.asked} of {settings.keys} keys asked for"
+    lines(
+        left, settings.heads, {"attention": found}, title=title, x="heads", y="accuracy", log="x", ticks=settings.heads
+    )
+    left.set_ylim(0, 1.04)
+    enough = next((n for n in settings.heads if n >= settings.asked), settings.heads[-1])
+    picture, places = (trials.of(_heads(enough), key)[0] for key in ("picture", "places"))
+    middle.imshow(picture, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    middle.grid(False)
+    for number, place in enumerate(places, 1):
+        middle.annotate(f"{number}", (place, -0.62), ha="center", va="bottom", fontsize=8, annotation_clip=False)
+    middle.set_yticks(range(enough), [f"head {h + 1}" for h in range(enough)])
+    middle.set(xlabel="token; the keys asked for are numbered")
+    middle.set_title("where the question looks", pad=16)
+    bars_ = {"masked": MASKED, "mask removed": UNMASKED}
+    for offset, (key, label) in enumerate((("accuracy", "as trained"), ("honest", "next token not there"))):
+        values = [mean(trials.of(name, key)).value for name in bars_.values()]
+        right.bar(
+            [i + 0.36 * offset for i in range(2)], values, width=0.34, label=label, color=("#2563c9", "#d9660a")[offset]
+        )
+    right.set_xticks([0.18, 1.18], list(bars_))
+    right.axhline(1 / settings.symbols, color="#98a4b0", linestyle=":", linewidth=1)
+    right.set_title("next token of random texts")
+    right.set_ylim(0, 1.25)
+    right.legend(fontsize=8, loc="upper left")
+
+
+CLAIM = Claim(
+    number=9,
+    name="heads",
+    title="Heads amplify the tokens that matter, and the mask keeps them honest",
+    statement="Each head looks at the token that matters, so that one layer can look up as many things at once as "
+    "it has heads; and without the causal mask a model only learns to read off what it should predict.",
+    source="Vaswani et al. 2017, sections 3.2.2 and 3.2.3",
+    measured="Associative recall: key and value pairs, then a token that asks for four keys at once. Accuracy for 1 "
+    "to 8 heads with equally many weights; the attention weight on the right keys. Then training on the next token "
+    "of random texts, with and without the mask.",
+    rule="With as many heads as keys are asked for, the best head's weight on the right key is above one half and "
+    "the accuracy is more than 0.1 above that of one head; and without the mask the accuracy on random texts is "
+    "above 0.9. All by the nearer ends of the intervals.",
+    control="On random texts no honest model can beat chance: the masked one must fail, and so must the unmasked "
+    "one where the next token is not in its row. Within 0.1 of chance, by the intervals' upper ends.",
+    minutes=1.5,
+    settings=Settings(),
+    variants=variants,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

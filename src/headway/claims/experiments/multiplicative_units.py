@@ -1,0 +1,122 @@
+"""Claim 3: multiplicative units matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headway.claims.additive import AdditiveConfig
+from headway.claims.claim import Claim, Finding, Number, Trials, Values
+from headway.claims.networks import MIXERS, network
+from headway.claims.pictures import bars
+from headway.claims.problems import adding, copying, latest, totals
+from headway.claims.statistics import difference
+from headway.claims.training import Draw, Training, accuracy, error, train
+from headway.mixers import MixerConfig
+from headway.models import TransformerConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CELLS: dict[str, MixerConfig] = {"lstm": MIXERS["lstm"], "additive": AdditiveConfig()}
+TASKS = ("adding", "copying")  # those of claim 2, at its greatest lengths
+FURTHER = "latest"
+CONTROL = "total"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`length` of the adding problem, `delay` of copying; `short` is the length of those beyond claim 2: `latest`, in
+    which a memory is overwritten, and `total`, which needs no gate at all.
+    """
+
+    length: int = 100
+    delay: int = 30
+    short: int = 30
+    symbols: int = 4
+    count: int = 3
+    width: int = 32
+    rows: int = 32
+    training: Training = Training(steps=500)
+
+
+def problem(settings: Settings, cell: MixerConfig, task: str) -> tuple[TransformerConfig, Draw, float]:
+    """The network, its examples, and what chance (accuracy) or a constant answer (error) gives."""
+    rows, length, symbols, width = settings.rows, settings.length, settings.symbols, settings.width
+    if task == "adding":
+        return network(cell, width=width, channels=2, outputs=1), adding(rows, length), 1 / 6
+    if task == "total":
+        return network(cell, width=width, channels=2, outputs=1), totals(rows, settings.short), 1 / 12
+    if task == "latest":
+        config = network(cell, width=width, symbols=2 * symbols + 1, outputs=symbols)
+        return config, latest(rows, symbols, settings.short), 1 / symbols
+    config = network(cell, width=width, symbols=symbols + 2, outputs=symbols, pool="tokens")
+    return config, copying(rows, symbols, settings.count, settings.delay), 1 / symbols
+
+
+def name(cell: str, task: str) -> str:
+    return f"{cell}: {task}"
+
+
+def variants(settings: Settings) -> list[str]:
+    return [name(cell, task) for task in (*TASKS, FURTHER, CONTROL) for cell in CELLS]
+
+
+def measure(settings: Settings, variant: str, seed: int) -> Values:
+    cell, task = variant.split(": ")
+    config, draw, guess = problem(settings, CELLS[cell], task)
+    model = config.build(seed)
+    losses = train(model, draw, settings.training, seed)
+    if task in ("adding", "total"):
+        solved = 1 - error(model, draw, seed) / guess
+    else:
+        solved = (accuracy(model, draw, seed) - guess) / (1 - guess)
+    return {"solved": max(0.0, solved), "losses": losses[:: max(1, len(losses) // 50)]}
+
+
+def judge(settings: Settings, trials: Trials) -> Finding:
+    numbers, effect = [], True
+    for task in (*TASKS, FURTHER):
+        both = [trials.of(name(cell, task), "solved") for cell in CELLS]
+        gain = difference(*both)
+        numbers += [Number(name(cell, task), trials.share(name(cell, task), "solved")) for cell in CELLS]
+        numbers.append(Number(f"{task}: lstm over additive", gain))
+        effect = effect and (task not in TASKS or gain.low > 0.1)
+    total = {cell: trials.share(name(cell, CONTROL), "solved") for cell in CELLS}
+    numbers += [Number(name(cell, CONTROL), found) for cell, found in total.items()]
+    return Finding(numbers, effect, control=total["additive"].low > 0.9)
+
+
+def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+    titles = {
+        "adding": f"adding, {settings.length}",
+        "copying": f"copying, delay {settings.delay}",
+        "latest": f"the latest mark, {settings.short}",
+        CONTROL: f"control: sum of {settings.short}",
+    }
+    for axes, (task, title) in zip(figure.subplots(1, 4, sharey=True), titles.items()):
+        bars(axes, {cell: trials.share(name(cell, task), "solved") for cell in CELLS}, title=title, x="solved")
+        axes.set_xlim(0, 1.05)
+
+
+CLAIM = Claim(
+    number=3,
+    name="multiplicative-units",
+    title="Multiplicative units matter",
+    statement="What the LSTM can do is owed to its products: with sums in their place it does worse on the same "
+    "problems.",
+    source="Hochreiter and Schmidhuber 1997, section 4; Gers, Schmidhuber and Cummins 2000",
+    measured="How much of the problems of claim 2, at its greatest lengths, is solved (0 is chance or a constant "
+    "answer, 1 no error) by an LSTM and by the same cell with sums for products: c = c + (f + i + g) / 3, h = (o + "
+    "tanh c) / 2. Beside them a problem in which a memory is overwritten: the symbol that was marked last.",
+    rule="In both problems of claim 2 the LSTM solves at least 0.1 more, by the lower end of the interval of the "
+    "difference over seeds.",
+    control="To give the sum of all numbers, nothing has to be kept out or overwritten: there the claim must be "
+    "wrong, and the additive cell has to solve 0.9 (lower end). If it did not, its training would be at fault.",
+    minutes=3.0,
+    settings=Settings(),
+    variants=variants,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

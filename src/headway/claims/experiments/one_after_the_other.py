@@ -1,0 +1,121 @@
+"""Claim 5: recurrent networks run one token after the other; attention runs all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from headway.claims.claim import Claim, Finding, Number, Trials, Values
+from headway.claims.clock import seconds, step_seconds
+from headway.claims.networks import MIXERS, network, size, widened
+from headway.claims.pictures import lines
+from headway.claims.statistics import Interval, mean
+from headway.claims.training import generator
+from headway.layout import Layout
+from headway.models import Transformer, TransformerConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SEQUENTIAL = "attention, token by token"
+PARALLEL, RECURRENT = "attention", ("elman", "lstm", "gru")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Texts of these lengths, one a step, for models with as many parameters as attention of this width."""
+
+    lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    width: int = 96
+    symbols: int = 32
+    enough: float = 0.2  # seconds that each cost is measured for, at least
+
+
+def config_of(settings: Settings, mixer: str) -> TransformerConfig:
+    found = network(MIXERS[mixer], width=settings.width, symbols=settings.symbols, outputs=1)
+    if mixer == PARALLEL:
+        return found
+    return widened(found, size(config_of(settings, PARALLEL).build(seed=None)))
+
+
+def measure(settings: Settings, variant: str, seed: int) -> Values:
+    model = config_of(settings, PARALLEL if variant == SEQUENTIAL else variant).build(seed)
+    source = generator(seed, 8)
+    texts = [torch.randint(settings.symbols, (1, length), generator=source) for length in settings.lengths]
+    if variant == SEQUENTIAL:
+        return {
+            "parameters": size(model),
+            "forward": [seconds(lambda t=text: step_by_step(model, t), settings.enough) for text in texts],
+        }
+    times = [step_seconds(model, text, settings.enough) for text in texts]
+    return {"parameters": size(model), "forward": [f for f, _ in times], "backward": [b for _, b in times]}
+
+
+@torch.no_grad()
+def step_by_step(model: Transformer, text: torch.Tensor) -> None:
+    """The forward pass of the same model in the manner of a recurrent network: a state, and a token at a time."""
+    states = None
+    for place in range(text.shape[1]):
+        x, layout = model.embed(text[:, place : place + 1], Layout(torch.tensor([[place]])))
+        states = states or model.stack.initial_states(1, text.shape[1], like=x)
+        _, states, _ = model.stack(x, layout, states)
+
+
+def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: int) -> Interval:
+    """How many times as long one takes as the other, over repetitions."""
+    tops, bottoms = ([sum(parts) for parts in zip(*(trials.at(v, n, index) for n in names))] for v in (slow, fast))
+    return mean([top / bottom for top, bottom in zip(tops, bottoms)])
+
+
+def judge(settings: Settings, trials: Trials) -> Finding:
+    numbers, longest = [], settings.lengths[-1]
+    steps = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
+    numbers += [
+        Number(f"{v} over attention: a step of {longest} tokens", found, "repetitions") for v, found in steps.items()
+    ]
+    for name in ("forward", "backward"):
+        found = ratio(trials, "lstm", PARALLEL, (name,), -1)
+        numbers.append(Number(f"lstm over attention: {name}, {longest} tokens", found, "repetitions"))
+    short = ratio(trials, "lstm", PARALLEL, ("forward", "backward"), 0)
+    numbers.append(Number(f"lstm over attention: a step of {settings.lengths[0]} tokens", short, "repetitions"))
+    alike = ratio(trials, SEQUENTIAL, "lstm", ("forward",), -1)
+    numbers.append(Number(f"attention token by token over lstm: forward, {longest} tokens", alike, "repetitions"))
+    sizes = {v: trials.of(v, "parameters")[0] for v in (PARALLEL, *RECURRENT)}
+    listed = ", ".join(f"{v} {count:,}" for v, count in sizes.items())
+    effect = all(found.low > 1.5 for found in steps.values()) and steps["lstm"].value > short.value
+    return Finding(numbers, effect, control=alike.low > 1, remarks=[f"Parameters: {listed}."])
+
+
+def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward")):
+        series = {
+            variant: [[1000 * t for t in times] for times in trials.of(variant, name)]
+            for variant in (PARALLEL, *RECURRENT, *((SEQUENTIAL,) if name == "forward" else ()))
+        }
+        lines(axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths)
+    figure.axes[0].set_ylabel("milliseconds")
+
+
+CLAIM = Claim(
+    number=5,
+    name="one-after-the-other",
+    title="Recurrent networks run one token after the other; attention runs all at once",
+    statement="With equally many parameters a training step of a recurrent network takes longer than one of "
+    "attention, the more so the longer the text, as its tokens have to wait for each other.",
+    source="Vaswani et al. 2017, section 1 and table 1",
+    measured="The time of a forward and of a backward pass over one text of 32 to 512 tokens, the best of several "
+    "runs; widths chosen so that all have as many parameters as attention. Repetitions take the place of seeds.",
+    rule="At the greatest length every recurrent network takes more than 1.5 times as long as attention (lower "
+    "ends), and the LSTM's factor is greater there than at the shortest length.",
+    control="The same attention fed one token after the other, through its state, must lose its lead: its forward "
+    "pass has to take longer than the LSTM's (lower end above 1). If it did not, attention would not owe its speed "
+    "to running all at once.",
+    minutes=0.5,
+    settings=Settings(),
+    variants=lambda settings: [PARALLEL, *RECURRENT, SEQUENTIAL],
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,274 @@
+"""Claims: statistics against known values, the runner, and every experiment in a tiny form."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headway.claims import gather as gathering
+from headway.claims.claim import Claim, Finding, Number, Trial, Trials
+from headway.claims.experiments import chosen, claims
+from headway.claims.pictures import lines, svg
+from headway.claims.runner import record, reread, run_claim
+from headway.claims.statistics import (
+    Interval,
+    difference,
+    equivalence,
+    exponent,
+    mean,
+    slope,
+    student_cdf,
+    student_quantile,
+)
+from headway.cli import main as cli
+from headway.config import override
+from headway.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("p", "freedom", "t"),
+    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.95, 3, 2.35336), (0.975, 10, 2.22814), (0.995, 29, 2.75639)],
+)
+def test_students_distribution(p: float, freedom: int, t: float) -> None:
+    """Tables of Student's t."""
+    assert student_quantile(p, freedom) == pytest.approx(t, abs=2e-5)
+    assert student_quantile(1 - p, freedom) == pytest.approx(-t, abs=2e-5)
+    assert student_cdf(t, freedom) == pytest.approx(p, abs=1e-6)
+    assert student_cdf(0.0, freedom) == 0.5
+
+
+def test_means_and_differences() -> None:
+    found = mean([1.0, 2.0, 3.0])
+    half = 4.30265 / math.sqrt(3)
+    assert found == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-5)
+    assert mean([0.9, 1.0, 1.1]).within(0, 1).high == 1.0
+    assert difference([3.0, 4.0, 6.0], [2.0, 3.0, 5.0]) == (1.0, 1.0, 1.0)
+    assert mean([5.0]) == (5.0, -math.inf, math.inf)  # a single seed bounds nothing
+    assert math.isnan(mean([]).value)
+
+
+def test_equivalence_needs_the_whole_interval_inside_the_margin() -> None:
+    same = equivalence([0.1, -0.1, 0.2, 0.0], margin=0.5)
+    assert same.equivalent
+    error = math.sqrt(0.05 / 3 / 4)  # of a mean of 0.05 whose squares add up to 0.05
+    assert same.p == pytest.approx(1 - student_cdf(0.45 / error, 3))
+    assert not equivalence([0.1, -0.1, 0.2, 0.0], margin=0.1).equivalent  # too few to say
+    assert not equivalence([1.0, 1.1, 0.9], margin=0.5).equivalent  # different
+    assert not equivalence([0.0], margin=1.0).equivalent
+
+
+def test_exponents() -> None:
+    xs = [1, 2, 4, 8, 16]
+    assert exponent(xs, [3.0 * x**2 for x in xs]) == pytest.approx((2.0, 2.0, 2.0))
+    found = slope([0, 1, 2, 3], [0.0, 1.0, 2.0, 4.0])
+    half = 4.30265 * math.sqrt(0.3 / 2 / 5)  # residuals 0.2, -0.1, -0.4, 0.3
+    assert found == pytest.approx((1.3, 1.3 - half, 1.3 + half), abs=1e-4)
+    assert math.isnan(exponent([1, 2, 3], [0.0, 1.0, 2.0]).value)
+    assert math.isnan(slope([1, 2], [1.0, 2.0]).value)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """Settings of a claim that measures nothing."""
+
+    height: float = 1.0
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def fake(calls: list[tuple[str, int]], stop_at: int | None = None) -> Claim:
+    def measure(settings: Fake, variant: str, seed: int) -> Mapping[str, Any]:
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        calls.append((variant, seed))
+        return {"value": settings.height + seed + (variant == "b"), "series": [1.0, math.nan]}
+
+    def judge(settings: Fake, trials: Trials) -> Finding:
+        gain = difference(trials.of("b", "value"), trials.of("a", "value"))
+        return Finding([Number("b over a", gain)], gain.low > 0.5, settings.height < 5, ["a < b & <b>"])
+
+    def draw(figure: Any, settings: Fake, trials: Trials) -> None:
+        lines(figure.subplots(), settings.sizes, {v: trials.of(v, "series") for v in "ab"}, title="t", chance=0.5)
+
+    return Claim(
+        number=99,
+        name="fake",
+        title="A fake",
+        statement="b is more than a",
+        source="nobody 1900",
+        measured="nothing",
+        rule="more than 0.5",
+        control="none",
+        minutes=0.1,
+        settings=Fake(),
+        full=Fake(sizes=(1, 2, 3)),
+        full_minutes=1.0,
+        full_seeds=4,
+        variants=lambda settings: ["a", "b"],
+        measure=measure,
+        judge=judge,
+        draw=draw,
+    )
+
+
+def test_a_claim_is_run_judged_and_kept(tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    notes: list[str] = []
+    claim = fake(calls)
+    evidence = run_claim(claim, tmp_path, notes.append, seed=7)
+    assert calls == [(v, s) for s in (7, 8, 9) for v in "ab"]
+    assert evidence.finding.verdict == "holds"
+    assert "6 trials" in notes[1]
+    assert re.search(r"3/6 a, seed 8: .* left", notes[4])
+    saved = json.loads((tmp_path / "fake.json").read_text(encoding="utf-8"))
+    assert saved["verdict"] == "holds"
+    assert saved["numbers"] == [{"name": "b over a", "value": 1.0, "low": 1.0, "high": 1.0, "of": "seeds"}]
+    assert saved["trials"][0]["values"]["series"] == [1.0, None]
+    again = reread(claim, tmp_path)
+    assert again is not None
+    assert record(again) == record(evidence)
+    assert reread(replace(claim, settings=Fake(height=2.0)), tmp_path) is None
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_claim(fake(calls, stop_at=3), tmp_path, lambda text: None)
+    run_claim(fake(calls), tmp_path, lambda text: None)
+    assert calls == [(v, s) for s in range(3) for v in "ab"]
+    run_claim(replace(fake(calls), settings=Fake(height=2.0)), tmp_path, lambda text: None)
+    assert len(calls) == 12  # of other settings nothing is used
+    run_claim(fake(calls), tmp_path, lambda text: None, full=True)
+    assert len(calls) == 20
+
+
+def test_a_control_that_does_not_fail_takes_the_verdict_away(tmp_path: Path) -> None:
+    evidence = run_claim(replace(fake([]), settings=Fake(height=9.0)), tmp_path, lambda text: None)
+    assert evidence.finding.effect
+    assert evidence.finding.verdict == "does not hold here"
+    assert evidence.finding.control_verdict.startswith("does not fail")
+
+
+def test_the_page_holds_all_evidence_and_needs_nothing_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    claim = fake([])
+    monkeypatch.setattr(gathering, "claims", lambda: {"fake": claim})
+    run_claim(claim, tmp_path, lambda text: None)
+    page = gathering.gather(tmp_path, lambda text: None)
+    assert page == tmp_path / "claims.html"
+    text = page.read_text(encoding="utf-8")
+    without = re.sub(r"xmlns(:xlink)?=\"[^\"]*\"|<!DOCTYPE svg[^>]*>", "", text)
+    assert not re.search(r"https?://|\bsrc=|href=\"[^#]|@import|url\((?!#)|<script", without)
+    assert "a &lt; b &amp; &lt;b&gt;" in text
+    assert "<svg" in text
+    for part in ("holds", "b is more than a", "nobody 1900", "more than 0.5", "1 to 1", "headway claims fake"):
+        assert part in text
+    assert (tmp_path / "fake.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_without_matplotlib_the_results_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = fake([])
+    monkeypatch.setattr(gathering, "claims", lambda: {"fake": claim})
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    run_claim(claim, tmp_path, lambda text: None)
+    notes: list[str] = []
+    assert gathering.gather(tmp_path, notes.append) is None
+    assert "pip install 'headway[report]'" in notes[0]
+
+
+def test_claims_say_what_they_do() -> None:
+    found = claims()
+    assert [claim.number for claim in found.values()] == sorted({claim.number for claim in found.values()})
+    for claim in found.values():
+        assert claim.minutes <= 20, "ten minutes on two cores"
+        assert re.search(r"\d{4}", claim.source), "the year of the paper"
+        for text in (claim.statement, claim.measured, claim.rule, claim.control):
+            assert len(text) > 40
+            assert text.endswith(".")
+        assert claim.seeds >= 3
+        names = claim.variants(claim.settings)
+        assert len(set(names)) == len(names) > 1
+
+
+def test_claims_are_found_by_name_and_number() -> None:
+    (claim,) = chosen(["4"])
+    assert chosen([claim.name, "4"]) == [claim]
+    assert chosen([]) == list(claims().values())
+    with pytest.raises(UserError, match="there is no claim 'fast-wights'; did you mean 'fast-weights'"):
+        chosen(["fast-wights"])
+
+
+# Sizes that only show that all runs; their verdicts mean nothing.
+TINY: dict[str, dict[str, Any]] = {
+    "vanishing-gradients": {"near": 2, "far": 5, "width": 8, "rows": 2, "training.steps": 2},
+    "long-dependencies": {"lengths": [4, 8], "delays": [1, 4], "width": 8, "rows": 2, "training.steps": 2},
+    "multiplicative-units": {"length": 4, "delay": 2, "short": 4, "width": 8, "rows": 2, "training.steps": 2},
+    "fast-weights": {"lengths": [1, 5, 70], "width": 8, "heads": 2},
+    "one-after-the-other": {"lengths": [2, 4, 8], "width": 8, "enough": 0.0},
+    "cost-of-context": {
+        "lengths": [8, 16, 32],
+        "counted": [8, 16, 32],
+        "contexts": [8, 16, 32],
+        "training_width": 8,
+        "decoding_width": 8,
+        "window": 4,
+        "enough": 0.0,
+    },
+    "heads": {"keys": 4, "asked": 2, "heads": [1, 2], "length": 4, "width": 8, "rows": 2, "training.steps": 2},
+    "final-state": {"short": 2, "length": 5, "width": 8, "rows": 2, "probed": 20, "training.steps": 2},
+    "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_experiment_runs_and_draws(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    claim = claims()[name]
+    small = replace(claim, settings=override(claim.settings, TINY[name]), seeds=2)
+    evidence = run_claim(small, tmp_path, lambda text: None)
+    assert evidence.finding.numbers
+    assert svg(evidence).startswith("<svg")
+    if name == "fast-weights":  # nothing is trained here: what is tiny holds too
+        assert evidence.finding.holds
+    elif name not in ("one-after-the-other", "cost-of-context"):  # times are what they are
+        assert not evidence.finding.holds, "two steps show nothing, so the rule must say no"
+
+
+def test_an_experiment_gives_the_same_numbers_again(tmp_path: Path) -> None:
+    claim = claims()["vanishing-gradients"]
+    settings = override(claim.settings, TINY[claim.name])
+    first, second = (claim.measure(settings, "lstm, 5", 3) for _ in range(2))
+    assert first == second
+    assert first != claim.measure(settings, "lstm, 5", 4)
+
+
+def test_trials_pair_up() -> None:
+    trials = Trials([Trial("a", s, {"x": float(s), "y": [s, None]}, 0.1) for s in (1, 2)])
+    assert trials.of("a", "x") == [1.0, 2.0]
+    assert trials.at("a", "y", 0) == [1, 2]
+    assert math.isnan(trials.at("a", "y", 1)[0])
+    assert trials.share("a", "x").high == 1
+    assert Interval(0.5, -1, 2).within(0, 1) == (0.5, 0, 1)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["claims", "--list", "--json"]) == cli.DONE
+    listed = json.loads(capsys.readouterr().out)["claims"]
+    assert [row["name"] for row in listed] == list(claims())
+    assert cli.main(["claims", "fast-weights", "--json", "--out", str(tmp_path)]) == cli.DONE
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)["claims"]
+    assert (result["verdict"], result["control_failed"]) == ("holds", True)
+    assert Path(result["result"]).exists()
+    assert "seed 2" in err
+    assert cli.main(["claims", "elman"]) == cli.USER_ERROR
+    assert "there is no claim 'elman'" in capsys.readouterr().err
