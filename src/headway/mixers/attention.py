@@ -21,6 +21,7 @@ from headway.parts.projection import Projection
 from headway.parts.rotary import Rotary, RotaryConfig
 from headway.visibility import Causal, Pattern
 
+_LARGEST_HEAD = 1 << 16  # rotary angles of a head are computed when a model is built, before its weights have room
 _SLACK = 64  # tokens that a ring of keys takes at once beyond its window
 
 
@@ -65,7 +66,10 @@ def head_size(heads: int, size: int | None, width: int) -> int:
     if size is None and width % heads:
         fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
         raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")
-    return size or width // heads
+    found = size or width // heads
+    if found > _LARGEST_HEAD:
+        raise ConfigError(f"a head of {found} numbers is larger than {_LARGEST_HEAD}; lower head_size, or raise heads")
+    return found
 
 
 def shared_heads(heads: int, kv_heads: int | None) -> int:
