@@ -48,8 +48,8 @@ def write(folder: Path, name: str) -> list[Path]:
 CASES: dict[str, dict[str, Any]] = {
     "text": {"task.codec": "char", "task.size": None, "task.context": 32},
     "translation": {"task.size": 300},
-    "masked": {"task.size": 300},
-    "classification": {"task.size": 300},
+    "masked": {"task.size": 270},
+    "classification": {"task.size": 270},
 }
 
 
