@@ -217,11 +217,8 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
     if name == "kind" and not rest and hasattr(config, "kind"):
-        return (
-            config
-            if value == config.kind
-            else _read_dataclass(_family_of(config), {"kind": value}, key[: -len(".kind")])
-        )
+        same = value == getattr(config, "kind")  # noqa: B009
+        return config if same else _read_dataclass(_family_of(config), {"kind": value}, key[: -len(".kind")])
     if name not in settings_of(config):
         raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = getattr(config, f"set_{name}", None)

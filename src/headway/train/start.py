@@ -48,11 +48,6 @@ def open_start(start: str) -> Opened:
     symbols = _symbols(opened.model.config)
     if symbols and opened.codec is None:
         raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
-    if opened.codec is not None and symbols and opened.codec.size > symbols:
-        raise UserError(
-            f"the tokenizer of {start} has {opened.codec.size} symbols and its model {symbols}; "
-            "put the tokenizer there that the model was trained with"
-        )
     return opened
 
 
