@@ -40,7 +40,7 @@ EXTRA: dict[str, dict[str, Any]] = {"delta, silu and l2": {"kind": "delta", "fea
 LINEAR = ("linear_attention", "delta", "delta, silu and l2", "gated_delta")  # those said to overtake attention
 
 
-class TooSlow(Exception):
+class TooSlowError(Exception):
     """A step takes longer than LIMIT."""
 
 
@@ -83,7 +83,7 @@ def stack(name: str) -> StackConfig:
 @contextmanager
 def limited() -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TooSlow
+        raise TooSlowError
 
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(LIMIT)
@@ -144,7 +144,7 @@ def part(name: str, length: int) -> None:
     for what, measure in (("training", training), ("decoding", decoding)):
         try:
             result[what] = measure(model, length)
-        except TooSlow:
+        except TooSlowError:
             result[what] = {"skipped": f"a step, or reading the first {length} tokens, takes over {LIMIT} s"}
     report(result)
 
