@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headway.cli.options import torch_options
 from headway.cli.terminal import Terminal
+from headway.errors import UserError
 
 EXAMPLE = """
 headway claims --list
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.gather import gather, listing, summary
     from headway.claims.runner import budget, run_claim
 
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"claims are measured on the processor, not on {args.device!r}; leave --device out")
     claims = chosen(args.names)
     if args.list:
         rows = listing(claims)

@@ -12,7 +12,7 @@ from headway.claims.networks import network
 from headway.claims.pictures import lines
 from headway.claims.problems import Pairs, pairs
 from headway.claims.statistics import difference, mean
-from headway.claims.training import Examples, Training, accuracy, generator, train
+from headway.claims.training import IGNORED, Examples, Training, accuracy, generator, train
 from headway.layout import Layout
 from headway.mixers import AttentionConfig
 from headway.models import Transformer, attention_maps
@@ -94,13 +94,13 @@ def predict(settings: Settings, masked: bool, seed: int) -> Values:
         text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
         # The last token's successor is not in the row, which would otherwise hide what the others do.
         targets = text[:, 1:].clone()
-        targets[:, -1] = -100
+        targets[:, -1] = IGNORED
         return Examples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
 
     def honest(source: torch.Generator) -> Examples:
         examples = draw(source)
         rows, length = settings.rows, settings.length // 2
-        targets = torch.full((rows, length), -100)
+        targets = torch.full((rows, length), IGNORED)
         targets[:, -1] = examples.inputs[:, length]
         return Examples(examples.inputs[:, :length], Layout.full(rows, length), targets)
 
@@ -148,13 +148,13 @@ def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     middle.set_yticks(range(enough), [f"head {h + 1}" for h in range(enough)])
     middle.set(xlabel="token; the keys asked for are numbered")
     middle.set_title("where the question looks", pad=16)
-    bars_ = {"masked": MASKED, "mask removed": UNMASKED}
+    kinds = {"masked": MASKED, "mask removed": UNMASKED}
     for offset, (key, label) in enumerate((("accuracy", "as trained"), ("honest", "next token not there"))):
-        values = [mean(trials.of(name, key)).value for name in bars_.values()]
+        values = [mean(trials.of(name, key)).value for name in kinds.values()]
         right.bar(
             [i + 0.36 * offset for i in range(2)], values, width=0.34, label=label, color=("#2563c9", "#d9660a")[offset]
         )
-    right.set_xticks([0.18, 1.18], list(bars_))
+    right.set_xticks([0.18, 1.18], list(kinds))
     right.axhline(1 / settings.symbols, color="#98a4b0", linestyle=":", linewidth=1)
     right.set_title("next token of random texts")
     right.set_ylim(0, 1.25)
