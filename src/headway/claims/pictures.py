@@ -61,7 +61,7 @@ def svg(evidence: Evidence) -> str:
     except ImportError:
         raise UserError(HOW_TO_INSTALL) from None
     claim = evidence.claim
-    with rc_context({**_STYLE, "svg.hashsalt": claim.name}):
+    with rc_context({**_STYLE, "svg.hashsalt": claim.name}):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=_SIZE, layout="constrained")
         claim.draw(figure, evidence.settings, evidence.trials)
         buffer = io.StringIO()

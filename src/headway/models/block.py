@@ -154,7 +154,7 @@ class ParallelBlock(Block):
 
 def _width_out(config: BlockConfig, width: int) -> int:
     """The width after the mixer. Raises ConfigError for one that the rest of the block cannot take."""
-    kind, out = config.mixer.kind, config.mixer.width_out(width)  # type: ignore[attr-defined]
+    kind, out = type(config.mixer).__name__, config.mixer.width_out(width)
     if out != width and (config.residual or config.placement == "parallel"):
         raise ConfigError(
             f"{kind} gives {out} numbers a token in a model {width} wide, which cannot be added to its input; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from headway.claims.networks import MIXERS, network
 from headway.claims.pictures import lines
 from headway.claims.training import Draw, Examples, Training, accuracy, generator, train
 from headway.layout import Layout
-from headway.mixers import KeyValues
+from headway.mixers import KeyValues, State
 from headway.models import TokenEmbedConfig, Transformer, TransformerConfig
 from headway.parts.positions import LearnedConfig
 
@@ -57,7 +57,7 @@ def texts(settings: Settings, length: int) -> Draw:
         text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
         place = torch.randint(length, (settings.rows, 1), generator=source)
         ids = torch.cat([text, settings.symbols + place], 1)
-        return Examples(ids, Layout.full(*ids.shape), text.gather(1, place)[:, 0])
+        return Examples(ids, Layout.full(ids.shape[0], ids.shape[1]), text.gather(1, place)[:, 0])
 
     return draw
 
@@ -67,10 +67,10 @@ def memories(model: Transformer, text: Int[Tensor, "B T"]) -> list[Float[Tensor,
     """What the model holds of each token once it has read the whole text: for a recurrent network its state, the same
     for all; for attention the key and the value of that token.
     """
-    x, layout = model.embed(text, Layout.full(*text.shape))
+    x, layout = model.embed(text, Layout.full(text.shape[0], text.shape[1]))
     states = model.stack.initial_states(text.shape[0], text.shape[1] + 1, like=x)
     _, states, _ = model.stack(x, layout, states)
-    state, mixer = (states or ())[0], model.stack.blocks[0].mixer
+    state, mixer = cast(tuple[State, ...], states)[0], model.stack.blocks[0].mixer
     if isinstance(state, KeyValues):
         return [torch.cat([part[:, k].flatten(1) for part in state], 1) for k in range(text.shape[1])]
     return [torch.cat(mixer.final(state), 1)] * text.shape[1]  # type: ignore[operator, union-attr]
