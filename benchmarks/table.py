@@ -131,6 +131,21 @@ def masked(found: Found) -> Iterator[Row]:
             )
 
 
+def loading(found: Found) -> Iterator[Row]:
+    for target in ("float32", "float16"):
+        ours, theirs = (found[target][program] for program in ("headway", "transformers"))
+        yield (
+            f"loading {found['model']} from fp16 shards as {target}",
+            f"{ours['seconds']['median']:.1f} s, {ours['peak_over_model']['median']:.2f} times the model in memory",
+            f"transformers: {theirs['seconds']['median']:.1f} s, {theirs['peak_over_model']['median']:.2f} times",
+        )
+
+
+def fuzz(found: Found) -> Iterator[Row]:
+    files = sum(reader["files"] for reader in found["readers"].values())
+    yield f"{files:,} damaged files into {len(found['readers'])} readers", f"{found['failures']} failures", ""
+
+
 PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "shakespeare": shakespeare,
     "translation-speed": translation_speed,
@@ -142,6 +157,8 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "masked": masked,
     "understanding-embed": embedding,
     "understanding-start": start,
+    "load": loading,
+    "fuzz": fuzz,
     "padding": padding,
     "memory": memory,
 }
