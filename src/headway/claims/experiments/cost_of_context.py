@@ -32,7 +32,7 @@ class Settings:
     """`lengths` of texts in training, `counted` those whose memory is counted, `contexts` before a decoded token."""
 
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    counted: tuple[int, ...] = (256, 512, 1024, 2048)
+    counted: tuple[int, ...] = (1024, 2048, 4096)
     contexts: tuple[int, ...] = (8192, 16384, 32768, 65536)
     training_width: int = 32
     decoding_width: int = 128

@@ -35,7 +35,7 @@ class Settings:
     width: int = 32
     rows: int = 64
     probed: int = 2000  # texts, half of them to fit the probe
-    training: Training = Training(steps=600)
+    training: Training = Training(steps=1000)
     mixers: tuple[str, ...] = ("elman", "lstm", "attention")
 
 

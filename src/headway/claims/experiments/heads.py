@@ -92,7 +92,7 @@ def predict(settings: Settings, masked: bool, seed: int) -> Values:
 
     def draw(source: torch.Generator) -> Examples:
         text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
-        # The last token's successor is not in the row, which would otherwise hide what the others do.
+        # Whoever sees all can read off every target but this one, which is not in the row.
         targets = text[:, 1:].clone()
         targets[:, -1] = IGNORED
         return Examples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)

@@ -121,7 +121,7 @@ CLAIM = Claim(
     "Elman network below.",
     control="An LSTM whose state is cut off before the last quarter (adding) or half of the delay (copying) must "
     "fail: it cannot know what came before. If it solved them, the problems would ask for no memory.",
-    minutes=3.0,
+    minutes=2.0,
     settings=Settings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,

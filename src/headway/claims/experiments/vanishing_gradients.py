@@ -137,7 +137,7 @@ CLAIM = Claim(
     "end), LSTM and attention more than half (their lower ends).",
     control="At the near distance the claim must be wrong: there Elman has to recall more than half. If it fails "
     "there too, it is its training that is at fault and not the distance.",
-    minutes=2.0,
+    minutes=1.5,
     settings=Settings(),
     variants=variants,
     measure=measure,
