@@ -62,8 +62,9 @@ class Associative(Mixer):
     def _mix(self, x: Tensor, layout: Layout, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3 * self.heads, self.size)
-        y, matrix = self.scan(x, *qkv.split(self.heads, dim=2), layout, matrix)
-        return self.out(self.gated(self.norm(y).flatten(2), x)), matrix
+        q, k, v = qkv.split(self.heads, dim=2)
+        y, after = self.scan(x, q, k, v, layout, matrix)
+        return self.out(self.gated(self.norm(y).flatten(2), x)), after
 
     def gated(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """What of the heads' outputs goes on."""
