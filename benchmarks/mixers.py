@@ -36,8 +36,8 @@ WIDTH, HEADS, DEPTH = 192, 6, 2
 LENGTHS = (128, 512, 2048, 8192)
 TOKENS = 8192  # of a training step
 STEPS, LIMIT = 5, 60  # measured steps, and the seconds that one of them may take
-EXTRA: dict[str, dict[str, Any]] = {"delta, silu and l2": {"kind": "delta", "features": "silu", "key_norm": "l2"}}
-LINEAR = ("linear_attention", "delta", "delta, silu and l2", "gated_delta")  # those said to overtake attention
+EXTRA: dict[str, dict[str, Any]] = {"delta-l2": {"kind": "delta", "features": "silu", "key_norm": "l2"}}
+LINEAR = ("linear_attention", "delta", "delta-l2", "gated_delta")  # those said to overtake attention
 
 
 class TooSlowError(Exception):
@@ -170,6 +170,8 @@ def main() -> None:
     given = parser.parse_args()
     lengths = [int(word) for word in given.lengths.split(",")] if given.lengths else list(LENGTHS)
     names = given.mixers.split(",") if given.mixers else list(configs())
+    if unknown := set(names) - set(configs()):
+        parser.error(f"no mixer {', '.join(unknown)}; choose from {', '.join(configs())}")
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     for length in lengths:  # by turns, so that a machine that slows down slows all
         for name in names:
