@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.data import IGNORED, PairBatches, sample_at
+from headway.data import IGNORED, PairBatches
 from headway.data.marked import MarkedCache, WholeRows
 from headway.layout import Layout
-from headway.train import Shard
+from headway.train import Shard, sharding
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,12 @@ class ChatRows:
         """Batches of `size` rows without end: batch k holds the places k size, ..., (k + 1) size - 1 of a shuffled
         stream of epochs, whoever reads it.
         """
-        number = start + shard.rank
-        while True:
-            yield self.batch(sample_at(np.arange(number * size, (number + 1) * size), len(self.rows), seed))
-            number += shard.world
+        for _, rows in sharding.endless(len(self.rows), size, seed, shard, start):
+            yield self.batch(rows)
 
     def once(self, size: int, shard: Shard) -> Iterator[ChatBatch]:
         """All rows in order, in batches of at most `size`."""
-        for first in range(shard.rank * size, len(self.rows), shard.world * size):
-            yield self.batch(np.arange(first, min(first + size, len(self.rows))))
+        return map(self.batch, sharding.once(len(self.rows), size, shard))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -24,7 +23,7 @@ from headway.domains.chat.reference import log_probabilities, open_reference, sa
 from headway.domains.chat.task import ChatTask, read
 from headway.metrics import wilson
 from headway.models import Loss, ModelConfig
-from headway.train import Recipe, Shard
+from headway.train import Recipe, Shard, sharding
 from headway.train.task import WHOLE
 
 _EVALUATED_AT_ONCE = 8192  # tokens
@@ -84,14 +83,8 @@ class Preference(ChatTask):
     def _endless(self, choices: Choices, shard: Shard, start: int) -> Iterator[ChoiceBatch]:
         """Batches without end: batch k is the k-th of a row of shuffled epochs, whoever reads it."""
         plan = choices.plan(self.batch_tokens, self.seed)
-        number, known = start + shard.rank, -1
-        batches: list[np.ndarray] = []
-        while True:
-            epoch, place = divmod(number, len(plan))
-            if epoch != known:
-                batches, known = plan.epoch(epoch), epoch
-            yield choices.batch(batches[place], self.reference)
-            number += shard.world
+        for places in sharding.planned(plan, shard, start):
+            yield choices.batch(places, self.reference)
 
     def _once(self, choices: Choices, shard: Shard) -> Iterator[ChoiceBatch]:
         plan = choices.plan(max(_EVALUATED_AT_ONCE, 2 * self.config.context), 0)

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.data import IGNORED, sample_at
+from headway.data import IGNORED
 from headway.domains.masked.masking import Masking
 from headway.domains.masked.rows import Sequences, Source
 from headway.layout import Layout
 from headway.models import TokenInputs
-from headway.train import Shard
+from headway.train import Shard, sharding
 
 _FIXED = 0  # the seed of masks in evaluation, the same for every run
 
@@ -69,17 +69,13 @@ class MaskedBatches:
         """Batches of `size` rows without end: batch k holds the samples k size, ..., (k + 1) size - 1 of a shuffled
         stream of epochs, whoever reads it. A row has other masks in every epoch.
         """
-        number = start + shard.rank
-        while True:
-            places = np.arange(number * size, (number + 1) * size)
-            yield self.batch(sample_at(places, len(self), seed), places, seed)
-            number += shard.world
+        for places, rows in sharding.endless(len(self), size, seed, shard, start):
+            yield self.batch(rows, places, seed)
 
     def once(self, size: int, shard: Shard, limit: int | None) -> Iterator[MaskedBatch]:
         """All rows in order, or the first `limit`, in batches of at most `size`; masks depend on the row alone."""
         end = len(self) if limit is None else min(limit, len(self))
-        for first in range(shard.rank * size, end, shard.world * size):
-            rows = np.arange(first, min(first + size, end))
+        for rows in sharding.once(end, size, shard):
             yield self.batch(rows, rows, _FIXED)
 
     def _layout(self, read: Sequences) -> Layout:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.data import Crops, Packing, Windows, sample_at
+from headway.data import Crops, Packing, Windows
 from headway.layout import Layout
-from headway.train.task import Shard
+from headway.train import Shard, sharding
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,13 @@ class Rows:
     def endless(self, size: int, seed: int, shard: Shard, start: int) -> Iterator[TextBatch]:
         """Batches of `size` rows without end: batch k holds the samples k size, ..., (k + 1) size - 1 of a shuffled
         stream of epochs, whoever reads it."""
-        number = start + shard.rank
-        while True:
-            places = np.arange(number * size, (number + 1) * size)
-            yield self.batch(sample_at(places, len(self), seed))
-            number += shard.world
+        for _, rows in sharding.endless(len(self), size, seed, shard, start):
+            yield self.batch(rows)
 
     def once(self, size: int, shard: Shard, limit: int | None) -> Iterator[TextBatch]:
         """All rows in order, or the first `limit`, in batches of at most `size`."""
         end = len(self) if limit is None else min(limit, len(self))
-        for first in range(shard.rank * size, end, shard.world * size):
-            yield self.batch(np.arange(first, min(first + size, end)))
+        return map(self.batch, sharding.once(end, size, shard))
 
     def _is_unbroken(self, windows: Windows) -> bool:
         """Whether every row is one document from its start: only then does the last place have the last position."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from headway.data import IGNORED, PairBatches
 from headway.domains.translation.config import Marks
 from headway.layout import Layout
-from headway.train import Shard
+from headway.train import Shard, sharding
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,8 @@ class Pairs:
     def endless(self, batch_tokens: int, seed: int, shard: Shard, start: int) -> Iterator[PairBatch]:
         """Batches without end: batch k is the k-th of a row of shuffled epochs, whoever reads it."""
         plan = self.plan(batch_tokens, seed)
-        number, known = start + shard.rank, -1
-        batches: list[np.ndarray] = []
-        while True:
-            epoch, place = divmod(number, len(plan))
-            if epoch != known:
-                batches, known = plan.epoch(epoch), epoch
-            yield self.batch(batches[place])
-            number += shard.world
+        for places in sharding.planned(plan, shard, start):
+            yield self.batch(places)
 
     def once(self, batch_tokens: int, shard: Shard) -> Iterator[PairBatch]:
         """All pairs once, those of like lengths together."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from headway.codecs.frame import frame_of
 from headway.config import register
-from headway.data import Table, read_table, sample_at, sides_of
+from headway.data import Table, read_table, sides_of
 from headway.data.splits import key_of
 from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder, data_paths
 from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, in_parts
@@ -22,7 +22,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
-from headway.train import WHOLE, Recipe, Shard
+from headway.train import WHOLE, Recipe, Shard, sharding
 
 HEAD = "embedding"
 _EVALUATED_AT_ONCE = 2048  # tokens
@@ -130,16 +130,11 @@ class Embedding:
         texts = self.pairs(split)
         draw = Partners(None if self.labels is None else self.labels[texts], self.seed)
         if split != "train":
-            for first in range(shard.rank * self.size, len(texts), shard.world * self.size):
-                places = np.arange(first, min(first + self.size, len(texts)))
+            for places in sharding.once(len(texts), self.size, shard):
                 yield self._batch(texts, places, draw.of(places, 0))
             return
-        number = start + shard.rank
-        while True:
-            stream = np.arange(number * self.size, (number + 1) * self.size)
-            places = sample_at(stream, len(texts), self.seed)
+        for stream, places in sharding.endless(len(texts), self.size, self.seed, shard, start):
             yield self._batch(texts, places, draw.of(places, int(stream[0]) // len(texts)))
-            number += shard.world
 
     def _batch(self, texts: np.ndarray, places: np.ndarray, partners: np.ndarray) -> ContrastBatch:
         """`places` are those of the texts; the row of a given partner stands as far behind as there are texts."""

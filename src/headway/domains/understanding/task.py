@@ -17,7 +17,7 @@ from headway.domains.understanding.rows import Inputs, Rows, output
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Transformer
-from headway.train import WHOLE, Recipe, Shard
+from headway.train import WHOLE, Recipe, Shard, sharding
 
 _EVALUATED_AT_ONCE = 2048  # tokens
 
@@ -78,14 +78,8 @@ class EncoderTask:
     def _endless(self, numbers: np.ndarray, shard: Shard, start: int) -> Iterator[LabelledBatch]:
         """Batch k is the k-th of a row of shuffled epochs, whoever reads it."""
         plan = self.rows.plan(numbers, self.batch_tokens, self.seed)
-        number, known = start + shard.rank, -1
-        batches: list[np.ndarray] = []
-        while True:
-            epoch, place = divmod(number, len(plan))
-            if epoch != known:
-                batches, known = plan.epoch(epoch), epoch
-            yield self.batch(numbers[batches[place]])
-            number += shard.world
+        for places in sharding.planned(plan, shard, start):
+            yield self.batch(numbers[places])
 
     def batch(self, numbers: np.ndarray) -> LabelledBatch:
         """The samples of these numbers, int [B]."""

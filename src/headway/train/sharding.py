@@ -1,0 +1,40 @@
+"""The order in which processes read samples: batch k is the same for any number of them, and each reads its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import numpy as np
+from jaxtyping import Int
+
+from headway.data import PairBatches, sample_at
+from headway.train.task import Shard
+
+
+def endless(
+    samples: int, size: int, seed: int, shard: Shard, start: int
+) -> Iterator[tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]]:
+    """Places of a shuffled stream of epochs, without end, and which of the `samples` stand there: batch k holds the
+    places k size, ..., (k + 1) size - 1.
+    """
+    for number in count(start + shard.rank, shard.world):
+        places = np.arange(number * size, (number + 1) * size)
+        yield places, sample_at(places, samples, seed)
+
+
+def once(samples: int, size: int, shard: Shard) -> Iterator[Int[np.ndarray, "B"]]:
+    """All samples in order, in batches of at most `size`."""
+    for first in range(shard.rank * size, samples, shard.world * size):
+        yield np.arange(first, min(first + size, samples))
+
+
+def planned(plan: PairBatches, shard: Shard, start: int) -> Iterator[Int[np.ndarray, "B"]]:
+    """The plan's batches without end: batch k is the k-th of a row of shuffled epochs."""
+    batches: Sequence[np.ndarray] = ()
+    known = -1
+    for number in count(start + shard.rank, shard.world):
+        epoch, place = divmod(number, len(plan))
+        if epoch != known:
+            batches, known = plan.epoch(epoch), epoch
+        yield batches[place]
