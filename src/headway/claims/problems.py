@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.claims.training import IGNORED, Draw, Examples
+from headway.claims.training import Draw, Examples
+from headway.kernels import IGNORED
 from headway.layout import Layout
 
 

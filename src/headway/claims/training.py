@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from headway.kernels import IGNORED
 from headway.layout import Layout
 from headway.models import Transformer
 from headway.train import AdamWConfig, WSDConfig
 from headway.train.optim import Optimizer
-
-IGNORED = -100  # the target of a place at which nothing is asked
 
 
 class Examples(NamedTuple):

@@ -12,7 +12,8 @@ from headway.claims.networks import network
 from headway.claims.pictures import lines
 from headway.claims.problems import Pairs, pairs
 from headway.claims.statistics import difference, mean
-from headway.claims.training import IGNORED, Examples, Training, accuracy, generator, train
+from headway.claims.training import Examples, Training, accuracy, generator, train
+from headway.kernels import IGNORED
 from headway.layout import Layout
 from headway.mixers import AttentionConfig
 from headway.models import Transformer, attention_maps
