@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headway.kernels import Steps, unroll
+from headway.kernels import Steps, pointwise, unroll
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.parts.projection import Projection
 
@@ -38,8 +38,8 @@ class Additive(Recurrence):
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
-            i, f, g, o = torch.tanh(inputs + self.hidden(h)).chunk(4, dim=-1)
+            i, f, g, o = pointwise(torch.tanh, inputs + self.hidden(h)).chunk(4, dim=-1)
             c = c + (f + i + g) / 3
-            return (o + torch.tanh(c)) / 2, c
+            return (o + pointwise(torch.tanh, c)) / 2, c
 
         return unroll(cell, self.input(x), start, steps)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.kernels.linear import are_products_rough, is_deterministic, linear
+from headway.kernels.pointwise import pointwise
 from headway.kernels.unrolled import CellByCell, ElmanScan, GRUBeforeScan, GRUScan, LSTMScan
 
 Vectors = tuple[Tensor, ...]  # [R, N] each: h, or h and c, of every run
@@ -83,10 +84,10 @@ def lstm_reference(
         i, f, g, o = (inputs + linear(h, weights.hidden)).chunk(4, dim=-1)
         if peeps is not None:
             i, f = i + peeps[0] * c, f + peeps[1] * c
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        c = pointwise(torch.sigmoid, f) * c + pointwise(torch.sigmoid, i) * pointwise(torch.tanh, g)
         if peeps is not None:
             o = o + peeps[2] * c
-        return torch.sigmoid(o) * torch.tanh(c), c
+        return pointwise(torch.sigmoid, o) * pointwise(torch.tanh, c), c
 
     return unroll(cell, linear(x, weights.input, weights.bias), start, steps)
 
@@ -99,14 +100,14 @@ def gru_reference(
     outer, inner = weights.hidden.split((2 * size, size))
 
     def before(inputs: Tensor, h: Tensor) -> Vectors:
-        r, z = torch.sigmoid(inputs[:, : 2 * size] + linear(h, outer)).chunk(2, dim=-1)
-        n = torch.tanh(inputs[:, 2 * size :] + linear(r * h, inner))
+        r, z = pointwise(torch.sigmoid, inputs[:, : 2 * size] + linear(h, outer)).chunk(2, dim=-1)
+        n = pointwise(torch.tanh, inputs[:, 2 * size :] + linear(r * h, inner))
         return ((1 - z) * n + z * h,)
 
     def after(inputs: Tensor, h: Tensor) -> Vectors:
         hidden = linear(h, weights.hidden, weights.hidden_bias)
-        r, z = torch.sigmoid(inputs[:, : 2 * size] + hidden[:, : 2 * size]).chunk(2, dim=-1)
-        n = torch.tanh(inputs[:, 2 * size :] + r * hidden[:, 2 * size :])
+        r, z = pointwise(torch.sigmoid, inputs[:, : 2 * size] + hidden[:, : 2 * size]).chunk(2, dim=-1)
+        n = pointwise(torch.tanh, inputs[:, 2 * size :] + r * hidden[:, 2 * size :])
         return ((1 - z) * n + z * h,)
 
     cell = before if weights.hidden_bias is None else after
@@ -125,7 +126,7 @@ def elman_reference(
     activation = torch.sigmoid if logistic else torch.tanh
 
     def cell(inputs: Tensor, h: Tensor) -> Vectors:
-        return (activation(inputs + linear(h.detach() if truncate else h, weights.hidden)),)
+        return (pointwise(activation, inputs + linear(h.detach() if truncate else h, weights.hidden)),)
 
     return unroll(cell, linear(x, weights.input, weights.bias), start, steps)
 

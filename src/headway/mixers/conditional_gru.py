@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, UserError
-from headway.kernels import Steps, additive, linear, recorder
+from headway.kernels import Steps, additive, linear, pointwise, recorder
 from headway.layout import Layout
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig, Vectors
 from headway.mixers.runs import Packed, pack
@@ -159,13 +159,13 @@ class ConditionalGRU(Recurrence):
 
     def _reset_before(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
         both = inputs + context
-        r, z = torch.sigmoid(both[:, : 2 * self.cells] + linear(s, outer)).chunk(2, dim=-1)
-        return torch.lerp(torch.tanh(both[:, 2 * self.cells :] + linear(r * s, inner)), s, z)
+        r, z = pointwise(torch.sigmoid, both[:, : 2 * self.cells] + linear(s, outer)).chunk(2, dim=-1)
+        return torch.lerp(pointwise(torch.tanh, both[:, 2 * self.cells :] + linear(r * s, inner)), s, z)
 
     def _reset_after(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
         gates, new = inputs.split((2 * self.cells, self.cells), dim=-1)
-        r, z = torch.sigmoid(gates + linear(s, outer) + context[:, : 2 * self.cells]).chunk(2, dim=-1)
-        return torch.lerp(torch.tanh(new + r * (linear(s, inner) + context[:, 2 * self.cells :])), s, z)
+        r, z = pointwise(torch.sigmoid, gates + linear(s, outer) + context[:, : 2 * self.cells]).chunk(2, dim=-1)
+        return torch.lerp(pointwise(torch.tanh, new + r * (linear(s, inner) + context[:, 2 * self.cells :])), s, z)
 
     def _reader(
         self, memory: Annotations | Summary | None, layout: Layout, packed: Packed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.kernels import Steps, unroll
+from headway.kernels import Steps, pointwise, unroll
 from headway.mixers.multiplicative import count_factors
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.parts.projection import Projection
@@ -45,7 +45,7 @@ class MLSTM(Recurrence):
         def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
             factors, added = inputs.split((self.factors, 4 * self.cells), dim=-1)
             i, f, g, o = (self.hidden(factors * self.factor(h)) + added).chunk(4, dim=-1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            return torch.sigmoid(o) * torch.tanh(c), c
+            c = pointwise(torch.sigmoid, f) * c + pointwise(torch.sigmoid, i) * pointwise(torch.tanh, g)
+            return pointwise(torch.sigmoid, o) * pointwise(torch.tanh, c), c
 
         return unroll(cell, self.input(x), start, steps)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError
-from headway.kernels import Steps, unroll
+from headway.kernels import Steps, pointwise, unroll
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.mixers.sigma_pi import ACTIVATIONS
 from headway.parts.projection import Projection
@@ -44,7 +44,7 @@ class Multiplicative(Recurrence):
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor) -> tuple[Tensor, ...]:
             factors, added = inputs.split((self.factors, self.cells), dim=-1)
-            return (self.activation(self.hidden(factors * self.factor(h)) + added),)
+            return (pointwise(self.activation, self.hidden(factors * self.factor(h)) + added),)
 
         return unroll(cell, self.input(x), start, steps)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.kernels import Steps, unroll
+from headway.kernels import Steps, pointwise, unroll
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.parts.projection import Projection
 
@@ -46,6 +46,6 @@ class SigmaPi(Recurrence):
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor) -> tuple[Tensor, ...]:
             products = h[:, :, None] * inputs[:, None, :]
-            return (self.activation(self.weigh(products.flatten(1))),)
+            return (pointwise(self.activation, self.weigh(products.flatten(1))),)
 
         return unroll(cell, x, start, steps)
