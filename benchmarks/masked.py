@@ -24,7 +24,13 @@ from typing import Any
 from measure import child, data_folder, report, since_start, spread, timeline, write
 
 ARCHIVE, WIKITEXT = "lm/wikitext-2-raw-valid-test.tar.xz", "wiki.valid.raw"
-PRETRAINING = {"task.size": 4096, "task.lowercase": True, "task.split": {"validation": 0.05, "test": 0.0}}
+PRETRAINING = {
+    "task.size": 4096,
+    "task.lowercase": True,
+    "task.split": {"validation": 0.05, "test": 0.0},
+    "task.masking.rate": 0.3,
+    "train.batch_tokens": 2048,
+}
 FEW = 10  # questions for each intent
 STEPS = {"few": 600, "all": 1500}
 SETTINGS = {
