@@ -79,7 +79,7 @@ OTHERS = sorted(kinds(MixerConfig).keys() - {"lstm", "bidirectional", "condition
 def test_every_mixer_trains_in_every_domain(kind: str, name: str, tmp_path: Path) -> None:
     settings = {**TINY, **CASES[name], "model.mixer": kind, "task.split": {"validation": 0.1, "test": 0.0}}
     if name == "translation":
-        settings["task.beam"] = 1
+        settings |= {"task.beam": 1, "train.evaluate_limit": 2}
     run = hw.train(name, data=write(tmp_path, name), set=settings, run=tmp_path / "run", progress=False, samples=0)
     assert f'"kind": "{kind}"' in json.dumps(to_dict(run.recipe.model))
     assert run.summary["scores"]
