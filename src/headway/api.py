@@ -113,7 +113,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
     started = time.perf_counter()
     split = final_split(task)
     scores = {"split": split, **task.evaluate(run.model, split)}
-    run = with_results(run, scores, task.samples(run.model, count))
+    run = with_results(run, scores, task.samples(run.model, count) if count else [])
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():

@@ -23,7 +23,8 @@ from headway.parts.projection import Projection
 @dataclass(frozen=True)
 class DeltaConfig(MixerConfig):
     """`features` and `nu` as in linear attention; `key_norm` of queries and keys is "sum" (Schlag et al. 2021, section
-    4.2) or "l2" (Yang et al. 2024, with silu): without one, "none", the rule is unstable where beta |k|^2 exceeds 2.
+    4.2) or "l2" (Yang et al. 2024, "Parallelizing linear transformers with the delta rule", with silu): without one,
+    "none", the rule is unstable where beta |k|^2 exceeds 2.
 
     `norm` is of each head's output; `head_size` None is width / heads; `chunk` is the number of tokens that are
     computed at once.

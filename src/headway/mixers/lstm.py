@@ -36,8 +36,8 @@ class LSTMConfig(RecurrenceConfig):
 class LSTM(Recurrence):
     """c = f c + i g, h = o s(c) with gates i, f, o = logistic(W x + U h + b) and g = s'(W x + U h + b).
 
-    Hochreiter and Schmidhuber 1997, section 4, where f is 1; Gers, Schmidhuber and Cummins 2000, equations 3 to 7, with
-    f; Gers, Schraudolph and Schmidhuber 2002 with peepholes, by which i and f see the old cell and o the new one.
+    Hochreiter and Schmidhuber 1997, section 4, where f is 1; Gers, Schmidhuber and Cummins 2000 ("Learning to forget")
+    with f; Gers, Schraudolph and Schmidhuber 2002 with peepholes, by which i and f see the old cell and o the new one.
     """
 
     vectors = 2

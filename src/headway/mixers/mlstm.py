@@ -27,7 +27,7 @@ class MLSTMConfig(RecurrenceConfig):
 
 
 class MLSTM(Recurrence):
-    """m = (W_mx x) (W_mh h) stands in the place of h in an LSTM (Krause et al. 2016, equations 11 to 15)."""
+    """m = (W_mx x) (W_mh h) stands in the place of h in an LSTM (Krause et al. 2016)."""
 
     vectors = 2
 

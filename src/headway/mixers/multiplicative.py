@@ -28,7 +28,7 @@ class MultiplicativeConfig(RecurrenceConfig):
 
 
 class Multiplicative(Recurrence):
-    """h = s(W_hf diag(W_fx x) W_fh h + W_hx x + b) (Sutskever, Martens and Hinton 2011, equations 5 to 7).
+    """h = s(W_hf diag(W_fx x) W_fh h + W_hx x + b) (Sutskever, Martens and Hinton 2011).
 
     The first term is that of second-order networks with W_ijk = sum_f W_hf[i, f] W_fh[f, j] W_fx[f, k].
     """

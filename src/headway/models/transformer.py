@@ -94,7 +94,13 @@ class TransformerConfig(ModelConfig):
         return replace(self, stack=resize.heads(self.stack, value))
 
     def set_mixer(self, value: Any) -> TransformerConfig:
-        return replace(self, stack=resize.mixer(self.stack, value))
+        changed = replace(self, stack=resize.mixer(self.stack, value))
+        if any(block.mixer.reads_memory for block in changed.stack.blocks):
+            raise ConfigError(
+                f"model.mixer={value!r} reads the output of an encoder, and this model has none; choose another, "
+                "or a recipe with an encoder and a decoder, such as translation"
+            )
+        return changed
 
     def set_dropout(self, value: Any) -> TransformerConfig:
         embed = replace(self.embed, dropout=value) if isinstance(self.embed, TokenEmbedConfig) else self.embed
