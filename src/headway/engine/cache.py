@@ -1,0 +1,107 @@
+"""Keys and values in blocks of 32 positions, which rows share until one of them writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headway.engine.operations import BLOCK
+
+_SLAB = 1 << 24  # bytes that are asked for at once
+
+
+class Blocks:
+    """A store of blocks of `numbers` floats each. Memory comes in slabs and is used again when no row needs it."""
+
+    def __init__(self, numbers: int) -> None:
+        self.numbers = numbers
+        self._slabs: list[np.ndarray] = []
+        self._free: list[int] = []
+        self._users: dict[int, int] = {}
+
+    def take(self) -> int:
+        """The address of a block for one row."""
+        if not self._free:
+            count = max(1, _SLAB // (4 * max(1, self.numbers)))
+            slab = np.empty(count * self.numbers, np.float32)
+            self._slabs.append(slab)
+            self._free = [slab.ctypes.data + 4 * self.numbers * i for i in reversed(range(count))]
+        block = self._free.pop()
+        self._users[block] = 1
+        return block
+
+    def share(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._users[block] += 1
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._users[block] -= 1
+            if self._users[block] == 0:
+                del self._users[block]
+                self._free.append(block)
+
+    def alone(self, block: int) -> bool:
+        return self._users[block] == 1
+
+    def view(self, block: int) -> np.ndarray:
+        """The numbers of a block."""
+        kind = np.ctypeslib.as_ctypes_type(np.float32) * self.numbers
+        return np.frombuffer(kind.from_address(block), np.float32)
+
+
+class Rows:
+    """The blocks of the rows of a batch, given back when this is dropped."""
+
+    def __init__(self, store: Blocks, blocks: list[list[int]]) -> None:
+        self.store, self.blocks = store, blocks
+        self.table = np.zeros((max(1, len(blocks)), 1), np.int64)
+        self._fill()
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Chosen rows, which share their blocks with these."""
+        chosen = [list(self.blocks[row]) for row in rows]
+        for blocks in chosen:
+            self.store.share(blocks)
+        return Rows(self.store, chosen)
+
+    def assign(self, target: Sequence[int], source: Sequence[int]) -> None:
+        """Rows `target` become as rows `source` are."""
+        chosen = [list(self.blocks[row]) for row in source]
+        for blocks in chosen:
+            self.store.share(blocks)
+        for row, blocks in zip(target, chosen):
+            self.store.give_back(self.blocks[row])
+            self.blocks[row] = blocks
+        self._fill()
+
+    def make_room(self, positions: np.ndarray) -> None:
+        """A block of its own for each row to write its next position in; -1 writes nothing."""
+        changed = False
+        for row, (position, blocks) in enumerate(zip(positions.tolist(), self.blocks)):
+            if position < 0:
+                continue
+            number = position // BLOCK
+            while len(blocks) <= number:
+                blocks.append(self.store.take())
+                changed = True
+            if not self.store.alone(blocks[number]):
+                copy = self.store.take()
+                self.store.view(copy)[:] = self.store.view(blocks[number])
+                self.store.give_back([blocks[number]])
+                blocks[number] = copy
+                changed = True
+        if changed:
+            self._fill()
+
+    def _fill(self) -> None:
+        widest = max((len(blocks) for blocks in self.blocks), default=0)
+        if widest > self.table.shape[1]:
+            self.table = np.zeros((len(self.blocks), 2 * widest), np.int64)
+        for row, blocks in enumerate(self.blocks):
+            self.table[row, : len(blocks)] = blocks
+
+    def __del__(self) -> None:
+        for blocks in self.blocks:
+            self.store.give_back(blocks)

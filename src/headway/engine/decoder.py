@@ -1,0 +1,161 @@
+"""A model that generates by a compiled program: torch reads the prompts, the program writes each further token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.engine.builder import Weights
+from headway.engine.cache import Blocks, Rows
+from headway.engine.operations import BLOCK
+from headway.engine.packing import Format
+from headway.engine.plan import Memory, Program, lower
+from headway.engine.pool import pool
+from headway.engine.program import run
+from headway.mixers.attention import KeyValues
+from headway.mixers.cross import Remembered
+from headway.models import Decoding, EncoderDecoder, Prompt, Transformer
+
+MOST_ROWS = 16
+
+
+class Kept(NamedTuple):
+    """A generation under way, as `headway.models.Decoding`: keys and values of each row, and those of its memory."""
+
+    own: Rows
+    read: Rows
+    lengths: np.ndarray  # [M], of the memories
+    positions: Int[Tensor, "B"]
+
+    def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Kept:
+        read, lengths = self.read, self.lengths
+        if memory_rows is not None:
+            read, lengths = read.select(memory_rows.tolist()), lengths[memory_rows.numpy()]
+        return Kept(self.own.select(rows.tolist()), read, lengths, self.positions[rows])
+
+    def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
+        """Rows `target` become as rows `source` are."""
+        self.own.assign(target.tolist(), source.tolist())
+
+    def at(self, positions: Int[Tensor, "B"]) -> Kept:
+        return self._replace(positions=positions)
+
+
+class Engine:
+    """`model` with a compiled step; it has the `config`, `start` and `step` of the model."""
+
+    def __init__(self, model: Transformer | EncoderDecoder, form: Format = "fp32", threads: int | None = None) -> None:
+        """Raises CannotLower for what has no instruction."""
+        self.model, self.config = model, model.config
+        self.decoder = model.decoder if isinstance(model, EncoderDecoder) else model
+        self.weights = Weights(form)
+        self.pool = pool(threads or torch.get_num_threads())
+        self._program = self._lower(1, 256, 64)
+        self._own, self._read = Blocks(self._program.own.numbers), Blocks(self._program.read.numbers)
+
+    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
+        logits, decoding = self.model.start(prompt, capacity)
+        if len(decoding.positions) > MOST_ROWS:
+            return logits, decoding
+        return logits, self._adopt(decoding)
+
+    def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
+        if isinstance(decoding, Decoding):
+            return self.model.step(ids, decoding)
+        batch, positions = len(decoding.positions), decoding.positions.numpy()
+        decoding.own.make_room(positions)
+        program = self._fitting(batch, int(positions.max()) + 1, int(decoding.lengths.max(initial=1)))
+        _place(program.own, decoding.own, batch)
+        if len(decoding.lengths):
+            _place(program.read, decoding.read, batch)
+            program.read.lengths[:batch] = np.repeat(decoding.lengths, batch // len(decoding.lengths))
+        symbols = ids.contiguous()
+        scratch = self._scratch
+        threads = self.pool.threads
+        places = np.ascontiguousarray(positions)
+        self.pool.run(
+            lambda thread: run(
+                program.table,
+                program.floats,
+                symbols.data_ptr(),
+                places.ctypes.data,
+                batch,
+                scratch[thread].ctypes.data,
+                self.pool.counter,
+                thread,
+                threads,
+            )
+        )
+        after = decoding._replace(positions=decoding.positions + 1)
+        return torch.from_numpy(program.logits[:batch]), after
+
+    def _fitting(self, rows: int, capacity: int, reach: int) -> Program:
+        now = self._program
+        held = now.read.tables.shape[1] * BLOCK - BLOCK
+        if rows > now.rows or capacity > now.capacity or reach > held:
+            context = self.config.context
+            capacity = max(now.capacity, _power(capacity))
+            self._program = self._lower(max(now.rows, _power(rows)), capacity, max(held, _power(reach)))
+        return self._program
+
+    def _lower(self, rows: int, capacity: int, reach: int) -> Program:
+        with torch.inference_mode():
+            program = lower(self.decoder, self.weights, rows, capacity, reach)
+        self._scratch = np.zeros((self.pool.threads, program.scratch + 64), np.uint8)
+        return program
+
+    def _adopt(self, decoding: Decoding) -> Kept:
+        """States of torch as blocks."""
+        lengths = decoding.positions.tolist()
+        own = Rows(self._own, [[] for _ in lengths])
+        for row, length in enumerate(lengths):
+            layers = [(s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
+            own.blocks[row] = _write(self._own, layers, length)
+        own._fill()
+        memories = [m for m in decoding.memories or () if isinstance(m, Remembered)]
+        sizes = memories[0].layout.lengths.tolist() if memories else []
+        read = Rows(self._read, [[] for _ in sizes])
+        for row, length in enumerate(sizes):
+            read.blocks[row] = _write(self._read, [(m.keys[row], m.values[row]) for m in memories], length)
+        read._fill()
+        return Kept(own, read, np.array(sizes, np.int64), decoding.positions.cpu())
+
+
+def _write(store: Blocks, layers: list[tuple[Tensor, Tensor]], length: int) -> list[int]:
+    """The last positions of keys and values [S, G, K], where position p lies in slot p modulo S, as new blocks."""
+    count = -(-length // BLOCK)
+    room = torch.zeros(count, store.numbers)
+    start = 0
+    for keys, values in layers:
+        _, groups, size = keys.shape
+        numbers = groups * size * BLOCK
+        for part, order, offset in ((keys, (0, 2, 3, 1), 0), (values, (0, 2, 1, 3), numbers)):
+            whole = _ordered(part, length, count * BLOCK).view(count, BLOCK, groups, size).permute(order)
+            room[:, start + offset : start + offset + numbers] = whole.reshape(count, numbers)
+        start += 2 * numbers
+    blocks = [store.take() for _ in range(count)]
+    for block, numbers in zip(blocks, room.numpy()):
+        store.view(block)[:] = numbers
+    return blocks
+
+
+def _ordered(part: Tensor, length: int, room: int) -> Tensor:
+    slots, out = part.shape[0], part.new_zeros(room, *part.shape[1:], dtype=torch.float32)
+    first = max(0, length - slots)
+    positions = torch.arange(first, length)
+    out[first:length] = part[positions % slots].float()
+    return out
+
+
+def _place(memory: Memory, rows: Rows, batch: int) -> None:
+    """The addresses of the blocks of each row; rows of one memory read the same."""
+    table = rows.table[:, : memory.tables.shape[1]]
+    memory.tables[:batch, : table.shape[1]] = np.repeat(table, batch // len(rows.blocks), axis=0)
+
+
+def _power(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()

@@ -1,0 +1,210 @@
+"""What the instructions of a program do, each for the share of one thread."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from headway.engine.dots import FP32, GROUP, INT8, dot4, dot8, dot32, four_dots32, quantise_row
+from headway.engine.machine import compiled, exp, f32, i8, u8
+
+LAYER, RMS = 0, 1
+NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP = range(9)
+STORE, ADD, GATED = 0, 1, 2
+BLOCK = 32  # positions of a block of keys and values
+
+
+@compiled
+def share(total: int, thread: int, threads: int) -> tuple[int, int]:
+    return thread * total // threads, (thread + 1) * total // threads
+
+
+@compiled
+def tanh(x: float) -> float:
+    e = exp(np.float32(-2) * abs(x))
+    y = (np.float32(1) - e) / (np.float32(1) + e)
+    return y if x >= 0 else -y
+
+
+@compiled
+def activate(code: int, x: float, cap: float) -> float:
+    if code == NONE:
+        return x
+    if code == SILU:
+        return x / (np.float32(1) + exp(-x))
+    if code == GELU:
+        return np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * np.float32(0.7071067811865476))))
+    if code == GELU_TANH:
+        inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
+        return np.float32(0.5) * x * (np.float32(1) + tanh(inner))
+    if code == RELU:
+        return x if x > 0 or x != x else np.float32(0)
+    if code == RELU_SQUARED:
+        return x * x if x > 0 or x != x else np.float32(0)
+    if code == QUICK_GELU:
+        return x / (np.float32(1) + exp(np.float32(-1.702) * x))
+    if code == TANH:
+        return tanh(x)
+    return cap * tanh(x / cap)
+
+
+@compiled
+def norm_row(kind: int, src: int, dst: int, width: int, weight: int, bias: int, eps: float) -> None:
+    x, y, w, b = f32(src), f32(dst), f32(weight), f32(bias)
+    mean = np.float32(0)
+    if kind == LAYER:
+        for i in range(width):
+            mean += x[i]
+        mean /= np.float32(width)
+    square = np.float32(0)
+    for i in range(width):
+        square += (x[i] - mean) * (x[i] - mean)
+    inverse = np.float32(1) / np.sqrt(square / np.float32(width) + np.float32(eps))
+    if weight == 0:
+        for i in range(width):
+            y[i] = (x[i] - mean) * inverse
+    else:
+        for i in range(width):
+            y[i] = (x[i] - mean) * inverse * w[i]
+    if bias != 0:
+        for i in range(width):
+            y[i] += b[i]
+
+
+@compiled
+def row_bytes(kind: int, columns: int) -> int:
+    """Of a row of weights."""
+    groups = (columns + GROUP - 1) // GROUP
+    return 4 * columns if kind == FP32 else groups * (GROUP if kind == INT8 else GROUP // 2)
+
+
+@compiled
+def product(kind: int, w: int, ws: int, row: int, columns: int, x: int, xs: int, corr: int) -> float:
+    """One row of weights with one row of numbers."""
+    if kind == FP32:
+        return dot32(w + row * 4 * columns, x, columns)
+    groups = (columns + GROUP - 1) // GROUP
+    if kind == INT8:
+        return dot8(w + row * groups * GROUP, ws + row * groups * 4, x, xs, corr, groups)
+    return dot4(w + row * groups * (GROUP // 2), ws + row * groups * 4, x, xs, corr, groups)
+
+
+@compiled
+def store(mode: int, code: int, y: int, row: int, value: float, bias: int, cap: float) -> None:
+    out = f32(y)
+    if bias != 0:
+        value += f32(bias)[row]
+    if mode == ADD:
+        out[row] += value
+    else:
+        out[row] = activate(code, value, cap)
+
+
+@compiled
+def multiply(
+    kind: int,
+    w: int,
+    ws: int,
+    bias: int,
+    x: int,
+    xs: int,
+    corr: int,
+    stride: int,
+    y: int,
+    y_stride: int,
+    rows: int,
+    columns: int,
+    batch: int,
+    mode: int,
+    code: int,
+    cap: float,
+    thread: int,
+    threads: int,
+) -> None:
+    """y = W x, or y += W x, of `batch` rows of numbers; each weight comes from memory once. Strides are in bytes; the
+    scales and corrections of quantised numbers lie a group apart.
+    """
+    first, last = share(rows, thread, threads)
+    groups = 4 * ((columns + GROUP - 1) // GROUP)
+    for r in range(first, last):
+        b = 0
+        if kind == FP32:
+            while b + 4 <= batch:
+                four = four_dots32(w + r * 4 * columns, x + b * stride, stride, columns)
+                for k in range(4):
+                    store(mode, code, y + (b + k) * y_stride, r, four[k], bias, cap)
+                b += 4
+        while b < batch:
+            value = product(kind, w, ws, r, columns, x + b * stride, xs + b * groups, corr + b * groups)
+            store(mode, code, y + b * y_stride, r, value, bias, cap)
+            b += 1
+
+
+@compiled
+def multiply_gated(
+    kind: int,
+    w: int,
+    ws: int,
+    bias: int,
+    x: int,
+    xs: int,
+    corr: int,
+    stride: int,
+    y: int,
+    y_stride: int,
+    rows: int,
+    columns: int,
+    batch: int,
+    code: int,
+    thread: int,
+    threads: int,
+) -> None:
+    """y = activation(gate x) * (up x): the first `rows` rows of the weights are the gate, the next `rows` the other."""
+    first, last = share(rows, thread, threads)
+    groups = 4 * ((columns + GROUP - 1) // GROUP)
+    for r in range(first, last):
+        for b in range(batch):
+            numbers, scales, corrections = x + b * stride, xs + b * groups, corr + b * groups
+            gate = product(kind, w, ws, r, columns, numbers, scales, corrections)
+            up = product(kind, w, ws, rows + r, columns, numbers, scales, corrections)
+            if bias != 0:
+                gate += f32(bias)[r]
+                up += f32(bias)[rows + r]
+            f32(y + b * y_stride)[r] = activate(code, gate, np.float32(0)) * up
+
+
+@compiled
+def quantise(
+    kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr: int, batch: int
+) -> None:
+    groups = (columns + GROUP - 1) // GROUP
+    for b in range(batch):
+        quantise_row(
+            x + b * stride, columns, kind, q + b * groups * GROUP, xs + b * groups * 4, corr + b * groups * 4, groups
+        )
+
+
+@compiled
+def embed_row(kind: int, w: int, ws: int, symbol: int, width: int, scale: float, out: int) -> None:
+    """A row of the table as numbers, times `scale`."""
+    y = f32(out)
+    start = symbol * row_bytes(kind, width)
+    if kind == FP32:
+        row = f32(w + start)
+        for i in range(width):
+            y[i] = row[i] * np.float32(scale)
+        return
+    groups = (width + GROUP - 1) // GROUP
+    scales = f32(ws + symbol * groups * 4)
+    if kind == INT8:
+        whole = i8(w + start)
+        for i in range(width):
+            y[i] = np.float32(whole[i]) * scales[i // GROUP] * np.float32(scale)
+        return
+    halves = u8(w + start)
+    for i in range(width):
+        g, j = i // GROUP, i % GROUP
+        both = np.int32(halves[g * (GROUP // 2) + j % (GROUP // 2)])
+        value = (both & 15) if j < GROUP // 2 else (both >> 4)
+        y[i] = np.float32(value - 8) * scales[g] * np.float32(scale)

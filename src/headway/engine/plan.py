@@ -1,0 +1,366 @@
+"""From a model's modules to a program. What has no instruction is refused by name, and torch runs the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headway.engine import operations as code
+from headway.engine.builder import Builder, Place, Weights
+from headway.engine.operations import BLOCK, GATED
+from headway.engine.program import Kind
+from headway.layout import Layout
+from headway.mixers.attention import Attention, QKNorm, WideQKNorm
+from headway.mixers.cross import CrossAttention
+from headway.models import Transformer
+from headway.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.models.embeds import TokenEmbed
+from headway.models.heads import Transform, VocabularyHead
+from headway.parts.feedforward import ACTIVATIONS, MLP, Gated
+from headway.parts.norm import LayerNorm, RMSNorm
+from headway.parts.positions import Learned
+from headway.parts.projection import Projection
+from headway.visibility import Causal
+
+_CODES = {
+    "relu": code.RELU,
+    "gelu": code.GELU,
+    "gelu_tanh": code.GELU_TANH,
+    "quick_gelu": code.QUICK_GELU,
+    "relu_squared": code.RELU_SQUARED,
+    "silu": code.SILU,
+    "tanh": code.TANH,
+}
+
+
+class CannotLower(Exception):
+    """What the engine has no instruction for."""
+
+
+class Memory(NamedTuple):
+    """Where a program finds the keys and values of one kind: tables of blocks, and how many positions they have."""
+
+    tables: np.ndarray  # [rows, blocks], addresses
+    lengths: np.ndarray  # [rows]
+    numbers: int  # floats of a block
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
+
+    table: np.ndarray
+    floats: np.ndarray
+    scratch: int  # bytes of a thread
+    logits: np.ndarray  # [rows, C], where they come to lie
+    own: Memory
+    read: Memory
+    rows: int
+    capacity: int
+    kept: list[Any]
+
+
+def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> Program:
+    """The program of a decoder that reads memories of at most `reach` positions. Raises CannotLower."""
+    return _Lowering(model, weights, rows, capacity, reach).program()
+
+
+class _Lowering:
+    def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> None:
+        self.model, self.build, self.capacity = model, Builder(weights, rows), capacity
+        blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
+        self.own = _memory(blocks, rows, capacity, lambda block: block.mixer)
+        self.read = _memory(blocks, rows, reach, lambda block: block.cross)
+        self.x = self.build.shared(model.config.width)
+        self.normed = self.build.private(model.config.width)
+        self.rotary: dict[Any, tuple[int, int, int]] = {}
+        self.biases: dict[int, int] = {}
+
+    def program(self) -> Program:
+        build, model = self.build, self.model
+        self._embed(model.embed)
+        build.barrier()
+        layers = {"own": 0, "read": 0}
+        for block in model.stack.blocks:
+            assert isinstance(block, Block)
+            self._block(block, layers)
+        logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
+        table, floats = build.table()
+        return Program(
+            table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept
+        )
+
+    def _embed(self, embed: nn.Module) -> None:
+        if not isinstance(embed, TokenEmbed) or not isinstance(embed.project, nn.Identity):
+            raise CannotLower(f"the embedding {type(embed).__name__}")
+        packed = self.build.weights.matrix(embed.table)
+        positions = None
+        if embed.positions is not None:
+            limit = self.capacity
+            if isinstance(embed.positions, Learned):
+                limit = min(limit, embed.positions.table.shape[0] - embed.positions.offset)
+            positions = embed.positions(Layout.full(1, limit), torch.zeros(1, 1, packed.columns))[0]
+        if embed.types is not None:
+            first = embed.types.table[:1]
+            positions = first.expand(self.capacity, -1) if positions is None else positions + first
+        self.build.emit(
+            Kind.EMBED,
+            format=packed.kind,
+            table=packed.weights.data_ptr(),
+            scales=0 if packed.scales is None else packed.scales.data_ptr(),
+            width=packed.columns,
+            out=self.x.address,
+            stride=self.x.stride,
+            positions=self.build.constant(positions),
+            limit=0 if positions is None else positions.shape[0],
+            offset=0,
+            scale=embed.scale,
+        )
+        if not isinstance(embed.norm, nn.Identity):
+            self.build.barrier()
+            self._norm(embed.norm, self.x, self.x)
+
+    def _block(self, block: Block, layers: dict[str, int]) -> None:
+        if isinstance(block, ParallelBlock):
+            self._parallel(block, layers)
+            return
+        self._branch(block.mix, lambda x: self._mixer(block.mixer, x, layers))
+        if block.cross is not None and block.read is not None:
+            cross = block.cross
+            self._branch(block.read, lambda x: self._cross(cross, x, layers))
+        if block.feed_forward is not None and block.feed is not None:
+            self._branch(block.feed, lambda x: self._feed_forward(block.feed_forward, x))
+
+    def _parallel(self, block: ParallelBlock, layers: dict[str, int]) -> None:
+        first = self._norm(block.mix.before, self.x)
+        second, fed = first, None
+        if block.feed is not None and block.feed.before is not block.mix.before:
+            second = self._norm(block.feed.before, self.x, self.build.private(self.x.width))
+        mixed = self._mixer(block.mixer, first, layers)
+        if block.feed is not None:
+            fed = self._feed_forward(block.feed_forward, second)
+        self._join(block.mix, *mixed)
+        if block.feed is not None and fed is not None:
+            self._join(block.feed, *fed)
+
+    def _branch(self, branch: Branch, function: Any) -> None:
+        self._join(branch, *function(self._norm(branch.before, self.x)))
+
+    def _join(self, branch: Branch, inner: Place, out: Projection) -> None:
+        """x = last(x + gain x after(out(inner)))."""
+        gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
+        plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
+        if plain:
+            self.build.add(inner, out.matrix(), _offset(out), self.x)
+        else:
+            y = self.build.shared(self.x.width)
+            self.build.multiply(inner, out.matrix(), _offset(out), y)
+            self.build.barrier()
+            y = self._norm(branch.after, y, self.build.private(y.width))
+            self.build.emit(
+                Kind.SUM,
+                src=y.address,
+                src_stride=y.stride,
+                dst=self.x.address,
+                dst_stride=self.x.stride,
+                width=y.width,
+                residual=branch.residual,
+                gain=self.build.constant(gain),
+            )
+        self.build.barrier()
+        if not isinstance(branch.last, nn.Identity):
+            self._norm(branch.last, self.x, self.x)
+            self.build.barrier()
+
+    def _norm(self, norm: nn.Module, x: Place, into: Place | None = None) -> Place:
+        """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
+        if isinstance(norm, nn.Identity):
+            return x
+        kind, weight, bias, eps = _norm_parts(norm)
+        y = into or self.normed
+        self.build.emit(
+            Kind.NORM,
+            src=x.address,
+            src_stride=x.stride,
+            dst=y.address,
+            dst_stride=y.stride,
+            width=x.width,
+            norm=kind,
+            weight=self.build.constant(weight),
+            bias=self.build.constant(bias),
+            eps=eps,
+        )
+        return y
+
+    def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
+        if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
+            raise CannotLower(f"the mixer {type(mixer).__name__}")
+        heads, groups, size = mixer.heads, mixer.groups, mixer.size
+        qkv = self.build.shared((heads + 2 * groups) * size)
+        self.build.multiply(x, mixer.qkv.matrix(), _offset(mixer.qkv), qkv)
+        self.build.barrier()
+        if isinstance(mixer.qk_norm, WideQKNorm):
+            q, k = qkv.columns(0, heads * size), qkv.columns(heads * size, groups * size)
+            self._norm(mixer.qk_norm.q, q, q)
+            self._norm(mixer.qk_norm.k, k, k)
+            self.build.barrier()
+        norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
+        angles = (0, 0, 0) if mixer.rotary is None else self._angles(mixer)
+        bias = self._bias(mixer)
+        offset = self._next(layers, "own", groups * size)
+        inner = self._attend(
+            qkv, heads, groups, size, self.own, offset,
+            writes=True, norms=norms, angles=angles, window=mixer.config.pattern.window or 0, bias=bias,
+            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks,
+        )  # fmt: skip
+        return inner, mixer.out
+
+    def _cross(self, cross: CrossAttention, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
+        heads, groups, size = cross.heads, cross.groups, cross.size
+        q = self.build.shared(heads * size)
+        self.build.multiply(x, cross.q.matrix(), _offset(cross.q), q)
+        self.build.barrier()
+        norms = None if isinstance(cross.q_norm, nn.Identity) else (cross.q_norm, cross.k_norm)
+        offset = self._next(layers, "read", groups * size)
+        inner = self._attend(q, heads, groups, size, self.read, offset, norms=norms, scale=cross.config.scale)
+        return inner, cross.out
+
+    def _attend(
+        self,
+        qkv: Place,
+        heads: int,
+        groups: int,
+        size: int,
+        memory: Memory,
+        offset: int,
+        *,
+        writes: bool = False,
+        norms: tuple[nn.Module, nn.Module] | None = None,
+        angles: tuple[int, int, int] = (0, 0, 0),
+        window: int = 0,
+        bias: int = 0,
+        cap: float = 0.0,
+        scale: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Place:
+        kind, eps, parts = -1, 0.0, [None, None, None, None]
+        if norms is not None:
+            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(_norm_parts, norms)
+            parts = [q_weight, q_bias, k_weight, k_bias]
+        q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
+        pieces = self.build.shared(heads * _MOST_SPLITS * (size + 2))
+        self.build.emit(
+            Kind.ATTEND,
+            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
+            norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
+            cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
+            tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
+            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * heads // groups * size),
+            scores=self.build.private_bytes(4 * max(BLOCK, size)),
+            eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
+        )  # fmt: skip
+        self.build.barrier()
+        out = self.build.private(heads * size)
+        self.build.emit(
+            Kind.MERGE, pieces=pieces.address, heads=heads, size=size, groups=groups,
+            sinks=self.build.constant(sinks), out=out.address, stride=out.stride,
+        )  # fmt: skip
+        return out
+
+    def _next(self, layers: dict[str, int], which: str, numbers: int) -> int:
+        """The bytes at which a layer's keys begin in a block."""
+        start = layers[which]
+        layers[which] += 4 * 2 * numbers * BLOCK
+        return start
+
+    def _angles(self, mixer: Attention) -> tuple[int, int, int]:
+        rotary = mixer.rotary
+        assert rotary is not None
+        key = (rotary.config, rotary.size)
+        if key not in self.rotary:
+            cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
+            half = cos.shape[-1]
+            self.rotary[key] = (self.build.constant(cos), self.build.constant(sin), half)
+        return self.rotary[key]
+
+    def _bias(self, mixer: Attention) -> int:
+        """Biases by distance, [H, capacity]: what the last query sees, from itself backwards."""
+        positions = torch.arange(self.capacity)[None]
+        found = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
+        if found is None:
+            return 0
+        return self.build.constant(found[0, :, 0].flip(-1))
+
+    def _feed_forward(self, feed: nn.Module | None, x: Place) -> tuple[Place, Projection]:
+        if isinstance(feed, MLP):
+            hidden = self.build.shared(feed.up.weight.shape[0])
+            self.build.multiply(x, feed.up.matrix(), _offset(feed.up), hidden, activation=_activation(feed.activation))
+        elif isinstance(feed, Gated):
+            hidden = self.build.shared(feed.gate_up.weight.shape[0] // 2)
+            matrix, offset = feed.gate_up.matrix(), _offset(feed.gate_up)
+            self.build.multiply(x, matrix, offset, hidden, GATED, _activation(feed.activation))
+        else:
+            raise CannotLower(f"the feed-forward {type(feed).__name__}")
+        self.build.barrier()
+        return hidden, feed.down
+
+    def _head(self, head: nn.Module, x: Place) -> np.ndarray:
+        if not isinstance(head, VocabularyHead):
+            raise CannotLower(f"the head {type(head).__name__}")
+        if isinstance(head.transform, Transform):
+            y = self.build.shared(x.width)
+            dense = head.transform.dense
+            activation = _activation(head.transform.activation)
+            self.build.multiply(x, dense.matrix(), _offset(dense), y, activation=activation)
+            self.build.barrier()
+            x = self._norm(head.transform.norm, y)
+        elif not isinstance(head.transform, nn.Identity):
+            raise CannotLower(f"the head's {type(head.transform).__name__}")
+        if head.config.scale != 1.0:
+            raise CannotLower("a head that scales its input")
+        logits = np.zeros((self.build.rows, head.weight.shape[0]), np.float32)
+        self.build.kept.append(logits)
+        cap = head.config.soft_cap
+        self.build.multiply(
+            x,
+            head.weight,
+            head.bias,
+            Place(logits.ctypes.data, 4 * logits.shape[1], logits.shape[1]),
+            activation=code.NONE if cap is None else code.SOFT_CAP,
+            cap=cap or 0.0,
+        )
+        return logits
+
+
+_MOST_SPLITS = 64
+
+
+def _memory(blocks: list[Block], rows: int, capacity: int, part: Any) -> Memory:
+    widths = [mixer.groups * mixer.size for mixer in map(part, blocks) if hasattr(mixer, "groups")]
+    tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
+    return Memory(tables, np.zeros(rows, np.int64), 2 * BLOCK * sum(widths))
+
+
+def _norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, float]:
+    if isinstance(norm, LayerNorm):
+        return code.LAYER, norm.weight, norm.bias, norm.eps
+    if isinstance(norm, RMSNorm):
+        weight = None if norm.weight is None else norm.weight + norm.offset
+        return code.RMS, weight, None, norm.eps
+    raise CannotLower(f"the norm {type(norm).__name__}")
+
+
+def _offset(projection: Projection) -> Tensor | None:
+    return None if projection.bias is None else projection.offset()
+
+
+def _activation(function: Any) -> int:
+    for name, known in ACTIVATIONS.items():
+        if known is function:
+            return _CODES[name]
+    raise CannotLower(f"the activation {function}")

@@ -1,0 +1,189 @@
+"""A program: a table of instructions, and the one compiled loop that runs it.
+
+An instruction is a row of whole numbers and a row of floats. Addresses from 0 on are in memory that threads share;
+negative ones, -1 - offset, in the scratch that each thread has for itself. What lies in scratch every thread makes for
+itself, so that it needs no barrier.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from headway.engine.attention import attend_piece, keep, merge, prepare_head
+from headway.engine.machine import barrier, compiled, f32, i64
+from headway.engine.operations import BLOCK, GATED, embed_row, multiply, multiply_gated, norm_row, quantise, share
+
+FIELDS, FLOATS = 28, 4
+
+
+class Kind(IntEnum):
+    EMBED = 0
+    NORM = 1
+    QUANTISE = 2
+    MULTIPLY = 3
+    ATTEND = 4
+    MERGE = 5
+    SUM = 6
+    BARRIER = 7
+
+
+# The fields of each kind, in their order after the kind itself; floats follow a semicolon.
+NAMES = {
+    Kind.EMBED: "format table scales width out stride positions limit offset; scale",
+    Kind.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
+    Kind.QUANTISE: "format src stride columns q scales corrections",
+    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride rows columns mode activation; cap",
+    Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias span "
+    "tables table_step lengths layer pieces q scores; eps cap scale",
+    Kind.MERGE: "pieces heads size groups sinks out stride",
+    Kind.SUM: "src src_stride dst dst_stride width residual gain",
+    Kind.BARRIER: "",
+}
+EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM = (
+    int(kind) for kind in (Kind.EMBED, Kind.NORM, Kind.QUANTISE, Kind.MULTIPLY, Kind.ATTEND, Kind.MERGE, Kind.SUM)
+)
+
+
+@compiled
+def _at(address: int, scratch: int) -> int:
+    return address if address >= 0 else scratch - address - 1
+
+
+@compiled
+def splits_of(batch: int, groups: int, threads: int) -> int:
+    """Into how many pieces contexts are cut, so that all threads have alike work."""
+    units = batch * groups
+    if units >= 4 * threads:
+        return 1
+    a, b = units, threads
+    while b:
+        a, b = b, a % b
+    return threads // a
+
+
+@compiled
+def _embed(op: np.ndarray, numbers: np.ndarray, symbols: int, places: int, batch: int, thread: int, threads: int) -> None:
+    first, last = share(batch, thread, threads)
+    for b in range(first, last):
+        out = op[5] + b * op[6]
+        embed_row(op[1], op[2], op[3], i64(symbols)[b], op[4], numbers[0], out)
+        if op[7] != 0:
+            place = min(max(i64(places)[b], 0) + op[9], op[8] - 1)
+            x, y = f32(op[7] + 4 * place * op[4]), f32(out)
+            for i in range(op[4]):
+                y[i] += x[i]
+
+
+@compiled
+def _norm(op: np.ndarray, numbers: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+    for b in range(batch):
+        if op[3] < 0 or b % threads == thread:
+            src, dst = _at(op[1], scratch) + b * op[2], _at(op[3], scratch) + b * op[4]
+            norm_row(op[6], src, dst, op[5], op[7], op[8], numbers[0])
+
+
+@compiled
+def _attend(
+    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
+) -> None:
+    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    each, splits = heads // groups, splits_of(batch, groups, threads)
+    step = 4 * (size + 2) * splits  # between the heads of the pieces
+    first, last = share(batch * groups * splits, thread, threads)
+    eps, cap, scale = numbers[0], np.float32(numbers[1]), np.float32(numbers[2])
+    for task in range(first, last):
+        b, rest = task // (groups * splits), task % (groups * splits)
+        g, s = rest // splits, rest % splits
+        place = i64(places)[b]
+        highest = place if op[6] else i64(op[20])[b] - 1
+        out = op[22] + 4 * ((b * heads + g * each) * splits + s) * (size + 2)
+        lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
+        start, stop = lowest // BLOCK, highest // BLOCK + 1
+        begin, end = share(stop - start, s, splits)
+        if place < 0 or highest < 0:
+            begin, end, stop = 0, 0, -1
+        table, row = op[18] + 8 * b * op[19], op[1] + b * op[2]
+        cos, sin = op[12] + 4 * max(place, 0) * half, op[13] + 4 * max(place, 0) * half
+        if op[6] and place >= 0 and start + end == stop and end > begin:
+            key = _at(op[24], scratch)  # the room of the scores holds the key first
+            new, kept = f32(row + 4 * (heads + g) * size), f32(key)
+            for d in range(size):
+                kept[d] = new[d]
+            prepare_head(key, size, op[7], op[10], op[11], eps, cos, sin, half)
+            value = row + 4 * (heads + groups + g) * size
+            keep(key, value, i64(table)[highest // BLOCK] + op[21], g, groups, size, highest % BLOCK)
+        q = _at(op[23], scratch)
+        for h in range(each):
+            old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * h * size)
+            for d in range(size):
+                new[d] = old[d]
+            prepare_head(q + 4 * h * size, size, op[7], op[8], op[9], eps, cos, sin, half)
+            for d in range(size):
+                new[d] *= scale
+        bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
+        attend_piece(
+            q, each, table, op[21], g, groups, size, start + begin, start + end, lowest, highest, bias, op[17], cap,
+            _at(op[24], scratch), out, step,
+        )  # fmt: skip
+
+
+@compiled
+def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+    """dst = dst (if residual) + gain x src, the share of columns of one thread."""
+    first, last = share(op[5], thread, threads)
+    for b in range(batch):
+        x, y = f32(_at(op[1], scratch) + b * op[2]), f32(_at(op[3], scratch) + b * op[4])
+        for i in range(first, last):
+            value = x[i] * f32(op[7])[i] if op[7] != 0 else x[i]
+            y[i] = y[i] + value if op[6] else value
+
+
+@compiled
+def run(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+) -> None:
+    """All instructions for one new token of each row: `symbols` and `places` are addresses of int64, one a row."""
+    for number in range(table.shape[0]):
+        op, numbers = table[number], floats[number]
+        kind = op[0]
+        if kind == MULTIPLY:
+            x = _at(op[5], scratch)
+            xs, corr = _at(op[6], scratch), _at(op[7], scratch)
+            if op[13] == GATED:
+                multiply_gated(
+                    op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[14],
+                    thread, threads,
+                )  # fmt: skip
+            else:
+                multiply(
+                    op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[13],
+                    op[14], np.float32(numbers[0]), thread, threads,
+                )  # fmt: skip
+        elif kind == NORM:
+            _norm(op, numbers, batch, scratch, thread, threads)
+        elif kind == QUANTISE:
+            q, xs, corr = _at(op[5], scratch), _at(op[6], scratch), _at(op[7], scratch)
+            quantise(op[1], _at(op[2], scratch), op[3], op[4], q, xs, corr, batch)
+        elif kind == ATTEND:
+            _attend(op, numbers, places, batch, scratch, thread, threads)
+        elif kind == MERGE:
+            pieces = splits_of(batch, op[4], threads)
+            for b in range(batch):
+                start = op[1] + 4 * b * op[2] * pieces * (op[3] + 2)
+                merge(start, pieces, op[2], op[3], op[5], _at(op[6], scratch) + b * op[7])
+        elif kind == EMBED:
+            _embed(op, numbers, symbols, places, batch, thread, threads)
+        elif kind == SUM:
+            _sum(op, batch, scratch, thread, threads)
+        else:
+            barrier(counter, threads)
