@@ -14,9 +14,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from headway.engine.machine import _F32, _I32, compiled, exp, f32, i64
+from headway.engine.machine import _F32, _I32, F32, compiled, exp, f32, i64, intrinsic
 from headway.engine.operations import BLOCK, norm_row, tanh
 
 _F16 = ir.VectorType(_F32, 16)
@@ -95,7 +94,7 @@ def attend_piece(
     highest: int,
     bias: int,
     span: int,
-    cap: float,
+    cap: F32,
     scratch: int,
     out: int,
     out_step: int,
@@ -162,7 +161,7 @@ def merge(pieces: int, splits: int, heads: int, size: int, sinks: int, out: int)
 
 
 @compiled
-def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: float, cos: int, sin: int, half: int) -> None:
+def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32, cos: int, sin: int, half: int) -> None:
     """QK norm and rotary positions of one head, in place."""
     if norm >= 0:
         norm_row(norm, x, x, size, weight, bias, eps)

@@ -31,7 +31,7 @@ class Weights:
     """The matrices of a model as the engine reads them, each packed once."""
 
     def __init__(self, form: Format) -> None:
-        self.form = form
+        self.form: Format = form
         self._packed: dict[int, tuple[Tensor, Packed]] = {}
 
     def matrix(self, weight: Tensor) -> Packed:
@@ -102,8 +102,9 @@ class Builder:
         mode: int = STORE,
         activation: int = 0,
         cap: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
-        """y = W x + bias, y += W x + bias, or y = activation(gate) * up; no barrier follows."""
+        """y = activation(scale W x + bias), y += W x + bias, or y = activation(gate) * up; no barrier follows."""
         packed = self.weights.matrix(weight)
         quantised = (0, 0, 0)
         stride = x.stride
@@ -128,6 +129,7 @@ class Builder:
             mode=mode,
             activation=activation,
             cap=cap,
+            scale=scale,
         )
 
     def add(self, x: Place, weight: Tensor, bias: Tensor | None, y: Place) -> None:
@@ -155,4 +157,3 @@ class Builder:
     def _reserve(self, size: int) -> int:
         start, self.scratch = self.scratch, self.scratch + -(-size // 64) * 64
         return -1 - start
-

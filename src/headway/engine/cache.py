@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,8 +48,7 @@ class Blocks:
 
     def view(self, block: int) -> np.ndarray:
         """The numbers of a block."""
-        kind = np.ctypeslib.as_ctypes_type(np.float32) * self.numbers
-        return np.frombuffer(kind.from_address(block), np.float32)
+        return np.ctypeslib.as_array((ctypes.c_float * self.numbers).from_address(block))
 
 
 class Rows:
@@ -79,7 +79,7 @@ class Rows:
     def make_room(self, positions: np.ndarray) -> None:
         """A block of its own for each row to write its next position in; -1 writes nothing."""
         changed = False
-        for row, (position, blocks) in enumerate(zip(positions.tolist(), self.blocks)):
+        for position, blocks in zip(positions.tolist(), self.blocks):
             if position < 0:
                 continue
             number = position // BLOCK

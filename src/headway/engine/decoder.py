@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.engine.builder import Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.operations import BLOCK
 from headway.engine.packing import Format
-from headway.engine.plan import Memory, Program, lower
+from headway.engine.plan import Memory, Program, check, lower
 from headway.engine.pool import pool
 from headway.engine.program import run
 from headway.mixers.attention import KeyValues
@@ -45,13 +45,16 @@ class Kept(NamedTuple):
         return self._replace(positions=positions)
 
 
-class Engine:
-    """`model` with a compiled step; it has the `config`, `start` and `step` of the model."""
+class Engine(nn.Module):
+    """`model` with a compiled step for up to MOST_ROWS rows; its `config`, `start` and `step` are those of a model."""
 
     def __init__(self, model: Transformer | EncoderDecoder, form: Format = "fp32", threads: int | None = None) -> None:
-        """Raises CannotLower for what has no instruction."""
+        """Raises CannotLowerError for what has no instruction."""
+        super().__init__()
         self.model, self.config = model, model.config
-        self.decoder = model.decoder if isinstance(model, EncoderDecoder) else model
+        decoder = model.decoder if isinstance(model, EncoderDecoder) else model
+        check(decoder)
+        self._decoder = [decoder]  # in a list, as it is a part of the model already
         self.weights = Weights(form)
         self.pool = pool(threads or torch.get_num_threads())
         self._program = self._lower(1, 256, 64)
@@ -61,7 +64,7 @@ class Engine:
         logits, decoding = self.model.start(prompt, capacity)
         if len(decoding.positions) > MOST_ROWS:
             return logits, decoding
-        return logits, self._adopt(decoding)
+        return logits, self.adopt(decoding)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         if isinstance(decoding, Decoding):
@@ -73,42 +76,43 @@ class Engine:
         if len(decoding.lengths):
             _place(program.read, decoding.read, batch)
             program.read.lengths[:batch] = np.repeat(decoding.lengths, batch // len(decoding.lengths))
-        symbols = ids.contiguous()
-        scratch = self._scratch
-        threads = self.pool.threads
-        places = np.ascontiguousarray(positions)
-        self.pool.run(
-            lambda thread: run(
+        self._run(program, ids.contiguous(), np.ascontiguousarray(positions))
+        return torch.from_numpy(program.logits[:batch]), decoding.at(decoding.positions + 1)
+
+    def _run(self, program: Program, symbols: Tensor, places: np.ndarray) -> None:
+        batch, threads, counter = len(places), self.pool.threads, self.pool.counter
+        scratch = [part.ctypes.data for part in self._scratch]
+
+        def job(thread: int) -> None:
+            run(
                 program.table,
                 program.floats,
                 symbols.data_ptr(),
                 places.ctypes.data,
                 batch,
-                scratch[thread].ctypes.data,
-                self.pool.counter,
+                scratch[thread],
+                counter,
                 thread,
                 threads,
             )
-        )
-        after = decoding._replace(positions=decoding.positions + 1)
-        return torch.from_numpy(program.logits[:batch]), after
+
+        self.pool.run(job)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> Program:
         now = self._program
         held = now.read.tables.shape[1] * BLOCK - BLOCK
         if rows > now.rows or capacity > now.capacity or reach > held:
-            context = self.config.context
             capacity = max(now.capacity, _power(capacity))
             self._program = self._lower(max(now.rows, _power(rows)), capacity, max(held, _power(reach)))
         return self._program
 
     def _lower(self, rows: int, capacity: int, reach: int) -> Program:
         with torch.inference_mode():
-            program = lower(self.decoder, self.weights, rows, capacity, reach)
+            program = lower(self._decoder[0], self.weights, rows, capacity, reach)
         self._scratch = np.zeros((self.pool.threads, program.scratch + 64), np.uint8)
         return program
 
-    def _adopt(self, decoding: Decoding) -> Kept:
+    def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks."""
         lengths = decoding.positions.tolist()
         own = Rows(self._own, [[] for _ in lengths])

@@ -14,9 +14,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from headway.engine.machine import _F32, _I8, _I16, _I32, INSTRUCTIONS, compiled, f32, i8, i32, u8
+from headway.engine.machine import _F32, _I8, _I16, _I32, F32, INSTRUCTIONS, compiled, f32, i8, i32, intrinsic, u8
 
 GROUP = 64
 FP32, INT8, INT4 = 0, 1, 2
@@ -115,7 +114,7 @@ def _vector_dot(product: Any) -> Any:
 
 
 @compiled
-def _plain8(w: int, w_scales: int, x: int, x_scales: int, corrections: int, groups: int) -> float:
+def _plain8(w: int, w_scales: int, x: int, x_scales: int, corrections: int, groups: int) -> F32:
     weights, numbers, ws, xs, corr = i8(w), i8(x), f32(w_scales), f32(x_scales), i32(corrections)
     out = np.float32(0)
     for g in range(groups):
@@ -127,7 +126,7 @@ def _plain8(w: int, w_scales: int, x: int, x_scales: int, corrections: int, grou
 
 
 @compiled
-def _plain4(w: int, w_scales: int, x: int, x_scales: int, corrections: int, groups: int) -> float:
+def _plain4(w: int, w_scales: int, x: int, x_scales: int, corrections: int, groups: int) -> F32:
     weights, numbers, ws, xs, corr = u8(w), i8(x), f32(w_scales), f32(x_scales), i32(corrections)
     out = np.float32(0)
     for g in range(groups):
@@ -144,7 +143,7 @@ dot4 = _plain4 if INSTRUCTIONS == "portable" else _vector_dot(_group4)
 
 
 @compiled
-def dot32(w: int, x: int, columns: int) -> float:
+def dot32(w: int, x: int, columns: int) -> F32:
     weights, numbers = f32(w), f32(x)
     out = np.float32(0)
     for c in range(columns):
@@ -153,7 +152,7 @@ def dot32(w: int, x: int, columns: int) -> float:
 
 
 @compiled
-def four_dots32(w: int, x: int, stride: int, columns: int) -> tuple[float, float, float, float]:
+def four_dots32(w: int, x: int, stride: int, columns: int) -> tuple[F32, F32, F32, F32]:
     """One row of weights with four rows of numbers that lie `stride` bytes apart; the weights are read once."""
     weights, x0, x1, x2, x3 = f32(w), f32(x), f32(x + stride), f32(x + 2 * stride), f32(x + 3 * stride)
     a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import numba.extending
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
 
 
@@ -128,7 +130,7 @@ def _bits(typing: Any, number: Any) -> Any:
 
 
 @compiled
-def exp(x: float) -> float:
+def exp(x: F32) -> F32:
     """e^x in single precision to two units of the last place, in a form that vectorises; x is held to -87 ... 88."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from headway.engine.dots import FP32, GROUP, INT8, dot4, dot8, dot32, four_dots32, quantise_row
-from headway.engine.machine import compiled, exp, f32, i8, u8
+from headway.engine.machine import F32, compiled, exp, f32, i8, u8
 
 LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP = range(9)
@@ -21,14 +21,14 @@ def share(total: int, thread: int, threads: int) -> tuple[int, int]:
 
 
 @compiled
-def tanh(x: float) -> float:
+def tanh(x: F32) -> F32:
     e = exp(np.float32(-2) * abs(x))
     y = (np.float32(1) - e) / (np.float32(1) + e)
     return y if x >= 0 else -y
 
 
 @compiled
-def activate(code: int, x: float, cap: float) -> float:
+def activate(code: int, x: F32, cap: F32) -> F32:
     if code == NONE:
         return x
     if code == SILU:
@@ -50,7 +50,7 @@ def activate(code: int, x: float, cap: float) -> float:
 
 
 @compiled
-def norm_row(kind: int, src: int, dst: int, width: int, weight: int, bias: int, eps: float) -> None:
+def norm_row(kind: int, src: int, dst: int, width: int, weight: int, bias: int, eps: F32) -> None:
     x, y, w, b = f32(src), f32(dst), f32(weight), f32(bias)
     mean = np.float32(0)
     if kind == LAYER:
@@ -80,7 +80,7 @@ def row_bytes(kind: int, columns: int) -> int:
 
 
 @compiled
-def product(kind: int, w: int, ws: int, row: int, columns: int, x: int, xs: int, corr: int) -> float:
+def product(kind: int, w: int, ws: int, row: int, columns: int, x: int, xs: int, corr: int) -> F32:
     """One row of weights with one row of numbers."""
     if kind == FP32:
         return dot32(w + row * 4 * columns, x, columns)
@@ -91,7 +91,7 @@ def product(kind: int, w: int, ws: int, row: int, columns: int, x: int, xs: int,
 
 
 @compiled
-def store(mode: int, code: int, y: int, row: int, value: float, bias: int, cap: float) -> None:
+def store(mode: int, code: int, y: int, row: int, value: F32, bias: int, cap: F32) -> None:
     out = f32(y)
     if bias != 0:
         value += f32(bias)[row]
@@ -118,7 +118,8 @@ def multiply(
     batch: int,
     mode: int,
     code: int,
-    cap: float,
+    cap: F32,
+    scale: F32,
     thread: int,
     threads: int,
 ) -> None:
@@ -133,11 +134,11 @@ def multiply(
             while b + 4 <= batch:
                 four = four_dots32(w + r * 4 * columns, x + b * stride, stride, columns)
                 for k in range(4):
-                    store(mode, code, y + (b + k) * y_stride, r, four[k], bias, cap)
+                    store(mode, code, y + (b + k) * y_stride, r, scale * four[k], bias, cap)
                 b += 4
         while b < batch:
             value = product(kind, w, ws, r, columns, x + b * stride, xs + b * groups, corr + b * groups)
-            store(mode, code, y + b * y_stride, r, value, bias, cap)
+            store(mode, code, y + b * y_stride, r, scale * value, bias, cap)
             b += 1
 
 
@@ -175,9 +176,7 @@ def multiply_gated(
 
 
 @compiled
-def quantise(
-    kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr: int, batch: int
-) -> None:
+def quantise(kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr: int, batch: int) -> None:
     groups = (columns + GROUP - 1) // GROUP
     for b in range(batch):
         quantise_row(
@@ -186,7 +185,7 @@ def quantise(
 
 
 @compiled
-def embed_row(kind: int, w: int, ws: int, symbol: int, width: int, scale: float, out: int) -> None:
+def embed_row(kind: int, w: int, ws: int, symbol: int, width: int, scale: F32, out: int) -> None:
     """A row of the table as numbers, times `scale`."""
     y = f32(out)
     start = symbol * row_bytes(kind, width)

@@ -19,11 +19,14 @@ from headway.mixers.attention import Attention, QKNorm, WideQKNorm
 from headway.mixers.cross import CrossAttention
 from headway.models import Transformer
 from headway.models.block import Block, Branch, LayerScale, ParallelBlock
-from headway.models.embeds import TokenEmbed
+from headway.models.embeds import TokenEmbed, TypeEmbed
 from headway.models.heads import Transform, VocabularyHead
+from headway.models.stack import Stack
+from headway.parts.bias import Alibi, Relative
+from headway.parts.dropout import Dropout
 from headway.parts.feedforward import ACTIVATIONS, MLP, Gated
 from headway.parts.norm import LayerNorm, RMSNorm
-from headway.parts.positions import Learned
+from headway.parts.positions import Learned, Sinusoidal
 from headway.parts.projection import Projection
 from headway.visibility import Causal
 
@@ -38,7 +41,7 @@ _CODES = {
 }
 
 
-class CannotLower(Exception):
+class CannotLowerError(Exception):
     """What the engine has no instruction for."""
 
 
@@ -66,8 +69,18 @@ class Program:
 
 
 def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> Program:
-    """The program of a decoder that reads memories of at most `reach` positions. Raises CannotLower."""
+    """The program of a decoder that reads memories of at most `reach` positions. Raises CannotLowerError."""
     return _Lowering(model, weights, rows, capacity, reach).program()
+
+
+def check(model: Transformer) -> None:
+    """CannotLowerError for what the engine has no instruction for, before any weight is packed."""
+    for name, module in model.named_modules():
+        if not isinstance(module, _KNOWN):
+            raise CannotLowerError(f"{type(module).__name__} ({name})")
+    for parameter in model.parameters():
+        if parameter.device.type != "cpu":
+            raise CannotLowerError(f"a model on {parameter.device}")
 
 
 class _Lowering:
@@ -91,13 +104,11 @@ class _Lowering:
             self._block(block, layers)
         logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
-        return Program(
-            table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept
-        )
+        return Program(table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept)
 
     def _embed(self, embed: nn.Module) -> None:
         if not isinstance(embed, TokenEmbed) or not isinstance(embed.project, nn.Identity):
-            raise CannotLower(f"the embedding {type(embed).__name__}")
+            raise CannotLowerError(f"the embedding {type(embed).__name__}")
         packed = self.build.weights.matrix(embed.table)
         positions = None
         if embed.positions is not None:
@@ -199,7 +210,7 @@ class _Lowering:
 
     def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
         if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
-            raise CannotLower(f"the mixer {type(mixer).__name__}")
+            raise CannotLowerError(f"the mixer {type(mixer).__name__}")
         heads, groups, size = mixer.heads, mixer.groups, mixer.size
         qkv = self.build.shared((heads + 2 * groups) * size)
         self.build.multiply(x, mixer.qkv.matrix(), _offset(mixer.qkv), qkv)
@@ -305,13 +316,13 @@ class _Lowering:
             matrix, offset = feed.gate_up.matrix(), _offset(feed.gate_up)
             self.build.multiply(x, matrix, offset, hidden, GATED, _activation(feed.activation))
         else:
-            raise CannotLower(f"the feed-forward {type(feed).__name__}")
+            raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
         self.build.barrier()
         return hidden, feed.down
 
     def _head(self, head: nn.Module, x: Place) -> np.ndarray:
         if not isinstance(head, VocabularyHead):
-            raise CannotLower(f"the head {type(head).__name__}")
+            raise CannotLowerError(f"the head {type(head).__name__}")
         if isinstance(head.transform, Transform):
             y = self.build.shared(x.width)
             dense = head.transform.dense
@@ -320,9 +331,7 @@ class _Lowering:
             self.build.barrier()
             x = self._norm(head.transform.norm, y)
         elif not isinstance(head.transform, nn.Identity):
-            raise CannotLower(f"the head's {type(head.transform).__name__}")
-        if head.config.scale != 1.0:
-            raise CannotLower("a head that scales its input")
+            raise CannotLowerError(f"the head's {type(head.transform).__name__}")
         logits = np.zeros((self.build.rows, head.weight.shape[0]), np.float32)
         self.build.kept.append(logits)
         cap = head.config.soft_cap
@@ -333,11 +342,40 @@ class _Lowering:
             Place(logits.ctypes.data, 4 * logits.shape[1], logits.shape[1]),
             activation=code.NONE if cap is None else code.SOFT_CAP,
             cap=cap or 0.0,
+            scale=head.config.scale,
         )
         return logits
 
 
 _MOST_SPLITS = 64
+_KNOWN = (
+    Transformer,
+    TokenEmbed,
+    TypeEmbed,
+    Learned,
+    Sinusoidal,
+    Stack,
+    Block,
+    Branch,
+    LayerScale,
+    Attention,
+    QKNorm,
+    WideQKNorm,
+    CrossAttention,
+    Projection,
+    MLP,
+    Gated,
+    LayerNorm,
+    RMSNorm,
+    VocabularyHead,
+    Transform,
+    Alibi,
+    Relative,
+    Dropout,
+    nn.Identity,
+    nn.ModuleList,
+    nn.ModuleDict,
+)
 
 
 def _memory(blocks: list[Block], rows: int, capacity: int, part: Any) -> Memory:
@@ -352,7 +390,7 @@ def _norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, flo
     if isinstance(norm, RMSNorm):
         weight = None if norm.weight is None else norm.weight + norm.offset
         return code.RMS, weight, None, norm.eps
-    raise CannotLower(f"the norm {type(norm).__name__}")
+    raise CannotLowerError(f"the norm {type(norm).__name__}")
 
 
 def _offset(projection: Projection) -> Tensor | None:
@@ -363,4 +401,4 @@ def _activation(function: Any) -> int:
     for name, known in ACTIVATIONS.items():
         if known is function:
             return _CODES[name]
-    raise CannotLower(f"the activation {function}")
+    raise CannotLowerError(f"the activation {function}")

@@ -34,9 +34,10 @@ NAMES = {
     Kind.EMBED: "format table scales width out stride positions limit offset; scale",
     Kind.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
     Kind.QUANTISE: "format src stride columns q scales corrections",
-    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride rows columns mode activation; cap",
-    Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias span "
-    "tables table_step lengths layer pieces q scores; eps cap scale",
+    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride rows columns mode activation; cap "
+    "scale",
+    Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
+    "span tables table_step lengths layer pieces q scores; eps cap scale",
     Kind.MERGE: "pieces heads size groups sinks out stride",
     Kind.SUM: "src src_stride dst dst_stride width residual gain",
     Kind.BARRIER: "",
@@ -64,7 +65,9 @@ def splits_of(batch: int, groups: int, threads: int) -> int:
 
 
 @compiled
-def _embed(op: np.ndarray, numbers: np.ndarray, symbols: int, places: int, batch: int, thread: int, threads: int) -> None:
+def _embed(
+    op: np.ndarray, numbers: np.ndarray, symbols: int, places: int, batch: int, thread: int, threads: int
+) -> None:
     first, last = share(batch, thread, threads)
     for b in range(first, last):
         out = op[5] + b * op[6]
@@ -167,7 +170,7 @@ def run(
             else:
                 multiply(
                     op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[13],
-                    op[14], np.float32(numbers[0]), thread, threads,
+                    op[14], np.float32(numbers[0]), np.float32(numbers[1]), thread, threads,
                 )  # fmt: skip
         elif kind == NORM:
             _norm(op, numbers, batch, scratch, thread, threads)

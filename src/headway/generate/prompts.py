@@ -8,14 +8,13 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Prompt, Transformer
+from headway.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
-Generative = Transformer | EncoderDecoder
 
 
 def context_of(model: Generative) -> int | None:
@@ -23,7 +22,7 @@ def context_of(model: Generative) -> int | None:
     return model.config.context
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Generative) -> torch.device:
     return next(model.parameters()).device
 
 
@@ -45,7 +44,7 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
 
 def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
     """UserError for a source that holds unknown ids or that the encoder cannot read whole."""
-    if not isinstance(model, EncoderDecoder):
+    if not isinstance(model.config, EncoderDecoderConfig):
         raise UserError("this model reads no source; leave sources out")
     encoder, longest = model.config.encoder, max(map(len, sources), default=0)
     check_ids("source", sources, encoder.symbols)
@@ -94,7 +93,7 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Generative) -> Iterator[None]:
     """Without dropout; afterwards the model is as it was."""
     was_training = model.training
     model.eval()

@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import Generative, check_ids, check_number, context_of, evaluating
-from headway.mixers import tree_map
-from headway.models import Decoding, Prompt
+from headway.generate.prompts import check_ids, check_number, context_of, evaluating
+from headway.models import Generative, Progress, Prompt
 
 _LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them
@@ -129,7 +128,7 @@ class _Search:
     def sentences(self) -> int:
         return len(self.numbers)
 
-    def advance(self, logits: Float[Tensor, "MW C"], decoding: Decoding) -> tuple[Int[Tensor, "MW"], Decoding]:
+    def advance(self, logits: Float[Tensor, "MW C"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
         logp = logits.float().log_softmax(-1)
@@ -177,7 +176,7 @@ class _Search:
             score = self.config.worth(total, self.length)
             self.found[self.numbers[sentence]].append(Hypothesis(ids, score, total, finished))
 
-    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: Decoding) -> Int[Tensor, "M W"]:
+    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: Progress) -> Int[Tensor, "M W"]:
         """Move hypotheses so that each stays on its parent's row where it can; the symbols in their new order.
 
         Caches are large: only the rows of second and further children are copied, over those without children.
@@ -196,11 +195,12 @@ class _Search:
             source, target = source[followed], target[followed]
             symbols = torch.empty_like(symbols).scatter_(1, moved, symbols)
             self.totals = torch.empty_like(self.totals).scatter_(1, moved, self.totals)
-            tree_map(lambda t: t.index_copy_(0, target, t.index_select(0, source)), (decoding.states, self.history))
+            decoding.assign(target, source)
+            self.history[target] = self.history[source]
         self.history[:, self.length - 1] = symbols.flatten()
         return symbols
 
-    def _leave(self, symbols: Int[Tensor, "M W"], decoding: Decoding) -> tuple[Int[Tensor, "MW"], Decoding]:
+    def _leave(self, symbols: Int[Tensor, "M W"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
         """Close the sentences that are done; once they are many, without them."""
         cut = ~self.done & (self.length >= self.limits)
         ceiling = self.totals.amax(1) / ((5 + self.limits) / 6) ** self.config.length_penalty
@@ -212,7 +212,7 @@ class _Search:
         if int(self.done.sum()) < _LEAVE * self.sentences:
             # Their rows are padding until they leave: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
-            return symbols.flatten(), decoding._replace(positions=decoding.positions.masked_fill(idle, -1))
+            return symbols.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
         return self._select((~self.done).nonzero()[:, 0], symbols, decoding)
 
     def _cut(self, short: Bool[Tensor, "M"]) -> None:
@@ -220,7 +220,7 @@ class _Search:
         rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
         self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
 
-    def _select(self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: Decoding) -> tuple[Tensor, Decoding]:
+    def _select(self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: Progress) -> tuple[Tensor, Progress]:
         rows = (kept[:, None] * self.config.beam + torch.arange(self.config.beam, device=kept.device)).flatten()
         self.numbers = [self.numbers[i] for i in kept.tolist()]
         self.limits, self.totals, self.finished = self.limits[kept], self.totals[kept], self.finished[kept]

@@ -13,7 +13,6 @@ from torch import Tensor
 from headway.codecs import Codec
 from headway.errors import UserError
 from headway.generate.prompts import (
-    Generative,
     Ids,
     check_number,
     check_prompts,
@@ -25,7 +24,7 @@ from headway.generate.prompts import (
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stopping import Limits, TextStream
-from headway.models import Decoding, EncoderDecoder
+from headway.models import EncoderDecoderConfig, Generative, Progress
 
 FinishReason = Literal["stop", "length"]
 _SAMPLING, _LIMITS = Sampling(), Limits()
@@ -104,7 +103,7 @@ class Session:
 
     def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Ids] | None) -> None:
         if sources is None:
-            if isinstance(self.model, EncoderDecoder):
+            if isinstance(self.model.config, EncoderDecoderConfig):
                 raise UserError("this model reads a source; give one for each prompt")
             return
         check_sources(self.model, sources)
@@ -198,11 +197,11 @@ class _Batch:
                 idle, finished = torch.tensor([row.done for row in self.rows], device=device), now
             if idle is not None:
                 # A finished row that waits to leave is padding: it is not written, and its positions stay in range.
-                decoding = decoding._replace(positions=decoding.positions.masked_fill(idle, -1))
+                decoding = decoding.at(decoding.positions.masked_fill(idle, -1))
             logits, decoding = model.step(chosen, decoding)
             step += 1
 
-    def _leave(self, chosen: Tensor, decoding: Decoding, sampler: Sampler) -> tuple[Tensor, Decoding]:
+    def _leave(self, chosen: Tensor, decoding: Progress, sampler: Sampler) -> tuple[Tensor, Progress]:
         """Without the rows that have finished."""
         kept = [i for i, row in enumerate(self.rows) if not row.done]
         self.rows = [self.rows[i] for i in kept]

@@ -9,6 +9,7 @@ from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeCo
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from headway.models.generative import Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
 from headway.models.pooled import PooledHead, PooledHeadConfig
@@ -31,6 +32,7 @@ __all__ = [
     "Encoded",
     "EncoderDecoder",
     "EncoderDecoderConfig",
+    "Generative",
     "HeadConfig",
     "Loss",
     "MemoryBridgeConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "OneHotEmbedConfig",
     "PooledHead",
     "PooledHeadConfig",
+    "Progress",
     "Prompt",
     "Stack",
     "StackConfig",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.mixers import Memory, State, select
+from headway.mixers import Memory, State, select, tree_map
 from headway.models import resize
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.models.heads import HeadConfig, VocabularyHeadConfig
@@ -51,6 +51,14 @@ class Decoding(NamedTuple):
         """Chosen rows, as a copy; the memories stay as they are where `memory_rows` is None."""
         memories = self.memories if memory_rows is None else select(self.memories, memory_rows)
         return Decoding(select(self.states, rows), memories, self.positions[rows])
+
+    def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
+        """Make the states of rows `target` those of rows `source`, in place."""
+        tree_map(lambda state: state.index_copy_(0, target, state.index_select(0, source)), self.states)
+
+    def at(self, positions: Int[Tensor, "B"]) -> Decoding:
+        """With other next positions; a row at -1 is padding, which is not written."""
+        return self._replace(positions=positions)
 
 
 @family

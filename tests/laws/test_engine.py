@@ -1,0 +1,192 @@
+"""Laws of the CPU engine: its programs give what the modules give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import FEED_FORWARDS, HEADS, MIXERS, NORMS, WIDTH, hybrid, ids, inputs, seq2seq, shake
+from torch import Tensor
+
+from headway.engine import CannotLowerError, Engine
+from headway.engine.cache import Blocks, Rows
+from headway.engine.operations import BLOCK
+from headway.engine.packing import pack, unpack
+from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
+from headway.layout import Layout
+from headway.mixers import AttentionConfig
+from headway.models import (
+    BlockConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    Prompt,
+    StackConfig,
+    Transformer,
+    TransformerConfig,
+    build,
+)
+from headway.models.heads import TransformConfig, VocabularyHeadConfig
+
+close = torch.testing.assert_close
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+LOWERED = [name for name, config in MIXERS.items() if isinstance(config, AttentionConfig) and config.causal]
+FEEDS = [feed for name, feed in FEED_FORWARDS.items() if name != "experts"]
+
+
+def lowered(config: TransformerConfig) -> TransformerConfig:
+    """A model with all that the engine has instructions for, in each placement."""
+    placements = ("pre", "post", "sandwich", "branch", "parallel", "none")
+    norms = list(NORMS.values())
+    blocks = tuple(
+        BlockConfig(
+            MIXERS[LOWERED[i % len(LOWERED)]],
+            None,
+            FEEDS[i % len(FEEDS)] if i % 7 != 6 else None,
+            norms[i % len(norms)],
+            placements[i % len(placements)],  # type: ignore[arg-type]
+            layer_scale=0.9 if i % 2 else None,
+            shared_norm=i % 12 == 4,
+        )
+        for i in range(18)
+    )
+    return replace(config, stack=replace(config.stack, blocks=blocks))
+
+
+def ready(config: TransformerConfig | EncoderDecoderConfig) -> Transformer | EncoderDecoder:
+    model = build(config).eval()
+    shake(model)
+    assert isinstance(model, (Transformer, EncoderDecoder))
+    return model.float().requires_grad_(False)
+
+
+def follow(model: Transformer | EncoderDecoder, engine: Engine, prompt: Prompt, tokens: Tensor, capacity: int) -> None:
+    """Both step over the same tokens and must give the same logits."""
+    with torch.inference_mode():
+        _, theirs = model.start(prompt, capacity)
+        _, ours = engine.start(prompt, capacity)
+        for column in tokens.T:
+            wanted, theirs = model.step(column, theirs)
+            found, ours = engine.step(column, ours)
+            close(found, wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_blocks_step_as_their_modules(number: int) -> None:
+    """Two blocks at a time, as errors grow from one layer of such large weights to the next."""
+    config = replace(lowered(hybrid("learned" if number % 2 else "sinusoidal")), context=96)
+    blocks = config.stack.blocks[number : number + 2]
+    model = ready(replace(config, stack=replace(config.stack, blocks=blocks)))
+    engine = Engine(model, threads=1 + number % 3)
+    prompt = Prompt(ids(5, 37), Layout.padded([37, 1, 4, 31, 33], 37))  # on both sides of a block's end
+    follow(model, engine, prompt, ids(5, 40, seed=3), 90)
+
+
+@pytest.mark.parametrize("tie", ["all", "none"])
+def test_seq2seq_steps_as_its_modules(tie: str) -> None:
+    config = seq2seq(tie)
+    cross = config.decoder.stack.blocks[0].cross
+    decoder = lowered(config.decoder)
+    blocks = tuple(replace(b, cross=cross) for b in decoder.stack.blocks if b.placement != "parallel")
+    model = ready(replace(config, decoder=replace(decoder, stack=replace(decoder.stack, blocks=blocks))))
+    engine = Engine(model, threads=2)
+    prompt = Prompt(ids(3, 2), Layout.full(3, 2), ids(3, 50, seed=1), Layout.padded([50, 3, 32], 50))
+    follow(model, engine, prompt, ids(3, 9, seed=2), 20)
+
+
+def test_heads_with_a_transform_and_a_cap() -> None:
+    head = VocabularyHeadConfig(bias=True, soft_cap=3.0, transform=TransformConfig(), scale=0.7)
+    stack = StackConfig((BlockConfig(AttentionConfig(HEADS)),))
+    model = ready(TransformerConfig(WIDTH, 11, 64, stack, heads={"vocabulary": head}))
+    follow(model, Engine(model), Prompt(ids(1, 3), Layout.full(1, 3)), ids(1, 5), 20)
+
+
+def small(depth: int = 2, symbols: int = 23, seed: int = 5) -> Transformer:
+    model = ready(TransformerConfig(WIDTH, symbols, 200, StackConfig((BlockConfig(AttentionConfig(HEADS)),) * depth)))
+    assert isinstance(model, Transformer)
+    return model
+
+
+def test_sessions_write_the_same_tokens() -> None:
+    model = small()
+    prompts = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [2] * 40]
+    limits = Limits(60)
+    wanted = [c.ids for c in Session(model).generate(prompts, GREEDY, limits)]
+    found = [c.ids for c in Session(Engine(model, threads=2)).generate(prompts, GREEDY, limits)]
+    assert found == wanted
+
+
+def test_beam_search_finds_the_same_translations() -> None:
+    config = seq2seq("all")
+    cross = config.decoder.stack.blocks[0].cross
+    block = BlockConfig(AttentionConfig(HEADS), cross)
+    model = ready(replace(config, decoder=replace(config.decoder, stack=StackConfig((block, block)))))
+    assert isinstance(model, EncoderDecoder)
+    sources = [[3, 4, 5], [6, 2, 2, 7, 9], [8]]
+    search = SearchConfig(beam=4, n_best=2)
+    wanted = translate_ids(model, sources, begin=0, end=1, config=search)
+    found = translate_ids(Engine(model, threads=2), sources, begin=0, end=1, config=search)
+    assert [[h.ids for h in some] for some in found] == [[h.ids for h in some] for some in wanted]
+
+
+def test_more_rows_than_the_program_takes_run_on_torch() -> None:
+    model = small()
+    prompts = [[i % 20, 3] for i in range(40)]
+    wanted = [c.ids for c in Session(model).generate(prompts, GREEDY, Limits(5))]
+    assert [c.ids for c in Session(Engine(model)).generate(prompts, GREEDY, Limits(5))] == wanted
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("columns", [64, 70, 128, 200])
+def test_packed_weights_are_near(form: str, columns: int) -> None:
+    weight = inputs(24, columns).float()
+    packed = pack(weight, form)  # type: ignore[arg-type]
+    assert packed.scales is not None
+    step = packed.scales.abs().repeat_interleave(64, 1)[:, :columns]
+    error = (unpack(packed) - weight).abs()
+    assert bool((error <= step * (0.5001 if form == "int8" else 2.6)).all())
+    assert error.square().mean().sqrt() < step.mean() * 0.35
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_quantised_programs_follow_the_unpacked_weights(form: str, threads: int) -> None:
+    """What differs from a model with the unpacked weights is the rounding of activations to 8 bits."""
+    model, whole = small(), small()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(unpack(pack(parameter, form)))  # type: ignore[arg-type]
+    engine = Engine(model, form, threads)  # type: ignore[arg-type]
+    prompt = Prompt(ids(2, 4), Layout.full(2, 4))
+    with torch.inference_mode():
+        _, theirs = whole.start(prompt, 40)
+        ours = engine.adopt(theirs)
+        for column in ids(2, 20, seed=4).T:
+            wanted, theirs = whole.step(column, theirs)
+            found, ours = engine.step(column, ours)
+            assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_what_has_no_instruction_is_named() -> None:
+    with pytest.raises(CannotLowerError, match="Elman"):
+        Engine(ready(replace(hybrid(), stack=StackConfig((BlockConfig(MIXERS["elman"]),)))))
+
+
+def test_rows_share_blocks_until_they_write() -> None:
+    store = Blocks(4)
+    rows = Rows(store, [[], []])
+    rows.make_room(np.array([0, -1]))
+    assert [len(blocks) for blocks in rows.blocks] == [1, 0]
+    store.view(rows.blocks[0][0])[:] = 7
+    both = rows.select([0, 0])
+    assert both.blocks[0] == both.blocks[1]
+    both.make_room(np.array([1, 1]))
+    assert len({both.blocks[0][0], both.blocks[1][0], rows.blocks[0][0]}) == 3
+    assert all(store.view(blocks[0])[0] == 7 for blocks in both.blocks)
+    both.make_room(np.array([BLOCK, 1]))
+    assert [len(blocks) for blocks in both.blocks] == [2, 1]
+    used = set(store._users)
+    del both
+    assert set(store._users) == set(rows.blocks[0]) < used
