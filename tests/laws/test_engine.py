@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import FEED_FORWARDS, HEADS, MIXERS, NORMS, WIDTH, hybrid, ids, inputs, seq2seq, shake
 from torch import Tensor
 
 from headway.engine import CannotLowerError, Engine
 from headway.engine.cache import Blocks, Rows
 from headway.engine.operations import BLOCK
+from headway.engine.packed import PackedTensor, quantise
 from headway.engine.packing import pack, unpack
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
@@ -190,3 +192,31 @@ def test_rows_share_blocks_until_they_write() -> None:
     used = set(store._users)
     del both
     assert set(store._users) == set(rows.blocks[0]) < used
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_packed_tensors_serve_in_place_of_weights(form: str) -> None:
+    """Few rows from the packed weights, many by unpacking them: both are the product with the unpacked ones."""
+    weight, x = inputs(30, 70).float(), inputs(40, 70, seed=1).float()
+    packed = PackedTensor(pack(weight, form))  # type: ignore[arg-type]
+    whole = unpack(packed.packed)
+    for count in (1, 7, 40):
+        found, wanted = F.linear(x[:count], packed), x[:count] @ whole.T
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    chosen = torch.tensor([[3, 29], [0, 3]])
+    assert torch.equal(F.embedding(chosen, packed), whole[chosen])
+    assert torch.equal(packed + 0, whole)
+    assert packed.shape == weight.shape
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_a_quantised_model_generates_by_either_way(form: str) -> None:
+    model = small()
+    names = [name for name, _ in model.named_parameters()]
+    plain = [p for p in model.parameters() if p.dim() == 1]
+    quantise(model, form)  # type: ignore[arg-type]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(a is b for a, b in zip(plain, (p for p in model.parameters() if p.dim() == 1)))
+    assert isinstance(model.embed.table, PackedTensor)
+    assert model.embed.table is model.heads["vocabulary"].table
+    follow(model, Engine(model), Prompt(ids(2, 30), Layout.full(2, 30)), ids(2, 20, seed=4), 60)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headway.engine.dots import FP32, GROUP
 from headway.engine.operations import ADD, GATED, STORE
+from headway.engine.packed import PackedTensor
 from headway.engine.packing import Format, Packed, pack
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
 
@@ -35,6 +36,8 @@ class Weights:
         self._packed: dict[int, tuple[Tensor, Packed]] = {}
 
     def matrix(self, weight: Tensor) -> Packed:
+        if isinstance(weight, PackedTensor):
+            return weight.packed
         key = weight.data_ptr()
         if key not in self._packed:
             self._packed[key] = (weight, pack(weight, self.form))

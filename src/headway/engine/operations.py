@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from headway.engine.dots import FP32, GROUP, INT8, dot4, dot8, dot32, four_dots32, quantise_row
-from headway.engine.machine import F32, compiled, exp, f32, i8, u8
+from headway.engine.machine import F32, barrier, compiled, exp, f32, i8, i64, u8
 
 LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP = range(9)
@@ -185,25 +185,55 @@ def quantise(kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr
 
 
 @compiled
-def embed_row(kind: int, w: int, ws: int, symbol: int, width: int, scale: F32, out: int) -> None:
-    """A row of the table as numbers, times `scale`."""
+def unpack_row(kind: int, w: int, ws: int, row: int, width: int, scale: F32, out: int) -> None:
+    """A row of a matrix as numbers, times `scale`."""
     y = f32(out)
-    start = symbol * row_bytes(kind, width)
+    start = w + row * row_bytes(kind, width)
     if kind == FP32:
-        row = f32(w + start)
+        numbers = f32(start)
         for i in range(width):
-            y[i] = row[i] * np.float32(scale)
+            y[i] = numbers[i] * scale
         return
     groups = (width + GROUP - 1) // GROUP
-    scales = f32(ws + symbol * groups * 4)
-    if kind == INT8:
-        whole = i8(w + start)
-        for i in range(width):
-            y[i] = np.float32(whole[i]) * scales[i // GROUP] * np.float32(scale)
-        return
-    halves = u8(w + start)
-    for i in range(width):
-        g, j = i // GROUP, i % GROUP
-        both = np.int32(halves[g * (GROUP // 2) + j % (GROUP // 2)])
-        value = (both & 15) if j < GROUP // 2 else (both >> 4)
-        y[i] = np.float32(value - 8) * scales[g] * np.float32(scale)
+    scales = f32(ws + row * groups * 4)
+    for g in range(groups):
+        factor, base = scales[g] * scale, g * GROUP
+        count = min(GROUP, width - base)
+        if kind == INT8:
+            whole = i8(start + base)
+            for j in range(count):
+                y[base + j] = np.float32(whole[j]) * factor
+        else:
+            halves = u8(start + base // 2)
+            for j in range(min(count, GROUP // 2)):
+                y[base + j] = np.float32(np.int32(halves[j] & np.uint8(15)) - 8) * factor
+            for j in range(max(0, count - GROUP // 2)):
+                y[base + GROUP // 2 + j] = np.float32(np.int32(halves[j] >> np.uint8(4)) - 8) * factor
+
+
+@compiled
+def unpack_rows(
+    kind: int, w: int, ws: int, rows: int, count: int, width: int, out: int, thread: int, threads: int
+) -> None:
+    """`count` rows of a matrix, whose numbers are at `rows` (int64), as floats at `out`: one thread's share."""
+    first, last = share(count, thread, threads)
+    for n in range(first, last):
+        unpack_row(kind, w, ws, i64(rows)[n], width, np.float32(1), out + 4 * n * width)
+
+
+@compiled
+def packed_product(
+    kind: int, w: int, ws: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int, batch: int,
+    counter: int, thread: int, threads: int,
+) -> None:  # fmt: skip
+    """y = x W^T of few rows, with the memory for quantised numbers at `q`, `xs` and `corr`; all threads."""
+    if kind != FP32 and thread == 0:
+        quantise(kind, x, 4 * columns, columns, q, xs, corr, batch)
+    barrier(counter, threads)
+    numbers, stride = x, 4 * columns
+    if kind != FP32:
+        numbers, stride = q, (columns + GROUP - 1) // GROUP * GROUP
+    multiply(
+        kind, w, ws, 0, numbers, xs, corr, stride, y, 4 * rows, rows, columns, batch, STORE, NONE, np.float32(0),
+        np.float32(1), thread, threads,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from headway.engine.attention import attend_piece, keep, merge, prepare_head
 from headway.engine.machine import barrier, compiled, f32, i64
-from headway.engine.operations import BLOCK, GATED, embed_row, multiply, multiply_gated, norm_row, quantise, share
+from headway.engine.operations import BLOCK, GATED, multiply, multiply_gated, norm_row, quantise, share, unpack_row
 
 FIELDS, FLOATS = 28, 4
 
@@ -71,7 +71,7 @@ def _embed(
     first, last = share(batch, thread, threads)
     for b in range(first, last):
         out = op[5] + b * op[6]
-        embed_row(op[1], op[2], op[3], i64(symbols)[b], op[4], numbers[0], out)
+        unpack_row(op[1], op[2], op[3], i64(symbols)[b], op[4], np.float32(numbers[0]), out)
         if op[7] != 0:
             place = min(max(i64(places)[b], 0) + op[9], op[8] - 1)
             x, y = f32(op[7] + 4 * place * op[4]), f32(out)

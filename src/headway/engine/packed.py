@@ -1,0 +1,143 @@
+"""Quantised weights as tensors: modules use them as they are, in products and in look-ups, and never hold them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from headway.engine.dots import FP32, GROUP
+from headway.engine.operations import packed_product, unpack_rows
+from headway.engine.packing import Format, Packed, pack, unpack
+from headway.engine.pool import pool
+from headway.kernels.linear import matrix_unit
+from headway.models.embeds import TokenEmbed
+from headway.parts.projection import Projection
+
+_FEW = 16  # rows of numbers up to which products are made of the packed weights; matrix units are faster beyond
+_CHUNK = 1 << 22  # weights that are unpacked at once
+
+
+class PackedTensor(torch.Tensor):
+    """A matrix [R, C] that is held in 8 or 4 bits and looks like one in fp32. Linear layers and look-ups read it as it
+    is; for any other operation it is unpacked, which is slow and right.
+    """
+
+    packed: Packed
+
+    @staticmethod
+    def __new__(cls, packed: Packed) -> PackedTensor:
+        made = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
+        made.packed = packed
+        return made
+
+    def __init__(self, packed: Packed) -> None:
+        return None
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"PackedTensor({self.packed.rows} x {self.packed.columns}, {self.packed.bytes} bytes)"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and isinstance(args[1], PackedTensor):
+            return _linear(*args, **kwargs)
+        if func is F.embedding and isinstance(args[1], PackedTensor):
+            return look_up(args[1].packed, args[0])  # its other arguments are for training
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return PackedTensor(args[0].packed)
+        plain = lambda item: unpack(item.packed) if isinstance(item, PackedTensor) else item  # noqa: E731
+        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+
+
+def quantise(model: nn.Module, form: Format) -> nn.Module:
+    """The model with the matrices of its linear layers, embedding and heads in `form`, in place; tied ones once.
+
+    Positions, norms, biases and what recurrences multiply their state by stay as they are. The model is for use, not
+    for training, afterwards.
+    """
+    if form == "fp32":
+        return model
+    made: dict[int, nn.Parameter] = {}
+    for module, name, weight in list(_matrices(model)):
+        if id(weight) not in made:
+            with torch.no_grad():
+                made[id(weight)] = nn.Parameter(PackedTensor(pack(weight, form)), requires_grad=False)
+        setattr(module, name, made[id(weight)])
+    return model
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    tables = {id(m.table) for m in model.modules() if isinstance(m, TokenEmbed)}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if (isinstance(module, Projection) and name == "weight") or id(parameter) in tables:
+                yield module, name, parameter
+
+
+def look_up(packed: Packed, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
+    """Rows of a packed matrix."""
+    rows = ids.reshape(-1).long().contiguous()
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= packed.rows):
+        raise IndexError(f"index out of range: a table has rows 0 to {packed.rows - 1}")
+    out = torch.empty(rows.numel(), packed.columns)
+    _unpack(packed, rows, out)
+    return out.view(*ids.shape, packed.columns)
+
+
+def _unpack(packed: Packed, rows: Tensor, out: Tensor) -> None:
+    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), rows.data_ptr(), rows.numel(), packed.columns)
+    threads = _threads(rows.numel() * packed.columns)
+    threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
+
+
+def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
+    packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
+    product: Callable[[Packed, Tensor], Tensor] = _few if rows.shape[0] <= _FEW else _many
+    y = product(packed, rows).view(*x.shape[:-1], packed.rows)
+    return y if bias is None else y + bias
+
+
+def _few(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
+    """With numbers rounded to 8 bits, from the packed weights."""
+    batch, groups = x.shape[0], -(-packed.columns // GROUP)
+    q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
+    corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
+    places = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
+    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), *places, packed.rows, packed.columns, batch)
+    threads = _threads(packed.rows * packed.columns)
+    threads.run(lambda thread: packed_product(*fields, threads.counter, thread, threads.threads))
+    return y
+
+
+def _many(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
+    """By matrix products over some rows of weights at a time, their factors rounded to bf16 where units for it exist."""
+    y = torch.empty(x.shape[0], packed.rows)
+    step = max(1, _CHUNK // packed.columns)
+    room = torch.empty(min(step, packed.rows), packed.columns)
+    with matrix_unit(True):
+        for start in range(0, packed.rows, step):
+            rows = torch.arange(start, min(start + step, packed.rows))
+            _unpack(packed, rows, room)
+            y[:, start : start + len(rows)] = F.linear(x, room[: len(rows)])
+    return y
+
+
+def _scales(packed: Packed) -> int:
+    return 0 if packed.scales is None or packed.kind == FP32 else packed.scales.data_ptr()
+
+
+def _threads(work: int) -> Any:
+    """One thread for what is done before a second would wake."""
+    return pool(torch.get_num_threads() if work > 1 << 16 else 1)
