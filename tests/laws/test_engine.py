@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import FEED_FORWARDS, HEADS, MIXERS, NORMS, WIDTH, hybrid, ids, inputs, seq2seq, shake
+from safetensors import safe_open
 from torch import Tensor
 
-from headway.engine import CannotLowerError, Engine
+from headway.checkpoints.durable import write_tensors
+from headway.engine import FILE, CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
 from headway.engine.cache import Blocks, Rows
 from headway.engine.operations import BLOCK
-from headway.engine.packed import PackedTensor, quantise
 from headway.engine.packing import pack, unpack
+from headway.errors import UserError
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
 from headway.mixers import AttentionConfig
@@ -220,3 +223,45 @@ def test_a_quantised_model_generates_by_either_way(form: str) -> None:
     assert isinstance(model.embed.table, PackedTensor)
     assert model.embed.table is model.heads["vocabulary"].table
     follow(model, Engine(model), Prompt(ids(2, 30), Layout.full(2, 30)), ids(2, 20, seed=4), 60)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_quantised_files_come_back(form: str, tmp_path: Path) -> None:
+    model = quantise(small(), form)  # type: ignore[arg-type]
+    save_quantised(model, form, tmp_path)  # type: ignore[arg-type]
+    again = load_quantised(tmp_path)
+    assert isinstance(again, Transformer)
+    assert again.embed.table is again.heads["vocabulary"].table
+    with torch.inference_mode():
+        assert torch.equal(model(ids(2, 20)).x, again(ids(2, 20)).x)
+    save_quantised(again, form, tmp_path / "twice")  # type: ignore[arg-type]
+    assert (tmp_path / FILE).read_bytes() == (tmp_path / "twice" / FILE).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "version", "scale", "codes"])
+def test_damaged_quantised_files_are_refused(damage: str, tmp_path: Path) -> None:
+    save_quantised(quantise(small(), "int8"), "int8", tmp_path)
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-100])
+    elif damage == "version":
+        path.write_bytes(whole.replace(b'"version":"1"', b'"version":"9"'))
+    else:
+        with safe_open(path, framework="pt") as file:
+            header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        name = "embed.table" + (".scales" if damage == "scale" else ".codes")
+        tensors[name] = tensors[name] * torch.nan if damage == "scale" else tensors[name][:, :32].contiguous()
+        write_tensors(path, tensors, header)
+    with pytest.raises(UserError, match="quantize the model again"):
+        load_quantised(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model = small()
+    with torch.no_grad():
+        model.embed.table[3, 2] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        Engine(model)
+    with pytest.raises(UserError, match="NaN"):
+        quantise(model, "int8")

@@ -1,4 +1,4 @@
-"""Quantised weights as tensors: modules use them as they are, in products and in look-ups, and never hold them whole."""
+"""Quantised weights as tensors, which modules use as they are in products and look-ups, and never hold whole."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _few(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
 
 
 def _many(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
-    """By matrix products over some rows of weights at a time, their factors rounded to bf16 where units for it exist."""
+    """By matrix products over some unpacked rows at a time, with factors rounded to bf16 where units for it exist."""
     y = torch.empty(x.shape[0], packed.rows)
     step = max(1, _CHUNK // packed.columns)
     room = torch.empty(min(step, packed.rows), packed.columns)

@@ -1,0 +1,124 @@
+"""Quantised models on disk: quantized.safetensors, with codes and scales in the place of each packed matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from headway.checkpoints.durable import write_tensors
+from headway.checkpoints.native import check_tensors, named_tensors
+from headway.config import from_dict, to_dict
+from headway.engine.dots import GROUP, INT4
+from headway.engine.packed import PackedTensor
+from headway.engine.packing import CODES, Format, Packed
+from headway.errors import UserError
+from headway.models import ModelConfig, build
+
+FILE = "quantized.safetensors"
+VERSION = "1"
+_CODES, _SCALES = ".codes", ".scales"
+
+
+def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
+    """Write `directory`/quantized.safetensors in one step; the bytes of its weights."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model):
+        held = tensor.data if not isinstance(tensor, PackedTensor) else tensor
+        if isinstance(held, PackedTensor):
+            assert held.packed.scales is not None  # fp32 is no packed tensor
+            tensors[name + _CODES], tensors[name + _SCALES] = held.packed.weights, held.packed.scales
+        else:
+            tensors[name] = held
+    config: Any = model.config
+    header = {
+        "format": "headway-quantized",
+        "version": VERSION,
+        "weights": form,
+        "group": str(GROUP),
+        "config": json.dumps(to_dict(config)),
+    }
+    write_tensors(directory / FILE, tensors, header)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def is_quantised(directory: Path) -> bool:
+    return (Path(directory) / FILE).is_file()
+
+
+def load_quantised(directory: Path) -> nn.Module:
+    """The model of `directory`, in evaluation mode. UserError for a file that is damaged, or of another version."""
+    path = Path(directory) / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            form = _check(header, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no complete safetensors file: {error}; quantize the model again") from error
+    model = build(from_dict(ModelConfig, json.loads(header["config"]), f"{path}: model"), seed=None)
+    own = dict(named_tensors(model))
+    found: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name + _CODES in tensors:
+            codes, scales = tensors.pop(name + _CODES), tensors.pop(name + _SCALES, None)
+            found[name] = _packed(form, name, codes, scales, tensor.shape, path)
+        elif name in tensors:
+            found[name] = tensors.pop(name)
+    check_tensors(own, {**found, **tensors}, path)
+    _put(model, own, found)
+    return model.eval().requires_grad_(False)
+
+
+def _check(header: dict[str, str], path: Path) -> Format:
+    if header.get("format") != "headway-quantized":
+        raise UserError(
+            f"{path} has format {header.get('format')!r}, not 'headway-quantized'; quantize the model again"
+        )
+    if header.get("version") != VERSION or header.get("group") != str(GROUP):
+        raise UserError(
+            f"{path} has version {header.get('version')} with groups of {header.get('group')}, this headway reads "
+            f"{VERSION} with {GROUP}; quantize the model again"
+        )
+    form = header.get("weights")
+    if form not in get_args(Format) or form == "fp32":
+        raise UserError(f"{path} has weights {form!r}; this headway reads int8 and int4")
+    return form  # type: ignore[return-value]
+
+
+def _packed(
+    form: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
+) -> PackedTensor:
+    """UserError for codes or scales that are not those of a matrix of this shape."""
+    rows, columns = shape
+    groups = -(-columns // GROUP)
+    kind, width = (torch.uint8, GROUP // 2) if CODES[form] == INT4 else (torch.int8, GROUP)
+    sound = (
+        scales is not None
+        and (tuple(codes.shape), codes.dtype) == ((rows, groups * width), kind)
+        and (tuple(scales.shape), scales.dtype) == ((rows, groups), torch.float32)
+    )
+    if not sound:
+        raise UserError(
+            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which are no {form} weights of "
+            f"{rows} x {columns} with their scales; quantize the model again"
+        )
+    assert scales is not None
+    if not bool(torch.isfinite(scales).all()):
+        raise UserError(f"{path}: {name!r} has a scale that is NaN or infinite; quantize the model again")
+    return PackedTensor(Packed(CODES[form], codes, scales, rows, columns))
+
+
+def _put(model: nn.Module, own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Set each tensor wherever the model has its own one, so that ties hold."""
+    made = {id(own[name]): nn.Parameter(tensor, requires_grad=False) for name, tensor in found.items()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if id(buffer) in made:
+                setattr(module, name, made[id(buffer)].data)
