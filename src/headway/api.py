@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from headway.checkpoints.hub import find_folder
+from headway.checkpoints.native import QUANTISED
 from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.usage import Usage
 from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
+from headway.exchange import Weights, open_quantised
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
@@ -23,7 +25,7 @@ from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
 from headway.train.run import RunDirectory
-from headway.trained import Model
+from headway.trained import Backend, Model
 
 __all__ = ["Model", "find_device", "load", "train"]
 
@@ -74,16 +76,35 @@ def train(
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress)
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
-    """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub."""
+def load(path: str | Path, device: str = "auto", weights: Weights | None = None, backend: Backend = "auto") -> Model:
+    """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub.
+
+    `weights` int8 or int4 quantises its matrices for the CPU (None: as they lie there); `backend` is what generates,
+    see Model. Raises UserError for what cannot be.
+    """
+    where = find_device(device)
+    if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
+        asked = "the CPU engine" if backend == "cpu" else f"weights in {weights}"
+        raise UserError(f"{asked} cannot be had on device {where}; add --device cpu")
     with resting():
         place = find_folder(path)
         recipe = None
         if RunDirectory(place).exists():
             recipes()  # registers every kind of task that the run's recipe may name
             recipe = open_recipe(place)
-        opened = open_model(place)
-    return Model(opened._replace(model=opened.model.to(find_device(device))), place, recipe)
+        opened = _open(place, weights)
+    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend)
+
+
+def _open(place: Path, weights: Weights | None) -> Opened:
+    if (place / QUANTISED).is_file():
+        return open_quantised(place, weights)
+    if weights in (None, "fp32"):
+        return open_model(place)
+    from headway.engine import quantise
+
+    opened = open_model(place, None)  # as they are stored: never all of them in fp32 at once
+    return opened._replace(model=quantise(opened.model, weights))
 
 
 def find_device(name: str) -> torch.device:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.checkpoints.gguf import save_gguf
-from headway.checkpoints.open import Opened
+from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.published import CONFIG, save_published
-from headway.checkpoints.usage import Usage
-from headway.codecs import Codec
+from headway.checkpoints.usage import Usage, read_usage
+from headway.codecs import Codec, load_codec
+from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
+from headway.train.run import RunDirectory
 
 Format = Literal["hf", "gguf"]
+Weights = Literal["fp32", "int8", "int4"]
+_OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -26,6 +31,37 @@ def import_model(opened: Opened, directory: Path) -> None:
     opened.usage.save(directory)
     if opened.codec is not None:
         opened.codec.save(directory)
+
+
+def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int, int]:
+    """Write `directory` with the model of `place` in 8 or 4 bits, and all that its use needs, as `load` reads it; the
+    bytes of its weights before and after.
+    """
+    from headway.engine import quantise, save_quantised
+
+    check_free(directory)
+    if (place / native.QUANTISED).is_file():
+        raise UserError(f"{place} is quantized already; give the model that it was made from")
+    opened = open_model(place, None)
+    before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
+    after = save_quantised(quantise(opened.model, weights), weights, directory)
+    if RunDirectory(place).exists():
+        for path in place.iterdir():
+            if path.is_file() and path.name not in _OF_TRAINING:
+                shutil.copy2(path, directory / path.name)
+        return before, after
+    opened.usage.save(directory)
+    if opened.codec is not None:
+        opened.codec.save(directory)
+    return before, after
+
+
+def open_quantised(place: Path, weights: Weights | None) -> Opened:
+    """The model of a folder that `quantise_model` wrote. UserError where it is damaged or in other `weights`."""
+    from headway.engine import load_quantised
+
+    codec = load_codec(place) if (place / TOKENIZER).is_file() else None
+    return Opened(load_quantised(place, weights), read_usage(place), codec)
 
 
 def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str = "f32") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -23,13 +23,15 @@ from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
 from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
+from headway.kernels import is_deterministic
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Transformer, attention_maps
+from headway.models import EncoderDecoder, Generative, Transformer, attention_maps
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
 
 Texts = Sequence[str]
 Messages = Sequence[Message]
+Backend = Literal["auto", "torch", "cpu"]
 
 
 class Attention(NamedTuple):
@@ -49,13 +51,17 @@ class Model:
 
     To ask one for what only the other can do is a UserError. `module` is the torch module; `usage` says how a model
     that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
+    `backend` is what generates: "cpu" is the compiled engine, "auto" takes it for what it has instructions for.
     """
 
-    def __init__(self, opened: Opened, directory: Path, recipe: Recipe | None = None) -> None:
+    def __init__(
+        self, opened: Opened, directory: Path, recipe: Recipe | None = None, backend: Backend = "auto"
+    ) -> None:
         self.directory = directory
         self.module = cast(Transformer | EncoderDecoder, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
+        self.backend = backend
         self._codec = opened.codec
 
     @property
@@ -153,7 +159,25 @@ class Model:
         """Conversations by the model's chat template, which ends its answers. UserError where there is none."""
         return Talk.of_model(self.session, self.codec, self.usage, self.directory)
 
+    @property
+    def generator(self) -> Generative:
+        """What generates: the compiled engine or the module itself. Raises UserError where `backend` asks for an engine
+        that has no instruction for the model.
+        """
+        return self.module if self.backend == "torch" or is_deterministic() else self._compiled
+
     @cached_property
+    def _compiled(self) -> Generative:
+        from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
+
+        try:
+            return Engine(self.module)
+        except CannotLowerError as error:
+            if self.backend == "cpu":
+                raise UserError(f"the CPU engine has no instruction for {error}; use --backend torch") from None
+            return self.module
+
+    @property
     def session(self) -> Session:
         """Generation for many sequences at once."""
         if isinstance(self.module, EncoderDecoder):
@@ -162,7 +186,7 @@ class Model:
             raise UserError(
                 f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
             )
-        return Session(self.module, self._codec)
+        return Session(self.generator, self._codec)
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
@@ -224,14 +248,14 @@ class Model:
         found = self._translator.translate(lines, search)
         return [best[0] for best in found] if n_best is None else found
 
-    @cached_property
+    @property
     def _translator(self) -> Translator:
         module = cast(EncoderDecoder, self.module)
         if self.recipe is None:
-            return Translator.of_published(module, self.codec, self.usage)
+            return Translator.of_published(module, self.codec, self.usage, self.generator)
         if not isinstance(self.recipe.task, PairsConfig):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
-        return Translator.of_run(module, self.recipe.task, self.directory)
+        return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
 
     def classify(self, texts: Sequence[understanding.Text], truncate: bool = False) -> list[dict[str, float]]:
         """The probability of each label for each text, or pair of texts, the most probable first."""

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headway.checkpoints.durable import write_tensors
-from headway.engine import FILE, CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
+from headway.checkpoints.native import QUANTISED
+from headway.engine import CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
 from headway.engine.cache import Blocks, Rows
 from headway.engine.operations import BLOCK
 from headway.engine.packing import pack, unpack
@@ -235,13 +236,13 @@ def test_quantised_files_come_back(form: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(model(ids(2, 20)).x, again(ids(2, 20)).x)
     save_quantised(again, form, tmp_path / "twice")  # type: ignore[arg-type]
-    assert (tmp_path / FILE).read_bytes() == (tmp_path / "twice" / FILE).read_bytes()
+    assert (tmp_path / QUANTISED).read_bytes() == (tmp_path / "twice" / QUANTISED).read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "version", "scale", "codes"])
 def test_damaged_quantised_files_are_refused(damage: str, tmp_path: Path) -> None:
     save_quantised(quantise(small(), "int8"), "int8", tmp_path)
-    path = tmp_path / FILE
+    path = tmp_path / QUANTISED
     whole = path.read_bytes()
     if damage == "cut":
         path.write_bytes(whole[:-100])

@@ -16,6 +16,7 @@ from headway.errors import UserError, nearest
 from headway.models import ModelConfig, build
 
 FILE = "model.safetensors"
+QUANTISED = "quantized.safetensors"  # the file of headway.engine.files, which stands in its place
 VERSION = "1"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from headway.cli.generate import add_sampling, settings
-from headway.cli.options import torch_options
+from headway.cli.options import load, torch_options
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -33,10 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         turns = converse((as_text if model.usage.template is None else by_template)(model, args, terminal), terminal)
     terminal.result({"turns": turns})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.cli.options import torch_options, whole
+from headway.cli.options import load, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.cli.translate import chunks
 from headway.errors import UserError
@@ -26,11 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     found = []
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         for lines in [args.items] if args.items else chunks(sys.stdin):
             texts = [pair(line) for line in lines] if args.pairs else lines
             for line, probabilities in zip(lines, model.classify(texts, truncate=args.truncate)):

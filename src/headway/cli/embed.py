@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from headway.cli.options import torch_options
+from headway.cli.options import load, torch_options
 from headway.cli.terminal import Terminal
 from headway.cli.translate import chunks
 
@@ -23,11 +23,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     count = width = 0
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         for lines in chunks(sys.stdin):
             for vector in model.embed(lines, truncate=args.truncate).tolist():
                 print(json.dumps([float(f"{value:.{DIGITS}g}") for value in vector]), flush=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.cli.options import torch_options, whole
+from headway.cli.options import add_weights, load, torch_options, whole
 from headway.cli.terminal import Terminal, cell
 
 EXAMPLE = """
@@ -26,13 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="windows of a language model's context, each N tokens after the last",
     )
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         scores = model.evaluate(args.data, split=args.split, limit=args.limit, stride=args.stride)
     for name, value in scores.items():
         terminal.say(f"{name}: {cell(value)}")

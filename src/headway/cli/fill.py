@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.cli.options import torch_options, whole
+from headway.cli.options import load, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.cli.translate import chunks
 
@@ -23,11 +23,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     found = []
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         for text in args.texts or (line for lines in chunks(sys.stdin) for line in lines):
             masks = model.fill(text, args.top)
             found.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from headway.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from headway.trained import Model
+
+BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +50,9 @@ def _indent(text: str) -> str:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The options of every command."""
     add = parser.add_argument_group("everywhere").add_argument
-    add("--threads", type=whole(1), metavar="N", help="processor threads (default: torch's choice)")
+    add("--threads", type=threads, metavar="N", help="processor threads (default: torch's choice)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
-    add("--backend", default="auto", type=backend, metavar="auto|torch", help="what runs the model")
+    add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
     add("--seed", type=whole(0), metavar="N", help="seed of everything random")
     add(
         "--deterministic",
@@ -86,11 +92,32 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
 
 def backend(text: str) -> str:
     """A type for --backend."""
-    if text == "cpu":
-        raise UserError("backend 'cpu', the compiled engine, is not in this version yet; use auto or torch")
-    if text not in ("auto", "torch"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no backend; use auto or torch")
+    if text not in ("auto", "torch", "cpu"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no backend; use auto, torch or cpu")
     return text
+
+
+def threads(text: str) -> int:
+    """A type for --threads."""
+    count, cores = whole(1)(text), os.cpu_count() or 1
+    if count > cores:
+        raise argparse.ArgumentTypeError(f"{count} threads on {cores} cores wait for each other; give at most {cores}")
+    return count
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that generate."""
+    forms = ("fp32", "int8", "int4")
+    parser.add_argument(
+        "--weights", choices=forms, help="round the weights to 8 or 4 bits first (default: as they are)"
+    )
+
+
+def load(args: argparse.Namespace) -> Model:
+    """The model that a command was given."""
+    import headway as hw
+
+    return hw.load(args.model, args.device, getattr(args, "weights", None), args.backend)
 
 
 @contextmanager

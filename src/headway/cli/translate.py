@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from headway.cli.options import number, torch_options, whole
+from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -25,14 +25,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--beam", type=whole(1), default=4, metavar="N", help="beams a line; 1 is greedy (default: 4)")
     add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
     add("--n-best", type=whole(1), default=1, metavar="N", help="N lines a line, best first (default: 1)")
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    import headway as hw
-
     started, count, outputs = time.monotonic(), 0, []
     with torch_options(args):
-        model = hw.load(args.model, device=args.device)
+        model = load(args)
         for lines in chunks(sys.stdin):
             found = model.translate(lines, beam=args.beam, length_penalty=args.length_penalty, n_best=args.n_best)
             count += len(lines)

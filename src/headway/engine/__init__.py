@@ -1,19 +1,17 @@
 """The CPU engine: a model's decoding as one compiled program over plain arrays, and weights in 8 or 4 bits."""
 
 from headway.engine.decoder import Engine, Kept
-from headway.engine.files import FILE, is_quantised, load_quantised, save_quantised
+from headway.engine.files import load_quantised, save_quantised
 from headway.engine.packed import PackedTensor, quantise
 from headway.engine.packing import Format
 from headway.engine.plan import CannotLowerError
 
 __all__ = [
-    "FILE",
     "CannotLowerError",
     "Engine",
     "Format",
     "Kept",
     "PackedTensor",
-    "is_quantised",
     "load_quantised",
     "quantise",
     "save_quantised",

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from headway.checkpoints.durable import write_tensors
-from headway.checkpoints.native import check_tensors, named_tensors
+from headway.checkpoints.native import QUANTISED, check_tensors, named_tensors
 from headway.config import from_dict, to_dict
 from headway.engine.dots import GROUP, INT4
 from headway.engine.packed import PackedTensor
@@ -19,7 +19,6 @@ from headway.engine.packing import CODES, Format, Packed
 from headway.errors import UserError
 from headway.models import ModelConfig, build
 
-FILE = "quantized.safetensors"
 VERSION = "1"
 _CODES, _SCALES = ".codes", ".scales"
 
@@ -42,21 +41,21 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
         "group": str(GROUP),
         "config": json.dumps(to_dict(config)),
     }
-    write_tensors(directory / FILE, tensors, header)
+    write_tensors(directory / QUANTISED, tensors, header)
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def is_quantised(directory: Path) -> bool:
-    return (Path(directory) / FILE).is_file()
-
-
-def load_quantised(directory: Path) -> nn.Module:
-    """The model of `directory`, in evaluation mode. UserError for a file that is damaged, or of another version."""
-    path = Path(directory) / FILE
+def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
+    """The model of `directory`, in evaluation mode. UserError for a file that is damaged, of another version, or of
+    other weights than the `wanted` ones.
+    """
+    path = Path(directory) / QUANTISED
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             form = _check(header, path)
+            if wanted not in (None, form):
+                raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no complete safetensors file: {error}; quantize the model again") from error

@@ -75,6 +75,9 @@ def quantise(model: nn.Module, form: Format) -> nn.Module:
             with torch.no_grad():
                 made[id(weight)] = nn.Parameter(PackedTensor(pack(weight, form)), requires_grad=False)
         setattr(module, name, made[id(weight)])
+    for parameter in model.parameters():
+        if not isinstance(parameter, PackedTensor):
+            parameter.data = parameter.data.float()  # weights of a file in fp16 that are not packed
     return model
 
 

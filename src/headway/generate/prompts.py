@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.errors import UserError
 from headway.layout import Layout
@@ -93,7 +93,7 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def evaluating(model: Generative) -> Iterator[None]:
+def evaluating(model: Generative | nn.Module) -> Iterator[None]:
     """Without dropout; afterwards the model is as it was."""
     was_training = model.training
     model.eval()

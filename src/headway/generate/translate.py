@@ -16,13 +16,13 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.search import Hypothesis, SearchConfig, beam_search
-from headway.models import EncoderDecoder
+from headway.models import Generative
 
 _SEARCH = SearchConfig()
 
 
 def translate_ids(
-    model: EncoderDecoder,
+    model: Generative,
     sources: Sequence[Ids],
     *,
     begin: int,

@@ -42,6 +42,7 @@ class RunDirectory:
         self.path = Path(directory)
         self.recipe = self.path / "recipe.json"
         self.model = self.path / native.FILE
+        self.quantised = self.path / native.QUANTISED
         self.metrics = self.path / "metrics.jsonl"
         self.base = self.path / "base"  # the weights under an adapter
         self.adapter = self.path / "adapter"
@@ -106,7 +107,7 @@ def open_recipe(directory: Path) -> Recipe:
     """The recipe of a run that has a model. Raises UserError for one that has none yet, or of another format."""
     place = RunDirectory(directory)
     summary = place.read_status()
-    if not place.model.exists():
+    if not (place.model.exists() or place.quantised.exists()):
         raise UserError(f"{place.path} has no model yet ({summary.get('status')}); resume it with --resume")
     return read_recipe(place.recipe)
 

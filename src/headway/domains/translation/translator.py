@@ -12,7 +12,7 @@ from headway.domains.translation.config import Codecs, Marks, PairsConfig
 from headway.domains.translation.decode import source_ids
 from headway.errors import UserError
 from headway.generate import SearchConfig, score_targets, translate_ids
-from headway.models import EncoderDecoder
+from headway.models import EncoderDecoder, Generative
 
 Ids = list[int]
 
@@ -20,10 +20,11 @@ Ids = list[int]
 @dataclass(frozen=True)
 class Translator:
     """`read` turns lines into what the encoder reads. A target stands between `begin` and `end`; its first ids are
-    `forced`, and `suppressed` ids are not in it.
+    `forced`, and `suppressed` ids are not in it. `generator` writes what `model` would.
     """
 
     model: EncoderDecoder
+    generator: Generative
     codecs: Codecs
     read: Callable[[Sequence[str]], list[Ids]]
     begin: int
@@ -32,28 +33,29 @@ class Translator:
     suppressed: tuple[int, ...] = ()
 
     @staticmethod
-    def of_run(model: EncoderDecoder, config: PairsConfig, directory: Path) -> Translator:
+    def of_run(model: EncoderDecoder, config: PairsConfig, directory: Path, generator: Generative) -> Translator:
         """As the task of a run has it."""
         codecs = config.codecs(directory)
         marks = Marks.of(codecs)
-        return Translator(model, codecs, lambda texts: source_ids(texts, codecs.source, config), marks.begin, marks.end)
+        read = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
+        return Translator(model, generator, codecs, read, marks.begin, marks.end)
 
     @staticmethod
-    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage) -> Translator:
+    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
         """As a published model has it: its tokenizer frames the source. UserError where start or end are not said."""
         start = usage.decoder_start if usage.decoder_start is not None else codec.begin
         if start is None or not usage.ends:
             raise UserError("this model says no decoder_start_token_id or eos_token_id; put them into its config.json")
         suppressed = tuple(symbol for symbol in usage.suppressed if symbol not in usage.ends)
         read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
-        return Translator(model, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
+        return Translator(model, generator, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
 
     def translate(self, lines: Sequence[str], search: SearchConfig) -> list[list[str]]:
         """The `n_best` translations of each line, best first; an empty line has an empty one."""
         sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
         prefixes = [self.forced if source else () for source in sources]
         found = translate_ids(
-            self.model,
+            self.generator,
             sources,
             begin=self.begin,
             end=self.end,
