@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headway.engine.builder import Weights
 from headway.engine.cache import Blocks, Rows
+from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
 from headway.engine.packing import Format
 from headway.engine.plan import Memory, Program, check, lower
@@ -96,7 +97,8 @@ class Engine(nn.Module):
                 threads,
             )
 
-        self.pool.run(job)
+        with announced(run):
+            self.pool.run(job)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> Program:
         now = self._program

@@ -7,6 +7,10 @@ runs every model.
 from __future__ import annotations
 
 import platform
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba.extending
@@ -18,6 +22,8 @@ from numba.core import cgutils
 F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
+_MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
+_PATIENCE = 1.5  # seconds: longer than reading what was compiled before
 _SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
 
 
@@ -28,6 +34,20 @@ def compiled(function: Any) -> Any:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba finds no directory that can be written
         return njit(**options)(function)
+
+
+@contextmanager
+def announced(function: Any) -> Iterator[None]:
+    """Says so on stderr where the first call of a compiled function, within, takes long because it is compiled."""
+    if getattr(function, "signatures", None):
+        yield
+        return
+    timer = threading.Timer(_PATIENCE, lambda: print(_MESSAGE, file=sys.stderr, flush=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.
