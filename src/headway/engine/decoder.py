@@ -14,7 +14,7 @@ from headway.engine.cache import Blocks, Rows
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
 from headway.engine.packing import Format
-from headway.engine.plan import Memory, Program, check, lower
+from headway.engine.plan import CannotLowerError, Memory, Program, check, lower
 from headway.engine.pool import pool
 from headway.engine.program import run
 from headway.mixers.attention import KeyValues
@@ -53,8 +53,11 @@ class Engine(nn.Module):
         """Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
-        decoder = model.decoder if isinstance(model, EncoderDecoder) else model
+        decoder = decoder_of(model)
         check(decoder)
+        devices = {parameter.device.type for parameter in model.parameters()}
+        if devices != {"cpu"}:
+            raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self.weights = Weights(form)
         self.pool = pool(threads or torch.get_num_threads())
@@ -129,6 +132,20 @@ class Engine(nn.Module):
             read.blocks[row] = _write(self._read, [(m.keys[row], m.values[row]) for m in memories], length)
         read._fill()
         return Kept(own, read, np.array(sizes, np.int64), decoding.positions.cpu())
+
+
+def decoder_of(model: Transformer | EncoderDecoder) -> Transformer:
+    """The part that writes."""
+    return model.decoder if isinstance(model, EncoderDecoder) else model
+
+
+def refusal(model: Transformer | EncoderDecoder) -> str | None:
+    """What the engine has no instruction for, by name; None where it has all."""
+    try:
+        check(decoder_of(model))
+    except CannotLowerError as error:
+        return str(error)
+    return None
 
 
 def _write(store: Blocks, layers: list[tuple[Tensor, Tensor]], length: int) -> list[int]:

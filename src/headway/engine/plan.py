@@ -74,13 +74,12 @@ def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach:
 
 
 def check(model: Transformer) -> None:
-    """CannotLowerError for what the engine has no instruction for, before any weight is packed."""
+    """CannotLowerError for what the engine has no instruction for, before any weight is packed or even drawn."""
     for name, module in model.named_modules():
         if not isinstance(module, _KNOWN):
             raise CannotLowerError(f"{type(module).__name__} ({name})")
-    for parameter in model.parameters():
-        if parameter.device.type != "cpu":
-            raise CannotLowerError(f"a model on {parameter.device}")
+        if isinstance(module, Attention) and not isinstance(module.config.pattern, Causal):
+            raise CannotLowerError(f"attention with the pattern {type(module.config.pattern).__name__} ({name})")
 
 
 class _Lowering:
@@ -210,7 +209,7 @@ class _Lowering:
 
     def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
         if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
-            raise CannotLowerError(f"the mixer {type(mixer).__name__}")
+            raise CannotLowerError(type(mixer).__name__)
         heads, groups, size = mixer.heads, mixer.groups, mixer.size
         qkv = self.build.shared((heads + 2 * groups) * size)
         self.build.multiply(x, mixer.qkv.matrix(), _offset(mixer.qkv), qkv)
