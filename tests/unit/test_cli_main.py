@@ -55,8 +55,8 @@ def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str
         (["train", "x", "--threads", "0"], "argument --threads: '0' is not a whole number from 1 on"),
         (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is no number above 0"),
         (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is no number above 0 to 1"),
-        (["recipes", "--backend", "cpu"], "backend 'cpu', the compiled engine, is not in this version yet"),
-        (["recipes", "--backend", "gpu"], "'gpu' is no backend; use auto or torch"),
+        (["recipes", "--backend", "gpu"], "'gpu' is no backend; use auto, torch or cpu"),
+        (["recipes", "--threads", "5000"], "5000 threads on"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_2(

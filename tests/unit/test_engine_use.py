@@ -1,0 +1,90 @@
+"""The engine by way of the API and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+import headway as hw
+from headway.cli import main as cli
+from headway.engine import Engine, PackedTensor
+from headway.errors import UserError
+from headway.kernels import deterministic
+
+
+@pytest.fixture(scope="module")
+def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    return tiny_runs.train(folder / "run", tiny_runs.play_file(data_dir, folder)).directory
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in argv])
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_loaded_models_generate_by_the_engine(run: Path) -> None:
+    model, plain = hw.load(run), hw.load(run, backend="torch")
+    assert isinstance(model.generator, Engine)
+    assert plain.generator is plain.module
+    with deterministic():
+        assert model.generator is model.module
+    for seed in (1, 2):
+        assert model.generate("ROMEO:", 40, seed=seed) == plain.generate("ROMEO:", 40, seed=seed)
+    assert "".join(model.stream("ROMEO:", 20, temperature=0)) == plain.generate("ROMEO:", 20, temperature=0)
+
+
+def test_quantize_writes_what_load_reads(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "quantize", run, tmp_path / "small", "--weights", "int8", "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert told["bytes"] < 0.5 * told["bytes_before"]  # a tiny model is padded to whole groups
+    model, rounded = hw.load(tmp_path / "small"), hw.load(run, weights="int8")
+    assert isinstance(rounded.module.embed.table, PackedTensor)  # type: ignore[union-attr]
+    assert model.generate("ROMEO:", 30, seed=3) == rounded.generate("ROMEO:", 30, seed=3)
+    whole = hw.load(run).score(["ROMEO: what"])[0]
+    assert model.score(["ROMEO: what"])[0] == pytest.approx(whole, abs=0.2)
+    assert model.score(["ROMEO: what"])[0] != whole
+    code, out, _ = ask(capsys, "generate", tmp_path / "small", "--prompt", "ROMEO:", "--max-new-tokens", "5")
+    assert code == 0
+    assert out.startswith("ROMEO:")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("quantize", "{run}", "{run}", "--weights", "int8"), "is there already and not empty"),
+        (("quantize", "{small}", "{new}", "--weights", "int4"), "is quantized already"),
+        (("generate", "{small}", "--prompt", "a", "--weights", "int4"), "has weights in int8, not int4"),
+        (("quantize", "{run}", "{new}", "--weights", "int3"), "invalid choice: 'int3'"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
+) -> None:
+    assert ask(capsys, "quantize", run, tmp_path / "small", "--weights", "int8")[0] == 0
+    places = {"run": run, "small": tmp_path / "small", "new": tmp_path / "new"}
+    code, _, err = ask(capsys, *(word.format(**places) for word in argv))
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_backend_that_cannot_be_had_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    play = tiny_runs.play_file(data_dir, tmp_path)
+    other = tiny_runs.train(tmp_path / "elman", play, set={"model.mixer": "elman"}).directory
+    model = hw.load(other)
+    assert model.generate("a", 3, seed=1) == hw.load(other, backend="torch").generate("a", 3, seed=1)
+    with pytest.raises(UserError, match="no instruction for Elman"):
+        hw.load(other, backend="cpu").generate("a", 3)
+    with pytest.raises(UserError, match="device meta"):
+        hw.load(other, device="meta", weights="int8")
+
+
+def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "generates on a CPU by the compiled engine" in ask(capsys, "show", run)[1]
+    assert "generates" not in ask(capsys, "show", "bert-base")[1]
