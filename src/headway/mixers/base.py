@@ -67,6 +67,12 @@ class Mixer(nn.Module):
         """The state before any token, with room for `capacity` tokens, of the dtype and device of `like`."""
         raise NotImplementedError
 
+    def carry(self, state: State) -> State:
+        """The state in which a batch ended as the one from which the next goes on: cut off from its gradient, and with
+        today's weights where documents start from learned ones.
+        """
+        return tree_map(Tensor.detach, state)
+
     @property
     def state_sizes(self) -> tuple[int, ...]:
         """The sizes N of the vectors of a state."""
