@@ -260,7 +260,7 @@ class StreamedLanguage(Language):
         return Lanes(Streams(self.cache.ids, spans, self.context, self.rows * self.lanes), self.rows, self.lanes)
 
     def _read_once(self, split: str, limit: int | None) -> Lanes:
-        """The first `limit` rows' worth of a split, in as many streams as training has rows or in fewer, longer ones."""
+        """The first `limit` rows' worth of a split, in as many streams as training has rows or fewer, longer ones."""
         spans = self._spans(split)
         most = int(np.maximum(spans.lengths - 1, 0).sum())
         most = most if limit is None else min(most, limit * self.context)
