@@ -182,7 +182,8 @@ def test_resuming_goes_on_from_the_states_bit_for_bit(data_dir: Path, tmp_path: 
     assert carried["carried.1.0"].any()
 
 
-def test_a_checkpoint_without_states_is_refused(data_dir: Path, tmp_path: Path) -> None:
+def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two has the micro-batches 1 and 3, and adds theirs to what the first one saves."""
     recipe = small(**{"train.accumulate": 4})
     task = open_task(recipe, tiny_runs.play_file(data_dir, tmp_path))
     model = build(task.adapt(recipe.model))
@@ -192,6 +193,11 @@ def test_a_checkpoint_without_states_is_refused(data_dir: Path, tmp_path: Path) 
     saved = {f"carried.{lane}.{n}": torch.full((3, 32), float(lane)) for lane in range(4) for n in range(8)}
     carried.load_state_dict(model, saved)
     assert [state[0].now[0][0, 0].item() for state in carried._states] == [1, 3]
+    monkeypatch.setattr(processes, "sum", lambda tensor: tensor)  # as if the other had nothing
+    carried.gather()
+    told = carried.state_dict()
+    assert told.keys() == saved.keys()
+    assert all((tensor == int(name[8]) * (int(name[8]) % 2)).all() for name, tensor in told.items())
     del saved["carried.3.7"]
     with pytest.raises(UserError, match=r"the checkpoint lacks carried\.3\.7"):
         carried.load_state_dict(model, saved)

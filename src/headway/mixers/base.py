@@ -50,6 +50,11 @@ class Mixer(nn.Module):
     bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
     reads_memory: bool = False  # whether `forward` needs the memory that `remember` makes
 
+    @property
+    def scan_flop(self) -> int:
+        """Additions and multiplications of one token's step beside its products with projections."""
+        return 0
+
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         """All tokens at once; rows may hold several documents and padding."""
         raise NotImplementedError

@@ -99,6 +99,11 @@ class ConditionalGRU(Recurrence):
         self.shown = self.cells + memory + (0 if config.out else width)
         self.out = Projection(self.shown, width, writes=True) if config.out else nn.Identity()
 
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z s' + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
+
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Annotations | Summary:
         if not layout.single:
             raise UserError("rows of a packed memory hold several sources; give one a row to a conditional_gru")

@@ -55,6 +55,12 @@ class LSTM(Recurrence):
         if config.forget_gate and bias is not None:
             nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
 
+    @property
+    def scan_flop(self) -> int:
+        """N (4) for f c + i g and o s(c), one less without f; 2 for each peephole."""
+        seeing = 0 if self.peepholes is None else self.peepholes.numel()
+        return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
+
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)
         weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), self._peepholes())
