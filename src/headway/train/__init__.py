@@ -8,6 +8,7 @@ from headway.train.run import Run, claim, open_recipe, open_run
 from headway.train.schedule import (
     ConstantConfig,
     CosineConfig,
+    HalvingConfig,
     InverseSqrtConfig,
     ScheduleConfig,
     WSDConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "ConstantConfig",
     "CosineConfig",
     "Counts",
+    "HalvingConfig",
     "InverseSqrtConfig",
     "Loss",
     "MuonConfig",
