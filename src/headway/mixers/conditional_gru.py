@@ -90,7 +90,7 @@ class ConditionalGRU(Recurrence):
             raise ConfigError(f"a memory {memory} wide and {units} units of alignment; give 1 or more of each, or none")
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=False)
+        self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
         self.context = Projection(memory, gates, bias=False)
         if config.context == "additive":
             self.query = Projection(self.cells, units, bias=False)

@@ -34,7 +34,7 @@ class GRU(Recurrence):
         self.config = config
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after))
+        self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after), recurrent=True)
 
     @property
     def scan_flop(self) -> int:

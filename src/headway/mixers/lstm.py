@@ -48,7 +48,7 @@ class LSTM(Recurrence):
         self.stretched = (config.squash or ("tanh" if config.forget_gate else "logistic")) == "logistic"
         gates = (self.cells,) * (4 if config.forget_gate else 3)
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=False)
+        self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
         seeing = 3 if config.forget_gate else 2
         self.peepholes = nn.Parameter(torch.zeros(seeing * self.cells)) if config.peepholes else None
         bias = self.input.bias
