@@ -36,7 +36,7 @@ class Attention(NamedTuple):
     """Attention weights by module name, and the text of the symbols between which they lie.
 
     `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
-    of a cross-attention between `symbols` and `source`, all others between `symbols` and `symbols`.
+    of a decoder's attention to the source between `symbols` and `source`, all others between `symbols` and `symbols`.
     """
 
     maps: dict[str, Float[Tensor, "H T S"]]
