@@ -16,6 +16,7 @@ from headway.checkpoints.usage import Usage
 from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
+from headway.memory import check_room
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
@@ -83,7 +84,11 @@ def load(path: str | Path, device: str = "auto") -> Model:
             recipes()  # registers every kind of task that the run's recipe may name
             recipe = open_recipe(place)
         opened = open_model(place)
-    return Model(opened._replace(model=opened.model.to(find_device(device))), place, recipe)
+    where = find_device(device)
+    if where.type != "cpu":
+        size = sum(parameter.nbytes for parameter in opened.model.parameters())
+        check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
+    return Model(opened._replace(model=opened.model.to(where)), place, recipe)
 
 
 def find_device(name: str) -> torch.device:
