@@ -13,7 +13,7 @@ from headway.cli.main import main
 
 LETTERS = "abcdeorst"
 SIZES = {
-    "seq2seq-lstm-2014": ["model.width=16", "model.depth=2"],
+    "seq2seq-lstm-2014": ["model.width=16", "model.depth=2", "optim=sgd", "schedule=halving", "train.clip=5"],
     "seq2seq-gru-2014": ["model.width=8", "model.cells=16"],
     "seq2seq-gru-2014-full": ["model.cells=16"],
     "seq2seq-gru-rnnenc": ["model.width=8", "model.cells=16"],
