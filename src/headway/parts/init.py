@@ -25,9 +25,9 @@ class InitConfig:
 
     `recurrent` is how the maps from a state to the next start (elman, lstm, gru, conditional_gru): "same" as other
     matrices, or each of them "orthogonal" (Saxe, McClelland and Ganguli 2014, section 3), so that what is repeated
-    over time at first neither shrinks nor grows, whatever else is drawn. The models of 2014 with GRUs have it; it is not
-    the default, as it gains nothing where matrices keep the size of signals anyway: `pronounce` with GRUs has a
-    validation loss of 0.408 after 300 steps with it and 0.409 without (one seed).
+    over time at first neither shrinks nor grows, whatever else is drawn. The GRU models of 2014 have it; it is not the
+    default, as it gains nothing where matrices keep the size of signals anyway: `pronounce` with GRUs has a validation
+    loss of 0.408 after 300 steps with it and 0.409 without (one seed).
     """
 
     matrices: Literal["normal", "xavier", "fan_in"] = "normal"

@@ -140,7 +140,8 @@ class Trainer:
 
     def _choose_precision(self) -> Precision:
         setting = self.recipe.train.precision
-        model = build(self.recipe.model, seed=None)
+        with torch.device("meta"):  # only the shapes of its matrices are looked at
+            model = build(self.recipe.model, seed=None)
         tokens = next(iter(self.task.batches("train"))).computed if setting == "auto" else 0
         found = choose(setting, model, tokens, self.processes.device)
         return Precision(*self.processes.tell(list(found)))
