@@ -35,7 +35,9 @@ def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int
 def check_memory(recipe: Recipe, fresh: Collection[str], device: torch.device) -> None:
     """UserError for a run that does not fit into the memory that is free, before it takes any."""
     parts = training_bytes(recipe, fresh)
-    smaller = "set model.width, model.depth or model.cells lower"
+    smaller = "set model.width or model.depth lower"
+    if hasattr(recipe.model, "set_cells"):
+        smaller = "set model.width, model.depth or model.cells lower"
     if parts["optimiser"]:
         smaller += ", or optim=sgd, which keeps nothing"
     check_room(f"training {recipe.name}, without its batches,", parts, device, smaller)
