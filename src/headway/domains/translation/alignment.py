@@ -30,21 +30,26 @@ class Alignment(NamedTuple):
     weights: Float[np.ndarray, "T S"]
 
 
-def alignment(model: nn.Module, codecs: Codecs, source: list[int], target: list[int]) -> Alignment:
+def alignment(model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]) -> Alignment:
     """The cross-attention of a pair of sequences (ids without begin and end), averaged over layers and heads.
 
-    A row tells what was read when its symbol was foretold, the end included.
+    A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
+    where the encoder reads it backwards.
     """
     marks = Marks.of(codecs)
     device = next(model.parameters()).device
-    inputs = [torch.tensor([ids], device=device) for ids in ([*source, marks.source_end], [marks.begin, *target])]
+    inputs = [
+        torch.tensor([ids], device=device)
+        for ids in ([*config.order(source), marks.source_end], [marks.begin, *target])
+    ]
     layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
     with evaluating(model):
         maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
     crossed = [weights for name, weights in maps.items() if name.endswith(".cross")]
     mean: Tensor = torch.stack([weights[0].mean(0) for weights in crossed]).mean(0)
+    columns = [*config.order(range(len(source))), len(source)]
     names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
-    return Alignment([*names[0], _END], [*names[1], _END], mean.cpu().numpy())
+    return Alignment([*names[0], _END], [*names[1], _END], mean[:, columns].cpu().numpy())
 
 
 def alignment_picture(model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str]) -> Picture:
@@ -54,7 +59,7 @@ def alignment_picture(model: EncoderDecoder, codecs: Codecs, config: PairsConfig
     easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [shortest]
     chosen = max(easy, key=lambda i: len(rows[i]))
     [[best, *_]] = translate_hypotheses(model, codecs, config, [texts[chosen]], SearchConfig(config.beam))
-    found = alignment(model, codecs, rows[chosen], best.ids)
+    found = alignment(model, codecs, config, rows[chosen], best.ids)
     output = codecs.target.decode(best.ids)
     return Picture(
         "Cross-attention",

@@ -103,7 +103,7 @@ class PairTask:
             kept = kept[~self._held_out(kept)]
         sides = [_sentences(column, kept) for column in (self.cache.source, self.cache.target)]
         source, target = sides[::-1] if self.reverse else sides
-        return Pairs(source, target, Marks.of(self.codecs))
+        return Pairs(source, target, Marks.of(self.codecs), self.config.reverse_source)
 
     def _numbers(self, split: str) -> np.ndarray:
         return np.arange(len(self.cache)) if split == "all" else self.cache.split(split, self.config.split)
