@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ from torch import Tensor
 from headway.claims.claim import Values
 from headway.claims.clock import one_thread
 from headway.claims.training import Training, descend
-from headway.compare import matching_width
+from headway.compare import matching_width, nearest_width
 from headway.config import override
 from headway.domains.translation.task import PairTask
 from headway.models import EncoderDecoder, ModelConfig, describe
-from headway.recipes import configured, open_task
+from headway.recipes import configured, named, open_task
 from headway.train import ScheduleConfig, WSDConfig
+
+ATTENTION = "attention"
+WITHOUT_ORDER = "attention, without positions"
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,25 @@ def opened(
         yield cast(PairTask, open_task(found, Path(workspace)))
 
 
-def as_large(model: ModelConfig, parameters: int) -> ModelConfig:
-    """The model at the width that brings it nearest to so many parameters."""
-    width = matching_width(model, parameters)
-    return model if width is None else override(model, {"width": width})
+def small(task: PairTask, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
+    """The recipe's model in a smaller size, or as large with another mixer in its encoder (both ways) and decoder."""
+    own = task.adapt(override(named(recipe).model, {"width": width, "depth": depth}))
+    if mixer == ATTENTION:
+        return own
+    changed = {"encoder.embed.positions": None} if mixer == WITHOUT_ORDER else {"mixer": mixer}
+    other = override(own, changed)
+    matched = matching_width(other, size(own))
+    return other if matched is None else override(other, {"width": matched})
+
+
+def size(model: ModelConfig) -> int:
+    """Trainable parameters."""
+    return describe(model)["parameters"]
+
+
+def sized(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
+    """What `make` gives at the even width that brings it nearest to so many parameters."""
+    return make(nearest_width(lambda width: size(make(width)), parameters, step=2))
 
 
 def tuned(budget: Budget, task: PairTask, model: ModelConfig, seed: int) -> Course:
@@ -86,9 +104,7 @@ def tuned(budget: Budget, task: PairTask, model: ModelConfig, seed: int) -> Cour
     return run(budget, task, model, seed, training, budget.evaluations)._replace(tried=tried)
 
 
-def run(
-    budget: Budget, task: PairTask, model: ModelConfig, seed: int, training: Training, evaluations: int
-) -> Course:
+def run(budget: Budget, task: PairTask, model: ModelConfig, seed: int, training: Training, evaluations: int) -> Course:
     """Train a model, with `evaluations` spread evenly over the run, the last at its end.
 
     The seconds are those that the processor works on the one thread, so that other programs do not count.
@@ -118,14 +134,13 @@ def run(
 
 
 def seconds_to(values: Values, goal: str, target: float) -> tuple[float, bool]:
-    """When an error rate first fell to `target`, on the line between two evaluations; else the whole time, and False.
-
-    The rate before training counts as 1.
-    """
-    before = (0.0, 1.0)
-    for after in zip(values["seconds"], values[goal]):
-        if after[1] <= target:
-            share = (before[1] - target) / (before[1] - after[1]) if before[1] > after[1] else 1.0
-            return before[0] + min(1.0, share) * (after[0] - before[0]), True
-        before = after
+    """When a score first fell to `target`, on the line between two evaluations; else the whole time, and False."""
+    before = None
+    for seconds, score in zip(values["seconds"], values[goal]):
+        if score <= target:
+            if before is None or before[1] <= score:
+                return seconds, True
+            share = (before[1] - target) / (before[1] - score)
+            return before[0] + share * (seconds - before[0]), True
+        before = seconds, score
     return values["seconds"][-1], False

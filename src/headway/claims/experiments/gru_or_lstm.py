@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.pictures import bars, colour
-from headway.claims.pronunciation import Budget, tuned
-from headway.claims.statistics import Equivalence, equivalence
+from headway.claims.pictures import bars, intervals
+from headway.claims.sequences import Budget, opened, small, tuned
+from headway.claims.statistics import equivalence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,25 +18,31 @@ MIXERS = ("lstm", "gru", "elman")
 
 @dataclass(frozen=True)
 class Settings:
-    """`margin` is the difference of phoneme error rates below which models count as equal."""
+    """`margin` is the difference of phoneme error rates below which models count as equal. Sizes are those of a
+    transformer of this width and depth.
+    """
 
     margin: float = 0.02
-    budget: Budget = Budget(steps=500, rates=(2e-3, 4e-3), evaluations=2, words=1000)
+    width: int = 64
+    depth: int = 1
+    budget: Budget = Budget(steps=700, rates=(4e-3, 8e-3), evaluations=2, judged=2000)
 
 
 def measure(settings: Settings, variant: str, seed: int) -> Values:
-    found = tuned(settings.budget, variant, seed)
-    return {**found, "end": found["per"][-1]}
+    with opened("pronounce", settings.budget, seed) as task:
+        model = small(task, "pronounce", settings.width, settings.depth, variant)
+        course = tuned(settings.budget, task, model, seed)
+    return {**course.values("per"), "end": course.scores[-1]["per"]}
 
 
-def against_lstm(settings: Settings, trials: Trials, other: str) -> Equivalence:
-    pairs = zip(trials.of(other, "end"), trials.of("lstm", "end"))
-    return equivalence([a - b for a, b in pairs], settings.margin)
+def against_lstm(trials: Trials, other: str) -> list[float]:
+    """The difference of error rates, a pair of trials each."""
+    return [a - b for a, b in zip(trials.of(other, "end"), trials.of("lstm", "end"))]
 
 
 def judge(settings: Settings, trials: Trials) -> Finding:
     numbers = [Number(f"{mixer}: phoneme error rate", trials.share(mixer, "end")) for mixer in MIXERS]
-    gru, elman = (against_lstm(settings, trials, other) for other in ("gru", "elman"))
+    gru, elman = (equivalence(against_lstm(trials, other), settings.margin) for other in ("gru", "elman"))
     numbers += [Number("gru minus lstm", gru.difference), Number("elman minus lstm", elman.difference)]
     remarks = [
         f"Two one-sided tests, gru and lstm within {settings.margin}: p = {gru.p:.2g}; elman: p = {elman.p:.2g}."
@@ -48,24 +54,8 @@ def judge(settings: Settings, trials: Trials) -> Finding:
 def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     bars(left, {mixer: trials.share(mixer, "end") for mixer in MIXERS}, title="phoneme error rate", x="validation")
-    for row, other in enumerate(("gru", "elman")):
-        found = against_lstm(settings, trials, other).difference
-        right.errorbar(
-            [found.value],
-            [row],
-            xerr=[[found.value - found.low], [found.high - found.value]],
-            capsize=4,
-            marker="o",
-            color=colour(other),
-        )
-        pairs = zip(trials.of(other, "end"), trials.of("lstm", "end"))
-        right.plot([a - b for a, b in pairs], [row + 0.15] * trials.seeds, "|", color=colour(other))
-    right.axvspan(-settings.margin, settings.margin, color="#e2e6ea", zorder=0)
-    right.axvline(0, color="#98a4b0", linewidth=1)
-    right.set_yticks([0, 1], ["gru - lstm", "elman - lstm"])
-    right.set_ylim(1.6, -0.6)
-    right.set(xlabel="difference of error rates; grey: counts as equal")
-    right.set_title("difference, 95 % interval and each seed")
+    found = {f"{other} - lstm": against_lstm(trials, other) for other in ("gru", "elman")}
+    intervals(right, found, settings.margin, title="difference, 95 % interval and each seed", x="grey: counts as equal")
 
 
 CLAIM = Claim(
@@ -88,6 +78,6 @@ CLAIM = Claim(
     judge=judge,
     draw=draw,
     seeds=5,
-    full=Settings(margin=0.01, budget=Budget(steps=6000, trial_steps=400, evaluations=4, words=3000)),
-    full_minutes=400.0,
+    full=Settings(margin=0.01, budget=Budget(steps=6000, rates=(4e-3, 8e-3), evaluations=2, judged=4000)),
+    full_minutes=60.0,
 )
