@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from headway.claims.claim import Values
 from headway.claims.clock import one_thread
+from headway.claims.networks import START
 from headway.claims.training import Training, descend
 from headway.compare import matching_width, nearest_width
 from headway.config import override
 from headway.domains.translation.task import PairTask
-from headway.models import EncoderDecoder, ModelConfig, describe
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
 from headway.recipes import configured, named, open_task
 from headway.train import ScheduleConfig, WSDConfig
 
@@ -81,6 +82,15 @@ def small(task: PairTask, recipe: str, width: int, depth: int, mixer: str = ATTE
     other = override(own, changed)
     matched = matching_width(other, size(own))
     return other if matched is None else override(other, {"width": matched})
+
+
+def begun(model: EncoderDecoderConfig) -> EncoderDecoderConfig:
+    """The model with weights that start at the size which its width asks for.
+
+    The models of 2014 drew theirs from one small range, for 1,000 units: with few units signals die away, and training
+    stands still for long.
+    """
+    return replace(model, init=START)
 
 
 def size(model: ModelConfig) -> int:

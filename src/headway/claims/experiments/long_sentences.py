@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import words_of, write_lists
 from headway.claims.pictures import intervals, lines, middle_of
-from headway.claims.sequences import Budget, opened, size, sized, small, tuned
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, tuned
 from headway.claims.statistics import difference, mean
 from headway.domains.translation.task import PairTask
 from headway.metrics import pronunciation_error_rates
@@ -51,7 +51,7 @@ def model_of(settings: Settings, variant: str, task: PairTask) -> ModelConfig:
     if variant == TRANSFORMER:
         return transformer
     build, symbols = rnnsearch if variant == SEARCH else rnnenc, task.codecs.target.size
-    return sized(lambda width: build(width, width, symbols, width // 2), size(transformer))
+    return sized(lambda width: begun(build(width, width, symbols, width // 2)), size(transformer))
 
 
 def by_length(settings: Settings, task: PairTask, model: EncoderDecoder) -> tuple[list[float], list[float]]:

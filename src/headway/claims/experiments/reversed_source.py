@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import write_backwards
 from headway.claims.pictures import bars, intervals
-from headway.claims.sequences import Budget, opened, size, sized, small, tuned
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, tuned
 from headway.claims.statistics import difference, equivalence, mean
 from headway.models.ancestors import lstm_2014
 
@@ -42,7 +42,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
         with opened("pronounce", settings.budget, seed, data, reverse_source=order != PLAIN) as task:
             model, symbols = small(task, "pronounce", settings.width, depth=1), task.codecs.target.size
             if name == LSTM:
-                model = sized(lambda width: lstm_2014(width, settings.depth, symbols, symbols), size(model))
+                model = sized(lambda width: begun(lstm_2014(width, settings.depth, symbols, symbols)), size(model))
             course = tuned(settings.budget, task, model, seed)
     return {**course.values("per"), "end": course.scores[-1]["per"]}
 
