@@ -106,8 +106,8 @@ CLAIM = Claim(
     "mixers of encoder (both ways) and decoder are attention, LSTM or GRU; all read the source by attention; widths "
     "are chosen so that sizes are equal. AdamW, its rate chosen for each run by short runs before. --full: captions, "
     "English to German (Multi30k), and the loss.",
-    rule="LSTM and GRU each take longer than attention to the target fixed beforehand, an error rate of 0.30: the interval of the "
-    "factor (geometric mean over seeds) lies above 1, and all runs of attention reach it.",
+    rule="LSTM and GRU each take longer than attention to the target fixed beforehand, an error rate of 0.30: the "
+    "interval of the factor (geometric mean over seeds) lies above 1, and all runs of attention reach it.",
     control="A transformer that is not told the order of the letters must not be faster: it has to take longer than "
     "the one that is (interval of the factor above 1). If it did not, the target would be too easy to tell models "
     "apart.",
