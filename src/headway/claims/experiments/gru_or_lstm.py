@@ -45,15 +45,13 @@ def against_lstm(trials: Trials, other: str) -> list[float]:
 
 def judge(settings: Settings, trials: Trials) -> Finding:
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
-    gru, elman, half = (equivalence(against_lstm(trials, other), settings.margin) for other in VARIANTS[1:])
-    found = zip(VARIANTS[1:], (gru, elman, half))
-    numbers += [Number(f"{other} minus {LSTM}", test.difference) for other, test in found]
-    remarks = [
-        f"Two one-sided tests within {settings.margin}: gru p = {gru.p:.2g}, elman p = {elman.p:.2g}, half p = {half.p:.2g}."
-    ]
+    tests = {other: equivalence(against_lstm(trials, other), settings.margin) for other in VARIANTS[1:]}
+    numbers += [Number(f"{other} minus {LSTM}", test.difference) for other, test in tests.items()]
+    listed = "; ".join(f"{other} p = {test.p:.2g}" for other, test in tests.items())
+    remarks = [f"Two one-sided tests against {LSTM}, margin {settings.margin}: {listed}."]
     sizes = ", ".join(f"{variant} {trials.of(variant, 'parameters')[0]:,}" for variant in VARIANTS)
-    control = not half.equivalent and half.difference.low > 0
-    return Finding(numbers, gru.equivalent, control, [*remarks, f"Parameters: {sizes}."])
+    control = not tests[HALF].equivalent and tests[HALF].difference.low > 0
+    return Finding(numbers, tests[GRU].equivalent, control, [*remarks, f"Parameters: {sizes}."])
 
 
 def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
