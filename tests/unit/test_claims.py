@@ -273,9 +273,10 @@ def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -
 
 
 def test_the_other_models_are_as_large(few_words: None) -> None:
+    mixers = ("lstm", "gru", "elman", "conditional_gru")
     with opened("pronounce", Budget(), seed=1) as task:
         own, symbols = size(small(task, "pronounce", width=64, depth=1)), task.codecs.target.size
-        others = [small(task, "pronounce", 64, 1, mixer) for mixer in ("lstm", "gru", "elman", WITHOUT_ORDER)]
+        others = [small(task, "pronounce", 64, 1, mixer) for mixer in (*mixers, WITHOUT_ORDER)]
     for build in (rnnenc, rnnsearch):
         others.append(sized(lambda width, build=build: build(width, width, symbols, width // 2), own))
     assert all(abs(size(model) / own - 1) < 0.05 for model in others)
