@@ -49,7 +49,7 @@ def fine_tune(recipe: str, data: list[Path] | None, args: argparse.Namespace, se
         report(
             {
                 "recipe": recipe,
-                "from": Path(args.model).name if args.model else None,
+                "from": called(Path(args.model)) if args.model else None,
                 "lora": args.lora,
                 "settings": settings,
                 "parameters": run.summary["parameters"],
@@ -63,6 +63,13 @@ def fine_tune(recipe: str, data: list[Path] | None, args: argparse.Namespace, se
                 "test": run.summary["scores"],
             }
         )
+
+
+def called(folder: Path) -> str:
+    """The name of a model: the title of its card, or else that of its folder."""
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), folder.name)
 
 
 def speeches(path: Path) -> Path:

@@ -77,10 +77,11 @@ def train(
 def load(path: str | Path, device: str = "auto") -> Model:
     """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub."""
     with resting():
-        recipes()  # registers every kind of task that the run's recipe may name
         place = find_folder(path)
-        found = RunDirectory(place)
-        recipe = open_recipe(place) if found.exists() else None
+        recipe = None
+        if RunDirectory(place).exists():
+            recipes()  # registers every kind of task that the run's recipe may name
+            recipe = open_recipe(place)
         opened = open_model(place)
     return Model(opened._replace(model=opened.model.to(find_device(device))), place, recipe)
 
@@ -112,7 +113,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
     started = time.perf_counter()
     split = final_split(task)
     scores = {"split": split, **task.evaluate(run.model, split)}
-    run = with_results(run, scores, task.samples(run.model, count))
+    run = with_results(run, scores, task.samples(run.model, count) if count else [])
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():

@@ -22,8 +22,8 @@ from headway.report.charts import Points
 from headway.report.run import figure, heading, points, scaled, title
 from headway.train import Recipe, Task, TaskConfig
 
-# What sets the size itself cannot be compared at equal sizes.
-_SETS_THE_SIZE = ("model.width", "model.symbols", "task.size", "task.codec")
+# Values of these make models of different sizes, which cannot be compared at equal sizes.
+_SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def compare(
             trials.append(Trial(run.directory, run.summary, run.metrics))
         results.append(Result(variant, trials))
     first = _opened(found[0].recipe, directory, tasks)
-    return Comparison(base, list(grid), first.goal, first.goal_better, results, _notes(base, found, minutes, seeds))
+    return Comparison(base, list(grid), first.goal, first.goal_better, results, _notes(found, minutes, seeds))
 
 
 def _opened(recipe: Recipe, workspace: Path, tasks: dict[TaskConfig, Task]) -> Task:
@@ -128,13 +128,18 @@ def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]], open_data: Any) 
         name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
         size = describe(model)["parameters"]
         matched = None
-        if found and any(key.startswith("model.") for key in grid) and not set(grid) & set(_SETS_THE_SIZE):
+        if found and any(key.startswith("model.") for key in grid) and not _sized(grid):
             matched = matching_width(model, found[0].parameters)
         if matched is not None:
             chosen = override(chosen, {"model.width": matched})
             size = describe(override(model, {"width": matched}))["parameters"]
         found.append(Variant(name, chosen, size, matched))
     return found
+
+
+def _sized(grid: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether the grid itself says how large models are: by a width, or by what makes some larger than others."""
+    return "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
@@ -194,8 +199,9 @@ def _text(value: Any) -> str:
     return re.sub(r"[^\w.,:=+-]+", "", text)
 
 
-def _notes(recipe: Recipe, found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:
-    budget = f"{minutes:g} minutes" if minutes is not None else f"{recipe.train.steps:,} steps"
+def _notes(found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:
+    steps = " or ".join(f"{count:,}" for count in sorted({variant.recipe.train.steps for variant in found}))
+    budget = f"{minutes:g} minutes" if minutes is not None else f"{steps} steps"
     notes = [f"Each was trained for {budget} on the same data, {seeds} time{'s' if seeds > 1 else ''}."]
     if any(variant.width is not None for variant in found):
         notes.append("Widths were adjusted so that all have about as many parameters as the first.")

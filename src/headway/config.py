@@ -224,6 +224,12 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     setter = getattr(config, f"set_{name}", None)
     if setter is not None and not rest:
         return setter(value)
+    if rest and name not in {f.name for f in dataclasses.fields(config)}:
+        whole = key.removesuffix("." + ".".join(rest))
+        raise ConfigError(
+            f"{key}: {whole} is set as a whole; write it as JSON, with its kind: "
+            f'{whole}={{"kind": ..., "{rest[0]}": {json.dumps(value)}}}'
+        )
     if rest:
         return dataclasses.replace(config, **{name: _replace(getattr(config, name), rest, value, key)})
     hint = _hints(type(config))[name]

@@ -173,7 +173,7 @@ class Model:
             return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids
         ids = self.codec.encode(text)
         task = self.recipe.task
-        crops = isinstance(task, LanguageConfig) and task.packing == "windows"
+        crops = isinstance(task, LanguageConfig) and task.crops
         return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
 
     @torch.inference_mode()

@@ -165,7 +165,7 @@ def test_interleaved_pairs_become_halves() -> None:
     projections = []
     for name, shape in (("weight", (width,)), ("bias", ())):
         parts = [torch.randn(rows, *shape, generator=generator, dtype=torch.float64) for rows in sizes]
-        joined = form.join(parts, sizes)
+        joined = torch.cat(form.slices(parts))
         assert all(torch.equal(one, other) for one, other in zip(form.split(joined, sizes), parts))
         getattr(mixer.qkv, name).data = joined
         projections.append(parts)

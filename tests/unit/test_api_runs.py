@@ -321,6 +321,7 @@ def test_compare_trains_each_variant_at_equal_size(
     assert (tmp_path / "c/1-2/report.html").is_file()
     page = (tmp_path / "c/report.html").read_text(encoding="utf-8")
     assert "The sizes differ by at most" in page
+    assert f"Each was trained for {SMALL_TEXT['train.steps']} steps" in page
 
 
 class Unadapted:
@@ -336,6 +337,13 @@ def test_sizes_are_matched_by_the_width(name: str, depths: list[int]) -> None:
     assert [variant.name for variant in found] == [str(depth) for depth in depths]
     assert all(abs(variant.parameters / found[0].parameters - 1) < 0.05 for variant in found)
     assert found[0].width is None
+
+
+def test_a_setting_that_all_variants_share_leaves_widths_free() -> None:
+    grid = {"model.mixer": ["attention", "lstm"], "task.codec": ["char"], "task.size": [None]}
+    found = variants(find_recipe("shakespeare"), grid, lambda recipe: Unadapted())
+    assert found[1].width is not None
+    assert abs(found[1].parameters / found[0].parameters - 1) < 0.05
 
 
 def test_widths_that_are_compared_stay_as_they_are() -> None:

@@ -133,8 +133,11 @@ def test_no_weights_at_all(folder: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     train_codec("byte", ["abc"]).save(folder)
-    with pytest.raises(UserError, match=r"the tokenizer has 2\d\d symbols and the model's embedding 31; use the tok"):
+    with pytest.raises(
+        UserError, match=r"the tokenizer has 2\d\d symbols and the model's embedding 31; use the tok"
+    ) as it:
         open_model(folder)
+    assert str(it.value).startswith(f"{folder}: ")
 
 
 @pytest.mark.parametrize("text", ["", "{]", "[1]", '{"a":' * 100_000, "\0"])

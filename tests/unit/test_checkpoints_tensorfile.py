@@ -151,6 +151,34 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         open_shards(folder)
 
 
+def test_what_is_stored_as_it_is_wanted_stays_in_the_file(tmp_path: Path) -> None:
+    """Fused tensors too, where their parts lie in a row: gate and up do in the order of names, query and key do not."""
+    config = published_config(LLAMA)
+    save_published(build(config).half(), config, tmp_path)
+    file, fused = tmp_path / "model.safetensors", "stack.blocks.1.mixer.qkv.weight"
+    ours = in_the_file(tmp_path, torch.float16)
+    assert all(ours.values())
+    save_file(load_file(file), file, {"format": "pt"})  # in the order of names
+    theirs = in_the_file(tmp_path, torch.float16)
+    assert {name for name, mapped in theirs.items() if not mapped} == {fused.replace("1", "0"), fused}
+    assert not any(in_the_file(tmp_path, torch.float32).values())
+    before, model = file.read_bytes(), load_published(tmp_path, torch.float16).model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert not any(weight.any() for weight in model.parameters())
+    assert file.read_bytes() == before
+
+
+def in_the_file(folder: Path, dtype: torch.dtype) -> dict[str, bool]:
+    """Whether each weight of the model lies in the mapped file, and none beside its place."""
+    size = (folder / "model.safetensors").stat().st_size
+    model, exact = load_published(folder, dtype).model, load_published(folder, torch.float64).model
+    for weight, expected in zip(model.parameters(), exact.parameters()):
+        assert torch.equal(weight.double(), expected)
+    return {name: weight.untyped_storage().nbytes() == size for name, weight in model.named_parameters()}
+
+
 PEAK = """
 import resource, sys, torch
 from pathlib import Path

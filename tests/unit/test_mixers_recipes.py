@@ -1,4 +1,4 @@
-"""`--set model.mixer=lstm` in the recipes of four domains: two steps of each, and what came of them is used."""
+"""`--set model.mixer=NAME` in the recipes of four domains: two steps of each, and what came of an LSTM's is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import headway as hw
-from headway.mixers import Bidirectional
+from headway.config import kinds, to_dict
+from headway.errors import ConfigError
+from headway.mixers import Bidirectional, MixerConfig
 from headway.mixers.lstm import LSTM
 
 WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
@@ -66,3 +68,36 @@ def test_an_lstm_trains_in_every_domain(name: str, tmp_path: Path) -> None:
         assert model.generate("the", max_new_tokens=40, temperature=0.0)  # beyond the 32 that it is trained on
     if name == "translation":
         assert model.translate(["the cat", "a bird sang"], beam=3)
+
+
+# The LSTM has the test above; these two have their place in an encoder and in a decoder only.
+OTHERS = sorted(kinds(MixerConfig).keys() - {"lstm", "bidirectional", "conditional_gru"})
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_mixer_trains_in_every_domain(kind: str, name: str, tmp_path: Path) -> None:
+    settings = {**TINY, **CASES[name], "model.mixer": kind, "task.split": {"validation": 0.1, "test": 0.0}}
+    if name == "translation":
+        settings |= {"task.beam": 1, "train.evaluate_limit": 2}
+    run = hw.train(name, data=write(tmp_path, name), set=settings, run=tmp_path / "run", progress=False, samples=0)
+    assert f'"kind": "{kind}"' in json.dumps(to_dict(run.recipe.model))
+    assert run.summary["scores"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "message"),
+    [
+        ({"model.mixer": "lsmt"}, "text", "model.mixer.kind is 'lsmt'; did you mean 'lstm'"),
+        ({"model.mixer": "bidirectional"}, "text", "sees later tokens"),
+        ({"model.mixer": "conditional_gru"}, "text", "reads the output of an encoder, and this model has none"),
+        ({"model.mixer": "conditional_gru"}, "classification", "reads the output of an encoder"),
+        ({"model.mixer.forget_gate": False}, "text", "model.mixer is set as a whole; write it as JSON"),
+    ],
+)
+def test_a_mixer_that_cannot_be_is_refused(setting: dict[str, Any], name: str, message: str, tmp_path: Path) -> None:
+    settings = {**TINY, **CASES[name], **setting, "task.split": {"validation": 0.2, "test": 0.0}}
+    if "model.mixer" not in setting:
+        del settings["model.mixer"]
+    with pytest.raises(ConfigError, match=message):
+        hw.train(name, data=write(tmp_path, name), set=settings, run=tmp_path / "run", progress=False)

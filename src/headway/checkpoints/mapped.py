@@ -26,6 +26,7 @@ class Mapped:
                 self.size = file.seek(0, 2)
                 # A private map is writable, as torch expects of its memory, and costs nothing until it is written to.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
+                self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; check the path") from error
 
@@ -35,13 +36,11 @@ class Mapped:
 
     def tensor(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         """A view of the file from byte `start`; a copy where its numbers lie across their natural borders."""
-        count = math.prod(shape)
-        if count == 0 or self._map is None:
+        size = math.prod(shape) * dtype.itemsize
+        if size == 0 or self._map is None:
             return torch.empty(tuple(shape), dtype=dtype)
-        if start % dtype.itemsize:
-            raw = torch.frombuffer(self._map, dtype=torch.uint8, count=count * dtype.itemsize, offset=start)
-            return raw.clone().view(dtype).view(tuple(shape))
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start).view(tuple(shape))
+        raw = self._all[start : start + size]
+        return (raw.clone() if start % dtype.itemsize else raw).view(dtype).view(tuple(shape))
 
     def drop(self, start: int, size: int) -> None:
         """The bytes are not needed now: their pages go back to the system, and are read again if looked at again.
@@ -53,6 +52,24 @@ class Mapped:
         first = start - start % mmap.PAGESIZE
         if size:
             self._map.madvise(mmap.MADV_DONTNEED, first, start + size - first)
+
+
+def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Tensors of one type, one after the other along their first axis, as one tensor of the same memory.
+
+    None where they do not lie so: to fuse query, key and value, or gate and up, is free where the file has them in a
+    row, as files whose tensors are in the order of their names have gate and up.
+    """
+    first = tensors[0]
+    place = first.storage_offset()
+    for each in tensors:
+        same = each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or each.storage_offset() != place or not each.is_contiguous():
+            return None
+        place += each.numel()
+    if len(tensors) == 1:
+        return first
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 def tensor_bytes(shape: Sequence[int], itemsize: int) -> int | None:

@@ -39,7 +39,7 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
         raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
     opened = _open_folder(place, dtype) if place.is_dir() else _open_file(place, dtype)
     if isinstance(opened.codec, TokenizerCodec):
-        check_fits(opened.codec, opened.model.config.symbols)  # type: ignore[union-attr,arg-type]
+        check_fits(opened.codec, opened.model.config.symbols, place)  # type: ignore[union-attr,arg-type]
     return opened
 
 

@@ -187,8 +187,7 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
         count += 1
     made = {each.ours: each for each in rules.values()}
     for ours, parts in added.items():
-        joined = made[ours].form.join(list(parts.values()), sizes.get(ours, ()))
-        own[ours].copy_(joined)
+        own[ours].copy_(torch.cat(made[ours].form.slices(list(parts.values()))))
     return count
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from headway.checkpoints.settings import Settings
@@ -28,10 +27,11 @@ def expect(part: Any, kind: type[T]) -> T:
 class Form(Protocol):
     """How tensors of a file become one of ours, and back without a change of a bit.
 
-    `sizes` are the rows of the slices that our tensor fuses (query, key, value; gate, up).
+    `slices` are those of ours, to be laid one after the other: views where they can be, so that no number is moved
+    twice. `sizes` are the rows of the slices that our tensor fuses (query, key, value; gate, up).
     """
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor: ...
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]: ...
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
 
@@ -39,8 +39,8 @@ class Form(Protocol):
 class Rows:
     """A tensor as it is, or several, each one slice, one after the other."""
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return list(whole.split(list(sizes)))
@@ -52,8 +52,8 @@ _ROWS = Rows()  # it has no state
 class Whole:
     """One tensor that is fused in the file as it is here (Phi-3's qkv)."""
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return parts[0]
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [whole]
@@ -62,8 +62,8 @@ class Whole:
 class Transposed:
     """One matrix whose rows are the inputs (GPT-2's Conv1D)."""
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return parts[0].T
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].T]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [whole.T]
@@ -72,8 +72,8 @@ class Transposed:
 class Row:
     """A vector that the file holds as a matrix of one row (BART's bias of the logits)."""
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return parts[0].squeeze(0)
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].squeeze(0)]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [whole[None]]
@@ -86,8 +86,8 @@ class PerHead:
     heads: int
     parts: int = 3
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return self._swap(parts[0], self.heads, self.parts)
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [self._swap(parts[0], self.heads, self.parts)]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [self._swap(whole, self.parts, self.heads)]
@@ -105,8 +105,8 @@ class Interleaved:
 
     heads: tuple[int, ...]
 
-    def join(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        return torch.cat([self._apart(part, count) for part, count in zip(parts, self.heads)])
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [self._apart(part, count) for part, count in zip(parts, self.heads)]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [self._together(part, count) for part, count in zip(whole.split(list(sizes)), self.heads)]

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from headway.checkpoints.mapped import one_view
 from headway.checkpoints.native import named_tensors
 from headway.checkpoints.rules import Family, Rule, Stacked
 from headway.errors import UserError, nearest
@@ -91,31 +92,52 @@ def fill(model: nn.Module, rules: Sequence[Rule], weights: Weights, dtype: torch
     with the nearest there is, or one whose shape disagrees with the configuration.
     """
     own = dict(named_tensors(model))
-    sizes = slice_sizes(model)
     _check_names(rules, weights, own)
     for each in _made(rules):
         parts = [weights.get(name) for name in each.theirs]
-        place = own[each.ours]
-        whole = _joined(each, parts, sizes.get(each.ours, (place.shape[0],) if place.dim() else ()), weights)
-        if whole.shape != place.shape:
+        slices, place = _slices(each, parts, weights), own[each.ours]
+        shape = _shape(slices)
+        if shape != place.shape:
             shapes = " + ".join(str(tuple(part.shape)) for part in parts)
             raise UserError(
-                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {tuple(whole.shape)}, but the "
+                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {shape}, but the "
                 f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
             )
-        place.data = whole.to(dtype or whole.dtype).contiguous()
+        place.data = _laid(slices, dtype or slices[0].dtype)
         for name in each.theirs:
             weights.done(name)
 
 
-def _joined(each: Rule, parts: list[Tensor], sizes: Sequence[int], weights: Weights) -> Tensor:
+def _slices(each: Rule, parts: list[Tensor], weights: Weights) -> list[Tensor]:
+    reason = ""
     try:
-        return each.form.join(parts, sizes)
+        slices = each.form.slices(parts)
+        if len(slices) == 1 or all(one.dim() and one.shape[1:] == slices[0].shape[1:] for one in slices):
+            return slices
     except RuntimeError as error:  # torch's word for shapes that do not fit
-        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(each.theirs, parts))
-        raise UserError(
-            f"{weights.source}: {shapes} do not fit together ({error}); config.json and weights do not match"
-        ) from None
+        reason = f" ({error})"
+    shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(each.theirs, parts))
+    raise UserError(f"{weights.source}: {shapes} do not fit together{reason}; config.json and weights do not match")
+
+
+def _shape(slices: Sequence[Tensor]) -> tuple[int, ...]:
+    """That of slices which lie one after the other."""
+    first = slices[0]
+    return (sum(map(len, slices)), *first.shape[1:]) if first.dim() else ()
+
+
+def _laid(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One tensor of slices of a file: the mapped file itself where they lie in it so, and else a copy.
+
+    Each number is moved once, in its new type and to its new place, by as many threads as torch has.
+    """
+    found = one_view(slices) if all(each.dtype == dtype for each in slices) else None
+    if found is not None:
+        return found
+    whole = torch.empty(_shape(slices), dtype=dtype)
+    for place, each in zip(whole.split([len(each) for each in slices]) if whole.dim() else [whole], slices):
+        place.copy_(each)
+    return whole
 
 
 def _check_names(rules: Sequence[Rule], weights: Weights, own: dict[str, Tensor]) -> None:

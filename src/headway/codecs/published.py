@@ -82,11 +82,14 @@ def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec |
         return _codec(read, folder, file)
 
 
-def check_fits(codec: TokenizerCodec, symbols: int) -> None:
-    """UserError for a tokenizer whose ids go beyond the `symbols` of a model's embedding; fewer of them are usual."""
+def check_fits(codec: TokenizerCodec, symbols: int, place: Path | str) -> None:
+    """UserError for a tokenizer whose ids go beyond the `symbols` of a model's embedding; fewer of them are usual.
+
+    `place` is where the two lie, for the message.
+    """
     if codec.size > symbols:
         raise UserError(
-            f"the tokenizer has {codec.size} symbols and the model's embedding {symbols}; "
+            f"{place}: the tokenizer has {codec.size} symbols and the model's embedding {symbols}; "
             "use the tokenizer that the model was trained with"
         )
 

@@ -77,7 +77,7 @@ class ConditionalGRU(Recurrence):
 
     additive: c = sum_j a_j h_j, a = softmax_j(v . tanh(W_a s' + U_a h_j)) (Bahdanau, Cho and Bengio 2015, equations 5
     and 6, appendix A.2.2). fixed: one c for all tokens; with `reset_after` n = tanh(W x + r (U s' + C c)) (Cho et al.
-    2014, RNN Encoder-Decoder, appendix A.1.2).
+    2014, RNN Encoder-Decoder, appendix A).
     """
 
     reads_memory = True
@@ -98,6 +98,11 @@ class ConditionalGRU(Recurrence):
             self.score = Projection(units, 1, bias=False)
         self.shown = self.cells + memory + (0 if config.out else width)
         self.out = Projection(self.shown, width, writes=True) if config.out else nn.Identity()
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z s' + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
 
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Annotations | Summary:
         if not layout.single:

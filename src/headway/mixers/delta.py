@@ -23,7 +23,8 @@ from headway.parts.projection import Projection
 @dataclass(frozen=True)
 class DeltaConfig(MixerConfig):
     """`features` and `nu` as in linear attention; `key_norm` of queries and keys is "sum" (Schlag et al. 2021, section
-    4.2) or "l2" (Yang et al. 2024, with silu): without one, "none", the rule is unstable where beta |k|^2 exceeds 2.
+    4.2) or "l2" (Yang et al. 2024, "Parallelizing linear transformers with the delta rule", with silu): without one,
+    "none", the rule is unstable where beta |k|^2 exceeds 2.
 
     `norm` is of each head's output; `head_size` None is width / heads; `chunk` is the number of tokens that are
     computed at once.
@@ -61,6 +62,11 @@ class Delta(Associative):
         self.config = config
         self.strength = Strength(width, config.heads)
         self.memory_shape = (feature_size(self.size, config.features, config.nu), self.size)
+
+    @property
+    def scan_flop(self) -> int:
+        """H (6 M N) for W f(k), the outer product, its sum with W, and W f(q); H (2 V) for the error times beta."""
+        return 6 * self.entries + 2 * self.heads * self.size
 
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
@@ -109,6 +115,11 @@ class GatedDelta(Associative):
         self.strength = Strength(width, config.heads)
         self.decay = LogDecay(width, config.heads)
         self.gate = Projection(width, self.heads * self.size, bias=False) if config.out_gate else None
+
+    @property
+    def scan_flop(self) -> int:
+        """As of Delta, and H M N for the decay."""
+        return 7 * self.entries + 2 * self.heads * self.size
 
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None

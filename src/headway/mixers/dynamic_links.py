@@ -56,9 +56,10 @@ class DynamicLinks(Mixer):
     W is learnt slowly, by gradients; F within a document, by Hebb: a link between an input and a cell that were active
     together is strong for a moment and fades. Von der Malsburg 1981 ("The correlation theory of brain function") has
     this in words: synapses are modulated fast, by the correlation of what they connect. Feldman 1982 ("Dynamic
-    connections in neural networks") has connections of the moment between units. Neither writes this equation: it is
-    the linear form of Hinton and Plaut 1987 and Ba et al. 2016 (there for the links of a state to itself). Dividing by
-    the number of inputs D makes `rate` mean the same at any width.
+    connections in neural networks") has connections of the moment between units. Neither writes this equation. Slow
+    weights and fast ones that fade, added up, are those of Hinton and Plaut 1987, where both learn from errors; decay
+    and Hebb's products are those of Ba et al. 2016, there for the links of a state to itself. Dividing by the number of
+    inputs D makes `rate` mean the same at any width.
     """
 
     def __init__(self, config: DynamicLinksConfig, width: int) -> None:
@@ -69,6 +70,11 @@ class DynamicLinks(Mixer):
             raise ConfigError(f"cells {self.cells} without an output map must equal width {width}; set out to true")
         self.slow = Projection(width, self.cells, config.bias, writes=not config.out)
         self.out = Projection(self.cells, width, config.bias, writes=True) if config.out else nn.Identity()
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5 D) for F x, the outer product, the decay and their sum; N (2) for the sum with W x and for the rate."""
+        return self.cells * (5 * self.width + 2)
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         return self._mix(x, layout, None)[0]

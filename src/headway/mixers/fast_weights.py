@@ -50,7 +50,7 @@ class FastWeightsConfig(MixerConfig):
 class FastWeightController(Associative):
     """W_t = W_(t-1) + b_t v_t k_t^T and y_t = W_t q_t: at each step a slow network writes keys k ("FROM"), values v
     ("TO") and how strongly, b, and their outer products change the weights W of a fast one (Schmidhuber 1992, "Learning
-    to control fast-weight memories"; in this notation Schlag et al. 2021, equations 1 to 3).
+    to control fast-weight memories"; Schlag et al. 2021, equations 1 to 3).
 
     It is without softmax and without normalisation. Two liberties: 1992's fast network read the input itself, here the
     slow network writes its query too; and W starts at zero with each document.
@@ -64,6 +64,11 @@ class FastWeightController(Associative):
         super().__init__(width, config.heads, config.head_size, config.qkv_bias, config.out_bias, config.norm)
         self.config = config
         self.strength = Strength(width, config.heads) if config.strength else None
+
+    @property
+    def scan_flop(self) -> int:
+        """H (4 M N) for v k^T, its sum with W and W q; H V for the strength."""
+        return 4 * self.entries + (0 if self.strength is None else self.heads * self.size)
 
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None

@@ -36,6 +36,11 @@ class GRU(Recurrence):
         self.input = Projection(width, gates)
         self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after))
 
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z h + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
+
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         bias = self.hidden.offset() if self.config.reset_after else None
         weights = GRUWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix(), bias)

@@ -36,8 +36,8 @@ class LSTMConfig(RecurrenceConfig):
 class LSTM(Recurrence):
     """c = f c + i g, h = o s(c) with gates i, f, o = logistic(W x + U h + b) and g = s'(W x + U h + b).
 
-    Hochreiter and Schmidhuber 1997, section 4, where f is 1; Gers, Schmidhuber and Cummins 2000, equations 3 to 7, with
-    f; Gers, Schraudolph and Schmidhuber 2002 with peepholes, by which i and f see the old cell and o the new one.
+    Hochreiter and Schmidhuber 1997, section 4, where f is 1; Gers, Schmidhuber and Cummins 2000 ("Learning to forget")
+    with f; Gers, Schraudolph and Schmidhuber 2002 with peepholes, by which i and f see the old cell and o the new one.
     """
 
     vectors = 2
@@ -54,6 +54,12 @@ class LSTM(Recurrence):
         bias = self.input.bias
         if config.forget_gate and bias is not None:
             nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
+
+    @property
+    def scan_flop(self) -> int:
+        """N (4) for f c + i g and o s(c), one less without f; 2 for each peephole."""
+        seeing = 0 if self.peepholes is None else self.peepholes.numel()
+        return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)

@@ -27,7 +27,7 @@ class MLSTMConfig(RecurrenceConfig):
 
 
 class MLSTM(Recurrence):
-    """m = (W_mx x) (W_mh h) stands in the place of h in an LSTM (Krause et al. 2016, equations 11 to 15)."""
+    """m = (W_mx x) (W_mh h) stands in the place of h in an LSTM (Krause et al. 2016)."""
 
     vectors = 2
 
@@ -40,6 +40,11 @@ class MLSTM(Recurrence):
         self.hidden = Projection(self.factors, gates, bias=False)
         if self.input.bias is not None:
             nn.init.constant_(self.input.bias[self.cells : 2 * self.cells], config.forget_bias)
+
+    @property
+    def scan_flop(self) -> int:
+        """One for each factor; N (4) for f c + i g and o tanh(c)."""
+        return self.factors + 4 * self.cells
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:

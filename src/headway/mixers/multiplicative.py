@@ -28,7 +28,7 @@ class MultiplicativeConfig(RecurrenceConfig):
 
 
 class Multiplicative(Recurrence):
-    """h = s(W_hf diag(W_fx x) W_fh h + W_hx x + b) (Sutskever, Martens and Hinton 2011, equations 5 to 7).
+    """h = s(W_hf diag(W_fx x) W_fh h + W_hx x + b) (Sutskever, Martens and Hinton 2011).
 
     The first term is that of second-order networks with W_ijk = sum_f W_hf[i, f] W_fh[f, j] W_fx[f, k].
     """
@@ -40,6 +40,11 @@ class Multiplicative(Recurrence):
         self.input = Projection(width, (self.factors, self.cells), bias=(False, True))
         self.factor = Projection(self.cells, self.factors, bias=False)
         self.hidden = Projection(self.factors, self.cells, bias=False)
+
+    @property
+    def scan_flop(self) -> int:
+        """One for each factor."""
+        return self.factors
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor) -> tuple[Tensor, ...]:

@@ -81,8 +81,15 @@ class EncoderDecoderConfig(ModelConfig):
         wanted = from_dict(MixerConfig, value, "model.mixer")
         if wanted.reads_memory:
             beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
-            return self.set_cross(None)._both("set_mixer", beside, value)
-        return self._both("set_mixer", value, value)
+            return self.set_cross(None)._mixing(beside, value)
+        return self._mixing(value, value)
+
+    def _mixing(self, first: Any, second: Any) -> EncoderDecoderConfig:
+        encoder, decoder = (
+            replace(part, stack=resize.mixer(part.stack, value))
+            for part, value in ((self.encoder, first), (self.decoder, second))
+        )
+        return replace(self, encoder=encoder, decoder=decoder)
 
     def set_cells(self, value: Any) -> EncoderDecoderConfig:
         """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""

@@ -24,11 +24,14 @@ from headway.parts.projection import Projection
 
 
 class Encoded(NamedTuple):
-    """Features before the heads, where they sit, and auxiliary losses by name."""
+    """Features before the heads, where they sit, auxiliary losses by name, and the states after them where the model
+    went on from states.
+    """
 
     x: Float[Tensor, "B T D"]
     layout: Layout
     auxiliary: Terms
+    states: tuple[State, ...] | None = None
 
 
 class Prompt(NamedTuple):
@@ -94,7 +97,13 @@ class TransformerConfig(ModelConfig):
         return replace(self, stack=resize.heads(self.stack, value))
 
     def set_mixer(self, value: Any) -> TransformerConfig:
-        return replace(self, stack=resize.mixer(self.stack, value))
+        changed = replace(self, stack=resize.mixer(self.stack, value))
+        if any(block.mixer.reads_memory for block in changed.stack.blocks):
+            raise ConfigError(
+                f"model.mixer={value!r} reads the output of an encoder, and this model has none; choose another, "
+                "or a recipe with an encoder and a decoder, such as translation"
+            )
+        return changed
 
     def set_dropout(self, value: Any) -> TransformerConfig:
         embed = replace(self.embed, dropout=value) if isinstance(self.embed, TokenEmbedConfig) else self.embed
@@ -121,13 +130,13 @@ class Transformer(nn.Module):
             initialise(self, config.init, len(config.stack.blocks), seed)
             start_heads(self.heads, config.init)
 
-    def forward(self, inputs: Any, layout: Layout | None = None) -> Encoded:
-        """Features of whole documents: `inputs` are what the embed reads (symbols, Int[B, T], or TokenInputs); without
-        a layout each row is one document.
+    def forward(self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None) -> Encoded:
+        """Features of whole documents, or of what follows `states`: `inputs` are what the embed reads (symbols,
+        Int[B, T], or TokenInputs); without a layout each row is one document.
         """
         x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
-        x, _, terms = self.stack(x, where)
-        return Encoded(x, where, terms)
+        x, after, terms = self.stack(x, where, states)
+        return Encoded(x, where, terms, after)
 
     def read(
         self, inputs: Any, layout: Layout, ends: Collection[int]

@@ -20,7 +20,7 @@ _EPS = 1e-6
 
 def features(x: Float[Tensor, "... K"], kind: FeatureMap, nu: int = 1) -> Float[Tensor, "... M"]:
     """elu: elu(x) + 1 (Katharopoulos et al. 2020, equation 7). dpfp: r_i r_(i + j) of r = relu([x, -x]) for all i and
-    j = 1 ... `nu`, which is 2 `nu` times as wide (Schlag et al. 2021, equation 37). relu, silu, identity: as they say.
+    j = 1 ... `nu`, which is 2 `nu` times as wide (Schlag et al. 2021). relu, silu, identity: as they say.
     """
     if kind == "dpfp":
         r = torch.cat([x, -x], dim=-1).relu()

@@ -13,13 +13,14 @@ from headway.train.schedule import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Counts, Loss, Shard, Task, TaskConfig
+from headway.train.task import WHOLE, Batch, Carries, Counts, Loss, Shard, Task, TaskConfig
 from headway.train.trainer import Trainer
 
 __all__ = [
     "WHOLE",
     "AdamWConfig",
     "Batch",
+    "Carries",
     "ConstantConfig",
     "CosineConfig",
     "Counts",

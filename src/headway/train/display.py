@@ -100,7 +100,10 @@ class _Meter:
         return " · ".join(parts)
 
     def _utilisation(self, flops: float) -> str:
-        return f"MFU {flops / self.peak:.0%}" if self.peak else f"{flops / 1e9:,.0f} GFLOP/s"
+        if self.peak:
+            return f"MFU {flops / self.peak:.0%}"
+        billions = flops / 1e9
+        return f"{billions:,.0f} GFLOP/s" if billions >= 10 else f"{billions:.2g} GFLOP/s"
 
 
 class Plain:

@@ -1,0 +1,66 @@
+"""The commands of docs/history.md are real: they parse, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from argparse import Namespace
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from headway.claims.experiments import chosen, claims
+from headway.cli.compare import parse_grid
+from headway.cli.main import _find, module_of
+from headway.cli.options import Parser, add_common
+from headway.config import parse_settings
+from headway.recipes import configured, find_model
+
+HISTORY = (Path(__file__).parents[2] / "docs" / "history.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```$", HISTORY, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+ROWS = re.findall(r"^\| (\d+) \| (.*?) \| `headway claims (\S+)` \| (\S+)\.json \|$", HISTORY, re.MULTILINE)
+
+
+def parsed(line: str) -> tuple[str, Namespace]:
+    name, rest = _find(shlex.split(line, comments=True)[1:])
+    command = import_module(module_of(name))
+    parser = Parser(name, "a command", "an example")
+    command.arguments(parser)
+    add_common(parser)
+    return name.split()[-1], parser.parse_args(rest)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_means_something(line: str) -> None:
+    """Recipes take their settings, and models, claims and runs are there; runs by a command that stands before."""
+    assert line.startswith("headway ")
+    name, args = parsed(line)
+    made = {str(parsed(other)[1].run) for other in COMMANDS[: COMMANDS.index(line)] if " --run " in other}
+    if name == "train":
+        find_model(args.recipe)
+        configured(args.recipe, None, parse_settings(args.set), None)
+    elif name == "compare":
+        grid = parse_grid(args.set)
+        for values in product(*grid.values()):
+            configured(args.recipe, None, dict(zip(grid, values)), None)
+    elif name == "claims":
+        chosen(args.names)
+    elif name == "show":
+        assert args.name in made or find_model(args.name)
+    else:
+        assert name == "generate"
+        assert str(args.model) in made
+
+
+def test_all_claims_stand_in_the_table() -> None:
+    found = [(int(number), title, name) for number, title, name, _ in ROWS]
+    assert found == [(claim.number, claim.title, claim.name) for claim in claims().values()]
+    assert all(name == result for _, _, name, result in ROWS)
+
+
+def test_every_claim_is_told() -> None:
+    told = {name for line in COMMANDS if line.startswith("headway claims") for name in parsed(line)[1].names}
+    assert told == set(claims())
