@@ -77,7 +77,7 @@ CLAIM = Claim(
     "by more than the margin fixed beforehand, 0.02.",
     control="The same test must not find an LSTM of half the width equal to the LSTM, and has to see it as worse "
     "(interval of the difference above 0). If it did not, margin or scatter would be too wide to tell models apart.",
-    minutes=15.0,
+    minutes=17.0,
     settings=Settings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
@@ -86,7 +86,7 @@ CLAIM = Claim(
     seeds=5,
     full=Settings(
         margin=0.01,
-        budget=Budget(steps=5000, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=4000),
+        budget=Budget(steps=4500, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=4000),
     ),
     full_minutes=55.0,
 )

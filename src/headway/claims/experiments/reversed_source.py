@@ -102,7 +102,7 @@ CLAIM = Claim(
     control="With the phonemes reversed too, the first letter is again as far from its phoneme as it was, and the gain "
     "must go: that by the source alone has to be greater (interval of the difference above 0). If it were not, the "
     "gain would come from reading backwards as such, and not from the nearness of what belongs together.",
-    minutes=12.0,
+    minutes=14.0,
     settings=Settings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
