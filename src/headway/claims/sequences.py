@@ -112,7 +112,7 @@ def tuned(budget: Budget, task: PairTask, model: ModelConfig, seed: int) -> Cour
     for rate in budget.rates if len(budget.rates) > 1 else ():
         short = run(budget, task, model, seed, Training(budget.trial_steps, rate, budget.schedule), 1)
         tried[rate] = short.scores[-1]["loss"]
-    best = min(tried, key=lambda rate: tried[rate]) if tried else budget.rates[0]
+    best = min(budget.rates, key=lambda rate: tried.get(rate, 0.0))
     training = Training(budget.steps, best, budget.schedule)
     return run(budget, task, model, seed, training, budget.evaluations)._replace(tried=tried)
 

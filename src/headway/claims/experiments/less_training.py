@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.pictures import bars, colour
@@ -37,7 +37,7 @@ class Settings:
 
 
 def measure(settings: Settings, variant: str, seed: int) -> Values:
-    codec = {} if settings.symbols is None else {"size": settings.symbols}
+    codec: dict[str, Any] = {} if settings.symbols is None else {"size": settings.symbols}
     with opened(settings.recipe, settings.budget, seed, **codec) as task:
         model = small(task, settings.recipe, settings.width, settings.depth, variant)
         course = tuned(settings.budget, task, model, seed)

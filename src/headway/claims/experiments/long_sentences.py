@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import words_of, write_lists
@@ -62,7 +62,7 @@ def by_length(settings: Settings, task: PairTask, model: EncoderDecoder) -> tupl
     for length in range(1, settings.most + 1):
         places = [place for place, text in enumerate(texts) if words_of(text) == length]
         found = pronunciation_error_rates([outputs[p] for p in places], [references[p] for p in places])
-        rates.append(float(found["per"]))
+        rates.append(cast(float, found["per"]))
         letters.append(sum(len(texts[p]) for p in places) / len(places))
     return rates, letters
 
