@@ -18,6 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import Weights, open_quantised
+from headway.memory import check_room
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
@@ -93,6 +94,9 @@ def load(path: str | Path, device: str = "auto", weights: Weights | None = None,
             recipes()  # registers every kind of task that the run's recipe may name
             recipe = open_recipe(place)
         opened = _open(place, weights)
+    if where.type != "cpu":
+        size = sum(parameter.nbytes for parameter in opened.model.parameters())
+        check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
     return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -143,24 +143,31 @@ def _sized(grid: Mapping[str, Sequence[Any]]) -> bool:
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
-    """The width, a multiple of what the heads need, that brings the parameters nearest; None to leave it as it is."""
+    """The width, a multiple of what the model needs, that brings the parameters nearest; None to leave it as it is."""
     own = describe(model)["parameters"]
     if own == parameters:
         return None
     plain = to_dict(model)
     step = math.lcm(*_heads(plain)) * (2 if _has(plain, "rotary") else 1)  # rotary positions need even heads
+    if any(key == "kind" and item == "sinusoidal" for key, item in _settings(plain)):
+        step = math.lcm(step, 2)
 
-    def size(count: int) -> int:
-        return describe(override(model, {"width": step * count}))["parameters"]
+    def size(width: int) -> int:
+        return describe(override(model, {"width": width}))["parameters"]
 
+    width = nearest_width(size, parameters, step)
+    return width if abs(size(width) - parameters) < abs(own - parameters) else None
+
+
+def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) -> int:
+    """The width, a multiple of `step`, whose `size` is nearest to so many parameters; sizes grow with the width."""
     low, high = 1, 2
-    while size(high) < parameters:
+    while size(step * high) < parameters:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) < parameters else (low, middle)
-    count = min((low, high), key=lambda n: abs(size(n) - parameters))
-    return step * count if abs(size(count) - parameters) < abs(own - parameters) else None
+        low, high = (middle, high) if size(step * middle) < parameters else (low, middle)
+    return step * min((low, high), key=lambda n: abs(size(step * n) - parameters))
 
 
 def _heads(plain: Any) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from headway.checkpoints.open import open_model
+from headway.checkpoints.open import open_config
 from headway.config import override
 from headway.data.registry import KNOWN
 from headway.domains import recipe as find_recipe
@@ -141,5 +141,5 @@ def find_model(name: str) -> ModelConfig:
         place.read_status()
         return read_recipe(place.recipe).model
     if path.exists():
-        return open_model(path, dtype=None).model.config  # type: ignore[return-value]
+        return open_config(path)
     raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*recipes(), *PRESETS])}")

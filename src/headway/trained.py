@@ -38,7 +38,7 @@ class Attention(NamedTuple):
     """Attention weights by module name, and the text of the symbols between which they lie.
 
     `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
-    of a cross-attention between `symbols` and `source`, all others between `symbols` and `symbols`.
+    of a decoder's attention to the source between `symbols` and `source`, all others between `symbols` and `symbols`.
     """
 
     maps: dict[str, Float[Tensor, "H T S"]]
@@ -197,7 +197,7 @@ class Model:
             return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids
         ids = self.codec.encode(text)
         task = self.recipe.task
-        crops = isinstance(task, LanguageConfig) and task.packing == "windows"
+        crops = isinstance(task, LanguageConfig) and task.crops
         return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
 
     @torch.inference_mode()

@@ -55,6 +55,34 @@ def test_later_inputs_change_nothing_earlier(name: str) -> None:
     assert (after[:, 5:] != before[:, 5:]).all(-1).all()
 
 
+@causal
+def test_a_stream_of_documents_in_pieces_is_the_stream(name: str) -> None:
+    """States that do not grow go on through any number of documents, as training by streams needs."""
+    mixer, x = make_mixer(name), inputs(2, 11, WIDTH)
+    if mixer.rewindable:
+        return
+    layout = Layout.packed([[3, 5, 3], [1, 8]], 11)
+    whole = mixer.parallel(x, layout)
+    state, parts = mixer.initial_state(2, 1, like=x), []
+    for columns in (slice(0, 4), slice(4, 5), slice(5, 11)):
+        y, state = mixer.recurrent(x[:, columns], Layout(layout.positions[:, columns]), mixer.carry(state))
+        parts.append(y)
+    close((torch.cat(parts, 1) - whole)[layout.keep], torch.zeros_like(whole[layout.keep]), **TOLERANCE)
+
+
+@causal
+def test_what_is_carried_has_no_gradient_but_that_of_learned_starts(name: str) -> None:
+    mixer, x = make_mixer(name), inputs(2, 3, WIDTH).requires_grad_()
+    if mixer.rewindable:
+        return
+    _, state = mixer.recurrent(x, Layout.full(2, 3), mixer.initial_state(2, 1, like=x))
+    y, _ = mixer.recurrent(x.detach(), Layout(torch.tensor([[3, 4, 5], [3, 0, 1]])), mixer.carry(state))
+    starts = [p for key, p in mixer.named_parameters() if key.startswith("start.")]
+    found = torch.autograd.grad(y.square().sum(), [x, *starts], allow_unused=True)
+    assert found[0] is None
+    assert all(gradient is not None and gradient.any() for gradient in found[1:])
+
+
 @every
 def test_packed_is_separate(name: str) -> None:
     mixer, x = make_mixer(name), inputs(2, 10, WIDTH)

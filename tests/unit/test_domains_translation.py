@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.translation import Marks, PairBatch, Pairs, PairTask, PronounceConfig, Sentences
 from headway.domains.translation.alignment import alignment
+from headway.domains.translation.decode import source_ids
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
+from headway.domains.translation.translator import Translator
 from headway.errors import ConfigError, UserError
-from headway.models import build
+from headway.models import EncoderDecoder, build
 from headway.train import Recipe, Shard, TrainConfig
 
 LINES = 400
@@ -74,6 +77,33 @@ def test_a_batch_in_full() -> None:
     assert batch.labels.tolist() == [[2, -100], [3, 2]]
     assert batch.target_layout.positions.tolist() == [[0, -1], [0, 1]]
     assert (batch.tokens, batch.computed) == (3, 12)
+
+
+def test_a_source_backwards_keeps_its_end_and_padding_last() -> None:
+    pairs = Pairs(Sentences.of([[5, 6], [], [8, 9, 5]]), Sentences.of([[3], [4, 5], [6]]), Marks(1, 2, 4), True)
+    batch = pairs.first(3).batch(np.array([2, 0, 1]))
+    assert batch.source.tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
+    assert batch.source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1], [0, -1, -1, -1]]
+    assert batch.labels.tolist() == [[6, 2, -100], [3, 2, -100], [4, 5, 2]]
+
+
+@pytest.mark.parametrize("kind", ["translation", "pronounce"])
+def test_what_is_translated_is_read_backwards_as_in_training(
+    captions: list[Path], dictionary: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "pronounce":
+        task = open_task(small(pronounce(), reverse_source=True, split=SplitConfig(0.1, 0.1)), [dictionary])
+    else:
+        task = captions_task(captions, reverse_source=True)
+    [batch] = islice(task.batches("train"), 1)
+    rows = [row[keep].tolist() for row, keep in zip(batch.source, batch.source_layout.keep)]
+    texts = [task.codecs.source.decode(row[-2::-1]) for row in rows]
+    if kind == "pronounce":
+        texts = [text.replace(" ", "") for text in texts]
+    assert source_ids(texts, task.codecs.source, task.config) == rows
+    task.save(tmp_path / "saved")
+    model = cast(EncoderDecoder, build(task.adapt(small(translation()).model)))
+    assert Translator.of_run(model, task.config, tmp_path / "saved").read(texts) == rows
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:
@@ -199,9 +229,13 @@ def test_alignment_names_every_symbol(captions: list[Path]) -> None:
     model = build(task.adapt(small(translation()).model)).eval()
     pairs = task.pairs("test")
     source, target = pairs.source.row(0), pairs.target.row(0)
-    found = alignment(model, task.codecs, source, target)
+    found = alignment(model, task.codecs, task.config, source, target)
     assert found.weights.shape == (len(target) + 1, len(source) + 1) == (len(found.target), len(found.source))
     assert np.allclose(found.weights.sum(1), 1, atol=1e-5)
+    turned = alignment(model, task.codecs, replace(task.config, reverse_source=True), source[::-1], target)
+    columns = [*range(len(source))[::-1], len(source)]
+    assert turned.source == [found.source[i] for i in columns]
+    assert np.allclose(turned.weights, found.weights[:, columns])
 
 
 def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:

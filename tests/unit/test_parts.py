@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
+from headway.mixers import ConditionalGRUConfig, ElmanConfig, GRUConfig, LSTMConfig
 from headway.models import build
 from headway.models.presets import gpt, transformer_2017
 from headway.parts.dropout import Dropout, attach_generator
@@ -81,6 +83,23 @@ def test_initial_weights() -> None:
     assert module["b"].weight.abs().sum() == 0  # type: ignore[operator]
     initialise(module, InitConfig("normal", std=0.02, residual="scaled"), 8, 0)
     assert module["b"].weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("uniform", [None, 0.08])
+def test_recurrent_matrices_start_orthogonal_where_asked(uniform: float | None) -> None:
+    mixers = [ElmanConfig(), LSTMConfig(), GRUConfig(reset_after=True), ConditionalGRUConfig()]
+    for config in mixers:
+        module = config.build(32, nn.ModuleDict())
+        initialise(module, InitConfig(uniform=uniform, recurrent="orthogonal"), 1, 3)
+        hidden = cast(Projection, module.hidden)
+        matrices = hidden.weight.split(32)
+        for matrix in matrices:
+            assert torch.allclose(matrix @ matrix.T, torch.eye(32), atol=1e-5)
+        assert not any(torch.equal(matrix, matrices[0]) for matrix in matrices[1:])
+        inputs = cast(Projection, module.input).weight
+        assert inputs.std().item() == pytest.approx(0.02 if uniform is None else 0.08 / 3**0.5, rel=0.1)
+        initialise(module, InitConfig(uniform=uniform), 1, 3)
+        assert hidden.weight.std().item() == pytest.approx(inputs.std().item(), rel=0.1)
 
 
 def test_untrained_models_know_nothing() -> None:

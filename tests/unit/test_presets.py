@@ -6,7 +6,8 @@ import pytest
 
 from headway.config import override
 from headway.errors import ConfigError
-from headway.models import describe
+from headway.mixers import DeltaConfig, LinearAttentionConfig, LSTMConfig, MixerConfig
+from headway.models import BlockConfig, StackConfig, TransformerConfig, describe
 from headway.models.presets import preset
 
 SIZES = {
@@ -88,6 +89,23 @@ def test_costs_are_told_without_allocating() -> None:
     assert found["weights_bytes"] == 4 * found["parameters"]
     assert found["state_bytes_per_token"] == 96 * 2 * 12288 * 4
     assert found["flop_per_token"] > 2 * 174e9
+
+
+@pytest.mark.parametrize(
+    ("mixer", "weights", "scan"),
+    [
+        # Four heads of 4: S is 4 x 5, as the sum of weights is a fifth value; k v^T, + S, S^T q; and a division.
+        (LinearAttentionConfig(4), 16 * 48 + 16 * 16, 4 * (20 + 20 + 2 * 20 + 5)),
+        # W is 8 x 4, as DPFP doubles the keys: W k, its error times beta, the outer product, + W, W q.
+        (DeltaConfig(4), 16 * 48 + 16 * 16 + 16 * 4, 4 * (2 * 32 + 4 + 4 + 32 + 32 + 2 * 32)),
+        # f c, i g, their sum and o tanh(c), for each of 16 cells.
+        (LSTMConfig(), 16 * 64 + 16 * 64 + 16 * 16, 16 * 4),
+    ],
+)
+def test_scans_are_counted_as_by_hand(mixer: MixerConfig, weights: int, scan: int) -> None:
+    block = BlockConfig(mixer, feed_forward=None)
+    found = describe(TransformerConfig(16, 11, stack=StackConfig((block,))))
+    assert found["flop_per_token"] == 2 * (weights + 16 * 11) + scan
 
 
 def test_settings_change_the_whole_stack() -> None:

@@ -16,6 +16,7 @@ from headway.train import (
     AdamWConfig,
     ConstantConfig,
     CosineConfig,
+    HalvingConfig,
     InverseSqrtConfig,
     MuonConfig,
     OptimConfig,
@@ -37,6 +38,14 @@ def test_schedules_follow_their_formulas() -> None:
     assert [wsd.factor(step, 100) for step in (4, 9, 49, 75, 99)] == pytest.approx([0.5, 1, 1, 0.5, 0.02])
 
 
+def test_halving_is_the_schedule_of_2014() -> None:
+    """7.5 epochs of 100 steps: 0.7 for 5 epochs, then halved each half epoch."""
+    for schedule in (HalvingConfig(), HalvingConfig(hold=500, every=50)):
+        rates = [0.7 * schedule.factor(step, 750) for step in range(750)]
+        assert rates == pytest.approx([0.7] * 500 + [0.7 / 2**k for k in range(1, 6) for _ in range(50)])
+    assert [HalvingConfig(2, 4, 0.01).factor(step, 9) for step in range(7)] == [0.5, 1, 1, 1, 0.5, 0.25, 0.125]
+
+
 def test_inverse_square_root_is_the_formula_of_2017() -> None:
     schedule, width, warmup = InverseSqrtConfig(warmup=4000), 512, 4000
     for step in (1, 100, 4000, 4001, 100_000):
@@ -49,6 +58,8 @@ def test_settings_out_of_range_name_the_remedy() -> None:
         AdamWConfig(lr=0)
     with pytest.raises(ConfigError, match=r"schedule.decay is 0"):
         WSDConfig(decay=0)
+    with pytest.raises(ConfigError, match=r"schedule.every is 0; give a part of the run below 1, or a number of steps"):
+        HalvingConfig(every=0)
 
 
 def _small() -> nn.Module:

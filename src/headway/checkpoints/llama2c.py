@@ -28,6 +28,7 @@ from headway.codecs.marks import Marks
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, Pieces, build
 from headway.codecs.styles import frame
 from headway.errors import UserError
+from headway.models import ModelConfig
 
 SUFFIX = ".bin"
 _MAGIC, _HEADER = 0x616B3432, 256
@@ -194,12 +195,22 @@ def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Publi
     """The model of a llama2.c file, in evaluation mode. It ends a text with its begin symbol, too."""
     weights = Binary(Path(path))
     family, sizes = families()["llama"], weights.sizes
-    settings = Settings({**family.defaults, **_settings(sizes)}, str(path))
-    config = read_config(family, settings, weights.names())
-    model = undrawn(config, weights.size, str(path))
+    settings, config = _read(weights)
+    model = undrawn(config, weights.size, str(path), dtype)
     fill(model, interleaved(family.rules(config), sizes.heads, sizes.kv_heads), weights, dtype)
     usage = Usage("llama", dict(settings.values), begin=_BEGIN, ends=(_END, _BEGIN))
     return Published(model.eval(), usage)
+
+
+def llama2c_config(path: Path) -> ModelConfig:
+    """The configuration of the model of a llama2.c file; no weight is read."""
+    return _read(Binary(Path(path)))[1]
+
+
+def _read(weights: Binary) -> tuple[Settings, ModelConfig]:
+    family = families()["llama"]
+    settings = Settings({**family.defaults, **_settings(weights.sizes)}, weights.source)
+    return settings, read_config(family, settings, weights.names())
 
 
 def load_pieces(path: Path) -> TokenizerCodec:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from headway.checkpoints import native
 from headway.checkpoints.ctranslate2 import is_ctranslate2, refuse_ctranslate2
-from headway.checkpoints.gguf import SUFFIX, load_gguf, load_gguf_codec
-from headway.checkpoints.llama2c import is_llama2c, load_llama2c, load_pieces
-from headway.checkpoints.published import CONFIG, load_published
+from headway.checkpoints.gguf import SUFFIX, gguf_config, load_gguf, load_gguf_codec
+from headway.checkpoints.llama2c import is_llama2c, llama2c_config, load_llama2c, load_pieces
+from headway.checkpoints.published import CONFIG, load_published, published_config
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec, TokenizerCodec, load_codec
 from headway.codecs.published import check_fits, published_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
+from headway.models import ModelConfig
+
+Form = Literal["published", "native", "gguf", "llama2c"]
 
 
 class Opened(NamedTuple):
@@ -35,31 +39,70 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
     that has ids which the model does not.
     """
     place = Path(path)
-    if not place.exists():
-        raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
-    opened = _open_folder(place, dtype) if place.is_dir() else _open_file(place, dtype)
+    opened = _OPENERS[_form(place)](place, dtype)
     if isinstance(opened.codec, TokenizerCodec):
         check_fits(opened.codec, opened.model.config.symbols, place)  # type: ignore[union-attr,arg-type]
     return opened
 
 
-def _open_folder(place: Path, dtype: torch.dtype | None) -> Opened:
+def open_config(path: Path | str) -> ModelConfig:
+    """The configuration of what `open_model` opens; no weight is read. UserError for what is no model."""
+    place = Path(path)
+    return _CONFIGS[_form(place)](place)
+
+
+def _form(place: Path) -> Form:
+    """What lies at a place. UserError for what is no model."""
+    if not place.exists():
+        raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
+    if place.is_dir():
+        return _form_of_folder(place)
+    if place.suffix == SUFFIX:
+        return "gguf"
+    if place.suffix == ".bin" and is_llama2c(place):
+        return "llama2c"
+    raise UserError(f"{place} is no model that is known: give a folder, a {SUFFIX} file or a .bin of llama2.c")
+
+
+def _form_of_folder(place: Path) -> Form:
     if is_ctranslate2(place):
         refuse_ctranslate2(place)
     if (place / CONFIG).is_file():
-        return Opened(*load_published(place, dtype), published_codec(place))
+        return "published"
     if (place / native.FILE).is_file():
-        codec = load_codec(place) if (place / TOKENIZER).is_file() else None
-        return Opened(native.load_model(place), read_usage(place), codec)
+        return "native"
     raise UserError(f"{place} holds no model (neither {CONFIG} nor {native.FILE}); give the folder of a run or model")
 
 
-def _open_file(place: Path, dtype: torch.dtype | None) -> Opened:
-    if place.suffix == SUFFIX:
-        return Opened(*load_gguf(place, dtype), load_gguf_codec(place))
-    if place.suffix == ".bin" and is_llama2c(place):
-        model, usage = load_llama2c(place, dtype)
-        names = (f"tok{model.config.symbols}.bin", "tokenizer.bin")  # type: ignore[union-attr]
-        pieces = next((beside for name in names if (beside := place.with_name(name)).is_file()), None)
-        return Opened(model, usage, None if pieces is None else load_pieces(pieces))
-    raise UserError(f"{place} is no model that is known: give a folder, a {SUFFIX} file or a .bin of llama2.c")
+def _open_published(place: Path, dtype: torch.dtype | None) -> Opened:
+    return Opened(*load_published(place, dtype), published_codec(place))
+
+
+def _open_native(place: Path, dtype: torch.dtype | None) -> Opened:
+    codec = load_codec(place) if (place / TOKENIZER).is_file() else None
+    return Opened(native.load_model(place), read_usage(place), codec)
+
+
+def _open_gguf(place: Path, dtype: torch.dtype | None) -> Opened:
+    return Opened(*load_gguf(place, dtype), load_gguf_codec(place))
+
+
+def _open_llama2c(place: Path, dtype: torch.dtype | None) -> Opened:
+    model, usage = load_llama2c(place, dtype)
+    names = (f"tok{model.config.symbols}.bin", "tokenizer.bin")  # type: ignore[union-attr]
+    pieces = next((beside for name in names if (beside := place.with_name(name)).is_file()), None)
+    return Opened(model, usage, None if pieces is None else load_pieces(pieces))
+
+
+_OPENERS: dict[Form, Callable[[Path, torch.dtype | None], Opened]] = {
+    "published": _open_published,
+    "native": _open_native,
+    "gguf": _open_gguf,
+    "llama2c": _open_llama2c,
+}
+_CONFIGS: dict[Form, Callable[[Path], ModelConfig]] = {
+    "published": published_config,
+    "native": lambda place: native.read_model(place / native.FILE)[1],
+    "gguf": gguf_config,
+    "llama2c": llama2c_config,
+}

@@ -89,17 +89,36 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     positions are scaled by the length of the sequence (Phi-3's longrope, dynamic NTK) is made for it.
     """
     directory = Path(directory)
+    found = _read(directory, context)
+    model = undrawn(with_embedding(found.config, directory), found.shards.size, found.shards.source, dtype)
+    fill(model, found.family.rules(found.config), found.weights, dtype)
+    marks = read_marks(directory, found.settings)
+    usage = Usage(found.family.name, dict(found.settings.values), **marks, template=read_template(directory))
+    return Published(model.eval(), usage)
+
+
+def published_config(directory: Path) -> ModelConfig:
+    """The configuration of the model in a folder; no weight is read."""
+    return with_embedding(_read(Path(directory), None).config, Path(directory))
+
+
+class _Read(NamedTuple):
+    """What a folder says before a weight is read."""
+
+    settings: Settings
+    family: Family
+    config: ModelConfig
+    shards: Shards
+    weights: Renamed
+
+
+def _read(directory: Path, context: int | None) -> _Read:
     settings = read_settings(directory)
     family = find_family(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source, context)
     shards = open_shards(directory)
     weights = Renamed(shards, family)
-    config = read_config(family, settings, weights.names())
-    model = undrawn(with_embedding(config, directory), shards.size, shards.source)
-    fill(model, family.rules(config), weights, dtype)
-    marks = read_marks(directory, settings)
-    usage = Usage(family.name, dict(settings.values), **marks, template=read_template(directory))
-    return Published(model.eval(), usage)
+    return _Read(settings, family, read_config(family, settings, weights.names()), shards, weights)
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:

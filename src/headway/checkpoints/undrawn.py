@@ -10,6 +10,7 @@ from torch import nn
 from headway.checkpoints.rules import Family
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
+from headway.memory import check_room
 from headway.models import ModelConfig, build
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
@@ -39,15 +40,17 @@ def _check_counts(settings: Settings, tensors: int) -> None:
             )
 
 
-def undrawn(config: ModelConfig, held: int, source: str) -> nn.Module:
-    """The model of `config` with its weights undrawn, for a file of `held` bytes to fill.
+def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of `config` with its weights undrawn, for a file of `held` bytes to fill in `dtype` (None: as stored).
 
-    Its size is found without any memory first: a UserError where the file cannot hold that many numbers.
+    Its size is found without any memory first: a UserError where the file cannot hold that many numbers, or the memory
+    that is free cannot.
     """
     try:
         with torch.device("meta"):
             needed = sum(parameter.numel() for parameter in build(config, seed=None).parameters())
         if needed <= held * _PER_BYTE:
+            check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
             return build(config, seed=None)
     except _NONSENSE as error:
         raise UserError(_unfit(source, "model", error)) from error
@@ -55,6 +58,14 @@ def undrawn(config: ModelConfig, held: int, source: str) -> nn.Module:
         f"{source}: the configuration asks for {needed} numbers, more than {held} bytes can hold; "
         "settings and weights do not belong together"
     )
+
+
+def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
+    """UserError for weights of `size` bytes in `dtype` that do not fit into the memory that is free."""
+    remedy = "use a machine with more, or a smaller model"
+    if dtype == torch.float32:
+        remedy = "open it in half of that with headway.checkpoints.open.open_model(path, torch.bfloat16), or " + remedy
+    check_room(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
 
 
 def _unfit(source: str, name: str, error: Exception) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,3 +55,14 @@ def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
         out = model(inputs).x.square().mean()  # held, so that no place in memory is used twice
     del out
     return sum(kept.values())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch works on one thread, so that the processor's time is that of one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

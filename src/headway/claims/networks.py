@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.compare import nearest_width
 from headway.layout import Layout
 from headway.mixers import (
     AttentionConfig,
@@ -19,7 +20,15 @@ from headway.mixers import (
     LSTMConfig,
     MixerConfig,
 )
-from headway.models import BlockConfig, EmbedConfig, PooledHeadConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.models import (
+    BlockConfig,
+    EmbedConfig,
+    PooledHeadConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    describe,
+)
 from headway.models.pooled import Pool
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
@@ -100,13 +109,10 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def widened(config: TransformerConfig, parameters: int, step: int = 4) -> TransformerConfig:
-    """The config at the width, a multiple of `step`, that brings its size nearest to so many parameters."""
+def widened(config: TransformerConfig, parameters: int) -> TransformerConfig:
+    """The config at the width, a multiple of 4, that brings its size nearest to so many parameters."""
 
-    def off(width: int) -> int:
-        return abs(size(replace(config, width=width).build(seed=None)) - parameters)
+    def at(width: int) -> TransformerConfig:
+        return replace(config, width=width)
 
-    width = step
-    while off(width + step) < off(width):
-        width += step
-    return replace(config, width=width)
+    return at(nearest_width(lambda width: describe(at(width))["parameters"], parameters, step=4))

@@ -114,6 +114,26 @@ def bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
     dress(axes, legend=False, **labels)
 
 
+def intervals(axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any) -> None:
+    """The mean of each name's values, one a seed, with its interval, and each value as a stroke; the first on top.
+
+    Within +-`margin`, which is grey, values count as nothing.
+    """
+    for row, (name, each) in enumerate(values.items()):
+        found, tone = mean(each), colour(name, row)
+        ends = [[found.value - found.low], [found.high - found.value]]
+        whisker = ends if math.isfinite(found.low) else None
+        axes.errorbar([found.value], [row], xerr=whisker, capsize=4, marker="o", color=tone)
+        axes.plot(list(each), [row + 0.2] * len(each), "|", color=tone)
+    if margin is not None:
+        axes.axvspan(-margin, margin, color="#e2e6ea", zorder=0)
+    axes.axvline(0, color="#98a4b0", linewidth=1)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    dress(axes, legend=False, **labels)
+
+
 def dress(
     axes: Axes,
     *,

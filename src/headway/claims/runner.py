@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from headway.config import to_dict
 from headway.train.run import environment
 
 Note = Callable[[str], None]
+
+_PACKAGE = "headway.claims"
+_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "pictures", "statistics")}  # these measure nothing
 
 
 def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, seed: int = 0) -> Evidence:
@@ -124,10 +128,21 @@ def _kept(path: Path, key: Mapping[str, Any]) -> Trial | None:
 
 
 def _code(claim: Claim) -> str:
-    """A digest of the file that the experiment stands in."""
-    path = inspect.getsourcefile(claim.measure)
-    text = Path(path).read_bytes() if path else b""
-    return hashlib.sha256(text).hexdigest()[:16]
+    """A digest of the files that the experiment measures by: its own, and those of this package that it imports."""
+    names: list[str] = [claim.measure.__module__]
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        origins = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
+        names += [origin for origin in origins if origin and origin.startswith(f"{_PACKAGE}.")]
+    digest = hashlib.sha256()
+    for name in sorted(seen - _AFTERWARDS):
+        path = inspect.getsourcefile(sys.modules[name])
+        digest.update(Path(path).read_bytes() if path else b"")
+    return digest.hexdigest()[:16]
 
 
 def _finite(value: Any) -> Any:

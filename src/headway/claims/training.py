@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from headway.kernels import IGNORED
 from headway.layout import Layout
 from headway.models import Transformer
-from headway.train import AdamWConfig, WSDConfig
+from headway.train import AdamWConfig, ScheduleConfig, WSDConfig
 from headway.train.optim import Optimizer
 
 
@@ -37,7 +37,7 @@ class Training:
 
     steps: int = 400
     lr: float = 4e-3
-    warmup: float = 0.05
+    schedule: ScheduleConfig = WSDConfig(warmup=0.05, decay=0.5)
     clip: float = 1.0
 
 
@@ -51,18 +51,21 @@ def generator(*parts: int) -> Generator:
 
 def train(model: Transformer, draw: Draw, training: Training, seed: int) -> list[float]:
     """Train in place on `draw`'s examples, the same for all variants of a seed; the loss of each step."""
+    source = generator(seed, 1)
+    return list(descend(model, lambda: loss_of(model, draw(source)), training))
+
+
+def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) -> Iterator[float]:
+    """Train in place, a step each time that the next loss is asked for; `loss` gives that of a batch."""
     optimizer = Optimizer(AdamWConfig(training.lr, betas=(0.9, 0.99), weight_decay=0.0), model)
-    schedule = WSDConfig(warmup=training.warmup, decay=0.5)
-    source, losses = generator(seed, 1), []
     for step in range(training.steps):
         optimizer.flat.zero_grads()
-        loss = loss_of(model, draw(source))
-        loss.backward()
+        found = loss()
+        found.backward()
         norm = float(torch.linalg.vector_norm(optimizer.flat.grads))
         optimizer.flat.grads.mul_(min(1.0, training.clip / (norm + 1e-12)))
-        optimizer.step(schedule.factor(step, training.steps))
-        losses.append(float(loss.detach()))
-    return losses
+        optimizer.step(training.schedule.factor(step, training.steps))
+        yield float(found.detach())
 
 
 def loss_of(model: Transformer, examples: Examples) -> Tensor:

@@ -9,6 +9,7 @@ from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pair
 from headway.data.registry import KnownSet, find_set, known_set, known_sets
 from headway.data.sources import Chunk, Pair, chunks, documents, pair_sources, pairs, read_pairs, text_sources
 from headway.data.splits import SIDES, SplitConfig, fraction, sides_of
+from headway.data.streams import Streams
 from headway.data.tables import Table, read_table
 from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
@@ -27,6 +28,7 @@ __all__ = [
     "PairCache",
     "Spans",
     "SplitConfig",
+    "Streams",
     "Table",
     "Tagged",
     "TaggedText",

@@ -49,6 +49,12 @@ class Associative(Mixer):
         """What the queries read, and the fast weights after the last token; `x` is the input, for gates."""
         raise NotImplementedError
 
+    @property
+    def entries(self) -> int:
+        """Numbers of a row's state: H M N."""
+        keys, values = self.memory_shape
+        return self.heads * keys * values
+
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         return self._mix(x, layout, None)[0]
 

@@ -50,6 +50,11 @@ class Mixer(nn.Module):
     bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
     reads_memory: bool = False  # whether `forward` needs the memory that `remember` makes
 
+    @property
+    def scan_flop(self) -> int:
+        """Additions and multiplications of one token's step beside its products with projections."""
+        return 0
+
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         """All tokens at once; rows may hold several documents and padding."""
         raise NotImplementedError
@@ -66,6 +71,12 @@ class Mixer(nn.Module):
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> State:
         """The state before any token, with room for `capacity` tokens, of the dtype and device of `like`."""
         raise NotImplementedError
+
+    def carry(self, state: State) -> State:
+        """The state in which a batch ended as the one from which the next goes on: cut off from its gradient, and with
+        today's weights where documents start from learned ones.
+        """
+        return tree_map(Tensor.detach, state)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ class ConditionalGRU(Recurrence):
             raise ConfigError(f"a memory {memory} wide and {units} units of alignment; give 1 or more of each, or none")
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=False)
+        self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
         self.context = Projection(memory, gates, bias=False)
         if config.context == "additive":
             self.query = Projection(self.cells, units, bias=False)
@@ -98,6 +98,11 @@ class ConditionalGRU(Recurrence):
             self.score = Projection(units, 1, bias=False)
         self.shown = self.cells + memory + (0 if config.out else width)
         self.out = Projection(self.shown, width, writes=True) if config.out else nn.Identity()
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z s' + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
 
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Annotations | Summary:
         if not layout.single:

@@ -63,6 +63,11 @@ class Delta(Associative):
         self.strength = Strength(width, config.heads)
         self.memory_shape = (feature_size(self.size, config.features, config.nu), self.size)
 
+    @property
+    def scan_flop(self) -> int:
+        """H (6 M N) for W f(k), the outer product, its sum with W, and W f(q); H (2 V) for the error times beta."""
+        return 6 * self.entries + 2 * self.heads * self.size
+
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:
@@ -110,6 +115,11 @@ class GatedDelta(Associative):
         self.strength = Strength(width, config.heads)
         self.decay = LogDecay(width, config.heads)
         self.gate = Projection(width, self.heads * self.size, bias=False) if config.out_gate else None
+
+    @property
+    def scan_flop(self) -> int:
+        """As of Delta, and H M N for the decay."""
+        return 7 * self.entries + 2 * self.heads * self.size
 
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None

@@ -71,6 +71,11 @@ class DynamicLinks(Mixer):
         self.slow = Projection(width, self.cells, config.bias, writes=not config.out)
         self.out = Projection(self.cells, width, config.bias, writes=True) if config.out else nn.Identity()
 
+    @property
+    def scan_flop(self) -> int:
+        """N (5 D) for F x, the outer product, the decay and their sum; N (2) for the sum with W x and for the rate."""
+        return self.cells * (5 * self.width + 2)
+
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         return self._mix(x, layout, None)[0]
 

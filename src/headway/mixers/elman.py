@@ -37,7 +37,7 @@ class Elman(Recurrence):
         super().__init__(config, width)
         self.config = config
         self.input = Projection(width, self.cells)
-        self.hidden = Projection(self.cells, self.cells, bias=False)
+        self.hidden = Projection(self.cells, self.cells, bias=False, recurrent=True)
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         weights = ElmanWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix())

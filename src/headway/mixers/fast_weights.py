@@ -65,6 +65,11 @@ class FastWeightController(Associative):
         self.config = config
         self.strength = Strength(width, config.heads) if config.strength else None
 
+    @property
+    def scan_flop(self) -> int:
+        """H (4 M N) for v k^T, its sum with W and W q; H V for the strength."""
+        return 4 * self.entries + (0 if self.strength is None else self.heads * self.size)
+
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:

@@ -34,7 +34,12 @@ class GRU(Recurrence):
         self.config = config
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after))
+        self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after), recurrent=True)
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z h + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         bias = self.hidden.offset() if self.config.reset_after else None

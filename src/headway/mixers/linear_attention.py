@@ -69,6 +69,12 @@ class LinearAttention(Associative):
         keys = feature_size(self.size, config.features, config.nu)
         self.memory_shape = (keys, self.size + 1 if config.normalise else self.size)
 
+    @property
+    def scan_flop(self) -> int:
+        """H (4 M N) for k v^T, its sum with S and S^T q, H M N for the decay; H (V + 1) for the normalisation."""
+        dividing = self.heads * (self.size + 1) if self.config.normalise else 0
+        return (4 if self.decay is None else 5) * self.entries + dividing
+
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:

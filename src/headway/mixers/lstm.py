@@ -48,12 +48,18 @@ class LSTM(Recurrence):
         self.stretched = (config.squash or ("tanh" if config.forget_gate else "logistic")) == "logistic"
         gates = (self.cells,) * (4 if config.forget_gate else 3)
         self.input = Projection(width, gates)
-        self.hidden = Projection(self.cells, gates, bias=False)
+        self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
         seeing = 3 if config.forget_gate else 2
         self.peepholes = nn.Parameter(torch.zeros(seeing * self.cells)) if config.peepholes else None
         bias = self.input.bias
         if config.forget_gate and bias is not None:
             nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
+
+    @property
+    def scan_flop(self) -> int:
+        """N (4) for f c + i g and o s(c), one less without f; 2 for each peephole."""
+        seeing = 0 if self.peepholes is None else self.peepholes.numel()
+        return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)

@@ -41,6 +41,11 @@ class MLSTM(Recurrence):
         if self.input.bias is not None:
             nn.init.constant_(self.input.bias[self.cells : 2 * self.cells], config.forget_bias)
 
+    @property
+    def scan_flop(self) -> int:
+        """One for each factor; N (4) for f c + i g and o tanh(c)."""
+        return self.factors + 4 * self.cells
+
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
             factors, added = inputs.split((self.factors, 4 * self.cells), dim=-1)

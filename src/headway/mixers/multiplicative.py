@@ -41,6 +41,11 @@ class Multiplicative(Recurrence):
         self.factor = Projection(self.cells, self.factors, bias=False)
         self.hidden = Projection(self.factors, self.cells, bias=False)
 
+    @property
+    def scan_flop(self) -> int:
+        """One for each factor."""
+        return self.factors
+
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor) -> tuple[Tensor, ...]:
             factors, added = inputs.split((self.factors, self.cells), dim=-1)

@@ -88,6 +88,10 @@ class Recurrence(Mixer):
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> Vectors:
         return self.begin(self._start(batch, like), capacity, like=like)
 
+    def carry(self, state: Vectors) -> Vectors:
+        cut = super().carry(state)
+        return cut if self.start is None else cut._replace(start=self._start(cut.now[0].shape[0], cut.now[0]))
+
     def final(self, state: Vectors) -> tuple[Float[Tensor, "B N"], ...]:
         return state.now
 

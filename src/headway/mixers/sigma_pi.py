@@ -43,6 +43,11 @@ class SigmaPi(Recurrence):
         self.activation = ACTIVATIONS[config.activation]
         self.weigh = Projection(self.cells * width, self.cells)
 
+    @property
+    def scan_flop(self) -> int:
+        """N D for the products h_j x_k."""
+        return self.weigh.weight.shape[1]
+
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
         def cell(inputs: Tensor, h: Tensor) -> tuple[Tensor, ...]:
             products = h[:, :, None] * inputs[:, None, :]

@@ -14,7 +14,8 @@ from headway.parts.init import InitConfig
 
 _TABLE = TokenEmbedConfig()
 _UNIFORM = InitConfig(uniform=0.08)
-_GAUSSIAN = InitConfig(std=0.01, residual="same", embedding=0.01)
+# Cho et al. 2014, appendix A, and Bahdanau et al. 2015, appendix B.1, after Saxe et al. 2014.
+_GAUSSIAN = InitConfig(std=0.01, residual="same", embedding=0.01, recurrent="orthogonal")
 
 
 def lstm_2014(
@@ -71,7 +72,8 @@ def rnnsearch(
 
     Weights: embeddings 2 x 620 x 30,001; encoder 2 x 3 x 1,000 x 1,620; W_s 1,000 x 1,000; alignment 1,000 x (1,000 +
     2,000 + 1); decoder 3 x 1,000 x (620 + 1,000 + 2,000); 1,000 x 3,620 before the maxout; 500 x 30,001 after it:
-    80,402,740. The paper starts recurrent matrices orthogonal; here they are drawn like the others.
+    80,402,740. The paper draws W_a and U_a of the alignment ten times smaller and starts v_a at 0; here they are drawn
+    like the others.
     """
     reads = _plain(BidirectionalConfig(GRUConfig(cells, out=False), out=False), dropout)
     writes = _plain(ConditionalGRUConfig(cells, out=False, shows="before"))

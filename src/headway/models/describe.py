@@ -14,6 +14,7 @@ from headway.mixers import (
     ConditionalGRU,
     CrossAttention,
     CrossAttentionConfig,
+    Mixer,
     State,
     tree_map,
 )
@@ -32,9 +33,9 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
-    (half of it where causal); an encoder-decoder counts a source token and a target token together.
-    state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further token
-    adds. tree: a line for each part.
+    (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source token and
+    a target token together. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token:
+    what each further token adds. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
@@ -54,13 +55,20 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def flop_per_token(model: nn.Module, context: int | None) -> int:
-    """Floating point operations of one token's forward pass; training costs three times as much."""
+    """Floating point operations of one token's forward pass; training costs three times as much.
+
+    That is 2 for each weight of a projection, 4 H K S for the scores and sums of attention over S tokens, and
+    `scan_flop` of each mixer: 4 H M N for linear attention, whose state has M N numbers a head, 6 H M N for the delta
+    rule, 4 N for the N cells of an LSTM. The scans are counted token by token; in chunks they compute more, but faster.
+    Functions of single numbers and norms are left out.
+    """
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
     weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
     for experts in (m for m in model.modules() if isinstance(m, Experts)):
         each = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
         weights -= each * (experts.config.count - experts.config.active) // experts.config.count
-    return 2 * weights + sum(_scores(m, context or 0) for m in model.modules())
+    scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
+    return 2 * weights + scans + sum(_scores(m, context or 0) for m in model.modules())
 
 
 def _scores(module: nn.Module, context: int) -> int:

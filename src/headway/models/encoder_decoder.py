@@ -183,10 +183,10 @@ class EncoderDecoder(nn.Module):
     def hear(self, source: Int[Tensor, "B S"], layout: Layout) -> Heard:
         """Encode the sources, for a decoder."""
         if self.bridge is None:
-            x, layout, terms = self.encoder(source, layout)
+            x, layout, terms, _ = self.encoder(source, layout)
             return Heard(self.decoder.stack.remember(x, layout), None, terms)
         check_single(layout)
-        (x, layout, terms), ends = self.encoder.read(source, layout, self.bridge.sources)
+        (x, layout, terms, _), ends = self.encoder.read(source, layout, self.bridge.sources)
         starts, summary = self.bridge(ends)
         if summary is not None:
             x, layout = summary[:, None], Layout.full(summary.shape[0], 1, device=summary.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
-from headway.kernels import IGNORED, linear, linear_cross_entropy
+from headway.kernels import IGNORED, linear, linear_cross_entropy, pointwise
 from headway.layout import Layout
 from headway.parts.feedforward import ACTIVATIONS, ActivationName
 from headway.parts.norm import LayerNormConfig, NormConfig
@@ -116,7 +116,7 @@ class VocabularyHead(nn.Module):
         logits = linear(self._features(x), self.weight, self.bias)
         if self.config.soft_cap is None:
             return logits
-        return self.config.soft_cap * torch.tanh(logits / self.config.soft_cap)
+        return self.config.soft_cap * pointwise(torch.tanh, logits / self.config.soft_cap)
 
     def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         """What the weights see."""

@@ -97,6 +97,10 @@ class Stack(nn.Module):
     def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
         return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
 
+    def carry(self, states: Sequence[State]) -> tuple[State, ...]:
+        """The states in which a batch ended as those from which the next goes on; see `Mixer.carry`."""
+        return tuple(block.mixer.carry(state) for block, state in zip(self._blocks(), states, strict=True))
+
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> tuple[Memory | None, ...]:
         """Each block's own projection of an encoder's output; None where a block does not read one."""
         return tuple(block.remember(encoded, layout) for block in self._blocks())

@@ -24,11 +24,14 @@ from headway.parts.projection import Projection
 
 
 class Encoded(NamedTuple):
-    """Features before the heads, where they sit, and auxiliary losses by name."""
+    """Features before the heads, where they sit, auxiliary losses by name, and the states after them where the model
+    went on from states.
+    """
 
     x: Float[Tensor, "B T D"]
     layout: Layout
     auxiliary: Terms
+    states: tuple[State, ...] | None = None
 
 
 class Prompt(NamedTuple):
@@ -135,13 +138,13 @@ class Transformer(nn.Module):
             initialise(self, config.init, len(config.stack.blocks), seed)
             start_heads(self.heads, config.init)
 
-    def forward(self, inputs: Any, layout: Layout | None = None) -> Encoded:
-        """Features of whole documents: `inputs` are what the embed reads (symbols, Int[B, T], or TokenInputs); without
-        a layout each row is one document.
+    def forward(self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None) -> Encoded:
+        """Features of whole documents, or of what follows `states`: `inputs` are what the embed reads (symbols,
+        Int[B, T], or TokenInputs); without a layout each row is one document.
         """
         x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
-        x, _, terms = self.stack(x, where)
-        return Encoded(x, where, terms)
+        x, after, terms = self.stack(x, where, states)
+        return Encoded(x, where, terms, after)
 
     def read(
         self, inputs: Any, layout: Layout, ends: Collection[int]

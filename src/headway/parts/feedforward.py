@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
-from headway.kernels import relu_squared
+from headway.kernels import pointwise, relu_squared
 from headway.layout import Layout
 from headway.parts.dropout import Dropout
 from headway.parts.projection import Projection
@@ -27,7 +27,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -36,6 +36,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+ACTIVATIONS = {name: partial(pointwise, function) for name, function in _PLAIN.items()}
+"""By name, each so that rows stay apart in deterministic mode."""
 
 
 @family

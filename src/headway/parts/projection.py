@@ -19,17 +19,23 @@ class Projection(nn.Module):
 
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
     formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
-    that there are, one after the other. `writes` marks a map whose output is added to the residual stream, which
-    initialisation treats apart. Weights are made by `headway.parts.init`.
+    that there are, one after the other. `writes` marks a map whose output is added to the residual stream, `recurrent`
+    one from a network's state to its next, which initialisation treats apart. Weights are made by `headway.parts.init`.
     """
 
     def __init__(
-        self, width: int, slices: int | Sequence[int], bias: bool | Sequence[bool] = True, writes: bool = False
+        self,
+        width: int,
+        slices: int | Sequence[int],
+        bias: bool | Sequence[bool] = True,
+        writes: bool = False,
+        recurrent: bool = False,
     ) -> None:
         super().__init__()
         self.slices = (slices,) if isinstance(slices, int) else tuple(slices)
         self.biased = (bias,) * len(self.slices) if isinstance(bias, bool) else tuple(bias)
         self.writes = writes
+        self.recurrent = recurrent
         self.weight = nn.Parameter(torch.empty(sum(self.slices), width))
         self.weight.slices = self.slices  # type: ignore[attr-defined]
         held = sum(size for size, has in zip(self.slices, self.biased) if has)

@@ -8,21 +8,24 @@ from headway.train.run import Run, claim, open_recipe, open_run
 from headway.train.schedule import (
     ConstantConfig,
     CosineConfig,
+    HalvingConfig,
     InverseSqrtConfig,
     ScheduleConfig,
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Counts, Loss, Shard, Task, TaskConfig
+from headway.train.task import WHOLE, Batch, Carries, Counts, Loss, Shard, Task, TaskConfig
 from headway.train.trainer import Trainer
 
 __all__ = [
     "WHOLE",
     "AdamWConfig",
     "Batch",
+    "Carries",
     "ConstantConfig",
     "CosineConfig",
     "Counts",
+    "HalvingConfig",
     "InverseSqrtConfig",
     "Loss",
     "MuonConfig",

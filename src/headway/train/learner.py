@@ -14,11 +14,12 @@ from headway.checkpoints.native import named_tensors
 from headway.errors import UserError
 from headway.models import Loss
 from headway.parts.dropout import attach_generator
+from headway.train.carried import Carried
 from headway.train.distributed import Processes
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Counts, Task
+from headway.train.task import Batch, Carries, Counts, Task
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -49,7 +50,7 @@ class Update(NamedTuple):
 
 
 class Learner:
-    """A model with its optimiser and moving average: all that a step changes."""
+    """A model with its optimiser, its moving average and the states it carries: all that a step changes."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, task: Task, processes: Processes, precision: str = "fp32"
@@ -67,6 +68,7 @@ class Learner:
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
         self._counter = task if isinstance(task, Counts) else None
+        self._carried = Carried(task, processes, recipe.train.accumulate) if isinstance(task, Carries) else None
         if recipe.train.compile:
             self.model.compile()
 
@@ -78,8 +80,8 @@ class Learner:
         names, divided = (), False
         with products(self.precision, self.device):
             counts = self._counts(batches)
-            for batch in batches:
-                losses = self.task.loss(self.model, batch.to(self.device))
+            for place, batch in enumerate(batches):
+                losses = self._loss(place, batch.to(self.device))
                 names = tuple(losses)
                 divided = self._backward(losses, counts, alone=len(batches) == self.processes.world == 1)
             tail[_STOP] += float(stop)
@@ -117,9 +119,16 @@ class Learner:
             return tensors
         return {name: tensors[name] for name in self.flat.names}
 
+    def gather(self) -> None:
+        """What has to happen in all processes after a step that the first may write a checkpoint of."""
+        if self._carried is not None:
+            self._carried.gather()
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs beside the model's own weights."""
         state = self.optimizer.state_dict()
+        if self._carried is not None:
+            state.update(self._carried.state_dict())
         if self.average is not None:
             state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
         return state
@@ -127,11 +136,18 @@ class Learner:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a saved state; UserError where it is that of another model or optimiser."""
         self.optimizer.load_state_dict(state)
+        if self._carried is not None:
+            self._carried.load_state_dict(self.model, state)
         if self.average is not None:
             for name, place in self.flat.views(self.average):
                 if f"average.{name}" not in state:
                     raise UserError(f"the checkpoint lacks average.{name}; drop train.ema, or start another run")
                 place.copy_(state[f"average.{name}"])
+
+    def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
+        if self._carried is not None:
+            return self._carried.loss(self.model, place, batch)
+        return self.task.loss(self.model, batch)
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
         """Counts over the whole step of a task's several losses, where the task can tell them ahead."""

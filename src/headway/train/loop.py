@@ -72,8 +72,9 @@ class Loop:
         self.progress.step += 1
         world = self.processes.world
         self.journal.add(self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
-        if self._line_due():
+        if self._line_due():  # as at every step that a checkpoint may be written of, where there are several processes
             self._flush()
+            self.learner.gather()
         self.journal.show()
 
     def _line_due(self) -> bool:

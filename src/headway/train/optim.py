@@ -166,7 +166,11 @@ class AdamW:
 @register("sgd")
 @dataclass(frozen=True)
 class SGDConfig(OptimConfig):
-    """Plain gradient descent; the defaults are those of Sutskever et al. 2014."""
+    """Plain gradient descent; the defaults are those of Sutskever et al. 2014.
+
+    They descend the sum over a sentence's tokens, and losses here are means over tokens: with sentences of L tokens the
+    same step takes L times their rate, and train.clip 5 / L.
+    """
 
     lr: float = 0.7
     momentum: float = 0.0

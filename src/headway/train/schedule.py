@@ -22,7 +22,7 @@ class ScheduleConfig:
 
     def factor(self, step: int, steps: int) -> float:
         """The factor for update `step` (from 0) of `steps`."""
-        rise = warmup_steps(self.warmup, steps)
+        rise = in_steps(self.warmup, steps)
         if step < rise:
             return (step + 1) / rise
         return self.after(step, rise, steps)
@@ -32,9 +32,9 @@ class ScheduleConfig:
         raise NotImplementedError
 
 
-def warmup_steps(warmup: float, steps: int) -> int:
-    """The length of a warm-up in steps."""
-    return round(warmup * steps) if warmup < 1 else round(warmup)
+def in_steps(piece: float, steps: int) -> int:
+    """The length of a piece of a run in steps: below 1 it is a part of the run, from 1 on a number of steps."""
+    return round(piece * steps) if piece < 1 else round(piece)
 
 
 @register("constant")
@@ -72,6 +72,30 @@ class WSDConfig(ScheduleConfig):
 
     def after(self, step: int, rise: int, steps: int) -> float:
         return min(1.0, (steps - step) / max(1.0, self.decay * steps))
+
+
+@register("halving")
+@dataclass(frozen=True)
+class HalvingConfig(ScheduleConfig):
+    """One rate for `hold`, then half of it, and half of that after each further `every`; both are counted from the
+    start of the run, and below 1 they are parts of it, from 1 on steps.
+
+    The defaults are those of Sutskever et al. 2014, section 3.4: of 7.5 epochs, 5 at one rate, then halved each half.
+    """
+
+    warmup: float = 0.0
+    hold: float = 2 / 3
+    every: float = 1 / 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, wrong in (("hold", self.hold, self.hold < 0), ("every", self.every, self.every <= 0)):
+            if wrong:
+                raise ConfigError(f"schedule.{name} is {value}; give a part of the run below 1, or a number of steps")
+
+    def after(self, step: int, rise: int, steps: int) -> float:
+        late = step - in_steps(self.hold, steps)
+        return 1.0 if late < 0 else 0.5 ** (1 + late // max(1, in_steps(self.every, steps)))
 
 
 @register("inverse_sqrt")

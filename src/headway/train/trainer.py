@@ -23,6 +23,7 @@ from headway.train.journal import Journal
 from headway.train.learner import Learner
 from headway.train.log import MetricsFile, check_loggers, open_loggers, read_metrics, truncate_metrics
 from headway.train.loop import Loop
+from headway.train.memory import check_memory
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
@@ -83,6 +84,8 @@ class Trainer:
         if status.get("status") != "finished":
             if not found:
                 self._begin()
+            else:
+                check_memory(self.recipe, self.fresh, self.processes.device)
             self._train()
         self.processes.tell(None)  # all wait until the first has written
         self.processes.leave()
@@ -115,6 +118,7 @@ class Trainer:
             self.fresh = self._agreement.fresh
         elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
+        check_memory(self.recipe, self.fresh, self.processes.device)
         if self.processes.first:
             self.directory.create()
         self.precision = self._choose_precision()
@@ -136,7 +140,8 @@ class Trainer:
 
     def _choose_precision(self) -> Precision:
         setting = self.recipe.train.precision
-        model = build(self.recipe.model, seed=None)
+        with torch.device("meta"):  # only the shapes of its matrices are looked at
+            model = build(self.recipe.model, seed=None)
         tokens = next(iter(self.task.batches("train"))).computed if setting == "auto" else 0
         found = choose(setting, model, tokens, self.processes.device)
         return Precision(*self.processes.tell(list(found)))

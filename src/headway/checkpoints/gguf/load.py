@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from headway.checkpoints.gguf.settings import read_values
 from headway.checkpoints.gguf.tokens import read_codec, read_marks
 from headway.checkpoints.llama2c import interleaved
 from headway.checkpoints.published import Published
-from headway.checkpoints.rules import Rule
+from headway.checkpoints.rules import Family, Rule
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill
 from headway.codecs import TokenizerCodec
-from headway.models import TransformerConfig
+from headway.models import ModelConfig, TransformerConfig
 
 
 class Translated:
@@ -55,16 +55,36 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
     longest sequence it will be asked for, as for `load_published`. Its tokenizer is what `load_gguf_codec` gives.
     """
     file = GgufFile(Path(path))
+    dialect, family, settings, config, weights = _read(file, context)
+    dtype = dtype or _stored(file)
+    model = undrawn(config, file.size, file.source, dtype)
+    fill(model, rules_for(dialect, family.rules(config), config), weights, dtype)
+    usage = Usage(family.name, dict(settings.values), **read_marks(file.values, file.source))
+    return Published(model.eval(), usage)
+
+
+def gguf_config(path: Path) -> ModelConfig:
+    """The configuration of the model of a .gguf file; no weight is read."""
+    return _read(GgufFile(Path(path)), None).config
+
+
+class _Read(NamedTuple):
+    """What a file says before a weight is read."""
+
+    dialect: Dialect
+    family: Family
+    settings: Settings
+    config: ModelConfig
+    weights: Renamed
+
+
+def _read(file: GgufFile, context: int | None) -> _Read:
     name, dialect = find_dialect(file.values, file.source)
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
     weights = Renamed(Translated(file, dialect), family)
-    config = read_config(family, settings, weights.names())
-    model = undrawn(config, file.size, file.source)
-    fill(model, rules_for(dialect, family.rules(config), config), weights, dtype or _stored(file))
-    usage = Usage(family.name, dict(settings.values), **read_marks(file.values, file.source))
-    return Published(model.eval(), usage)
+    return _Read(dialect, family, settings, read_config(family, settings, weights.names()), weights)
 
 
 def rules_for(dialect: Dialect, rules: list[Rule], config: Any) -> list[Rule]:

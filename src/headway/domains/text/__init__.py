@@ -2,6 +2,6 @@
 
 from headway.domains.text.batches import Rows, TextBatch
 from headway.domains.text.recipes import RECIPES
-from headway.domains.text.task import Language, LanguageConfig
+from headway.domains.text.task import Language, LanguageConfig, StreamedLanguage
 
-__all__ = ["RECIPES", "Language", "LanguageConfig", "Rows", "TextBatch"]
+__all__ = ["RECIPES", "Language", "LanguageConfig", "Rows", "StreamedLanguage", "TextBatch"]

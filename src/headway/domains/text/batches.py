@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Self
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.data import Crops, Packing, Windows
+from headway.data import Crops, Packing, Streams, Windows
 from headway.layout import Layout
 from headway.train import Shard, sharding
 
@@ -32,7 +33,15 @@ class TextBatch:
     def to(self, device: torch.device | str) -> Self:
         if self.inputs.device == torch.device(device):
             return self  # with what the layout has derived for all batches
-        return type(self)(self.inputs.to(device), self.labels.to(device), self.layout.to(device), self.tokens)
+        moved = {name: getattr(self, name).to(device) for name in ("inputs", "labels", "layout")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class StreamBatch(TextBatch):
+    """Rows that go on where an earlier batch ended, or start an epoch (`begins`)."""
+
+    begins: bool
 
 
 class Rows:
@@ -74,3 +83,25 @@ class Rows:
         if size not in self._unbroken:
             self._unbroken[size] = Layout.full(size, self.source.context)
         return self._unbroken[size]
+
+
+class Lanes:
+    """Batches of `rows` of a corpus's streams, which stand in `lanes`: batch k goes on where batch k - lanes ended."""
+
+    def __init__(self, source: Streams, rows: int, lanes: int = 1) -> None:
+        self.source, self.rows, self.lanes = source, rows, lanes
+
+    def batch(self, number: int) -> StreamBatch:
+        """Batch k, which is the same whoever reads it; an epoch follows the other."""
+        place, lane = divmod(number, self.lanes)
+        window = place % len(self.source)
+        found = self.source.windows(slice(lane * self.rows, (lane + 1) * self.rows), window)
+        inputs, labels, positions = map(torch.from_numpy, found)
+        return StreamBatch(inputs, labels, Layout(positions), int((found.labels >= 0).sum()), begins=window == 0)
+
+    def endless(self, shard: Shard, start: int) -> Iterator[StreamBatch]:
+        return map(self.batch, count(start + shard.rank, shard.world))
+
+    def once(self) -> Iterator[StreamBatch]:
+        """An epoch."""
+        return map(self.batch, range(len(self.source) * self.lanes))

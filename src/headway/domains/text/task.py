@@ -16,16 +16,29 @@ from headway.checkpoints.hub import find_folder
 from headway.codecs import Codec, Kind, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
-from headway.data import Crops, Packing, Spans, SplitConfig, TokenCache, chunks, find_set, open_tokens, text_sources
-from headway.domains.text.batches import Rows, TextBatch
+from headway.data import (
+    Crops,
+    Packing,
+    Spans,
+    SplitConfig,
+    Streams,
+    TokenCache,
+    chunks,
+    find_set,
+    open_tokens,
+    text_sources,
+)
+from headway.domains.text.batches import Lanes, Rows, StreamBatch, TextBatch
 from headway.errors import ConfigError, UserError
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.metrics import language_scores
-from headway.models import Loss, ModelConfig, Transformer, VocabularyHead
+from headway.mixers import State
+from headway.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, VocabularyHead, describe
 from headway.train import Recipe, Shard, TaskConfig
 from headway.train.task import WHOLE
 
 _EVALUATED_AT_ONCE = 8192  # tokens
+_WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read
 _DECODED_AT_ONCE = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
 _CONTEXT = 1024  # of a model without a longest context, where nothing says one
@@ -41,6 +54,9 @@ class LanguageConfig(TaskConfig):
     "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows at any
     offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A batch has
     train.batch_size rows or, without it, as many as train.batch_tokens holds.
+
+    `carry_state` is for recurrent and linear mixers: in place of either packing, the text is cut into as many streams
+    as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
     """
 
     codec: Kind = "bpe"
@@ -49,14 +65,25 @@ class LanguageConfig(TaskConfig):
     context: int | None = None
     packing: Literal["documents", "windows"] = "documents"
     split: SplitConfig = SplitConfig()
+    carry_state: bool = False
+
+    @property
+    def crops(self) -> bool:
+        """Whether rows begin anywhere in a document."""
+        return self.packing == "windows" and not self.carry_state
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Language:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        context = self._context(recipe.model)
-        rows = recipe.train.rows(context)
+        context, train = self._context(recipe.model), recipe.train
+        rows = train.rows(context)
+        if self.carry_state:
+            _check_carried(recipe.model)
         paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
         codec = self._codec(paths, workspace)
-        return Language(self, open_tokens(paths, codec), codec, context, rows, recipe.train.seed)
+        cache = open_tokens(paths, codec)
+        if self.carry_state:
+            return StreamedLanguage(self, cache, codec, context, rows, train.seed, train.accumulate)
+        return Language(self, cache, codec, context, rows, train.seed)
 
     def _context(self, model: ModelConfig) -> int:
         most = getattr(model, "context", None)
@@ -107,7 +134,7 @@ class Language:
     @cached_property
     def _training_rows(self) -> Rows:
         spans = self._spans("train")
-        kind = Crops if self.config.packing == "windows" else Packing
+        kind = Crops if self.config.crops else Packing
         return Rows(kind(self.cache.ids, spans, self.context))
 
     def _consecutive(self, split: str) -> Rows:
@@ -132,9 +159,7 @@ class Language:
         return max(1, _EVALUATED_AT_ONCE // self.context)
 
     def loss(self, model: nn.Module, batch: TextBatch) -> dict[str, Loss]:
-        encoded = model(batch.inputs, batch.layout)
-        loss = _head(model).loss(encoded.x, batch.labels)
-        return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
+        return _losses(model, model(batch.inputs, batch.layout), batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
@@ -142,14 +167,16 @@ class Language:
 
         The split "all" is all of the data.
         """
-        device = next(model.parameters()).device
         nats, count = 0.0, 0
-        for batch in self._consecutive(split).once(self._evaluated_rows, WHOLE, limit):
-            moved = batch.to(device)
-            loss = _head(model).loss(model(moved.inputs, moved.layout).x, moved.labels)
+        for loss in self._judged(model, split, limit):
             nats, count = nats + float(loss.total), count + loss.count
         size = round(count * self._bytes_per_token(split, count))
         return language_scores(nats, count, size)
+
+    def _judged(self, model: nn.Module, split: str, limit: int | None) -> Iterator[Loss]:
+        device = next(model.parameters()).device
+        for batch in self._consecutive(split).once(self._evaluated_rows, WHOLE, limit):
+            yield self.loss(model, batch.to(device))["loss"]
 
     def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, float]:
         """`evaluate` in windows of the context that advance by `stride`, so that each token follows at least context -
@@ -194,6 +221,72 @@ class Language:
         self.codec.save(directory)
 
 
+class StreamedLanguage(Language):
+    """`Language` by truncated back-propagation through time: the states in which the rows of a batch end are those from
+    which they go on in a later one, and no gradient passes between the two (Williams and Peng 1990; Mikolov et al.
+    2010).
+
+    Each of the `lanes` micro-batches of a step has streams of its own. With an epoch all streams begin anew, as models
+    that have read nothing; within a stream a document does so where it starts. A split is judged in the same way, in
+    streams of its own.
+    """
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        cache: TokenCache,
+        codec: Codec,
+        context: int,
+        rows: int,
+        seed: int,
+        lanes: int,
+    ) -> None:
+        super().__init__(config, cache, codec, context, rows, seed)
+        self.lanes = lanes
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """As above; raises UserError where the text is too little for the streams, too."""
+        self.batches("train")
+        return super().adapt(model)
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[StreamBatch]:
+        if split == "train":
+            return self._training_lanes.endless(shard, start)
+        return self._read_once(split, None).once()
+
+    @cached_property
+    def _training_lanes(self) -> Lanes:
+        spans = self._spans("train")
+        return Lanes(Streams(self.cache.ids, spans, self.context, self.rows * self.lanes), self.rows, self.lanes)
+
+    def _read_once(self, split: str, limit: int | None) -> Lanes:
+        """The first `limit` rows' worth of a split, in as many streams as training has rows or fewer, longer ones."""
+        spans = self._spans(split)
+        most = int(np.maximum(spans.lengths - 1, 0).sum())
+        most = most if limit is None else min(most, limit * self.context)
+        rows = max(1, min(self.rows, most // (_WINDOWS * self.context)))
+        return Lanes(Streams(self.cache.ids, spans, self.context, rows, most), rows)
+
+    def begin(self, model: nn.Module, rows: int) -> State:
+        """The states of so many rows before anything was read."""
+        return cast(Transformer, model).stack.initial_states(rows, 1, like=next(model.parameters()))
+
+    def carry(self, model: nn.Module, batch: StreamBatch, states: State | None) -> tuple[dict[str, Loss], State]:
+        """`loss` of a batch that goes on from `states`, and those in which it ends."""
+        if batch.begins or states is None:
+            states = self.begin(model, len(batch.inputs))
+        else:
+            states = cast(Transformer, model).stack.carry(states)
+        encoded = model(batch.inputs, batch.layout, states)
+        return _losses(model, encoded, batch), encoded.states
+
+    def _judged(self, model: nn.Module, split: str, limit: int | None) -> Iterator[Loss]:
+        device, states = next(model.parameters()).device, None
+        for batch in self._read_once(split, limit).once():
+            losses, states = self.carry(model, batch.to(device), states)
+            yield losses["loss"]
+
+
 def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Language:
     """The task that judges a language model, however it came about, on texts of the user's."""
     context = model.config.context or _CONTEXT
@@ -202,3 +295,25 @@ def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> La
 
 def _head(model: nn.Module) -> VocabularyHead:
     return cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
+
+
+def _losses(model: nn.Module, encoded: Encoded, batch: TextBatch) -> dict[str, Loss]:
+    loss = _head(model).loss(encoded.x, batch.labels)
+    return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
+
+
+def _check_carried(model: ModelConfig) -> None:
+    """Raises ConfigError for a model whose state cannot go on from row to row without end."""
+    if not isinstance(model, TransformerConfig) or not model.stack.causal:
+        raise ConfigError("task.carry_state needs a model that sees earlier tokens only; set it to false")
+    if model.context is not None:
+        raise ConfigError(
+            f"task.carry_state lets documents go on past model.context {model.context}; set model.context to none"
+        )
+    growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
+    if growth:
+        raise ConfigError(
+            f"task.carry_state needs a state that does not grow, and this model's grows by {growth:,} bytes a token: "
+            "attention, with a window too, keeps keys and values of a single document; choose another model.mixer, "
+            "such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
+        )

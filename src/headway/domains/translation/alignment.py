@@ -1,4 +1,4 @@
-"""What each symbol of a translation was read from: the cross-attention of one sentence."""
+"""What each symbol of a translation was read from: the attention to the source of one sentence."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from headway.domains.translation.decode import translate_hypotheses
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
 from headway.layout import Layout
+from headway.mixers import ConditionalGRU, CrossAttention
 from headway.models import EncoderDecoder, attention_maps
 from headway.report import Picture, heatmap
 
@@ -30,34 +31,46 @@ class Alignment(NamedTuple):
     weights: Float[np.ndarray, "T S"]
 
 
-def alignment(model: nn.Module, codecs: Codecs, source: list[int], target: list[int]) -> Alignment:
-    """The cross-attention of a pair of sequences (ids without begin and end), averaged over layers and heads.
+def alignment(
+    model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
+) -> Alignment | None:
+    """The cross-attention or additive attention of a pair of sequences (ids without begin and end), averaged over
+    layers and heads; None where the decoder has none, as it reads one vector of the source.
 
-    A row tells what was read when its symbol was foretold, the end included.
+    A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
+    where the encoder reads it backwards.
     """
     marks = Marks.of(codecs)
     device = next(model.parameters()).device
-    inputs = [torch.tensor([ids], device=device) for ids in ([*source, marks.source_end], [marks.begin, *target])]
+    inputs = [
+        torch.tensor([ids], device=device)
+        for ids in ([*config.order(source), marks.source_end], [marks.begin, *target])
+    ]
     layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
     with evaluating(model):
         maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
-    crossed = [weights for name, weights in maps.items() if name.endswith(".cross")]
-    mean: Tensor = torch.stack([weights[0].mean(0) for weights in crossed]).mean(0)
+    readers = (ConditionalGRU, CrossAttention)
+    read = [weights[0].mean(0) for name, weights in maps.items() if isinstance(model.get_submodule(name), readers)]
+    if not read:
+        return None
+    mean: Tensor = torch.stack(read).mean(0)
+    columns = [*config.order(range(len(source))), len(source)]
     names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
-    return Alignment([*names[0], _END], [*names[1], _END], mean.cpu().numpy())
+    return Alignment([*names[0], _END], [*names[1], _END], mean[:, columns].cpu().numpy())
 
 
-def alignment_picture(model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str]) -> Picture:
-    """The alignment of one of the texts and its translation: the longest that is easy to look at."""
+def alignment_pictures(
+    model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str]
+) -> list[Picture]:
+    """The alignment of one text and its translation, the longest that is easy to look at; none without attention."""
     rows = [codecs.source.encode(config.prepare(text)) for text in texts]
     shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
     easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [shortest]
     chosen = max(easy, key=lambda i: len(rows[i]))
     [[best, *_]] = translate_hypotheses(model, codecs, config, [texts[chosen]], SearchConfig(config.beam))
-    found = alignment(model, codecs, rows[chosen], best.ids)
+    found = alignment(model, codecs, config, rows[chosen], best.ids)
+    if found is None:
+        return []
     output = codecs.target.decode(best.ids)
-    return Picture(
-        "Cross-attention",
-        f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}",
-        heatmap(found.weights.tolist(), found.target, found.source, "cross-attention"),
-    )
+    caption = f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}"
+    return [Picture("Alignment", caption, heatmap(found.weights.tolist(), found.target, found.source, "alignment"))]

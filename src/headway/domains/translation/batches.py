@@ -65,24 +65,29 @@ class Sentences(NamedTuple):
         start = int(self.starts[number])
         return self.ids[start : start + int(self.lengths[number])].tolist()
 
-    def padded(self, end: int) -> np.ndarray:
-        """All of them with `end` after each and after that 0: int64 [N, longest + 1]."""
+    def padded(self, end: int, backwards: bool = False) -> np.ndarray:
+        """All of them with `end` after each and after that 0: int64 [N, longest + 1].
+
+        `backwards` turns each around, which moves neither its end nor its padding: [5, 6] becomes [6, 5, end, 0].
+        """
         longest = int(self.lengths.max(initial=0))
         steps = np.arange(longest + 1)
         inside = steps < self.lengths[:, None]
         rows = np.zeros((len(self.lengths), longest + 1), np.int64)
-        rows[inside] = self.ids[(self.starts[:, None] + steps)[inside]]
+        first = (self.starts + self.lengths - 1 if backwards else self.starts)[:, None]
+        rows[inside] = self.ids[(first - steps if backwards else first + steps)[inside]]
         rows[np.arange(len(rows)), self.lengths] = end
         return rows
 
 
 class Pairs:
-    """Pairs of sentences, batched."""
+    """Pairs of sentences, batched. `reverse_source` has the batches hold each source backwards, its end still last."""
 
-    def __init__(self, source: Sentences, target: Sentences, marks: Marks) -> None:
+    def __init__(self, source: Sentences, target: Sentences, marks: Marks, reverse_source: bool = False) -> None:
         self.source = source
         self.target = target
         self.marks = marks
+        self.reverse_source = reverse_source
 
     def __len__(self) -> int:
         return len(self.source.lengths)
@@ -97,7 +102,7 @@ class Pairs:
         if not layout.dense:
             labels[np.arange(labels.shape[1]) > target.lengths[:, None]] = IGNORED
         return PairBatch(
-            torch.from_numpy(source.padded(self.marks.source_end)),
+            torch.from_numpy(source.padded(self.marks.source_end, self.reverse_source)),
             Layout.padded(torch.from_numpy(source.lengths + 1)),
             torch.from_numpy(inputs),
             layout,
@@ -108,7 +113,7 @@ class Pairs:
     def first(self, limit: int | None) -> Pairs:
         """The first `limit` pairs, or all."""
         kept = np.arange(len(self))[:limit]
-        return Pairs(self.source.select(kept), self.target.select(kept), self.marks)
+        return Pairs(self.source.select(kept), self.target.select(kept), self.marks, self.reverse_source)
 
     def plan(self, batch_tokens: int, seed: int) -> PairBatches:
         return PairBatches(self.source.lengths + 1, self.target.lengths + 1, batch_tokens, seed)

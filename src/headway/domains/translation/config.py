@@ -57,13 +57,15 @@ class PairsConfig(TaskConfig):
     `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). Training pairs of more than
     `longest` tokens a side are left out, and how many is said; without `longest` a pair that does not fit the model or
     a batch is an error. `beam` and `length_penalty` (Wu et al. 2016) are for the test split; others are decoded
-    greedily.
+    greedily. `reverse_source` has the encoder read each source's tokens backwards, from the last to the first, in
+    training as in use (Sutskever et al. 2014, section 3.3): the end symbol and the padding still follow them.
     """
 
     smoothing: float = 0.1
     longest: int | None = None
     beam: int = 5
     length_penalty: float = 0.6
+    reverse_source: bool = False
     split: SplitConfig = SplitConfig()
 
     def __post_init__(self) -> None:
@@ -77,6 +79,10 @@ class PairsConfig(TaskConfig):
     def prepare(self, source: str) -> str:
         """A source as its codec reads it."""
         return source
+
+    def order(self, source: Sequence[int]) -> list[int]:
+        """Ids of a source, without its end, in the order in which the encoder reads them; twice is as before."""
+        return list(source[::-1] if self.reverse_source else source)
 
     def codecs(self, directory: Path) -> Codecs:
         """The codecs that were saved beside a model."""

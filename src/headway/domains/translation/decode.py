@@ -13,7 +13,7 @@ from headway.models import EncoderDecoder
 def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[list[int]]:
     """What an encoder reads of each text; nothing of a text that is empty."""
     end = codec.end
-    rows = codec.encode_batch([config.prepare(text) for text in texts])
+    rows = [config.order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
     return [[*row, end] if row and end is not None else row for row in rows]
 
 

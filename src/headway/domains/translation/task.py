@@ -13,7 +13,7 @@ from torch import nn
 
 from headway.data import Column, Pair, PairCache, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
-from headway.domains.translation.alignment import alignment_picture
+from headway.domains.translation.alignment import alignment_pictures
 from headway.domains.translation.batches import PairBatch, Pairs, Sentences
 from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig, with_symbols
 from headway.domains.translation.decode import translate
@@ -103,7 +103,7 @@ class PairTask:
             kept = kept[~self._held_out(kept)]
         sides = [_sentences(column, kept) for column in (self.cache.source, self.cache.target)]
         source, target = sides[::-1] if self.reverse else sides
-        return Pairs(source, target, Marks.of(self.codecs))
+        return Pairs(source, target, Marks.of(self.codecs), self.config.reverse_source)
 
     def _numbers(self, split: str) -> np.ndarray:
         return np.arange(len(self.cache)) if split == "all" else self.cache.split(split, self.config.split)
@@ -192,9 +192,9 @@ class PairTask:
         ]
 
     def pictures(self, model: nn.Module) -> list[Picture]:
-        """The cross-attention of one of the samples."""
+        """The alignment of one of the samples."""
         texts = self._spread(_LOOKED_AT).texts
-        return [alignment_picture(cast(EncoderDecoder, model), self.codecs, self.config, texts)]
+        return alignment_pictures(cast(EncoderDecoder, model), self.codecs, self.config, texts)
 
     def _spread(self, count: int) -> Sources:
         texts, references = self.sources(self.final_split)

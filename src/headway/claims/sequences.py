@@ -1,0 +1,159 @@
+"""Runs on real tasks from one sequence to another: words to phonemes, sentences to sentences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from headway.claims.claim import Values
+from headway.claims.clock import one_thread
+from headway.claims.networks import START
+from headway.claims.training import Training, descend
+from headway.compare import matching_width, nearest_width
+from headway.config import override
+from headway.domains.translation.task import PairTask
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
+from headway.recipes import configured, named, open_task
+from headway.train import ScheduleConfig, WSDConfig
+
+ATTENTION = "attention"
+WITHOUT_ORDER = "attention, without positions"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of a run, and of those in which each of the learning `rates` is tried before; the best is then used.
+
+    `judged` are the sources of the validation split that an evaluation decodes, greedily.
+    """
+
+    steps: int = 2000
+    trial_steps: int = 150
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    evaluations: int = 10
+    judged: int = 500
+    batch_tokens: int = 1024
+    schedule: ScheduleConfig = WSDConfig(warmup=0.05, decay=0.5)
+
+
+class Course(NamedTuple):
+    """How a run went, by evaluation: steps, seconds of one core in training, and validation scores; and its model."""
+
+    steps: list[int]
+    seconds: list[float]
+    scores: list[dict[str, Any]]
+    rate: float
+    tried: dict[float, float]  # the validation loss after a short run, by rate
+    model: EncoderDecoder
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """As plain data, with these scores."""
+        scores = {name: [found[name] for found in self.scores] for name in ("loss", *names)}
+        tried = {f"{rate:g}": loss for rate, loss in self.tried.items()}
+        parameters = describe(self.model.config)["parameters"]
+        facts = {"parameters": parameters, "rate": self.rate, "tried": tried}
+        return {**facts, "steps": self.steps, "seconds": self.seconds, **scores}
+
+
+@contextmanager
+def opened(
+    recipe: str, budget: Budget, seed: int, data: Sequence[Path] | None = None, **settings: Any
+) -> Iterator[PairTask]:
+    """The task of a recipe over its own data, or over `data`; `settings` are the task's."""
+    changed = {f"task.{name}": value for name, value in settings.items()}
+    found = configured(recipe, data, {**changed, "train.batch_tokens": budget.batch_tokens}, seed)
+    with TemporaryDirectory() as workspace:
+        yield cast(PairTask, open_task(found, Path(workspace)))
+
+
+def small(task: PairTask, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
+    """The recipe's model in a smaller size, or as large with another mixer in its encoder (both ways) and decoder.
+
+    Nothing is dropped: such short runs do not overfit, and the same seed gives the same numbers.
+    """
+    own = task.adapt(override(named(recipe).model, {"width": width, "depth": depth, "dropout": 0.0}))
+    if mixer == ATTENTION:
+        return own
+    changed = {"encoder.embed.positions": None} if mixer == WITHOUT_ORDER else {"mixer": mixer}
+    other = override(own, changed)
+    matched = matching_width(other, size(own))
+    return other if matched is None else override(other, {"width": matched})
+
+
+def begun(model: EncoderDecoderConfig) -> EncoderDecoderConfig:
+    """The model with weights that start at the size which its width asks for.
+
+    The models of 2014 drew theirs from one small range, for 1,000 units: with few units signals die away, and training
+    stands still for long.
+    """
+    return replace(model, init=START)
+
+
+def size(model: ModelConfig) -> int:
+    """Trainable parameters."""
+    return describe(model)["parameters"]
+
+
+def sized(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
+    """What `make` gives at the even width that brings it nearest to so many parameters."""
+    return make(nearest_width(lambda width: size(make(width)), parameters, step=2))
+
+
+def tuned(budget: Budget, task: PairTask, model: ModelConfig, seed: int) -> Course:
+    """A run at the best of the rates, by the validation loss after short runs with the same seed."""
+    tried: dict[float, float] = {}
+    for rate in budget.rates if len(budget.rates) > 1 else ():
+        short = run(budget, task, model, seed, Training(budget.trial_steps, rate, budget.schedule), 1)
+        tried[rate] = short.scores[-1]["loss"]
+    best = min(budget.rates, key=lambda rate: tried.get(rate, 0.0))
+    training = Training(budget.steps, best, budget.schedule)
+    return run(budget, task, model, seed, training, budget.evaluations)._replace(tried=tried)
+
+
+def run(budget: Budget, task: PairTask, model: ModelConfig, seed: int, training: Training, evaluations: int) -> Course:
+    """Train a model, with `evaluations` spread evenly over the run, the last at its end.
+
+    The seconds are those that the processor works on the one thread, so that other programs do not count.
+    """
+    network = cast(EncoderDecoder, task.adapt(model).build(seed))
+    batches = task.batches("train")
+
+    def loss() -> Tensor:
+        found = task.loss(network, next(batches))["loss"]
+        return found.total / found.count
+
+    steps = descend(network, loss, training)
+    course = Course([], [], [], training.lr, {}, network)
+    spent, every = 0.0, -(-training.steps // evaluations)
+    with one_thread():
+        for step in range(1, training.steps + 1):
+            began = time.process_time()
+            next(steps)
+            spent += time.process_time() - began
+            if step % every == 0 or step == training.steps:
+                network.eval()
+                course.steps.append(step)
+                course.seconds.append(spent)
+                course.scores.append(task.evaluate(network, "validation", budget.judged))
+                network.train()
+    return course
+
+
+def seconds_to(values: Values, goal: str, target: float) -> tuple[float, bool]:
+    """When a score first fell to `target`, on the line between two evaluations; else the whole time, and False."""
+    before = None
+    for seconds, score in zip(values["seconds"], values[goal]):
+        if score <= target:
+            if before is None or before[1] <= score:
+                return seconds, True
+            share = (before[1] - target) / (before[1] - score)
+            return before[0] + share * (seconds - before[0]), True
+        before = seconds, score
+    return values["seconds"][-1], False

@@ -1,0 +1,94 @@
+"""How much memory there is, asked before much of it is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from headway.errors import UserError
+
+_MACHINE = Path("/proc/meminfo")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy: str) -> None:
+    """UserError where `parts` (bytes by name), which `what` takes together, are more than `device` has free.
+
+    A device that does not say how much it has is believed to have enough.
+    """
+    needed, free = sum(parts.values()), free_bytes(device)
+    if free is None or needed <= free:
+        return
+    shares = ", ".join(f"{name} {_human(size)}" for name, size in parts.items() if size)
+    raise UserError(
+        f"{what} needs {needed:,} bytes ({_human(needed)}) of memory: {shares}; {device} has {free:,} bytes "
+        f"({_human(free)}) free; {remedy}"
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that a program may still take on a device, swap aside; None where it does not say.
+
+    On a processor that is the least of what the machine has and what its control groups (containers) leave.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type != "cpu":
+        return None
+    known = [room for room in (_machine(), *_groups()) if room is not None]
+    return max(0, min(known)) if known else None
+
+
+def _machine() -> int | None:
+    """What Linux calls available; elsewhere all memory, as no more can be free."""
+    found = _table(_MACHINE).get("MemAvailable:")
+    if found is not None:
+        return 1024 * found
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # what is no Unix has no sysconf, or not these
+        return None
+
+
+def _groups() -> Iterator[int]:
+    """What each control group around this process leaves; caches of files give way, so they count as free."""
+    for line in _text(_MEMBERSHIP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            root, limit, used, caches = _GROUPS, "memory.max", "memory.current", ("inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            root, limit, used = _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            caches = ("total_inactive_file", "total_active_file")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            sizes = [_text(group / name).strip() for name in (limit, used)]
+            if all(size.isdecimal() for size in sizes):  # no limit is the word "max"
+                cached = _table(group / "memory.stat")
+                yield int(sizes[0]) - int(sizes[1]) + sum(cached.get(name, 0) for name in caches)
+            if group == root:
+                break
+
+
+def _table(path: Path) -> dict[str, int]:
+    """A file of lines that are a name and a number each."""
+    lines = (line.split() for line in _text(path).splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def _text(path: Path) -> str:
+    """A file of the kernel's; nothing where it is not there, or not to be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _human(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,129 @@
+"""What does not fit into memory is refused with its size before it is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import play_file, publish
+
+import headway as hw
+from headway import memory
+from headway.cli.main import main
+from headway.config import override
+from headway.domains import recipe
+from headway.errors import UserError
+from headway.models.presets import preset
+from headway.recipes import find_model
+from headway.train.memory import training_bytes
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def have(patch: pytest.MonkeyPatch, size: int) -> None:
+    patch.setattr(memory, "free_bytes", lambda device: size)
+
+
+@pytest.fixture
+def published(data_dir: Path, tmp_path: Path) -> Path:
+    return publish(play_file(data_dir, tmp_path), tmp_path / "model", "llama-135m", width=24, heads=3)
+
+
+@pytest.mark.parametrize(
+    ("optim", "each", "average"), [("sgd", 0, None), ("adamw", 2, None), ("adamw", 2, 0.99), ("muon", None, None)]
+)
+def test_what_the_lstm_of_2014_takes_is_known_without_it(optim: str, each: int | None, average: float | None) -> None:
+    whole = replace(recipe("multi30k-en-de"), model=preset("seq2seq-lstm-2014"))
+    parts = training_bytes(override(whole, {"optim": optim, "train.ema": average}))
+    weights = 4 * 384_112_000
+    assert parts["weights"] == weights
+    assert parts["gradients"] == pytest.approx(weights, rel=1e-6)
+    assert parts["moving average"] == (weights if average else 0)
+    matrices = 4 * 64_000_000  # have one buffer with Muon, all else two
+    assert parts["optimiser"] == (2 * weights - matrices if each is None else each * weights)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    have(monkeypatch, GIB // 2)
+    lines = (data_dir / "lm/tinyshakespeare.txt").read_text()[:4000].replace("\n\n", "\n").splitlines()
+    for language in ("en", "de"):
+        (tmp_path / f"pairs.{language}").write_text("\n".join(line for line in lines if line) + "\n")
+    data = [str(tmp_path / f"pairs.{language}") for language in ("en", "de")]
+    command = ["train", "multi30k-en-de", "--data", *data, "--run", str(tmp_path / "run"), "--device", "cpu"]
+    split = 'task.split={"validation": 0.2, "test": 0.2}'
+    assert main([*command, "--set", "model=seq2seq-lstm-2014", "task.size=280", split]) == 2
+    said = capsys.readouterr().err
+    assert "needs " in said
+    assert "weights 247." in said
+    assert "cpu has 536,870,912 bytes (512.0 MiB) free" in said
+    assert "model.width" in said
+    assert "optim=sgd" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_fit_is_not_loaded_but_shown(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = 4 * sum(parameter.numel() for parameter in hw.load(published).module.parameters())
+    have(monkeypatch, size - 1)
+    with pytest.raises(UserError, match=f"needs {size:,} bytes .* cpu has {size - 1:,} bytes .* torch.bfloat16"):
+        hw.load(published, device="cpu")
+    have(monkeypatch, 0)
+    for name in (str(published), "gpt3-175b", "seq2seq-lstm-2014"):
+        assert main(["show", name]) == 0
+    assert "384,112,000" in capsys.readouterr().out
+
+
+def test_all_forms_of_a_model_are_told_without_their_weights(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["import", str(published), str(tmp_path / "own")]) == 0
+    (published / "tokenizer.json").unlink()  # GGUF has no name for its kind
+    assert main(["export", str(published), str(tmp_path / "model.gguf"), "--format", "gguf"]) == 0
+    expected = hw.load(published).module.config
+    have(monkeypatch, 0)
+    found = [find_model(str(path)) for path in (published, tmp_path / "model.gguf", tmp_path / "own")]
+    assert [each.width for each in found] == [expected.width] * 3  # type: ignore[attr-defined]
+    assert found[0] == found[2] == expected
+    with pytest.raises(UserError, match="holds no model"):
+        find_model(str(tmp_path))
+
+
+def test_control_groups_bound_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in (("_MACHINE", "meminfo"), ("_MEMBERSHIP", "cgroup"), ("_GROUPS", "groups")):
+        monkeypatch.setattr(memory, name, tmp_path / path)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {8 * 2**20} kB\n")
+    assert memory.free_bytes(CPU) == 8 * GIB
+    (tmp_path / "cgroup").write_text("4:cpu,memory:/a/b\n1:cpu:/\n0::/c/d\n")
+    assert memory.free_bytes(CPU) == 8 * GIB
+    new, old = tmp_path / "groups", tmp_path / "groups/memory"
+    for folder in (new / "c/d", old / "a"):
+        folder.mkdir(parents=True)
+    (new / "c/d/memory.max").write_text("max\n")
+    (new / "c/d/memory.current").write_text(f"{GIB}\n")
+    assert memory.free_bytes(CPU) == 8 * GIB
+    (new / "c/memory.max").write_text(f"{6 * GIB}\n")
+    (new / "c/memory.current").write_text(f"{2 * GIB}\n")
+    assert memory.free_bytes(CPU) == 4 * GIB
+    (new / "c/memory.stat").write_text(f"anon 5\ninactive_file {GIB}\nactive_file 10\n")
+    assert memory.free_bytes(CPU) == 5 * GIB + 10
+    (old / "a/memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
+    (old / "a/memory.usage_in_bytes").write_text(f"{GIB}\n")
+    assert memory.free_bytes(CPU) == GIB
+    (old / "a/memory.usage_in_bytes").write_text(f"{3 * GIB}\n")
+    assert memory.free_bytes(CPU) == 0
+
+
+def test_what_fits_or_is_not_known_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, 8)
+    memory.check_room("a model", {"weights": 5, "gradients": 3}, CPU, "leave it")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    memory.check_room("a model", {"weights": 1 << 60}, CPU, "leave it")
+    monkeypatch.undo()
+    assert memory.free_bytes(torch.device("meta")) is None
+    assert (memory.free_bytes(CPU) or 1 << 20) > 1 << 19
