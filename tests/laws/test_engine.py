@@ -27,6 +27,7 @@ from headway.models import (
     BlockConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
+    OneHotEmbedConfig,
     Prompt,
     StackConfig,
     Transformer,
@@ -176,8 +177,8 @@ def test_quantised_programs_follow_the_unpacked_weights(form: str, threads: int)
 
 
 def test_what_has_no_instruction_is_named() -> None:
-    with pytest.raises(CannotLowerError, match="Elman"):
-        Engine(ready(replace(hybrid(), stack=StackConfig((BlockConfig(MIXERS["elman"]),)))))
+    with pytest.raises(CannotLowerError, match="OneHotEmbed"):
+        Engine(ready(TransformerConfig(WIDTH, 11, 64, StackConfig(), OneHotEmbedConfig(), tie="none")))
 
 
 def test_rows_share_blocks_until_they_write() -> None:

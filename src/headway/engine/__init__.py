@@ -4,7 +4,7 @@ from headway.engine.decoder import Engine, Kept, refusal
 from headway.engine.files import load_quantised, save_quantised
 from headway.engine.packed import PackedTensor, quantise
 from headway.engine.packing import Format
-from headway.engine.plan import CannotLowerError
+from headway.engine.parts import CannotLowerError
 
 __all__ = [
     "CannotLowerError",

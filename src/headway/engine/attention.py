@@ -80,6 +80,37 @@ def keep(key: int, value: int, block: int, group: int, groups: int, size: int, s
 
 
 @compiled
+def nothing(piece: int, size: int) -> None:
+    """A piece that has seen no position: its maximum, its sum, and the weighted values."""
+    result = f32(piece)
+    result[0], result[1] = _LOWEST, np.float32(0)
+    for d in range(size):
+        result[2 + d] = np.float32(0)
+
+
+@compiled
+def gather(scores: int, begin: int, end: int, values: int, size: int, piece: int) -> None:
+    """Add positions `begin` to `end` of a block to a piece, by their scores, which become weights in place."""
+    s, v, result = f32(scores), f32(values), f32(piece)
+    top = result[0]
+    for t in range(begin, end):
+        top = max(top, s[t])
+    fade = exp(result[0] - top)
+    total = np.float32(0)
+    for t in range(begin, end):
+        s[t] = exp(s[t] - top)
+        total += s[t]
+    result[1] = result[1] * fade + total
+    result[0] = top
+    if fade != np.float32(1):
+        for d in range(size):
+            result[2 + d] *= fade
+    for t in range(begin, end):
+        for d in range(size):
+            result[2 + d] += s[t] * v[t * size + d]
+
+
+@compiled
 def attend_piece(
     q: int,
     heads: int,
@@ -105,37 +136,19 @@ def attend_piece(
     """
     table, s = i64(blocks), f32(scratch)
     for h in range(heads):
-        result = f32(out + h * out_step)
-        result[0], result[1] = _LOWEST, np.float32(0)
-        for d in range(size):
-            result[2 + d] = np.float32(0)
+        nothing(out + h * out_step, size)
     for n in range(first, last):
         base = table[n] + layer
-        keys, values = base + 4 * group * size * BLOCK, f32(base + 4 * (groups + group) * size * BLOCK)
+        keys, values = base + 4 * group * size * BLOCK, base + 4 * (groups + group) * size * BLOCK
         begin, end = max(lowest - n * BLOCK, 0), min(highest + 1 - n * BLOCK, BLOCK)
         for h in range(heads):
             scores(q + 4 * h * size, keys, scratch, size)
-            result = f32(out + h * out_step)
-            top = result[0]
             for t in range(begin, end):
                 if cap > 0:
                     s[t] = cap * tanh(s[t] / cap)
                 if bias != 0:
                     s[t] += f32(bias)[h * span + highest - n * BLOCK - t]
-                top = max(top, s[t])
-            fade = exp(result[0] - top)
-            total = np.float32(0)
-            for t in range(begin, end):
-                s[t] = exp(s[t] - top)
-                total += s[t]
-            result[1] = result[1] * fade + total
-            result[0] = top
-            if fade != np.float32(1):
-                for d in range(size):
-                    result[2 + d] *= fade
-            for t in range(begin, end):
-                for d in range(size):
-                    result[2 + d] += s[t] * values[t * size + d]
+            gather(scratch, begin, end, values, size, out + h * out_step)
 
 
 @compiled

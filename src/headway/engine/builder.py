@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,10 @@ from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import Format, Packed, pack
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
+from headway.parts.projection import Projection
+
+STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
+_MOST_SPLITS = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,17 @@ class Place:
     def columns(self, start: int, width: int) -> Place:
         at = self.address + 4 * start if self.address >= 0 else self.address - 4 * start
         return Place(at, self.stride, width)
+
+
+class Memory(NamedTuple):
+    """Where a program finds keys and values of rows: tables of blocks and how many positions they have. And what is the
+    same of a memory for all tokens.
+    """
+
+    tables: np.ndarray  # [rows, blocks], addresses
+    lengths: np.ndarray  # [rows]
+    numbers: int  # floats of a block
+    fixed: np.ndarray  # [rows, N]
 
 
 class Weights:
@@ -49,12 +64,13 @@ class Weights:
 
 
 class Builder:
-    """A program for at most `rows` rows."""
+    """A program for at most `rows` rows, which have states of `numbers` floats."""
 
-    def __init__(self, weights: Weights, rows: int) -> None:
-        self.weights, self.rows = weights, rows
+    def __init__(self, weights: Weights, rows: int, numbers: int) -> None:
+        self.weights, self.rows, self.numbers = weights, rows, numbers
         self.kept: list[Any] = []  # what addresses in the table point to
         self.scratch = 64  # bytes for each thread
+        self._stated = 0  # floats of a state that are in use
         self._whole: list[list[int]] = []
         self._floats: list[list[float]] = []
 
@@ -77,6 +93,16 @@ class Builder:
         """The address of `size` bytes that each thread has for itself."""
         return self._reserve(size)
 
+    def state(self, width: int) -> Place:
+        """The next numbers of each row's state, by addresses in STATES."""
+        start, self._stated = self._stated, self._stated + width
+        assert self._stated <= self.numbers
+        return Place(STATES + 4 * start, 4 * self.numbers, width)
+
+    def pieces(self, heads: int, size: int) -> Place:
+        """Where attention leaves its pieces."""
+        return self.shared(heads * _MOST_SPLITS * (size + 2))
+
     def constant(self, values: Tensor | None) -> int:
         """The address of numbers; 0 for none."""
         if values is None:
@@ -96,6 +122,35 @@ class Builder:
     def barrier(self) -> None:
         self.emit(Kind.BARRIER)
 
+    def sum(self, x: Place, y: Place, residual: bool = True, gain: Tensor | None = None) -> None:
+        """y = y (if residual) + gain x; no barrier follows."""
+        self.emit(
+            Kind.SUM, src=x.address, src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width,
+            residual=residual, gain=self.constant(gain),
+        )  # fmt: skip
+
+    def merge(self, pieces: Place, heads: int, groups: int, out: Place, sinks: Tensor | None = None) -> None:
+        """Join the pieces of attention into `out`, which is every thread's own."""
+        self.emit(
+            Kind.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, groups=groups,
+            sinks=self.constant(sinks), out=out.address, stride=out.stride,
+        )  # fmt: skip
+
+    def project(
+        self,
+        x: Place,
+        projection: Projection,
+        y: Place | None = None,
+        mode: int = STORE,
+        rows: tuple[int, int] | None = None,
+    ) -> Place:
+        """`multiply` by a projection, or by some rows of it; without y into new rows that all threads see."""
+        matrix = projection.matrix()
+        rows = rows or (0, matrix.shape[0])
+        y = y or self.shared(rows[1] - rows[0])
+        self.multiply(x, matrix, None if projection.bias is None else projection.offset(), y, mode, rows=rows)
+        return y
+
     def multiply(
         self,
         x: Place,
@@ -106,28 +161,33 @@ class Builder:
         activation: int = 0,
         cap: float = 0.0,
         scale: float = 1.0,
+        rows: tuple[int, int] | None = None,
     ) -> None:
-        """y = activation(scale W x + bias), y += W x + bias, or y = activation(gate) * up; no barrier follows."""
+        """y = activation(scale W x + bias), y += W x + bias, or y = activation(gate) * up; no barrier follows.
+
+        `rows` are the first row of W and the one after the last, None for all.
+        """
         packed = self.weights.matrix(weight)
+        first, last = rows or (0, packed.rows)
         quantised = (0, 0, 0)
         stride = x.stride
         if packed.kind != FP32:
             x, quantised = self._quantise(x, packed)
             stride = x.stride
-        scales = 0 if packed.scales is None else packed.scales.data_ptr()
+        scales = 0 if packed.scales is None else packed.scales[first:].data_ptr()
         self.emit(
             Kind.MULTIPLY,
             format=packed.kind,
-            w=packed.weights.data_ptr(),
+            w=packed.weights[first:].data_ptr(),
             scales=scales,
-            bias=self.constant(bias),
+            bias=self.constant(None if bias is None else bias[first:]),
             x=x.address,
             x_scales=quantised[1],
             corrections=quantised[2],
             stride=stride,
             y=y.address,
             y_stride=y.stride,
-            rows=packed.rows // 2 if mode == GATED else packed.rows,
+            rows=(last - first) // 2 if mode == GATED else last - first,
             columns=packed.columns,
             mode=mode,
             activation=activation,

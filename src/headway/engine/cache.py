@@ -78,6 +78,8 @@ class Rows:
 
     def make_room(self, positions: np.ndarray) -> None:
         """A block of its own for each row to write its next position in; -1 writes nothing."""
+        if self.store.numbers == 0:
+            return
         changed = False
         for position, blocks in zip(positions.tolist(), self.blocks):
             if position < 0:

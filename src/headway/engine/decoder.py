@@ -9,15 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.engine.builder import Weights
+from headway.engine.builder import Memory, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
 from headway.engine.packing import Format
-from headway.engine.plan import CannotLowerError, Memory, Program, check, lower
+from headway.engine.parts import CannotLowerError
+from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
 from headway.engine.program import run
+from headway.engine.states import flat_states, flat_summaries
 from headway.mixers.attention import KeyValues
+from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
 from headway.models import Decoding, EncoderDecoder, Prompt, Transformer
 
@@ -29,18 +32,25 @@ class Kept(NamedTuple):
 
     own: Rows
     read: Rows
+    states: np.ndarray  # [B, N], of mixers whose state does not grow
     lengths: np.ndarray  # [M], of the memories
+    fixed: np.ndarray  # [M, N], what memories say that is the same for all tokens
     positions: Int[Tensor, "B"]
 
     def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Kept:
-        read, lengths = self.read, self.lengths
-        if memory_rows is not None:
+        read, lengths, fixed = self.read, self.lengths, self.fixed
+        if memory_rows is not None and len(lengths):
             read, lengths = read.select(memory_rows.tolist()), lengths[memory_rows.numpy()]
-        return Kept(self.own.select(rows.tolist()), read, lengths, self.positions[rows])
+        if memory_rows is not None and len(fixed):
+            fixed = fixed[memory_rows.numpy()]
+        return Kept(
+            self.own.select(rows.tolist()), read, self.states[rows.numpy()], lengths, fixed, self.positions[rows]
+        )
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
         """Rows `target` become as rows `source` are."""
         self.own.assign(target.tolist(), source.tolist())
+        self.states[target.numpy()] = self.states[source.numpy()]
 
     def at(self, positions: Int[Tensor, "B"]) -> Kept:
         return self._replace(positions=positions)
@@ -80,6 +90,9 @@ class Engine(nn.Module):
         if len(decoding.lengths):
             _place(program.read, decoding.read, batch)
             program.read.lengths[:batch] = np.repeat(decoding.lengths, batch // len(decoding.lengths))
+        if len(decoding.fixed):
+            program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
+        program.find_states(decoding.states)
         self._run(program, ids.contiguous(), np.ascontiguousarray(positions))
         return torch.from_numpy(program.logits[:batch]), decoding.at(decoding.positions + 1)
 
@@ -118,20 +131,26 @@ class Engine(nn.Module):
         return program
 
     def adopt(self, decoding: Decoding) -> Kept:
-        """States of torch as blocks."""
+        """States of torch as blocks, and as rows of numbers."""
         lengths = decoding.positions.tolist()
         own = Rows(self._own, [[] for _ in lengths])
         for row, length in enumerate(lengths):
             layers = [(s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
             own.blocks[row] = _write(self._own, layers, length)
         own._fill()
-        memories = [m for m in decoding.memories or () if isinstance(m, Remembered)]
+        memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         read = Rows(self._read, [[] for _ in sizes])
         for row, length in enumerate(sizes):
-            read.blocks[row] = _write(self._read, [(m.keys[row], m.values[row]) for m in memories], length)
+            read.blocks[row] = _write(self._read, [_of_row(m, row) for m in memories], length)
         read._fill()
-        return Kept(own, read, np.array(sizes, np.int64), decoding.positions.cpu())
+        states, fixed = flat_states(decoding).numpy(), flat_summaries(decoding).numpy()
+        return Kept(own, read, states, np.array(sizes, np.int64), fixed, decoding.positions.cpu())
+
+
+def _of_row(memory: Remembered | Annotations, row: int) -> tuple[Tensor, Tensor]:
+    keys, values = memory.keys[row], memory.values[row]
+    return (keys, values) if isinstance(memory, Remembered) else (keys[:, None], values[:, None])
 
 
 def decoder_of(model: Transformer | EncoderDecoder) -> Transformer:
@@ -150,16 +169,18 @@ def refusal(model: Transformer | EncoderDecoder) -> str | None:
 
 def _write(store: Blocks, layers: list[tuple[Tensor, Tensor]], length: int) -> list[int]:
     """The last positions of keys and values [S, G, K], where position p lies in slot p modulo S, as new blocks."""
+    if not layers:
+        return []
     count = -(-length // BLOCK)
     room = torch.zeros(count, store.numbers)
     start = 0
-    for keys, values in layers:
-        _, groups, size = keys.shape
-        numbers = groups * size * BLOCK
-        for part, order, offset in ((keys, (0, 2, 3, 1), 0), (values, (0, 2, 1, 3), numbers)):
+    for layer in layers:
+        for part, order in zip(layer, ((0, 2, 3, 1), (0, 2, 1, 3))):
+            _, groups, size = part.shape
+            numbers = groups * size * BLOCK
             whole = _ordered(part, length, count * BLOCK).view(count, BLOCK, groups, size).permute(order)
-            room[:, start + offset : start + offset + numbers] = whole.reshape(count, numbers)
-        start += 2 * numbers
+            room[:, start : start + numbers] = whole.reshape(count, numbers)
+            start += numbers
     blocks = [store.take() for _ in range(count)]
     for block, numbers in zip(blocks, room.numpy()):
         store.view(block)[:] = numbers

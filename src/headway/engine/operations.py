@@ -10,7 +10,7 @@ from headway.engine.dots import FP32, GROUP, INT8, dot4, dot8, dot32, four_dots3
 from headway.engine.machine import F32, barrier, compiled, exp, f32, i8, i64, u8
 
 LAYER, RMS = 0, 1
-NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP = range(9)
+NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
 STORE, ADD, GATED = 0, 1, 2
 BLOCK = 32  # positions of a block of keys and values
 
@@ -18,6 +18,24 @@ BLOCK = 32  # positions of a block of keys and values
 @compiled
 def share(total: int, thread: int, threads: int) -> tuple[int, int]:
     return thread * total // threads, (thread + 1) * total // threads
+
+
+@compiled
+def at(address: int, scratch: int) -> int:
+    """Where an address of an instruction is: shared from 0 on, else in the scratch of the thread."""
+    return address if address >= 0 else scratch - address - 1
+
+
+@compiled
+def splits_of(batch: int, groups: int, threads: int) -> int:
+    """Into how many pieces contexts are cut, so that all threads have alike work."""
+    units = batch * groups
+    if units >= 4 * threads:
+        return 1
+    a, b = units, threads
+    while b:
+        a, b = b, a % b
+    return threads // a
 
 
 @compiled
@@ -161,18 +179,22 @@ def multiply_gated(
     thread: int,
     threads: int,
 ) -> None:
-    """y = activation(gate x) * (up x): the first `rows` rows of the weights are the gate, the next `rows` the other."""
+    """y = activation(gate x) * (up x): the first `rows` rows of the weights are the gate, the next `rows` the other.
+    MAXOUT: the larger of each pair of neighbours.
+    """
     first, last = share(rows, thread, threads)
     groups = 4 * ((columns + GROUP - 1) // GROUP)
     for r in range(first, last):
+        one, two = (2 * r, 2 * r + 1) if code == MAXOUT else (r, rows + r)
         for b in range(batch):
             numbers, scales, corrections = x + b * stride, xs + b * groups, corr + b * groups
-            gate = product(kind, w, ws, r, columns, numbers, scales, corrections)
-            up = product(kind, w, ws, rows + r, columns, numbers, scales, corrections)
+            gate = product(kind, w, ws, one, columns, numbers, scales, corrections)
+            up = product(kind, w, ws, two, columns, numbers, scales, corrections)
             if bias != 0:
-                gate += f32(bias)[r]
-                up += f32(bias)[rows + r]
-            f32(y + b * y_stride)[r] = activate(code, gate, np.float32(0)) * up
+                gate += f32(bias)[one]
+                up += f32(bias)[two]
+            value = max(gate, up) if code == MAXOUT else activate(code, gate, np.float32(0)) * up
+            f32(y + b * y_stride)[r] = value
 
 
 @compiled

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
-from headway.engine.builder import Builder, Place, Weights
+from headway.engine.builder import STATES, Builder, Memory, Place, Weights
+from headway.engine.lowering_linear import LINEAR
+from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import BLOCK, GATED
+from headway.engine.parts import CannotLowerError, norm_parts
 from headway.engine.program import Kind
+from headway.engine.states import fixed_numbers, state_numbers
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
+from headway.mixers.conditional_gru import ConditionalGRU
 from headway.mixers.cross import CrossAttention
 from headway.models import Transformer
 from headway.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.models.embeds import TokenEmbed, TypeEmbed
-from headway.models.heads import Transform, VocabularyHead
+from headway.models.heads import Maxout, Transform, VocabularyHead
 from headway.models.stack import Stack
 from headway.parts.bias import Alibi, Relative
 from headway.parts.dropout import Dropout
+from headway.parts.fading import LogDecay, Strength
 from headway.parts.feedforward import ACTIVATIONS, MLP, Gated
 from headway.parts.norm import LayerNorm, RMSNorm
 from headway.parts.positions import Learned, Sinusoidal
@@ -41,18 +48,6 @@ _CODES = {
 }
 
 
-class CannotLowerError(Exception):
-    """What the engine has no instruction for."""
-
-
-class Memory(NamedTuple):
-    """Where a program finds the keys and values of one kind: tables of blocks, and how many positions they have."""
-
-    tables: np.ndarray  # [rows, blocks], addresses
-    lengths: np.ndarray  # [rows]
-    numbers: int  # floats of a block
-
-
 @dataclass(frozen=True)
 class Program:
     """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
@@ -66,6 +61,12 @@ class Program:
     rows: int
     capacity: int
     kept: list[Any]
+    stated: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are addresses in states
+    places: np.ndarray  # and those addresses, from the first byte of the states
+
+    def find_states(self, states: np.ndarray) -> None:
+        """Run on these states, [B, numbers]."""
+        self.table[self.stated] = self.places + states.ctypes.data
 
 
 def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> Program:
@@ -84,12 +85,13 @@ def check(model: Transformer) -> None:
 
 class _Lowering:
     def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> None:
-        self.model, self.build, self.capacity = model, Builder(weights, rows), capacity
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
-        self.own = _memory(blocks, rows, capacity, lambda block: block.mixer)
-        self.read = _memory(blocks, rows, reach, lambda block: block.cross)
+        numbers = sum(state_numbers(block.mixer) for block in blocks)
+        self.model, self.build, self.capacity = model, Builder(weights, rows, numbers), capacity
+        self.own = _memory(blocks, rows, capacity, _grows)
+        self.read = _memory(blocks, rows, reach, _reads)
         self.x = self.build.shared(model.config.width)
-        self.normed = self.build.private(model.config.width)
+        self.normed: dict[int, Place] = {}  # by width
         self.rotary: dict[Any, tuple[int, int, int]] = {}
         self.biases: dict[int, int] = {}
 
@@ -97,13 +99,17 @@ class _Lowering:
         build, model = self.build, self.model
         self._embed(model.embed)
         build.barrier()
-        layers = {"own": 0, "read": 0}
+        layers = {"own": 0, "read": 0, "fixed": 0}
         for block in model.stack.blocks:
             assert isinstance(block, Block)
             self._block(block, layers)
         logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
-        return Program(table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept)
+        stated = np.nonzero(table >= STATES)
+        return Program(
+            table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
+            (stated[0], stated[1]), table[stated] - STATES,
+        )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:
         if not isinstance(embed, TokenEmbed) or not isinstance(embed.project, nn.Identity):
@@ -161,27 +167,20 @@ class _Lowering:
     def _branch(self, branch: Branch, function: Any) -> None:
         self._join(branch, *function(self._norm(branch.before, self.x)))
 
-    def _join(self, branch: Branch, inner: Place, out: Projection) -> None:
-        """x = last(x + gain x after(out(inner)))."""
+    def _join(self, branch: Branch, inner: Place, out: nn.Module) -> None:
+        """x = last(x + gain x after(out(inner))). Without a residual x may get another width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
-        if plain:
+        if plain and isinstance(out, Projection):
             self.build.add(inner, out.matrix(), _offset(out), self.x)
         else:
-            y = self.build.shared(self.x.width)
-            self.build.multiply(inner, out.matrix(), _offset(out), y)
-            self.build.barrier()
-            y = self._norm(branch.after, y, self.build.private(y.width))
-            self.build.emit(
-                Kind.SUM,
-                src=y.address,
-                src_stride=y.stride,
-                dst=self.x.address,
-                dst_stride=self.x.stride,
-                width=y.width,
-                residual=branch.residual,
-                gain=self.build.constant(gain),
-            )
+            if isinstance(out, Projection):
+                inner = self.build.project(inner, out)
+                self.build.barrier()
+            y = self._norm(branch.after, inner, self.build.private(inner.width))
+            if y.width != self.x.width:
+                self.x = self.build.shared(y.width)
+            self.build.sum(y, self.x, branch.residual, gain)
         self.build.barrier()
         if not isinstance(branch.last, nn.Identity):
             self._norm(branch.last, self.x, self.x)
@@ -191,8 +190,10 @@ class _Lowering:
         """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
         if isinstance(norm, nn.Identity):
             return x
-        kind, weight, bias, eps = _norm_parts(norm)
-        y = into or self.normed
+        kind, weight, bias, eps = norm_parts(norm)
+        if x.width not in self.normed:
+            self.normed[x.width] = self.build.private(x.width)
+        y = into or self.normed[x.width]
         self.build.emit(
             Kind.NORM,
             src=x.address,
@@ -207,7 +208,13 @@ class _Lowering:
         )
         return y
 
-    def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
+    def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
+        if isinstance(mixer, ConditionalGRU):
+            layer = layers["fixed"] if fixed_numbers(mixer) else self._next(layers, "read", _annotations(mixer))
+            layers["fixed"] += fixed_numbers(mixer)
+            return lower_conditional(self.build, mixer, x, self.read, layer), mixer.out
+        if type(mixer) in _RECURRENT:
+            return _RECURRENT[type(mixer)](self.build, mixer, x), mixer.out
         if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
             raise CannotLowerError(type(mixer).__name__)
         heads, groups, size = mixer.heads, mixer.groups, mixer.size
@@ -222,7 +229,7 @@ class _Lowering:
         norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
         angles = (0, 0, 0) if mixer.rotary is None else self._angles(mixer)
         bias = self._bias(mixer)
-        offset = self._next(layers, "own", groups * size)
+        offset = self._next(layers, "own", 2 * groups * size)
         inner = self._attend(
             qkv, heads, groups, size, self.own, offset,
             writes=True, norms=norms, angles=angles, window=mixer.config.pattern.window or 0, bias=bias,
@@ -236,7 +243,7 @@ class _Lowering:
         self.build.multiply(x, cross.q.matrix(), _offset(cross.q), q)
         self.build.barrier()
         norms = None if isinstance(cross.q_norm, nn.Identity) else (cross.q_norm, cross.k_norm)
-        offset = self._next(layers, "read", groups * size)
+        offset = self._next(layers, "read", 2 * groups * size)
         inner = self._attend(q, heads, groups, size, self.read, offset, norms=norms, scale=cross.config.scale)
         return inner, cross.out
 
@@ -260,10 +267,10 @@ class _Lowering:
     ) -> Place:
         kind, eps, parts = -1, 0.0, [None, None, None, None]
         if norms is not None:
-            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(_norm_parts, norms)
+            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
             parts = [q_weight, q_bias, k_weight, k_bias]
         q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
-        pieces = self.build.shared(heads * _MOST_SPLITS * (size + 2))
+        pieces = self.build.pieces(heads, size)
         self.build.emit(
             Kind.ATTEND,
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
@@ -276,16 +283,13 @@ class _Lowering:
         )  # fmt: skip
         self.build.barrier()
         out = self.build.private(heads * size)
-        self.build.emit(
-            Kind.MERGE, pieces=pieces.address, heads=heads, size=size, groups=groups,
-            sinks=self.build.constant(sinks), out=out.address, stride=out.stride,
-        )  # fmt: skip
+        self.build.merge(pieces, heads, groups, out, sinks)
         return out
 
     def _next(self, layers: dict[str, int], which: str, numbers: int) -> int:
-        """The bytes at which a layer's keys begin in a block."""
+        """The byte of a block at which a layer's keys begin, which has so many numbers a position."""
         start = layers[which]
-        layers[which] += 4 * 2 * numbers * BLOCK
+        layers[which] += 4 * numbers * BLOCK
         return start
 
     def _angles(self, mixer: Attention) -> tuple[int, int, int]:
@@ -329,6 +333,12 @@ class _Lowering:
             self.build.multiply(x, dense.matrix(), _offset(dense), y, activation=activation)
             self.build.barrier()
             x = self._norm(head.transform.norm, y)
+        elif isinstance(head.transform, Maxout):
+            dense = head.transform.dense
+            y = self.build.shared(dense.weight.shape[0] // 2)
+            self.build.multiply(x, dense.matrix(), _offset(dense), y, GATED, code.MAXOUT)
+            self.build.barrier()
+            x = y
         elif not isinstance(head.transform, nn.Identity):
             raise CannotLowerError(f"the head's {type(head.transform).__name__}")
         logits = np.zeros((self.build.rows, head.weight.shape[0]), np.float32)
@@ -346,7 +356,7 @@ class _Lowering:
         return logits
 
 
-_MOST_SPLITS = 64
+_RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
     Transformer,
     TokenEmbed,
@@ -361,6 +371,10 @@ _KNOWN = (
     QKNorm,
     WideQKNorm,
     CrossAttention,
+    ConditionalGRU,
+    *_RECURRENT,
+    Strength,
+    LogDecay,
     Projection,
     MLP,
     Gated,
@@ -368,28 +382,38 @@ _KNOWN = (
     RMSNorm,
     VocabularyHead,
     Transform,
+    Maxout,
     Alibi,
     Relative,
     Dropout,
     nn.Identity,
     nn.ModuleList,
     nn.ModuleDict,
+    nn.ParameterList,
 )
 
 
-def _memory(blocks: list[Block], rows: int, capacity: int, part: Any) -> Memory:
-    widths = [mixer.groups * mixer.size for mixer in map(part, blocks) if hasattr(mixer, "groups")]
+def _memory(blocks: list[Block], rows: int, capacity: int, numbers: Callable[[Block], int]) -> Memory:
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
-    return Memory(tables, np.zeros(rows, np.int64), 2 * BLOCK * sum(widths))
+    fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
+    return Memory(tables, np.zeros(rows, np.int64), BLOCK * sum(map(numbers, blocks)), fixed)
 
 
-def _norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, float]:
-    if isinstance(norm, LayerNorm):
-        return code.LAYER, norm.weight, norm.bias, norm.eps
-    if isinstance(norm, RMSNorm):
-        weight = None if norm.weight is None else norm.weight + norm.offset
-        return code.RMS, weight, None, norm.eps
-    raise CannotLowerError(f"the norm {type(norm).__name__}")
+def _grows(block: Block) -> int:
+    """The floats by which a block's state grows with each position."""
+    mixer = block.mixer
+    return 2 * mixer.groups * mixer.size if isinstance(mixer, Attention) else 0
+
+
+def _reads(block: Block) -> int:
+    """The floats that a block keeps of each position of a memory."""
+    if isinstance(block.mixer, ConditionalGRU):
+        return _annotations(block.mixer)
+    return 0 if block.cross is None else 2 * block.cross.groups * block.cross.size
+
+
+def _annotations(mixer: ConditionalGRU) -> int:
+    return mixer.keys.weight.shape[0] + mixer.context.weight.shape[1] if mixer.config.context == "additive" else 0
 
 
 def _offset(projection: Projection) -> Tensor | None:

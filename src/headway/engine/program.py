@@ -11,9 +11,23 @@ from enum import IntEnum
 
 import numpy as np
 
+from headway.engine.additive import add_attend
 from headway.engine.attention import attend_piece, keep, merge, prepare_head
+from headway.engine.cells import cell, combine
 from headway.engine.machine import barrier, compiled, f32, i64
-from headway.engine.operations import BLOCK, GATED, multiply, multiply_gated, norm_row, quantise, share, unpack_row
+from headway.engine.matrices import associate, link
+from headway.engine.operations import (
+    BLOCK,
+    GATED,
+    at,
+    multiply,
+    multiply_gated,
+    norm_row,
+    quantise,
+    share,
+    splits_of,
+    unpack_row,
+)
 
 FIELDS, FLOATS = 28, 4
 
@@ -27,6 +41,11 @@ class Kind(IntEnum):
     MERGE = 5
     SUM = 6
     BARRIER = 7
+    COMBINE = 8
+    CELL = 9
+    ASSOCIATE = 10
+    LINK = 11
+    ADD_ATTEND = 12
 
 
 # The fields of each kind, in their order after the kind itself; floats follow a semicolon.
@@ -41,27 +60,16 @@ NAMES = {
     Kind.MERGE: "pieces heads size groups sinks out stride",
     Kind.SUM: "src src_stride dst dst_stride width residual gain",
     Kind.BARRIER: "",
+    Kind.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
+    Kind.CELL: "cell gates gates_stride also also_stride h stride width c peepholes forgets; scale",
+    Kind.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta ones "
+    "norm weight bias keys rates memory memory_stride out room; eps",
+    Kind.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
+    Kind.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
 }
-EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM = (
-    int(kind) for kind in (Kind.EMBED, Kind.NORM, Kind.QUANTISE, Kind.MULTIPLY, Kind.ATTEND, Kind.MERGE, Kind.SUM)
+EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER, COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND = map(
+    int, Kind
 )
-
-
-@compiled
-def _at(address: int, scratch: int) -> int:
-    return address if address >= 0 else scratch - address - 1
-
-
-@compiled
-def splits_of(batch: int, groups: int, threads: int) -> int:
-    """Into how many pieces contexts are cut, so that all threads have alike work."""
-    units = batch * groups
-    if units >= 4 * threads:
-        return 1
-    a, b = units, threads
-    while b:
-        a, b = b, a % b
-    return threads // a
 
 
 @compiled
@@ -83,7 +91,7 @@ def _embed(
 def _norm(op: np.ndarray, numbers: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
     for b in range(batch):
         if op[3] < 0 or b % threads == thread:
-            src, dst = _at(op[1], scratch) + b * op[2], _at(op[3], scratch) + b * op[4]
+            src, dst = at(op[1], scratch) + b * op[2], at(op[3], scratch) + b * op[4]
             norm_row(op[6], src, dst, op[5], op[7], op[8], numbers[0])
 
 
@@ -110,14 +118,14 @@ def _attend(
         table, row = op[18] + 8 * b * op[19], op[1] + b * op[2]
         cos, sin = op[12] + 4 * max(place, 0) * half, op[13] + 4 * max(place, 0) * half
         if op[6] and place >= 0 and start + end == stop and end > begin:
-            key = _at(op[24], scratch)  # the room of the scores holds the key first
+            key = at(op[24], scratch)  # the room of the scores holds the key first
             new, kept = f32(row + 4 * (heads + g) * size), f32(key)
             for d in range(size):
                 kept[d] = new[d]
             prepare_head(key, size, op[7], op[10], op[11], eps, cos, sin, half)
             value = row + 4 * (heads + groups + g) * size
             keep(key, value, i64(table)[highest // BLOCK] + op[21], g, groups, size, highest % BLOCK)
-        q = _at(op[23], scratch)
+        q = at(op[23], scratch)
         for h in range(each):
             old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * h * size)
             for d in range(size):
@@ -128,7 +136,7 @@ def _attend(
         bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
         attend_piece(
             q, each, table, op[21], g, groups, size, start + begin, start + end, lowest, highest, bias, op[17], cap,
-            _at(op[24], scratch), out, step,
+            at(op[24], scratch), out, step,
         )  # fmt: skip
 
 
@@ -137,7 +145,7 @@ def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) ->
     """dst = dst (if residual) + gain x src, the share of columns of one thread."""
     first, last = share(op[5], thread, threads)
     for b in range(batch):
-        x, y = f32(_at(op[1], scratch) + b * op[2]), f32(_at(op[3], scratch) + b * op[4])
+        x, y = f32(at(op[1], scratch) + b * op[2]), f32(at(op[3], scratch) + b * op[4])
         for i in range(first, last):
             value = x[i] * f32(op[7])[i] if op[7] != 0 else x[i]
             y[i] = y[i] + value if op[6] else value
@@ -160,8 +168,8 @@ def run(
         op, numbers = table[number], floats[number]
         kind = op[0]
         if kind == MULTIPLY:
-            x = _at(op[5], scratch)
-            xs, corr = _at(op[6], scratch), _at(op[7], scratch)
+            x = at(op[5], scratch)
+            xs, corr = at(op[6], scratch), at(op[7], scratch)
             if op[13] == GATED:
                 multiply_gated(
                     op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[14],
@@ -175,18 +183,28 @@ def run(
         elif kind == NORM:
             _norm(op, numbers, batch, scratch, thread, threads)
         elif kind == QUANTISE:
-            q, xs, corr = _at(op[5], scratch), _at(op[6], scratch), _at(op[7], scratch)
-            quantise(op[1], _at(op[2], scratch), op[3], op[4], q, xs, corr, batch)
+            q, xs, corr = at(op[5], scratch), at(op[6], scratch), at(op[7], scratch)
+            quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, batch)
         elif kind == ATTEND:
             _attend(op, numbers, places, batch, scratch, thread, threads)
         elif kind == MERGE:
             pieces = splits_of(batch, op[4], threads)
             for b in range(batch):
                 start = op[1] + 4 * b * op[2] * pieces * (op[3] + 2)
-                merge(start, pieces, op[2], op[3], op[5], _at(op[6], scratch) + b * op[7])
+                merge(start, pieces, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
         elif kind == EMBED:
             _embed(op, numbers, symbols, places, batch, thread, threads)
         elif kind == SUM:
             _sum(op, batch, scratch, thread, threads)
+        elif kind == COMBINE:
+            combine(op, batch, scratch)
+        elif kind == CELL:
+            cell(op, numbers, places, batch, thread, threads)
+        elif kind == ASSOCIATE:
+            associate(op, numbers, places, batch, scratch, thread, threads)
+        elif kind == LINK:
+            link(op, numbers, places, batch, at(op[3], scratch), thread, threads)
+        elif kind == ADD_ATTEND:
+            add_attend(op, batch, scratch, thread, threads)
         else:
             barrier(counter, threads)

@@ -1,0 +1,173 @@
+"""Laws of the CPU engine over mixers whose state does not grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
+
+from headway.engine import Engine, Kept
+from headway.engine.packing import Format, pack, unpack
+from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
+from headway.layout import Layout
+from headway.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
+from headway.models import (
+    BlockConfig,
+    BothBridgeConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    Prompt,
+    StackConfig,
+    TokenEmbedConfig,
+    Transformer,
+    TransformerConfig,
+    VocabularyHeadConfig,
+    build,
+)
+from headway.models.block import Placement
+
+Model = Transformer | EncoderDecoder
+close = torch.testing.assert_close
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
+FIXED = [name for name in CAUSAL if not isinstance(MIXERS[name], AttentionConfig)]
+SYMBOLS = 11
+
+
+def around(name: str, placement: Placement = "none", residual: bool = False) -> BlockConfig:
+    return BlockConfig(MIXERS[name], None, None, placement=placement, residual=residual)
+
+
+def decoder(*blocks: BlockConfig) -> Transformer:
+    """A model in float64 with weights large enough that every part matters."""
+    stack = StackConfig(blocks, None)
+    model = build(TransformerConfig(WIDTH, SYMBOLS, 64, stack, tie="none")).eval()
+    shake(model)
+    return model.requires_grad_(False)
+
+
+def follow(model: Model, engine: Engine, prompt: Prompt) -> None:
+    """Both go on from a ragged prompt of 5 rows: one is padding for a while, and rows change places."""
+    with torch.inference_mode():
+        _, theirs = model.start(prompt, 60)
+        ours = engine.adopt(theirs)
+        for number, column in enumerate(ids(5, 12, seed=3).T):
+            places = theirs.positions
+            still = (torch.arange(5) == 1) & (number in (3, 4))
+            if number == 6:
+                order = torch.tensor([4, 1, 1, 0, 2])
+                theirs, ours, places = theirs.select(order), ours.select(order), places[order]
+            if number == 8:
+                places = places[torch.tensor([3, 1, 2, 1, 4])]
+                for decoding in (theirs, ours):
+                    decoding.assign(torch.tensor([0, 3]), torch.tensor([3, 1]))
+            theirs, ours = (d.at(places.masked_fill(still, -1)) for d in (theirs, ours))
+            wanted, theirs = model.step(column, theirs)
+            found, ours = engine.step(column, ours)
+            close(found[~still].double(), wanted[~still], **TOLERANCE)
+            theirs, ours = (d.at(places + (~still).long()) for d in (theirs, ours))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_mixers_step_as_their_modules(name: str) -> None:
+    """Wanted is what double precision gives."""
+    model = decoder(around(name), around(name, "pre", True))
+    engine = Engine(decoder(around(name), around(name, "pre", True)).float(), threads=1 + FIXED.index(name) % 3)
+    prompt = Prompt(ids(5, 7), Layout.padded([7, 1, 4, 2, 6], 7))
+    follow(model, engine, prompt)
+
+
+def translator(reader: str, cells: int = 7) -> EncoderDecoderConfig:
+    """The models of 2014 in small: without residuals, and as wide as what they show."""
+    bare = BlockConfig(feed_forward=None, placement="none", residual=False)
+    fixed = READERS[reader].context == "fixed"
+    reads = replace(bare, mixer=BidirectionalConfig(GRUConfig(cells, out=False), out=False))
+    writes = replace(bare, mixer=replace(READERS[reader], memory=None, learned_start=False))
+    again = replace(bare, mixer=LSTMConfig(cells, out=False))
+    head = VocabularyHeadConfig(bias=True, maxout=4)
+    bridge = BothBridgeConfig(layers="last", project=True, activation="tanh", summary=9 if fixed else None)
+    blocks = (again, writes) if fixed else (writes, again)
+    return EncoderDecoderConfig(
+        TransformerConfig(10, SYMBOLS, None, StackConfig((reads,), None), TokenEmbedConfig(), {}),
+        TransformerConfig(10, SYMBOLS, None, StackConfig(blocks, None), TokenEmbedConfig(), {"vocabulary": head}),
+        tie="none",
+        bridge=bridge,
+    )
+
+
+def translators(reader: str) -> tuple[EncoderDecoder, EncoderDecoder]:
+    """In double precision and in single."""
+    made = build(translator(reader)).eval(), build(translator(reader)).eval()
+    for model in made:
+        shake(model)
+        assert isinstance(model, EncoderDecoder)
+        model.requires_grad_(False)
+    return made[0], made[1].float()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_step_as_their_modules(reader: str) -> None:
+    model, single = translators(reader)
+    sources = ids(5, 70, seed=1), Layout.padded([70, 3, 33, 32, 1], 70)
+    prompt = Prompt(ids(5, 7), Layout.padded([7, 1, 4, 2, 6], 7), *sources)
+    follow(model, Engine(single, threads=1 + list(READERS).index(reader) % 3), prompt)
+
+
+@pytest.mark.parametrize("reader", ["additive-wide", "fixed-wide"])
+def test_beam_search_finds_the_same_translations(reader: str) -> None:
+    model, single = translators(reader)
+    sources = [[3, 4, 5], [6, 2, 2, 7, 9], [8]]
+    search = SearchConfig(beam=4, n_best=2)
+    wanted = translate_ids(model, sources, begin=0, end=1, config=search)
+    found = translate_ids(Engine(single, threads=2), sources, begin=0, end=1, config=search)
+    assert [[h.ids for h in some] for some in found] == [[h.ids for h in some] for some in wanted]
+
+
+def test_attention_and_recurrences_in_one_model() -> None:
+    blocks = [around(name, "pre", True) for name in ("attention-grouped", "lstm", "gated-delta", "attention", "gru")]
+    engine = Engine(decoder(*blocks).float(), threads=2)
+    follow(decoder(*blocks), engine, Prompt(ids(5, 33), Layout.padded([33, 1, 4, 31, 32], 33)))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "delta", "gated-delta", "dynamic-links"])
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_quantised_programs_follow_the_unpacked_weights(name: str, form: Format) -> None:
+    """What differs from a model with the unpacked weights is the rounding of activations to 8 bits."""
+    model, whole = (decoder(around(name, "pre", True)).float() for _ in range(2))
+    for parameter in whole.parameters():
+        if parameter.dim() == 2:
+            parameter.copy_(unpack(pack(parameter, form)))
+    engine = Engine(model, form, threads=2)
+    with torch.inference_mode():
+        _, theirs = whole.start(Prompt(ids(2, 4), Layout.full(2, 4)), 40)
+        ours = engine.adopt(theirs)
+        errors = []
+        for column in ids(2, 20, seed=4).T:
+            wanted, theirs = whole.step(column, theirs)
+            found, ours = engine.step(column, ours)
+            errors.append(float((found - wanted).norm() / wanted.norm()))
+    assert sum(errors) / len(errors) < 0.03
+
+
+def test_rows_leave_when_they_have_ended() -> None:
+    """Each when it comes to the end of its context."""
+    model, engine = decoder(around("gru", "pre", True)), Engine(decoder(around("gru", "pre", True)).float())
+    prompts = [[i % SYMBOLS] * (60 - 5 * i) for i in range(8)]
+    wanted = [c.ids for c in Session(model).generate(prompts, GREEDY, Limits(20))]
+    assert {len(found) for found in wanted} == {4, 9, 14, 19, 20}
+    assert [c.ids for c in Session(engine).generate(prompts, GREEDY, Limits(20))] == wanted
+
+
+def test_a_state_that_is_selected_is_a_copy() -> None:
+    engine = Engine(decoder(around("lstm")).float())
+    with torch.inference_mode():
+        _, kept = engine.start(Prompt(ids(2, 3), Layout.full(2, 3)), 20)
+        chosen = kept.select(torch.tensor([1, 0]))
+        assert isinstance(kept, Kept)
+        assert isinstance(chosen, Kept)
+        states = kept.states.copy()
+        engine.step(torch.tensor([1, 2]), chosen)
+    assert np.array_equal(kept.states, states)
+    assert not np.array_equal(chosen.states, states[::-1])
