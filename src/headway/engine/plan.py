@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -213,8 +213,9 @@ class _Lowering:
             layer = layers["fixed"] if fixed_numbers(mixer) else self._next(layers, "read", _annotations(mixer))
             layers["fixed"] += fixed_numbers(mixer)
             return lower_conditional(self.build, mixer, x, self.read, layer), mixer.out
-        if type(mixer) in _RECURRENT:
-            return _RECURRENT[type(mixer)](self.build, mixer, x), mixer.out
+        lowered = _RECURRENT.get(type(mixer))
+        if lowered is not None:
+            return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
             raise CannotLowerError(type(mixer).__name__)
         heads, groups, size = mixer.heads, mixer.groups, mixer.size
