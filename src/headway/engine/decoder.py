@@ -17,7 +17,6 @@ from headway.engine.packing import Format
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
-from headway.engine.program import run
 from headway.engine.states import flat_states, flat_summaries
 from headway.mixers.attention import KeyValues
 from headway.mixers.conditional_gru import Annotations
@@ -101,7 +100,7 @@ class Engine(nn.Module):
         scratch = [part.ctypes.data for part in self._scratch]
 
         def job(thread: int) -> None:
-            run(
+            program.run(
                 program.table,
                 program.floats,
                 symbols.data_ptr(),
@@ -113,7 +112,7 @@ class Engine(nn.Module):
                 threads,
             )
 
-        with announced(run):
+        with announced(program.run):
             self.pool.run(job)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> Program:

@@ -9,7 +9,7 @@ import numpy as np
 from headway.engine.cells import logistic
 from headway.engine.dots import dot32
 from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import SILU, activate, norm_row, share, tanh
+from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, tanh
 
 ELU, DPFP = 32, 33  # feature maps beside the activations
 PLAIN, BY_SUM, BY_LENGTH = range(3)
@@ -30,9 +30,15 @@ def _features(kind: int, nu: int, x: int, size: int, out: int) -> None:
     elif kind == ELU:
         for i in range(size):
             y[i] = v[i] + np.float32(1) if v[i] > 0 else exp(v[i])
+    elif kind == SILU:
+        for i in range(size):
+            y[i] = v[i] * logistic(v[i])
+    elif kind == TANH:
+        for i in range(size):
+            y[i] = tanh(v[i])
     else:
         for i in range(size):
-            y[i] = activate(kind, v[i], np.float32(0))
+            y[i] = max(v[i], np.float32(0)) if kind == RELU else v[i]
 
 
 @compiled
@@ -116,13 +122,13 @@ def associate(
         if op[7] != 0:
             gate = f32(op[7] + b * stride + 4 * h * size)
             for n in range(size):
-                out[n] *= activate(SILU, gate[n], np.float32(0))
+                out[n] *= gate[n] * logistic(gate[n])
 
 
 @compiled
-def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, x: int, thread: int, threads: int) -> None:
+def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int) -> None:
     """y = tanh(drive + F x), then F = decay F + rate y x^T: the cells, rows of F, of one thread."""
-    width, decay, rate = op[7], np.float32(numbers[0]), np.float32(numbers[1])
+    x, width, decay, rate = at(op[3], scratch), op[7], np.float32(numbers[0]), np.float32(numbers[1])
     first, last = share(op[8], thread, threads)
     for b in range(batch):
         if i64(places)[b] < 0:

@@ -50,6 +50,9 @@ class PackedTensor(torch.Tensor):
             return _linear(*args, **kwargs)
         if func is F.embedding and isinstance(args[1], PackedTensor):
             return look_up(args[1].packed, args[0])  # its other arguments are for training
+        if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
+            # Parts of a tensor that came from outside of this mode cannot be made below.
+            args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -57,8 +60,11 @@ class PackedTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return PackedTensor(args[0].packed)
-        plain = lambda item: unpack(item.packed) if isinstance(item, PackedTensor) else item  # noqa: E731
-        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+
+
+def _plain(item: Any) -> Any:
+    return unpack(item.packed) if isinstance(item, PackedTensor) else item
 
 
 def quantise(model: nn.Module, form: Format) -> nn.Module:

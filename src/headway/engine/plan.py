@@ -17,7 +17,8 @@ from headway.engine.lowering_linear import LINEAR
 from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.parts import CannotLowerError, norm_parts
-from headway.engine.program import Kind
+from headway.engine.program import Kind, run
+from headway.engine.recurrent import run_recurrent
 from headway.engine.states import fixed_numbers, state_numbers
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
@@ -52,6 +53,7 @@ _CODES = {
 class Program:
     """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
 
+    run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
     scratch: int  # bytes of a thread
@@ -106,8 +108,9 @@ class _Lowering:
         logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
+        loop = run_recurrent if (table[:, 0] >= Kind.COMBINE).any() else run
         return Program(
-            table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
+            loop, table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
             (stated[0], stated[1]), table[stated] - STATES,
         )  # fmt: skip
 

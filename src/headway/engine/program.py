@@ -11,11 +11,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from headway.engine.additive import add_attend
 from headway.engine.attention import attend_piece, keep, merge, prepare_head
-from headway.engine.cells import cell, combine
 from headway.engine.machine import barrier, compiled, f32, i64
-from headway.engine.matrices import associate, link
 from headway.engine.operations import (
     BLOCK,
     GATED,
@@ -163,7 +160,9 @@ def run(
     thread: int,
     threads: int,
 ) -> None:
-    """All instructions for one new token of each row: `symbols` and `places` are addresses of int64, one a row."""
+    """All instructions for one new token of each row: `symbols` and `places` are addresses of int64, one a row. Those
+    of recurrences are for `recurrent.run_recurrent`.
+    """
     for number in range(table.shape[0]):
         op, numbers = table[number], floats[number]
         kind = op[0]
@@ -196,15 +195,5 @@ def run(
             _embed(op, numbers, symbols, places, batch, thread, threads)
         elif kind == SUM:
             _sum(op, batch, scratch, thread, threads)
-        elif kind == COMBINE:
-            combine(op, batch, scratch)
-        elif kind == CELL:
-            cell(op, numbers, places, batch, thread, threads)
-        elif kind == ASSOCIATE:
-            associate(op, numbers, places, batch, scratch, thread, threads)
-        elif kind == LINK:
-            link(op, numbers, places, batch, at(op[3], scratch), thread, threads)
-        elif kind == ADD_ATTEND:
-            add_attend(op, batch, scratch, thread, threads)
         else:
             barrier(counter, threads)

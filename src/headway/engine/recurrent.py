@@ -1,0 +1,46 @@
+"""The loop for programs with recurrences: compiled apart, so that who only attends does not wait for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headway.engine.additive import add_attend
+from headway.engine.cells import cell, combine
+from headway.engine.machine import compiled
+from headway.engine.matrices import associate, link
+from headway.engine.program import ADD_ATTEND, ASSOCIATE, CELL, COMBINE, run
+
+
+@compiled
+def run_recurrent(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+) -> None:
+    """`program.run` with all instructions."""
+    start, count = 0, table.shape[0]
+    while start < count:
+        stop = start
+        while stop < count and table[stop, 0] < COMBINE:
+            stop += 1
+        run(table[start:stop], floats[start:stop], symbols, places, batch, scratch, counter, thread, threads)
+        if stop < count:
+            op, numbers = table[stop], floats[stop]
+            kind = op[0]
+            if kind == COMBINE:
+                combine(op, batch, scratch)
+            elif kind == CELL:
+                cell(op, numbers, places, batch, thread, threads)
+            elif kind == ASSOCIATE:
+                associate(op, numbers, places, batch, scratch, thread, threads)
+            elif kind == ADD_ATTEND:
+                add_attend(op, batch, scratch, thread, threads)
+            else:
+                link(op, numbers, places, batch, scratch, thread, threads)
+        start = stop + 1
