@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,6 +120,14 @@ class Builder:
         assert not fields, f"{kind.name} has no {list(fields)}"
         self._whole.append(row + [0] * (FIELDS - len(row)))
         self._floats.append(numbers + [0.0] * (FLOATS - len(numbers)))
+
+    @contextmanager
+    def unless_idle(self, weights: Place, expert: int) -> Iterator[None]:
+        """What is emitted within is left out where no row goes to the expert."""
+        start = len(self._whole)
+        self.emit(Kind.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
+        yield
+        self._whole[start][4] = len(self._whole) - start - 1
 
     def barrier(self) -> None:
         self.emit(Kind.BARRIER)

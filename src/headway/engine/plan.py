@@ -18,8 +18,8 @@ from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.parts import CannotLowerError, norm_parts
 from headway.engine.program import Kind, run
-from headway.engine.recurrent import run_recurrent
 from headway.engine.states import fixed_numbers, state_numbers
+from headway.engine.whole import run_whole
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
 from headway.mixers.conditional_gru import ConditionalGRU
@@ -31,6 +31,7 @@ from headway.models.heads import Maxout, Transform, VocabularyHead
 from headway.models.stack import Stack
 from headway.parts.bias import Alibi, Relative
 from headway.parts.dropout import Dropout
+from headway.parts.experts import Experts
 from headway.parts.fading import LogDecay, Strength
 from headway.parts.feedforward import ACTIVATIONS, MLP, Gated
 from headway.parts.norm import LayerNorm, RMSNorm
@@ -108,7 +109,7 @@ class _Lowering:
         logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
-        loop = run_recurrent if (table[:, 0] >= Kind.COMBINE).any() else run
+        loop = run_whole if (table[:, 0] >= Kind.COMBINE).any() else run
         return Program(
             loop, table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
             (stated[0], stated[1]), table[stated] - STATES,
@@ -314,7 +315,9 @@ class _Lowering:
             return 0
         return self.build.constant(found[0, :, 0].flip(-1))
 
-    def _feed_forward(self, feed: nn.Module | None, x: Place) -> tuple[Place, Projection]:
+    def _feed_forward(self, feed: nn.Module | None, x: Place) -> tuple[Place, nn.Module]:
+        if isinstance(feed, Experts):
+            return self._experts(feed, x), nn.Identity()
         if isinstance(feed, MLP):
             hidden = self.build.shared(feed.up.weight.shape[0])
             self.build.multiply(x, feed.up.matrix(), _offset(feed.up), hidden, activation=_activation(feed.activation))
@@ -326,6 +329,28 @@ class _Lowering:
             raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
         self.build.barrier()
         return hidden, feed.down
+
+    def _experts(self, feed: Experts, x: Place) -> Place:
+        build, count = self.build, feed.config.count
+        logits, total, said = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
+        weights = build.private(count)
+        build.barrier()
+        build.emit(
+            Kind.ROUTE, logits=logits.address, stride=logits.stride, count=count, active=feed.config.active,
+            normalise=feed.config.normalise, weights=weights.address, sum=total.address, sum_stride=total.stride,
+            width=x.width,
+        )  # fmt: skip
+        for number, expert in enumerate(feed.experts):
+            with build.unless_idle(weights, number):
+                hidden, out = self._feed_forward(expert, x)
+                assert isinstance(out, Projection)
+                build.project(hidden, out, said)
+                build.emit(
+                    Kind.WEIGH, weights=weights.address, count=count, expert=number, src=said.address,
+                    src_stride=said.stride, sum=total.address, sum_stride=total.stride, width=x.width,
+                )  # fmt: skip
+        build.barrier()
+        return total
 
     def _head(self, head: nn.Module, x: Place) -> np.ndarray:
         if not isinstance(head, VocabularyHead):
@@ -382,6 +407,7 @@ _KNOWN = (
     Projection,
     MLP,
     Gated,
+    Experts,
     LayerNorm,
     RMSNorm,
     VocabularyHead,

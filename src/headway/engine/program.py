@@ -43,6 +43,9 @@ class Kind(IntEnum):
     ASSOCIATE = 10
     LINK = 11
     ADD_ATTEND = 12
+    ROUTE = 13
+    SKIP = 14
+    WEIGH = 15
 
 
 # The fields of each kind, in their order after the kind itself; floats follow a semicolon.
@@ -63,10 +66,12 @@ NAMES = {
     "norm weight bias keys rates memory memory_stride out room; eps",
     Kind.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
     Kind.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
+    Kind.ROUTE: "logits stride count active normalise weights sum sum_stride width",
+    Kind.SKIP: "weights count expert instructions",
+    Kind.WEIGH: "weights count expert src src_stride sum sum_stride width",
 }
-EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER, COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND = map(
-    int, Kind
-)
+EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Kind)[:8])
+COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Kind)[8:])
 
 
 @compiled
@@ -161,7 +166,7 @@ def run(
     threads: int,
 ) -> None:
     """All instructions for one new token of each row: `symbols` and `places` are addresses of int64, one a row. Those
-    of recurrences are for `recurrent.run_recurrent`.
+    from COMBINE on are for `whole.run_whole`.
     """
     for number in range(table.shape[0]):
         op, numbers = table[number], floats[number]

@@ -1,4 +1,4 @@
-"""The loop for programs with recurrences: compiled apart, so that who only attends does not wait for it."""
+"""The loop for programs that do more than attend: compiled apart, so that who only attends does not wait for it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import numpy as np
 
 from headway.engine.additive import add_attend
 from headway.engine.cells import cell, combine
+from headway.engine.experts import idle, route, weigh
 from headway.engine.machine import compiled
 from headway.engine.matrices import associate, link
-from headway.engine.program import ADD_ATTEND, ASSOCIATE, CELL, COMBINE, run
+from headway.engine.program import ADD_ATTEND, ASSOCIATE, CELL, COMBINE, LINK, ROUTE, SKIP, run
 
 
 @compiled
-def run_recurrent(
+def run_whole(
     table: np.ndarray,
     floats: np.ndarray,
     symbols: int,
@@ -41,6 +42,12 @@ def run_recurrent(
                 associate(op, numbers, places, batch, scratch, thread, threads)
             elif kind == ADD_ATTEND:
                 add_attend(op, batch, scratch, thread, threads)
-            else:
+            elif kind == LINK:
                 link(op, numbers, places, batch, scratch, thread, threads)
+            elif kind == ROUTE:
+                route(op, batch, scratch, thread, threads)
+            elif kind == SKIP:
+                stop += op[4] if idle(op, batch, scratch) else 0
+            else:
+                weigh(op, batch, scratch, thread, threads)
         start = stop + 1
