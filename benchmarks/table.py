@@ -146,6 +146,25 @@ def fuzz(found: Found) -> Iterator[Row]:
     yield f"{files:,} damaged files into {len(found['readers'])} readers", f"{found['failures']} failures", ""
 
 
+def recurrent(found: Found) -> Iterator[Row]:
+    for kind, theirs in (("lstm", "nn.LSTM"), ("gru", "nn.GRU")):
+        yield f"a training step of {kind}, width 256, 256 tokens", f"{found[kind]['ratio']:.2f} times {theirs}'s", ""
+
+
+def mixers(found: Found) -> Iterator[Row]:
+    lengths = found["faster_than_attention_from"].items()
+    told = ", ".join(f"{name} from {length:,} tokens on" if length else f"{name} at none" for name, length in lengths)
+    yield "training faster than causal attention, lengths 128 to 8,192", told, ""
+
+
+def claims() -> Iterator[str]:
+    """How many of the claims hold, by their committed verdicts."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
+    if found:
+        holding = sum(claim["verdict"] == "holds" for claim in found)
+        yield f"| claims of the history, by fixed rules | {holding} of {len(found)} hold here |  | one core |"
+
+
 PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "shakespeare": shakespeare,
     "translation-speed": translation_speed,
@@ -161,6 +180,8 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "fuzz": fuzz,
     "padding": padding,
     "memory": memory,
+    "recurrent": recurrent,
+    "mixers": mixers,
 }
 
 
@@ -177,7 +198,7 @@ def table() -> str:
     for name, rows in PARTS.items():
         for found in results(name):
             lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *claims()])
 
 
 def main() -> int:
