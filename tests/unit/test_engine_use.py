@@ -9,10 +9,13 @@ import pytest
 import tiny_runs
 
 import headway as hw
+from headway.checkpoints.native import save_model
 from headway.cli import main as cli
 from headway.engine import Engine, PackedTensor
 from headway.errors import UserError
 from headway.kernels import deterministic
+from headway.mixers import GRUConfig
+from headway.models import BlockConfig, OneHotEmbedConfig, StackConfig, TransformerConfig, build
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +77,16 @@ def test_what_cannot_be_quantized_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_backend_that_cannot_be_had_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    play = tiny_runs.play_file(data_dir, tmp_path)
-    other = tiny_runs.train(tmp_path / "elman", play, set={"model.mixer": "elman"}).directory
-    model = hw.load(other)
-    assert model.generate("a", 3, seed=1) == hw.load(other, backend="torch").generate("a", 3, seed=1)
-    with pytest.raises(UserError, match="no instruction for Elman"):
-        hw.load(other, backend="cpu").generate("a", 3)
+def test_a_backend_that_cannot_be_had_is_refused(run: Path, tmp_path: Path) -> None:
+    config = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)), OneHotEmbedConfig(), tie="none")
+    save_model(build(config), config, tmp_path)
+    model = hw.load(tmp_path)
+    assert model.generator is model.module
+    assert model.generate_ids([1], 3, seed=1) == hw.load(tmp_path, backend="torch").generate_ids([1], 3, seed=1)
+    with pytest.raises(UserError, match="no instruction for OneHotEmbed"):
+        hw.load(tmp_path, backend="cpu").generate_ids([1], 3)
     with pytest.raises(UserError, match="device meta"):
-        hw.load(other, device="meta", weights="int8")
+        hw.load(run, device="meta", weights="int8")
 
 
 def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
