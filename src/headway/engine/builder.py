@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.engine.dots import FP32, GROUP
 from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import Format, Packed, pack
+from headway.engine.parts import norm_parts, offset_of
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
 from headway.parts.projection import Projection
 
@@ -158,8 +159,24 @@ class Builder:
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
         y = y or self.shared(rows[1] - rows[0])
-        self.multiply(x, matrix, None if projection.bias is None else projection.offset(), y, mode, rows=rows)
+        self.multiply(x, matrix, offset_of(projection), y, mode, rows=rows)
         return y
+
+    def norm(self, norm: nn.Module, x: Place, y: Place) -> None:
+        """y = norm(x); no barrier follows."""
+        kind, weight, bias, eps = norm_parts(norm)
+        self.emit(
+            Kind.NORM,
+            src=x.address,
+            src_stride=x.stride,
+            dst=y.address,
+            dst_stride=y.stride,
+            width=x.width,
+            norm=kind,
+            weight=self.constant(weight),
+            bias=self.constant(bias),
+            eps=eps,
+        )
 
     def multiply(
         self,

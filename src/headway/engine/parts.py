@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from headway.engine import operations as code
 from headway.parts.norm import LayerNorm, RMSNorm
+from headway.parts.projection import Projection
 
 
 class CannotLowerError(Exception):
@@ -20,3 +21,8 @@ def norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, floa
         weight = None if norm.weight is None else norm.weight + norm.offset
         return code.RMS, weight, None, norm.eps
     raise CannotLowerError(f"the norm {type(norm).__name__}")
+
+
+def offset_of(projection: Projection) -> Tensor | None:
+    """Its bias, with zeros where slices have none; None where no slice has one."""
+    return None if projection.bias is None else projection.offset()

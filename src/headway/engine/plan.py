@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headway.engine import operations as code
 from headway.engine.builder import STATES, Builder, Memory, Place, Weights
+from headway.engine.lowering_attention import AttentionLowering
+from headway.engine.lowering_feed import activation_code, feed_forward
 from headway.engine.lowering_linear import LINEAR
 from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import BLOCK, GATED
-from headway.engine.parts import CannotLowerError, norm_parts
+from headway.engine.parts import CannotLowerError, offset_of
 from headway.engine.program import Kind, run
 from headway.engine.states import fixed_numbers, state_numbers
 from headway.engine.whole import run_whole
@@ -33,21 +34,11 @@ from headway.parts.bias import Alibi, Relative
 from headway.parts.dropout import Dropout
 from headway.parts.experts import Experts
 from headway.parts.fading import LogDecay, Strength
-from headway.parts.feedforward import ACTIVATIONS, MLP, Gated
+from headway.parts.feedforward import MLP, Gated
 from headway.parts.norm import LayerNorm, RMSNorm
 from headway.parts.positions import Learned, Sinusoidal
 from headway.parts.projection import Projection
 from headway.visibility import Causal
-
-_CODES = {
-    "relu": code.RELU,
-    "gelu": code.GELU,
-    "gelu_tanh": code.GELU_TANH,
-    "quick_gelu": code.QUICK_GELU,
-    "relu_squared": code.RELU_SQUARED,
-    "silu": code.SILU,
-    "tanh": code.TANH,
-}
 
 
 @dataclass(frozen=True)
@@ -95,8 +86,7 @@ class _Lowering:
         self.read = _memory(blocks, rows, reach, _reads)
         self.x = self.build.shared(model.config.width)
         self.normed: dict[int, Place] = {}  # by width
-        self.rotary: dict[Any, tuple[int, int, int]] = {}
-        self.biases: dict[int, int] = {}
+        self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
 
     def program(self) -> Program:
         build, model = self.build, self.model
@@ -152,9 +142,12 @@ class _Lowering:
         self._branch(block.mix, lambda x: self._mixer(block.mixer, x, layers))
         if block.cross is not None and block.read is not None:
             cross = block.cross
-            self._branch(block.read, lambda x: self._cross(cross, x, layers))
+            width = 2 * cross.groups * cross.size
+            self._branch(
+                block.read, lambda x: (self.attention.read(cross, x, self._next(layers, "read", width)), cross.out)
+            )
         if block.feed_forward is not None and block.feed is not None:
-            self._branch(block.feed, lambda x: self._feed_forward(block.feed_forward, x))
+            self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
 
     def _parallel(self, block: ParallelBlock, layers: dict[str, int]) -> None:
         first = self._norm(block.mix.before, self.x)
@@ -163,7 +156,7 @@ class _Lowering:
             second = self._norm(block.feed.before, self.x, self.build.private(self.x.width))
         mixed = self._mixer(block.mixer, first, layers)
         if block.feed is not None:
-            fed = self._feed_forward(block.feed_forward, second)
+            fed = feed_forward(self.build, block.feed_forward, second)
         self._join(block.mix, *mixed)
         if block.feed is not None and fed is not None:
             self._join(block.feed, *fed)
@@ -176,7 +169,7 @@ class _Lowering:
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
-            self.build.add(inner, out.matrix(), _offset(out), self.x)
+            self.build.add(inner, out.matrix(), offset_of(out), self.x)
         else:
             if isinstance(out, Projection):
                 inner = self.build.project(inner, out)
@@ -194,22 +187,10 @@ class _Lowering:
         """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
         if isinstance(norm, nn.Identity):
             return x
-        kind, weight, bias, eps = norm_parts(norm)
         if x.width not in self.normed:
             self.normed[x.width] = self.build.private(x.width)
         y = into or self.normed[x.width]
-        self.build.emit(
-            Kind.NORM,
-            src=x.address,
-            src_stride=x.stride,
-            dst=y.address,
-            dst_stride=y.stride,
-            width=x.width,
-            norm=kind,
-            weight=self.build.constant(weight),
-            bias=self.build.constant(bias),
-            eps=eps,
-        )
+        self.build.norm(norm, x, y)
         return y
 
     def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
@@ -220,76 +201,9 @@ class _Lowering:
         lowered = _RECURRENT.get(type(mixer))
         if lowered is not None:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
-        if not isinstance(mixer, Attention) or not isinstance(mixer.config.pattern, Causal):
+        if not isinstance(mixer, Attention):
             raise CannotLowerError(type(mixer).__name__)
-        heads, groups, size = mixer.heads, mixer.groups, mixer.size
-        qkv = self.build.shared((heads + 2 * groups) * size)
-        self.build.multiply(x, mixer.qkv.matrix(), _offset(mixer.qkv), qkv)
-        self.build.barrier()
-        if isinstance(mixer.qk_norm, WideQKNorm):
-            q, k = qkv.columns(0, heads * size), qkv.columns(heads * size, groups * size)
-            self._norm(mixer.qk_norm.q, q, q)
-            self._norm(mixer.qk_norm.k, k, k)
-            self.build.barrier()
-        norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
-        angles = (0, 0, 0) if mixer.rotary is None else self._angles(mixer)
-        bias = self._bias(mixer)
-        offset = self._next(layers, "own", 2 * groups * size)
-        inner = self._attend(
-            qkv, heads, groups, size, self.own, offset,
-            writes=True, norms=norms, angles=angles, window=mixer.config.pattern.window or 0, bias=bias,
-            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks,
-        )  # fmt: skip
-        return inner, mixer.out
-
-    def _cross(self, cross: CrossAttention, x: Place, layers: dict[str, int]) -> tuple[Place, Projection]:
-        heads, groups, size = cross.heads, cross.groups, cross.size
-        q = self.build.shared(heads * size)
-        self.build.multiply(x, cross.q.matrix(), _offset(cross.q), q)
-        self.build.barrier()
-        norms = None if isinstance(cross.q_norm, nn.Identity) else (cross.q_norm, cross.k_norm)
-        offset = self._next(layers, "read", 2 * groups * size)
-        inner = self._attend(q, heads, groups, size, self.read, offset, norms=norms, scale=cross.config.scale)
-        return inner, cross.out
-
-    def _attend(
-        self,
-        qkv: Place,
-        heads: int,
-        groups: int,
-        size: int,
-        memory: Memory,
-        offset: int,
-        *,
-        writes: bool = False,
-        norms: tuple[nn.Module, nn.Module] | None = None,
-        angles: tuple[int, int, int] = (0, 0, 0),
-        window: int = 0,
-        bias: int = 0,
-        cap: float = 0.0,
-        scale: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Place:
-        kind, eps, parts = -1, 0.0, [None, None, None, None]
-        if norms is not None:
-            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
-            parts = [q_weight, q_bias, k_weight, k_bias]
-        q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
-        pieces = self.build.pieces(heads, size)
-        self.build.emit(
-            Kind.ATTEND,
-            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
-            norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
-            cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
-            tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * heads // groups * size),
-            scores=self.build.private_bytes(4 * max(BLOCK, size)),
-            eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
-        )  # fmt: skip
-        self.build.barrier()
-        out = self.build.private(heads * size)
-        self.build.merge(pieces, heads, groups, out, sinks)
-        return out
+        return self.attention.own(mixer, x, self._next(layers, "own", 2 * mixer.groups * mixer.size)), mixer.out
 
     def _next(self, layers: dict[str, int], which: str, numbers: int) -> int:
         """The byte of a block at which a layer's keys begin, which has so many numbers a position."""
@@ -297,75 +211,20 @@ class _Lowering:
         layers[which] += 4 * numbers * BLOCK
         return start
 
-    def _angles(self, mixer: Attention) -> tuple[int, int, int]:
-        rotary = mixer.rotary
-        assert rotary is not None
-        key = (rotary.config, rotary.size)
-        if key not in self.rotary:
-            cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-            half = cos.shape[-1]
-            self.rotary[key] = (self.build.constant(cos), self.build.constant(sin), half)
-        return self.rotary[key]
-
-    def _bias(self, mixer: Attention) -> int:
-        """Biases by distance, [H, capacity]: what the last query sees, from itself backwards."""
-        positions = torch.arange(self.capacity)[None]
-        found = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
-        if found is None:
-            return 0
-        return self.build.constant(found[0, :, 0].flip(-1))
-
-    def _feed_forward(self, feed: nn.Module | None, x: Place) -> tuple[Place, nn.Module]:
-        if isinstance(feed, Experts):
-            return self._experts(feed, x), nn.Identity()
-        if isinstance(feed, MLP):
-            hidden = self.build.shared(feed.up.weight.shape[0])
-            self.build.multiply(x, feed.up.matrix(), _offset(feed.up), hidden, activation=_activation(feed.activation))
-        elif isinstance(feed, Gated):
-            hidden = self.build.shared(feed.gate_up.weight.shape[0] // 2)
-            matrix, offset = feed.gate_up.matrix(), _offset(feed.gate_up)
-            self.build.multiply(x, matrix, offset, hidden, GATED, _activation(feed.activation))
-        else:
-            raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
-        self.build.barrier()
-        return hidden, feed.down
-
-    def _experts(self, feed: Experts, x: Place) -> Place:
-        build, count = self.build, feed.config.count
-        logits, total, said = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
-        weights = build.private(count)
-        build.barrier()
-        build.emit(
-            Kind.ROUTE, logits=logits.address, stride=logits.stride, count=count, active=feed.config.active,
-            normalise=feed.config.normalise, weights=weights.address, sum=total.address, sum_stride=total.stride,
-            width=x.width,
-        )  # fmt: skip
-        for number, expert in enumerate(feed.experts):
-            with build.unless_idle(weights, number):
-                hidden, out = self._feed_forward(expert, x)
-                assert isinstance(out, Projection)
-                build.project(hidden, out, said)
-                build.emit(
-                    Kind.WEIGH, weights=weights.address, count=count, expert=number, src=said.address,
-                    src_stride=said.stride, sum=total.address, sum_stride=total.stride, width=x.width,
-                )  # fmt: skip
-        build.barrier()
-        return total
-
     def _head(self, head: nn.Module, x: Place) -> np.ndarray:
         if not isinstance(head, VocabularyHead):
             raise CannotLowerError(f"the head {type(head).__name__}")
         if isinstance(head.transform, Transform):
             y = self.build.shared(x.width)
             dense = head.transform.dense
-            activation = _activation(head.transform.activation)
-            self.build.multiply(x, dense.matrix(), _offset(dense), y, activation=activation)
+            activation = activation_code(head.transform.activation)
+            self.build.multiply(x, dense.matrix(), offset_of(dense), y, activation=activation)
             self.build.barrier()
             x = self._norm(head.transform.norm, y)
         elif isinstance(head.transform, Maxout):
             dense = head.transform.dense
             y = self.build.shared(dense.weight.shape[0] // 2)
-            self.build.multiply(x, dense.matrix(), _offset(dense), y, GATED, code.MAXOUT)
+            self.build.multiply(x, dense.matrix(), offset_of(dense), y, GATED, code.MAXOUT)
             self.build.barrier()
             x = y
         elif not isinstance(head.transform, nn.Identity):
@@ -444,14 +303,3 @@ def _reads(block: Block) -> int:
 
 def _annotations(mixer: ConditionalGRU) -> int:
     return mixer.keys.weight.shape[0] + mixer.context.weight.shape[1] if mixer.config.context == "additive" else 0
-
-
-def _offset(projection: Projection) -> Tensor | None:
-    return None if projection.bias is None else projection.offset()
-
-
-def _activation(function: Any) -> int:
-    for name, known in ACTIVATIONS.items():
-        if known is function:
-            return _CODES[name]
-    raise CannotLowerError(f"the activation {function}")
