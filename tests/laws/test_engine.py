@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import FEED_FORWARDS, HEADS, MIXERS, NORMS, WIDTH, hybrid, ids, inputs, seq2seq, shake
+from llvmlite import binding
 from safetensors import safe_open
 from torch import Tensor
 
@@ -269,3 +273,56 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
         Engine(model)
     with pytest.raises(UserError, match="NaN"):
         quantise(model, "int8")
+
+
+INTEGERS = """
+from llvmlite import binding
+import numba
+import numpy as np
+own = binding.get_host_cpu_features
+
+class Found(dict):
+    def flatten(self):
+        return own().flatten()
+
+binding.get_host_cpu_features = lambda: Found({features})
+from headway.engine import dots, machine
+from headway.engine.packing import pack, unpack
+import torch
+assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
+at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
+
+@machine.compiled
+def product(kind, w, ws, x, xs, corr, groups):
+    if kind == dots.INT8:
+        return dots.dot8(w, ws, x, xs, corr, groups)
+    return dots.dot4(w, ws, x, xs, corr, groups)
+
+for columns in (64, 200):
+    weight, x = torch.randn(1, columns) * 3, np.random.default_rng(1).standard_normal(columns).astype(np.float32)
+    weight[0, :3] = torch.tensor([9.0, -9.0, 9.0])  # at the ends of the codes, where sums of 16 bits may overflow
+    x[:3] = 9.0
+    for form in ("int8", "int4"):
+        packed = pack(weight, form)
+        groups = packed.scales.shape[1]
+        q, xs, corr = np.zeros(groups * 64, np.int8), np.zeros(groups, np.float32), np.zeros(groups, np.int32)
+        dots.quantise_row(at(x), columns, packed.kind, at(q), at(xs), at(corr), groups)
+        found = product(packed.kind, at(packed.weights), at(packed.scales), at(q), at(xs), at(corr), groups)
+        numbers = (q.reshape(groups, 64) * xs[:, None]).reshape(-1)[:columns]
+        wanted = float(unpack(packed).numpy()[0].astype(np.float64) @ numbers)
+        assert abs(found - wanted) < 1e-4 * max(1, abs(wanted)), (form, columns, found, wanted)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "features"), [("avx2", {"avx2": True}), ("portable", {}), ("vnni", {"avx512vnni": True, "avx512vl": True})]
+)
+def test_each_form_of_integer_products_is_right(name: str, features: dict[str, bool], tmp_path: Path) -> None:
+    """In a process of its own, whose compiled code no other finds."""
+    own = binding.get_host_cpu_features()
+    if not all(own.get(feature) for feature in features):
+        pytest.skip(f"this processor has no {name}")
+    script = INTEGERS.replace("{features}", repr(features)).replace("{name}", name)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
