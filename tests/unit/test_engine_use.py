@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,3 +96,42 @@ def test_a_backend_that_cannot_be_had_is_refused(run: Path, tmp_path: Path) -> N
 def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "generates on a CPU by the compiled engine" in ask(capsys, "show", run)[1]
     assert "generates" not in ask(capsys, "show", "bert-base")[1]
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+import headway as hw
+model = hw.load({run!r}, backend="cpu")
+wanted = model.generate("ROMEO:", 60, temperature=0)
+stopped = 0
+for number in range(5):
+    threading.Timer(0.01 + 0.007 * number, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        while True:
+            model.generate("ROMEO:", 60, temperature=0)
+    except KeyboardInterrupt:
+        stopped += 1
+    assert model.generate("ROMEO:", 60, temperature=0) == wanted
+print(stopped)
+"""
+
+
+def test_ctrl_c_leaves_the_engine_usable(run: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + INTERRUPTED
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("{run!r}", repr(str(run)))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.strip() == "5", done.stderr
+
+
+def test_threads_may_generate_with_one_model(run: Path) -> None:
+    model = hw.load(run, backend="cpu")
+    prompts = ["ROMEO:", "JULIET:", "A", "the king"]
+    wanted = [model.generate(prompt, 60, temperature=0) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda prompt: model.generate(prompt, 60, temperature=0), prompts * 2)) == wanted * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,7 @@ class Engine(nn.Module):
         if devices != {"cpu"}:
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
+        self._lock = threading.Lock()
         self.weights = Weights(form)
         self.pool = pool(threads or torch.get_num_threads())
         self._program = self._lower(1, 256, 64)
@@ -82,6 +84,10 @@ class Engine(nn.Module):
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         if isinstance(decoding, Decoding):
             return self.model.step(ids, decoding)
+        with self._lock:  # a program has one place for what it computes
+            return self._step(ids, decoding)
+
+    def _step(self, ids: Int[Tensor, "B"], decoding: Kept) -> tuple[Float[Tensor, "B C"], Kept]:
         batch, positions = len(decoding.positions), decoding.positions.numpy()
         decoding.own.make_room(positions)
         program = self._fitting(batch, int(positions.max()) + 1, int(decoding.lengths.max(initial=1)))
@@ -93,7 +99,7 @@ class Engine(nn.Module):
             program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
         program.find_states(decoding.states)
         self._run(program, ids.contiguous(), np.ascontiguousarray(positions))
-        return torch.from_numpy(program.logits[:batch]), decoding.at(decoding.positions + 1)
+        return torch.from_numpy(program.logits[:batch].copy()), decoding.at(decoding.positions + 1)
 
     def _run(self, program: Program, symbols: Tensor, places: np.ndarray) -> None:
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter

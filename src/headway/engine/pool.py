@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import numpy as np
 
@@ -30,8 +33,10 @@ class Pool:
         return self._turns.ctypes.data
 
     def run(self, job: Callable[[int], None]) -> None:
-        """`job(thread)` on every thread; returns when all have finished."""
-        with self._lock:
+        """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then: a thread that was left
+        at a barrier would wait for ever.
+        """
+        with self._lock, _uninterrupted():
             self._job, self._turns[:] = job, 0
             for start in self._start:
                 start.release()
@@ -44,6 +49,23 @@ class Pool:
             start.acquire()
             self._job(number)
             self._done.release()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within, an interrupt is noted; it comes at the end."""
+    own = signal.getsignal(signal.SIGINT)
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield  # nothing would interrupt
+        return
+    noted: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+    if noted:
+        own(*noted[0])
 
 
 def _nothing(thread: int) -> None:
