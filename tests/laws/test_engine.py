@@ -292,7 +292,7 @@ import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
 at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
-@machine.compiled
+@numba.njit
 def product(kind, w, ws, x, xs, corr, groups):
     if kind == dots.INT8:
         return dots.dot8(w, ws, x, xs, corr, groups)
@@ -326,3 +326,20 @@ def test_each_form_of_integer_products_is_right(name: str, features: dict[str, b
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_does_not_depend_on_its_neighbours(form: str, threads: int) -> None:
+    """Bit for bit, alone and among six."""
+    model = quantise(small(), form)  # type: ignore[arg-type]
+    engine = Engine(model, threads=threads)  # type: ignore[arg-type]
+    prompts, tokens = ids(6, 40), ids(6, 30, seed=4)
+    with torch.inference_mode():
+        _, states = model.start(Prompt(prompts, Layout.full(6, 40)), 80)  # type: ignore[operator]
+        together, alone = engine.adopt(states), [engine.adopt(states.select(torch.tensor([row]))) for row in range(6)]
+        for column in tokens.T:
+            logits, together = engine.step(column, together)
+            for row in range(6):
+                single, alone[row] = engine.step(column[row : row + 1], alone[row])
+                assert torch.equal(single[0], logits[row])

@@ -14,7 +14,7 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
     """score . tanh(query + key) of each position and what the values give, in pieces as `attention.attend_piece` leaves
     them.
     """
-    units, width, splits = op[3], op[4], splits_of(batch, 1, threads)
+    units, width, splits = op[3], op[4], splits_of(1, threads)
     weights, s = f32(op[5]), f32(at(op[11], scratch))
     first, last = share(batch * splits, thread, threads)
     for task in range(first, last):

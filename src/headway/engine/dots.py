@@ -24,6 +24,8 @@ SHIFT8 = 128 if INSTRUCTIONS == "vnni" else 0
 SHIFT4 = 8
 
 _B32, _W16, _D8, _F8 = (ir.VectorType(kind, n) for kind, n in ((_I8, 32), (_I16, 16), (_I32, 8), (_F32, 8)))
+_F16 = ir.VectorType(_F32, 16)
+_PARTS = 2  # sums of 16 numbers that a product of fp32 rows keeps
 
 
 def _fill(kind: ir.VectorType, value: int) -> ir.Constant:
@@ -34,6 +36,26 @@ def _bytes(builder: Any, base: Any, offset: Any) -> Any:
     found = builder.load(builder.bitcast(builder.gep(base, [offset]), _B32.as_pointer()))
     found.align = 1
     return found
+
+
+def _sixteen(builder: Any, base: Any, offset: Any) -> Any:
+    found = builder.load(builder.bitcast(builder.gep(base, [offset]), _F16.as_pointer()))
+    found.align = 4
+    return found
+
+
+def _total(builder: Any, parts: Any) -> Any:
+    """The sum of a vector's numbers, by halves."""
+    while parts.type.count > 1:
+        half = parts.type.count // 2
+        low, high = (
+            builder.shuffle_vector(
+                parts, parts, ir.Constant(ir.VectorType(_I32, half), [start + i for i in range(half)])
+            )
+            for start in (0, half)
+        )
+        parts = builder.fadd(low, high)
+    return builder.extract_element(parts, ir.Constant(_I32, 0))
 
 
 def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
@@ -96,17 +118,7 @@ def _vector_dot(product: Any) -> Any:
                 spread = builder.shuffle_vector(one, ir.Constant(_F8, ir.Undefined), _fill(_D8, 0))
                 part = builder.fmul(builder.sitofp(total, _F8), spread, flags=("contract",))
                 builder.store(builder.fadd(builder.load(sums), part, flags=("contract",)), sums)
-            parts = builder.load(sums)
-            while parts.type.count > 1:
-                half = parts.type.count // 2
-                low, high = (
-                    builder.shuffle_vector(
-                        parts, parts, ir.Constant(ir.VectorType(_I32, half), [start + i for i in range(half)])
-                    )
-                    for start in (0, half)
-                )
-                parts = builder.fadd(low, high)
-            return builder.extract_element(parts, ir.Constant(_I32, 0))
+            return _total(builder, builder.load(sums))
 
         return types.float32(*[types.int64] * 6), generate
 
@@ -142,26 +154,54 @@ dot8 = _plain8 if INSTRUCTIONS == "portable" else _vector_dot(_group8)
 dot4 = _plain4 if INSTRUCTIONS == "portable" else _vector_dot(_group4)
 
 
-@compiled
-def dot32(w: int, x: int, columns: int) -> F32:
-    weights, numbers = f32(w), f32(x)
-    out = np.float32(0)
-    for c in range(columns):
-        out += weights[c] * numbers[c]
-    return out
+def _row_dots(count: int) -> Any:
+    """The products of one row of weights with `count` rows of numbers that lie `stride` bytes apart, into a tuple. Each
+    is summed in the same order whatever `count` is, so that a row does not depend on its neighbours.
+    """
+
+    @intrinsic
+    def dots(typing: Any, w: Any, x: Any, stride: Any, columns: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = args[0].type
+            number = lambda value: ir.Constant(word, value)  # noqa: E731
+            weights = builder.inttoptr(args[0], _F32.as_pointer())
+            rows = [
+                builder.inttoptr(builder.add(args[1], builder.mul(args[2], number(i))), _F32.as_pointer())
+                for i in range(count)
+            ]
+            sums = [
+                [cgutils.alloca_once_value(builder, ir.Constant(_F16, [0.0] * 16)) for _ in range(_PARTS)] for _ in rows
+            ]
+            with cgutils.for_range(builder, builder.sdiv(args[3], number(16 * _PARTS))) as loop:
+                start = builder.mul(loop.index, number(16 * _PARTS))
+                for part in range(_PARTS):
+                    offset = builder.add(start, number(16 * part))
+                    weight = _sixteen(builder, weights, offset)
+                    for row, totals in zip(rows, sums):
+                        product = builder.fmul(weight, _sixteen(builder, row, offset), flags=("contract",))
+                        total = builder.fadd(builder.load(totals[part]), product, flags=("contract",))
+                        builder.store(total, totals[part])
+            ends = []
+            for row, totals in zip(rows, sums):
+                whole = builder.load(totals[0])
+                for total in totals[1:]:
+                    whole = builder.fadd(whole, builder.load(total))
+                ends.append(cgutils.alloca_once_value(builder, _total(builder, whole)))
+                done = builder.mul(builder.sdiv(args[3], number(16 * _PARTS)), number(16 * _PARTS))
+                with cgutils.for_range(builder, builder.sub(args[3], done)) as loop:
+                    offset = builder.add(done, loop.index)
+                    left, right = (builder.load(builder.gep(base, [offset])) for base in (weights, row))
+                    builder.store(builder.fadd(builder.load(ends[-1]), builder.fmul(left, right)), ends[-1])
+            values = [builder.load(end) for end in ends]
+            return values[0] if count == 1 else context.make_tuple(builder, signature.return_type, values)
+
+        result = types.float32 if count == 1 else types.UniTuple(types.float32, count)
+        return result(*[types.int64] * 4), generate
+
+    return dots
 
 
-@compiled
-def four_dots32(w: int, x: int, stride: int, columns: int) -> tuple[F32, F32, F32, F32]:
-    """One row of weights with four rows of numbers that lie `stride` bytes apart; the weights are read once."""
-    weights, x0, x1, x2, x3 = f32(w), f32(x), f32(x + stride), f32(x + 2 * stride), f32(x + 3 * stride)
-    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    for i in range(columns):
-        a += weights[i] * x0[i]
-        b += weights[i] * x1[i]
-        c += weights[i] * x2[i]
-        d += weights[i] * x3[i]
-    return a, b, c, d
+dot32, four_dots32 = _row_dots(1), _row_dots(4)
 
 
 @compiled

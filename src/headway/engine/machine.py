@@ -6,11 +6,14 @@ runs every model.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numba.extending
@@ -18,22 +21,53 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core import config as settings
 
 F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+config: Any = settings  # numba fills it as it starts, which type checkers do not see
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _PATIENCE = 1.5  # seconds: longer than reading what was compiled before
 _SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
 
 
+def _cache() -> Path | None:
+    """A directory for what this very source is compiled to, or None where none can be written.
+
+    numba looks at the file of a function to see whether its machine code is old, not at those it calls: with a name of
+    their own for each state of the source, no old code can be found.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
+    if config.CACHE_DIR:
+        bases.insert(0, Path(config.CACHE_DIR))
+    for base in bases:
+        place = base / f"engine-{digest.hexdigest()[:16]}"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=place):
+                return place
+        except OSError:
+            continue
+    return None
+
+
+_CACHE = _cache()
+
+
 def compiled(function: Any) -> Any:
     """Machine code without the interpreter's lock, kept on disk where a directory can be written."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "error_model": "numpy", "boundscheck": False}
+    if _CACHE is None:
+        return njit(**options)(function)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # numba finds no directory that can be written
-        return njit(**options)(function)
+    finally:
+        config.CACHE_DIR = before
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: 
         numbers_in, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
         for n in range(first, last):
             row = f32(op[5] + b * op[6] + 4 * n * width)
-            value = tanh(drive[n] + dot32(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width))
+            value = tanh(drive[n] + dot32(op[5] + b * op[6] + 4 * n * width, x + b * op[4], 0, width))
             out[n] = value
             for i in range(width):
                 row[i] = decay * row[i] + rate * value * numbers_in[i]

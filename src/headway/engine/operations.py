@@ -27,12 +27,13 @@ def at(address: int, scratch: int) -> int:
 
 
 @compiled
-def splits_of(batch: int, groups: int, threads: int) -> int:
-    """Into how many pieces contexts are cut, so that all threads have alike work."""
-    units = batch * groups
-    if units >= 4 * threads:
+def splits_of(groups: int, threads: int) -> int:
+    """Into how many pieces contexts are cut, so that all threads have alike work on one row. It does not depend on the
+    number of rows, so that neither does what a row gives.
+    """
+    if groups >= 4 * threads:
         return 1
-    a, b = units, threads
+    a, b = groups, threads
     while b:
         a, b = b, a % b
     return threads // a
@@ -101,7 +102,7 @@ def row_bytes(kind: int, columns: int) -> int:
 def product(kind: int, w: int, ws: int, row: int, columns: int, x: int, xs: int, corr: int) -> F32:
     """One row of weights with one row of numbers."""
     if kind == FP32:
-        return dot32(w + row * 4 * columns, x, columns)
+        return dot32(w + row * 4 * columns, x, 0, columns)
     groups = (columns + GROUP - 1) // GROUP
     if kind == INT8:
         return dot8(w + row * groups * GROUP, ws + row * groups * 4, x, xs, corr, groups)

@@ -33,8 +33,8 @@ class Pool:
         return self._turns.ctypes.data
 
     def run(self, job: Callable[[int], None]) -> None:
-        """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then: a thread that was left
-        at a barrier would wait for ever.
+        """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then, as a thread that was
+        left at a barrier would wait for ever.
         """
         with self._lock, _uninterrupted():
             self._job, self._turns[:] = job, 0

@@ -102,7 +102,7 @@ def _attend(
     op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
     heads, groups, size, half = op[3], op[4], op[5], op[14]
-    each, splits = heads // groups, splits_of(batch, groups, threads)
+    each, splits = heads // groups, splits_of(groups, threads)
     step = 4 * (size + 2) * splits  # between the heads of the pieces
     first, last = share(batch * groups * splits, thread, threads)
     eps, cap, scale = numbers[0], np.float32(numbers[1]), np.float32(numbers[2])
@@ -192,7 +192,7 @@ def run(
         elif kind == ATTEND:
             _attend(op, numbers, places, batch, scratch, thread, threads)
         elif kind == MERGE:
-            pieces = splits_of(batch, op[4], threads)
+            pieces = splits_of(op[4], threads)
             for b in range(batch):
                 start = op[1] + 4 * b * op[2] * pieces * (op[3] + 2)
                 merge(start, pieces, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
