@@ -84,12 +84,31 @@ class Engine(nn.Module):
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         if isinstance(decoding, Decoding):
             return self.model.step(ids, decoding)
-        with self._lock:  # a program has one place for what it computes
-            return self._step(ids, decoding)
+        logits, after = self.extend(ids[:, None], decoding)
+        return logits[:, 0], after
 
-    def _step(self, ids: Int[Tensor, "B"], decoding: Kept) -> tuple[Float[Tensor, "B C"], Kept]:
-        batch, positions = len(decoding.positions), decoding.positions.numpy()
-        decoding.own.make_room(positions)
+    @property
+    def extends(self) -> bool:
+        """Whether several tokens of a sequence can be read at once, and cut off again (by `Kept.at`)."""
+        return self._program.state_numbers == 0
+
+    def extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> tuple[Float[Tensor, "B T C"], Kept]:
+        """T more symbols of each row, and the logits after each; B T is at most MOST_ROWS, and T is 1 where the model
+        does not extend. The logits are those of T steps, bit for bit.
+        """
+        rows, length = ids.shape
+        with self._lock:  # a program has one place for what it computes
+            logits = self._extend(ids, decoding)
+        positions = torch.where(decoding.positions < 0, decoding.positions, decoding.positions + length)
+        return logits.view(rows, length, -1), decoding.at(positions)
+
+    def _extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> Float[Tensor, "BT C"]:
+        steps = np.arange(ids.shape[1])
+        starts = decoding.positions.numpy()[:, None]
+        places = np.where(starts < 0, -1, starts + steps)
+        for column in places.T:
+            decoding.own.make_room(column)
+        batch, positions = places.size, places.reshape(-1)
         program = self._fitting(batch, int(positions.max()) + 1, int(decoding.lengths.max(initial=1)))
         _place(program.own, decoding.own, batch)
         if len(decoding.lengths):
@@ -98,8 +117,8 @@ class Engine(nn.Module):
         if len(decoding.fixed):
             program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
         program.find_states(decoding.states)
-        self._run(program, ids.contiguous(), np.ascontiguousarray(positions))
-        return torch.from_numpy(program.logits[:batch].copy()), decoding.at(decoding.positions + 1)
+        self._run(program, ids.reshape(-1).contiguous(), np.ascontiguousarray(positions))
+        return torch.from_numpy(program.logits[:batch].copy())
 
     def _run(self, program: Program, symbols: Tensor, places: np.ndarray) -> None:
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter

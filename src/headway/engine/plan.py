@@ -57,6 +57,7 @@ class Program:
     kept: list[Any]
     stated: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are addresses in states
     places: np.ndarray  # and those addresses, from the first byte of the states
+    state_numbers: int  # of a row
 
     def find_states(self, states: np.ndarray) -> None:
         """Run on these states, [B, numbers]."""
@@ -80,8 +81,8 @@ def check(model: Transformer) -> None:
 class _Lowering:
     def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> None:
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
-        numbers = sum(state_numbers(block.mixer) for block in blocks)
-        self.model, self.build, self.capacity = model, Builder(weights, rows, numbers), capacity
+        self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
+        self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
         self.own = _memory(blocks, rows, capacity, _grows)
         self.read = _memory(blocks, rows, reach, _reads)
         self.x = self.build.shared(model.config.width)
@@ -102,7 +103,7 @@ class _Lowering:
         loop = run_whole if (table[:, 0] >= Kind.COMBINE).any() else run
         return Program(
             loop, table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
-            (stated[0], stated[1]), table[stated] - STATES,
+            (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:

@@ -98,6 +98,30 @@ def _norm(op: np.ndarray, numbers: np.ndarray, batch: int, scratch: int, thread:
 
 
 @compiled
+def _keep(
+    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
+) -> None:
+    """Write the keys and values of the new tokens into their blocks, before any of them attends: several may be of one
+    sequence.
+    """
+    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    first, last = share(batch * groups, thread, threads)
+    for task in range(first, last):
+        b, g = task // groups, task % groups
+        place = i64(places)[b]
+        if place < 0:
+            continue
+        row, key = op[1] + b * op[2], at(op[24], scratch)
+        new, kept = f32(row + 4 * (heads + g) * size), f32(key)
+        for d in range(size):
+            kept[d] = new[d]
+        cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
+        prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+        block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21]
+        keep(key, row + 4 * (heads + groups + g) * size, block, g, groups, size, place % BLOCK)
+
+
+@compiled
 def _attend(
     op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
@@ -116,17 +140,9 @@ def _attend(
         start, stop = lowest // BLOCK, highest // BLOCK + 1
         begin, end = share(stop - start, s, splits)
         if place < 0 or highest < 0:
-            begin, end, stop = 0, 0, -1
+            begin, end = 0, 0
         table, row = op[18] + 8 * b * op[19], op[1] + b * op[2]
         cos, sin = op[12] + 4 * max(place, 0) * half, op[13] + 4 * max(place, 0) * half
-        if op[6] and place >= 0 and start + end == stop and end > begin:
-            key = at(op[24], scratch)  # the room of the scores holds the key first
-            new, kept = f32(row + 4 * (heads + g) * size), f32(key)
-            for d in range(size):
-                kept[d] = new[d]
-            prepare_head(key, size, op[7], op[10], op[11], eps, cos, sin, half)
-            value = row + 4 * (heads + groups + g) * size
-            keep(key, value, i64(table)[highest // BLOCK] + op[21], g, groups, size, highest % BLOCK)
         q = at(op[23], scratch)
         for h in range(each):
             old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * h * size)
@@ -190,6 +206,9 @@ def run(
             q, xs, corr = at(op[5], scratch), at(op[6], scratch), at(op[7], scratch)
             quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, batch)
         elif kind == ATTEND:
+            if op[6]:
+                _keep(op, numbers, places, batch, scratch, thread, threads)
+                barrier(counter, threads)
             _attend(op, numbers, places, batch, scratch, thread, threads)
         elif kind == MERGE:
             pieces = splits_of(op[4], threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.speculation import Extending, Speculation
 from headway.generate.stopping import Limits, TextStream
 from headway.models import EncoderDecoderConfig, Generative, Progress
 
@@ -182,6 +183,9 @@ class _Batch:
         logits, decoding = model.start(prompt, max(len(row.prompt) + row.limit for row in self.rows))
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device)
         step, finished, idle = 0, 0, None
+        advance = model.step
+        if len(self.rows) == 1 and getattr(model, "extends", False):
+            advance = Speculation(cast(Extending, model), prompts[0], self.rows[0].limit).step
         while True:
             chosen, logprobs = sampler.pick(logits, step)
             for row, symbol, logprob in zip(self.rows, *_fetch(chosen, logprobs)):
@@ -198,7 +202,7 @@ class _Batch:
             if idle is not None:
                 # A finished row that waits to leave is padding: it is not written, and its positions stay in range.
                 decoding = decoding.at(decoding.positions.masked_fill(idle, -1))
-            logits, decoding = model.step(chosen, decoding)
+            logits, decoding = advance(chosen, decoding)
             step += 1
 
     def _leave(self, chosen: Tensor, decoding: Progress, sampler: Sampler) -> tuple[Tensor, Progress]:
