@@ -157,6 +157,18 @@ def mixers(found: Found) -> Iterator[Row]:
     yield "training faster than causal attention, lengths 128 to 8,192", told, ""
 
 
+def decode(found: Found) -> Iterator[Row]:
+    speeds = {name: program["tokens_a_second"]["median"] for name, program in found["programs"].items()}
+    ours = ", ".join(
+        f"{name.removeprefix('headway-')} {speed:.0f}" for name, speed in speeds.items() if name.startswith("headway")
+    )
+    yield (
+        f"decoding with {found['shape']}, one sequence, tokens a second",
+        ours,
+        f"transformers, fp32: {speeds['transformers']:.0f}" if "transformers" in speeds else "",
+    )
+
+
 def claims() -> Iterator[str]:
     """How many of the claims hold, by their committed verdicts."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
@@ -180,6 +192,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "fuzz": fuzz,
     "padding": padding,
     "memory": memory,
+    "decode-llama-135m-1": decode,
     "recurrent": recurrent,
     "mixers": mixers,
 }
