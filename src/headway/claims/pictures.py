@@ -150,6 +150,8 @@ def dress(
         axes.set_xscale("log", base=2)
     if "y" in log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     if ticks is not None:
         axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
