@@ -75,6 +75,13 @@ class Trainer:
         With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped.
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
+        try:
+            self._fit(resume)
+        finally:  # after an interrupt too: a process that ends within its group may be aborted
+            self.processes.leave()
+        return self._open()
+
+    def _fit(self, resume: bool) -> None:
         self.processes.share_of(self.recipe.train.accumulate)
         check_loggers()
         found = self.processes.tell(self.directory.claim(resume) if self.processes.first else None)
@@ -88,8 +95,6 @@ class Trainer:
                 check_memory(self.recipe, self.fresh, self.processes.device)
             self._train()
         self.processes.tell(None)  # all wait until the first has written
-        self.processes.leave()
-        return self._open()
 
     def _follow(self, status: dict[str, Any]) -> None:
         """Take over the recipe of the run that is here, which must be the same one."""
