@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from headway.checkpoints.hub import find_folder
-from headway.checkpoints.native import QUANTISED
+from headway.checkpoints.native import QUANTISED, Weights
 from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.usage import Usage
 from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
-from headway.exchange import Weights, open_quantised
+from headway.exchange import open_quantised
 from headway.memory import check_room
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded

@@ -9,17 +9,16 @@ from typing import Any, Literal, get_args
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.checkpoints.gguf import save_gguf
-from headway.checkpoints.open import Opened, open_model
+from headway.checkpoints.native import Weights
+from headway.checkpoints.open import Opened, open_model, use_of
 from headway.checkpoints.published import CONFIG, save_published
-from headway.checkpoints.usage import Usage, read_usage
-from headway.codecs import Codec, load_codec
-from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
 from headway.train.run import RunDirectory
 
 Format = Literal["hf", "gguf"]
-Weights = Literal["fp32", "int8", "int4"]
 _OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -28,9 +27,7 @@ def import_model(opened: Opened, directory: Path) -> None:
     """Write headway's own folder: weights with their configuration, tokenizer, and how the model is used."""
     check_free(directory)
     native.save_model(opened.model, opened.model.config, directory)  # type: ignore[arg-type]
-    opened.usage.save(directory)
-    if opened.codec is not None:
-        opened.codec.save(directory)
+    _save_use(opened, directory)
 
 
 def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int, int]:
@@ -40,8 +37,6 @@ def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int,
     from headway.engine import quantise, save_quantised
 
     check_free(directory)
-    if (place / native.QUANTISED).is_file():
-        raise UserError(f"{place} is quantized already; give the model that it was made from")
     opened = open_model(place, None)
     before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
     after = save_quantised(quantise(opened.model, weights), weights, directory)
@@ -49,10 +44,8 @@ def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int,
         for path in place.iterdir():
             if path.is_file() and path.name not in _OF_TRAINING:
                 shutil.copy2(path, directory / path.name)
-        return before, after
-    opened.usage.save(directory)
-    if opened.codec is not None:
-        opened.codec.save(directory)
+    else:
+        _save_use(opened, directory)
     return before, after
 
 
@@ -60,8 +53,7 @@ def open_quantised(place: Path, weights: Weights | None) -> Opened:
     """The model of a folder that `quantise_model` wrote. UserError where it is damaged or in other `weights`."""
     from headway.engine import load_quantised
 
-    codec = load_codec(place) if (place / TOKENIZER).is_file() else None
-    return Opened(load_quantised(place, weights), read_usage(place), codec)
+    return Opened(load_quantised(place, weights), *use_of(place))
 
 
 def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str = "f32") -> str:
@@ -89,6 +81,13 @@ def check_free(directory: Path) -> None:
     """UserError for a place that holds something already."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is there already and not empty; choose another place")
+
+
+def _save_use(opened: Opened, directory: Path) -> None:
+    """What a folder of ours says of a model beside its weights."""
+    opened.usage.save(directory)
+    if opened.codec is not None:
+        opened.codec.save(directory)
 
 
 def _describe_tokenizer(usage: Usage, codec: Codec, directory: Path) -> None:

@@ -169,7 +169,7 @@ def test_quantised_programs_follow_the_unpacked_weights(form: str, threads: int)
         for parameter in whole.parameters():
             if parameter.dim() == 2:
                 parameter.copy_(unpack(pack(parameter, form)))  # type: ignore[arg-type]
-    engine = Engine(model, form, threads)  # type: ignore[arg-type]
+    engine = Engine(quantise(model, form), threads)  # type: ignore[arg-type]
     prompt = Prompt(ids(2, 4), Layout.full(2, 4))
     with torch.inference_mode():
         _, theirs = whole.start(prompt, 40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from headway.models import ModelConfig, build
 
 FILE = "model.safetensors"
 QUANTISED = "quantized.safetensors"  # the file of headway.engine.files, which stands in its place
+Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
 
 

@@ -71,6 +71,8 @@ def _form_of_folder(place: Path) -> Form:
         return "published"
     if (place / native.FILE).is_file():
         return "native"
+    if (place / native.QUANTISED).is_file():
+        raise UserError(f"{place} is quantized already; give the model that it was made from")
     raise UserError(f"{place} holds no model (neither {CONFIG} nor {native.FILE}); give the folder of a run or model")
 
 
@@ -79,8 +81,12 @@ def _open_published(place: Path, dtype: torch.dtype | None) -> Opened:
 
 
 def _open_native(place: Path, dtype: torch.dtype | None) -> Opened:
-    codec = load_codec(place) if (place / TOKENIZER).is_file() else None
-    return Opened(native.load_model(place), read_usage(place), codec)
+    return Opened(native.load_model(place), *use_of(place))
+
+
+def use_of(place: Path) -> tuple[Usage, Codec | None]:
+    """What a folder of ours says of its model beside the weights."""
+    return read_usage(place), load_codec(place) if (place / TOKENIZER).is_file() else None
 
 
 def _open_gguf(place: Path, dtype: torch.dtype | None) -> Opened:

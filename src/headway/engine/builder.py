@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headway.engine.dots import FP32, GROUP
 from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedTensor
-from headway.engine.packing import Format, Packed, pack
+from headway.engine.packing import Packed, pack
 from headway.engine.parts import norm_parts, offset_of
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
 from headway.parts.projection import Projection
@@ -49,8 +49,7 @@ class Memory(NamedTuple):
 class Weights:
     """The matrices of a model as the engine reads them, each packed once."""
 
-    def __init__(self, form: Format) -> None:
-        self.form: Format = form
+    def __init__(self) -> None:
         self._packed: dict[int, tuple[Tensor, Packed]] = {}
 
     def matrix(self, weight: Tensor) -> Packed:
@@ -58,12 +57,8 @@ class Weights:
             return weight.packed
         key = weight.data_ptr()
         if key not in self._packed:
-            self._packed[key] = (weight, pack(weight, self.form))
+            self._packed[key] = (weight, pack(weight, "fp32"))
         return self._packed[key][1]
-
-    @property
-    def bytes(self) -> int:
-        return sum(packed.bytes for _, packed in self._packed.values())
 
 
 class Builder:
@@ -90,11 +85,12 @@ class Builder:
 
     def private(self, width: int) -> Place:
         """Rows that each thread has for itself."""
-        return Place(self._reserve(4 * width * self.rows), 4 * width, width)
+        return Place(self.private_bytes(4 * width * self.rows), 4 * width, width)
 
     def private_bytes(self, size: int) -> int:
         """The address of `size` bytes that each thread has for itself."""
-        return self._reserve(size)
+        start, self.scratch = self.scratch, self.scratch + -(-size // 64) * 64
+        return -1 - start
 
     def state(self, width: int) -> Place:
         """The next numbers of each row's state, by addresses in STATES."""
@@ -228,9 +224,9 @@ class Builder:
     def _quantise(self, x: Place, packed: Packed) -> tuple[Place, tuple[int, int, int]]:
         groups = -(-packed.columns // GROUP)
         places = (
-            self._reserve(groups * GROUP * self.rows),
-            self._reserve(4 * groups * self.rows),
-            self._reserve(4 * groups * self.rows),
+            self.private_bytes(groups * GROUP * self.rows),
+            self.private_bytes(4 * groups * self.rows),
+            self.private_bytes(4 * groups * self.rows),
         )
         self.emit(
             Kind.QUANTISE,
@@ -243,7 +239,3 @@ class Builder:
             corrections=places[2],
         )
         return Place(places[0], groups * GROUP, packed.columns), places
-
-    def _reserve(self, size: int) -> int:
-        start, self.scratch = self.scratch, self.scratch + -(-size // 64) * 64
-        return -1 - start

@@ -14,7 +14,6 @@ from headway.engine.builder import Memory, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
-from headway.engine.packing import Format
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
@@ -59,7 +58,7 @@ class Kept(NamedTuple):
 class Engine(nn.Module):
     """`model` with a compiled step for up to MOST_ROWS rows; its `config`, `start` and `step` are those of a model."""
 
-    def __init__(self, model: Transformer | EncoderDecoder, form: Format = "fp32", threads: int | None = None) -> None:
+    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None) -> None:
         """Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
@@ -70,7 +69,7 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights = Weights(form)
+        self.weights = Weights()
         self.pool = pool(threads or torch.get_num_threads())
         self._program = self._lower(1, 256, 64)
         self._own, self._read = Blocks(self._program.own.numbers), Blocks(self._program.read.numbers)

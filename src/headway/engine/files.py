@@ -27,12 +27,11 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
     """Write `directory`/quantized.safetensors in one step; the bytes of its weights."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
-        held = tensor.data if not isinstance(tensor, PackedTensor) else tensor
-        if isinstance(held, PackedTensor):
-            assert held.packed.scales is not None  # fp32 is no packed tensor
-            tensors[name + _CODES], tensors[name + _SCALES] = held.packed.weights, held.packed.scales
+        if isinstance(tensor, PackedTensor):
+            assert tensor.packed.scales is not None  # fp32 is no packed tensor
+            tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
         else:
-            tensors[name] = held
+            tensors[name] = tensor.data
     config: Any = model.config
     header = {
         "format": "headway-quantized",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.checkpoints.native import Weights as Format
 from headway.engine.dots import FP32, GROUP, INT4, INT8
 from headway.errors import UserError
 
-Format = Literal["fp32", "int8", "int4"]
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 _TRIES = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of the largest weight that the int4 range may end at
 
