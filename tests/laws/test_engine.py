@@ -154,7 +154,7 @@ def test_packed_weights_are_near(form: str, columns: int) -> None:
     weight = inputs(24, columns).float()
     packed = pack(weight, form)  # type: ignore[arg-type]
     assert packed.scales is not None
-    step = packed.scales.abs().repeat_interleave(64, 1)[:, :columns]
+    step = packed.scales.abs().permute(0, 2, 1).flatten(0, 1).repeat_interleave(64, 1)[:24, :columns]
     error = (unpack(packed) - weight).abs()
     assert bool((error <= step * (0.5001 if form == "int8" else 2.6)).all())
     assert error.square().mean().sqrt() < step.mean() * 0.35
@@ -254,12 +254,12 @@ def test_damaged_quantised_files_are_refused(damage: str, tmp_path: Path) -> Non
     if damage == "cut":
         path.write_bytes(whole[:-100])
     elif damage == "version":
-        path.write_bytes(whole.replace(b'"version":"1"', b'"version":"9"'))
+        path.write_bytes(whole.replace(b'"version":"2"', b'"version":"9"'))
     else:
         with safe_open(path, framework="pt") as file:
             header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         name = "embed.table" + (".scales" if damage == "scale" else ".codes")
-        tensors[name] = tensors[name] * torch.nan if damage == "scale" else tensors[name][:, :32].contiguous()
+        tensors[name] = tensors[name] * torch.nan if damage == "scale" else tensors[name][..., :8].contiguous()
         write_tensors(path, tensors, header)
     with pytest.raises(UserError, match="quantize the model again"):
         load_quantised(tmp_path)
@@ -286,43 +286,55 @@ class Found(dict):
         return own().flatten()
 
 binding.get_host_cpu_features = lambda: Found({features})
-from headway.engine import dots, machine
+from headway.engine import machine, matrix_unit, products, tiles
 from headway.engine.packing import pack, unpack
 import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
+assert machine.WIDE == {wide}
+assert not matrix_unit.HAS_MATRIX_UNIT
 at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
-@numba.njit
-def product(kind, w, ws, x, xs, corr, groups):
-    if kind == dots.INT8:
-        return dots.dot8(w, ws, x, xs, corr, groups)
-    return dots.dot4(w, ws, x, xs, corr, groups)
-
 for columns in (64, 200):
-    weight, x = torch.randn(1, columns) * 3, np.random.default_rng(1).standard_normal(columns).astype(np.float32)
-    weight[0, :3] = torch.tensor([9.0, -9.0, 9.0])  # at the ends of the codes, where sums of 16 bits may overflow
-    x[:3] = 9.0
+    weight, x = torch.randn(24, columns) * 3, np.random.default_rng(1).standard_normal((15, columns)).astype(np.float32)
+    weight[:, :3] = torch.tensor([9.0, -9.0, 9.0])  # at the ends of the codes, where sums of 16 bits may overflow
+    x[:, :3] = 9.0
     for form in ("int8", "int4"):
         packed = pack(weight, form)
         groups = packed.scales.shape[1]
-        q, xs, corr = np.zeros(groups * 64, np.int8), np.zeros(groups, np.float32), np.zeros(groups, np.int32)
-        dots.quantise_row(at(x), columns, packed.kind, at(q), at(xs), at(corr), groups)
-        found = product(packed.kind, at(packed.weights), at(packed.scales), at(q), at(xs), at(corr), groups)
-        numbers = (q.reshape(groups, 64) * xs[:, None]).reshape(-1)[:columns]
-        wanted = float(unpack(packed).numpy()[0].astype(np.float64) @ numbers)
-        assert abs(found - wanted) < 1e-4 * max(1, abs(wanted)), (form, columns, found, wanted)
+        q, xs = np.zeros((15, groups * 64), np.int8), np.zeros((15, groups), np.float32)
+        corr = np.zeros((15, groups), np.int32)
+        products.quantise(packed.kind, at(x), 4 * columns, columns, at(q), at(xs), at(corr), 0, 15)
+        found = np.zeros((2, 15, 16), np.float32)
+        for tile in range(2):
+            tiles.tile_products(
+                packed.kind, at(packed.weights[tile]), at(packed.scales[tile]), at(q), groups * 64, at(xs), at(corr),
+                groups, at(found[tile]), 15,
+            )
+        found = found.transpose(1, 0, 2).reshape(15, 32)
+        numbers = (q.reshape(15, groups, 64) * xs[:, :, None]).reshape(15, -1)[:, :columns].astype(np.float64)
+        wanted = numbers @ unpack(packed).numpy().astype(np.float64).T
+        assert (abs(found[:, :24] - wanted) < 1e-4 * np.maximum(1, abs(wanted))).all(), (form, columns)
+        assert (found[:, 24:] == 0).all()
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "features"), [("avx2", {"avx2": True}), ("portable", {}), ("vnni", {"avx512vnni": True, "avx512vl": True})]
+    ("name", "features", "wide"),
+    [
+        ("avx2", {"avx2": True}, False),
+        ("portable", {}, False),
+        ("vnni", {"avx512vnni": True, "avx512vl": True}, True),
+        ("vnni", {"avxvnni": True}, False),
+    ],
 )
-def test_each_form_of_integer_products_is_right(name: str, features: dict[str, bool], tmp_path: Path) -> None:
+def test_each_form_of_integer_products_is_right(
+    name: str, features: dict[str, bool], wide: bool, tmp_path: Path
+) -> None:
     """In a process of its own, whose compiled code no other finds."""
     own = binding.get_host_cpu_features()
     if not all(own.get(feature) for feature in features):
         pytest.skip(f"this processor has no {name}")
-    script = INTEGERS.replace("{features}", repr(features)).replace("{name}", name)
+    script = INTEGERS.replace("{features}", repr(features)).replace("{name}", name).replace("{wide}", str(wide))
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from headway.engine.dots import FP32, GROUP
 from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import Packed, pack
 from headway.engine.parts import norm_parts, offset_of
+from headway.engine.products import ROOM
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
+from headway.engine.tiles import FP32, GROUP
 from headway.parts.projection import Projection
 
 STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
 _MOST_SPLITS = 64
+FEW = 16  # rows of which each thread makes for itself what is small
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,23 @@ class Weights:
 
 
 class Builder:
-    """A program for at most `rows` rows, which have states of `numbers` floats."""
+    """A program for at most `rows` rows, which have states of `numbers` floats.
+
+    Of few rows each thread makes for itself what is small (norms, rounded numbers), which spares barriers; in a `wide`
+    program, of many rows, the threads share this work, and the memory of one block serves the next.
+    """
 
     def __init__(self, weights: Weights, rows: int, numbers: int) -> None:
         self.weights, self.rows, self.numbers = weights, rows, numbers
+        self.wide = rows > FEW
         self.kept: list[Any] = []  # what addresses in the table point to
+        self._rooms: dict[int, list[int]] = {}  # by size, addresses that blocks use in turn
+        self._used: dict[int, int] = {}
+        self._together: set[int] = set()  # places that threads fill together before any reads them
+        self._pairs: dict[tuple[int, int], list[int]] = {}
+        self._turn = 0
         self.scratch = 64  # bytes for each thread
+        self._products = self.private_bytes(ROOM)
         self._stated = 0  # floats of a state that are in use
         self._whole: list[list[int]] = []
         self._floats: list[list[float]] = []
@@ -78,14 +91,44 @@ class Builder:
         )
 
     def shared(self, width: int) -> Place:
-        """Rows that all threads see."""
-        room = np.zeros((self.rows, width), np.float32)
-        self.kept.append(room)
-        return Place(room.ctypes.data, 4 * width, width)
+        """Rows that all threads see, until `again`."""
+        return Place(self._room(4 * width * self.rows), 4 * width, width)
+
+    def lasting(self, width: int) -> Place:
+        """Rows that all threads see, from one block to the next."""
+        return Place(self._bytes(4 * width * self.rows), 4 * width, width)
 
     def private(self, width: int) -> Place:
         """Rows that each thread has for itself."""
         return Place(self.private_bytes(4 * width * self.rows), 4 * width, width)
+
+    def small(self, width: int, lasting: bool = False) -> Place:
+        """Rows for a norm or a merge to write: private, or in a wide program shared, with a barrier after that."""
+        if not self.wide:
+            return self.private(width)
+        place = self.lasting(width) if lasting else self.shared(width)
+        self._together.add(place.address)
+        return place
+
+    def again(self) -> None:
+        """What `shared` gave before is free, all threads having met since they read it."""
+        self._used.clear()
+
+    def _room(self, size: int) -> int:
+        rooms, number = self._rooms.setdefault(size, []), self._used.get(size, 0)
+        if number == len(rooms):
+            rooms.append(self._bytes(size))
+        self._used[size] = number + 1
+        return rooms[number]
+
+    def _bytes(self, size: int) -> int:
+        room = np.zeros(size + 64, np.uint8)
+        self.kept.append(room)
+        return -(-room.ctypes.data // 64) * 64
+
+    def _meet(self, place: Place) -> None:
+        if place.address in self._together:
+            self.barrier()
 
     def private_bytes(self, size: int) -> int:
         """The address of `size` bytes that each thread has for itself."""
@@ -142,6 +185,7 @@ class Builder:
             Kind.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, groups=groups,
             sinks=self.constant(sinks), out=out.address, stride=out.stride,
         )  # fmt: skip
+        self._meet(out)
 
     def project(
         self,
@@ -159,7 +203,7 @@ class Builder:
         return y
 
     def norm(self, norm: nn.Module, x: Place, y: Place) -> None:
-        """y = norm(x); no barrier follows."""
+        """y = norm(x); no barrier follows, unless y is `small` in a wide program."""
         kind, weight, bias, eps = norm_parts(norm)
         self.emit(
             Kind.NORM,
@@ -173,6 +217,7 @@ class Builder:
             bias=self.constant(bias),
             eps=eps,
         )
+        self._meet(y)
 
     def multiply(
         self,
@@ -193,27 +238,27 @@ class Builder:
         packed = self.weights.matrix(weight)
         first, last = rows or (0, packed.rows)
         quantised = (0, 0, 0)
-        stride = x.stride
         if packed.kind != FP32:
             x, quantised = self._quantise(x, packed)
-            stride = x.stride
-        scales = 0 if packed.scales is None else packed.scales[first:].data_ptr()
         self.emit(
             Kind.MULTIPLY,
             format=packed.kind,
-            w=packed.weights[first:].data_ptr(),
-            scales=scales,
+            w=packed.weights.data_ptr(),
+            scales=0 if packed.scales is None else packed.scales.data_ptr(),
             bias=self.constant(None if bias is None else bias[first:]),
             x=x.address,
             x_scales=quantised[1],
             corrections=quantised[2],
-            stride=stride,
+            stride=x.stride,
             y=y.address,
             y_stride=y.stride,
+            start=first,
             rows=(last - first) // 2 if mode == GATED else last - first,
+            whole=packed.rows,
             columns=packed.columns,
             mode=mode,
             activation=activation,
+            room=self._products,
             cap=cap,
             scale=scale,
         )
@@ -221,13 +266,20 @@ class Builder:
     def add(self, x: Place, weight: Tensor, bias: Tensor | None, y: Place) -> None:
         self.multiply(x, weight, bias, y, ADD)
 
+    def _pair(self, size: int, part: int) -> int:
+        """Two rooms in turn: all threads have met between one rounding and the next, so none reads the one before."""
+        if (size, part) not in self._pairs:
+            self._pairs[size, part] = [self._bytes(size), self._bytes(size)]
+        return self._pairs[size, part][self._turn % 2]
+
     def _quantise(self, x: Place, packed: Packed) -> tuple[Place, tuple[int, int, int]]:
         groups = -(-packed.columns // GROUP)
-        places = (
-            self.private_bytes(groups * GROUP * self.rows),
-            self.private_bytes(4 * groups * self.rows),
-            self.private_bytes(4 * groups * self.rows),
-        )
+        sizes = (groups * GROUP * self.rows, 4 * groups * self.rows, 4 * groups * self.rows)
+        if self.wide:
+            places = (self._pair(sizes[0], 0), self._pair(sizes[1], 1), self._pair(sizes[2], 2))
+        else:
+            places = (self.private_bytes(sizes[0]), self.private_bytes(sizes[1]), self.private_bytes(sizes[2]))
+        self._turn += 1
         self.emit(
             Kind.QUANTISE,
             format=packed.kind,
@@ -238,4 +290,6 @@ class Builder:
             scales=places[1],
             corrections=places[2],
         )
+        if self.wide:
+            self.barrier()
         return Place(places[0], groups * GROUP, packed.columns), places

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.engine.builder import Memory, Weights
+from headway.engine.builder import FEW, Memory, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
+from headway.engine.packed import PackedTensor
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
@@ -23,7 +24,7 @@ from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
 from headway.models import Decoding, EncoderDecoder, Prompt, Transformer
 
-MOST_ROWS = 16
+_MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more rows are faster in fp32
 
 
 class Kept(NamedTuple):
@@ -56,7 +57,7 @@ class Kept(NamedTuple):
 
 
 class Engine(nn.Module):
-    """`model` with a compiled step for up to MOST_ROWS rows; its `config`, `start` and `step` are those of a model."""
+    """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
 
     def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None) -> None:
         """Raises CannotLowerError for what has no instruction."""
@@ -71,12 +72,16 @@ class Engine(nn.Module):
         self._lock = threading.Lock()
         self.weights = Weights()
         self.pool = pool(threads or torch.get_num_threads())
-        self._program = self._lower(1, 256, 64)
-        self._own, self._read = Blocks(self._program.own.numbers), Blocks(self._program.read.numbers)
+        packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
+        self.most_rows = _MOST_PACKED_ROWS if packed else _MOST_ROWS
+        program = self._lower(1, 256, 64)
+        self._programs = {False: program}  # of few rows, and of many
+        self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
+        self._own, self._read = Blocks(program.own.numbers), Blocks(program.read.numbers)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         logits, decoding = self.model.start(prompt, capacity)
-        if len(decoding.positions) > MOST_ROWS:
+        if len(decoding.positions) > self.most_rows:
             return logits, decoding
         return logits, self.adopt(decoding)
 
@@ -86,13 +91,8 @@ class Engine(nn.Module):
         logits, after = self.extend(ids[:, None], decoding)
         return logits[:, 0], after
 
-    @property
-    def extends(self) -> bool:
-        """Whether several tokens of a sequence can be read at once, and cut off again (by `Kept.at`)."""
-        return self._program.state_numbers == 0
-
     def extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> tuple[Float[Tensor, "B T C"], Kept]:
-        """T more symbols of each row, and the logits after each; B T is at most MOST_ROWS, and T is 1 where the model
+        """T more symbols of each row, and the logits after each; B T is at most `most_rows`, and T is 1 where the model
         does not extend. The logits are those of T steps, bit for bit.
         """
         rows, length = ids.shape
@@ -116,12 +116,14 @@ class Engine(nn.Module):
         if len(decoding.fixed):
             program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
         program.find_states(decoding.states)
+        logits = torch.empty(batch, program.symbols)
+        program.write_logits(logits.data_ptr())
         self._run(program, ids.reshape(-1).contiguous(), np.ascontiguousarray(positions))
-        return torch.from_numpy(program.logits[:batch].copy())
+        return logits
 
     def _run(self, program: Program, symbols: Tensor, places: np.ndarray) -> None:
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
-        scratch = [part.ctypes.data for part in self._scratch]
+        scratch = [part.ctypes.data for part in program.room]
 
         def job(thread: int) -> None:
             program.run(
@@ -140,18 +142,17 @@ class Engine(nn.Module):
             self.pool.run(job)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> Program:
-        now = self._program
+        wide = rows > FEW
+        now = self._programs.get(wide, self._programs[False])
         held = now.read.tables.shape[1] * BLOCK - BLOCK
         if rows > now.rows or capacity > now.capacity or reach > held:
             capacity = max(now.capacity, _power(capacity))
-            self._program = self._lower(max(now.rows, _power(rows)), capacity, max(held, _power(reach)))
-        return self._program
+            self._programs[wide] = self._lower(max(now.rows, _power(rows)), capacity, max(held, _power(reach)))
+        return self._programs[wide]
 
     def _lower(self, rows: int, capacity: int, reach: int) -> Program:
         with torch.inference_mode():
-            program = lower(self._decoder[0], self.weights, rows, capacity, reach)
-        self._scratch = np.zeros((self.pool.threads, program.scratch + 64), np.uint8)
-        return program
+            return lower(self._decoder[0], self.weights, rows, capacity, reach, self.pool.threads)
 
     def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks, and as rows of numbers."""

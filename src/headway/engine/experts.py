@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from headway.engine.machine import compiled, exp, f32
-from headway.engine.operations import at, share
+from headway.engine.operations import at, share_rows
 
 
 @compiled
 def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
     """Each thread for itself: the probability of each expert, 0 for all but the `active` likeliest. And sums of 0."""
     count, active = op[3], op[4]
-    first, last = share(op[9], thread, threads)
+    first, last = share_rows(op[9], thread, threads)
     for b in range(batch):
         x, y, total = f32(op[1] + b * op[2]), f32(at(op[6], scratch) + 4 * b * count), f32(op[7] + b * op[8])
         for i in range(first, last):
@@ -47,7 +47,7 @@ def idle(op: np.ndarray, batch: int, scratch: int) -> bool:
 @compiled
 def weigh(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
     """sum += probability x what the expert says, the share of columns of one thread."""
-    first, last = share(op[8], thread, threads)
+    first, last = share_rows(op[8], thread, threads)
     for b in range(batch):
         weight = f32(at(op[1], scratch) + 4 * b * op[2])[op[3]]
         x, y = f32(op[4] + b * op[5]), f32(op[6] + b * op[7])

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from headway.checkpoints.durable import write_tensors
 from headway.checkpoints.native import QUANTISED, check_tensors, named_tensors
 from headway.config import from_dict, to_dict
-from headway.engine.dots import GROUP, INT4
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import CODES, Format, Packed
+from headway.engine.tiles import GROUP, INT4, TILE, TILE4, TILE8
 from headway.errors import UserError
 from headway.models import ModelConfig, build
 
-VERSION = "1"
+VERSION = "2"
 _CODES, _SCALES = ".codes", ".scales"
 
 
@@ -93,12 +93,12 @@ def _packed(
 ) -> PackedTensor:
     """UserError for codes or scales that are not those of a matrix of this shape."""
     rows, columns = shape
-    groups = -(-columns // GROUP)
-    kind, width = (torch.uint8, GROUP // 2) if CODES[form] == INT4 else (torch.int8, GROUP)
+    tall, groups = -(-rows // TILE), -(-columns // GROUP)
+    kind, size = (torch.uint8, TILE4) if CODES[form] == INT4 else (torch.int8, TILE8)
     sound = (
         scales is not None
-        and (tuple(codes.shape), codes.dtype) == ((rows, groups * width), kind)
-        and (tuple(scales.shape), scales.dtype) == ((rows, groups), torch.float32)
+        and (tuple(codes.shape), codes.dtype) == ((tall, groups, size), kind)
+        and (tuple(scales.shape), scales.dtype) == ((tall, groups, TILE), torch.float32)
     )
     if not sound:
         raise UserError(

@@ -90,7 +90,7 @@ class AttentionLowering:
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()
-        out = self.build.private(heads * size)
+        out = self.build.small(heads * size)
         self.build.merge(pieces, heads, groups, out, sinks)
         return out
 

@@ -93,12 +93,19 @@ def _instructions() -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "portable"
     found = binding.get_host_cpu_features()
-    if found.get("avx512vnni") and found.get("avx512vl"):
+    if _is_wide() or found.get("avxvnni"):
         return "vnni"
     return "avx2" if found.get("avx2") else "portable"
 
 
+def _is_wide() -> bool:
+    """Whether integer products come in registers of 64 bytes."""
+    found = binding.get_host_cpu_features()
+    return bool(found.get("avx512vnni") and found.get("avx512vl"))
+
+
 INSTRUCTIONS = _instructions()
+WIDE = INSTRUCTIONS == "vnni" and _is_wide()
 
 
 def _pointer(kind: Any, llvm: ir.Type) -> Any:

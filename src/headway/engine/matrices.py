@@ -9,7 +9,7 @@ import numpy as np
 from headway.engine.cells import logistic
 from headway.engine.dots import dot32
 from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, tanh
+from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, share_rows, tanh
 
 ELU, DPFP = 32, 33  # feature maps beside the activations
 PLAIN, BY_SUM, BY_LENGTH = range(3)
@@ -129,7 +129,7 @@ def associate(
 def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int) -> None:
     """y = tanh(drive + F x), then F = decay F + rate y x^T: the cells, rows of F, of one thread."""
     x, width, decay, rate = at(op[3], scratch), op[7], np.float32(numbers[0]), np.float32(numbers[1])
-    first, last = share(op[8], thread, threads)
+    first, last = share_rows(op[8], thread, threads)
     for b in range(batch):
         if i64(places)[b] < 0:
             continue

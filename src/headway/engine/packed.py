@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headway.engine.dots import FP32, GROUP
-from headway.engine.operations import packed_product, unpack_rows
 from headway.engine.packing import Format, Packed, pack, unpack
 from headway.engine.pool import pool
-from headway.kernels.linear import matrix_unit
+from headway.engine.products import ROOM, packed_product, unpack_rows
+from headway.engine.tiles import FP32, GROUP
 from headway.models.embeds import TokenEmbed
 from headway.parts.projection import Projection
-
-_FEW = 16  # rows of numbers up to which products are made of the packed weights; matrix units are faster beyond
-_CHUNK = 1 << 22  # weights that are unpacked at once
 
 
 class PackedTensor(torch.Tensor):
@@ -113,33 +109,20 @@ def _unpack(packed: Packed, rows: Tensor, out: Tensor) -> None:
 
 def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
-    product: Callable[[Packed, Tensor], Tensor] = _few if rows.shape[0] <= _FEW else _many
-    y = product(packed, rows).view(*x.shape[:-1], packed.rows)
-    return y if bias is None else y + bias
+    y = _product(packed, rows).view(*x.shape[:-1], packed.rows)
+    return y if bias is None else y.add_(bias)
 
 
-def _few(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
+def _product(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
     """With numbers rounded to 8 bits, from the packed weights."""
     batch, groups = x.shape[0], -(-packed.columns // GROUP)
+    threads = _threads(batch * packed.rows * packed.columns)
     q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
     corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
+    room = np.empty(ROOM * threads.threads, np.uint8)
     places = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
     fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), *places, packed.rows, packed.columns, batch)
-    threads = _threads(packed.rows * packed.columns)
-    threads.run(lambda thread: packed_product(*fields, threads.counter, thread, threads.threads))
-    return y
-
-
-def _many(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
-    """By matrix products over some unpacked rows at a time, with factors rounded to bf16 where units for it exist."""
-    y = torch.empty(x.shape[0], packed.rows)
-    step = max(1, _CHUNK // packed.columns)
-    room = torch.empty(min(step, packed.rows), packed.columns)
-    with matrix_unit(True):
-        for start in range(0, packed.rows, step):
-            rows = torch.arange(start, min(start + step, packed.rows))
-            _unpack(packed, rows, room)
-            y[:, start : start + len(rows)] = F.linear(x, room[: len(rows)])
+    threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.checkpoints.native import Weights as Format
-from headway.engine.dots import FP32, GROUP, INT4, INT8
+from headway.engine.tiles import FP32, GROUP, INT4, INT8, LINES4, TILE
 from headway.errors import UserError
 
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
@@ -17,11 +17,13 @@ _TRIES = (1.0, 0.95, 0.9, 0.85, 0.8)  # parts of the largest weight that the int
 
 
 class Packed(NamedTuple):
-    """A matrix of `rows` x `columns`. Quantised: value = scale of the group x code."""
+    """A matrix of `rows` x `columns`. Quantised: value = scale of the group x code, in tiles (`engine/tiles.py`) whose
+    last rows and columns are filled with zeros.
+    """
 
     kind: int
-    weights: Float[Tensor, "R C"] | Int[Tensor, "R B"]
-    scales: Float[Tensor, "R G"] | None
+    weights: Float[Tensor, "R C"] | Int[Tensor, "T G B"]
+    scales: Float[Tensor, "T G 16"] | None
     rows: int
     columns: int
 
@@ -39,28 +41,42 @@ def pack(matrix: Float[Tensor, "R C"], form: Format) -> Packed:
         raise UserError("a weight is NaN or infinite; use a checkpoint with sound weights")
     if form == "fp32":
         return Packed(FP32, whole, None, rows, columns)
-    groups = -(-columns // GROUP)
-    padded = whole if groups * GROUP == columns else torch.nn.functional.pad(whole, (0, groups * GROUP - columns))
-    parts = padded.view(rows, groups, GROUP)
-    codes, scales = _eight(parts) if form == "int8" else _four(parts)
-    return Packed(CODES[form], codes.view(rows, -1), scales, rows, columns)
+    tall, groups = -(-rows // TILE), -(-columns // GROUP)
+    padded = torch.nn.functional.pad(whole, (0, groups * GROUP - columns, 0, tall * TILE - rows))
+    codes, scales = (_eight if form == "int8" else _four)(padded.view(tall * TILE, groups, GROUP))
+    return Packed(CODES[form], _tiles(codes), _by_group(scales), rows, columns)
 
 
 def unpack(packed: Packed) -> Float[Tensor, "R C"]:
     """The weights as the engine's products see them."""
     if packed.scales is None:
         return packed.weights
-    groups = packed.scales.shape[1]
-    codes = packed.weights.view(packed.rows, groups, -1)
+    tall, groups = packed.scales.shape[:2]
+    lines = packed.weights.view(tall, groups, -1, TILE, 4)
     if packed.kind == INT4:
-        codes = torch.cat([codes & 15, codes >> 4], dim=-1).to(torch.int16) - 8
-    return (codes.float() * packed.scales[:, :, None]).view(packed.rows, -1)[:, : packed.columns]
+        lines = torch.cat([lines & 15, lines >> 4], dim=2).to(torch.int16) - 8
+    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tall, TILE, groups, GROUP)
+    values *= packed.scales.permute(0, 2, 1)[:, :, :, None]
+    return values.view(tall * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
+
+
+def _tiles(codes: Int[Tensor, "R G C"]) -> Int[Tensor, "T G B"]:
+    """Rows of groups as tiles; an int4 group has codes from 0 to 15."""
+    groups = codes.shape[1]
+    lines = codes.view(-1, TILE, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if codes.dtype == torch.uint8:
+        lines = lines[:, :, :LINES4] | (lines[:, :, LINES4:] << 4)
+    return lines.reshape(lines.shape[0], groups, -1).contiguous()
+
+
+def _by_group(scales: Float[Tensor, "R G"]) -> Float[Tensor, "T G 16"]:
+    return scales.view(-1, TILE, scales.shape[1]).permute(0, 2, 1).contiguous()
 
 
 def _eight(parts: Float[Tensor, "R G 64"]) -> tuple[Tensor, Tensor]:
     scales = parts.abs().amax(-1) / 127
     inverse = torch.where(scales > 0, 1 / scales, 0)
-    return (parts * inverse[:, :, None]).round().to(torch.int8), scales.contiguous()
+    return (parts * inverse[:, :, None]).round().to(torch.int8), scales
 
 
 def _four(parts: Float[Tensor, "R G 64"]) -> tuple[Tensor, Tensor]:
@@ -73,9 +89,7 @@ def _four(parts: Float[Tensor, "R G 64"]) -> tuple[Tensor, Tensor]:
         error = (_codes(parts, tried) * tried[:, :, None] - parts).square().sum(-1)
         better = error < best
         best, scales = torch.where(better, error, best), torch.where(better, tried, scales)
-    codes = (_codes(parts, scales) + 8).to(torch.uint8)
-    low, high = codes.chunk(2, dim=-1)
-    return low | (high << 4), scales.contiguous()
+    return (_codes(parts, scales) + 8).to(torch.uint8), scales
 
 
 def _codes(parts: Tensor, scales: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from headway.engine.lowering_linear import LINEAR
 from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.parts import CannotLowerError, offset_of
-from headway.engine.program import Kind, run
+from headway.engine.program import NAMES, Kind, run
 from headway.engine.states import fixed_numbers, state_numbers
 from headway.engine.whole import run_whole
 from headway.layout import Layout
@@ -48,8 +48,8 @@ class Program:
     run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
-    scratch: int  # bytes of a thread
-    logits: np.ndarray  # [rows, C], where they come to lie
+    room: np.ndarray  # [threads, bytes], the scratch of each thread
+    symbols: int  # logits of a row
     own: Memory
     read: Memory
     rows: int
@@ -59,14 +59,18 @@ class Program:
     places: np.ndarray  # and those addresses, from the first byte of the states
     state_numbers: int  # of a row
 
+    def write_logits(self, address: int) -> None:
+        """Where the next run leaves its logits, [rows, C]: the last instruction makes them."""
+        self.table[-1, _RESULTS] = address
+
     def find_states(self, states: np.ndarray) -> None:
         """Run on these states, [B, numbers]."""
         self.table[self.stated] = self.places + states.ctypes.data
 
 
-def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> Program:
+def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, threads: int) -> Program:
     """The program of a decoder that reads memories of at most `reach` positions. Raises CannotLowerError."""
-    return _Lowering(model, weights, rows, capacity, reach).program()
+    return _Lowering(model, weights, rows, capacity, reach).program(threads)
 
 
 def check(model: Transformer) -> None:
@@ -85,24 +89,26 @@ class _Lowering:
         self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
         self.own = _memory(blocks, rows, capacity, _grows)
         self.read = _memory(blocks, rows, reach, _reads)
-        self.x = self.build.shared(model.config.width)
+        self.x = self.build.lasting(model.config.width)
         self.normed: dict[int, Place] = {}  # by width
         self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
 
-    def program(self) -> Program:
+    def program(self, threads: int) -> Program:
         build, model = self.build, self.model
         self._embed(model.embed)
         build.barrier()
         layers = {"own": 0, "read": 0, "fixed": 0}
         for block in model.stack.blocks:
             assert isinstance(block, Block)
+            build.again()
             self._block(block, layers)
-        logits = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
+        symbols = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
         loop = run_whole if (table[:, 0] >= Kind.COMBINE).any() else run
+        room = np.zeros((threads, build.scratch + 64), np.uint8)
         return Program(
-            loop, table, floats, build.scratch, logits, self.own, self.read, build.rows, self.capacity, build.kept,
+            loop, table, floats, room, symbols, self.own, self.read, build.rows, self.capacity, build.kept,
             (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
@@ -154,7 +160,7 @@ class _Lowering:
         first = self._norm(block.mix.before, self.x)
         second, fed = first, None
         if block.feed is not None and block.feed.before is not block.mix.before:
-            second = self._norm(block.feed.before, self.x, self.build.private(self.x.width))
+            second = self._norm(block.feed.before, self.x, self.build.small(self.x.width))
         mixed = self._mixer(block.mixer, first, layers)
         if block.feed is not None:
             fed = feed_forward(self.build, block.feed_forward, second)
@@ -175,9 +181,9 @@ class _Lowering:
             if isinstance(out, Projection):
                 inner = self.build.project(inner, out)
                 self.build.barrier()
-            y = self._norm(branch.after, inner, self.build.private(inner.width))
+            y = self._norm(branch.after, inner, self.build.small(inner.width))
             if y.width != self.x.width:
-                self.x = self.build.shared(y.width)
+                self.x = self.build.lasting(y.width)
             self.build.sum(y, self.x, branch.residual, gain)
         self.build.barrier()
         if not isinstance(branch.last, nn.Identity):
@@ -189,7 +195,7 @@ class _Lowering:
         if isinstance(norm, nn.Identity):
             return x
         if x.width not in self.normed:
-            self.normed[x.width] = self.build.private(x.width)
+            self.normed[x.width] = self.build.small(x.width, lasting=True)
         y = into or self.normed[x.width]
         self.build.norm(norm, x, y)
         return y
@@ -212,7 +218,7 @@ class _Lowering:
         layers[which] += 4 * numbers * BLOCK
         return start
 
-    def _head(self, head: nn.Module, x: Place) -> np.ndarray:
+    def _head(self, head: nn.Module, x: Place) -> int:
         if not isinstance(head, VocabularyHead):
             raise CannotLowerError(f"the head {type(head).__name__}")
         if isinstance(head.transform, Transform):
@@ -230,21 +236,21 @@ class _Lowering:
             x = y
         elif not isinstance(head.transform, nn.Identity):
             raise CannotLowerError(f"the head's {type(head.transform).__name__}")
-        logits = np.zeros((self.build.rows, head.weight.shape[0]), np.float32)
-        self.build.kept.append(logits)
+        symbols = head.weight.shape[0]
         cap = head.config.soft_cap
         self.build.multiply(
             x,
             head.weight,
             head.bias,
-            Place(logits.ctypes.data, 4 * logits.shape[1], logits.shape[1]),
+            Place(0, 4 * symbols, symbols),  # which `Program.write_logits` finds a place for
             activation=code.NONE if cap is None else code.SOFT_CAP,
             cap=cap or 0.0,
             scale=head.config.scale,
         )
-        return logits
+        return symbols
 
 
+_RESULTS = 1 + NAMES[Kind.MULTIPLY].split().index("y")
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
     Transformer,

@@ -15,16 +15,13 @@ from headway.engine.attention import attend_piece, keep, merge, prepare_head
 from headway.engine.machine import barrier, compiled, f32, i64
 from headway.engine.operations import (
     BLOCK,
-    GATED,
     at,
-    multiply,
-    multiply_gated,
     norm_row,
-    quantise,
     share,
+    share_rows,
     splits_of,
-    unpack_row,
 )
+from headway.engine.products import multiply, quantise, unpack_row
 
 FIELDS, FLOATS = 28, 4
 
@@ -53,8 +50,8 @@ NAMES = {
     Kind.EMBED: "format table scales width out stride positions limit offset; scale",
     Kind.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
     Kind.QUANTISE: "format src stride columns q scales corrections",
-    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride rows columns mode activation; cap "
-    "scale",
+    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
+    "activation room; cap scale",
     Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
     "span tables table_step lengths layer pieces q scores; eps cap scale",
     Kind.MERGE: "pieces heads size groups sinks out stride",
@@ -75,6 +72,12 @@ COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(K
 
 
 @compiled
+def share_of(place: int, batch: int, thread: int, threads: int) -> tuple[int, int]:
+    """The rows that a thread makes of what comes to lie at `place`: all where that is its own."""
+    return share(batch, thread, threads) if place >= 0 else (0, batch)
+
+
+@compiled
 def _embed(
     op: np.ndarray, numbers: np.ndarray, symbols: int, places: int, batch: int, thread: int, threads: int
 ) -> None:
@@ -91,10 +94,10 @@ def _embed(
 
 @compiled
 def _norm(op: np.ndarray, numbers: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    for b in range(batch):
-        if op[3] < 0 or b % threads == thread:
-            src, dst = at(op[1], scratch) + b * op[2], at(op[3], scratch) + b * op[4]
-            norm_row(op[6], src, dst, op[5], op[7], op[8], numbers[0])
+    first, last = share_of(op[3], batch, thread, threads)
+    for b in range(first, last):
+        src, dst = at(op[1], scratch) + b * op[2], at(op[3], scratch) + b * op[4]
+        norm_row(op[6], src, dst, op[5], op[7], op[8], numbers[0])
 
 
 @compiled
@@ -161,7 +164,7 @@ def _attend(
 @compiled
 def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
     """dst = dst (if residual) + gain x src, the share of columns of one thread."""
-    first, last = share(op[5], thread, threads)
+    first, last = share_rows(op[5], thread, threads)
     for b in range(batch):
         x, y = f32(at(op[1], scratch) + b * op[2]), f32(at(op[3], scratch) + b * op[4])
         for i in range(first, last):
@@ -188,23 +191,17 @@ def run(
         op, numbers = table[number], floats[number]
         kind = op[0]
         if kind == MULTIPLY:
-            x = at(op[5], scratch)
-            xs, corr = at(op[6], scratch), at(op[7], scratch)
-            if op[13] == GATED:
-                multiply_gated(
-                    op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[14],
-                    thread, threads,
-                )  # fmt: skip
-            else:
-                multiply(
-                    op[1], op[2], op[3], op[4], x, xs, corr, op[8], op[9], op[10], op[11], op[12], batch, op[13],
-                    op[14], np.float32(numbers[0]), np.float32(numbers[1]), thread, threads,
-                )  # fmt: skip
+            multiply(
+                op[1], op[2], op[3], op[4], at(op[5], scratch), at(op[6], scratch), at(op[7], scratch), op[8], op[9],
+                op[10], op[11], op[12], op[13], op[14], batch, op[15], op[16], np.float32(numbers[0]),
+                np.float32(numbers[1]), at(op[17], scratch), thread, threads,
+            )  # fmt: skip
         elif kind == NORM:
             _norm(op, numbers, batch, scratch, thread, threads)
         elif kind == QUANTISE:
             q, xs, corr = at(op[5], scratch), at(op[6], scratch), at(op[7], scratch)
-            quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, batch)
+            first, last = share_of(op[5], batch, thread, threads)
+            quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, first, last)
         elif kind == ATTEND:
             if op[6]:
                 _keep(op, numbers, places, batch, scratch, thread, threads)
@@ -212,7 +209,8 @@ def run(
             _attend(op, numbers, places, batch, scratch, thread, threads)
         elif kind == MERGE:
             pieces = splits_of(op[4], threads)
-            for b in range(batch):
+            first, last = share_of(op[6], batch, thread, threads)
+            for b in range(first, last):
                 start = op[1] + 4 * b * op[2] * pieces * (op[3] + 2)
                 merge(start, pieces, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
         elif kind == EMBED:

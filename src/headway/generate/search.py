@@ -133,7 +133,7 @@ class _Search:
         self.length += 1
         logp = logits.float().log_softmax(-1)
         if len(self.suppressed):
-            logp = logp.index_fill(1, self.suppressed, -math.inf)
+            logp.index_fill_(1, self.suppressed, -math.inf)
         totals, parents, symbols = self._candidates(logp)
         ends = symbols == self.end
         ending = ends & (totals != -math.inf) & ~self.done[:, None]

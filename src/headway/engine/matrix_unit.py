@@ -1,0 +1,174 @@
+"""Products of tiles with 16 rows of numbers at a time on a processor's matrix unit (Intel AMX).
+
+The unit multiplies a block of 16 rows of 64 bytes with a tile, as it lies in memory, in one instruction. Its whole sums
+are those of the other forms, and so are the results, to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+
+from headway.engine.machine import _F32, _I8, _I32, _I64, WIDE, compiled, intrinsic, u8
+from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
+
+BLOCK_ROWS = 16  # rows of numbers
+CONFIGURATION = 64  # bytes that describe the unit's registers
+ROOM = 2 * TILE8  # of scratch: whole sums, and an int4 tile as bytes
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the unit to a process
+_SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
+_WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
+
+
+def _granted() -> bool:
+    """Whether the processor has the unit and the system lets this process use it."""
+    found = binding.get_host_cpu_features()
+    if not (WIDE and platform.system() == "Linux" and found.get("amx-tile") and found.get("amx-int8")):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
+
+
+HAS_MATRIX_UNIT = _granted()
+
+
+def _call(builder: Any, name: str, *args: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), args)
+
+
+def _register(number: int) -> ir.Constant:
+    return ir.Constant(_I8, number)
+
+
+@intrinsic
+def _configure(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _call(builder, "ldtilecfg", builder.inttoptr(args[0], _I8.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def _release(typing: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _call(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@compiled
+def acquire(room: int) -> None:
+    """Set up the unit for this thread; `room` has CONFIGURATION bytes."""
+    if HAS_MATRIX_UNIT:
+        description = u8(room)
+        for i in range(CONFIGURATION):
+            description[i] = np.uint8(0)
+        description[0] = np.uint8(1)
+        for register in range(3):  # sums, numbers, weights
+            description[16 + 2 * register] = np.uint8(LINE)
+            description[48 + register] = np.uint8(BLOCK_ROWS)
+        _configure(room)
+
+
+@compiled
+def release() -> None:
+    if HAS_MATRIX_UNIT:
+        _release()
+
+
+def _spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
+
+
+def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType) -> Any:
+    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
+
+
+def _widen(builder: Any, tile: Any, room: Any) -> None:
+    """An int4 tile as bytes from 0 to 15."""
+    low = ir.Constant(_BYTES, [15] * LINE)
+    for line in range(LINES4):
+        both = builder.load(_at(builder, tile, ir.Constant(_I64, line * LINE), _BYTES))
+        both.align = 1
+        shifted = builder.lshr(builder.bitcast(both, _WORDS), ir.Constant(_WORDS, [4] * _WORDS.count))
+        for start, half in ((0, both), (LINES4, builder.bitcast(shifted, _BYTES))):
+            place = _at(builder, room, ir.Constant(_I64, (start + line) * LINE), _BYTES)
+            builder.store(builder.and_(half, low), place).align = 64
+
+
+def _block(kind: int) -> Any:
+    """As `tiles.tile_products` for exactly 16 rows of numbers; `room` is on a boundary of 64 bytes."""
+    size = TILE8 if kind == INT8 else TILE4
+
+    @intrinsic
+    def products(
+        typing: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any, groups: Any,
+        out: Any, room: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            number = lambda value: ir.Constant(_I64, value)  # noqa: E731
+            pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
+            weights, ws, numbers = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[2], _I8)
+            scales, corr, result = pointer(args[4], _F32), pointer(args[5], _I32), pointer(args[7], _F32)
+            groups, whole = args[6], pointer(args[8], _I8)
+            widened = builder.gep(whole, [number(TILE8)])
+            zero = ir.Constant(_FLOATS, [0.0] * TILE)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(BLOCK_ROWS)]
+            with cgutils.for_range(builder, groups) as loop:
+                group = loop.index
+                tile = builder.gep(weights, [builder.mul(group, number(size))])
+                if kind != INT8:
+                    _widen(builder, tile, widened)
+                _call(builder, "tilezero", _register(0))
+                row = builder.gep(numbers, [builder.mul(group, number(GROUP))])
+                _call(builder, "tileloadd64", _register(1), row, args[3])
+                _call(builder, "tileloadd64", _register(2), tile if kind == INT8 else widened, number(LINE))
+                name = "tdpbssd" if kind == INT8 else "tdpbsud"
+                _call(builder, name, _register(0), _register(1), _register(2))
+                _call(builder, "tilestored64", _register(0), whole, number(LINE))
+                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS))
+                factor.align = 4
+                for b, total in enumerate(sums):
+                    place = builder.add(builder.mul(groups, number(b)), group)
+                    found = builder.load(_at(builder, whole, number(b * LINE), _SUMS))
+                    found.align = 64
+                    if kind != INT8:  # what the weights are moved up by
+                        found = builder.add(found, _spread(builder, builder.load(builder.gep(corr, [place])), _SUMS))
+                    scale = _spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
+                    product = builder.fmul(
+                        builder.sitofp(found, _FLOATS), builder.fmul(factor, scale), flags=("contract",)
+                    )
+                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+            for b, total in enumerate(sums):
+                place = _at(builder, result, number(TILE * b), _FLOATS)
+                builder.store(builder.load(total), place).align = 4
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), generate
+
+    return products
+
+
+_eight, _four = _block(INT8), _block(INT4)
+
+
+@compiled
+def block_products(
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, room: int
+) -> None:
+    """As `tiles.tile_products` for 16 rows of numbers, on a unit that `acquire` has set up."""
+    if HAS_MATRIX_UNIT:
+        if kind == INT8:
+            _eight(w, ws, x, stride, xs, corr, groups, out, room)
+        else:
+            _four(w, ws, x, stride, xs, corr, groups, out, room)

@@ -1,0 +1,126 @@
+"""Rows of numbers rounded to int8, in groups of 64: value = scale x byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic
+from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
+
+_LANES = 16
+_FLOATS, _WHOLE, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))
+_PARTS = GROUP // _LANES
+
+
+def _parts(builder: Any, address: Any, kind: ir.VectorType) -> list[Any]:
+    """The pointers of a group's parts."""
+    base = builder.inttoptr(address, kind.as_pointer())
+    return [builder.gep(base, [ir.Constant(_I32, part)]) for part in range(_PARTS)]
+
+
+def _numbers(builder: Any, address: Any) -> list[Any]:
+    found = [builder.load(pointer) for pointer in _parts(builder, address, _FLOATS)]
+    for part in found:
+        part.align = 4
+    return found
+
+
+def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
+    half = x.type.count // 2
+    orders = ([start + i for i in range(half)] for start in (0, half))
+    low, high = (builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, half), order)) for order in orders)
+    return low, high
+
+
+def _map(builder: Any, name: str, x: Any) -> Any:
+    kind = ir.FunctionType(x.type, [x.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v16f32"), [x])
+
+
+@intrinsic
+def _largest(typing: Any, x: Any) -> Any:
+    """The largest size of 64 numbers; NaN where one of them is no number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        parts = _numbers(builder, args[0])
+        zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+        top, broken = _map(builder, "fabs", parts[0]), builder.fmul(parts[0], zero)
+        for part in parts[1:]:
+            size = _map(builder, "fabs", part)
+            top = builder.select(builder.fcmp_ordered(">", size, top), size, top)
+            broken = builder.fadd(broken, builder.fmul(part, zero))
+        while top.type.count > 1:
+            low, high = _halves(builder, top)
+            top = builder.select(builder.fcmp_ordered(">", high, low), high, low)
+            broken = builder.fadd(*_halves(builder, broken))
+        first = ir.Constant(_I32, 0)
+        return builder.fadd(builder.extract_element(top, first), builder.extract_element(broken, first))
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def _round(typing: Any, x: Any, inverse: Any, q: Any) -> Any:
+    """Bytes of 64 numbers times `inverse`, to the nearest; their sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[1], ir.Constant(_I32, 0))
+        factor = builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WHOLE, [0] * _LANES))
+        total: Any = None
+        for part, target in zip(_numbers(builder, args[0]), _parts(builder, args[2], _BYTES)):
+            whole = builder.fptosi(_map(builder, "rint", builder.fmul(part, factor)), _WHOLE)
+            builder.store(builder.trunc(whole, _BYTES), target).align = 1
+            total = whole if total is None else builder.add(total, whole)
+        while total.type.count > 1:
+            total = builder.add(*_halves(builder, total))
+        return builder.extract_element(total, ir.Constant(_I32, 0))
+
+    return types.int32(types.int64, types.float32, types.int64), generate
+
+
+@compiled
+def _inverse(scale: F32) -> F32:
+    return np.float32(1) / scale if scale > 0 else np.float32(0)
+
+
+@compiled
+def _part(x: int, count: int, q: int) -> Any:
+    """As `_largest` and `_round` of fewer than 64 numbers, padded with zeros: the scale, and the sum."""
+    numbers, codes = f32(x), i8(q)
+    largest, broken = np.float32(0), np.float32(0)
+    for c in range(count):
+        largest = max(largest, abs(numbers[c]))
+        broken += numbers[c] * np.float32(0)
+    scale = (largest + broken) / np.float32(127)
+    inverse, total = _inverse(scale), np.int32(0)
+    for c in range(count):
+        value = np.int32(np.rint(numbers[c] * inverse))
+        codes[c] = np.int8(value)
+        total += value
+    for c in range(count, GROUP):
+        codes[c] = np.int8(0)
+    return scale, total
+
+
+@compiled
+def quantise_row(x: int, columns: int, kind: int, out: int, scales: int, corrections: int, groups: int) -> None:
+    """A row of numbers as int8, a scale for each group, padded with zeros. A group with a number that is NaN or
+    infinite gets a scale that is NaN, so that products show it. Corrections take away what weights of that kind are
+    moved up by.
+    """
+    s, corr = f32(scales), i32(corrections)
+    shift = np.int32(SHIFT8 if kind == INT8 else SHIFT4)
+    for g in range(groups):
+        source, target, left = x + 4 * g * GROUP, out + g * GROUP, columns - g * GROUP
+        if left >= GROUP:
+            scale = _largest(source) / np.float32(127)
+            total = _round(source, _inverse(scale), target)
+        else:
+            scale, total = _part(source, left, target)
+        s[g] = scale
+        corr[g] = -shift * total

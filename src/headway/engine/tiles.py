@@ -1,0 +1,244 @@
+"""Products of int8 or int4 weights with rows of int8 numbers, 16 rows of weights at a time.
+
+Quantised matrices lie in tiles of TILE rows and GROUP columns, with a scale for each row of a tile. A tile has a line
+for each four columns: four bytes of each of its 16 rows, so that one instruction multiplies a line with four numbers,
+and the sums of 16 rows stay apart. An int8 tile has 16 lines; an int4 tile has 8, of which line i holds columns 4i to
+4i + 3 in the low halves of its bytes and columns 32 + 4i to 32 + 4i + 3 in the high ones, each 8 more than its value.
+Processors multiply unsigned with signed bytes, so weights are moved up by 128 or 8, and a correction for each group of
+numbers takes away what that adds.
+
+Whole sums of a group are exact and the groups of a row are added in their order, so a row's result is the same to the
+last bit with any number of other rows, by any of these forms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from headway.engine.machine import _F32, _I8, _I16, _I32, INSTRUCTIONS, WIDE, compiled, f32, i8, intrinsic, u8
+
+FP32, INT8, INT4 = 0, 1, 2
+GROUP, TILE = 64, 16  # columns and rows of a tile
+LINES8, LINES4 = GROUP // 4, GROUP // 8
+LINE = 4 * TILE  # bytes
+TILE8, TILE4 = LINES8 * LINE, LINES4 * LINE
+# What a weight is moved up by; AVX2 multiplies absolute values instead, as its sums of 16 bits could overflow.
+SHIFT8 = 128 if INSTRUCTIONS == "vnni" else 0
+SHIFT4 = 8
+_LANES = 16 if WIDE else 8  # sums in a register
+_PARTS = TILE // _LANES
+_BYTES, _WORDS = ir.VectorType(_I8, 4 * _LANES), ir.VectorType(_I16, 2 * _LANES)
+_SUMS, _FLOATS = ir.VectorType(_I32, _LANES), ir.VectorType(_F32, _LANES)
+
+
+def _fill(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
+
+
+def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int = 1) -> Any:
+    found = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
+    found.align = align
+    return found
+
+
+def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
+    """total + products of unsigned w with signed x, four to a lane."""
+    if INSTRUCTIONS == "vnni":
+        return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}", _SUMS, [total, w, x])
+    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, [w, x])
+    return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", _SUMS, [pairs, _fill(_WORDS, 1)]))
+
+
+def _signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
+    """Of each x; what concerns w alone is done once."""
+    if INSTRUCTIONS == "vnni":
+        moved = builder.xor(w, _fill(_BYTES, 128))
+        return [_unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
+    size = _call(builder, "llvm.x86.avx2.psign.b", _BYTES, [w, w])
+    turned = [_call(builder, "llvm.x86.avx2.psign.b", _BYTES, [x, w]) for x in xs]
+    return [_unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
+
+
+def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
+    """One stored line of a tile as vectors of bytes, each with the line of numbers that it is multiplied with, counted
+    from `line` on.
+    """
+    start = builder.add(builder.mul(line, ir.Constant(line.type, LINE)), ir.Constant(line.type, 4 * _LANES * part))
+    both = _load(builder, tile, start, _BYTES)
+    if kind == INT8:
+        return [(0, both)]
+    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), _fill(_WORDS, 4)), _BYTES)
+    return [(0, builder.and_(both, _fill(_BYTES, 15))), (LINES4, builder.and_(high, _fill(_BYTES, 15)))]
+
+
+def _vector_tile(kind: int, count: int) -> Any:
+    """The products of 16 rows of weights with `count` rows of numbers, [count, 16] floats at `out`.
+
+    `w` and `w_scales` are those of the first tile, `groups` tiles following each other. Rows of numbers lie `stride`
+    bytes apart, their scales and corrections 4 `groups`.
+    """
+    size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
+
+    @intrinsic
+    def products(
+        typing: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any, groups: Any, out: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = args[0].type
+            number = lambda value: ir.Constant(word, value)  # noqa: E731
+            pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
+            groups = args[6]
+            weights, ws, result = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[7], _F32)
+            xs = [pointer(builder.add(args[2], builder.mul(args[3], number(b))), _I8) for b in range(count)]
+            scales, corr = pointer(args[4], _F32), pointer(args[5], _I32)
+            zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
+            with cgutils.for_range(builder, groups) as loop:
+                group = loop.index
+                tile = builder.gep(weights, [builder.mul(group, number(size))])
+                places = [builder.add(builder.mul(groups, number(b)), group) for b in range(count)]
+                firsts = [_spread(builder, builder.load(builder.gep(corr, [place])), _SUMS) for place in places]
+                totals = [[cgutils.alloca_once(builder, _SUMS) for _ in range(_PARTS)] for _ in xs]
+                for first, row in zip(firsts, totals):
+                    for total in row:
+                        builder.store(first, total)
+                numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
+                with cgutils.for_range(builder, number(lines)) as inner:
+                    for part in range(_PARTS):
+                        for ahead, line in _lines(builder, kind, tile, inner.index, part):
+                            at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
+                            fours = []
+                            for base in numbers:
+                                four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
+                                four.align = 4
+                                fours.append(builder.bitcast(_spread(builder, four, _SUMS), _BYTES))
+                            now = [builder.load(row[part]) for row in totals]
+                            if kind == INT8:
+                                after = _signed(builder, now, line, fours)
+                            else:
+                                after = [_unsigned(builder, total, line, four) for total, four in zip(now, fours)]
+                            for row, total in zip(totals, after):
+                                builder.store(total, row[part])
+                for part in range(_PARTS):
+                    at = builder.add(builder.mul(group, number(TILE)), number(_LANES * part))
+                    factor = _load(builder, ws, at, _FLOATS, 4)
+                    for row, total, place in zip(sums, totals, places):
+                        scale = _spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
+                        whole = builder.sitofp(builder.load(total[part]), _FLOATS)
+                        product = builder.fmul(whole, builder.fmul(factor, scale), flags=("contract",))
+                        builder.store(builder.fadd(builder.load(row[part]), product, flags=("contract",)), row[part])
+            for b, row in enumerate(sums):
+                for part, total in enumerate(row):
+                    at = builder.gep(result, [number(TILE * b + _LANES * part)])
+                    builder.store(builder.load(total), builder.bitcast(at, _FLOATS.as_pointer())).align = 4
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return products
+
+
+@compiled
+def _plain8(w: int, w_scales: int, x: int, x_scales: int, groups: int, out: int) -> None:
+    weights, ws, numbers, xs, sums = i8(w), f32(w_scales), i8(x), f32(x_scales), f32(out)
+    for row in range(TILE):
+        sums[row] = np.float32(0)
+        for g in range(groups):
+            total = np.int32(0)
+            for line in range(LINES8):
+                for j in range(4):
+                    code = np.int32(weights[g * TILE8 + line * LINE + 4 * row + j])
+                    total += code * np.int32(numbers[g * GROUP + 4 * line + j])
+            sums[row] += np.float32(total) * (ws[g * TILE + row] * xs[g])
+
+
+@compiled
+def _plain4(w: int, w_scales: int, x: int, x_scales: int, groups: int, out: int) -> None:
+    weights, ws, numbers, xs, sums = u8(w), f32(w_scales), i8(x), f32(x_scales), f32(out)
+    for row in range(TILE):
+        sums[row] = np.float32(0)
+        for g in range(groups):
+            total = np.int32(0)
+            for line in range(LINES4):
+                for j in range(4):
+                    both = np.int32(weights[g * TILE4 + line * LINE + 4 * row + j])
+                    place = g * GROUP + 4 * line + j
+                    total += ((both & 15) - 8) * np.int32(numbers[place])
+                    total += ((both >> 4) - 8) * np.int32(numbers[place + GROUP // 2])
+            sums[row] += np.float32(total) * (ws[g * TILE + row] * xs[g])
+
+
+@compiled
+def _plain_tiles(
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
+) -> None:
+    for b in range(count):
+        if kind == INT8:
+            _plain8(w, ws, x + b * stride, xs + 4 * b * groups, groups, out + b * LINE)
+        else:
+            _plain4(w, ws, x + b * stride, xs + 4 * b * groups, groups, out + b * LINE)
+
+
+_ONE8, _TWO8, _FOUR8, _EIGHT8 = (_vector_tile(INT8, count) for count in (1, 2, 4, 8))
+_ONE4, _TWO4, _FOUR4, _EIGHT4 = (_vector_tile(INT4, count) for count in (1, 2, 4, 8))
+
+
+@compiled
+def _eight_bits(w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int) -> None:
+    b, step = 0, 4 * groups
+    while count - b >= 8:
+        _EIGHT8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 8
+    if count - b >= 4:
+        _FOUR8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 4
+    if count - b >= 2:
+        _TWO8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 2
+    if count - b >= 1:
+        _ONE8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+
+
+@compiled
+def _four_bits(w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int) -> None:
+    b, step = 0, 4 * groups
+    while count - b >= 8:
+        _EIGHT4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 8
+    if count - b >= 4:
+        _FOUR4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 4
+    if count - b >= 2:
+        _TWO4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 2
+    if count - b >= 1:
+        _ONE4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+
+
+@compiled
+def _vector_tiles(
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
+) -> None:
+    if kind == INT8:
+        _eight_bits(w, ws, x, stride, xs, corr, groups, out, count)
+    else:
+        _four_bits(w, ws, x, stride, xs, corr, groups, out, count)
+
+
+tile_products = _plain_tiles if INSTRUCTIONS == "portable" else _vector_tiles

@@ -1,0 +1,118 @@
+"""Laws of the CPU engine over many rows: by tiles, on the matrix unit, and in programs whose threads share all work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import CAUSAL, FEED_FORWARDS, MIXERS, hybrid, ids, seq2seq, shake
+
+from headway.engine import Engine, Format, quantise
+from headway.engine.decoder import Kept
+from headway.engine.machine import compiled
+from headway.engine.matrix_unit import CONFIGURATION, HAS_MATRIX_UNIT, ROOM, acquire, block_products, release
+from headway.engine.packing import pack, unpack
+from headway.engine.products import quantise as round_rows
+from headway.engine.rounding import quantise_row
+from headway.engine.tiles import INT8, tile_products
+from headway.layout import Layout
+from headway.models import BlockConfig, EncoderDecoder, Prompt, Transformer, build
+
+ROWS = 21  # more than a program of few rows takes, and no multiple of what the matrix unit takes at once
+FEEDS = list(FEED_FORWARDS.values())
+
+
+def ready(config: object) -> Transformer | EncoderDecoder:
+    model = build(config).eval()  # type: ignore[arg-type]
+    shake(model)
+    assert isinstance(model, (Transformer, EncoderDecoder))
+    return model.float().requires_grad_(False)
+
+
+def same_alone(engine: Engine, prompt: Prompt, tokens: torch.Tensor) -> None:
+    """All rows together, and each alone, bit for bit."""
+    rows = torch.arange(len(tokens))
+    with torch.inference_mode():
+        _, states = engine.model.start(prompt, 64)  # type: ignore[operator]
+        together = engine.adopt(states)
+        memory = prompt.source is not None
+        alone = [engine.adopt(states.select(rows[n : n + 1], rows[n : n + 1] if memory else None)) for n in rows]
+        assert isinstance(together, Kept)
+        for column in tokens.T:
+            logits, together = engine.step(column, together)
+            for row in range(len(tokens)):
+                single, alone[row] = engine.step(column[row : row + 1], alone[row])  # type: ignore[assignment]
+                assert torch.equal(single[0], logits[row])
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_many_rows_are_what_each_is_alone(name: str, form: Format) -> None:
+    feed = FEEDS[CAUSAL.index(name) % len(FEEDS)]
+    placement = ("pre", "post", "sandwich")[CAUSAL.index(name) % 3]
+    blocks = tuple(BlockConfig(MIXERS[name], None, feed, placement=placement) for _ in range(2))  # type: ignore[arg-type]
+    config = replace(hybrid(), context=64)
+    model = ready(replace(config, stack=replace(config.stack, blocks=blocks)))
+    engine = Engine(quantise(model, form), threads=2)  # type: ignore[arg-type]
+    same_alone(engine, Prompt(ids(ROWS, 5), Layout.full(ROWS, 5)), ids(ROWS, 3, seed=3))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_rows_of_a_translator(threads: int) -> None:
+    model = ready(seq2seq("all"))
+    engine = Engine(quantise(model, "int8"), threads)  # type: ignore[arg-type]
+    lengths = [1 + n % 9 for n in range(ROWS)]
+    source = Layout.padded(lengths, 9)
+    same_alone(engine, Prompt(ids(ROWS, 2), Layout.full(ROWS, 2), ids(ROWS, 9, seed=1), source), ids(ROWS, 2, seed=2))
+
+
+def test_fewer_rows_after_many_use_their_own_program() -> None:
+    model = quantise(ready(replace(hybrid(), stack=replace(hybrid().stack, blocks=hybrid().stack.blocks[:1]))), "int8")
+    engine = Engine(model, threads=2)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        for rows in (ROWS, 3):
+            prompt = Prompt(ids(rows, 5), Layout.full(rows, 5))
+            logits, states = engine.start(prompt, 20)
+            engine.step(logits.argmax(-1), states)
+    assert [program.rows for _, program in sorted(engine._programs.items())] == [4, 32]
+
+
+@compiled
+def _on_the_unit(
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, room: int
+) -> None:
+    acquire(room + ROOM)
+    block_products(kind, w, ws, x, stride, xs, corr, groups, out, room)
+    release()
+
+
+@pytest.mark.skipif(not HAS_MATRIX_UNIT, reason="this processor has no matrix unit, or its system keeps it")
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("columns", [64, 200, 512])
+def test_the_matrix_unit_gives_what_tiles_give(form: Format, columns: int) -> None:
+    packed, x = pack(torch.randn(16, columns) * 3, form), torch.randn(16, columns)
+    assert packed.scales is not None
+    groups = packed.scales.shape[1]
+    q, xs, corr = (np.zeros((16, n), kind) for n, kind in ((64 * groups, np.int8), (groups, "f4"), (groups, "i4")))
+    round_rows(packed.kind, x.data_ptr(), 4 * columns, columns, q.ctypes.data, xs.ctypes.data, corr.ctypes.data, 0, 16)
+    one, two, room = np.zeros((16, 16), "f4"), np.zeros((16, 16), "f4"), np.zeros(ROOM + CONFIGURATION + 64, np.uint8)
+    fields = (packed.kind, packed.weights.data_ptr(), packed.scales.data_ptr(), q.ctypes.data, 64 * groups)
+    fields = (*fields, xs.ctypes.data, corr.ctypes.data, groups)
+    _on_the_unit(*fields, one.ctypes.data, -(-room.ctypes.data // 64) * 64)
+    tile_products(*fields, two.ctypes.data, 16)
+    assert (one == two).all()
+    wanted = (q.reshape(16, groups, 64) * xs[:, :, None]).reshape(16, -1)[:, :columns] @ unpack(packed).numpy().T
+    np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("columns", [128, 70])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_number_that_is_none_is_not_rounded_away(columns: int, broken: float) -> None:
+    x = np.ones(columns, np.float32)
+    x[-1] = broken
+    q, scales, corrections = np.zeros(128, np.int8), np.zeros(2, np.float32), np.zeros(2, np.int32)
+    quantise_row(x.ctypes.data, columns, INT8, q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, 2)
+    assert scales[0] == np.float32(1 / 127)
+    assert np.isnan(scales[1])
