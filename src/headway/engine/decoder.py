@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.engine.adopting import Layer, write
 from headway.engine.builder import Memory, Weights
 from headway.engine.cache import Blocks, Rows
+from headway.engine.dots import FP32
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
+from headway.engine.packing import CODES
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
 from headway.engine.states import flat_states, flat_summaries
-from headway.mixers.attention import KeyValues
+from headway.mixers.attention import Attention, KeyValues
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
-from headway.models import Decoding, EncoderDecoder, Prompt, Transformer
+from headway.models import Cache, Decoding, EncoderDecoder, Prompt, Transformer
+from headway.visibility import Causal
 
 MOST_ROWS = 16
 
@@ -58,8 +62,10 @@ class Kept(NamedTuple):
 class Engine(nn.Module):
     """`model` with a compiled step for up to MOST_ROWS rows; its `config`, `start` and `step` are those of a model."""
 
-    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None) -> None:
-        """Raises CannotLowerError for what has no instruction."""
+    def __init__(
+        self, model: Transformer | EncoderDecoder, threads: int | None = None, cache: Cache = "fp32"
+    ) -> None:
+        """`cache` is what keys and values are kept in. Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
         decoder = decoder_of(model)
@@ -69,10 +75,10 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights = Weights()
+        self.weights, self.form = Weights(), CODES[cache]
         self.pool = pool(threads or torch.get_num_threads())
         self._program = self._lower(1, 256, 64)
-        self._own, self._read = Blocks(self._program.own.numbers), Blocks(self._program.read.numbers)
+        self._own, self._read = Blocks(self._program.own.bytes, _window(decoder)), Blocks(self._program.read.bytes)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         logits, decoding = self.model.start(prompt, capacity)
@@ -105,6 +111,7 @@ class Engine(nn.Module):
         steps = np.arange(ids.shape[1])
         starts = decoding.positions.numpy()[:, None]
         places = np.where(starts < 0, -1, starts + steps)
+        decoding.own.forget(starts[:, 0])
         for column in places.T:
             decoding.own.make_room(column)
         batch, positions = places.size, places.reshape(-1)
@@ -149,7 +156,7 @@ class Engine(nn.Module):
 
     def _lower(self, rows: int, capacity: int, reach: int) -> Program:
         with torch.inference_mode():
-            program = lower(self._decoder[0], self.weights, rows, capacity, reach)
+            program = lower(self._decoder[0], self.weights, rows, capacity, reach, self.form)
         self._scratch = np.zeros((self.pool.threads, program.scratch + 64), np.uint8)
         return program
 
@@ -158,22 +165,23 @@ class Engine(nn.Module):
         lengths = decoding.positions.tolist()
         own = Rows(self._own, [[] for _ in lengths])
         for row, length in enumerate(lengths):
-            layers = [(s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
-            own.blocks[row] = _write(self._own, layers, length)
+            layers = [Layer(self.form, s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
+            own.blocks[row] = write(self._own, layers, length)
         own._fill()
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         read = Rows(self._read, [[] for _ in sizes])
         for row, length in enumerate(sizes):
-            read.blocks[row] = _write(self._read, [_of_row(m, row) for m in memories], length)
+            read.blocks[row] = write(self._read, [self._of_row(m, row) for m in memories], length)
         read._fill()
         states, fixed = flat_states(decoding).numpy(), flat_summaries(decoding).numpy()
         return Kept(own, read, states, np.array(sizes, np.int64), fixed, decoding.positions.cpu())
 
-
-def _of_row(memory: Remembered | Annotations, row: int) -> tuple[Tensor, Tensor]:
-    keys, values = memory.keys[row], memory.values[row]
-    return (keys, values) if isinstance(memory, Remembered) else (keys[:, None], values[:, None])
+    def _of_row(self, memory: Remembered | Annotations, row: int) -> Layer:
+        keys, values = memory.keys[row], memory.values[row]
+        if isinstance(memory, Annotations):
+            return Layer(FP32, keys[:, None], values[:, None])
+        return Layer(self.form, keys, values)
 
 
 def decoder_of(model: Transformer | EncoderDecoder) -> Transformer:
@@ -190,32 +198,11 @@ def refusal(model: Transformer | EncoderDecoder) -> str | None:
     return None
 
 
-def _write(store: Blocks, layers: list[tuple[Tensor, Tensor]], length: int) -> list[int]:
-    """The last positions of keys and values [S, G, K], where position p lies in slot p modulo S, as new blocks."""
-    if not layers:
-        return []
-    count = -(-length // BLOCK)
-    room = torch.zeros(count, store.numbers)
-    start = 0
-    for layer in layers:
-        for part, order in zip(layer, ((0, 2, 3, 1), (0, 2, 1, 3))):
-            _, groups, size = part.shape
-            numbers = groups * size * BLOCK
-            whole = _ordered(part, length, count * BLOCK).view(count, BLOCK, groups, size).permute(order)
-            room[:, start : start + numbers] = whole.reshape(count, numbers)
-            start += numbers
-    blocks = [store.take() for _ in range(count)]
-    for block, numbers in zip(blocks, room.numpy()):
-        store.view(block)[:] = numbers
-    return blocks
-
-
-def _ordered(part: Tensor, length: int, room: int) -> Tensor:
-    slots, out = part.shape[0], part.new_zeros(room, *part.shape[1:], dtype=torch.float32)
-    first = max(0, length - slots)
-    positions = torch.arange(first, length)
-    out[first:length] = part[positions % slots].float()
-    return out
+def _window(decoder: Transformer) -> int | None:
+    """How far back any layer sees; None where one sees everything."""
+    patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, Attention)]
+    windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
+    return None if None in windows else max(cast(list[int], windows), default=None)
 
 
 def _place(memory: Memory, rows: Rows, batch: int) -> None:
