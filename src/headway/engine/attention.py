@@ -1,8 +1,8 @@
 """Attention of one new token a row over keys and values that lie in blocks.
 
-A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Long contexts
-are cut into `splits` pieces that threads work on at once, each with its own maximum and sum (Milakov and Gimelshein 2018;
-Dao et al. 2023), and joined afterwards.
+A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Long
+contexts are cut into `splits` pieces that threads work on at once, each with its own maximum and sum (Milakov and
+Gimelshein 2018; Dao et al. 2023), and joined afterwards.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def attend_piece(
     out: int,
     step: int,
 ) -> None:
-    """The share of positions in blocks `first` to `last` for the heads of one group, whose keys begin at byte `offset` of
-    the blocks. Of each head there remain size + 2 numbers at `out`, `step` bytes apart: the maximum, the sum, and the
-    values weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
+    """The share of positions in blocks `first` to `last` for the heads of one group, whose keys begin at byte `offset`
+    of the blocks. Of each head there remain size + 2 numbers at `out`, `step` bytes apart: the maximum, the sum, and
+    the values weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
     """
     table, part = i64(blocks), value_bytes(form, size)
     fades = scratch + 4 * HEADS * BLOCK

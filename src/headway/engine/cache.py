@@ -1,4 +1,7 @@
-"""Keys and values in blocks of 32 positions, which rows share until one of them writes. `keys` says what is in a block."""
+"""Keys and values in blocks of 32 positions, which rows share until one of them writes.
+
+`keys` says what lies in a block.
+"""
 
 from __future__ import annotations
 

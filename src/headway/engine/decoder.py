@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from headway.engine.adopting import Layer, write
 from headway.engine.builder import Memory, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.dots import FP32
+from headway.engine.keys import FORMS
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
-from headway.engine.packing import CODES
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
@@ -62,9 +62,7 @@ class Kept(NamedTuple):
 class Engine(nn.Module):
     """`model` with a compiled step for up to MOST_ROWS rows; its `config`, `start` and `step` are those of a model."""
 
-    def __init__(
-        self, model: Transformer | EncoderDecoder, threads: int | None = None, cache: Cache = "fp32"
-    ) -> None:
+    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None, cache: Cache = "fp32") -> None:
         """`cache` is what keys and values are kept in. Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
@@ -75,7 +73,7 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights, self.form = Weights(), CODES[cache]
+        self.weights, self.form = Weights(), FORMS[cache]
         self.pool = pool(threads or torch.get_num_threads())
         self._program = self._lower(1, 256, 64)
         self._own, self._read = Blocks(self._program.own.bytes, _window(decoder)), Blocks(self._program.read.bytes)
@@ -202,7 +200,7 @@ def _window(decoder: Transformer) -> int | None:
     """How far back any layer sees; None where one sees everything."""
     patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, Attention)]
     windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
-    return None if None in windows else max(cast(list[int], windows), default=None)
+    return max((window for window in windows if window), default=None) if all(windows) else None
 
 
 def _place(memory: Memory, rows: Rows, batch: int) -> None:

@@ -18,6 +18,7 @@ from headway.engine.dots import FP32, INT8
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 
+FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
 HEADS = 4  # that are computed at once
 LOWEST = np.float32(-3.0e38)  # below all scores
 _LANES = 16
@@ -63,20 +64,23 @@ def _totals(builder: Any, heads: int) -> list[list[Any]]:
 
 
 def _clear(builder: Any, totals: list[list[Any]]) -> None:
-    for total in sum(totals, []):
-        builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
+    for parts in totals:
+        for total in parts:
+            builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
 
 
 def _prefetch(builder: Any, address: Any) -> None:
     pointer = builder.inttoptr(address, _I8.as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [pointer, *(ir.Constant(_I32, value) for value in (0, 2, 1))])
+    builder.call(function, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])
 
 
 def _scores(form: int, heads: int) -> Any:
-    """out[h, t] = scale[t] sum over d of q[h, d] keys[d, t], for `heads` heads, BLOCK positions t and `size` features d.
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here.
+    """out[h, t] = scale[t] sum over d of q[h, d] keys[d, t], for `heads` heads, BLOCK positions t, `size` features d.
+
+    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here: blocks lie far
+    apart, and are too short for the processor to foresee.
     """
     number = _F32 if form == FP32 else _I8
     lines = 2 * BLOCK * (4 if form == FP32 else 1) // _LINE  # of keys and values, for each feature
@@ -189,8 +193,8 @@ def scores(form: int, heads: int, q: int, keys: int, scales: int, out: int, size
 def weigh(
     form: int, heads: int, weights: int, fades: int, begin: int, end: int, values: int, size: int, out: int, step: int
 ) -> None:
-    """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, [heads, BLOCK]. Rows of `out`
-    lie `step` numbers apart.
+    """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, [heads, BLOCK]. Rows of
+    `out` lie `step` numbers apart.
     """
     if form == FP32:
         if heads == 1:
@@ -250,8 +254,8 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
 
 @compiled
 def soften(scores: int, begin: int, end: int, piece: int) -> F32:
-    """Scores of positions `begin` to `end` of a block become weights in place, exp(score - maximum). The maximum and the
-    sum, which a piece begins with, follow; returns by what former weights must be multiplied.
+    """Scores of positions `begin` to `end` of a block become weights in place, exp(score - maximum). The maximum and
+    the sum, which a piece begins with, follow; returns by what former weights must be multiplied.
     """
     s, result = f32(scores), f32(piece)
     for t in range(begin):

@@ -153,8 +153,8 @@ def _attend(
                 new[d] *= scale
         bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
         attend_piece(
-            op[25], q, each, table, op[21] + g * op[26], size, start + begin, start + end, lowest, highest, bias, op[17],
-            cap, at(op[24], scratch), out, step,
+            op[25], q, each, table, op[21] + g * op[26], size, start + begin, start + end, lowest, highest, bias,
+            op[17], cap, at(op[24], scratch), out, step,
         )  # fmt: skip
 
 
