@@ -49,15 +49,16 @@ def value_bytes(form: int, size: int) -> int:
 
 @compiled
 def _round(numbers: int, out: int, step: int, size: int) -> F32:
-    """Whole numbers from -127 to 127, `step` bytes apart; their scale."""
+    """Whole numbers from -127 to 127, `step` bytes apart; their scale, which is NaN where a number is none."""
     x, q = f32(numbers), i8(out)
-    largest = np.float32(0)
+    largest = total = np.float32(0)
     for d in range(size):
         largest = max(largest, abs(x[d]))
+        total += x[d]
     inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
     for d in range(size):
         q[d * step] = np.int8(np.int32(np.rint(x[d] * inverse)))
-    return largest / np.float32(127)
+    return largest / np.float32(127) + np.float32(0) * total
 
 
 @compiled
