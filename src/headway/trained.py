@@ -67,7 +67,8 @@ class Model:
         self.module = cast(Transformer | EncoderDecoder, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
-        self.backend, self.cache = backend, cache
+        self.backend = backend
+        self.cache: Cache = cache
         self._codec = opened.codec
 
     @property

@@ -161,7 +161,7 @@ def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
         assert isinstance(kept, Kept)
         assert engine._own.held <= 3 + 1  # the positions from 111 to 149, and two
         for column in ids(2, 200, seed=2).T:
-            _, kept = engine.step(column, kept)
+            _, kept = stepped(engine, kept, column[:, None])
             assert engine._own.held <= 2 * 3, "40 positions lie in three blocks at most"
         assert [len(blocks) for blocks in kept.own.blocks] == [11, 7]
         again = kept.select(torch.tensor([0, 0, 1]))

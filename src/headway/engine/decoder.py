@@ -91,6 +91,11 @@ class Engine(nn.Module):
         return logits[:, 0], after
 
     @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that generations under way hold now."""
+        return sum(store.held * store.size for store in (self._own, self._read))
+
+    @property
     def extends(self) -> bool:
         """Whether several tokens of a sequence can be read at once, and cut off again (by `Kept.at`)."""
         return self._program.state_numbers == 0
