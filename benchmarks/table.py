@@ -169,6 +169,16 @@ def decode(found: Found) -> Iterator[Row]:
     )
 
 
+def context(found: Found) -> Iterator[Row]:
+    """Of the caches, that which suits the weights: both fp32, or both int8."""
+    told = []
+    for form, caches in found["weights"].items():
+        near, far = (caches[form][position]["tokens_a_second"]["median"] for position in ("128", "8192"))
+        size = caches[form]["8192"]["cache_bytes"]
+        told.append(f"{form} {near:.0f} and {far:.0f}, with {size / 1e6:.0f} MB of keys and values")
+    yield "the same at positions 128 and 8,192, tokens a second, weights and cache alike", "; ".join(told), ""
+
+
 def claims() -> Iterator[str]:
     """How many of the claims hold, by their committed verdicts."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
@@ -193,6 +203,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "padding": padding,
     "memory": memory,
     "decode-llama-135m-1": decode,
+    "context": context,
     "recurrent": recurrent,
     "mixers": mixers,
 }

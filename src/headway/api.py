@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -19,6 +19,7 @@ from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
 from headway.memory import check_room
+from headway.models import Cache
 from headway.pictures import attention_pictures
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
@@ -77,13 +78,24 @@ def train(
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress)
 
 
-def load(path: str | Path, device: str = "auto", weights: Weights | None = None, backend: Backend = "auto") -> Model:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    weights: Weights | None = None,
+    backend: Backend = "auto",
+    cache: Cache = "fp32",
+) -> Model:
     """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub.
 
     `weights` int8 or int4 quantises its matrices for the CPU (None: as they lie there); `backend` is what generates,
-    see Model. Raises UserError for what cannot be.
+    and `cache` what it keeps keys and values in, see Model. Raises UserError for what cannot be.
     """
     where = find_device(device)
+    if cache not in get_args(Cache):
+        raise UserError(f"a cache of {cache} is none that there is; use {' or '.join(get_args(Cache))}")
+    if cache != "fp32" and (where.type != "cpu" or backend == "torch"):
+        asked = f"device {where}" if where.type != "cpu" else "backend torch"
+        raise UserError(f"a cache of {cache} is the CPU engine's and cannot be had with {asked}; leave one of them out")
     if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
         asked = "the CPU engine" if backend == "cpu" else f"weights in {weights}"
         raise UserError(f"{asked} cannot be had on device {where}; add --device cpu")
@@ -97,7 +109,7 @@ def load(path: str | Path, device: str = "auto", weights: Weights | None = None,
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
-    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend)
+    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache)
 
 
 def _open(place: Path, weights: Weights | None) -> Opened:

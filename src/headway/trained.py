@@ -25,7 +25,7 @@ from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
 from headway.kernels import is_deterministic
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Generative, Transformer, attention_maps
+from headway.models import Cache, EncoderDecoder, Generative, Transformer, attention_maps
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
 
@@ -52,16 +52,23 @@ class Model:
     To ask one for what only the other can do is a UserError. `module` is the torch module; `usage` says how a model
     that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
     `backend` is what generates: "cpu" is the compiled engine, "auto" takes it for what it has instructions for.
+    `cache` "int8" is a quarter of the memory for keys and values, which only the engine can round.
     """
 
     def __init__(
-        self, opened: Opened, directory: Path, recipe: Recipe | None = None, backend: Backend = "auto"
+        self,
+        opened: Opened,
+        directory: Path,
+        recipe: Recipe | None = None,
+        backend: Backend = "auto",
+        cache: Cache = "fp32",
     ) -> None:
         self.directory = directory
         self.module = cast(Transformer | EncoderDecoder, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
+        self.cache: Cache = cache
         self._codec = opened.codec
 
     @property
@@ -161,9 +168,11 @@ class Model:
 
     @property
     def generator(self) -> Generative:
-        """What generates: the compiled engine or the module itself. Raises UserError where `backend` asks for an engine
-        that has no instruction for the model.
+        """What generates: the compiled engine or the module itself. Raises UserError where `backend` or `cache` asks
+        for an engine that has no instruction for the model.
         """
+        if self.cache != "fp32" and is_deterministic():
+            raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")
         return self.module if self.backend == "torch" or is_deterministic() else self._compiled
 
     @cached_property
@@ -171,10 +180,11 @@ class Model:
         from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
 
         try:
-            return Engine(self.module)
+            return Engine(self.module, cache=self.cache)
         except CannotLowerError as error:
-            if self.backend == "cpu":
-                raise UserError(f"the CPU engine has no instruction for {error}; use --backend torch") from None
+            if self.backend == "cpu" or self.cache != "fp32":
+                remedy = "use --backend torch" if self.cache == "fp32" else "use --cache fp32 and --backend torch"
+                raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
             return self.module
 
     @property

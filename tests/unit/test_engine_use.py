@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_runs
@@ -91,6 +92,44 @@ def test_a_backend_that_cannot_be_had_is_refused(run: Path, tmp_path: Path) -> N
         hw.load(tmp_path, backend="cpu").generate_ids([1], 3)
     with pytest.raises(UserError, match="device meta"):
         hw.load(run, device="meta", weights="int8")
+
+
+def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+    for cache in ("fp32", "int8"):
+        model = hw.load(run, cache=cache)
+        engine = model.generator
+        assert isinstance(engine, Engine)
+        pieces = model.stream("ROMEO:", 20, temperature=0)
+        told = next(pieces)
+        sizes.append(engine.cache_bytes)
+        told += "".join(pieces)
+        said = ask(capsys, "generate", run, "--prompt", "ROMEO:", "--max-new-tokens", 20, "--temperature", 0,
+                   "--cache", cache)[1]  # fmt: skip
+        assert said.strip() == f"ROMEO:{told}".strip()
+    assert 0 < sizes[1] < 0.4 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": "int4"}, "a cache of int4 is none that there is; use fp32 or int8"),
+        ({"cache": "int8", "backend": "torch"}, "cannot be had with backend torch"),
+        ({"cache": "int8", "device": "meta"}, "cannot be had with device meta"),
+    ],
+)
+def test_a_cache_that_cannot_be_had_is_refused(run: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hw.load(run, **settings)
+
+
+def test_a_cache_is_never_left_out_silently(run: Path, tmp_path: Path) -> None:
+    config = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)), OneHotEmbedConfig(), tie="none")
+    save_model(build(config), config, tmp_path)
+    with pytest.raises(UserError, match=r"no instruction for OneHotEmbed.*--cache fp32"):
+        hw.load(tmp_path, cache="int8").generate_ids([1], 3)
+    with deterministic(), pytest.raises(UserError, match="deterministic kernels have no int8 cache"):
+        hw.load(run, cache="int8").generate("A", 3)
 
 
 def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from generate_models import language_model
 from headway.engine import Engine, quantise
 from headway.generate import GREEDY, Limits, Sampling, Session
 from headway.generate.speculation import Lookup
-from headway.models import Transformer
+from headway.models import Cache, Transformer
 
 
 class Plain:
@@ -23,18 +23,18 @@ class Plain:
         return getattr(self.engine, name)
 
 
-def model(form: str) -> Engine:
+def model(form: str, cache: Cache = "fp32") -> Engine:
     made = language_model(context=200)
     assert isinstance(made, Transformer)
-    return Engine(quantise(made, form), threads=2)  # type: ignore[arg-type]
+    return Engine(quantise(made, form), threads=2, cache=cache)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8"])
+@pytest.mark.parametrize(("form", "cache"), [("fp32", "fp32"), ("int8", "fp32"), ("int8", "int8")])
 @pytest.mark.parametrize(
     "sampling", [GREEDY, Sampling(0.5, seed=3), Sampling(1.0, top_k=3, seed=1), Sampling(0, repetition_penalty=1.3)]
 )
-def test_tokens_and_probabilities_are_those_of_single_steps(form: str, sampling: Sampling) -> None:
-    engine = model(form)
+def test_tokens_and_probabilities_are_those_of_single_steps(form: str, cache: Cache, sampling: Sampling) -> None:
+    engine = model(form, cache)
     counts: list[int] = []
     extend = engine.extend
 

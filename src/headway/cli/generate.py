@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.cli.options import add_weights, load, number, torch_options, whole
+from headway.cli.options import add_cache, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -35,7 +35,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add("--min-p", type=number(0, 1), default=0.0, metavar="P", help="drop what is less than P times the likeliest")
     add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1 repeats less")
     add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
-    add_weights(parser)
+    add_cache(parser)
 
 
 def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:

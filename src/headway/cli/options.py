@@ -106,10 +106,18 @@ def threads(text: str) -> int:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """The option of commands that generate."""
+    """The option of commands that compute with a model."""
     forms = ("fp32", "int8", "int4")
     parser.add_argument(
         "--weights", choices=forms, help="round the weights to 8 or 4 bits first (default: as they are)"
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that generate with keys and values of their past."""
+    add_weights(parser)
+    parser.add_argument(
+        "--cache", choices=("fp32", "int8"), default="fp32", help="numbers of keys and values (default: fp32)"
     )
 
 
@@ -117,7 +125,8 @@ def load(args: argparse.Namespace) -> Model:
     """The model that a command was given."""
     import headway as hw
 
-    return hw.load(args.model, args.device, getattr(args, "weights", None), args.backend)
+    weights, cache = getattr(args, "weights", None), getattr(args, "cache", "fp32")
+    return hw.load(args.model, args.device, weights, args.backend, cache)
 
 
 @contextmanager

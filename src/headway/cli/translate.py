@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from headway.cli.options import add_weights, load, number, torch_options, whole
+from headway.cli.options import add_cache, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--beam", type=whole(1), default=4, metavar="N", help="beams a line; 1 is greedy (default: 4)")
     add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
     add("--n-best", type=whole(1), default=1, metavar="N", help="N lines a line, best first (default: 1)")
-    add_weights(parser)
+    add_cache(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

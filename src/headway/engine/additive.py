@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.attention import gather, nothing
+from headway.engine.attention import nothing
+from headway.engine.keys import soften, weigh
 from headway.engine.machine import compiled, f32, i64
 from headway.engine.operations import BLOCK, at, share, splits_of, tanh
+from headway.engine.tiles import FP32
 
 
 @compiled
@@ -15,7 +17,8 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
     them.
     """
     units, width, splits = op[3], op[4], splits_of(1, threads)
-    weights, s = f32(op[5]), f32(at(op[11], scratch))
+    weights, row = f32(op[5]), at(op[11], scratch)
+    s, fade = f32(row), f32(row + 4 * BLOCK)
     first, last = share(batch * splits, thread, threads)
     for task in range(first, last):
         b, piece = task // splits, task % splits
@@ -31,4 +34,6 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
                 asked, weight, key = query[a], weights[a], f32(base + 4 * a * BLOCK)
                 for t in range(BLOCK):
                     s[t] += weight * tanh(asked + key[t])
-            gather(at(op[11], scratch), 0, min(count - n * BLOCK, BLOCK), base + 4 * units * BLOCK, width, out)
+            seen = min(count - n * BLOCK, BLOCK)
+            fade[0] = soften(row, 0, seen, out)
+            weigh(FP32, 1, row, row + 4 * BLOCK, 0, seen, base + 4 * units * BLOCK, width, out + 8, 0)

@@ -44,7 +44,8 @@ class Memory(NamedTuple):
 
     tables: np.ndarray  # [rows, blocks], addresses
     lengths: np.ndarray  # [rows]
-    numbers: int  # floats of a block
+    bytes: int  # of a block
+    form: int  # of keys and values: FP32 or INT8
     fixed: np.ndarray  # [rows, N]
 
 

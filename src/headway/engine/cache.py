@@ -1,4 +1,7 @@
-"""Keys and values in blocks of 32 positions, which rows share until one of them writes."""
+"""Keys and values in blocks of 32 positions, which rows share until one of them writes.
+
+`keys` says what lies in a block.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,43 @@ import numpy as np
 from headway.engine.operations import BLOCK
 
 _SLAB = 1 << 24  # bytes that are asked for at once
+_LINE = 64  # vectors that lie across two lines of memory are slow
 
 
 class Blocks:
-    """A store of blocks of `numbers` floats each. Memory comes in slabs and is used again when no row needs it."""
+    """A store of blocks of `size` bytes each. Memory comes in slabs and is used again when no row needs it. No position
+    is seen from `window` positions further on or more; None: all are always seen.
+    """
 
-    def __init__(self, numbers: int) -> None:
-        self.numbers = numbers
+    def __init__(self, size: int, window: int | None = None) -> None:
+        self.size, self.window = size, window
         self._slabs: list[np.ndarray] = []
         self._free: list[int] = []
         self._users: dict[int, int] = {}
 
+    @property
+    def held(self) -> int:
+        """How many blocks rows need now."""
+        return len(self._users)
+
     def take(self) -> int:
         """The address of a block for one row."""
         if not self._free:
-            count = max(1, _SLAB // (4 * max(1, self.numbers)))
-            slab = np.empty(count * self.numbers, np.float32)
+            count = max(1, _SLAB // max(1, self.size))
+            slab = np.empty(count * self.size + _LINE, np.uint8)
             self._slabs.append(slab)
-            self._free = [slab.ctypes.data + 4 * self.numbers * i for i in reversed(range(count))]
+            start = -(-slab.ctypes.data // _LINE) * _LINE
+            self._free = [start + self.size * i for i in reversed(range(count))]
         block = self._free.pop()
         self._users[block] = 1
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
+        for block in filter(None, blocks):
             self._users[block] += 1
 
     def give_back(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
+        for block in filter(None, blocks):
             self._users[block] -= 1
             if self._users[block] == 0:
                 del self._users[block]
@@ -47,12 +59,16 @@ class Blocks:
         return self._users[block] == 1
 
     def view(self, block: int) -> np.ndarray:
-        """The numbers of a block."""
-        return np.ctypeslib.as_array((ctypes.c_float * self.numbers).from_address(block))
+        """The bytes of a block."""
+        return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(block))
+
+    def first_seen(self, position: int) -> int:
+        """The number of the first block of which this position, or a later one, sees anything."""
+        return 0 if self.window is None else max(0, position - self.window + 1) // BLOCK
 
 
 class Rows:
-    """The blocks of the rows of a batch, given back when this is dropped."""
+    """The blocks of the rows of a batch, given back when this is dropped. One that no position sees any more is 0."""
 
     def __init__(self, store: Blocks, blocks: list[list[int]]) -> None:
         self.store, self.blocks = store, blocks
@@ -76,9 +92,18 @@ class Rows:
             self.blocks[row] = blocks
         self._fill()
 
+    def forget(self, positions: np.ndarray) -> None:
+        """Give back what rows that are at these positions, and will not go back, see no longer."""
+        for position, blocks in zip(positions.tolist(), self.blocks):
+            number = min(self.store.first_seen(position), len(blocks)) - 1
+            while number >= 0 and blocks[number]:
+                self.store.give_back([blocks[number]])
+                blocks[number] = 0
+                number -= 1
+
     def make_room(self, positions: np.ndarray) -> None:
         """A block of its own for each row to write its next position in; -1 writes nothing."""
-        if self.store.numbers == 0:
+        if self.store.size == 0:
             return
         changed = False
         for position, blocks in zip(positions.tolist(), self.blocks):

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.engine.adopting import Layer, write
 from headway.engine.builder import FEW, Memory, Weights
 from headway.engine.cache import Blocks, Rows
+from headway.engine.keys import FORMS
 from headway.engine.machine import announced
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
@@ -19,10 +21,12 @@ from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
 from headway.engine.states import flat_states, flat_summaries
-from headway.mixers.attention import KeyValues
+from headway.engine.tiles import FP32
+from headway.mixers.attention import Attention, KeyValues
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
-from headway.models import Decoding, EncoderDecoder, Prompt, Transformer
+from headway.models import Cache, Decoding, EncoderDecoder, Prompt, Transformer
+from headway.visibility import Causal
 
 _MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more rows are faster in fp32
 
@@ -59,8 +63,8 @@ class Kept(NamedTuple):
 class Engine(nn.Module):
     """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
 
-    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None) -> None:
-        """Raises CannotLowerError for what has no instruction."""
+    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None, cache: Cache = "fp32") -> None:
+        """`cache` is what keys and values are kept in. Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
         decoder = decoder_of(model)
@@ -70,14 +74,14 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights = Weights()
+        self.weights, self.form = Weights(), FORMS[cache]
         self.pool = pool(threads or torch.get_num_threads())
         packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.most_rows = _MOST_PACKED_ROWS if packed else _MOST_ROWS
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
         self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
-        self._own, self._read = Blocks(program.own.numbers), Blocks(program.read.numbers)
+        self._own, self._read = Blocks(program.own.bytes, _window(decoder)), Blocks(program.read.bytes)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         logits, decoding = self.model.start(prompt, capacity)
@@ -90,6 +94,11 @@ class Engine(nn.Module):
             return self.model.step(ids, decoding)
         logits, after = self.extend(ids[:, None], decoding)
         return logits[:, 0], after
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that generations under way hold now."""
+        return sum(store.held * store.size for store in (self._own, self._read))
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> tuple[Float[Tensor, "B T C"], Kept]:
         """T more symbols of each row, and the logits after each; B T is at most `most_rows`, and T is 1 where the model
@@ -105,6 +114,7 @@ class Engine(nn.Module):
         steps = np.arange(ids.shape[1])
         starts = decoding.positions.numpy()[:, None]
         places = np.where(starts < 0, -1, starts + steps)
+        decoding.own.forget(starts[:, 0])
         for column in places.T:
             decoding.own.make_room(column)
         batch, positions = places.size, places.reshape(-1)
@@ -152,29 +162,30 @@ class Engine(nn.Module):
 
     def _lower(self, rows: int, capacity: int, reach: int) -> Program:
         with torch.inference_mode():
-            return lower(self._decoder[0], self.weights, rows, capacity, reach, self.pool.threads)
+            return lower(self._decoder[0], self.weights, rows, capacity, reach, self.form, self.pool.threads)
 
     def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks, and as rows of numbers."""
         lengths = decoding.positions.tolist()
         own = Rows(self._own, [[] for _ in lengths])
         for row, length in enumerate(lengths):
-            layers = [(s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
-            own.blocks[row] = _write(self._own, layers, length)
+            layers = [Layer(self.form, s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
+            own.blocks[row] = write(self._own, layers, length)
         own._fill()
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         read = Rows(self._read, [[] for _ in sizes])
         for row, length in enumerate(sizes):
-            read.blocks[row] = _write(self._read, [_of_row(m, row) for m in memories], length)
+            read.blocks[row] = write(self._read, [self._of_row(m, row) for m in memories], length)
         read._fill()
         states, fixed = flat_states(decoding).numpy(), flat_summaries(decoding).numpy()
         return Kept(own, read, states, np.array(sizes, np.int64), fixed, decoding.positions.cpu())
 
-
-def _of_row(memory: Remembered | Annotations, row: int) -> tuple[Tensor, Tensor]:
-    keys, values = memory.keys[row], memory.values[row]
-    return (keys, values) if isinstance(memory, Remembered) else (keys[:, None], values[:, None])
+    def _of_row(self, memory: Remembered | Annotations, row: int) -> Layer:
+        keys, values = memory.keys[row], memory.values[row]
+        if isinstance(memory, Annotations):
+            return Layer(FP32, keys[:, None], values[:, None])
+        return Layer(self.form, keys, values)
 
 
 def decoder_of(model: Transformer | EncoderDecoder) -> Transformer:
@@ -191,32 +202,11 @@ def refusal(model: Transformer | EncoderDecoder) -> str | None:
     return None
 
 
-def _write(store: Blocks, layers: list[tuple[Tensor, Tensor]], length: int) -> list[int]:
-    """The last positions of keys and values [S, G, K], where position p lies in slot p modulo S, as new blocks."""
-    if not layers:
-        return []
-    count = -(-length // BLOCK)
-    room = torch.zeros(count, store.numbers)
-    start = 0
-    for layer in layers:
-        for part, order in zip(layer, ((0, 2, 3, 1), (0, 2, 1, 3))):
-            _, groups, size = part.shape
-            numbers = groups * size * BLOCK
-            whole = _ordered(part, length, count * BLOCK).view(count, BLOCK, groups, size).permute(order)
-            room[:, start : start + numbers] = whole.reshape(count, numbers)
-            start += numbers
-    blocks = [store.take() for _ in range(count)]
-    for block, numbers in zip(blocks, room.numpy()):
-        store.view(block)[:] = numbers
-    return blocks
-
-
-def _ordered(part: Tensor, length: int, room: int) -> Tensor:
-    slots, out = part.shape[0], part.new_zeros(room, *part.shape[1:], dtype=torch.float32)
-    first = max(0, length - slots)
-    positions = torch.arange(first, length)
-    out[first:length] = part[positions % slots].float()
-    return out
+def _window(decoder: Transformer) -> int | None:
+    """How far back any layer sees; None where one sees everything."""
+    patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, Attention)]
+    windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
+    return max((window for window in windows if window), default=None) if all(windows) else None
 
 
 def _place(memory: Memory, rows: Rows, batch: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine.builder import Builder, Memory, Place
+from headway.engine.keys import HEADS, block_bytes
 from headway.engine.operations import BLOCK
 from headway.engine.parts import norm_parts, offset_of
 from headway.engine.program import Kind
@@ -86,7 +87,8 @@ class AttentionLowering:
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
             layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * heads // groups * size),
-            scores=self.build.private_bytes(4 * max(BLOCK, size)),
+            scores=self.build.private_bytes(4 * max(HEADS * (BLOCK + 1), size)), form=memory.form,
+            group_bytes=block_bytes(memory.form, 1, size, size),
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()

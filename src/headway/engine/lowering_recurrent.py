@@ -134,7 +134,7 @@ def _read(build: Builder, mixer: ConditionalGRU, h: Place, context: Place, memor
         Kind.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
         table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
-        scores=build.private_bytes(4 * BLOCK),
+        scores=build.private_bytes(4 * BLOCK + 4),
     )  # fmt: skip
     build.barrier()
     build.merge(pieces, 1, 1, context)

@@ -12,6 +12,7 @@ from torch import nn
 
 from headway.engine import operations as code
 from headway.engine.builder import STATES, Builder, Memory, Place, Weights
+from headway.engine.keys import block_bytes
 from headway.engine.lowering_attention import AttentionLowering
 from headway.engine.lowering_feed import activation_code, feed_forward
 from headway.engine.lowering_linear import LINEAR
@@ -20,6 +21,7 @@ from headway.engine.operations import BLOCK, GATED
 from headway.engine.parts import CannotLowerError, offset_of
 from headway.engine.program import NAMES, Kind, run
 from headway.engine.states import fixed_numbers, state_numbers
+from headway.engine.tiles import FP32
 from headway.engine.whole import run_whole
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
@@ -68,9 +70,13 @@ class Program:
         self.table[self.stated] = self.places + states.ctypes.data
 
 
-def lower(model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, threads: int) -> Program:
-    """The program of a decoder that reads memories of at most `reach` positions. Raises CannotLowerError."""
-    return _Lowering(model, weights, rows, capacity, reach).program(threads)
+def lower(
+    model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, form: int, threads: int
+) -> Program:
+    """The program of a decoder that reads memories of at most `reach` positions and keeps keys and values in a `form`
+    of numbers. Raises CannotLowerError.
+    """
+    return _Lowering(model, weights, rows, capacity, reach, form).program(threads)
 
 
 def check(model: Transformer) -> None:
@@ -83,12 +89,13 @@ def check(model: Transformer) -> None:
 
 
 class _Lowering:
-    def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int) -> None:
+    def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, form: int) -> None:
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
         self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
         self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
-        self.own = _memory(blocks, rows, capacity, _grows)
-        self.read = _memory(blocks, rows, reach, _reads)
+        self.form = form
+        self.own = _memory(blocks, rows, capacity, form, _grows)
+        self.read = _memory(blocks, rows, reach, form, _reads)
         self.x = self.build.lasting(model.config.width)
         self.normed: dict[int, Place] = {}  # by width
         self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
@@ -146,13 +153,10 @@ class _Lowering:
         if isinstance(block, ParallelBlock):
             self._parallel(block, layers)
             return
-        self._branch(block.mix, lambda x: self._mixer(block.mixer, x, layers))
+        self._branch(block.mix, lambda x: self._mixer(block, x, layers))
         if block.cross is not None and block.read is not None:
-            cross = block.cross
-            width = 2 * cross.groups * cross.size
-            self._branch(
-                block.read, lambda x: (self.attention.read(cross, x, self._next(layers, "read", width)), cross.out)
-            )
+            cross, start = block.cross, _next(layers, "read", _reads(block, self.form))
+            self._branch(block.read, lambda x: (self.attention.read(cross, x, start), cross.out))
         if block.feed_forward is not None and block.feed is not None:
             self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
 
@@ -161,7 +165,7 @@ class _Lowering:
         second, fed = first, None
         if block.feed is not None and block.feed.before is not block.mix.before:
             second = self._norm(block.feed.before, self.x, self.build.small(self.x.width))
-        mixed = self._mixer(block.mixer, first, layers)
+        mixed = self._mixer(block, first, layers)
         if block.feed is not None:
             fed = feed_forward(self.build, block.feed_forward, second)
         self._join(block.mix, *mixed)
@@ -200,9 +204,10 @@ class _Lowering:
         self.build.norm(norm, x, y)
         return y
 
-    def _mixer(self, mixer: nn.Module, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
+    def _mixer(self, block: Block, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
+        mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = layers["fixed"] if fixed_numbers(mixer) else self._next(layers, "read", _annotations(mixer))
+            layer = layers["fixed"] if fixed_numbers(mixer) else _next(layers, "read", _reads(block, self.form))
             layers["fixed"] += fixed_numbers(mixer)
             return lower_conditional(self.build, mixer, x, self.read, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
@@ -210,13 +215,7 @@ class _Lowering:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, Attention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.own(mixer, x, self._next(layers, "own", 2 * mixer.groups * mixer.size)), mixer.out
-
-    def _next(self, layers: dict[str, int], which: str, numbers: int) -> int:
-        """The byte of a block at which a layer's keys begin, which has so many numbers a position."""
-        start = layers[which]
-        layers[which] += 4 * numbers * BLOCK
-        return start
+        return self.attention.own(mixer, x, _next(layers, "own", _grows(block, self.form))), mixer.out
 
     def _head(self, head: nn.Module, x: Place) -> int:
         if not isinstance(head, VocabularyHead):
@@ -289,24 +288,29 @@ _KNOWN = (
 )
 
 
-def _memory(blocks: list[Block], rows: int, capacity: int, numbers: Callable[[Block], int]) -> Memory:
+def _next(layers: dict[str, int], which: str, size: int) -> int:
+    """The byte of a block at which a layer's keys begin, which take so many bytes."""
+    start = layers[which]
+    layers[which] += size
+    return start
+
+
+def _memory(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
-    return Memory(tables, np.zeros(rows, np.int64), BLOCK * sum(map(numbers, blocks)), fixed)
+    return Memory(tables, np.zeros(rows, np.int64), sum(size(block, form) for block in blocks), form, fixed)
 
 
-def _grows(block: Block) -> int:
-    """The floats by which a block's state grows with each position."""
+def _grows(block: Block, form: int) -> int:
+    """The bytes of a block's keys and values in a block of positions."""
     mixer = block.mixer
-    return 2 * mixer.groups * mixer.size if isinstance(mixer, Attention) else 0
+    return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, Attention) else 0
 
 
-def _reads(block: Block) -> int:
-    """The floats that a block keeps of each position of a memory."""
-    if isinstance(block.mixer, ConditionalGRU):
-        return _annotations(block.mixer)
-    return 0 if block.cross is None else 2 * block.cross.groups * block.cross.size
-
-
-def _annotations(mixer: ConditionalGRU) -> int:
-    return mixer.keys.weight.shape[0] + mixer.context.weight.shape[1] if mixer.config.context == "additive" else 0
+def _reads(block: Block, form: int) -> int:
+    """The bytes that a block keeps of a block of positions of a memory; annotations are fp32."""
+    mixer, cross = block.mixer, block.cross
+    if isinstance(mixer, ConditionalGRU):
+        additive = mixer.config.context == "additive"
+        return block_bytes(FP32, 1, mixer.keys.weight.shape[0], mixer.context.weight.shape[1]) if additive else 0
+    return 0 if cross is None else block_bytes(form, cross.groups, cross.size, cross.size)

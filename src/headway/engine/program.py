@@ -53,7 +53,7 @@ NAMES = {
     Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
     "activation room; cap scale",
     Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
-    "span tables table_step lengths layer pieces q scores; eps cap scale",
+    "span tables table_step lengths layer pieces q scores form group_bytes; eps cap scale",
     Kind.MERGE: "pieces heads size groups sinks out stride",
     Kind.SUM: "src src_stride dst dst_stride width residual gain",
     Kind.BARRIER: "",
@@ -120,8 +120,8 @@ def _keep(
             kept[d] = new[d]
         cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
         prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
-        block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21]
-        keep(key, row + 4 * (heads + groups + g) * size, block, g, groups, size, place % BLOCK)
+        block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
+        keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
 
 
 @compiled
@@ -156,8 +156,8 @@ def _attend(
                 new[d] *= scale
         bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
         attend_piece(
-            q, each, table, op[21], g, groups, size, start + begin, start + end, lowest, highest, bias, op[17], cap,
-            at(op[24], scratch), out, step,
+            op[25], q, each, table, op[21] + g * op[26], size, start + begin, start + end, lowest, highest, bias,
+            op[17], cap, at(op[24], scratch), out, step,
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeCo
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from headway.models.generative import Generative, Progress
+from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
 from headway.models.pooled import PooledHead, PooledHeadConfig
@@ -27,6 +27,7 @@ __all__ = [
     "BlockConfig",
     "BothBridgeConfig",
     "BridgeConfig",
+    "Cache",
     "Decoding",
     "EmbedConfig",
     "Encoded",

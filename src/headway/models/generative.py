@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.models.transformer import Prompt
+
+Cache = Literal["fp32", "int8"]  # the numbers that keys and values are kept in
 
 
 class Progress(Protocol):
