@@ -131,7 +131,8 @@ class _Search:
     def advance(self, logits: Float[Tensor, "MW C"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
-        logp = logits.float().log_softmax(-1)
+        logp = logits.float()
+        torch.log_softmax(logp, -1, out=logp)  # in place: new memory of that size would come page by page
         if len(self.suppressed):
             logp.index_fill_(1, self.suppressed, -math.inf)
         totals, parents, symbols = self._candidates(logp)
