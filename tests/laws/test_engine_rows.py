@@ -18,6 +18,7 @@ from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products
 from headway.layout import Layout
+from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, EncoderDecoder, Prompt, Transformer, build
 
 ROWS = 21  # more than a program of few rows takes, and no multiple of what the matrix unit takes at once
@@ -76,7 +77,7 @@ def test_fewer_rows_after_many_use_their_own_program() -> None:
             prompt = Prompt(ids(rows, 5), Layout.full(rows, 5))
             logits, states = engine.start(prompt, 20)
             engine.step(logits.argmax(-1), states)
-    assert [program.rows for _, program in sorted(engine._programs.items())] == [4, 32]
+    assert [program.rows for _, program in sorted(engine._programs.items())] == [16, 128]
 
 
 @compiled
@@ -116,3 +117,36 @@ def test_a_number_that_is_none_is_not_rounded_away(columns: int, broken: float) 
     quantise_row(x.ctypes.data, columns, INT8, q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, 2)
     assert scales[0] == np.float32(1 / 127)
     assert np.isnan(scales[1])
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("most", [512, 16])
+def test_prompts_are_read_as_steps_would_read_them(form: Format, most: int) -> None:
+    """Bit for bit, ragged, with chunks that end within blocks, windows, and what is kept."""
+    names = [name for name in CAUSAL if isinstance(MIXERS[name], AttentionConfig)]
+    blocks = tuple(
+        BlockConfig(MIXERS[name], None, FEEDS[n % len(FEEDS)], placement=("pre", "post")[n % 2])  # type: ignore[arg-type]
+        for n, name in enumerate(names)
+    )
+    config = replace(hybrid(), context=64)
+    model = ready(replace(config, stack=replace(config.stack, blocks=blocks)))
+    engine = Engine(quantise(model, form), threads=2)  # type: ignore[arg-type]
+    engine.most_rows = most
+    lengths = torch.tensor([41, 1, 33, 32, 7])
+    prompts = ids(5, 41)
+    with torch.inference_mode():
+        found, states = engine.start(Prompt(prompts, Layout.padded(lengths.tolist(), 41)), 64)
+        _, single = engine.start(Prompt(prompts[:, :1], Layout.full(5, 1)), 64)
+        wanted = torch.zeros_like(found)
+        first, _ = engine.start(Prompt(prompts[:, :1], Layout.full(5, 1)), 64)
+        wanted[lengths == 1] = first[lengths == 1]
+        for step in range(1, 41):
+            going = step < lengths
+            assert isinstance(single, Kept)
+            logits, single = engine.step(prompts[:, step], single.at(torch.where(going, step, -1)))
+            wanted[lengths == step + 1] = logits[lengths == step + 1]
+        assert torch.equal(found, wanted)
+        assert isinstance(states, Kept)
+        assert isinstance(single, Kept)
+        column = ids(5, 1, seed=9)[:, 0]
+        assert torch.equal(engine.step(column, states)[0], engine.step(column, single.at(lengths))[0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from headway.engine.operations import ADD, GATED, STORE
@@ -31,6 +33,13 @@ class Place:
     address: int
     stride: int
     width: int
+
+    def rows(self, count: int) -> Tensor:
+        """The first rows, where all threads see them and nothing lies between them."""
+        assert self.address > 0
+        assert self.stride == 4 * self.width
+        memory = (ctypes.c_float * (count * self.width)).from_address(self.address)
+        return torch.from_numpy(np.ctypeslib.as_array(memory)).view(count, self.width)
 
     def columns(self, start: int, width: int) -> Place:
         at = self.address + 4 * start if self.address >= 0 else self.address - 4 * start
@@ -85,6 +94,9 @@ class Builder:
         self._stated = 0  # floats of a state that are in use
         self._whole: list[list[int]] = []
         self._floats: list[list[float]] = []
+
+    def __len__(self) -> int:
+        return len(self._whole)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self._whole, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(

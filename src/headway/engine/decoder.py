@@ -26,6 +26,7 @@ from headway.mixers.attention import Attention, KeyValues
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
 from headway.models import Cache, Decoding, EncoderDecoder, Prompt, Transformer
+from headway.models.transformer import check_prompt
 from headway.visibility import Causal
 
 _MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more rows are faster in fp32
@@ -76,18 +77,43 @@ class Engine(nn.Module):
         self._lock = threading.Lock()
         self.weights, self.form = Weights(), FORMS[cache]
         self.pool = pool(threads or torch.get_num_threads())
-        packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
-        self.most_rows = _MOST_PACKED_ROWS if packed else _MOST_ROWS
+        self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
+        self.most_rows = _MOST_PACKED_ROWS if self._packed else _MOST_ROWS
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
         self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
         self._own, self._read = Blocks(program.own.bytes, _window(decoder)), Blocks(program.read.bytes)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
+        """Read the prompts: by the program where weights are packed and what is kept are keys and values, else by
+        torch, whose products of many rows are faster in fp32.
+        """
+        few = prompt.layout.batch <= self.most_rows
+        if few and self._packed and self.extends and prompt.source is None:
+            check_prompt(prompt.layout, capacity, self.config.context)
+            return self._read_prompt(prompt)
         logits, decoding = self.model.start(prompt, capacity)
-        if len(decoding.positions) > self.most_rows:
-            return logits, decoding
-        return logits, self.adopt(decoding)
+        return (logits, self.adopt(decoding)) if few else (logits, decoding)
+
+    def _read_prompt(self, prompt: Prompt) -> tuple[Float[Tensor, "B C"], Kept]:
+        rows, lengths = prompt.layout.batch, prompt.layout.lengths
+        none = np.zeros((0, 0), np.float32)
+        own, read = Rows(self._own, [[] for _ in range(rows)]), Rows(self._read, [])
+        kept = Kept(own, read, np.zeros((rows, 0), np.float32), np.zeros(0, np.int64), none, torch.zeros_like(lengths))
+        last, each = torch.empty(rows, self._programs[False].x.width), max(1, self.most_rows // rows)
+        with self._lock:
+            for start in range(0, prompt.ids.shape[1], each):
+                columns = torch.arange(start, min(start + each, prompt.ids.shape[1]))
+                places = torch.where(columns < lengths[:, None], columns, -1)
+                program = self._prepare(places.numpy(), kept)
+                self._run(program, prompt.ids[:, columns], places, slice(program.body))
+                ending = (places == lengths[:, None] - 1).flatten()
+                last[ending.view(rows, -1).any(1)] = program.x.rows(ending.numel())[ending]
+            program.x.rows(rows)[:] = last
+            logits = torch.empty(rows, program.symbols)
+            program.write_logits(logits.data_ptr())
+            self._run(program, lengths, lengths, slice(program.body, None))
+        return logits, kept.at(lengths)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         if isinstance(decoding, Decoding):
@@ -114,11 +140,19 @@ class Engine(nn.Module):
         steps = np.arange(ids.shape[1])
         starts = decoding.positions.numpy()[:, None]
         places = np.where(starts < 0, -1, starts + steps)
-        decoding.own.forget(starts[:, 0])
+        program = self._prepare(places, decoding)
+        logits = torch.empty(places.size, program.symbols)
+        program.write_logits(logits.data_ptr())
+        self._run(program, ids, torch.from_numpy(places), slice(None))
+        return logits
+
+    def _prepare(self, places: np.ndarray, decoding: Kept) -> Program:
+        """The program for tokens at these places [B, T], which knows where the rows keep what they know."""
+        decoding.own.forget(places[:, 0])
         for column in places.T:
             decoding.own.make_room(column)
-        batch, positions = places.size, places.reshape(-1)
-        program = self._fitting(batch, int(positions.max()) + 1, int(decoding.lengths.max(initial=1)))
+        batch = places.size
+        program = self._fitting(batch, int(places.max()) + 1, int(decoding.lengths.max(initial=1)))
         _place(program.own, decoding.own, batch)
         if len(decoding.lengths):
             _place(program.read, decoding.read, batch)
@@ -126,21 +160,21 @@ class Engine(nn.Module):
         if len(decoding.fixed):
             program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
         program.find_states(decoding.states)
-        logits = torch.empty(batch, program.symbols)
-        program.write_logits(logits.data_ptr())
-        self._run(program, ids.reshape(-1).contiguous(), np.ascontiguousarray(positions))
-        return logits
+        return program
 
-    def _run(self, program: Program, symbols: Tensor, places: np.ndarray) -> None:
+    def _run(self, program: Program, symbols: Tensor, places: Tensor, part: slice) -> None:
+        """A part of the instructions for tokens that are `symbols` at `places`."""
+        symbols, places = symbols.reshape(-1).contiguous(), places.reshape(-1).contiguous()
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
-        scratch = [part.ctypes.data for part in program.room]
+        scratch = [room.ctypes.data for room in program.room]
+        table, floats = program.table[part], program.floats[part]
 
         def job(thread: int) -> None:
             program.run(
-                program.table,
-                program.floats,
+                table,
+                floats,
                 symbols.data_ptr(),
-                places.ctypes.data,
+                places.data_ptr(),
                 batch,
                 scratch[thread],
                 counter,

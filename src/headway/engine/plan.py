@@ -51,6 +51,8 @@ class Program:
     table: np.ndarray
     floats: np.ndarray
     room: np.ndarray  # [threads, bytes], the scratch of each thread
+    body: int  # instructions before those of the head
+    x: Place  # what the head reads
     symbols: int  # logits of a row
     own: Memory
     read: Memory
@@ -109,14 +111,15 @@ class _Lowering:
             assert isinstance(block, Block)
             build.again()
             self._block(block, layers)
+        body = len(build)
         symbols = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
         loop = run_whole if (table[:, 0] >= Kind.COMBINE).any() else run
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         return Program(
-            loop, table, floats, room, symbols, self.own, self.read, build.rows, self.capacity, build.kept,
-            (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
+            loop, table, floats, room, body, self.x, symbols, self.own, self.read, build.rows, self.capacity,
+            build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:

@@ -100,23 +100,23 @@ def _gated_tiles(
     groups, each = groups_of(columns), TILE // 2 if code == MAXOUT else TILE
     gates, ups = room, room + _RESULTS
     first, last = share((rows + each - 1) // each, thread, threads)
-    for t in range(first, last):
-        unit = t * each
-        here = min(each, rows - unit)
+    for span in range(first, last, SPAN):
         for b in range(0, batch, AT_ONCE):
             count, step = min(AT_ONCE, batch - b), 4 * b * groups
-            numbers = x + b * stride
-            row = 2 * unit if code == MAXOUT else unit
-            _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, xs + step, corr + step, gates, room, count)
-            if code != MAXOUT:
-                row = rows + unit
-                _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, xs + step, corr + step, ups, room, count)
-            for k in range(count):
-                out = y + (b + k) * y_stride
-                if code == MAXOUT:
-                    larger_tile(gates + k * LINE, bias, unit, out, here)
-                else:
-                    gate_tile(code, gates + k * LINE, ups + k * LINE, bias, unit, rows, out, here)
+            numbers, scales, corrections = x + b * stride, xs + step, corr + step
+            for t in range(span, min(span + SPAN, last)):
+                unit, here = t * each, min(each, rows - t * each)
+                row = 2 * unit if code == MAXOUT else unit
+                _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, scales, corrections, gates, room, count)
+                if code != MAXOUT:
+                    row += rows
+                    _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, scales, corrections, ups, room, count)
+                for k in range(count):
+                    out = y + (b + k) * y_stride
+                    if code == MAXOUT:
+                        larger_tile(gates + k * LINE, bias, unit, out, here)
+                    else:
+                        gate_tile(code, gates + k * LINE, ups + k * LINE, bias, unit, rows, out, here)
 
 
 @compiled

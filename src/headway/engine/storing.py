@@ -11,6 +11,7 @@ from numba import types
 from headway.engine.machine import _F32, _I32, F32, compiled, f32, intrinsic
 from headway.engine.operations import ADD, GELU_TANH, MAXOUT, NONE, RELU, SILU, activate
 from headway.engine.tiles import TILE
+from headway.engine.vectors import gelu_tanh_sixteen, silu_sixteen
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -83,17 +84,12 @@ def store_tile(
 
 @compiled
 def _activate_sixteen(code: int, place: int, cap: F32) -> None:
-    """The common ones apart, as their loops become vector code then."""
-    y = f32(place)
-    if code == NONE:
-        return
     if code == SILU:
-        for i in range(TILE):
-            y[i] = activate(SILU, y[i], cap)
+        silu_sixteen(place)
     elif code == GELU_TANH:
-        for i in range(TILE):
-            y[i] = activate(GELU_TANH, y[i], cap)
-    else:
+        gelu_tanh_sixteen(place)
+    elif code != NONE:
+        y = f32(place)
         for i in range(TILE):
             y[i] = activate(code, y[i], cap)
 
