@@ -20,7 +20,21 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I16, _I32, INSTRUCTIONS, WIDE, compiled, f32, i8, intrinsic, u8
+from headway.engine.machine import (
+    _F32,
+    _I8,
+    _I16,
+    _I32,
+    AHEAD,
+    INSTRUCTIONS,
+    WIDE,
+    call_for,
+    compiled,
+    f32,
+    i8,
+    intrinsic,
+    u8,
+)
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile
@@ -120,6 +134,7 @@ def _vector_tile(kind: int, count: int) -> Any:
                         builder.store(first, total)
                 numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
                 with cgutils.for_range(builder, number(lines)) as inner:
+                    call_for(builder, tile, builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD)))
                     for part in range(_PARTS):
                         for ahead, line in _lines(builder, kind, tile, inner.index, part):
                             at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
