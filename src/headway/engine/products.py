@@ -87,9 +87,8 @@ def _multiply_tiles(
             for t in range(span, min(span + SPAN, last)):
                 row = start + t * TILE
                 _sixteen(kind, w, ws, row, whole, groups, numbers, stride, xs + step, corr + step, room, room, count)
-                for k in range(count):
-                    out, here = y + (b + k) * y_stride, min(TILE, rows - t * TILE)
-                    store_tile(mode, code, out, t * TILE, room + k * LINE, here, bias, cap, scale)
+                out, here = y + b * y_stride, min(TILE, rows - t * TILE)
+                store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
 
 
 @compiled
@@ -111,12 +110,10 @@ def _gated_tiles(
                 if code != MAXOUT:
                     row += rows
                     _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, scales, corrections, ups, room, count)
-                for k in range(count):
-                    out = y + (b + k) * y_stride
-                    if code == MAXOUT:
-                        larger_tile(gates + k * LINE, bias, unit, out, here)
-                    else:
-                        gate_tile(code, gates + k * LINE, ups + k * LINE, bias, unit, rows, out, here)
+                if code == MAXOUT:
+                    larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
+                else:
+                    gate_tile(code, gates, ups, bias, unit, rows, y + b * y_stride, y_stride, count, here)
 
 
 @compiled

@@ -7,48 +7,54 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from headway.engine.machine import _F32, _I32, F32, compiled, f32, intrinsic
 from headway.engine.operations import ADD, GELU_TANH, MAXOUT, NONE, RELU, SILU, activate
-from headway.engine.tiles import TILE
+from headway.engine.tiles import LINE, TILE
 from headway.engine.vectors import gelu_tanh_sixteen, silu_sixteen
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
 
-def _whole(adds: bool, rectifies: bool) -> Any:
-    """y = scale x + bias of 16 neighbours, or y += that, or the positive part of it."""
+def _numbers(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _SIXTEEN.as_pointer())
+
+
+def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
+    """y = scale x (+ bias), or y += that, or the positive part of it: of 16 neighbours in each of `count` rows, which
+    lie LINE bytes apart in x and `stride` in y.
+    """
 
     @intrinsic
-    def put(typing: Any, x: Any, y: Any, bias: Any, scale: Any) -> Any:
+    def put(typing: Any, x: Any, y: Any, stride: Any, bias: Any, scale: Any, count: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            source, target, offsets = (builder.inttoptr(arg, _SIXTEEN.as_pointer()) for arg in args[:3])
-            one = builder.insert_element(ir.Constant(_SIXTEEN, ir.Undefined), args[3], ir.Constant(_I32, 0))
+            one = builder.insert_element(ir.Constant(_SIXTEEN, ir.Undefined), args[4], ir.Constant(_I32, 0))
             order = ir.Constant(ir.VectorType(_I32, TILE), [0] * TILE)
-            values = builder.load(source, align=4)
-            values = builder.fmul(values, builder.shuffle_vector(one, ir.Constant(_SIXTEEN, ir.Undefined), order))
-            zero = ir.Constant(_SIXTEEN, [0.0] * TILE)
-            if adds:
-                values = builder.fadd(builder.load(target, align=4), values)
-            with builder.if_else(builder.icmp_signed("!=", args[2], ir.Constant(args[2].type, 0))) as (some, none):
-                with some:
-                    moved, after = builder.fadd(values, builder.load(offsets, align=4)), builder.block
-                with none:
-                    before = builder.block
-            merged = builder.phi(_SIXTEEN)
-            merged.add_incoming(moved, after)
-            merged.add_incoming(values, before)
-            if rectifies:  # as `activate`: what is no number stays
-                merged = builder.select(builder.fcmp_ordered("<=", merged, zero), zero, merged)
-            builder.store(merged, target, align=4)
+            factor = builder.shuffle_vector(one, ir.Constant(_SIXTEEN, ir.Undefined), order)
+            zero, word = ir.Constant(_SIXTEEN, [0.0] * TILE), args[0].type
+            moved = builder.load(_numbers(builder, args[3]), align=4) if offset else zero
+            with cgutils.for_range(builder, args[5]) as loop:
+                source = builder.add(args[0], builder.mul(loop.index, ir.Constant(word, LINE)))
+                target = _numbers(builder, builder.add(args[1], builder.mul(loop.index, args[2])))
+                values = builder.fmul(builder.load(_numbers(builder, source), align=4), factor)
+                if offset:
+                    values = builder.fadd(values, moved)
+                if adds:
+                    values = builder.fadd(builder.load(target, align=4), values)
+                if rectifies:  # as `activate`: what is no number stays
+                    values = builder.select(builder.fcmp_ordered("<=", values, zero), zero, values)
+                builder.store(values, target, align=4)
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.int64, types.float32), generate
+        return types.void(*[types.int64] * 4, types.float32, types.int64), generate
 
     return put
 
 
-_store_sixteen, _add_sixteen, _rectify_sixteen = _whole(False, False), _whole(True, False), _whole(False, True)
+_store, _store_biased = _block(False, False, False), _block(False, False, True)
+_add, _add_biased = _block(True, False, False), _block(True, False, True)
+_rectify, _rectify_biased = _block(False, True, False), _block(False, True, True)
 
 
 @compiled
@@ -65,21 +71,33 @@ def store(mode: int, code: int, y: int, row: int, value: F32, bias: int, cap: F3
 
 @compiled
 def store_tile(
-    mode: int, code: int, y: int, row: int, values: int, count: int, bias: int, cap: F32, scale: F32
-) -> None:
-    """`store` of `count` neighbours, of which `row` is the first, times `scale`."""
-    if count < TILE:
-        for i in range(count):
-            store(mode, code, y, row + i, scale * f32(values)[i], bias, cap)
-        return
-    place, offsets = y + 4 * row, 0 if bias == 0 else bias + 4 * row
-    if mode == ADD:
-        _add_sixteen(values, place, offsets, scale)
+    mode: int, code: int, y: int, stride: int, row: int, values: int, count: int, width: int, bias: int, cap: F32,
+    scale: F32,
+) -> None:  # fmt: skip
+    """`store` of `width` neighbours, of which `row` is the first, times `scale`, in each of `count` rows of numbers."""
+    place, offsets = y + 4 * row, bias + 4 * row
+    if width < TILE:
+        for k in range(count):
+            for i in range(width):
+                store(mode, code, y + k * stride, row + i, scale * f32(values + k * LINE)[i], bias, cap)
+    elif mode == ADD:
+        if bias != 0:
+            _add_biased(values, place, stride, offsets, scale, count)
+        else:
+            _add(values, place, stride, offsets, scale, count)
     elif code == RELU:
-        _rectify_sixteen(values, place, offsets, scale)
+        if bias != 0:
+            _rectify_biased(values, place, stride, offsets, scale, count)
+        else:
+            _rectify(values, place, stride, offsets, scale, count)
     else:
-        _store_sixteen(values, place, offsets, scale)
-        _activate_sixteen(code, place, cap)
+        if bias != 0:
+            _store_biased(values, place, stride, offsets, scale, count)
+        else:
+            _store(values, place, stride, offsets, scale, count)
+        if code != NONE:
+            for k in range(count):
+                _activate_sixteen(code, place + k * stride, cap)
 
 
 @compiled
@@ -88,7 +106,7 @@ def _activate_sixteen(code: int, place: int, cap: F32) -> None:
         silu_sixteen(place)
     elif code == GELU_TANH:
         gelu_tanh_sixteen(place)
-    elif code != NONE:
+    else:
         y = f32(place)
         for i in range(TILE):
             y[i] = activate(code, y[i], cap)
@@ -104,25 +122,31 @@ def gate(code: int, gate: F32, up: F32, bias: int, one: int, two: int) -> F32:
 
 
 @compiled
-def gate_tile(code: int, gates: int, ups: int, bias: int, row: int, rows: int, y: int, count: int) -> None:
-    """`gate` of `count` neighbouring units, of which `row` is the first."""
-    if count < TILE:
-        g, u = f32(gates), f32(ups)
-        for i in range(count):
-            f32(y)[row + i] = gate(code, g[i], u[i], bias, row + i, rows + row + i)
+def gate_tile(
+    code: int, gates: int, ups: int, bias: int, row: int, rows: int, y: int, stride: int, count: int, width: int
+) -> None:
+    """`gate` of `width` neighbouring units, of which `row` is the first, in each of `count` rows of numbers."""
+    if width < TILE:
+        for k in range(count):
+            g, u, out = f32(gates + k * LINE), f32(ups + k * LINE), f32(y + k * stride)
+            for i in range(width):
+                out[row + i] = gate(code, g[i], u[i], bias, row + i, rows + row + i)
         return
     if bias != 0:
-        _store_sixteen(gates, gates, bias + 4 * row, np.float32(1))
-        _store_sixteen(ups, ups, bias + 4 * (rows + row), np.float32(1))
-    _activate_sixteen(code, gates, np.float32(0))
-    g, u, out = f32(gates), f32(ups), f32(y + 4 * row)
-    for i in range(TILE):
-        out[i] = g[i] * u[i]
+        _store_biased(gates, gates, LINE, bias + 4 * row, np.float32(1), count)
+        _store_biased(ups, ups, LINE, bias + 4 * (rows + row), np.float32(1), count)
+    for k in range(count):
+        _activate_sixteen(code, gates + k * LINE, np.float32(0))
+        g, u, out = f32(gates + k * LINE), f32(ups + k * LINE), f32(y + k * stride + 4 * row)
+        for i in range(TILE):
+            out[i] = g[i] * u[i]
 
 
 @compiled
-def larger_tile(values: int, bias: int, row: int, y: int, count: int) -> None:
-    """The larger of each pair of neighbours, of `count` units, of which `row` is the first."""
-    x, out = f32(values), f32(y + 4 * row)
-    for i in range(count):
-        out[i] = gate(MAXOUT, x[2 * i], x[2 * i + 1], bias, 2 * (row + i), 2 * (row + i) + 1)
+def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: int, width: int) -> None:
+    """The larger of each pair of neighbours, of `width` units, of which `row` is the first, in each of `count` rows."""
+    for k in range(count):
+        x, out = f32(values + k * LINE), f32(y + k * stride)
+        for i in range(row, row + width):
+            one, two = 2 * i, 2 * i + 1
+            out[i] = gate(MAXOUT, x[one - 2 * row], x[two - 2 * row], bias, one, two)
