@@ -230,7 +230,16 @@ def test_a_quantised_model_generates_by_either_way(form: str) -> None:
     assert all(a is b for a, b in zip(plain, (p for p in model.parameters() if p.dim() == 1)))
     assert isinstance(model.embed.table, PackedTensor)
     assert model.embed.table is model.heads["vocabulary"].table
-    follow(model, Engine(model), Prompt(ids(2, 30), Layout.full(2, 30)), ids(2, 20, seed=4), 60)
+    engine, prompt = Engine(model), Prompt(ids(2, 30), Layout.full(2, 30))
+    with torch.inference_mode():
+        _, theirs = model.start(prompt, 60)
+        _, ours = engine.start(prompt, 60)
+        for column in ids(2, 20, seed=4).T:
+            wanted, theirs = model.step(column, theirs)
+            found, ours = engine.step(column, ours)
+            # Norms and activations differ in their last bits, by which a number here and there is rounded to the next
+            # of its 255 values.
+            assert (found - wanted).norm() < 0.02 * wanted.norm()
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
