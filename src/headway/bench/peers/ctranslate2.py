@@ -14,18 +14,22 @@ _NAME = "ctranslate2"
 
 
 class _Symbols:
-    """The words of a model that has none: the number of each symbol, as text."""
+    """The words of a model that has none: the number of each symbol, as text. The last one of a translation model
+    starts the decoder, and the converter knows it by its name.
+    """
 
     bos_token, eos_token, unk_token = "1", "0", "2"
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, job: Job) -> None:
+        self.words = [str(symbol) for symbol in range(job.symbols)]
+        if job.kind == "translate":
+            self.words[-1] = "<pad>"
 
     def get_vocab(self) -> dict[str, int]:
-        return {str(symbol): symbol for symbol in range(self.count)}
+        return {word: symbol for symbol, word in enumerate(self.words)}
 
     def convert_ids_to_tokens(self, symbol: int) -> str:
-        return str(symbol)
+        return self.words[symbol]
 
 
 def prepare(job: Job) -> None:
@@ -34,7 +38,7 @@ def prepare(job: Job) -> None:
 
     class Converter(TransformersConverter):
         def load_tokenizer(self, *_: Any, **__: Any) -> _Symbols:
-            return _Symbols(job.symbols)
+            return _Symbols(job)
 
     try:
         converter = Converter(str(job.model))
