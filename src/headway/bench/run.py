@@ -196,9 +196,9 @@ def _add_shares(job: Job, config: ModelConfig, measured: dict[str, Any], bounds:
 
 
 def _flop(job: Job, config: ModelConfig) -> int:
-    """Of a token: its forward pass, and twice that for the backward one where it is trained on."""
+    """Of a token, attention left out: two for each weight that it is multiplied by, and twice as many again where it is
+    trained on.
+    """
     with torch.device("meta"):
-        model = config.build(None)
-    if job.kind == "train":
-        return 3 * flop_per_token(model, job.context)
-    return flop_per_token(model, max(map(len, job.prompts())))
+        forward = flop_per_token(config.build(None), None)
+    return 3 * forward if job.kind == "train" else forward

@@ -74,7 +74,9 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
         if any("share_of_bound" in other for other in found["programs"].values()):
             row["of the machine's"] = f"{100 * each['share_of_bound']:.0f} %" if "share_of_bound" in each else None
         row["peak MB"] = round(each["peak_bytes"] / 1e6)
-        faster = [f"{peers[title]:.2f} x in {own.split()[-1]}" for own, peers in found["times"].items() if title in peers]
+        faster = [
+            f"{peers[title]:.2f} x in {own.split()[-1]}" for own, peers in found["times"].items() if title in peers
+        ]
         row["headway is"] = ", ".join(faster) or None
         rows.append(row)
     return rows
