@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
 
 import headway as hw
 from headway.bench.job import BEAM, END, NEW, WARM, WRITTEN, Job, Kind, answer
@@ -89,8 +89,8 @@ def _loaded(job: Job) -> Generative:
 def _read_bytes(model: Generative) -> int:
     """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
     module = getattr(model, "model", model)
-    decoder: nn.Module = module.decoder if isinstance(module, EncoderDecoder) else module  # type: ignore[assignment]
-    table = decoder.get_submodule("embed").table
+    decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
+    table = decoder.embed.table
     apart = id(table) if all(head.weight is not table for head in decoder.heads.values()) else None
     held = {id(tensor): tensor for _, tensor in named_tensors(decoder) if id(tensor) != apart}
     return sum(part.nbytes for tensor in held.values() for part in _parts(tensor))

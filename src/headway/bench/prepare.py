@@ -81,6 +81,9 @@ def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[
     UserError for a shape that the published formats cannot say.
     """
     model, place = build(config, seed), folder / "model"
+    if isinstance(config, EncoderDecoderConfig):
+        with torch.no_grad():  # Marian's decoder starts from zeros
+            model.get_submodule("decoder.embed").table[-1] = 0.0  # type: ignore[operator,index]
     if kind == "load" or any(program.name != OURS for program in programs):
         save_published(model, config, place, _usage(config))
     else:

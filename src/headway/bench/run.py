@@ -94,7 +94,7 @@ def _forms(request: Request) -> tuple[str, ...]:
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
 
 
-def _job(request: Request, config: ModelConfig, folder: str) -> Job:
+def _job(request: Request, config: Any, folder: str) -> Job:
     rows = ROWS[request.kind] if request.rows is None else request.rows
     threads = request.threads or torch.get_num_threads()
     context = getattr(config, "context", None)

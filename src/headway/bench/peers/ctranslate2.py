@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import ctranslate2
+import ctranslate2  # type: ignore[import-not-found]
 
 from headway.bench.job import BEAM, NEW, WARM, WRITTEN, Job, answer
 from headway.bench.timing import seconds_of, seconds_of_a_step
@@ -34,7 +34,7 @@ class _Symbols:
 
 def prepare(job: Job) -> None:
     """Convert the published folder by CTranslate2's own converter; it needs transformers."""
-    from ctranslate2.converters import TransformersConverter
+    from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found]
 
     class Converter(TransformersConverter):
         def load_tokenizer(self, *_: Any, **__: Any) -> _Symbols:
