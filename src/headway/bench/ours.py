@@ -90,8 +90,8 @@ def _read_bytes(model: Generative) -> int:
     """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
     module = getattr(model, "model", model)
     decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
-    table = decoder.embed.table
-    apart = id(table) if all(head.weight is not table for head in decoder.heads.values()) else None
+    table = getattr(decoder.embed, "table", None)
+    apart = None if any(getattr(head, "weight", None) is table for head in decoder.heads.values()) else id(table)
     held = {id(tensor): tensor for _, tensor in named_tensors(decoder) if id(tensor) != apart}
     return sum(part.nbytes for tensor in held.values() for part in _parts(tensor))
 
