@@ -207,11 +207,22 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check_space("decode", "tiny", LLAMA, [Program("headway", "int8")], tmp_path)
 
 
-def test_what_a_process_cannot_do_is_said(tmp_path: Path) -> None:
-    shape = tmp_path / "gpt"
-    save_published(build(GPT), GPT, shape)
+def test_a_process_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing ended with 1: .*No module named"):
         run._process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "message"),
+    [(-9, "", "was killed, as the system does where memory runs out; choose"), (0, '{"error": "no; yes"}', "no; yes")],
+)
+def test_what_a_process_says_is_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, message: str
+) -> None:
+    done = SimpleNamespace(returncode=code, stdout=out, stderr="")
+    monkeypatch.setattr("subprocess.run", lambda *words, **settings: done)
+    with pytest.raises(UserError, match=message):
+        run._process("headway.bench.ours", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 def test_the_peers_are_imported_by_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,8 @@ def _process(module: str, action: str, job: Job) -> dict[str, float]:
     command = [sys.executable, "-P", "-m", module, action, json.dumps(asdict(job))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
+    if done.returncode == -signal.SIGKILL:
+        raise UserError(f"{module} was killed, as the system does where memory runs out; choose a smaller --shape")
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
         raise RuntimeError(f"{module} ended with {done.returncode}: {said[-1] if said else 'it says nothing'}")

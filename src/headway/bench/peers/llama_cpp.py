@@ -30,7 +30,7 @@ def prepare(job: Job) -> None:
     from headway.exchange import export_model
 
     target = job.place(_NAME)
-    whole = target if job.form == "fp32" else target.with_suffix(".fp32")
+    whole = target if job.form == "fp32" else target.with_name("whole.gguf")
     export_model(open_model(job.model), whole, "gguf")
     if whole is target:
         return
