@@ -1,6 +1,6 @@
 """The table of the CPU engine: decoding, prompts, translation, training and loading, beside other programs.
 
-    python benchmarks/engine.py                      # all rows; a bit over an hour on 2 cores, 20 GB of disk
+    python benchmarks/engine.py                      # all rows: about an hour on 2 cores, 15 GB of disk
     python benchmarks/engine.py --only decode-135m train-1m
 
 It calls what `headway bench` calls: every program in a process of its own, the programs in turn, the same drawn weights

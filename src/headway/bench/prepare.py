@@ -18,7 +18,8 @@ from headway.config import from_dict, to_dict
 from headway.errors import UserError
 from headway.exchange import quantise_model
 from headway.memory import check_room
-from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
+from headway.models.embeds import TokenEmbed
 
 _BYTES = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # of a weight on disk, at most
 _NEEDS = {
@@ -81,9 +82,9 @@ def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[
     UserError for a shape that the published formats cannot say.
     """
     model, place = build(config, seed), folder / "model"
-    if isinstance(config, EncoderDecoderConfig):
+    if isinstance(model, EncoderDecoder) and isinstance(model.decoder.embed, TokenEmbed):
         with torch.no_grad():  # Marian's decoder starts from zeros
-            model.get_submodule("decoder.embed").table[-1] = 0.0  # type: ignore[operator,index]
+            model.decoder.embed.table[-1] = 0.0
     if kind == "load" or any(program.name != OURS for program in programs):
         save_published(model, config, place, _usage(config))
     else:
