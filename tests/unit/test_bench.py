@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 from headway.bench import ours, run
 from headway.bench.job import NEW, PROMPT, Job
 from headway.bench.prepare import check_space, prepare_ours, without_dropout
-from headway.bench.programs import Program, comparisons, programs
+from headway.bench.programs import PEERS, Program, comparisons, programs
 from headway.bench.run import Request
 from headway.checkpoints.published import save_published
 from headway.cli import main as cli
@@ -126,6 +127,29 @@ def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelCon
     prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
     found = transformers.measure(job(kind, "fp32", tmp_path, config, rows=2))
     assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "form"),
+    [
+        ("ctranslate2", "decode", LLAMA, "int8"),
+        ("ctranslate2", "prefill", LLAMA, "fp32"),
+        ("ctranslate2", "translate", MARIAN, "int8"),
+        ("llama.cpp", "decode", LLAMA, "int4"),
+        ("llama.cpp", "prefill", LLAMA, "fp32"),
+    ],
+)
+def test_the_other_peers_where_they_are_installed(
+    tmp_path: Path, name: str, kind: str, config: ModelConfig, form: str
+) -> None:
+    program = Program(name, form)
+    pytest.importorskip(PEERS[name].module)
+    peer = import_module(program.module)
+    prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
+    asked = job(kind, form, tmp_path, config, rows=2)
+    peer.prepare(asked)
+    assert all(value > 0 for value in peer.measure(asked).values())
 
 
 def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
