@@ -185,7 +185,11 @@ def context(found: Found) -> Iterator[Row]:
         near, far = (caches[form][position]["tokens_a_second"]["median"] for position in ("128", "8192"))
         size = caches[form]["8192"]["cache_bytes"]
         told.append(f"{form} {near:.0f} and {far:.0f}, with {size / 1e6:.0f} MB of keys and values")
-    yield "the same at positions 128 and 8,192, tokens a second, weights and cache alike", "; ".join(told), ""
+    yield (
+        f"decoding with {found['shape']} at positions 128 and 8,192, tokens a second, weights and cache alike",
+        "; ".join(told),
+        "",
+    )
 
 
 def claims() -> Iterator[str]:

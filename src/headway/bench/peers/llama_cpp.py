@@ -36,7 +36,7 @@ def prepare(job: Job) -> None:
         return
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.nthread, settings.pure = _TYPES[job.form], job.threads, True
-    failed = llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(target), ctypes.byref(settings))
+    failed = llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(target), ctypes.pointer(settings))
     whole.unlink()
     if failed:
         raise UserError(f"llama.cpp cannot round this shape to {job.form}; leave it out of --against")
@@ -48,23 +48,26 @@ class _Sequences:
     def __init__(self, path: Path, prompts: Sequence[Sequence[int]], room: int, threads: int) -> None:
         self.prompts = prompts
         tokens = sum(map(len, prompts))
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
+        self._model: Any = llama_cpp.llama_model_load_from_file(
+            os.fsencode(path), llama_cpp.llama_model_default_params()
+        )
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = len(prompts) * (max(map(len, prompts)) + room)
         settings.n_batch = max(tokens, 1)
         settings.n_seq_max = len(prompts)
         settings.n_threads = settings.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, settings) if self._model else None
+        self._context: Any = llama_cpp.llama_init_from_model(self._model, settings) if self._model else None
         if self._context is None:
             raise UserError(f"llama.cpp cannot open {path.name}; leave it out of --against")
         self._batch = llama_cpp.llama_batch_init(tokens, 0, 1)
-        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        vocabulary: Any = llama_cpp.llama_model_get_vocab(self._model)
         self._symbols = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.lengths = [0] * len(prompts)
 
     def read(self) -> list[int]:
         """The prompts, and the likeliest symbol after each."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+        memory: Any = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_clear(memory, False)
         self.lengths = [0] * len(self.prompts)
         return self.extend(self.prompts)
 
