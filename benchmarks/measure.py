@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from headway.bench.machine import machine
+from headway.bench.machine import spread as spread  # for all benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -21,32 +20,6 @@ ROOT = Path(__file__).parent.parent
 def data_folder() -> Path:
     """HEADWAY_DATA, or shared/data beside the project."""
     return Path(os.environ.get("HEADWAY_DATA", ROOT.parent / "shared" / "data"))
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores and memory, and the versions of what was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
-    packages = {}
-    for name in ("headway", "torch", "numpy", "tokenizers", "transformers", "sacrebleu"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "processor": named[0] if named else platform.processor(),
-        "cores": os.cpu_count(),
-        "units": units,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-        "packages": packages,
-    }
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
 
 
 def child(script: str, *arguments: str) -> dict[str, Any]:

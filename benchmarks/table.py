@@ -157,16 +157,25 @@ def mixers(found: Found) -> Iterator[Row]:
     yield "training faster than causal attention, lengths 128 to 8,192", told, ""
 
 
-def decode(found: Found) -> Iterator[Row]:
-    speeds = {name: program["tokens_a_second"]["median"] for name, program in found["programs"].items()}
-    ours = ", ".join(
-        f"{name.removeprefix('headway-')} {speed:.0f}" for name, speed in speeds.items() if name.startswith("headway")
-    )
-    yield (
-        f"decoding with {found['shape']}, one sequence, tokens a second",
-        ours,
-        f"transformers, fp32: {speeds['transformers']:.0f}" if "transformers" in speeds else "",
-    )
+def engine(found: Found) -> Iterator[Row]:
+    goal, programs = found["goal"], found["programs"]
+    speeds = {title: rounded(each[goal]["median"]) for title, each in programs.items()}
+    ours = ", ".join(f"{title.split()[-1]} {speed}" for title, speed in speeds.items() if title.startswith("headway "))
+    theirs = ", ".join(f"{title} {speed}" for title, speed in speeds.items() if not title.startswith("headway "))
+    yield f"{ENGINE[found['kind']].format(**found)}, {found['shape']}: {goal.replace('_', ' ')}", ours, theirs
+
+
+def rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+ENGINE = {
+    "decode": "decoding, {rows} at once",
+    "prefill": "reading a prompt of 512",
+    "translate": "translating by beam 4, {rows} sentences at once",
+    "train": "training, batches of {rows} rows",
+    "load": "loading",
+}
 
 
 def context(found: Found) -> Iterator[Row]:
@@ -176,7 +185,11 @@ def context(found: Found) -> Iterator[Row]:
         near, far = (caches[form][position]["tokens_a_second"]["median"] for position in ("128", "8192"))
         size = caches[form]["8192"]["cache_bytes"]
         told.append(f"{form} {near:.0f} and {far:.0f}, with {size / 1e6:.0f} MB of keys and values")
-    yield "the same at positions 128 and 8,192, tokens a second, weights and cache alike", "; ".join(told), ""
+    yield (
+        f"decoding with {found['shape']} at positions 128 and 8,192, tokens a second, weights and cache alike",
+        "; ".join(told),
+        "",
+    )
 
 
 def claims() -> Iterator[str]:
@@ -202,7 +215,20 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "fuzz": fuzz,
     "padding": padding,
     "memory": memory,
-    "decode-llama-135m-1": decode,
+    **{
+        f"engine-{name}": engine
+        for name in (
+            "decode-135m",
+            "decode-135m-8",
+            "decode-1.1b",
+            "prefill-135m",
+            "translate",
+            "train-10m",
+            "train-30m",
+            "train-1m",
+            "load-135m",
+        )
+    },
     "context": context,
     "recurrent": recurrent,
     "mixers": mixers,

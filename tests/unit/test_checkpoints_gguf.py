@@ -73,6 +73,7 @@ def test_fewer_bits_are_read_as_transformers_reads_them(tmp_path: Path, precisio
     model = drawn(config)
     save_gguf(model, config, tmp_path / "a.gguf", precision=precision)
     file = GgufFile(tmp_path / "a.gguf")
+    assert file.values["tokenizer.ggml.model"] == "none"  # llama.cpp opens no file that does not say so
     assert file.kind("blk.0.attn_q.weight").name == precision
     assert file.kind("output_norm.weight").name == "F32"
     found, _ = load_gguf(tmp_path / "a.gguf")

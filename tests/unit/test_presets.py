@@ -23,6 +23,10 @@ SIZES = {
     "bert-base": 109_482_240,  # with the pooler and without a vocabulary head, as the next two
     "bert-large": 335_141_888,
     "roberta-base": 124_645_632,
+    "marian-base": 60_554_496,
+    "gpt-1m": 809_856,
+    "gpt-10m": 10_770_816,
+    "gpt-30m": 30_062_592,
     "modernbert-base": 149_655_232,  # with its vocabulary head
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits

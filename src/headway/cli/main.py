@@ -30,6 +30,7 @@ COMMANDS = {
     "classify": "texts, or pairs of texts, to labels with probabilities",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
+    "bench": "how fast this machine runs a shape, beside other programs",
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",
     "tokenizer train": "make a tokenizer.json from text",
     "data list": "known data sets with source and licence",

@@ -12,7 +12,7 @@ from headway.models import ancestors
 from headway.models.block import BlockConfig
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
-from headway.models.heads import TransformConfig, VocabularyHeadConfig
+from headway.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
 from headway.models.pooled import PooledHeadConfig
 from headway.models.stack import StackConfig, cycle
 from headway.models.transformer import ModelConfig, TransformerConfig
@@ -41,6 +41,23 @@ def transformer_2017(
         encoder=TransformerConfig(width, symbols, None, stack(encoder), embed, heads={}),
         decoder=TransformerConfig(width, symbols, None, stack(decoder), embed),
         init=init,
+    )
+
+
+def marian(width: int, depth: int, heads: int, hidden: int, symbols: int) -> EncoderDecoderConfig:
+    """Junczys-Dowmunt et al. 2018, as the OPUS-MT models have it: the transformer of 2017, with SiLU, and with sines
+    before cosines in its positions.
+    """
+    embed = TokenEmbedConfig(positions=SinusoidalConfig(interleaved=False), scaled=True, dropout=0.1)
+
+    def side(block: BlockConfig, heads: dict[str, HeadConfig]) -> TransformerConfig:
+        return TransformerConfig(width, symbols, 512, StackConfig(cycle((block,), depth), norm=None), embed, heads)
+
+    feed = MLPConfig(hidden=hidden, activation="silu")
+    encoder = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed, placement="post", dropout=0.1)
+    decoder = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed, placement="post", dropout=0.1)
+    return EncoderDecoderConfig(
+        side(encoder, {}), side(decoder, {"vocabulary": VocabularyHeadConfig(bias=True)}), "all"
     )
 
 
@@ -144,6 +161,7 @@ def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 5
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "transformer-base": lambda: transformer_2017(512, 6, 8, 2048),
     "transformer-big": lambda: transformer_2017(1024, 6, 16, 4096, dropout=0.3),
+    "marian-base": lambda: marian(512, 6, 8, 2048, 32000),
     "seq2seq-lstm-2014": ancestors.lstm_2014,
     "seq2seq-gru-2014": ancestors.gru_2014,
     "seq2seq-gru-2014-full": lambda: ancestors.gru_2014(symbols=15_000, full_rank=True),
@@ -168,6 +186,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "bert-large": lambda: bert(1024, 24, 16),
     "roberta-base": lambda: bert(768, 12, 12, symbols=50265, types=1, offset=2, eps=1e-5),
     "modernbert-base": lambda: modernbert(768, 22, 12, 1152),
+    "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),
 }

@@ -32,6 +32,7 @@ Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
 _BLOCK = 32  # numbers that share a scale in Q8_0
 _VERSION = 2  # of quantisation
+_NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # without which llama.cpp opens no file
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def save_gguf(
         "general.quantization_version": _VERSION,
         **sizes,
         **{f"{architecture}.{key}": value for key, value in turned.items()},
-        **({} if codec is None else write_codec(codec, config.symbols, usage)),
+        **(_NO_TOKENIZER if codec is None else write_codec(codec, config.symbols, usage)),
     }
     draft = Draft(values, {**tensors, **factors}, str(path))
     _check(draft, architecture, dialect, family, config)

@@ -1,0 +1,110 @@
+"""The table of the CPU engine: decoding, prompts, translation, training and loading, beside other programs.
+
+    python benchmarks/engine.py                      # all rows: about an hour on 2 cores, 15 GB of disk
+    python benchmarks/engine.py --only decode-135m train-1m
+
+It calls what `headway bench` calls: every program in a process of its own, the programs in turn, the same drawn weights
+and threads. A row is one file, engine-ROW.json, with what was asked for and whether it was reached. nanoGPT is on no
+registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6 flop a weight) is
+what headway's share here is held to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+from headway.bench.run import Request, run
+from measure import write
+
+ALL = ("transformers", "ctranslate2", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """That `ours`, a program of the result, is at least `times` as fast as the fastest of `theirs`; or, without these,
+    that it has at least that share of what the machine gives.
+    """
+
+    ours: str
+    times: float
+    theirs: tuple[str, ...] = ()
+
+    def judged(self, result: dict[str, Any]) -> dict[str, Any]:
+        programs, goal = result["programs"], result["goal"]
+        if not self.theirs:
+            reached = programs[self.ours]["share_of_bound"]
+            return {"program": self.ours, "of": "the machine", **self._verdict(reached)}
+        fastest = max(self.theirs, key=lambda title: programs[title][goal]["median"])
+        reached = programs[self.ours][goal]["median"] / programs[fastest][goal]["median"]
+        return {"program": self.ours, "of": fastest, **self._verdict(reached)}
+
+    def _verdict(self, reached: float) -> dict[str, Any]:
+        return {"asked": self.times, "reached": round(reached, 3), "enough": reached >= self.times}
+
+
+FP32, INT8, INT4 = "headway fp32", "headway int8", "headway int4"
+HF, CT2, CT2_INT8 = "transformers fp32", "ctranslate2 fp32", "ctranslate2 int8"
+F32, Q8, Q4 = "llama.cpp F32", "llama.cpp Q8_0", "llama.cpp Q4_0"
+NANOGPT = {"train-10m": 134 / 184, "train-30m": 112 / 184}  # of the most that products gave on its machine
+
+ROWS: dict[str, tuple[Request, list[Goal]]] = {
+    "decode-135m": (
+        Request("decode", "llama-135m", against=ALL),
+        [
+            Goal(FP32, 2.8, (HF,)),
+            Goal(FP32, 1.1, (F32,)),
+            Goal(FP32, 0.8),
+            Goal(INT8, 1.6, (Q8,)),
+            Goal(INT8, 7.0, (CT2_INT8,)),
+            Goal(INT4, 1.6, (Q4,)),
+        ],
+    ),
+    "decode-135m-8": (
+        Request("decode", "llama-135m", against=ALL, rows=8),
+        [Goal(FP32, 2.0, (HF, CT2, F32)), Goal(INT8, 2.0, (CT2_INT8, Q8)), Goal(INT4, 2.0, (Q4,))],
+    ),
+    "decode-1.1b": (
+        Request("decode", "llama-1.1b", ("int8", "int4"), ("llama.cpp",)),
+        [Goal(INT8, 1.2, (Q8,)), Goal(INT4, 1.2, (Q4,))],
+    ),
+    "prefill-135m": (
+        Request("prefill", "llama-135m", against=ALL),
+        [Goal(FP32, 1.0, (HF, CT2, F32)), Goal(INT8, 1.3, (CT2_INT8,))],
+    ),
+    "translate": (
+        Request("translate", "marian-base", against=("transformers", "ctranslate2")),
+        [Goal(INT8, 1.2, (CT2_INT8,)), Goal(FP32, 4.0, (HF,)), Goal(INT8, 4.0, (HF,))],
+    ),
+    "train-10m": (
+        Request("train", "gpt-10m", against=("transformers",)),
+        [Goal(FP32, 1.2, (HF,)), Goal(FP32, NANOGPT["train-10m"])],
+    ),
+    "train-30m": (
+        Request("train", "gpt-30m", against=("transformers",)),
+        [Goal(FP32, 1.2, (HF,)), Goal(FP32, NANOGPT["train-30m"])],
+    ),
+    "train-1m": (Request("train", "gpt-1m", against=("transformers",)), [Goal(FP32, 2.0, (HF,))]),
+    "load-135m": (Request("load", "llama-135m", against=("transformers",)), []),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    for name in args.only:
+        request, goals = ROWS[name]
+        result = run(replace(request, threads=args.threads), lambda line: print(line, file=sys.stderr, flush=True))
+        asked = [goal.judged(result) for goal in goals]
+        for each in asked:
+            print(each, file=sys.stderr, flush=True)
+        write(f"engine-{name}", {**result, "asked": asked})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""headway's own part of a benchmark: `python -m headway.bench.ours measure JOB`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import headway as hw
+from headway.bench.job import BEAM, END, NEW, WARM, WRITTEN, Job, Kind, answer
+from headway.bench.programs import OURS
+from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.bench.training import training_step
+from headway.checkpoints.native import named_tensors
+from headway.engine import PackedTensor
+from headway.generate import SearchConfig, translate_ids
+from headway.generate.prompts import make_prompt
+from headway.kernels import deterministic
+from headway.models import EncoderDecoder, Generative
+
+_CPU = torch.device("cpu")
+
+
+def decode(model: Generative, job: Job) -> dict[str, float]:
+    """Greedy steps after the prompts, one token a row each; none is guessed ahead."""
+    prompts = job.prompts()
+    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW)
+
+    def steps(count: int) -> None:
+        nonlocal logits, decoding
+        for _ in range(count):
+            logits, decoding = model.step(logits.argmax(-1), decoding)
+
+    steps(WARM)
+    seconds = seconds_of(lambda: steps(NEW - WARM))
+    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
+
+
+def prefill(model: Generative, job: Job) -> dict[str, float]:
+    """From the ids of the prompts to the logits after them."""
+    prompts = job.prompts()
+    longest = max(map(len, prompts))
+    each = seconds_of_a_step(lambda: model.start(make_prompt(prompts, None, _CPU), longest + 1))
+    return {"tokens_per_second": sum(map(len, prompts)) / each}
+
+
+def translate(model: Generative, job: Job) -> dict[str, float]:
+    """Beam search over all sentences; the end is suppressed, so that each has the same number of symbols."""
+    start = job.symbols - 1
+    config = SearchConfig(BEAM, most_ratio=0, most_extra=WRITTEN)
+
+    def work() -> None:
+        found = translate_ids(model, job.sources(), begin=start, end=END, config=config, suppressed=(END, start))
+        assert {len(hypotheses[0].ids) for hypotheses in found} == {WRITTEN}
+
+    work()
+    seconds = seconds_of(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+
+
+def train(job: Job) -> dict[str, float]:
+    """The trainer's own steps."""
+    step = training_step(job)
+    return {"tokens_per_second": job.rows * (job.context or 0) / seconds_of_a_step(step)}
+
+
+def load(job: Job) -> dict[str, float]:
+    """From the call to a model of which every page was looked at; the second time, when all is imported and the system
+    has the files in memory.
+    """
+
+    def work() -> None:
+        model = hw.load(job.model, "cpu", None if job.form == "fp32" else job.form)  # type: ignore[arg-type]
+        for _, tensor in named_tensors(model.module):
+            for part in _parts(tensor):
+                part.reshape(-1)[:: 4096 // part.element_size()].sum()
+
+    work()
+    return {"seconds": seconds_of(work)}
+
+
+def _loaded(job: Job) -> Generative:
+    place = job.model if job.form == "fp32" else job.place(OURS)
+    model = hw.load(place, "cpu", backend=job.backend)
+    return model.generator
+
+
+def _read_bytes(model: Generative) -> int:
+    """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
+    module = getattr(model, "model", model)
+    decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
+    table = getattr(decoder.embed, "table", None)
+    apart = None if any(getattr(head, "weight", None) is table for head in decoder.heads.values()) else id(table)
+    held = {id(tensor): tensor for _, tensor in named_tensors(decoder) if id(tensor) != apart}
+    return sum(part.nbytes for tensor in held.values() for part in _parts(tensor))
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What holds the numbers of a tensor."""
+    if isinstance(tensor, PackedTensor):
+        yield tensor.packed.weights
+        if tensor.packed.scales is not None:
+            yield tensor.packed.scales
+    else:
+        yield tensor.data
+
+
+_WRITING: dict[Kind, Callable[[Generative, Job], dict[str, float]]] = {
+    "decode": decode,
+    "prefill": prefill,
+    "translate": translate,
+}
+
+
+def measure(job: Job) -> dict[str, float]:
+    torch.set_num_threads(job.threads)
+    with deterministic(job.deterministic):
+        if job.kind in _WRITING:
+            model = _loaded(job)
+            with torch.inference_mode():
+                return _WRITING[job.kind](model, job)
+        return train(job) if job.kind == "train" else load(job)
+
+
+if __name__ == "__main__":
+    answer(measure)

@@ -1,0 +1,114 @@
+"""CTranslate2's part of a benchmark: `python -m headway.bench.peers.ctranslate2 prepare|measure JOB`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ctranslate2  # type: ignore[import-not-found]
+
+from headway.bench.job import BEAM, NEW, WARM, WRITTEN, Job, answer
+from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.errors import UserError
+
+_NAME = "ctranslate2"
+
+
+class _Symbols:
+    """The words of a model that has none: the number of each symbol, as text. The last one of a translation model
+    starts the decoder, and the converter knows it by its name.
+    """
+
+    bos_token, eos_token, unk_token = "1", "0", "2"
+
+    def __init__(self, job: Job) -> None:
+        self.words = [str(symbol) for symbol in range(job.symbols)]
+        if job.kind == "translate":
+            self.words[-1] = "<pad>"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: symbol for symbol, word in enumerate(self.words)}
+
+    def convert_ids_to_tokens(self, symbol: int) -> str:
+        return self.words[symbol]
+
+
+def prepare(job: Job) -> None:
+    """Convert the published folder by CTranslate2's own converter; it needs transformers."""
+    from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found]
+
+    class Converter(TransformersConverter):
+        def load_tokenizer(self, *_: Any, **__: Any) -> _Symbols:
+            return _Symbols(job)
+
+    try:
+        converter = Converter(str(job.model))
+        converter.convert(str(job.place(_NAME)), quantization="int8" if job.form == "int8" else None)
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise UserError(f"ctranslate2 cannot convert this shape ({error}); leave it out of --against") from None
+
+
+def decode(job: Job) -> dict[str, float]:
+    """All of it less the same with one new symbol, which is mostly the reading of the prompts."""
+    generator, prompts = _generator(job), _words(job.prompts())
+    _write(generator, prompts, WARM)
+    whole, first = (seconds_of(lambda n=n: _write(generator, prompts, n)) for n in (NEW, 1))
+    return {"tokens_per_second": job.rows * (NEW - 1) / (whole - first)}
+
+
+def prefill(job: Job) -> dict[str, float]:
+    """One new symbol after the prompts and another one, less one new symbol after one: a step is not counted."""
+    generator, prompts = _generator(job), _words([[0, *row] for row in job.prompts()])
+    whole = seconds_of_a_step(lambda: _write(generator, prompts, 1))
+    step = seconds_of_a_step(lambda: _write(generator, [row[:1] for row in prompts], 1))
+    return {"tokens_per_second": sum(len(row) - 1 for row in prompts) / (whole - step)}
+
+
+def translate(job: Job) -> dict[str, float]:
+    """Beams; no sentence may end before it has all symbols."""
+    translator = ctranslate2.Translator(str(job.place(_NAME)), **_settings(job))
+    sources = _words(job.sources())
+
+    def work() -> None:
+        found = translator.translate_batch(
+            sources, beam_size=BEAM, min_decoding_length=WRITTEN, max_decoding_length=WRITTEN
+        )
+        assert {len(each.hypotheses[0]) for each in found} == {WRITTEN}
+
+    work()
+    seconds = seconds_of(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    form = "int8" if job.form == "int8" else "float32"
+    return {"device": "cpu", "compute_type": form, "inter_threads": 1, "intra_threads": job.threads}
+
+
+def _generator(job: Job) -> Any:
+    return ctranslate2.Generator(str(job.place(_NAME)), **_settings(job))
+
+
+def _words(rows: list[list[int]]) -> list[list[str]]:
+    return [[str(symbol) for symbol in row] for row in rows]
+
+
+def _write(generator: Any, prompts: list[list[str]], count: int) -> None:
+    found = generator.generate_batch(
+        prompts,
+        min_length=count,
+        max_length=count,
+        sampling_topk=1,
+        include_prompt_in_result=False,
+    )
+    assert {len(each.sequences[0]) for each in found} == {count}
+
+
+_WORK = {"decode": decode, "prefill": prefill, "translate": translate}
+
+
+def measure(job: Job) -> dict[str, float]:
+    return _WORK[job.kind](job)
+
+
+if __name__ == "__main__":
+    answer(measure, prepare)

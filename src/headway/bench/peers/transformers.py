@@ -1,0 +1,140 @@
+"""transformers' part of a benchmark: `python -m headway.bench.peers.transformers measure JOB`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils import logging
+
+from headway.bench.job import BEAM, NEW, WARM, WRITTEN, Job, Kind, answer
+from headway.bench.timing import seconds_of, seconds_of_a_step
+
+
+@torch.inference_mode()
+def decode(job: Job) -> dict[str, float]:
+    """Steps of the model with its cache; `generate` does more around each and is slower."""
+    model, (ids, mask) = _model(job), _padded(job.prompts())
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(ids, **_masked(job, mask, places), use_cache=True, logits_to_keep=1)
+    place = places[:, -1:]
+
+    def steps(count: int) -> None:
+        nonlocal out, mask, place
+        for _ in range(count):
+            mask, place = torch.cat([mask, torch.ones_like(place)], 1), place + 1
+            chosen = out.logits[:, -1:].argmax(-1)
+            out = model(chosen, **_masked(job, mask, place), past_key_values=out.past_key_values, use_cache=True)
+
+    steps(WARM)
+    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds_of(lambda: steps(NEW - WARM))}
+
+
+@torch.inference_mode()
+def prefill(job: Job) -> dict[str, float]:
+    """The model and the logits after the last symbol."""
+    model, (ids, mask) = _model(job), _padded(job.prompts())
+    masked = _masked(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+    each = seconds_of_a_step(lambda: model(ids, **masked, use_cache=True, logits_to_keep=1))
+    return {"tokens_per_second": int(mask.sum()) / each}
+
+
+@torch.inference_mode()
+def translate(job: Job) -> dict[str, float]:
+    """`generate` with beams; no sentence may end before it has all symbols."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    sources, pad = job.sources(), job.symbols - 1
+    longest = max(map(len, sources))
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in sources])
+
+    def work() -> None:
+        found = model.generate(
+            ids,
+            attention_mask=(ids != pad).long(),
+            num_beams=BEAM,
+            do_sample=False,
+            min_new_tokens=WRITTEN,
+            max_new_tokens=WRITTEN,
+        )
+        assert found.shape == (job.rows, 1 + WRITTEN)
+
+    work()
+    seconds = seconds_of(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+
+
+def train(job: Job) -> dict[str, float]:
+    """A plain loop: the model's own loss, clipping, torch's fused AdamW."""
+    model, context = _model(job).train(), job.context or 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    generator = torch.Generator().manual_seed(job.seed)
+
+    def step() -> None:
+        ids = torch.randint(0, job.symbols, (job.rows, context), generator=generator)
+        with _products(job):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return {"tokens_per_second": job.rows * context / seconds_of_a_step(step)}
+
+
+def load(job: Job) -> dict[str, float]:
+    """From the call to a model of which every page was looked at; the second time, when all is imported and the system
+    has the files in memory.
+    """
+
+    def work() -> None:
+        kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(job.model).is_encoder_decoder else None
+        model = (kind or AutoModelForCausalLM).from_pretrained(job.model, dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.data.reshape(-1)[:: 4096 // parameter.element_size()].sum()
+
+    work()
+    return {"seconds": seconds_of(work)}
+
+
+def _model(job: Job) -> Any:
+    return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
+
+
+def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts that end together, and the mask of what is no padding, each [B, T]."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in prompts])
+    mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in prompts])
+    return ids, mask
+
+
+def _masked(job: Job, mask: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of one row nothing is padding, and without a mask it is faster."""
+    return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": places}
+
+
+def _products(job: Job) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=job.form == "bf16")
+
+
+_WORK: dict[Kind, Callable[[Job], dict[str, float]]] = {
+    "decode": decode,
+    "prefill": prefill,
+    "translate": translate,
+    "train": train,
+    "load": load,
+}
+
+
+def measure(job: Job) -> dict[str, float]:
+    torch.set_num_threads(job.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return _WORK[job.kind](job)
+
+
+if __name__ == "__main__":
+    answer(measure)

@@ -1,0 +1,37 @@
+"""What no program can pass: how fast this machine reads memory, and multiplies matrices in fp32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from headway.bench.job import Job, answer
+
+_NUMBERS = 1 << 27  # half a gigabyte, far more than caches hold
+_SIZE = 2048
+_REPEATS = 8
+
+
+def measure(job: Job) -> dict[str, float]:
+    """Bytes a second of a plain sum where memory is what bounds the work, or flop a second of matrix products."""
+    torch.set_num_threads(job.threads)
+    if job.kind == "decode":
+        numbers = torch.ones(_NUMBERS)
+        return {"read_bytes_per_second": 4 * _NUMBERS / _fastest(numbers.sum)}
+    left, right, out = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE), torch.empty(_SIZE, _SIZE)
+    return {"flop_per_second": 2 * _SIZE**3 / _fastest(lambda: torch.mm(left, right, out=out))}
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+if __name__ == "__main__":
+    answer(measure)

@@ -1,0 +1,270 @@
+"""`headway bench`: tiny shapes, and what is refused before anything is measured."""
+
+from __future__ import annotations
+
+import ast
+import json
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from headway.bench import ours, run
+from headway.bench.job import NEW, PROMPT, Job
+from headway.bench.prepare import check_space, prepare_ours, without_dropout
+from headway.bench.programs import PEERS, Program, comparisons, programs
+from headway.bench.run import Request
+from headway.checkpoints.published import save_published
+from headway.cli import main as cli
+from headway.errors import UserError
+from headway.models import ModelConfig, build
+from headway.models.presets import decoder, gpt, marian, preset
+
+LLAMA = decoder(64, 2, 4, 2, 128, 96, context=1024)
+GPT = gpt(32, 1, 2, symbols=40, context=16)
+MARIAN = marian(64, 1, 4, 128, 60)
+SOURCE = Path(run.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    for name, config in (("llama", LLAMA), ("gpt", GPT), ("marian", MARIAN)):
+        save_published(build(config), config, folder / name)
+    return folder
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.bench.timing._LEAST_SECONDS", 0.0)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = cli.main(["bench", *map(str, argv)])
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def job(kind: str, form: str, folder: Path, config: ModelConfig, rows: int) -> Job:
+    context = getattr(config, "context", None)
+    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.symbols, context)  # type: ignore[arg-type]
+
+
+def test_a_shape_by_the_command(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--shape", shapes / "llama", "--weights", "int8", "--rows", 2, "--threads", 1, "--repeats", 1)
+    code, out, err = ask(capsys, "decode", *words, "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert (found["kind"], found["rows"], found["threads"], found["repeats"]) == ("decode", 2, 1, 1)
+    quick = found["programs"]["headway int8"]
+    assert quick["tokens_per_second"]["median"] > 0
+    assert quick["peak_bytes"] > 1e7
+    share = quick["tokens_per_second"]["median"] / 2 * quick["weight_bytes"]
+    assert quick["share_of_bound"] == pytest.approx(share / found["bounds"]["read_bytes_per_second"]["median"])
+    assert found["machine"]["packages"]["torch"] == torch.__version__
+
+
+def test_programs_run_in_turn(
+    shapes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str, str]] = []
+    speeds = {
+        "headway.bench.ours": iter((30.0, 60.0, 90.0)),
+        "headway.bench.peers.ctranslate2": iter((1.0, 40.0, 20.0)),
+    }
+
+    def process(module: str, action: str, job: Job) -> dict[str, float]:
+        told.append((module.rpartition(".")[2], action, job.form))
+        if action == "prepare":
+            return {}
+        if module == "headway.bench.probe":
+            return {"flop_per_second": 1e9, "peak_bytes": 5}
+        speed = next(speeds[module])
+        return {"sentences_per_second": speed, "tokens_per_second": 32 * speed, "peak_bytes": 1000 * speed}
+
+    monkeypatch.setattr(run, "_process", process)
+    monkeypatch.setattr("headway.bench.programs.find_spec", lambda name: name)
+    words = ("--shape", shapes / "marian", "--weights", "int4", "--against", "ctranslate2")
+    code, out, err = ask(capsys, "translate", *words)
+    assert code == 0
+    turn = [("probe", "measure", "fp32"), ("ours", "measure", "int4"), ("ctranslate2", "measure", "int8")]
+    assert told == [("ctranslate2", "prepare", "int8"), *3 * turn]
+    assert "run 3 of 3: ctranslate2 int8, 20 sentences per second" in err
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[1] == "program sentences per second least most peak MB headway is"
+    assert lines[3] == "ctranslate2 int8 20 1 40 0 3.00 x in int4"
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(
+    ("kind", "config", "form", "value"),
+    [
+        ("decode", LLAMA, "fp32", "tokens_per_second"),
+        ("decode", LLAMA, "int4", "tokens_per_second"),
+        ("prefill", LLAMA, "int8", "tokens_per_second"),
+        ("translate", MARIAN, "int8", "sentences_per_second"),
+        ("train", GPT, "fp32", "tokens_per_second"),
+        ("train", GPT, "bf16", "tokens_per_second"),
+        ("load", LLAMA, "int8", "seconds"),
+    ],
+)
+def test_each_kind(tmp_path: Path, kind: str, config: ModelConfig, form: str, value: str) -> None:
+    threads = torch.get_num_threads()
+    prepare_ours(kind, without_dropout(config), 0, [Program("headway", form)], tmp_path)  # type: ignore[arg-type]
+    found = ours.measure(job(kind, form, tmp_path, config, rows=2))
+    assert found[value] > 0
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(("kind", "config"), [("prefill", LLAMA), ("translate", MARIAN), ("train", GPT), ("load", GPT)])
+def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelConfig) -> None:
+    from headway.bench.peers import transformers  # the rest of the package never does that
+
+    program = Program("transformers", "fp32")
+    prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
+    found = transformers.measure(job(kind, "fp32", tmp_path, config, rows=2))
+    assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "form"),
+    [
+        ("ctranslate2", "decode", LLAMA, "int8"),
+        ("ctranslate2", "prefill", LLAMA, "fp32"),
+        ("ctranslate2", "translate", MARIAN, "int8"),
+        ("llama.cpp", "decode", LLAMA, "int4"),
+        ("llama.cpp", "prefill", LLAMA, "fp32"),
+    ],
+)
+def test_the_other_peers_where_they_are_installed(
+    tmp_path: Path, name: str, kind: str, config: ModelConfig, form: str
+) -> None:
+    program = Program(name, form)
+    pytest.importorskip(PEERS[name].module)
+    peer = import_module(program.module)
+    prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
+    asked = job(kind, form, tmp_path, config, rows=2)
+    peer.prepare(asked)
+    assert all(value > 0 for value in peer.measure(asked).values())
+
+
+def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
+    """Without the embedding, of which a step reads a row, where the head is another matrix."""
+    for tie, tables in ((True, 1), (False, 1)):
+        config = decoder(64, 1, 4, 4, 128, 96, tie=tie)
+        folder = tmp_path / str(tie)
+        prepare_ours("decode", config, 0, [Program("headway", "fp32")], folder)
+        block = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
+        weights = ours.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
+        assert weights == 4 * (block + 64 + tables * 96 * 64)
+
+
+def test_prompts_are_ragged_and_repeat(tmp_path: Path) -> None:
+    many = job("decode", "fp32", tmp_path, LLAMA, rows=8)
+    lengths = sorted(map(len, many.prompts()))
+    assert (lengths[0], lengths[-1], len(set(lengths))) == (PROMPT // 2, PROMPT, 8)
+    assert many.prompts() == many.prompts()
+    assert [len(row) for row in job("decode", "int8", tmp_path, LLAMA, rows=1).prompts()] == [PROMPT]
+    sources = job("translate", "fp32", tmp_path, MARIAN, rows=4).sources()
+    assert all(row[-1] == 0 and 0 < min(row[:-1]) <= max(row) < MARIAN.symbols - 1 for row in sources)
+
+
+def test_peers_are_measured_in_the_nearest_form_they_have() -> None:
+    found = programs("decode", ("fp32", "int4"), ("transformers", "ctranslate2", "llama.cpp"))
+    assert [program.title for program in found] == [
+        "headway fp32", "headway int4", "transformers fp32", "ctranslate2 fp32", "ctranslate2 int8", "llama.cpp F32",
+        "llama.cpp Q4_0",
+    ]  # fmt: skip
+    beside = {own: [peer.title for peer in peers] for own, peers in comparisons(found).items()}
+    assert beside["headway int4"] == ["transformers fp32", "ctranslate2 int8", "llama.cpp Q4_0"]
+
+
+def test_dropout_is_left_out() -> None:
+    config = without_dropout(preset("gpt2"))
+    assert config.embed.dropout == config.stack.blocks[3].dropout == 0.0  # type: ignore[union-attr]
+    assert without_dropout(LLAMA) == LLAMA
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decod",), "invalid choice: 'decod'"),
+        (("decode", "--shape", "llama-136m"), "'llama-136m' is no recipe, preset, run or model; did you mean"),
+        (("decode", "--shape", "bert-base"), "shape 'bert-base' is no language model, so it has no decode"),
+        (("decode", "--shape", "gpt-1m"), f"a context of 64, but decode writes up to {PROMPT + NEW} symbols"),
+        (("translate", "--shape", "gpt2"), "shape 'gpt2' is no encoder-decoder and translates nothing"),
+        (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no longest context to fill"),
+        (("train", "--weights", "int8"), "training has its weights in fp32, not in int8; leave --weights out"),
+        (("load", "--rows", "2"), "load reads files and has no 2 rows; leave --rows out"),
+        (("decode", "--weights", "int2"), "invalid choice: 'int2'"),
+        (("decode", "--against", "vlm"), "there is no program 'vlm' to measure against; choose from: ctranslate2"),
+        (("translate", "--against", "llama.cpp"), "llama.cpp is not measured at translate; choose from: transformers"),
+        (("decode", "--threads", "5000"), "5000 threads on"),
+        (("decode", "--device", "cuda"), "bench measures processors, not device cuda; leave --device out"),
+        (("decode", "--repeats", "0"), "'0' is not a whole number from 1 on"),
+        (("decode", "--shape", "gpt3-175b"), "measuring gpt3-175b needs 1,396,834,074,624 bytes"),
+    ],
+)
+def test_what_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
+    code, out, err = ask(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.bench.programs.find_spec", lambda name: None)
+    code, _, err = ask(capsys, "decode", "--against", "transformers,llama.cpp")
+    assert code == 2
+    assert err == (
+        "headway: transformers is not installed, so nothing can be measured against it; pip install 'transformers>=5'\n"
+    )
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
+    with pytest.raises(UserError, match=r"bytes of disk for its files, .* has 1 free; .* set TMPDIR"):
+        check_space("decode", "tiny", LLAMA, [Program("headway", "int8")], tmp_path)
+
+
+def test_a_process_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing ended with 1: .*No module named"):
+        run._process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "message"),
+    [(-9, "", "was killed, as the system does where memory runs out; choose"), (0, '{"error": "no; yes"}', "no; yes")],
+)
+def test_what_a_process_says_is_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, message: str
+) -> None:
+    done = SimpleNamespace(returncode=code, stdout=out, stderr="")
+    monkeypatch.setattr("subprocess.run", lambda *words, **settings: done)
+    with pytest.raises(UserError, match=message):
+        run._process("headway.bench.ours", "measure", job("train", "fp32", tmp_path, GPT, 1))
+
+
+def test_the_peers_are_imported_by_nothing() -> None:
+    """And their packages by nothing but their modules."""
+    names = {"transformers", "ctranslate2", "llama_cpp"}
+    for path in SOURCE.rglob("*.py"):
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        assert not any(name.startswith("headway.bench.peers") for name in found), path
+        if path.parent.name != "peers":
+            assert not names & {name.partition(".")[0] for name in found}, path
+
+
+def test_requests_have_the_kind_s_own_shape() -> None:
+    for kind, name in run.SHAPES.items():
+        run.check_shape(kind, name, preset(name))
+    assert Request("train").repeats == 3
