@@ -192,6 +192,17 @@ def context(found: Found) -> Iterator[Row]:
     )
 
 
+def forms(found: Found) -> Iterator[Row]:
+    for rows in (1, 128):
+        speeds = {
+            name: each[f"int8, rows {rows}"]["gigaoperations_a_second"]
+            for name, each in found["forms"].items()
+            if "skipped" not in each
+        }
+        told = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+        yield f"int8 products of {rows} row{'s' * (rows > 1)}, one thread: 10^9 operations a second", told, ""
+
+
 def claims() -> Iterator[str]:
     """How many of the claims hold, by their committed verdicts."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
@@ -229,6 +240,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
             "load-135m",
         )
     },
+    "forms": forms,
     "context": context,
     "recurrent": recurrent,
     "mixers": mixers,

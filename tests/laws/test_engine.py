@@ -295,12 +295,12 @@ class Found(dict):
         return own().flatten()
 
 binding.get_host_cpu_features = lambda: Found({features})
-from headway.engine import machine, matrix_unit, products, tiles
+from headway.engine import machine, products, tiles
 from headway.engine.packing import pack, unpack
 import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
 assert machine.WIDE == {wide}
-assert not matrix_unit.HAS_MATRIX_UNIT
+assert not machine.HAS_MATRIX_UNIT
 at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 for columns in (64, 200):

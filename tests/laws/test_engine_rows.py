@@ -11,8 +11,8 @@ from cases import CAUSAL, FEED_FORWARDS, MIXERS, hybrid, ids, seq2seq, shake
 
 from headway.engine import Engine, Format, quantise
 from headway.engine.decoder import Kept
-from headway.engine.machine import compiled
-from headway.engine.matrix_unit import CONFIGURATION, HAS_MATRIX_UNIT, ROOM, acquire, block_products, release
+from headway.engine.machine import HAS_MATRIX_UNIT, compiled
+from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
 from headway.engine.packing import pack, unpack
 from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row

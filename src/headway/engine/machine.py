@@ -6,6 +6,7 @@ runs every model.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
 import sys
@@ -29,16 +30,48 @@ config: Any = settings  # numba fills it as it starts, which type checkers do no
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _PATIENCE = 1.5  # seconds: longer than reading what was compiled before
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
 _SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
 
 
+def _instructions() -> str:
+    """The best integer products of this processor that the engine has: vnni, avx2 or portable."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "portable"
+    found = binding.get_host_cpu_features()
+    if _is_wide() or found.get("avxvnni"):
+        return "vnni"
+    return "avx2" if found.get("avx2") else "portable"
+
+
+def _is_wide() -> bool:
+    """Whether integer products come in registers of 64 bytes."""
+    found = binding.get_host_cpu_features()
+    return bool(found.get("avx512vnni") and found.get("avx512vl"))
+
+
+INSTRUCTIONS = _instructions()
+WIDE = INSTRUCTIONS == "vnni" and _is_wide()
+
+
+def _has_matrix_unit() -> bool:
+    """Whether the processor has a unit that multiplies tiles, and the system lets this process use it."""
+    found = binding.get_host_cpu_features()
+    if not (WIDE and platform.system() == "Linux" and found.get("amx-tile") and found.get("amx-int8")):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
+
+
+HAS_MATRIX_UNIT = _has_matrix_unit()
+
+
 def _cache() -> Path | None:
-    """A directory for what this very source is compiled to, or None where none can be written.
+    """A directory for what this very source is compiled to here, or None where none can be written.
 
     numba looks at the file of a function to see whether its machine code is old, not at those it calls: with a name of
     their own for each state of the source, no old code can be found.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{INSTRUCTIONS} {WIDE} {HAS_MATRIX_UNIT}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
@@ -86,26 +119,6 @@ def announced(function: Any) -> Iterator[None]:
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.
 _FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
-
-
-def _instructions() -> str:
-    """The best integer products of this processor that the engine has: vnni, avx2 or portable."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "portable"
-    found = binding.get_host_cpu_features()
-    if _is_wide() or found.get("avxvnni"):
-        return "vnni"
-    return "avx2" if found.get("avx2") else "portable"
-
-
-def _is_wide() -> bool:
-    """Whether integer products come in registers of 64 bytes."""
-    found = binding.get_host_cpu_features()
-    return bool(found.get("avx512vnni") and found.get("avx512vl"))
-
-
-INSTRUCTIONS = _instructions()
-WIDE = INSTRUCTIONS == "vnni" and _is_wide()
 
 
 def _pointer(kind: Any, llvm: ir.Type) -> Any:

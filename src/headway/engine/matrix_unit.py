@@ -6,35 +6,21 @@ are those of the other forms, and so are the results, to the last bit.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, _I64, WIDE, compiled, intrinsic, u8
+from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, compiled, intrinsic, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
 
 BLOCK_ROWS = 16  # rows of numbers
 CONFIGURATION = 64  # bytes that describe the unit's registers
 ROOM = 2 * TILE8  # of scratch: whole sums, and an int4 tile as bytes
-_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the unit to a process
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
-
-
-def _granted() -> bool:
-    """Whether the processor has the unit and the system lets this process use it."""
-    found = binding.get_host_cpu_features()
-    if not (WIDE and platform.system() == "Linux" and found.get("amx-tile") and found.get("amx-int8")):
-        return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
-
-
-HAS_MATRIX_UNIT = _granted()
 
 
 def _call(builder: Any, name: str, *args: Any) -> None:

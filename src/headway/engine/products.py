@@ -6,8 +6,8 @@ import numpy as np
 
 from headway.engine import matrix_unit
 from headway.engine.dots import dot32, four_dots32
-from headway.engine.machine import F32, barrier, compiled, f32, i8, i64, u8
-from headway.engine.matrix_unit import HAS_MATRIX_UNIT, acquire, block_products, release
+from headway.engine.machine import F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, u8
+from headway.engine.matrix_unit import acquire, block_products, release
 from headway.engine.operations import GATED, MAXOUT, NONE, STORE, share, share_rows
 from headway.engine.rounding import quantise_row
 from headway.engine.storing import gate, gate_tile, larger_tile, store, store_tile

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -30,10 +29,7 @@ from headway.engine.machine import (
     WIDE,
     call_for,
     compiled,
-    f32,
-    i8,
     intrinsic,
-    u8,
 )
 
 FP32, INT8, INT4 = 0, 1, 2
@@ -71,8 +67,20 @@ def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
+def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
+    """The four products of a lane after each other, in whole numbers of 32 bits."""
+    weights, numbers = builder.bitcast(w, _SUMS), builder.bitcast(x, _SUMS)
+    for byte in range(4):
+        up, down = _fill(_SUMS, 24 - 8 * byte), _fill(_SUMS, 24)
+        code = (builder.ashr if signed else builder.lshr)(builder.shl(weights, up), down)
+        total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(numbers, up), down)))
+    return total
+
+
 def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     """total + products of unsigned w with signed x, four to a lane."""
+    if INSTRUCTIONS == "portable":
+        return _one_by_one(builder, total, w, x, False)
     if INSTRUCTIONS == "vnni":
         return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}", _SUMS, [total, w, x])
     pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, [w, x])
@@ -81,6 +89,8 @@ def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
 
 def _signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
     """Of each x; what concerns w alone is done once."""
+    if INSTRUCTIONS == "portable":
+        return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
         moved = builder.xor(w, _fill(_BYTES, 128))
         return [_unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
@@ -169,47 +179,6 @@ def _vector_tile(kind: int, count: int) -> Any:
     return products
 
 
-@compiled
-def _plain8(w: int, w_scales: int, x: int, x_scales: int, groups: int, out: int) -> None:
-    weights, ws, numbers, xs, sums = i8(w), f32(w_scales), i8(x), f32(x_scales), f32(out)
-    for row in range(TILE):
-        sums[row] = np.float32(0)
-        for g in range(groups):
-            total = np.int32(0)
-            for line in range(LINES8):
-                for j in range(4):
-                    code = np.int32(weights[g * TILE8 + line * LINE + 4 * row + j])
-                    total += code * np.int32(numbers[g * GROUP + 4 * line + j])
-            sums[row] += np.float32(total) * (ws[g * TILE + row] * xs[g])
-
-
-@compiled
-def _plain4(w: int, w_scales: int, x: int, x_scales: int, groups: int, out: int) -> None:
-    weights, ws, numbers, xs, sums = u8(w), f32(w_scales), i8(x), f32(x_scales), f32(out)
-    for row in range(TILE):
-        sums[row] = np.float32(0)
-        for g in range(groups):
-            total = np.int32(0)
-            for line in range(LINES4):
-                for j in range(4):
-                    both = np.int32(weights[g * TILE4 + line * LINE + 4 * row + j])
-                    place = g * GROUP + 4 * line + j
-                    total += ((both & 15) - 8) * np.int32(numbers[place])
-                    total += ((both >> 4) - 8) * np.int32(numbers[place + GROUP // 2])
-            sums[row] += np.float32(total) * (ws[g * TILE + row] * xs[g])
-
-
-@compiled
-def _plain_tiles(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
-) -> None:
-    for b in range(count):
-        if kind == INT8:
-            _plain8(w, ws, x + b * stride, xs + 4 * b * groups, groups, out + b * LINE)
-        else:
-            _plain4(w, ws, x + b * stride, xs + 4 * b * groups, groups, out + b * LINE)
-
-
 _ONE8, _TWO8, _FOUR8, _EIGHT8 = (_vector_tile(INT8, count) for count in (1, 2, 4, 8))
 _ONE4, _TWO4, _FOUR4, _EIGHT4 = (_vector_tile(INT4, count) for count in (1, 2, 4, 8))
 
@@ -247,13 +216,10 @@ def _four_bits(w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups:
 
 
 @compiled
-def _vector_tiles(
+def tile_products(
     kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
 ) -> None:
     if kind == INT8:
         _eight_bits(w, ws, x, stride, xs, corr, groups, out, count)
     else:
         _four_bits(w, ws, x, stride, xs, corr, groups, out, count)
-
-
-tile_products = _plain_tiles if INSTRUCTIONS == "portable" else _vector_tiles
