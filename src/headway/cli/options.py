@@ -126,7 +126,7 @@ def load(args: argparse.Namespace) -> Model:
     import headway as hw
 
     weights, cache = getattr(args, "weights", None), getattr(args, "cache", "fp32")
-    return hw.load(args.model, args.device, weights, args.backend, cache)
+    return hw.load(args.model, args.device, weights, args.backend, cache, getattr(args, "draft", None))
 
 
 @contextmanager

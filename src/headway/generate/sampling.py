@@ -79,15 +79,27 @@ class Sampler:
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
         logits = logits.float()
-        adjusted = logits if self._seen is None else self._penalised(logits, self._seen)
-        if self.sampling.temperature == 0:
-            chosen = adjusted.max(dim=-1).indices
-        else:
-            chosen = _draw(self._weights(adjusted / self.sampling.temperature), self._uniform(step))
+        chosen = self._choose(logits, step, self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)
         # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+
+    def foresee(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
+        """What `pick` would draw for the only row at a later step, once it has drawn `after`, from these logits; they
+        may be of fewer symbols. Changes nothing.
+        """
+        seen = self._seen
+        if seen is not None:
+            seen = seen[:, : logits.shape[-1]].clone()
+            seen[0, list(after)] = True
+        return int(self._choose(logits.float(), step, seen)[0])
+
+    def _choose(self, logits: Float[Tensor, "B C"], step: int, seen: Bool[Tensor, "B C"] | None) -> Int[Tensor, "B"]:
+        adjusted = logits if seen is None else self._penalised(logits, seen)
+        if self.sampling.temperature == 0:
+            return adjusted.max(dim=-1).indices
+        return _draw(self._weights(adjusted / self.sampling.temperature), self._uniform(step))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
