@@ -133,6 +133,8 @@ def test_a_cache_is_never_left_out_silently(run: Path, tmp_path: Path) -> None:
         hw.load(tmp_path, cache="int8").generate_ids([1], 3)
     with deterministic(), pytest.raises(UserError, match="deterministic kernels have no int8 cache"):
         hw.load(run, cache="int8").generate("A", 3)
+
+
 def test_a_draft_changes_no_text(run: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tiny_runs.train(
         tmp_path / "small", tiny_runs.play_file(data_dir, tmp_path), set={"model.depth": 1}

@@ -11,7 +11,7 @@ from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
 from headway.generate.speculation import Lookup, Pace
 from headway.mixers import GRUConfig
-from headway.models import BlockConfig, Generative, StackConfig, Transformer, TransformerConfig, build
+from headway.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
 
 PROMPT = [2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7, 2, 3]
 SAMPLINGS = [
@@ -34,8 +34,8 @@ class Plain:
         return getattr(self.engine, name)
 
 
-def model(form: str, context: int | None = 200, threads: int = 1) -> Engine:
-    return Engine(quantise(language_model(context=context), form), threads)  # type: ignore[arg-type]
+def model(form: str, context: int | None = 200, threads: int = 1, cache: Cache = "fp32") -> Engine:
+    return Engine(quantise(language_model(context=context), form), threads, cache)  # type: ignore[arg-type]
 
 
 def noisy(form: str, amount: float, context: int | None = 200) -> Transformer:
@@ -73,10 +73,10 @@ def same(
     assert len(found.ids) == new
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8"])
+@pytest.mark.parametrize(("form", "cache"), [("fp32", "fp32"), ("int8", "fp32"), ("int8", "int8")])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_tokens_and_probabilities_are_those_of_single_steps(form: str, sampling: Sampling) -> None:
-    engine = model(form, threads=2)
+def test_tokens_and_probabilities_are_those_of_single_steps(form: str, cache: Cache, sampling: Sampling) -> None:
+    engine = model(form, threads=2, cache=cache)
     counts: list[int] = []
     extend = engine.extend
 

@@ -38,6 +38,7 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
         "version": VERSION,
         "weights": form,
         "group": str(GROUP),
+        "numbers": str(_numbers(model)),
         "config": json.dumps(to_dict(config)),
     }
     write_tensors(directory / QUANTISED, tensors, header)
@@ -59,6 +60,11 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no complete safetensors file: {error}; quantize the model again") from error
     model = undrawn(config_of(header, path), path.stat().st_size, str(path))
+    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
+        raise UserError(
+            f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "
+            "quantize the model again"
+        )
     own = dict(named_tensors(model))
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -71,6 +77,11 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     check_tensors(own, {**found, **tensors}, path)
     _put(model, own, found)
     return model.eval().requires_grad_(False)
+
+
+def _numbers(model: nn.Module) -> int:
+    """How many a model has, tied ones once, as if none were packed."""
+    return sum(tensor.numel() for _, tensor in named_tensors(model))
 
 
 def _check(header: dict[str, str], path: Path) -> Format:
