@@ -145,3 +145,26 @@ def test_no_tokens_too_many_and_none_wanted(folder: Path, capsys: pytest.Capture
     ):
         assert cli.main(["generate", str(folder / "int8"), "--prompt", "a", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_no_memory_is_taken_for_what_may_never_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """10^12 positions have no room anywhere: the engine takes blocks as it writes, torch says so before it starts."""
+    model, limits = language_model(context=None), Limits(10**12, ignore_end=True)
+    events = Session(Engine(model, threads=1)).events([[2, 3, 4]], GREEDY, limits)
+    assert [next(events).id for _ in range(3)] == Session(model).generate([[2, 3, 4]], GREEDY, Limits(3))[0].ids
+    with pytest.raises(UserError, match=r"up to 1000000000003 positions in 1 rows needs .* ask for fewer new tokens"):
+        next(Session(model).events([[2, 3, 4]], GREEDY, limits))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_is_said_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def none_left(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr("headway.cli.generate.load", none_left)
+    assert cli.main(["generate", "runs/any", "--prompt", "a"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("headway: memory ran out (")
+    assert told.count("\n") == 1
