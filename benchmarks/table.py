@@ -192,6 +192,20 @@ def context(found: Found) -> Iterator[Row]:
     )
 
 
+def rounding(found: Found) -> Iterator[Row]:
+    for model in found["models"]:
+        names = {"fp32": model.get("fp32"), **{form: model[form]["both"] for form in ("int8", "int4")}}
+        if "sentences" in model:
+            ours = ", ".join(f"{name} {part['bleu']['bleu']:.1f}" for name, part in names.items())
+            yield f"BLEU of {model['model']} on validation, greedy", ours, ""
+        elif "questions" in model:
+            ours = ", ".join(f"{name} {part['cosine']:.4f}" for name, part in names.items() if part)
+            yield f"cosine of {model['model']}'s vectors to those of fp32", ours, ""
+        else:
+            ours = ", ".join(f"{name} {part['perplexity']:.3f}" for name, part in names.items())
+            yield f"perplexity of {model['model']}", ours, ""
+
+
 def claims() -> Iterator[str]:
     """How many of the claims hold, by their committed verdicts."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
@@ -230,6 +244,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
         )
     },
     "context": context,
+    "rounding": rounding,
     "recurrent": recurrent,
     "mixers": mixers,
 }
