@@ -23,7 +23,8 @@ from headway.engine import Engine, PackedTensor, load_quantised, quantise, save_
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
 
-Tensors, Header = dict[str, Tensor], dict[str, str]
+Tensors = dict[str, Tensor]
+Header = dict[str, str]
 
 
 @pytest.fixture(scope="module")
