@@ -203,6 +203,20 @@ def forms(found: Found) -> Iterator[Row]:
         yield f"int8 products of {rows} row{'s' * (rows > 1)}, one thread: 10^9 operations a second", told, ""
 
 
+def rounding(found: Found) -> Iterator[Row]:
+    for model in found["models"]:
+        names = {"fp32": model.get("fp32"), **{form: model[form]["both"] for form in ("int8", "int4")}}
+        if "sentences" in model:
+            ours = ", ".join(f"{name} {part['bleu']['bleu']:.1f}" for name, part in names.items())
+            yield f"BLEU of {model['model']} on validation, greedy", ours, ""
+        elif "questions" in model:
+            ours = ", ".join(f"{name} {part['cosine']:.4f}" for name, part in names.items() if part)
+            yield f"cosine of {model['model']}'s vectors to those of fp32", ours, ""
+        else:
+            ours = ", ".join(f"{name} {part['perplexity']:.3f}" for name, part in names.items())
+            yield f"perplexity of {model['model']}", ours, ""
+
+
 def claims() -> Iterator[str]:
     """How many of the claims hold, by their committed verdicts."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
@@ -242,6 +256,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     },
     "forms": forms,
     "context": context,
+    "rounding": rounding,
     "recurrent": recurrent,
     "mixers": mixers,
 }

@@ -84,11 +84,14 @@ def load(
     weights: Weights | None = None,
     backend: Backend = "auto",
     cache: Cache = "fp32",
+    draft: str | Path | None = None,
 ) -> Model:
     """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub.
 
     `weights` int8 or int4 quantises its matrices for the CPU (None: as they lie there); `backend` is what generates,
-    and `cache` what it keeps keys and values in, see Model. Raises UserError for what cannot be.
+    and `cache` what it keeps keys and values in, see Model.
+    `draft` is a smaller model of the same tokenizer that guesses what this one will write, its weights in the same form
+    or quantised as they lie. Raises UserError for what cannot be.
     """
     where = find_device(device)
     if cache not in get_args(Cache):
@@ -109,7 +112,13 @@ def load(
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
-    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache)
+    guessing = None if draft is None else _load_draft(draft, device, weights)
+    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache, guessing)
+
+
+def _load_draft(path: str | Path, device: str, weights: Weights | None) -> Model:
+    quantised = (find_folder(path) / QUANTISED).is_file()
+    return load(path, device, None if quantised else weights)
 
 
 def _open(place: Path, weights: Weights | None) -> Opened:

@@ -22,7 +22,7 @@ from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
 from headway.errors import UserError
-from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
+from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, check_draft, score_ids
 from headway.kernels import is_deterministic
 from headway.layout import Layout
 from headway.models import Cache, EncoderDecoder, Generative, Transformer, attention_maps
@@ -53,6 +53,8 @@ class Model:
     that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
     `backend` is what generates: "cpu" is the compiled engine, "auto" takes it for what it has instructions for.
     `cache` "int8" is a quarter of the memory for keys and values, which only the engine can round.
+    `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
+    written: what is written stays the same, and comes sooner where the guesses are good.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Model:
         recipe: Recipe | None = None,
         backend: Backend = "auto",
         cache: Cache = "fp32",
+        draft: Model | None = None,
     ) -> None:
+        """UserError for a draft of other symbols."""
         self.directory = directory
         self.module = cast(Transformer | EncoderDecoder, opened.model)
         self.usage: Usage = opened.usage
@@ -70,6 +74,9 @@ class Model:
         self.backend = backend
         self.cache: Cache = cache
         self._codec = opened.codec
+        self.draft = draft
+        if draft is not None:
+            check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
 
     @property
     def codec(self) -> Codec:
@@ -196,7 +203,7 @@ class Model:
             raise UserError(
                 f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
             )
-        return Session(self.generator, self._codec)
+        return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import tiny_runs
 import headway as hw
 from headway.checkpoints.native import save_model
 from headway.cli import main as cli
+from headway.codecs import train_codec
 from headway.engine import Engine, PackedTensor
 from headway.errors import UserError
 from headway.kernels import deterministic
@@ -130,6 +133,51 @@ def test_a_cache_is_never_left_out_silently(run: Path, tmp_path: Path) -> None:
         hw.load(tmp_path, cache="int8").generate_ids([1], 3)
     with deterministic(), pytest.raises(UserError, match="deterministic kernels have no int8 cache"):
         hw.load(run, cache="int8").generate("A", 3)
+
+
+def test_a_draft_changes_no_text(run: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tiny_runs.train(
+        tmp_path / "small", tiny_runs.play_file(data_dir, tmp_path), set={"model.depth": 1}
+    ).directory
+    model, both = hw.load(run, weights="int8"), hw.load(run, weights="int8", draft=small)
+    assert both.draft is not None
+    assert isinstance(both.draft.module.embed.table, PackedTensor)  # type: ignore[union-attr]
+    for seed, temperature in ((1, 0.0), (2, 1.0)):
+        given = {"max_new_tokens": 12, "temperature": temperature, "seed": seed}
+        assert both.generate("RO", **given) == model.generate("RO", **given)  # type: ignore[arg-type]
+        assert "".join(both.stream("RO", **given)) == model.generate("RO", **given)  # type: ignore[arg-type]
+    code, out, _ = ask(
+        capsys, "generate", run, "--prompt", "RO", "--draft", small, "--seed", "3", "--max-new-tokens", 12
+    )
+    assert code == 0
+    assert out == ask(capsys, "generate", run, "--prompt", "RO", "--seed", "3", "--max-new-tokens", 12)[1]
+
+
+def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play = tmp_path / "other.txt"
+    play.write_text("abcdefghij klmnop\n" * 200)
+    other = tiny_runs.train(tmp_path / "other", play).directory
+    bare = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)))
+    save_model(build(bare), bare, tmp_path / "bare")
+    for arguments, message in (
+        (("--draft", other), r"the draft \S+ has other symbols than \S+ \(\d+ symbols against \d+\)"),
+        (("--draft", tmp_path / "bare"), "only one of them has a tokenizer"),
+        (("--draft", tmp_path / "none"), "does not exist"),
+        (("--draft", run, "--backend", "torch"), "leave the draft out"),
+        (("--draft", run, "--deterministic"), "leave the draft out"),
+    ):
+        code, _, err = ask(capsys, "generate", run, "--prompt", "RO", *arguments)
+        assert code == 2
+        assert re.search(message, err), err
+    with pytest.raises(UserError, match="attention"):
+        hw.load(tmp_path / "bare", draft=tmp_path / "bare").generate_ids([1], 3)
+    wider = replace(bare, symbols=12)
+    save_model(build(wider), wider, tmp_path / "wider")
+    with pytest.raises(UserError, match="12 symbols against 11"):
+        hw.load(tmp_path / "bare", draft=tmp_path / "wider")
+    swapped = train_codec("char", iter(["abc"])), train_codec("char", iter(["abd"]))
+    assert swapped[0].difference(swapped[1]) == "id 2 is 'd' against 'c'"
+    assert swapped[0].difference(train_codec("char", iter(["abc"]))) is None
 
 
 def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from headway.checkpoints.durable import write_tensors
+from headway.checkpoints.undrawn import undrawn
 from headway.config import from_dict, to_dict
 from headway.errors import UserError, nearest
-from headway.models import ModelConfig, build
+from headway.models import ModelConfig
 
 FILE = "model.safetensors"
 QUANTISED = "quantized.safetensors"  # the file of headway.engine.files, which stands in its place
@@ -37,7 +38,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used."""
     path = Path(directory) / FILE
     tensors, config = read_model(path)
-    model = build(config, seed=None)
+    model = undrawn(config, path.stat().st_size, str(path))
     load_tensors(model, tensors, path)
     return model.to(device).eval()
 
@@ -53,7 +54,16 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no complete safetensors file: {error}; restore it from a copy") from error
-    return tensors, from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: model")
+    return tensors, config_of(metadata, path)
+
+
+def config_of(metadata: dict[str, str], path: Path) -> ModelConfig:
+    """The configuration in a file's header. UserError where there is none."""
+    try:
+        said = json.loads(metadata.get("config", ""))
+    except ValueError as error:
+        raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None
+    return from_dict(ModelConfig, said, f"{path}: model")
 
 
 def check_version(metadata: dict[str, str], path: Path) -> None:

@@ -36,6 +36,8 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1 repeats less")
     add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
     add_cache(parser)
+    drafts = "a smaller model of the same tokenizer that guesses ahead: the same text, sooner where it guesses well"
+    add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
 
 
 def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:

@@ -38,6 +38,9 @@ COMMANDS = {
 }
 DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 
+# What torch says in a RuntimeError, on a processor and on a GPU.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -130,6 +133,8 @@ def _describe(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror.lower()}"
     first = str(error).strip().split("\n")[0]
+    if isinstance(error, MemoryError) or any(words in first for words in _NO_MEMORY):
+        return f"memory ran out ({first or name}); ask for fewer tokens or rows at once, or take a smaller model"
     return f"{name}: {first}; --debug shows where"
 
 

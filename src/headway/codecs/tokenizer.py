@@ -122,6 +122,17 @@ class TokenizerCodec:
         _replace(settings_of(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         _replace(file, self.tokenizer.to_str(pretty=True))
 
+    def difference(self, other: TokenizerCodec) -> str | None:
+        """How the symbols of `other` differ from these, in words; None where each id means the same."""
+        mine, theirs = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (self, other))
+        if mine == theirs:
+            return None
+        if len(mine) != len(theirs):
+            return f"{len(theirs)} symbols against {len(mine)}"
+        by_id = {place: name for name, place in theirs.items()}
+        name, place = min((item for item in mine.items() if theirs.get(item[0]) != item[1]), key=lambda item: item[1])
+        return f"id {place} is {by_id.get(place)!r} against {name!r}"
+
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
 

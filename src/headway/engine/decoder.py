@@ -88,12 +88,13 @@ class Engine(nn.Module):
         """Read the prompts: by the program where weights are packed and what is kept are keys and values, else by
         torch, whose products of many rows are faster in fp32.
         """
-        few = prompt.layout.batch <= self.most_rows
-        if few and self._packed and self.extends and prompt.source is None:
-            check_prompt(prompt.layout, capacity, self.config.context)
+        if prompt.layout.batch > self.most_rows:
+            return self.model.start(prompt, capacity)
+        check_prompt(prompt.layout, capacity, self.config.context)
+        if self._packed and self.extends and prompt.source is None:
             return self._read_prompt(prompt)
-        logits, decoding = self.model.start(prompt, capacity)
-        return (logits, self.adopt(decoding)) if few else (logits, decoding)
+        logits, decoding = self.model.start(prompt, prompt.layout.length)  # blocks have room for what follows
+        return logits, self.adopt(decoding)
 
     def _read_prompt(self, prompt: Prompt) -> tuple[Float[Tensor, "B C"], Kept]:
         rows, lengths = prompt.layout.batch, prompt.layout.lengths

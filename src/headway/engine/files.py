@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from headway.checkpoints.durable import write_tensors
-from headway.checkpoints.native import QUANTISED, check_tensors, named_tensors
-from headway.config import from_dict, to_dict
-from headway.engine.packed import PackedTensor
+from headway.checkpoints.native import QUANTISED, check_tensors, config_of, named_tensors
+from headway.checkpoints.undrawn import undrawn
+from headway.config import to_dict
+from headway.engine.packed import PackedTensor, check_numbers
 from headway.engine.packing import CODES, Format, Packed
 from headway.engine.tiles import GROUP, INT4, TILE, TILE4, TILE8
 from headway.errors import UserError
-from headway.models import ModelConfig, build
 
 VERSION = "2"
 _CODES, _SCALES = ".codes", ".scales"
@@ -38,6 +38,7 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
         "version": VERSION,
         "weights": form,
         "group": str(GROUP),
+        "numbers": str(_numbers(model)),
         "config": json.dumps(to_dict(config)),
     }
     write_tensors(directory / QUANTISED, tensors, header)
@@ -58,7 +59,12 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no complete safetensors file: {error}; quantize the model again") from error
-    model = build(from_dict(ModelConfig, json.loads(header["config"]), f"{path}: model"), seed=None)
+    model = undrawn(config_of(header, path), path.stat().st_size, str(path))
+    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
+        raise UserError(
+            f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "
+            "quantize the model again"
+        )
     own = dict(named_tensors(model))
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -67,9 +73,15 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
             found[name] = _packed(form, name, codes, scales, tensor.shape, path)
         elif name in tensors:
             found[name] = tensors.pop(name)
+            check_numbers(f"{path}: {name!r}", found[name])
     check_tensors(own, {**found, **tensors}, path)
     _put(model, own, found)
     return model.eval().requires_grad_(False)
+
+
+def _numbers(model: nn.Module) -> int:
+    """How many a model has, tied ones once, as if none were packed."""
+    return sum(tensor.numel() for _, tensor in named_tensors(model))
 
 
 def _check(header: dict[str, str], path: Path) -> Format:
@@ -84,7 +96,7 @@ def _check(header: dict[str, str], path: Path) -> Format:
         )
     form = header.get("weights")
     if form not in get_args(Format) or form == "fp32":
-        raise UserError(f"{path} has weights {form!r}; this headway reads int8 and int4")
+        raise UserError(f"{path} has weights {form!r}; this headway reads int8 and int4, quantize the model again")
     return form  # type: ignore[return-value]
 
 

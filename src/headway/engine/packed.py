@@ -16,6 +16,7 @@ from headway.engine.packing import Format, Packed, pack, unpack
 from headway.engine.pool import pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP
+from headway.errors import UserError
 from headway.models.embeds import TokenEmbed
 from headway.parts.projection import Projection
 
@@ -77,10 +78,17 @@ def quantise(model: nn.Module, form: Format) -> nn.Module:
             with torch.no_grad():
                 made[id(weight)] = nn.Parameter(PackedTensor(pack(weight, form)), requires_grad=False)
         setattr(module, name, made[id(weight)])
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not isinstance(parameter, PackedTensor):
+            check_numbers(name, parameter)
             parameter.data = parameter.data.float()  # weights of a file in fp16 that are not packed
     return model
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """UserError for a tensor that holds what is no number, from which rounded products could make one."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{name} holds a NaN or an infinity; use a checkpoint with sound weights")
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

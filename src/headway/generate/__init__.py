@@ -1,5 +1,6 @@
 """Generation: sampling, sessions over ragged batches, beam search, and scores of given texts."""
 
+from headway.generate.draft import check_draft
 from headway.generate.sampling import GREEDY, Sampler, Sampling
 from headway.generate.score import score_ids, score_targets
 from headway.generate.search import Hypothesis, SearchConfig, beam_search
@@ -20,6 +21,7 @@ __all__ = [
     "SearchConfig",
     "Session",
     "beam_search",
+    "check_draft",
     "score_ids",
     "score_targets",
     "strided_nats",

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.errors import ConfigError
+from headway.generate.filters import draw
 
-_NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
 
 
@@ -79,15 +79,27 @@ class Sampler:
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
         logits = logits.float()
-        adjusted = logits if self._seen is None else self._penalised(logits, self._seen)
-        if self.sampling.temperature == 0:
-            chosen = adjusted.max(dim=-1).indices
-        else:
-            chosen = _draw(self._weights(adjusted / self.sampling.temperature), self._uniform(step))
+        chosen = self._choose(logits, step, self._seen)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)
         # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+
+    def foresee(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
+        """What `pick` would draw for the only row at a later step, once it has drawn `after`, from these logits; they
+        may be of fewer symbols. Changes nothing.
+        """
+        seen = self._seen
+        if seen is not None:
+            seen = seen[:, : logits.shape[-1]].clone()
+            seen[0, list(after)] = True
+        return int(self._choose(logits.float(), step, seen)[0])
+
+    def _choose(self, logits: Float[Tensor, "B C"], step: int, seen: Bool[Tensor, "B C"] | None) -> Int[Tensor, "B"]:
+        adjusted = logits if seen is None else self._penalised(logits, seen)
+        if self.sampling.temperature == 0:
+            return adjusted.max(dim=-1).indices
+        return draw(adjusted, self.sampling, self._uniform(step))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
@@ -95,25 +107,9 @@ class Sampler:
         self._seen = None if self._seen is None else self._seen[rows]
 
     def _penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
-        penalty = self.sampling.repetition_penalty
-        return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-    def _weights(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Probabilities up to a factor, 0 for what the filters drop.
-
-        Filters are thresholds, so that equal symbols share their fate and no order among them matters.
-        """
-        sampling = self.sampling
-        if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-            least = logits.topk(sampling.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
-        if sampling.min_p > 0:
-            least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
-            logits = logits.masked_fill(logits < least, -math.inf)
-        weights = logits.softmax(-1)
-        if sampling.top_p < 1:
-            weights = weights.masked_fill(weights < _nucleus(weights, sampling.top_p), 0.0)
-        return weights
+        penalty, places = self.sampling.repetition_penalty, seen.nonzero(as_tuple=True)
+        found = logits[places]
+        return logits.index_put(places, torch.where(found > 0, found / penalty, found * penalty))
 
     def _uniform(self, step: int) -> Float[Tensor, "B"]:
         """One number of 24 bits in [0, 1) a row."""
@@ -134,25 +130,6 @@ def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] 
         digest = hashlib.blake2b(content, digest_size=8, salt=count.to_bytes(8, "little")).digest()
         keys.append(int.from_bytes(digest, "little") >> 1)
     return keys
-
-
-def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
-    """The least weight of each row's nucleus."""
-    symbols = weights.shape[-1]
-    count = min(_NUCLEUS, symbols)
-    while True:
-        largest = weights.topk(count).values
-        inside = largest.cumsum(-1) - largest < top_p
-        if count == symbols or not bool(inside[:, -1].any()):
-            return largest.gather(1, inside.sum(-1, keepdim=True) - 1)
-        count = symbols
-
-
-def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """The inverse of the cumulative distribution. A symbol of weight 0 is never drawn, as `uniform` is below 1."""
-    heights = weights.cumsum(-1)
-    target = uniform[:, None] * heights[:, -1:]
-    return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
 def _signed(value: int) -> int:

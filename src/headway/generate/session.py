@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headway.codecs import Codec
 from headway.errors import UserError
+from headway.generate.draft import Draft
 from headway.generate.prompts import (
     Ids,
     check_number,
@@ -23,7 +24,7 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.speculation import Extending, Speculation
+from headway.generate.speculation import Extending, Guesser, Lookup, Speculation
 from headway.generate.stopping import Limits, TextStream
 from headway.models import EncoderDecoderConfig, Generative, Progress
 
@@ -59,13 +60,23 @@ class Session:
     Sequences that have finished leave the batch. With a codec, completions have a text and end at its end symbol.
     """
 
-    def __init__(self, model: Generative, codec: Codec | None = None, rows: int = 64) -> None:
-        """`rows` is the most sequences that are computed at once."""
+    def __init__(
+        self, model: Generative, codec: Codec | None = None, rows: int = 64, draft: Generative | None = None
+    ) -> None:
+        """`rows` is the most sequences that are computed at once. `draft` is a small model of the same symbols that
+        guesses what the model will say, where a sequence is computed alone; only time depends on it.
+        """
         if rows < 1:
             raise UserError(f"rows is {rows}; give a whole number from 1 on")
+        if draft is not None and not getattr(model, "extends", False):
+            raise UserError(
+                "guesses of a draft are checked by the compiled engine, on a CPU and for models whose mixers are all "
+                "attention; this one generates otherwise, so leave the draft out"
+            )
         self.model = model
         self.codec = codec
         self.rows = rows
+        self.draft = draft
 
     def generate(
         self,
@@ -128,8 +139,8 @@ class Session:
                 None if sources is None else [sources[i] for i in chosen],
                 limits.ends(self.codec),
             )
-            with evaluating(self.model):
-                yield from batch.run(self.model, sampling)
+            with evaluating(self.model), evaluating(self.draft or self.model):
+                yield from batch.run(self.model, sampling, self.draft)
 
 
 @dataclass
@@ -175,7 +186,7 @@ class _Batch:
     def __init__(self, rows: list[_Row], keys: list[int], sources: list[Ids] | None, ends: frozenset[int]) -> None:
         self.rows, self.keys, self.sources, self.ends = rows, keys, sources, ends
 
-    def run(self, model: Generative, sampling: Sampling) -> Iterator[Event]:
+    def run(self, model: Generative, sampling: Sampling, draft: Generative | None) -> Iterator[Event]:
         started = time.perf_counter()
         device = device_of(model)
         prompts = [row.prompt for row in self.rows]
@@ -185,7 +196,8 @@ class _Batch:
         step, finished, idle = 0, 0, None
         advance = model.step
         if len(self.rows) == 1 and getattr(model, "extends", False):
-            advance = Speculation(cast(Extending, model), prompts[0], self.rows[0].limit).step
+            guesser = self._guesser(sampler, logits.shape[-1], draft)
+            advance = Speculation(cast(Extending, model), guesser, self.rows[0].limit).step
         while True:
             chosen, logprobs = sampler.pick(logits, step)
             for row, symbol, logprob in zip(self.rows, *_fetch(chosen, logprobs)):
@@ -204,6 +216,11 @@ class _Batch:
                 decoding = decoding.at(decoding.positions.masked_fill(idle, -1))
             logits, decoding = advance(chosen, decoding)
             step += 1
+
+    def _guesser(self, sampler: Sampler, symbols: int, draft: Generative | None) -> Guesser:
+        """What guesses for the only row."""
+        [row] = self.rows
+        return Lookup(row.prompt) if draft is None else Draft(draft, row.prompt, sampler, symbols, row.limit)
 
     def _leave(self, chosen: Tensor, decoding: Progress, sampler: Sampler) -> tuple[Tensor, Progress]:
         """Without the rows that have finished."""

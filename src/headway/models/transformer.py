@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.memory import check_room
 from headway.mixers import Memory, State, select, tree_map
 from headway.models import resize
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
@@ -21,6 +22,8 @@ from headway.models.stack import Stack, StackConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 from headway.parts.projection import Projection
+
+_MANY = 1 << 16  # positions of all rows from which on the memory for their states is looked at beforehand
 
 
 class Encoded(NamedTuple):
@@ -181,6 +184,8 @@ class Transformer(nn.Module):
         """`start` with an encoder's memories, and with the vectors that it hands over to start the blocks from."""
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
+        if layout.batch * capacity > _MANY:
+            self._check_states(layout.batch, capacity, x)
         if starts is None:
             states = self.stack.initial_states(layout.batch, capacity, like=x)
         else:
@@ -189,6 +194,14 @@ class Transformer(nn.Module):
         rows = torch.arange(layout.batch, device=x.device)
         last = x[rows, layout.lengths - 1]
         return self.heads["vocabulary"](last), Decoding(states or (), memories, layout.lengths)
+
+    def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
+        """UserError where the states of so many positions need more memory than is free."""
+        sizes: list[int] = []
+        states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
+        tree_map(lambda state: sizes.append(state.nbytes), states)
+        what = f"generation of up to {capacity} positions in {batch} rows"
+        check_room(what, {"states": sum(sizes)}, like.device, "ask for fewer new tokens, or for fewer rows at once")
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         """One more symbol of each row, and the logits that follow it."""
