@@ -364,3 +364,11 @@ def test_a_row_does_not_depend_on_its_neighbours(form: str, threads: int) -> Non
             for row in range(6):
                 single, alone[row] = engine.step(column[row : row + 1], alone[row])
                 assert torch.equal(single[0], logits[row])
+
+
+def test_quantised_models_are_made_and_loaded_in_inference_mode(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        save_quantised(quantise(small(), "int8"), "int8", tmp_path)
+        model = load_quantised(tmp_path)
+        logits, states = Engine(model).start(Prompt(ids(1, 3), Layout.full(1, 3)), 8)  # type: ignore[arg-type]
+        Engine(model).step(logits.argmax(-1), states)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from headway.checkpoints.durable import write_tensors
 from headway.checkpoints.native import QUANTISED, check_tensors, config_of, named_tensors
 from headway.checkpoints.undrawn import undrawn
 from headway.config import to_dict
-from headway.engine.packed import PackedTensor, check_numbers
+from headway.engine.packed import PackedTensor, check_numbers, parameter_of
 from headway.engine.packing import CODES, Format, Packed
 from headway.engine.tiles import GROUP, INT4, TILE, TILE4, TILE8
 from headway.errors import UserError
@@ -125,7 +125,7 @@ def _packed(
 
 def _put(model: nn.Module, own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     """Set each tensor wherever the model has its own one, so that ties hold."""
-    made = {id(own[name]): nn.Parameter(tensor, requires_grad=False) for name, tensor in found.items()}
+    made = {id(own[name]): parameter_of(tensor) for name, tensor in found.items()}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, made[id(parameter)])

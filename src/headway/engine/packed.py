@@ -76,7 +76,7 @@ def quantise(model: nn.Module, form: Format) -> nn.Module:
     for module, name, weight in list(_matrices(model)):
         if id(weight) not in made:
             with torch.no_grad():
-                made[id(weight)] = nn.Parameter(PackedTensor(pack(weight, form)), requires_grad=False)
+                made[id(weight)] = parameter_of(PackedTensor(pack(weight, form)))
         setattr(module, name, made[id(weight)])
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, PackedTensor):
@@ -89,6 +89,12 @@ def check_numbers(name: str, tensor: Tensor) -> None:
     """UserError for a tensor that holds what is no number, from which rounded products could make one."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name} holds a NaN or an infinity; use a checkpoint with sound weights")
+
+
+def parameter_of(tensor: Tensor) -> nn.Parameter:
+    """For use alone. In inference mode a tensor of a class of its own makes no parameter."""
+    with torch.inference_mode(False):
+        return nn.Parameter(tensor, requires_grad=False)
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
