@@ -125,8 +125,8 @@ def load(args: argparse.Namespace) -> Model:
     """The model that a command was given."""
     import headway as hw
 
-    weights, cache = getattr(args, "weights", None), getattr(args, "cache", "fp32")
-    return hw.load(args.model, args.device, weights, args.backend, cache)
+    rounded = {name: getattr(args, name) for name in ("weights", "cache") if hasattr(args, name)}
+    return hw.load(args.model, args.device, backend=args.backend, **rounded)
 
 
 @contextmanager
