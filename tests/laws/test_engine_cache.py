@@ -168,7 +168,7 @@ def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
     assert isinstance(near, AttentionConfig)
     assert isinstance(far, AttentionConfig)
     model = attending(near, far)
-    engine = Engine(model, threads=2, cache=cache)
+    engine = Engine(model, threads=1, cache=cache)
     prompt = Prompt(ids(2, 150), Layout.padded([150, 2], 150))
     with torch.inference_mode():
         _, kept = engine.start(prompt, 400)
