@@ -35,7 +35,7 @@ def speeds(shape: str, form: str, threads: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with torch.inference_mode():
         one = Prompt(torch.ones(1, 1, dtype=torch.int64), Layout.full(1, 1))
-        _, drawn = model.start(one, POSITIONS[-1] + 1)
+        _, drawn = model.start(one, POSITIONS[-1] + 1)  # type: ignore[operator]
         for state in drawn.states:
             for part in state:
                 part.normal_()

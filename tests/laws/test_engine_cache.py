@@ -13,7 +13,7 @@ from test_engine import LOWERED, follow, lowered, ready
 from torch import Tensor
 
 from headway.checkpoints.llama2c import load_llama2c
-from headway.engine import Engine, Kept
+from headway.engine import Engine, Kept, quantise
 from headway.engine.operations import BLOCK
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
@@ -148,13 +148,27 @@ def test_rows_depend_on_neither_neighbours_nor_how_many_tokens_are_read(cache: C
             assert torch.equal(stepped(engine, alone, ids(3, 5, seed=9)[row : row + 1])[0][0], apart[row])
 
 
+def test_many_rows_keep_int8_as_each_alone() -> None:
+    """Of a quantised model, 40 rows at once."""
+    model = attending(AttentionConfig(4, kv_heads=2))
+    quantise(model, "int8")
+    engine = Engine(model, threads=2, cache="int8")
+    tokens = ids(40, 6, seed=4)
+    with torch.inference_mode():
+        _, states = model.start(Prompt(ids(40, 33), Layout.full(40, 33)), 60)
+        wanted = stepped(engine, engine.adopt(states), tokens)[0]
+        for row in (0, 17, 39):
+            kept = engine.adopt(states.select(torch.tensor([row])))
+            assert torch.equal(stepped(engine, kept, tokens[row : row + 1])[0][0], wanted[row])
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
     near, far = (replace(MIXERS["attention-window"], pattern=Causal(window=window)) for window in (3, 40))
     assert isinstance(near, AttentionConfig)
     assert isinstance(far, AttentionConfig)
     model = attending(near, far)
-    engine = Engine(model, threads=2, cache=cache)
+    engine = Engine(model, threads=1, cache=cache)
     prompt = Prompt(ids(2, 150), Layout.padded([150, 2], 150))
     with torch.inference_mode():
         _, kept = engine.start(prompt, 400)

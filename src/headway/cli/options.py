@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from headway.errors import UserError, nearest
 
@@ -125,8 +125,8 @@ def load(args: argparse.Namespace) -> Model:
     """The model that a command was given."""
     import headway as hw
 
-    weights, cache = getattr(args, "weights", None), cast(Any, getattr(args, "cache", "fp32"))
-    return hw.load(args.model, args.device, weights, args.backend, cache, getattr(args, "draft", None))
+    given = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
+    return hw.load(args.model, args.device, backend=args.backend, **given)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from numba.core import cgutils
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
+from headway.engine.vectors import exponentials_32
 
 FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
 HEADS = 4  # that are computed at once
@@ -264,11 +265,7 @@ def soften(scores: int, begin: int, end: int, piece: int) -> F32:
         s[t] = LOWEST
     top = max(result[0], _peak(scores))
     fade = exp(result[0] - top)
-    total = np.float32(0)
-    for t in range(BLOCK):
-        s[t] = exp(s[t] - top)
-    for t in range(BLOCK):
-        total += s[t]
+    total = exponentials_32(scores, top)
     result[0] = top
     result[1] = result[1] * fade + total
     return fade

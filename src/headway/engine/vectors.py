@@ -74,4 +74,35 @@ def _in_place(function: Callable[[Any, Any], Any]) -> Any:
     return apply
 
 
+def _exponentials(count: int) -> Any:
+    """exp(x - top) of 16 `count` numbers, in place; their sum."""
+
+    @intrinsic
+    def apply(typing: Any, place: Any, top: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            base = builder.inttoptr(args[0], _NUMBERS.as_pointer())
+            one = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), args[1], ir.Constant(_I32, 0))
+            most = builder.shuffle_vector(one, ir.Constant(_NUMBERS, ir.Undefined), ir.Constant(_WHOLE, [0] * LANES))
+            total: Any = _all(0.0)
+            for part in range(count):
+                pointer = builder.gep(base, [ir.Constant(_I32, part)])
+                value = _exp(builder, builder.fsub(builder.load(pointer, align=4), most))
+                builder.store(value, pointer, align=4)
+                total = builder.fadd(total, value)
+            while total.type.count > 1:
+                half = total.type.count // 2
+                orders = (list(range(start, start + half)) for start in (0, half))
+                halves = [
+                    builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(_I32, half), order))
+                    for order in orders
+                ]
+                total = builder.fadd(*halves)
+            return builder.extract_element(total, ir.Constant(_I32, 0))
+
+        return types.float32(types.int64, types.float32), generate
+
+    return apply
+
+
+exponentials_32 = _exponentials(2)
 silu_sixteen, gelu_tanh_sixteen = _in_place(_silu), _in_place(_gelu_tanh)
