@@ -15,6 +15,7 @@ from headway.engine.machine import HAS_MATRIX_UNIT, compiled
 from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
 from headway.engine.packing import pack, unpack
 from headway.engine.products import quantise as round_rows
+from headway.engine.results import Results
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products
 from headway.layout import Layout
@@ -150,3 +151,19 @@ def test_prompts_are_read_as_steps_would_read_them(form: Format, most: int) -> N
         assert isinstance(single, Kept)
         column = ids(5, 1, seed=9)[:, 0]
         assert torch.equal(engine.step(column, states)[0], engine.step(column, single.at(lengths))[0])
+
+
+def test_results_are_the_callers_as_long_as_these_hold_them() -> None:
+    results = Results()
+    first = results.rows(3, 5)
+    part = first[1, 2:].fill_(1.0)
+    again, third = results.rows(3, 5), results.rows(3, 5)
+    assert len({t.data_ptr() for t in (first, again, third)}) == 3
+    place = again.data_ptr()
+    del again
+    fourth = results.rows(2, 4)
+    assert fourth.data_ptr() == place
+    fourth.fill_(2.0)
+    del first
+    results.rows(3, 5).fill_(3.0)
+    assert (part == 1.0).all()

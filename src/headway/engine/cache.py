@@ -115,7 +115,7 @@ class Rows:
                 changed = True
             if not self.store.alone(blocks[number]):
                 copy = self.store.take()
-                self.store.view(copy)[:] = self.store.view(blocks[number])
+                ctypes.memmove(copy, blocks[number], self.store.size)
                 self.store.give_back([blocks[number]])
                 blocks[number] = copy
                 changed = True

@@ -20,6 +20,7 @@ from headway.engine.packed import PackedTensor
 from headway.engine.parts import CannotLowerError
 from headway.engine.plan import Program, check, lower
 from headway.engine.pool import pool
+from headway.engine.results import Results
 from headway.engine.states import flat_states, flat_summaries
 from headway.engine.tiles import FP32
 from headway.mixers.attention import Attention, KeyValues
@@ -82,6 +83,7 @@ class Engine(nn.Module):
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
         self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
+        self._results = Results()
         self._own, self._read = Blocks(program.own.bytes, _window(decoder)), Blocks(program.read.bytes)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
@@ -111,7 +113,7 @@ class Engine(nn.Module):
                 ending = (places == lengths[:, None] - 1).flatten()
                 last[ending.view(rows, -1).any(1)] = program.x.rows(ending.numel())[ending]
             program.x.rows(rows)[:] = last
-            logits = torch.empty(rows, program.symbols)
+            logits = self._results.rows(rows, program.symbols)
             program.write_logits(logits.data_ptr())
             self._run(program, lengths, lengths, slice(program.body, None))
         return logits, kept.at(lengths)
@@ -142,7 +144,7 @@ class Engine(nn.Module):
         starts = decoding.positions.numpy()[:, None]
         places = np.where(starts < 0, -1, starts + steps)
         program = self._prepare(places, decoding)
-        logits = torch.empty(places.size, program.symbols)
+        logits = self._results.rows(places.size, program.symbols)
         program.write_logits(logits.data_ptr())
         self._run(program, ids, torch.from_numpy(places), slice(None))
         return logits
