@@ -79,6 +79,10 @@ ROWS: dict[str, tuple[Request, list[Goal]]] = {
         Request("translate", "marian-base", against=("transformers", "ctranslate2")),
         [Goal(INT8, 1.2, (CT2_INT8,)), Goal(FP32, 4.0, (HF,)), Goal(INT8, 4.0, (HF,))],
     ),
+    "translate-cache": (  # with keys and values in 8 bits, too
+        Request("translate", "marian-base", ("int8",), ("transformers", "ctranslate2"), cache="int8"),
+        [Goal(INT8, 1.2, (CT2_INT8,)), Goal(INT8, 4.0, (HF,))],
+    ),
     "train-10m": (
         Request("train", "gpt-10m", against=("transformers",)),
         [Goal(FP32, 1.2, (HF,)), Goal(FP32, NANOGPT["train-10m"])],

@@ -248,6 +248,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
             "decode-1.1b",
             "prefill-135m",
             "translate",
+            "translate-cache",
             "train-10m",
             "train-30m",
             "train-1m",

@@ -35,6 +35,7 @@ class Job:
     context: int | None
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
+    cache: Literal["fp32", "int8"] = "fp32"
 
     @property
     def model(self) -> Path:

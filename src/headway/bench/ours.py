@@ -82,7 +82,7 @@ def load(job: Job) -> dict[str, float]:
 
 def _loaded(job: Job) -> Generative:
     place = job.model if job.form == "fp32" else job.place(OURS)
-    model = hw.load(place, "cpu", backend=job.backend)
+    model = hw.load(place, "cpu", backend=job.backend, cache=job.cache)
     return model.generator
 
 

@@ -56,6 +56,7 @@ class Request:
     repeats: int = REPEATS
     backend: str = "auto"
     deterministic: bool = False
+    cache: str = "fp32"
 
 
 def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def _job(request: Request, config: Any, folder: str) -> Job:
     threads = request.threads or torch.get_num_threads()
     context = getattr(config, "context", None)
     settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
+    settings["cache"] = request.cache
     return Job(request.kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
 
 
@@ -160,7 +162,7 @@ def _result(
     )
     settings = {"shape": shape, "parameters": describe(config)["parameters"], "rows": job.rows}
     settings |= {"threads": job.threads, "seed": job.seed, "repeats": request.repeats}
-    settings |= {"backend": job.backend, "deterministic": job.deterministic}
+    settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
     _add_shares(job, config, measured, bounds)
     times = {
         own: {p.title: _times(measured[own], measured[p.title], goal) for p in peers}

@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("kind", choices=KINDS, metavar="|".join(KINDS), help="what is measured, on drawn weights and symbols")
     add("--shape", metavar="NAME", help="a preset, recipe, run or model, of which the shape alone is taken")
     add("--weights", choices=("fp32", "int8", "int4"), help="the form of the weights (default: each that there is)")
+    add("--cache", choices=("fp32", "int8"), default="fp32", help="the form of headway's keys and values")
     add(
         "--against",
         default=[],
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         args.repeats,
         args.backend,
         args.deterministic,
+        args.cache,
     )
     found = measure(request, terminal.note)
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
