@@ -67,8 +67,9 @@ def unpacked(model: nn.Module, packed: nn.Module) -> nn.Module:
     rounded = dict(packed.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if isinstance(rounded[name], PackedTensor):
-                parameter.copy_(unpack(rounded[name].packed))
+            tensor: torch.Tensor = rounded[name]
+            if isinstance(tensor, PackedTensor):
+                parameter.copy_(unpack(tensor.packed))
     return model
 
 
