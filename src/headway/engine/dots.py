@@ -83,4 +83,4 @@ def _row_dots(count: int) -> Any:
     return dots
 
 
-dot32, four_dots32 = _row_dots(1), _row_dots(4)
+dot32, four_dots32, eight_dots32 = _row_dots(1), _row_dots(4), _row_dots(8)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from headway.engine import matrix_unit
-from headway.engine.dots import dot32, four_dots32
+from headway.engine.dots import dot32, eight_dots32, four_dots32
 from headway.engine.machine import F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, u8
 from headway.engine.matrix_unit import acquire, block_products, release
-from headway.engine.operations import GATED, MAXOUT, NONE, STORE, share, share_rows
+from headway.engine.operations import GATED, MAXOUT, NONE, STORE, share
 from headway.engine.rounding import quantise_row
-from headway.engine.storing import gate, gate_tile, larger_tile, store, store_tile
+from headway.engine.storing import gate_tile, larger_tile, store_tile
 from headway.engine.tiles import (
     FP32,
     GROUP,
@@ -50,13 +50,37 @@ def _tile(
 
 
 @compiled
+def _plain(w: int, row: int, rows: int, columns: int, x: int, stride: int, out: int, count: int) -> None:
+    """As `_sixteen` of fp32."""
+    for r in range(min(TILE, rows - row)):
+        weights, y, b = w + (row + r) * 4 * columns, f32(out + 4 * r), 0
+        while b + 8 <= count:
+            eight = eight_dots32(weights, x + b * stride, stride, columns)
+            for k in range(8):
+                y[(b + k) * TILE] = eight[k]
+            b += 8
+        if b + 4 <= count:
+            four = four_dots32(weights, x + b * stride, stride, columns)
+            for k in range(4):
+                y[(b + k) * TILE] = four[k]
+            b += 4
+        while b < count:
+            y[b * TILE] = dot32(weights, x + b * stride, 0, columns)
+            b += 1
+
+
+@compiled
 def _sixteen(
-    kind: int, w: int, ws: int, row: int, rows: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int,
+    kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
     room: int, count: int,
 ) -> None:  # fmt: skip
     """The products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. Where they do not
     begin with a tile, two tiles have them.
     """
+    if kind == FP32:
+        _plain(w, row, rows, columns, x, stride, out, count)
+        return
+    groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
     _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count)
     if shift == 0:
@@ -73,7 +97,7 @@ def _sixteen(
 
 
 @compiled
-def _multiply_tiles(
+def _multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
     thread: int, threads: int,
@@ -86,13 +110,13 @@ def _multiply_tiles(
             numbers = x + b * stride
             for t in range(span, min(span + SPAN, last)):
                 row = start + t * TILE
-                _sixteen(kind, w, ws, row, whole, groups, numbers, stride, xs + step, corr + step, room, room, count)
+                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, xs + step, corr + step, room, room, count)
                 out, here = y + b * y_stride, min(TILE, rows - t * TILE)
                 store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
 
 
 @compiled
-def _gated_tiles(
+def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
     columns: int, batch: int, code: int, room: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
@@ -102,57 +126,20 @@ def _gated_tiles(
     for span in range(first, last, SPAN):
         for b in range(0, batch, AT_ONCE):
             count, step = min(AT_ONCE, batch - b), 4 * b * groups
-            numbers, scales, corrections = x + b * stride, xs + step, corr + step
+            numbers, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(span, min(span + SPAN, last)):
                 unit, here = t * each, min(each, rows - t * each)
                 row = 2 * unit if code == MAXOUT else unit
-                _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, scales, corrections, gates, room, count)
+                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
                 if code != MAXOUT:
                     row += rows
-                    _sixteen(kind, w, ws, row, 2 * rows, groups, numbers, stride, scales, corrections, ups, room, count)
+                    _sixteen(
+                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, corrections, ups, room, count
+                    )
                 if code == MAXOUT:
                     larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
                 else:
                     gate_tile(code, gates, ups, bias, unit, rows, y + b * y_stride, y_stride, count, here)
-
-
-@compiled
-def _multiply32(
-    w: int, bias: int, x: int, stride: int, y: int, y_stride: int, start: int, rows: int, columns: int, batch: int,
-    mode: int, code: int, cap: F32, scale: F32, thread: int, threads: int,
-) -> None:  # fmt: skip
-    first, last = share_rows(rows, thread, threads)
-    for r in range(first, last):
-        weights, b = w + (start + r) * 4 * columns, 0
-        while b + 4 <= batch:
-            four = four_dots32(weights, x + b * stride, stride, columns)
-            for k in range(4):
-                store(mode, code, y + (b + k) * y_stride, r, scale * four[k], bias, cap)
-            b += 4
-        while b < batch:
-            store(mode, code, y + b * y_stride, r, scale * dot32(weights, x + b * stride, 0, columns), bias, cap)
-            b += 1
-
-
-@compiled
-def _gated32(
-    w: int, bias: int, x: int, stride: int, y: int, y_stride: int, rows: int, columns: int, batch: int, code: int,
-    thread: int, threads: int,
-) -> None:  # fmt: skip
-    first, last = share(rows, thread, threads)
-    for r in range(first, last):
-        one, two = (2 * r, 2 * r + 1) if code == MAXOUT else (r, rows + r)
-        left, right, b = w + one * 4 * columns, w + two * 4 * columns, 0
-        while b + 4 <= batch:
-            gates = four_dots32(left, x + b * stride, stride, columns)
-            ups = four_dots32(right, x + b * stride, stride, columns)
-            for k in range(4):
-                f32(y + (b + k) * y_stride)[r] = gate(code, gates[k], ups[k], bias, one, two)
-            b += 4
-        while b < batch:
-            left_one, right_one = dot32(left, x + b * stride, 0, columns), dot32(right, x + b * stride, 0, columns)
-            f32(y + b * y_stride)[r] = gate(code, left_one, right_one, bias, one, two)
-            b += 1
 
 
 @compiled
@@ -168,27 +155,18 @@ def multiply(
     first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
     bytes; the scales and corrections of quantised numbers lie a group apart. `room` has ROOM bytes.
     """
-    if kind == FP32 and mode == GATED:
-        _gated32(w, bias, x, stride, y, y_stride, rows, columns, batch, code, thread, threads)
-    elif kind == FP32:
-        _multiply32(
-            w, bias, x, stride, y, y_stride, start, rows, columns, batch, mode, code, cap, scale, thread, threads
-        )  # fmt: skip
+    room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= AT_ONCE
+    if on_unit:
+        acquire(room + _UNIT + _UNIT_ROOM)
+    if mode == GATED:
+        _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, thread, threads)
     else:
-        room = (room + 63) // 64 * 64
-        if batch >= AT_ONCE:
-            acquire(room + _UNIT + _UNIT_ROOM)
-        if mode == GATED:
-            _gated_tiles(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, thread, threads
-            )
-        else:
-            _multiply_tiles(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
-                cap, scale, room, thread, threads,
-            )  # fmt: skip
-        if batch >= AT_ONCE:
-            release()
+        _multiply(
+            kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code, cap,
+            scale, room, thread, threads,
+        )  # fmt: skip
+    if on_unit:
+        release()
 
 
 @compiled
