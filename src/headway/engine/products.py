@@ -134,7 +134,7 @@ def _gated(
                 if code != MAXOUT:
                     row += rows
                     _sixteen(
-                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, corrections, ups, room, count
+                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count
                     )
                 if code == MAXOUT:
                     larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
