@@ -16,6 +16,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from measure import child, report, spread, write
@@ -124,7 +125,22 @@ def one(shape: str, program: str, threads: int, seconds: float) -> dict[str, Any
     import torch
 
     torch.set_num_threads(threads)
+    from headway.train.heap import kept_heap
+
     parameters, step = {"headway": headway, "transformers": transformers}[program](shape)
+    with kept_heap() if program == "headway" else nullcontext():  # as the trainer does
+        times = timed(step, seconds)
+    rows, context = SHAPES[shape]
+    return {
+        "tokens_a_second": rows * context / statistics.median(times),
+        "parameters": parameters,
+        "steps": len(times),
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def timed(step: Callable[[int], None], seconds: float) -> list[float]:
+    """Seconds of each step after the first few."""
     times: list[float] = []
     begun = time.perf_counter()
     for number in range(10**9):
@@ -133,13 +149,7 @@ def one(shape: str, program: str, threads: int, seconds: float) -> dict[str, Any
         times.append(time.perf_counter() - started)
         if len(times) > WARM + READ_EVERY and time.perf_counter() - begun > seconds:
             break
-    rows, context = SHAPES[shape]
-    return {
-        "tokens_a_second": rows * context / statistics.median(times[WARM:]),
-        "parameters": parameters,
-        "steps": len(times) - WARM,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
+    return times[WARM:]
 
 
 def product(threads: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from headway.train.budget import measure, plan
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
+from headway.train.heap import kept_heap
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
 from headway.train.learner import Learner
@@ -76,7 +77,8 @@ class Trainer:
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         try:
-            self._fit(resume)
+            with kept_heap():
+                self._fit(resume)
         finally:  # after an interrupt too: a process that ends within its group may be aborted
             self.processes.leave()
         return self._open()
