@@ -169,13 +169,16 @@ def summary(runs: dict[str, list[dict[str, Any]]], peak: float) -> Iterator[tupl
     for program, found in runs.items():
         speed = spread([round(run["tokens_a_second"], 1) for run in found])
         work = 6 * found[0]["parameters"] * speed["median"] / 1e9
-        yield program, {
-            "tokens_a_second": speed,
-            "gigaflops": round(work, 1),
-            "share_of_product": round(work / peak, 3),
-            "parameters": found[0]["parameters"],
-            "peak_bytes": max(run["peak_bytes"] for run in found),
-        }
+        yield (
+            program,
+            {
+                "tokens_a_second": speed,
+                "gigaflops": round(work, 1),
+                "share_of_product": round(work / peak, 3),
+                "parameters": found[0]["parameters"],
+                "peak_bytes": max(run["peak_bytes"] for run in found),
+            },
+        )
 
 
 def main() -> None:
