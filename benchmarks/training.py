@@ -5,18 +5,22 @@
 
 A step draws a batch, runs forward and backward, clips the gradient at 1 and updates by AdamW. Ours is what
 `headway train` does at each step (Learner), with the log's figures read every 20 steps; the peer is a plain loop with
-torch's fused AdamW. Each program has a process of its own, the programs in turn. Work is counted as 6 flop a parameter
-and token; `product_gigaflops` is what torch's product of two large matrices gives in fp32 with the same threads.
+torch's fused AdamW. Both are the same function with as many parameters, without dropout. `headway-passive` is ours with
+threads that sleep while they wait (OMP_WAIT_POLICY=PASSIVE), `headway-bf16` with factors of products rounded to bf16,
+as the trainer does where that is faster; neither is compared. Each program has a process of its own, the programs in
+turn. Work is counted as 6 flop a parameter and token; `product_gigaflops` is what torch's product of two large matrices
+gives in fp32 with the same threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from measure import child, report, spread, write
@@ -24,7 +28,8 @@ from measure import child, report, spread, write
 # rows and context of a step; `small` is nanoGPT's size for a CPU: width 128, 4 layers, 4 heads
 SHAPES = {"small": (12, 64), "gpt-10m": (8, 256), "gpt-30m": (8, 256)}
 PROGRAMS = ("headway", "transformers")
-SECONDS, WARM, REPEATS, READ_EVERY = 10.0, 5, 3, 20
+BESIDE = {"small": ("headway-passive", "headway-bf16")}
+SECONDS, WARM, LEAST, REPEATS, READ_EVERY = 7.0, 2, 3, 3, 20
 TEXT = 1 << 20  # symbols that batches are drawn from
 LARGE = 2048
 
@@ -37,7 +42,7 @@ def shape_config(shape: str) -> Any:
     return override(config, {"dropout": 0.0})
 
 
-def headway(shape: str) -> tuple[int, Callable[[int], None]]:
+def headway(shape: str, precision: str) -> tuple[int, Callable[[int], None]]:
     """Parameters, and a function that trains step k."""
     import numpy as np
     import torch
@@ -60,9 +65,10 @@ def headway(shape: str) -> tuple[int, Callable[[int], None]]:
         def loss(self, model: Any, batch: TextBatch) -> dict[str, Loss]:
             return {"loss": model.heads["vocabulary"].loss(model(batch.inputs, batch.layout).x, batch.labels)}
 
-    train = TrainConfig(steps=100_000, batch_size=rows, precision="fp32")
+    train = TrainConfig(steps=100_000, batch_size=rows)
     recipe = Recipe("training", "text", "", (), config, LanguageConfig(), AdamWConfig(), train=train)
-    learner = Learner(build(config, 0), recipe, Drawn(), Processes(torch.device("cpu")))  # type: ignore[arg-type]
+    alone = Processes(torch.device("cpu"))
+    learner = Learner(build(config, 0), recipe, Drawn(), alone, precision)  # type: ignore[arg-type]
     stream = Rows(crops).endless(rows, 0, WHOLE, 0)
     updates: list[Update] = []
 
@@ -127,8 +133,11 @@ def one(shape: str, program: str, threads: int, seconds: float) -> dict[str, Any
     torch.set_num_threads(threads)
     from headway.train.heap import kept_heap
 
-    parameters, step = {"headway": headway, "transformers": transformers}[program](shape)
-    with kept_heap() if program == "headway" else nullcontext():  # as the trainer does
+    if program == "transformers":
+        parameters, step = transformers(shape)
+    else:
+        parameters, step = headway(shape, "bf16" if program.endswith("bf16") else "fp32")
+    with nullcontext() if program == "transformers" else kept_heap():  # as the trainer does
         times = timed(step, seconds)
     rows, context = SHAPES[shape]
     return {
@@ -147,7 +156,7 @@ def timed(step: Callable[[int], None], seconds: float) -> list[float]:
         started = time.perf_counter()
         step(number)
         times.append(time.perf_counter() - started)
-        if len(times) > WARM + READ_EVERY and time.perf_counter() - begun > seconds:
+        if len(times) >= WARM + LEAST and time.perf_counter() - begun > seconds:
             break
     return times[WARM:]
 
@@ -163,6 +172,18 @@ def product(threads: int) -> dict[str, Any]:
         one @ other
         best = min(best, time.perf_counter() - started)
     return {"product_gigaflops": 2 * LARGE**3 / best / 1e9}
+
+
+@contextmanager
+def policy(wait: str | None) -> Iterator[None]:
+    """OMP_WAIT_POLICY for the processes started within."""
+    before = os.environ.pop("OMP_WAIT_POLICY", None)
+    os.environ.update({} if wait is None else {"OMP_WAIT_POLICY": wait})
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_WAIT_POLICY", None)
+        os.environ.update({} if before is None else {"OMP_WAIT_POLICY": before})
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], peak: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,14 +223,15 @@ def main() -> None:
         "shapes": {},
     }
     for shape in args.shapes:
-        runs: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PROGRAMS, *BESIDE.get(shape, ()))}
         for _ in range(args.repeats):
-            for program in PROGRAMS:
-                runs[program].append(child("training.py", *common, "--one", shape, program))
-        found = dict(summary(runs, peak))
-        ours, theirs = (found[program]["tokens_a_second"]["median"] for program in PROGRAMS)
+            for program, found in runs.items():
+                with policy("PASSIVE" if program == "headway-passive" else None):
+                    found.append(child("training.py", *common, "--one", shape, program))
+        programs = dict(summary(runs, peak))
+        ours, theirs = (programs[program]["tokens_a_second"]["median"] for program in PROGRAMS)
         rows, context = SHAPES[shape]
-        result["shapes"][shape] = {"rows": rows, "context": context, "ratio": round(ours / theirs, 3), **found}
+        result["shapes"][shape] = {"rows": rows, "context": context, "ratio": round(ours / theirs, 3), **programs}
     if args.repeats == REPEATS and args.shapes == list(SHAPES):
         write("training", result)
     else:
