@@ -1,6 +1,7 @@
 """Time to quality: what each choice of the recipe `shakespeare` gives, by leaving it out.
 
     python benchmarks/ablation.py               # about half an hour of one core; goes on where it was stopped
+    python benchmarks/ablation.py --trials 1    # one more of them, for machines that have other work in between
     python benchmarks/ablation.py --fresh       # forget the trials there are
 
 Every variant has the same core-seconds: as many steps as cost what STEPS of the recipe's do, in fp32 on one thread.
@@ -155,18 +156,21 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--trials", type=int, default=len(SEEDS) * len(VARIANTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / f"{NAME}.json"
     before = json.loads(path.read_text()) if path.exists() and not args.fresh else {}
     trials = before.get("trials", [])
+    done = {(t["variant"], t["seed"]) for t in trials}
+    # all variants with one seed before the next: a table as soon as possible
+    missing = [(variant, seed) for seed in SEEDS for variant in VARIANTS if (variant, seed) not in done]
     with kept_heap():
         cost = before.get("step_cost") or costs()
-        for seed in SEEDS:  # all variants with one seed before the next: a table as soon as possible
-            for variant in VARIANTS:
-                if not any((t["variant"], t["seed"]) == (variant, seed) for t in trials):
-                    trials.append(trial(variant, seed, round(STEPS / cost[variant]["ratio"])))
-                    write(NAME, told(cost, trials))
+        write(NAME, told(cost, trials))
+        for variant, seed in missing[: args.trials]:
+            trials.append(trial(variant, seed, round(STEPS / cost[variant]["ratio"])))
+            write(NAME, told(cost, trials))
 
 
 def told(cost: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
