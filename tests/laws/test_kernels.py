@@ -18,6 +18,8 @@ from headway.kernels import (
     attend_reference,
     elman,
     elman_reference,
+    gelu_tanh,
+    gelu_tanh_reference,
     gru,
     gru_reference,
     linear_cross_entropy,
@@ -126,6 +128,16 @@ def test_rotate(turned: int) -> None:
     fast, plain = (f(x, angles.cos(), angles.sin()) for f in (rotate, rotate_reference))
     close(fast, plain)
     close(gradients(fast, [x]), gradients(plain, [x]))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 200_001])
+def test_gelu_tanh(size: int) -> None:
+    x = (3 * inputs(size, seed=1)).requires_grad_()
+    fast, plain = gelu_tanh(x), gelu_tanh_reference(x)
+    close(fast, plain)
+    close(gradients(fast, [x]), gradients(plain, [x]))
+    with torch.no_grad():
+        close(gelu_tanh(x), plain)
 
 
 def test_relu_squared() -> None:

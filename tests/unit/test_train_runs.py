@@ -21,7 +21,8 @@ from tiny_task import Counting, CountingConfig, counting_recipe, train
 
 from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
-from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe
+from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
+from headway.train.budget import Speed
 from headway.train.log import read_metrics
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
@@ -238,6 +239,28 @@ def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) 
         train(tmp_path / "short", counting_recipe(), minutes=0.001)
     with pytest.raises(UserError, match="-1 minutes; give a number above 0"):
         train(tmp_path / "never", counting_recipe(), minutes=-1)
+
+
+@pytest.mark.parametrize("pessimism", [0.3, 30.0])
+def test_a_plan_by_a_wrong_speed_is_made_anew(
+    pessimism: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, repeated = tmp_path / "timed", tmp_path / "repeated"
+    monkeypatch.setattr(trainer, "measure", lambda *_: Speed(0.004 * pessimism, 0.001))
+    recipe = counting_recipe(schedule="constant", **{"schedule.warmup": 2})
+    start = time.perf_counter()
+    run = train(timed, recipe, minutes=2 / 60, delay=0.002)
+    assert 1.0 < time.perf_counter() - start < 8.0
+    planned = 1.94 / (0.004 * pessimism)
+    assert run.summary["steps"] == run.recipe.train.steps == read_recipe(timed / "recipe.json").train.steps
+    assert (run.recipe.train.steps < 0.9 * planned) == (pessimism < 1)
+    assert train(timed, recipe, resume=True).summary == run.summary
+    train(repeated, read_recipe(timed / "recipe.json"))
+    names = [native.FILE, *(str(p.relative_to(timed)) for p in timed.glob("checkpoints/*/*.safetensors"))]
+    assert len(names) > 2
+    assert all((timed / name).read_bytes() == (repeated / name).read_bytes() for name in names)
+    evaluated = [[line for line in _figures(place) if "split" in line] for place in (timed, repeated)]
+    assert evaluated[0] == evaluated[1]
 
 
 def test_recipes_are_read_strictly(tmp_path: Path) -> None:

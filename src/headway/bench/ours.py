@@ -18,6 +18,7 @@ from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
 from headway.kernels import deterministic
 from headway.models import EncoderDecoder, Generative
+from headway.train.heap import kept_heap
 
 _CPU = torch.device("cpu")
 
@@ -61,8 +62,9 @@ def translate(model: Generative, job: Job) -> dict[str, float]:
 
 def train(job: Job) -> dict[str, float]:
     """The trainer's own steps."""
-    step = training_step(job)
-    return {"tokens_per_second": job.rows * (job.context or 0) / seconds_of_a_step(step)}
+    with kept_heap():
+        step = training_step(job)
+        return {"tokens_per_second": job.rows * (job.context or 0) / seconds_of_a_step(step)}
 
 
 def load(job: Job) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Kernels: each a plain reference beside a fast form with the same signature."""
 
-from headway.kernels.activations import relu_squared, relu_squared_reference
+from headway.kernels.activations import gelu_tanh, gelu_tanh_reference, relu_squared, relu_squared_reference
 from headway.kernels.additive import additive
 from headway.kernels.attend import View, attend, attend_reference, recorder, recording
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
@@ -42,6 +42,8 @@ __all__ = [
     "deterministic",
     "elman",
     "elman_reference",
+    "gelu_tanh",
+    "gelu_tanh_reference",
     "gru",
     "gru_reference",
     "is_deterministic",

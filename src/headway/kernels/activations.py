@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,4 +32,52 @@ class _ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2)
+        return torch.addcmul(gradient.new_zeros(()), gradient, positive, value=2)  # in one pass
+
+
+# gelu_tanh(x) = x sigmoid(v), v = x t, t = a + b x^2
+_A, _B = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+_BLOCK = 1 << 16  # elements a thread: a block and what is made of it stay in a core's cache
+
+
+def gelu_tanh_reference(x: Tensor) -> Tensor:
+    """The plain form of `gelu_tanh`."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016, section 2)."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.requires_grad:
+        return _GeluTanh.apply(x)
+    return F.gelu(x, approximate="tanh")
+
+
+class _GeluTanh(torch.autograd.Function):
+    """For training on a CPU, where torch's own takes four times as long as its erf form.
+
+    The derivative is made with the value and saved in place of the input, so the way back is one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        flat, size = x.reshape(-1), _BLOCK * torch.get_num_threads()
+        y, slope = torch.empty_like(flat), torch.empty_like(flat)
+        inner, outer = flat.new_empty(2, min(size, flat.numel()))
+        shift, twice = flat.new_tensor(_A), flat.new_tensor(-2 * _A)
+        for block, value, derivative in zip(flat.split(size), y.split(size), slope.split(size)):
+            t, s = inner[: block.numel()], outer[: block.numel()]
+            torch.mul(block, block, out=t)
+            torch.add(shift, t, alpha=_B, out=t)
+            torch.mul(block, t, out=s).sigmoid_()
+            torch.mul(block, s, out=value)
+            # v' = a + 3 b x^2 = 3 t - 2 a, and the slope is s + y (1 - s) v'
+            torch.addcmul(value, value, s, value=-1, out=derivative)
+            torch.add(twice, t, alpha=3, out=t)
+            torch.addcmul(s, derivative, t, out=derivative)
+        ctx.save_for_backward(slope.view_as(x))
+        return y.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return gradient * slope

@@ -162,6 +162,8 @@ class Attention(Mixer):
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
+        if self.qk_norm is None and self.rotary is None:  # in one, whose gradients are then put together once
+            return qkv.split((self.heads, self.groups, self.groups), dim=2)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
-from headway.kernels import pointwise, relu_squared
+from headway.kernels import gelu_tanh, pointwise, relu_squared
 from headway.layout import Layout
 from headway.parts.dropout import Dropout
 from headway.parts.projection import Projection
@@ -30,7 +30,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "quick_gelu": _quick_gelu,
     "relu_squared": relu_squared,
     "silu": F.silu,

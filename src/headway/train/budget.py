@@ -1,10 +1,12 @@
-"""How many steps fit into a given time: measured on a copy of the model that is thrown away."""
+"""How many steps fit into a given time: measured on a copy of the model that is thrown away, and looked at once more
+during the run.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ _LEAST, _MOST = 0.5, 6.0
 _MARGIN = 0.97  # of what is left is planned: checkpoints, and a machine that slows down
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
 _EVALUATION_SHARE = 0.15
+_CHANGE = 0.1  # a plan that would change by less stays as it is
 
 
 class Speed(NamedTuple):
@@ -81,6 +84,44 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
             f"{speed.evaluation:.2g} s; give more --minutes, or set train.evaluate_limit lower"
         )
     return replace(train, steps=steps, evaluate_every=every)
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """Whether other programs slowed the machine down while it was measured, or do so since, is seen during the run.
+
+    `asked` are the settings before any plan, `deadline` is a time of time.perf_counter. The look is before the first
+    evaluation of either plan, and only a plan is taken under which all steps so far would have had the same rates, as
+    those of a flat start have: so the recipe with the new steps repeats the run bit for bit, from its first step.
+    """
+
+    asked: TrainConfig
+    speed: Speed
+    deadline: float
+
+    def at(self, train: TrainConfig) -> int:
+        """The step after which the plan `train` is looked at."""
+        quarter = train.steps // 4
+        return quarter if self.asked.evaluate_every else min(quarter, train.evaluation_interval)
+
+    def plan(self, recipe: Recipe, done: int, seconds: float) -> TrainConfig:
+        """The plan after `done` steps, the last of which took `seconds` each: a new one, or that of the recipe."""
+        train, schedule = recipe.train, recipe.schedule
+        evaluation = self.speed.evaluation * seconds / self.speed.step
+        left = self.deadline - time.perf_counter()
+        try:
+            rest = plan(self.asked, Speed(seconds, evaluation), left)
+        except UserError:  # no time is left: it goes on as it was planned
+            return train
+        steps = done + rest.steps
+        if abs(steps - train.steps) < _CHANGE * train.steps:
+            return train
+        if any(schedule.factor(step, steps) != schedule.factor(step, train.steps) for step in range(done)):
+            return train
+        whole = replace(rest, precision=train.precision, steps=steps)
+        if self.asked.evaluate_every:
+            return whole
+        return replace(whole, evaluate_every=max(done, whole.evaluation_interval))
 
 
 def _wait(device: torch.device) -> None:

@@ -19,6 +19,10 @@ class Display(Protocol):
         """A line that stays."""
         ...
 
+    def plan(self, steps: int) -> None:
+        """The run will have so many steps."""
+        ...
+
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
         """After a step: the last known loss, and tokens counted and computed since the start of the display."""
         ...
@@ -36,6 +40,9 @@ class Silent:
     """Shows nothing."""
 
     def say(self, text: str) -> None:
+        pass
+
+    def plan(self, steps: int) -> None:
         pass
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
@@ -116,6 +123,9 @@ class Plain:
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
         now = time.perf_counter()
         if now >= self._next or step == self._meter.steps:
@@ -149,6 +159,10 @@ class Live:
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
+
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+        self._progress.update(self._task, total=steps)
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
         now = time.perf_counter()

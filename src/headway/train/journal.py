@@ -26,7 +26,7 @@ class Journal:
     """
 
     def __init__(self, steps: int, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
-        self.interval = min(_MOST, max(1, steps // _LINES))
+        self.interval = _interval(steps)
         self.progress = progress
         self.loggers = loggers
         self.display = display
@@ -41,6 +41,11 @@ class Journal:
         self._updates.append(update)
         self._computed += computed
         self._tokens += tokens
+
+    def plan(self, steps: int) -> None:
+        """From here on the run has so many steps."""
+        self.interval = _interval(steps)
+        self.display.plan(steps)
 
     def show(self) -> None:
         """Bring the display up to date."""
@@ -108,6 +113,11 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         for logger in self.loggers:
             logger.write(line)
+
+
+def _interval(steps: int) -> int:
+    """Steps in a line."""
+    return min(_MOST, max(1, steps // _LINES))
 
 
 def _is_number(value: Any) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from headway.checkpoints import native
 from headway.checkpoints.usage import read_usage
 from headway.train.adapters import merged
+from headway.train.budget import SecondLook
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
 from headway.train.learner import Learner
 from headway.train.log import MetricsFile
+from headway.train.recipe import Recipe
 from headway.train.run import RunDirectory
 from headway.train.task import Batch
 
@@ -44,20 +47,30 @@ class Loop:
         self.interrupts = interrupts
         self._saved = progress.step
 
-    def run(self) -> None:
-        """Train to the last step, or until no evaluation has been better for `train.patience` ones."""
-        train, progress = self.recipe.train, self.progress
-        share = self.processes.share_of(train.accumulate)
-        stream = self.task.batches("train", self.processes.shard, progress.step * train.accumulate)
+    def run(self, look: SecondLook | None = None, adopt: Callable[[Recipe], None] = lambda recipe: None) -> None:
+        """Train to the last step, or until no evaluation has been better for `train.patience` ones.
+
+        `look` may change the number of steps on the way; `adopt` is told the recipe with the new one.
+        """
+        progress, accumulate = self.progress, self.recipe.train.accumulate
+        share = self.processes.share_of(accumulate)
+        stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
+        moment = look.at(self.recipe.train) if look is not None else 0
+        half = (0, 0.0)
         if self._evaluation_due() and progress.evaluated < progress.step:  # stopped between a step and its evaluation
             self._evaluate()
-        while progress.step < train.steps and not self._exhausted():
+        while progress.step < self.recipe.train.steps and not self._exhausted():
             self._step(stream, share)
+            if look is not None and progress.step == moment // 2:
+                self._flush()
+                half = progress.step, progress.seconds
+            if look is not None and progress.step == moment:
+                self._look(look, *half, adopt)
             if self._should_stop():
                 self._stop()
             if self._evaluation_due():
                 self._evaluate()
-            if progress.step % train.checkpoint_interval == 0 or progress.step == train.steps or self._exhausted():
+            if self._checkpoint_due():
                 self._checkpoint()
 
     def average_checkpoints(self) -> None:
@@ -76,6 +89,25 @@ class Loop:
             self._flush()
             self.learner.gather()
         self.journal.show()
+
+    def _look(self, look: SecondLook, step: int, seconds: float, adopt: Callable[[Recipe], None]) -> None:
+        """Plan anew by the speed since `step`, when training had taken `seconds`."""
+        self._flush()
+        progress = self.progress
+        each = (progress.seconds - seconds) / (progress.step - step)
+        train = look.plan(self.recipe, progress.step, each)
+        found = self.processes.tell([train.steps, train.evaluate_every])
+        if found == [self.recipe.train.steps, self.recipe.train.evaluate_every]:
+            return
+        train = replace(self.recipe.train, steps=found[0], evaluate_every=found[1])
+        self.recipe = self.learner.recipe = replace(self.recipe, train=train)
+        self.checkpoints.interval = train.checkpoint_interval
+        self.journal.plan(train.steps)
+        adopt(self.recipe)
+
+    def _checkpoint_due(self) -> bool:
+        step, train = self.progress.step, self.recipe.train
+        return step % train.checkpoint_interval == 0 or step == train.steps or self._exhausted()
 
     def _line_due(self) -> bool:
         step, train = self.progress.step, self.recipe.train

@@ -14,10 +14,11 @@ from headway.checkpoints.durable import remove
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, build, describe
-from headway.train.budget import measure, plan
+from headway.train.budget import SecondLook, measure, plan
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
+from headway.train.heap import kept_heap
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
 from headway.train.learner import Learner
@@ -66,6 +67,7 @@ class Trainer:
         self.minutes = minutes
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
+        self._look: SecondLook | None = None
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
 
@@ -76,7 +78,8 @@ class Trainer:
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         try:
-            self._fit(resume)
+            with kept_heap():
+                self._fit(resume)
         finally:  # after an interrupt too: a process that ends within its group may be aborted
             self.processes.leave()
         return self._open()
@@ -131,8 +134,9 @@ class Trainer:
         if self.minutes is not None:
             left = 60 * self.minutes - (time.perf_counter() - self.start)
             speed = measure(self.recipe, self.fresh, self.task, self.processes, self.precision.name, left)
-            left = 60 * self.minutes - (time.perf_counter() - self.start)
-            train = plan(train, speed, left)
+            deadline = self.start + 60 * self.minutes
+            self._look = SecondLook(train, speed, deadline)
+            train = plan(train, speed, deadline - time.perf_counter())
         recipe = replace(self.recipe, train=train)
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
@@ -168,7 +172,7 @@ class Trainer:
         try:
             with Interrupts() as interrupts:
                 loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts)
-                loop.run()
+                loop.run(self._look, lambda recipe: self._adopt(recipe, progress, display))
                 if recipe.train.average:
                     loop.average_checkpoints()
             self._write_status("finished", progress)
@@ -178,6 +182,14 @@ class Trainer:
         finally:
             display.close()
             journal.close()
+
+    def _adopt(self, recipe: Recipe, progress: Progress, display: Display) -> None:
+        """Go on with another number of steps than was planned."""
+        display.say(f"planned anew by the speed since: {recipe.train.steps:,} steps, not {self.recipe.train.steps:,}")
+        self.recipe = recipe
+        if self.processes.first:
+            write_recipe(recipe, self.directory.recipe)
+            self._write_status("running", progress)
 
     def _open_metrics(self, progress: Progress) -> MetricsFile:
         truncate_metrics(self.directory.metrics, progress.step)
