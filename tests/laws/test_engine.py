@@ -188,7 +188,7 @@ def test_what_has_no_instruction_is_named() -> None:
 
 
 def test_rows_share_blocks_until_they_write() -> None:
-    store = Blocks(4)
+    store = Blocks(8)
     rows = Rows(store, [[], []])
     rows.make_room(np.array([0, -1]))
     assert [len(blocks) for blocks in rows.blocks] == [1, 0]

@@ -10,10 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headway.engine.operations import BLOCK
+from headway.engine.machine import compiled, i64
+from headway.engine.operations import BLOCK, share
+from headway.engine.pool import Pool, pool
 
 _SLAB = 1 << 24  # bytes that are asked for at once
 _LINE = 64  # vectors that lie across two lines of memory are slow
+
+
+@compiled
+def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) -> None:
+    """One thread's share of the blocks of `size` bytes, from the first address of each pair to the second."""
+    places = i64(pairs)
+    first, last = share(count, thread, threads)
+    for n in range(first, last):
+        source, target = i64(places[2 * n]), i64(places[2 * n + 1])
+        for i in range(size // 8):
+            target[i] = source[i]
 
 
 class Blocks:
@@ -21,8 +34,9 @@ class Blocks:
     is seen from `window` positions further on or more; None: all are always seen.
     """
 
-    def __init__(self, size: int, window: int | None = None) -> None:
+    def __init__(self, size: int, window: int | None = None, threads: Pool | None = None) -> None:
         self.size, self.window = size, window
+        self.threads = threads or pool(1)
         self._slabs: list[np.ndarray] = []
         self._free: list[int] = []
         self._users: dict[int, int] = {}
@@ -54,6 +68,12 @@ class Blocks:
             if self._users[block] == 0:
                 del self._users[block]
                 self._free.append(block)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """The content of the first block of each pair into the second."""
+        places = np.array(pairs, np.int64)
+        fields = (places.ctypes.data, len(pairs), self.size)
+        self.threads.run(lambda thread: copy_blocks(*fields, thread, self.threads.threads))
 
     def alone(self, block: int) -> bool:
         return self._users[block] == 1
@@ -105,7 +125,7 @@ class Rows:
         """A block of its own for each row to write its next position in; -1 writes nothing."""
         if self.store.size == 0:
             return
-        changed = False
+        changed, copies = False, []
         for position, blocks in zip(positions.tolist(), self.blocks):
             if position < 0:
                 continue
@@ -115,10 +135,12 @@ class Rows:
                 changed = True
             if not self.store.alone(blocks[number]):
                 copy = self.store.take()
-                ctypes.memmove(copy, blocks[number], self.store.size)
+                copies.append((blocks[number], copy))
                 self.store.give_back([blocks[number]])
                 blocks[number] = copy
                 changed = True
+        if copies:
+            self.store.copy(copies)
         if changed:
             self._fill()
 

@@ -84,7 +84,8 @@ class Engine(nn.Module):
         self._programs = {False: program}  # of few rows, and of many
         self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
         self._results = Results()
-        self._own, self._read = Blocks(program.own.bytes, _window(decoder)), Blocks(program.read.bytes)
+        self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
+        self._read = Blocks(program.read.bytes, threads=self.pool)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         """Read the prompts: by the program where weights are packed and what is kept are keys and values, else by

@@ -123,19 +123,20 @@ def _unpack(packed: Packed, rows: Tensor, out: Tensor) -> None:
 
 def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
-    y = _product(packed, rows).view(*x.shape[:-1], packed.rows)
-    return y if bias is None else y.add_(bias)
+    return _product(packed, rows, bias).view(*x.shape[:-1], packed.rows)
 
 
-def _product(packed: Packed, x: Float[Tensor, "B C"]) -> Float[Tensor, "B R"]:
+def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
     """With numbers rounded to 8 bits, from the packed weights."""
+    offset = None if bias is None else bias.detach().float().contiguous()
     batch, groups = x.shape[0], -(-packed.columns // GROUP)
     threads = _threads(batch * packed.rows * packed.columns)
     q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
     corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
     room = np.empty(ROOM * threads.threads, np.uint8)
     places = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
-    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), *places, packed.rows, packed.columns, batch)
+    start = 0 if offset is None else offset.data_ptr()
+    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), start, *places, packed.rows, packed.columns, batch)
     threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
 

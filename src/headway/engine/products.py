@@ -214,16 +214,16 @@ def unpack_rows(
 
 @compiled
 def packed_product(
-    kind: int, w: int, ws: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int, batch: int,
-    room: int, counter: int, thread: int, threads: int,
+    kind: int, w: int, ws: int, bias: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int,
+    batch: int, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
-    """y = x W^T, with the memory for quantised numbers at `q`, `xs` and `corr`, and ROOM bytes for each thread at
+    """y = x W^T + bias, with the memory for quantised numbers at `q`, `xs` and `corr`, and ROOM bytes for each thread at
     `room`; all threads.
     """
     first, last = share(batch, thread, threads)
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
     multiply(
-        kind, w, ws, 0, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, 0, rows, rows, columns, batch, STORE,
+        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, 0, rows, rows, columns, batch, STORE,
         NONE, np.float32(0), np.float32(1), room + thread * ROOM, thread, threads,
     )  # fmt: skip
