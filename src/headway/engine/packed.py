@@ -136,7 +136,16 @@ def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Fl
     room = np.empty(ROOM * threads.threads, np.uint8)
     places = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
     start = 0 if offset is None else offset.data_ptr()
-    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), start, *places, packed.rows, packed.columns, batch)
+    fields = (
+        packed.kind,
+        packed.weights.data_ptr(),
+        _scales(packed),
+        start,
+        *places,
+        packed.rows,
+        packed.columns,
+        batch,
+    )
     threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
 

@@ -133,9 +133,7 @@ def _gated(
                 _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
                 if code != MAXOUT:
                     row += rows
-                    _sixteen(
-                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count
-                    )
+                    _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
                 if code == MAXOUT:
                     larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
                 else:
