@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import Packed, pack
 from headway.engine.parts import norm_parts, offset_of
+from headway.engine.places import Place
 from headway.engine.products import ROOM
 from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
 from headway.engine.tiles import FP32, GROUP
@@ -24,38 +22,6 @@ from headway.parts.projection import Projection
 STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
 _MOST_SPLITS = 64
 FEW = 16  # rows of which each thread makes for itself what is small
-
-
-@dataclass(frozen=True)
-class Place:
-    """Rows of floats: an address (negative: in scratch) and the bytes from one row to the next."""
-
-    address: int
-    stride: int
-    width: int
-
-    def rows(self, count: int) -> Tensor:
-        """The first rows, where all threads see them and nothing lies between them."""
-        assert self.address > 0
-        assert self.stride == 4 * self.width
-        memory = (ctypes.c_float * (count * self.width)).from_address(self.address)
-        return torch.from_numpy(np.ctypeslib.as_array(memory)).view(count, self.width)
-
-    def columns(self, start: int, width: int) -> Place:
-        at = self.address + 4 * start if self.address >= 0 else self.address - 4 * start
-        return Place(at, self.stride, width)
-
-
-class Memory(NamedTuple):
-    """Where a program finds keys and values of rows: tables of blocks and how many positions they have. And what is the
-    same of a memory for all tokens.
-    """
-
-    tables: np.ndarray  # [rows, blocks], addresses
-    lengths: np.ndarray  # [rows]
-    bytes: int  # of a block
-    form: int  # of keys and values: FP32 or INT8
-    fixed: np.ndarray  # [rows, N]
 
 
 class Weights:

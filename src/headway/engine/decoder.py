@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.engine.adopting import Layer, write
-from headway.engine.builder import FEW, Memory, Weights
+from headway.engine.builder import FEW, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.keys import FORMS
 from headway.engine.machine import announced
+from headway.engine.memories import Memory
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.parts import CannotLowerError

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headway.engine.builder import Builder, Memory, Place
+from headway.engine.builder import Builder
 from headway.engine.keys import HEADS, block_bytes
+from headway.engine.memories import Memory
 from headway.engine.operations import BLOCK
 from headway.engine.parts import norm_parts, offset_of
+from headway.engine.places import Place
 from headway.engine.program import Kind
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm

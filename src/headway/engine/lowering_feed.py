@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from headway.engine import operations as code
-from headway.engine.builder import Builder, Place
+from headway.engine.builder import Builder
 from headway.engine.operations import GATED
 from headway.engine.parts import CannotLowerError, offset_of
+from headway.engine.places import Place
 from headway.engine.program import Kind
 from headway.parts.experts import Experts
 from headway.parts.feedforward import ACTIVATIONS, MLP, Gated

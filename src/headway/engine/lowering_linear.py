@@ -9,8 +9,9 @@ from torch import nn
 
 from headway.engine import matrices as code
 from headway.engine import operations
-from headway.engine.builder import Builder, Place
+from headway.engine.builder import Builder
 from headway.engine.parts import norm_parts
+from headway.engine.places import Place
 from headway.engine.program import Kind
 from headway.mixers.associative import Associative
 from headway.mixers.delta import Delta, GatedDelta

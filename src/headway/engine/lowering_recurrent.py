@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from headway.engine import cells as code
-from headway.engine.builder import Builder, Memory, Place
+from headway.engine.builder import Builder
+from headway.engine.memories import Memory
 from headway.engine.operations import ADD, BLOCK
 from headway.engine.packing import unpack
+from headway.engine.places import Place
 from headway.engine.program import Kind
 from headway.mixers.conditional_gru import ConditionalGRU
 from headway.mixers.elman import Elman

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,17 +10,17 @@ import torch
 from torch import nn
 
 from headway.engine import operations as code
-from headway.engine.builder import STATES, Builder, Memory, Place, Weights
-from headway.engine.keys import block_bytes
+from headway.engine.builder import STATES, Builder, Weights
 from headway.engine.lowering_attention import AttentionLowering
 from headway.engine.lowering_feed import activation_code, feed_forward
 from headway.engine.lowering_linear import LINEAR
 from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
-from headway.engine.operations import BLOCK, GATED
+from headway.engine.memories import Memory, grows, memory_of, reads
+from headway.engine.operations import GATED
 from headway.engine.parts import CannotLowerError, offset_of
+from headway.engine.places import Place
 from headway.engine.program import NAMES, Kind, run
 from headway.engine.states import fixed_numbers, state_numbers
-from headway.engine.tiles import FP32
 from headway.engine.whole import run_whole
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
@@ -96,8 +95,8 @@ class _Lowering:
         self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
         self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
         self.form = form
-        self.own = _memory(blocks, rows, capacity, form, _grows)
-        self.read = _memory(blocks, rows, reach, form, _reads)
+        self.own = memory_of(blocks, rows, capacity, form, grows)
+        self.read = memory_of(blocks, rows, reach, form, reads)
         self.x = self.build.lasting(model.config.width)
         self.normed: dict[int, Place] = {}  # by width
         self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
@@ -158,7 +157,7 @@ class _Lowering:
             return
         self._branch(block.mix, lambda x: self._mixer(block, x, layers))
         if block.cross is not None and block.read is not None:
-            cross, start = block.cross, _next(layers, "read", _reads(block, self.form))
+            cross, start = block.cross, _next(layers, "read", reads(block, self.form))
             self._branch(block.read, lambda x: (self.attention.read(cross, x, start), cross.out))
         if block.feed_forward is not None and block.feed is not None:
             self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
@@ -210,7 +209,7 @@ class _Lowering:
     def _mixer(self, block: Block, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = layers["fixed"] if fixed_numbers(mixer) else _next(layers, "read", _reads(block, self.form))
+            layer = layers["fixed"] if fixed_numbers(mixer) else _next(layers, "read", reads(block, self.form))
             layers["fixed"] += fixed_numbers(mixer)
             return lower_conditional(self.build, mixer, x, self.read, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
@@ -218,7 +217,7 @@ class _Lowering:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, Attention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.own(mixer, x, _next(layers, "own", _grows(block, self.form))), mixer.out
+        return self.attention.own(mixer, x, _next(layers, "own", grows(block, self.form))), mixer.out
 
     def _head(self, head: nn.Module, x: Place) -> int:
         if not isinstance(head, VocabularyHead):
@@ -296,24 +295,3 @@ def _next(layers: dict[str, int], which: str, size: int) -> int:
     start = layers[which]
     layers[which] += size
     return start
-
-
-def _memory(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
-    tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
-    fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
-    return Memory(tables, np.zeros(rows, np.int64), sum(size(block, form) for block in blocks), form, fixed)
-
-
-def _grows(block: Block, form: int) -> int:
-    """The bytes of a block's keys and values in a block of positions."""
-    mixer = block.mixer
-    return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, Attention) else 0
-
-
-def _reads(block: Block, form: int) -> int:
-    """The bytes that a block keeps of a block of positions of a memory; annotations are fp32."""
-    mixer, cross = block.mixer, block.cross
-    if isinstance(mixer, ConditionalGRU):
-        additive = mixer.config.context == "additive"
-        return block_bytes(FP32, 1, mixer.keys.weight.shape[0], mixer.context.weight.shape[1]) if additive else 0
-    return 0 if cross is None else block_bytes(form, cross.groups, cross.size, cross.size)

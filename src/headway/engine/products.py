@@ -215,8 +215,8 @@ def packed_product(
     kind: int, w: int, ws: int, bias: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int,
     batch: int, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
-    """y = x W^T + bias, with the memory for quantised numbers at `q`, `xs` and `corr`, and ROOM bytes for each thread at
-    `room`; all threads.
+    """y = x W^T + bias, with the memory for quantised numbers at `q`, `xs` and `corr`, and ROOM bytes for each thread
+    at `room`; all threads.
     """
     first, last = share(batch, thread, threads)
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
