@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -178,6 +179,12 @@ def test_quantised_programs_follow_the_unpacked_weights(form: str, threads: int)
             wanted, theirs = whole.step(column, theirs)
             found, ours = engine.step(column, ours)
             assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_copy_of_a_model_is_lowered_as_the_model_is() -> None:
+    model = ready(lowered(hybrid()))
+    assert isinstance(model, Transformer)
+    Engine(copy.deepcopy(model))
 
 
 def test_what_has_no_instruction_is_named() -> None:

@@ -30,7 +30,7 @@ _CODES = {
 def activation_code(function: Any) -> int:
     """The engine's number of a function of ACTIVATIONS."""
     for name, known in ACTIVATIONS.items():
-        if known is function:
+        if known.args == getattr(function, "args", None):  # a copy of a model has copies of these
             return _CODES[name]
     raise CannotLowerError(f"the activation {function}")
 
