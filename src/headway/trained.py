@@ -16,7 +16,7 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.data.dialogues import Message
-from headway.domains import masked, understanding
+from headway.domains import masked, understanding, vision
 from headway.domains.chat.talk import Talk
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
@@ -25,7 +25,7 @@ from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, check_draft, score_ids
 from headway.kernels import is_deterministic
 from headway.layout import Layout
-from headway.models import Cache, EncoderDecoder, Generative, Transformer, attention_maps
+from headway.models import Cache, EncoderDecoder, Generative, PatchEmbedConfig, Transformer, attention_maps
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
 
@@ -274,8 +274,16 @@ class Model:
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
         return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
 
-    def classify(self, texts: Sequence[understanding.Text], truncate: bool = False) -> list[dict[str, float]]:
-        """The probability of each label for each text, or pair of texts, the most probable first."""
+    def classify(
+        self, items: Sequence[understanding.Text] | Sequence[vision.Image], truncate: bool = False
+    ) -> list[dict[str, float]]:
+        """The probability of each label for each text, pair of texts or image, the most probable first.
+
+        Images are files or their pixels, uint8 [height, width, 3]; nothing of them is truncated.
+        """
+        if isinstance(self.module, Transformer) and isinstance(self.module.config.embed, PatchEmbedConfig):
+            return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
+        texts = cast(Sequence[understanding.Text], items)
         return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
 
     def tag(self, texts: Sequence[str | Texts], truncate: bool = False) -> list[understanding.TaggedWords]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 from pathlib import Path
 
+import numpy as np
 from mutate import damaged, damaged_json
 from run import Reader
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from headway.checkpoints.llama2c import load_pieces
+from headway.checkpoints.published import read_processor
 from headway.codecs import published_codec, train_codec
+from headway.codecs.images import FORMATS, read_image
+from headway.codecs.processor import ImageProcessor
 from headway.codecs.stream import BYTES
 
 TEXT = "the cat sat on the MAT, \u00e9 \u6771\n\n 12"
@@ -137,7 +142,35 @@ def piece_seeds(folder: Path) -> list[bytes]:
     return [struct.pack("<i", 7) + b"".join(struct.pack("<fi", -i, len(text)) + text for i, text in enumerate(texts))]
 
 
+def image_seeds(folder: Path) -> list[bytes]:
+    """A small image in each format that is read."""
+    from PIL import Image
+
+    pixels, found = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8), []
+    for kind in FORMATS:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, kind)
+        found.append(out.getvalue())
+    return found
+
+
+def processor_seeds(folder: Path) -> list[bytes]:
+    """A preprocessor_config.json of each kind, with all that it may say."""
+    common = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3}
+    common |= {"image_mean": [0.5, 0.4, 0.3], "image_std": 0.5}
+    vit = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 9}}
+    deit = {"feature_extractor_type": "DeiTFeatureExtractor", "size": {"shortest_edge": 9}, "crop_size": 8}
+    return [json.dumps(common | own).encode() for own in (vit, deit)]
+
+
+def read_prepared(path: Path) -> None:
+    """What can be read can be used."""
+    ImageProcessor.read(read_processor(path.parent), str(path))(np.zeros((5, 7, 3), np.uint8))
+
+
 CODECS = {
+    "image": Reader("image", image_seeds, damaged, read_image),
+    "processor": Reader("preprocessor_config.json", processor_seeds, damaged_json, read_prepared),
     "tokenizer": Reader("tokenizer.json", codec_seeds, damaged_json, read_codec),
     "sentencepiece": Reader("tokenizer.model", sentencepiece_seeds, damaged, read_codec),
     "ranks": Reader("qwen.tiktoken", ranks_seeds, damaged, read_codec),

@@ -28,6 +28,15 @@ SIZES = {
     "gpt-10m": 10_770_816,
     "gpt-30m": 30_062_592,
     "modernbert-base": 149_655_232,  # with its vocabulary head
+    "vit-ti16": 5_717_416,  # at 1,000 classes, as all of these
+    "vit-s16": 22_050_664,
+    "vit-b16": 86_567_656,
+    "vit-b32": 88_224_232,
+    "vit-l16": 304_326_632,
+    "vit-h14": 632_045_800,
+    "deit-ti16": 5_910_800,  # distilled: two tokens and two heads
+    "deit-s16": 22_436_432,
+    "deit-b16": 87_338_192,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from headway.checkpoints.rules import Rule, linear
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
-from headway.models import HeadConfig, PooledHeadConfig
+from headway.models import DistilledHeadConfig, HeadConfig, PooledHeadConfig
 
 POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
 
@@ -37,7 +37,7 @@ def outputs(settings: Settings) -> int:
 def labels(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
     """The settings that say how many classes there are, by the names they have before anyone named them."""
     head = heads.get("classes") or heads.get("tags")
-    if not isinstance(head, PooledHeadConfig) or not head.outputs:
+    if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)) or not head.outputs:
         return {}
     names = [f"LABEL_{i}" for i in range(head.outputs)]
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": dict(zip(names, range(len(names))))}

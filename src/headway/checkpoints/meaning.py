@@ -32,8 +32,7 @@ def computed(config: Any, width: int = 0) -> Any:
         width = config.width
     fields = [field.name for field in dataclasses.fields(config)]
     changes = {name: computed(getattr(config, name), width) for name in fields}
-    if "dropout" in changes:
-        changes["dropout"] = 0.0
+    changes |= {name: 0.0 for name in ("dropout", "drop_path") if name in changes}
     return dataclasses.replace(config, **{**changes, **_written_out(config, width)})
 
 

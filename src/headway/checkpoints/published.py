@@ -21,6 +21,7 @@ from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
 from headway.codecs.chat import read_template
+from headway.codecs.processor import FILE as PROCESSOR
 from headway.errors import UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
@@ -93,8 +94,20 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     model = undrawn(with_embedding(found.config, directory), found.shards.size, found.shards.source, dtype)
     fill(model, found.family.rules(found.config), found.weights, dtype)
     marks = read_marks(directory, found.settings)
-    usage = Usage(found.family.name, dict(found.settings.values), **marks, template=read_template(directory))
+    template, processor = read_template(directory), read_processor(directory)
+    usage = Usage(found.family.name, dict(found.settings.values), **marks, template=template, processor=processor)
     return Published(model.eval(), usage)
+
+
+def read_processor(directory: Path) -> dict[str, Any]:
+    """What the folder says of how images become inputs; empty where it says nothing."""
+    path = directory / PROCESSOR
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no mapping of settings; download it again")
+    return values
 
 
 def published_config(directory: Path) -> ModelConfig:
@@ -136,6 +149,8 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     write_json(directory / CONFIG, _named(said, usage.labels))
     write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
     write_embedding(config, directory)
+    if usage.processor:
+        write_json(directory / PROCESSOR, usage.processor)
     if "vocabulary" in getattr(model, "heads", {}) and _generates(config):
         write_marks(directory, usage)
     return family.name

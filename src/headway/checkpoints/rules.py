@@ -80,6 +80,29 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Flat:
+    """A matrix whose rows the file holds in another `shape` (a convolution over patches)."""
+
+    shape: tuple[int, ...]
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].flatten(1)]
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole.unflatten(1, self.shape)]
+
+
+class Tokens:
+    """A matrix whose rows are tensors [1, 1, D] of their own in the file (class and distillation token)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [part.squeeze(0) for part in parts]
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [row[None] for row in whole.split(1)]
+
+
+@dataclass(frozen=True)
 class PerHead:
     """One tensor of `parts` slices that alternate head by head (GPT-NeoX: query, key and value of each head)."""
 

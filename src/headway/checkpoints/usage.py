@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, to_dict
+from headway.errors import UserError
 
 FILE = "usage.json"
 
@@ -20,7 +22,7 @@ class Usage:
     generation_config.json. `begin` is put before a prompt, any of `ends` ends a text. A decoder starts with
     `decoder_start`, then `forced` ids if there are; `suppressed` ids are never written. `labels` name the classes
     of a "classes" head, in order. `template` is a jinja2 chat template. `lowercase` and other changes of text are
-    the tokenizer's own.
+    the tokenizer's own. `processor` is its preprocessor_config.json: how images become its inputs.
     """
 
     family: str = ""
@@ -35,6 +37,7 @@ class Usage:
     labels: tuple[str, ...] = ()
     template: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, to_dict(self))
@@ -44,3 +47,11 @@ def read_usage(directory: Path) -> Usage:
     """What was saved beside a model; nothing is said where there is no such file."""
     path = directory / FILE
     return from_dict(Usage, read_json(path), str(path)) if path.is_file() else Usage()
+
+
+def named(values: Sequence[float], labels: Sequence[str]) -> dict[str, float]:
+    """What a head says of each class, by the classes' names, the greatest first; UserError where names are missing."""
+    names = list(labels) or [f"LABEL_{number}" for number in range(len(values))]
+    if len(names) != len(values):
+        raise UserError(f"the model gives {len(values)} classes and {len(names)} have names; name them all")
+    return dict(sorted(zip(names, values), key=lambda pair: -pair[1]))

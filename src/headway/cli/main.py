@@ -27,7 +27,7 @@ COMMANDS = {
     "import": "a published model into headway's own folder",
     "export": "a run or model in a format that others read",
     "quantize": "a model with its weights in 8 or 4 bits, for the CPU",
-    "classify": "texts, or pairs of texts, to labels with probabilities",
+    "classify": "texts, pairs of texts or images to labels with probabilities",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
     "bench": "how fast this machine runs a shape, beside other programs",

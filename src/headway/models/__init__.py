@@ -12,7 +12,8 @@ from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
-from headway.models.pooled import PooledHead, PooledHeadConfig
+from headway.models.patches import PatchEmbed, PatchEmbedConfig
+from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 
@@ -29,6 +30,8 @@ __all__ = [
     "BridgeConfig",
     "Cache",
     "Decoding",
+    "DistilledHead",
+    "DistilledHeadConfig",
     "EmbedConfig",
     "Encoded",
     "EncoderDecoder",
@@ -39,6 +42,8 @@ __all__ = [
     "MemoryBridgeConfig",
     "ModelConfig",
     "OneHotEmbedConfig",
+    "PatchEmbed",
+    "PatchEmbedConfig",
     "PooledHead",
     "PooledHeadConfig",
     "Progress",

@@ -14,7 +14,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.mixers import CrossAttentionConfig, Memory, MixerConfig, State
 from headway.mixers.attention import AttentionConfig
-from headway.parts.dropout import Dropout
+from headway.parts.dropout import Dropout, DropPath
 from headway.parts.feedforward import FeedForwardConfig, MLPConfig, Terms
 from headway.parts.norm import LayerNormConfig, NormConfig
 
@@ -29,7 +29,8 @@ class BlockConfig:
     parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
     `mixer_norm` false leaves out the norm before the mixer (ModernBERT's first layer, whose input is normed already).
     `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each
-    branch (Touvron et al. 2021).
+    branch (Touvron et al. 2021). `drop_path` is the probability that a branch is left out for a row, in training
+    (stochastic depth, Huang et al. 2016).
     """
 
     mixer: MixerConfig = AttentionConfig()
@@ -42,6 +43,7 @@ class BlockConfig:
     residual: bool = True
     dropout: float = 0.0
     layer_scale: float | None = None
+    drop_path: float = 0.0
 
 
 class BlockOutput(NamedTuple):
@@ -70,6 +72,7 @@ class Branch(nn.Module):
         self.last = config.norm.build(out) if place == "post" else nn.Identity()
         self.gain = LayerScale(out, config.layer_scale) if config.layer_scale is not None else nn.Identity()
         self.dropout = Dropout(config.dropout)
+        self.path = DropPath(config.drop_path) if config.drop_path else nn.Identity()
         self.residual = config.residual
 
     def forward(self, x: Tensor, function: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
@@ -77,7 +80,7 @@ class Branch(nn.Module):
         return self.join(x, y), extra
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
-        y = self.dropout(self.gain(self.after(y)))
+        y = self.path(self.dropout(self.gain(self.after(y))))
         return self.last(x + y if self.residual else y)
 
 

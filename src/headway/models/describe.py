@@ -22,6 +22,7 @@ from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
+from headway.models.patches import PatchEmbedConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.parts.experts import Experts, ExpertsConfig
 from headway.parts.projection import Projection
@@ -33,7 +34,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
-    (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source token and
+    or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source token and
     a target token together. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token:
     what each further token adds. tree: a line for each part.
     """
@@ -46,7 +47,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "parameters": count,
         "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
         "weights_bytes": 4 * count,
-        "flop_per_token": flop_per_token(model, getattr(config, "context", None)),
+        "flop_per_token": flop_per_token(model, _length(config)),
         "state_bytes": constant,
         "state_bytes_per_token": growing,
         "context": getattr(config, "context", None),
@@ -109,15 +110,31 @@ def _tree(config: ModelConfig) -> list[str]:
         return lines
     if not isinstance(config, TransformerConfig):
         return [str(config)]
-    context = "no limit" if config.context is None else config.context
-    lines = [f"width {config.width}, {config.symbols:,} symbols, context {context}, embed {_embed(config.embed)}"]
+    lines = [f"width {config.width}, {_reads(config)}, embed {_embed(config.embed)}"]
     for block, run in groupby(config.stack.blocks):
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
     return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
 
 
+def _length(config: ModelConfig) -> int | None:
+    """Tokens of a full context, or of an image of the usual size."""
+    if isinstance(config, TransformerConfig) and config.context is None:
+        return config.embed.length
+    return getattr(config, "context", None)
+
+
+def _reads(config: TransformerConfig) -> str:
+    if isinstance(config.embed, PatchEmbedConfig):
+        return f"images of {config.embed.size[0]} x {config.embed.size[1]} ({config.embed.length} tokens) or other sizes"
+    context = "no limit" if config.context is None else config.context
+    return f"{config.symbols:,} symbols, context {context}"
+
+
 def _embed(embed: Any) -> str:
+    if isinstance(embed, PatchEmbedConfig):
+        registers = f", {embed.registers} registers" if embed.registers else ""
+        return f"patches {embed.patch[0]} x {embed.patch[1]}, {embed.tokens} learned tokens{registers}"
     positions = getattr(embed, "positions", None)
     return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 

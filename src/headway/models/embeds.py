@@ -39,6 +39,11 @@ class EmbedConfig:
         """The width of the vectors in a model of `width`."""
         return width
 
+    @property
+    def length(self) -> int | None:
+        """The tokens that an input of the usual size becomes; None where inputs have any length."""
+        return None
+
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         raise NotImplementedError
 

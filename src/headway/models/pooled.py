@@ -25,6 +25,7 @@ Pool = Literal["first", "mean", "last", "tokens"]
 @dataclass(frozen=True)
 class PooledHeadConfig(HeadConfig):
     """Rows of one document each, pooled: their `first` token, `mean` or `last` token, or all `tokens` by themselves.
+    The mean leaves out the first `skip` tokens (class and register tokens of images).
 
     Then, each where it is asked for: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear map to
     `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). `bias` is that of the map to the
@@ -40,6 +41,7 @@ class PooledHeadConfig(HeadConfig):
     bias: bool = True
     unit: bool = False
     dense_bias: bool = True
+    skip: int = 0
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -57,13 +59,44 @@ class PooledHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B *T E"]:
         """[B, E], or [B, T, E] where each token stands for itself."""
-        x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool))))
+        x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool, self.config.skip))))
         x = self.project(self.dropout(x))
         return F.normalize(x, dim=-1) if self.config.unit else x
 
 
-def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool) -> Float[Tensor, "B *T D"]:
-    """One vector a row; UserError for rows of several documents. Padding takes no part."""
+@register("distilled")
+@dataclass(frozen=True)
+class DistilledHeadConfig(HeadConfig):
+    """Classes by the first token, which learns labels, and by the second, which learns what a teacher says; what both
+    say is their mean (Touvron et al. 2021, section 4).
+    """
+
+    outputs: int = 1000
+    dropout: float = 0.0
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> DistilledHead:
+        return DistilledHead(self, width)
+
+
+class DistilledHead(nn.Module):
+    def __init__(self, config: DistilledHeadConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = Dropout(config.dropout)
+        self.project = Projection(width, config.outputs)
+        self.distilled = Projection(width, config.outputs)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B E"]:
+        labelled, taught = self.both(x)
+        return (labelled + taught) / 2
+
+    def both(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
+        """What either token says: the first for the labels, the second for the teacher's."""
+        return self.project(self.dropout(x[:, 0])), self.distilled(self.dropout(x[:, 1]))
+
+
+def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
+    """One vector a row; UserError for rows of several documents. Padding takes no part, nor do `skip` tokens in a mean."""
     if how == "tokens":
         return x
     if not layout.dense and bool((layout.segments > 1).any()):
@@ -72,5 +105,5 @@ def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool) -> Float[Tensor, 
         return x[:, 0]
     if how == "last":
         return x[range(layout.batch), layout.lengths - 1]
-    keep = layout.keep[..., None]
-    return (x * keep).sum(1) / layout.lengths.clamp(min=1)[:, None]
+    keep = layout.positions >= skip
+    return (x * keep[..., None]).sum(1) / keep.sum(1).clamp(min=1)[:, None]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from headway.errors import ConfigError, nearest
 from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import ancestors
+from headway.models import ancestors, sight
 from headway.models.block import BlockConfig
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -186,6 +186,15 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "bert-large": lambda: bert(1024, 24, 16),
     "roberta-base": lambda: bert(768, 12, 12, symbols=50265, types=1, offset=2, eps=1e-5),
     "modernbert-base": lambda: modernbert(768, 22, 12, 1152),
+    "vit-ti16": lambda: sight.vit(192, 12, 3, 16),
+    "vit-s16": lambda: sight.vit(384, 12, 6, 16),
+    "vit-b16": lambda: sight.vit(768, 12, 12, 16),
+    "vit-b32": lambda: sight.vit(768, 12, 12, 32),
+    "vit-l16": lambda: sight.vit(1024, 24, 16, 16),
+    "vit-h14": lambda: sight.vit(1280, 32, 16, 14),
+    "deit-ti16": lambda: sight.deit(192, 12, 3, 16),
+    "deit-s16": lambda: sight.deit(384, 12, 6, 16),
+    "deit-b16": lambda: sight.deit(768, 12, 12, 16),
     "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),

@@ -1,4 +1,4 @@
-"""The settings that change a whole stack at once: depth, heads, mixer, dropout."""
+"""The settings that change a whole stack at once: depth, heads, mixer, dropout, drop_path."""
 
 from __future__ import annotations
 
@@ -109,3 +109,13 @@ def dropout(stack: StackConfig, value: Any) -> StackConfig:
     rate = from_dict(float, value, "model.dropout")
     blocks = tuple(dataclasses.replace(block, dropout=rate) for block in stack.blocks)
     return dataclasses.replace(stack, blocks=blocks)
+
+
+def drop_path(stack: StackConfig, value: Any) -> StackConfig:
+    """Stochastic depth that grows evenly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
+    rate = from_dict(float, value, "model.drop_path")
+    if not 0 <= rate < 1:
+        raise ConfigError(f"model.drop_path is {rate}; give a probability below 1, such as 0.1")
+    last = max(1, len(stack.blocks) - 1)
+    blocks = (dataclasses.replace(block, drop_path=rate * i / last) for i, block in enumerate(stack.blocks))
+    return dataclasses.replace(stack, blocks=tuple(blocks))

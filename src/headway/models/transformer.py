@@ -18,11 +18,13 @@ from headway.mixers import Memory, State, select, tree_map
 from headway.models import resize
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.models.heads import HeadConfig, VocabularyHeadConfig
+from headway.models.patches import PatchEmbedConfig
 from headway.models.stack import Stack, StackConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 from headway.parts.projection import Projection
 
+_DROPPING = (TokenEmbedConfig, PatchEmbedConfig)  # embeds with dropout
 _MANY = 1 << 16  # positions of all rows from which on the memory for their states is looked at beforehand
 
 
@@ -81,7 +83,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
     """`symbols` is the vocabulary; `context` the most positions a row may have, None for no limit; `tie` shares the
-    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer and dropout.
+    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer, dropout and drop_path.
     """
 
     width: int = 512
@@ -117,8 +119,11 @@ class TransformerConfig(ModelConfig):
         return changed
 
     def set_dropout(self, value: Any) -> TransformerConfig:
-        embed = replace(self.embed, dropout=value) if isinstance(self.embed, TokenEmbedConfig) else self.embed
+        embed = replace(self.embed, dropout=value) if isinstance(self.embed, _DROPPING) else self.embed
         return replace(self, stack=resize.dropout(self.stack, value), embed=embed)
+
+    def set_drop_path(self, value: Any) -> TransformerConfig:
+        return replace(self, stack=resize.drop_path(self.stack, value))
 
 
 class Transformer(nn.Module):
@@ -231,9 +236,9 @@ def shared_table(embed: nn.Module) -> nn.Parameter:
 def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
     """Untied heads that start at zero give equal probabilities to all symbols."""
     for head in heads.values():
-        project = getattr(head, "project", None)
-        if isinstance(project, Projection) and config.head == "zero":
-            nn.init.zeros_(project.weight)
+        for project in (getattr(head, "project", None), getattr(head, "distilled", None)):
+            if isinstance(project, Projection) and config.head == "zero":
+                nn.init.zeros_(project.weight)
 
 
 def _check(config: TransformerConfig) -> None:

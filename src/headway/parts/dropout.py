@@ -41,6 +41,17 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+class DropPath(Dropout):
+    """Leaves a whole row out with probability `p` and scales the others by 1 / (1 - p), in training: stochastic depth
+    (Huang et al. 2016, section 3) where it stands on a branch of a block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * self._mask(x.new_empty(x.shape[0], *(1,) * (x.dim() - 1)))
+
+
 def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:
     """Give all dropout of `model` one generator and return it; whoever trains reseeds it at each step."""
     generator = torch.Generator(device=device)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.checkpoints.usage import named
 from headway.codecs import Codec
 from headway.codecs.frame import frame_of
 from headway.codecs.tokenizer import TokenizerCodec
@@ -51,16 +52,8 @@ def classify(
     said: dict[int, list[float]] = {}
     for some, logits in _outputs(model, "classes", rows):
         said.update(zip(some.tolist(), (logits if logits.shape[1] == 1 else logits.softmax(-1)).tolist()))
-    return [_named(said[row], labels) for row in range(len(texts))]
-
-
-def _named(values: list[float], labels: Sequence[str]) -> dict[str, float]:
-    if len(values) == 1:
-        return {"value": values[0]}
-    names = list(labels) or [f"LABEL_{number}" for number in range(len(values))]
-    if len(names) != len(values):
-        raise UserError(f"the model gives {len(values)} classes and {len(names)} have names; name them all")
-    return dict(sorted(zip(names, values), key=lambda pair: -pair[1]))
+    rows = (said[row] for row in range(len(texts)))
+    return [{"value": row[0]} if len(row) == 1 else named(row, labels) for row in rows]
 
 
 def tag(

@@ -1,0 +1,77 @@
+"""Image files to pixels: every kind that people have becomes red, green and blue of 8 bits each."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from headway.errors import UserError
+
+# Pillow knows more, but some of its readers start other programs (EPS) and few of the rest hold pictures.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
+
+
+def pillow() -> Any:
+    """Pillow's module Image; UserError where it is not installed."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError(HOW_TO_INSTALL) from None
+    return Image
+
+
+def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an image file, turned as its camera says; the first picture of several.
+
+    Palettes and grey become RGB, 16 bits become 8, and what is transparent lies on white. UserError for what is no
+    image, is cut off or corrupt, or has so many pixels that decoding it would take the memory (a decompression bomb).
+    """
+    Image = pillow()
+    place = Path(path)
+    if not place.is_file():
+        raise UserError(f"{place} is no file; give image files ({', '.join(FORMATS)})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(place, formats=FORMATS) as image:
+                return _rgb(image, place)
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{place} is no image that is known; give one of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a reader meets what its format's parser raises: OSError, SyntaxError, struct.error, ...
+        raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
+
+
+def _rgb(image: Any, place: Path) -> UInt8[np.ndarray, "H W 3"]:
+    from PIL import ImageOps
+
+    image.load()  # decodes, so that what is wrong is found here
+    if image.mode.startswith(("I", "F")):
+        return np.repeat(_eight_bits(image, place)[:, :, None], 3, axis=2)
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
+        image = pillow().alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bits(image: Any, place: Path) -> UInt8[np.ndarray, "H W"]:
+    """Grey of 16 bits; Pillow itself would cut it at 255."""
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+        raise UserError(f"{place} has pixels of mode {image.mode}, outside 0 to 65535; save it with 8 or 16 bits")
+    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

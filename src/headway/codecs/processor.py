@@ -1,0 +1,151 @@
+"""Pixels to what a model reads, as a published preprocessor_config.json says: resize, crop, rescale, normalise."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from headway.codecs.images import pillow
+from headway.config import from_dict
+from headway.errors import UserError, nearest
+
+FILE = "preprocessor_config.json"
+_LONGEST = 1 << 14  # pixels of a side
+_HALF = (0.5, 0.5, 0.5)
+_COMMON = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+_COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_crop": False}
+# What each kind means by leaving a key out.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {**_COMMON, "size": 224},
+    "DeiT": {**_COMMON, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+}
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """How images become inputs. What is None is not done.
+
+    `size` (height, width) or the `shortest` edge is what images are resized to, by Pillow's filter number `resample`;
+    `crop` (height, width) is cut from the middle, black where the image is smaller; then pixels x are (`factor` x -
+    `mean`) / `std`, each channel with its own.
+    """
+
+    size: tuple[int, int] | None = (224, 224)
+    shortest: int | None = None
+    resample: int = 2
+    crop: tuple[int, int] | None = None
+    factor: float | None = 1 / 255
+    mean: tuple[float, ...] | None = _HALF
+    std: tuple[float, ...] | None = _HALF
+
+    @staticmethod
+    def read(values: Mapping[str, Any], source: str) -> ImageProcessor:
+        """From the values of a preprocessor_config.json; `source` is for messages. UserError for one not known."""
+        said = {**DEFAULTS[_kind(values, source)], **{k: v for k, v in values.items() if v is not None}}
+        size = shortest = crop = None
+        if _flag(said, "do_resize", source):
+            edges = said["size"]
+            if isinstance(edges, Mapping) and edges.get("shortest_edge") and not edges.get("longest_edge"):
+                shortest = _side(edges["shortest_edge"], f"{source}: size")
+            else:
+                size = _sides(edges, f"{source}: size")
+        if _flag(said, "do_center_crop", source):
+            crop = _sides(said.get("crop_size", 224), f"{source}: crop_size")
+        factor = mean = std = None
+        if _flag(said, "do_rescale", source):
+            factor = from_dict(float, said["rescale_factor"], f"{source}: rescale_factor")
+        if _flag(said, "do_normalize", source):
+            mean, std = (_channels(said[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
+            if 0 in std:
+                raise UserError(f"{source}: image_std is {list(std)}; it divides, so no number of it may be 0")
+        resample = from_dict(int, said["resample"], f"{source}: resample")
+        if not 0 <= resample <= 5:
+            raise UserError(f"{source}: resample is {resample}; Pillow's filters are 0 to 5 (2 bilinear, 3 bicubic)")
+        return ImageProcessor(size, shortest, resample, crop, factor, mean, std)
+
+    def __call__(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "3 h w"]:
+        """What the model reads of one image."""
+        pixels = self._resized(pixels)
+        if self.crop is not None:
+            pixels = _middle(pixels, self.crop)
+        x = pixels.astype(np.float32)
+        if self.factor is not None:
+            x = (pixels.astype(np.float64) * self.factor).astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            x = (x - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+    def _resized(self, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        high, wide = pixels.shape[:2]
+        if self.shortest is not None:
+            longer = int(self.shortest * max(high, wide) / min(high, wide))
+            if longer > _LONGEST:
+                raise UserError(
+                    f"an image of {high} x {wide} pixels is too thin: with a shorter edge of {self.shortest} the longer "
+                    f"one has {longer}, more than {_LONGEST}; cut a part out of it"
+                )
+            high, wide = (longer, self.shortest) if wide <= high else (self.shortest, longer)
+        elif self.size is not None:
+            high, wide = self.size
+        else:
+            return pixels
+        return np.array(pillow().fromarray(pixels).resize((wide, high), resample=self.resample))
+
+
+def _kind(values: Mapping[str, Any], source: str) -> str:
+    name = values.get("image_processor_type") or values.get("feature_extractor_type") or "ViTImageProcessor"
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
+    if kind not in DEFAULTS:
+        raise UserError(f"{source}: image_processor_type is {name!r}; {nearest(kind, DEFAULTS)}")
+    return kind
+
+
+def _flag(said: Mapping[str, Any], name: str, source: str) -> bool:
+    return from_dict(bool, said[name], f"{source}: {name}")
+
+
+def _side(value: Any, path: str) -> int:
+    side = from_dict(int, value, path)
+    if not 1 <= side <= _LONGEST:
+        raise UserError(f"{path} is {side}; give 1 to {_LONGEST} pixels")
+    return side
+
+
+def _sides(value: Any, path: str) -> tuple[int, int]:
+    """Height and width of a mapping, or of one number for both (older files)."""
+    if isinstance(value, Mapping):
+        if not {"height", "width"} <= value.keys():
+            raise UserError(f"{path} is {dict(value)}; it should have height and width, or shortest_edge alone")
+        return _side(value["height"], path), _side(value["width"], path)
+    side = _side(value, path)
+    return side, side
+
+
+def _channels(value: Any, path: str) -> tuple[float, ...]:
+    found = tuple(from_dict(list[float], list(value), path)) if isinstance(value, (list, tuple)) else None
+    if found is None:
+        found = (from_dict(float, value, path),) * 3
+    if len(found) != 3:
+        raise UserError(f"{path} has {len(found)} numbers; give 3, for red, green and blue")
+    if not all(map(math.isfinite, found)):
+        raise UserError(f"{path} is {list(found)}; give numbers")
+    return found
+
+
+def _middle(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    out = np.zeros((*crop, pixels.shape[2]), pixels.dtype)
+    (top, above, high), (left, before, wide) = (_span(*pair) for pair in zip(pixels.shape, crop))
+    out[above : above + high, before : before + wide] = pixels[top : top + high, left : left + wide]
+    return out
+
+
+def _span(there: int, wanted: int) -> tuple[int, int, int]:
+    """Where the middle begins in the image, where it begins in the crop, and its length."""
+    start = (there - wanted) // 2
+    return (start, 0, wanted) if start >= 0 else (0, -start, there)

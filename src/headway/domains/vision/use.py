@@ -1,0 +1,71 @@
+"""Models of images at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from headway.checkpoints.usage import Usage, named
+from headway.codecs.images import read_image
+from headway.codecs.processor import ImageProcessor
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import PatchEmbed, Transformer
+
+Image = str | Path | UInt8[np.ndarray, "H W 3"]
+
+_AT_ONCE = 16  # images
+
+
+def classify(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[dict[str, float]]:
+    """The probability of each label for each image, a file or its pixels, the most probable first.
+
+    `source` is the model's place, for messages. Raises UserError for a model without classes or without a
+    preprocessor_config.json, and for what is no sound image.
+    """
+    if "classes" not in model.heads:
+        known = ", ".join(model.heads) or "none"
+        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that was trained to classify")
+    if not usage.processor:
+        raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
+    processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
+    _check(images)
+    with evaluating(model), torch.inference_mode():
+        said = [row for batch in _batches(images, processor) for row in _probabilities(model, batch)]
+    return [named(row, usage.labels) for row in said]
+
+
+def _check(images: Sequence[Image]) -> None:
+    """UserError for what cannot be an image, before the first is read."""
+    for number, image in enumerate(images):
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise UserError(
+                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3]"
+                )
+        elif not isinstance(image, (str, Path)):
+            raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
+        elif not Path(image).is_file():
+            raise UserError(f"{image} is no file; this model classifies image files")
+
+
+def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Tensor]:
+    """Inputs [B, 3, H, W] in the order of the images; neighbours of the same size go together."""
+    for start in range(0, len(images), _AT_ONCE):
+        some = images[start : start + _AT_ONCE]
+        read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
+        for _, alike in groupby(read, key=np.shape):
+            yield torch.from_numpy(np.stack(list(alike)))
+
+
+def _probabilities(model: Transformer, images: Tensor) -> list[list[float]]:
+    table = cast(PatchEmbed, model.embed).positions.table  # which no quantisation packs
+    inputs = images.to(device_of(model), table.dtype)
+    return model.output("classes", inputs).float().softmax(-1).tolist()

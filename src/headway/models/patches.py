@@ -1,0 +1,155 @@
+"""From images to vectors: patches as tokens (Dosovitskiy et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.models.embeds import EmbedConfig
+from headway.parts.dropout import Dropout
+from headway.parts.norm import NormConfig
+from headway.parts.projection import Projection
+
+Grid = tuple[int, int]  # rows and columns of patches
+
+
+@register("patches")
+@dataclass(frozen=True)
+class PatchEmbedConfig(EmbedConfig):
+    """Images [B, `channels`, H, W], cut into patches of `patch` (height, width) pixels, row by row.
+
+    `tokens` learned vectors stand before them, with positions of their own: 1 is the class token, a second one the
+    distillation token (Touvron et al. 2021). `registers` stand between these and the patches and have no positions
+    (Darcet et al. 2024). Positions are learned for images of `size` (height, width) and interpolated for others. `bias`
+    is that of the map from pixels.
+    """
+
+    patch: tuple[int, int] = (16, 16)
+    size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    tokens: int = 1
+    registers: int = 0
+    bias: bool = True
+    norm: NormConfig | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers) < 0:
+            raise ConfigError(
+                f"patches of {_by(self.patch)} pixels in {self.channels} channels, images of {_by(self.size)}, "
+                f"{self.tokens} tokens and {self.registers} registers; give sizes above 0, and counts of 0 or more"
+            )
+        if any(side % part for side, part in zip(self.size, self.patch)):
+            raise ConfigError(f"images of {_by(self.size)} are not whole {_by(self.patch)} patches; {self._near()}")
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image of `size`."""
+        rows, columns = self.grid(self.size)
+        return self.tokens + self.registers + rows * columns
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Rows and columns of patches of an image of `size`. UserError where they do not fill it."""
+        if any(side % part or side < part for side, part in zip(size, self.patch)):
+            raise UserError(
+                f"an image of {_by(size)} pixels is not whole {_by(self.patch)} patches; "
+                "resize it to multiples of the patch"
+            )
+        return size[0] // self.patch[0], size[1] // self.patch[1]
+
+    def build(self, width: int, symbols: int, context: int | None) -> PatchEmbed:
+        return PatchEmbed(self, width)
+
+    def _near(self) -> str:
+        near = tuple(max(1, round(side / part)) * part for side, part in zip(self.size, self.patch))
+        return f"give multiples of the patch, such as {_by((near[0], near[1]))}"
+
+
+class PatchEmbed(nn.Module):
+    """Patches to vectors by one linear map, learned tokens before them, positions.
+
+    A convolution whose stride is its size is this map; `project.weight` is [D, C P Q].
+    """
+
+    def __init__(self, config: PatchEmbedConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
+        self.tokens = Learnt(config.tokens, width) if config.tokens else None
+        self.registers = Learnt(config.registers, width) if config.registers else None
+        self.positions = GridPositions(config.tokens, config.grid(config.size), width)
+        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def whole(self, images: Float[Tensor, "B C H W"]) -> Layout:
+        """Each image is one document. UserError for what cannot be cut into this model's patches."""
+        rows, columns = self._grid(images)
+        config = self.config
+        length = config.tokens + config.registers + rows * columns
+        return Layout.full(images.shape[0], length, device=images.device)
+
+    def forward(self, images: Float[Tensor, "B C H W"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        front, places = self.positions(self._grid(images))
+        x = self.project(self._patches(images)) + places
+        parts = [x] if self.registers is None else [self.registers(x), x]
+        if self.tokens is not None:
+            parts = [self.tokens(x) + front, *parts]
+        return self.dropout(self.norm(torch.cat(parts, 1))), layout
+
+    def _patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """The pixels of each patch, channel by channel."""
+        high, wide = self.config.patch
+        cut = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, C, rows, P, columns, Q]
+        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def _grid(self, images: Float[Tensor, "B C H W"]) -> Grid:
+        if images.shape[1] != self.config.channels:
+            raise UserError(
+                f"images of {images.shape[1]} channels in a model that reads {self.config.channels}; "
+                "convert them (3 channels are red, green and blue)"
+            )
+        return self.config.grid((images.shape[2], images.shape[3]))
+
+
+class Learnt(nn.Module):
+    """Vectors that are the same in front of every input."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, like: Float[Tensor, "B T D"]) -> Float[Tensor, "B N D"]:
+        return self.table.expand(like.shape[0], -1, -1)
+
+
+class GridPositions(nn.Module):
+    """A vector for each of `front` tokens, then for each patch of a grid, row by row: `table` is [N + rows columns, D].
+
+    For another grid those of the patches are an image that is resized (Dosovitskiy et al. 2021, section 3.2),
+    bicubically, as published models do it.
+    """
+
+    def __init__(self, front: int, grid: Grid, width: int) -> None:
+        super().__init__()
+        self.front, self.grid = front, grid
+        self.table = nn.Parameter(torch.empty(front + grid[0] * grid[1], width))
+
+    def forward(self, grid: Grid) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T D"]]:
+        front, patches = self.table[: self.front], self.table[self.front :]
+        if grid == self.grid:
+            return front, patches
+        image = patches.unflatten(0, self.grid).permute(2, 0, 1)[None]
+        resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
+        return front, resized[0].flatten(1).t()
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

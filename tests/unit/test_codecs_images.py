@@ -1,0 +1,178 @@
+"""Image files of every kind to pixels; what is no sound image is one clear error. Pixels to inputs of a model."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headway.codecs import images as module
+from headway.codecs.images import read_image
+from headway.codecs.processor import ImageProcessor
+from headway.errors import UserError
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def pixels(height: int = 9, width: int = 13, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(image: Any, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp"])
+def test_rgb_is_read_as_it_was_saved(suffix: str, tmp_path: Path) -> None:
+    x = pixels()
+    options = {"lossless": True} if suffix == "webp" else {}
+    assert np.array_equal(read_image(saved(Image.fromarray(x), tmp_path / f"a.{suffix}", **options)), x)
+
+
+def test_grey_palette_and_one_bit_become_rgb(tmp_path: Path) -> None:
+    grey = pixels(channels=1)
+    found = read_image(saved(Image.fromarray(grey), tmp_path / "grey.png"))
+    assert np.array_equal(found, np.repeat(grey[:, :, None], 3, 2))
+    palette = Image.fromarray(pixels()).quantize(7)
+    assert np.array_equal(read_image(saved(palette, tmp_path / "p.png")), np.array(palette.convert("RGB")))
+    bits = Image.fromarray(grey > 127)
+    assert np.array_equal(read_image(saved(bits, tmp_path / "bits.png"))[:, :, 0], np.where(grey > 127, 255, 0))
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    found = read_image(saved(Image.fromarray(grey), tmp_path / "deep.png"))
+    assert np.array_equal(found, np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, 2))
+    wide = Image.fromarray(np.full((2, 2), 1 << 20, np.int32))
+    with pytest.raises(UserError, match="outside 0 to 65535; save it with 8 or 16 bits"):
+        read_image(saved(wide, tmp_path / "wide.tiff"))
+    floats = Image.fromarray(np.full((2, 2), 0.5, np.float32))
+    with pytest.raises(UserError, match="mode F"):
+        read_image(saved(floats, tmp_path / "floats.tiff"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_on_white(mode: str, tmp_path: Path) -> None:
+    clear = Image.fromarray(np.array([[[200, 10, 30, 255], [200, 10, 30, 0]]], np.uint8))
+    found = read_image(saved(clear.convert(mode), tmp_path / "clear.png"))
+    assert found[0, 1].tolist() == [255, 255, 255]
+    assert found[0, 0].tolist() != [255, 255, 255]
+
+
+def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
+    x, exif = pixels(4, 6), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    found = read_image(saved(Image.fromarray(x), tmp_path / "turned.png", exif=exif))
+    assert np.array_equal(found, np.rot90(x, -1))
+
+
+def test_cmyk_and_the_first_of_many_pictures(tmp_path: Path) -> None:
+    cmyk = Image.fromarray(pixels()).convert("CMYK")
+    assert read_image(saved(cmyk, tmp_path / "a.tiff")).shape == (9, 13, 3)
+    first, second = Image.new("RGB", (5, 4), (255, 0, 0)), Image.new("RGB", (5, 4), (0, 0, 255))
+    path = saved(first, tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert read_image(path)[0, 0].tolist() == [255, 0, 0]
+
+
+def encoded(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels(64, 64)).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_what_is_cut_off_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    whole, path = encoded(kind), tmp_path / "cut"
+    for length in (0, 1, 7, 30, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut is (no image that is known|cut off or corrupt)"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_corrupt_files_are_images_or_clear_errors(kind: str, tmp_path: Path) -> None:
+    whole, path, rng = encoded(kind), tmp_path / "bent", np.random.default_rng(0)
+    for _ in range(40):
+        bent = bytearray(whole)
+        for place in rng.integers(0, min(len(bent), 400), 3):
+            bent[place] = rng.integers(256)
+        path.write_bytes(bytes(bent))
+        try:
+            assert read_image(path).dtype == np.uint8
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("side", [10_000, 100_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int, tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (tmp_path / "bomb.png").write_bytes(bomb + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=r"bomb.png has too many pixels .*; make the image smaller"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_text("hello", encoding="utf-8")
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoding="utf-8")
+    for name in ("a.png", "a.eps"):
+        with pytest.raises(UserError, match="is no image that is known; give one of PNG"):
+            read_image(tmp_path / name)
+    for place in (tmp_path, tmp_path / "none.png"):
+        with pytest.raises(UserError, match="is no file; give image files"):
+            read_image(place)
+    monkeypatch.setattr(module, "pillow", lambda: (_ for _ in ()).throw(UserError(module.HOW_TO_INSTALL)))
+    with pytest.raises(UserError, match=r"install headway\[vision\]"):
+        read_image(tmp_path / "a.png")
+
+
+def test_older_files_say_one_number_for_both_sides() -> None:
+    values = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "do_normalize": False}
+    found = ImageProcessor.read(values, "p.json")
+    assert (found.size, found.mean, found.crop) == ((32, 32), None, None)
+    assert ImageProcessor.read({}, "p.json") == ImageProcessor()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImageProcessor'"),
+        ({"size": {"longest_edge": 3}}, "it should have height and width, or shortest_edge alone"),
+        ({"size": 0}, "size is 0; give 1 to"),
+        ({"size": "big"}, "size"),
+        ({"size": {"shortest_edge": 10**9}}, "size is 1000000000"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers; give 3"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "so no number of it may be 0"),
+        ({"resample": 9}, "resample is 9"),
+        ({"do_resize": "yes"}, "do_resize"),
+        ({"rescale_factor": "x"}, "rescale_factor"),
+    ],
+)
+def test_processors_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ImageProcessor.read(values, "p.json")
+    assert "p.json" in str(caught.value)
+
+
+def test_one_pixel_and_thin_images(tmp_path: Path) -> None:
+    for shape in ((1, 1, 3), (1, 400, 3), (300, 2, 3)):
+        x = np.full(shape, 128, np.uint8)
+        found = ImageProcessor(size=None, shortest=16, crop=(16, 16))(x)
+        assert found.shape == (3, 16, 16)
+        np.testing.assert_allclose(found, (128 / 255 - 0.5) / 0.5, atol=1e-6)
+
+
+def test_an_image_that_is_too_thin_is_refused() -> None:
+    with pytest.raises(UserError, match="an image of 1 x 4000 pixels is too thin"):
+        ImageProcessor(size=None, shortest=16)(np.zeros((1, 4000, 3), np.uint8))

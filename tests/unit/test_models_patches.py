@@ -1,0 +1,194 @@
+"""Images as tokens: patches, tokens before them, positions on any grid; heads that read them; branches left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headway.config import from_dict, override, to_dict
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.models import (
+    DistilledHeadConfig,
+    PatchEmbedConfig,
+    PooledHeadConfig,
+    TransformerConfig,
+    build,
+    describe,
+)
+from headway.models.presets import preset
+from headway.models.sight import deit, vit
+from headway.parts.dropout import DropPath
+
+SMALL = vit(16, 3, 2, 4, classes=5, size=8)
+
+
+def drawn(config: TransformerConfig, seed: int = 0) -> Any:
+    """A model all of whose numbers are drawn, in evaluation mode."""
+    model = build(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def embedded(model: Any, x: Tensor) -> Tensor:
+    found, layout = model.embed(x, model.embed.whole(x))
+    assert found.shape[:2] == layout.positions.shape
+    assert layout.dense
+    return found
+
+
+def test_patches_are_a_convolution_whose_stride_is_its_size() -> None:
+    config = replace(SMALL, embed=PatchEmbedConfig((4, 2), (8, 12), channels=2))
+    model, x = drawn(config), images(3, 2, 8, 12)
+    project = model.embed.project
+    kernel = project.weight.view(16, 2, 4, 2)
+    wanted = F.conv2d(x, kernel, project.bias, stride=(4, 2)).flatten(2).mT + model.embed.positions.table[1:]
+    found = embedded(model, x)
+    torch.testing.assert_close(found[:, 1:], wanted, rtol=1e-5, atol=1e-5)
+    first = model.embed.tokens.table[0] + model.embed.positions.table[0]
+    torch.testing.assert_close(found[:, 0], first.expand(3, -1))
+
+
+def test_registers_stand_behind_the_tokens_without_positions() -> None:
+    config = replace(SMALL, embed=PatchEmbedConfig((4, 4), (8, 8), tokens=2, registers=3))
+    model, x = drawn(config), images(2, 3, 8, 8)
+    found = embedded(model, x)
+    assert found.shape == (2, 2 + 3 + 4, 16)
+    assert torch.equal(found[:, 2:5], model.embed.registers.table.expand(2, -1, -1))
+    assert describe(config)["parameters"] == sum(p.numel() for p in model.parameters())
+    without = replace(config, embed=replace(config.embed, registers=0))  # type: ignore[type-var]
+    plain = drawn(without)
+    plain.load_state_dict({name: p for name, p in model.state_dict().items() if "registers" not in name})
+    assert torch.equal(embedded(plain, x)[:, 2:], found[:, 5:])
+
+
+def test_positions_follow_any_grid_and_stay_at_their_own() -> None:
+    model = drawn(SMALL)
+    patches = model.embed.positions.table[1:].view(2, 2, 16).permute(2, 0, 1)[None]
+    front, places = model.embed.positions((3, 5))
+    wanted = F.interpolate(patches, size=(3, 5), mode="bicubic")[0].permute(1, 2, 0).reshape(15, 16)
+    torch.testing.assert_close(places, wanted)
+    assert torch.equal(front, model.embed.positions.table[:1])
+    assert torch.equal(model.embed.positions((2, 2))[1], model.embed.positions.table[1:])
+    assert model.output("classes", images(2, 3, 12, 20)).shape == (2, 5)
+
+
+def test_a_flat_field_of_positions_stays_flat_at_any_size() -> None:
+    model = drawn(SMALL)
+    with torch.no_grad():
+        model.embed.positions.table[1:] = model.embed.positions.table[1]
+    for grid in ((1, 1), (3, 7), (9, 2)):
+        places = model.embed.positions(grid)[1]
+        torch.testing.assert_close(places, model.embed.positions.table[1].expand(grid[0] * grid[1], -1))
+
+
+def test_rows_are_independent_and_images_are_whole_documents() -> None:
+    model, x = drawn(SMALL), images(4, 3, 8, 12)
+    together = model.output("classes", x)
+    for row in range(4):
+        torch.testing.assert_close(model.output("classes", x[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 10, 8), "an image of 10 x 8 pixels is not whole 4 x 4 patches; resize"),
+        ((1, 3, 8, 0), "an image of 8 x 0 pixels"),
+        ((1, 1, 8, 8), "images of 1 channels in a model that reads 3"),
+    ],
+)
+def test_images_that_cannot_be_read_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(SMALL).output("classes", torch.zeros(shape))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embed": {"kind": "patches", "patch": [16, 16], "size": [230, 224]}}, "such as 224 x 224"),
+        ({"embed": {"kind": "patches", "patch": [0, 16]}}, "patches of 0 x 16 pixels"),
+        ({"embed": {"kind": "patches", "tokens": -1}}, "-1 tokens"),
+        ({"drop_path": 1.5}, "model.drop_path is 1.5; give a probability below 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_before_any_work(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(preset("vit-ti16"), settings)
+
+
+def test_the_heads_read_first_mean_or_both_tokens() -> None:
+    x, layout = images(2, 7, 16), Layout.full(2, 7)
+    mean = PooledHeadConfig(4, pool="mean", skip=3).build(16, 0, None)
+    torch.nn.init.normal_(mean.project.weight)  # type: ignore[arg-type]
+    torch.testing.assert_close(mean(x, layout), mean.project(x[:, 3:].mean(1)))
+    both = drawn(deit(16, 2, 2, 4, classes=5, size=8)).heads["classes"]
+    labelled, taught = both.both(x)
+    assert torch.equal(labelled, both.project(x[:, 0]))
+    assert torch.equal(taught, both.distilled(x[:, 1]))
+    torch.testing.assert_close(both(x, layout), (labelled + taught) / 2)
+
+
+def test_the_mean_without_its_first_tokens_leaves_padding_out() -> None:
+    x, layout = images(2, 7, 16), Layout.padded([7, 5])
+    found = PooledHeadConfig(pool="mean", skip=2).build(16, 0, None)(x, layout)
+    torch.testing.assert_close(found, torch.stack([x[0, 2:7].mean(0), x[1, 2:5].mean(0)]))
+
+
+@pytest.mark.parametrize("config", [SMALL, deit(16, 2, 2, 4, classes=5, size=8)])
+def test_a_classifier_starts_with_equal_chances_and_learns_one_batch(config: TransformerConfig) -> None:
+    model, x, labels = build(config), images(5, 3, 8, 8), torch.arange(5)
+    assert not model.output("classes", x).any()  # type: ignore[operator]
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(model.output("classes", x), labels)  # type: ignore[operator]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss) < 0.05
+
+
+def test_configurations_are_plain_data() -> None:
+    config = override(preset("deit-s16"), {"drop_path": 0.2})
+    assert from_dict(TransformerConfig, to_dict(config)) == config
+    assert isinstance(config.heads["classes"], DistilledHeadConfig)  # type: ignore[attr-defined]
+
+
+def test_attention_over_the_patches_is_counted() -> None:
+    found = describe(preset("vit-b16"))
+    linear = found["parameters"] - 197 * 768 - 768  # but for positions and the class token
+    assert 2 * linear < found["flop_per_token"] + 2 * 13 * 2 * 2 * 768 * 10  # norms and biases make no products
+    assert found["flop_per_token"] > 4 * 12 * 768 * 197
+    assert "patches 16 x 16, 1 learned tokens" in found["tree"][0]
+    assert "224 x 224 (197 tokens)" in found["tree"][0]
+
+
+def test_drop_path_leaves_whole_rows_out_and_keeps_the_mean() -> None:
+    path, x = DropPath(0.25), torch.ones(20_000, 2, 3)
+    path.generator = torch.Generator().manual_seed(0)
+    found = path(x)
+    assert torch.equal(found, found[:, :1, :1].expand_as(found))
+    assert sorted(found.unique().tolist()) == pytest.approx([0.0, 4 / 3], abs=1e-3)
+    assert float(found.mean()) == pytest.approx(1.0, abs=0.02)
+    assert path.eval()(x) is x
+
+
+def test_drop_path_grows_with_depth_and_takes_no_part_in_use() -> None:
+    config = override(SMALL, {"drop_path": 0.4})
+    assert [block.drop_path for block in config.stack.blocks] == pytest.approx([0.0, 0.2, 0.4])
+    with_path, without = drawn(config), drawn(SMALL)
+    x = images(2, 3, 8, 8)
+    assert torch.equal(with_path.output("classes", x), without.output("classes", x))
+    with_path.train()
+    assert not torch.equal(with_path.output("classes", x), without.output("classes", x))
