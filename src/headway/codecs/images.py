@@ -47,7 +47,7 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{place} is no image that is known; give one of {', '.join(FORMATS)}") from None
-    except Exception as error:  # a reader meets what its format's parser raises: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from headway.config import from_dict
 from headway.errors import UserError, nearest
 
 FILE = "preprocessor_config.json"
-_LONGEST = 1 << 14  # pixels of a side
+_LONGEST = 1 << 12  # pixels of a side of what a model reads
+_GREATEST = 1e6  # of the numbers that pixels are scaled by
 _HALF = (0.5, 0.5, 0.5)
 _COMMON = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 _COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_crop": False}
@@ -59,11 +59,11 @@ class ImageProcessor:
             crop = _sides(said.get("crop_size", 224), f"{source}: crop_size")
         factor = mean = std = None
         if _flag(said, "do_rescale", source):
-            factor = from_dict(float, said["rescale_factor"], f"{source}: rescale_factor")
+            factor = _number(said["rescale_factor"], f"{source}: rescale_factor")
         if _flag(said, "do_normalize", source):
             mean, std = (_channels(said[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
-            if 0 in std:
-                raise UserError(f"{source}: image_std is {list(std)}; it divides, so no number of it may be 0")
+            if min(map(abs, std)) * _GREATEST < 1:
+                raise UserError(f"{source}: image_std is {list(std)}; it divides, so no number of it may be near 0")
         resample = from_dict(int, said["resample"], f"{source}: resample")
         if not 0 <= resample <= 5:
             raise UserError(f"{source}: resample is {resample}; Pillow's filters are 0 to 5 (2 bilinear, 3 bicubic)")
@@ -127,15 +127,20 @@ def _sides(value: Any, path: str) -> tuple[int, int]:
     return side, side
 
 
-def _channels(value: Any, path: str) -> tuple[float, ...]:
-    found = tuple(from_dict(list[float], list(value), path)) if isinstance(value, (list, tuple)) else None
-    if found is None:
-        found = (from_dict(float, value, path),) * 3
-    if len(found) != 3:
-        raise UserError(f"{path} has {len(found)} numbers; give 3, for red, green and blue")
-    if not all(map(math.isfinite, found)):
-        raise UserError(f"{path} is {list(found)}; give numbers")
+def _number(value: Any, path: str) -> float:
+    found = from_dict(float, value, path)
+    if not abs(found) <= _GREATEST:
+        raise UserError(f"{path} is {found}; give a number from -{_GREATEST:g} to {_GREATEST:g}")
     return found
+
+
+def _channels(value: Any, path: str) -> tuple[float, ...]:
+    """A number for each channel, or one for all."""
+    if not isinstance(value, (list, tuple)):
+        return (_number(value, path),) * 3
+    if len(value) != 3:
+        raise UserError(f"{path} has {len(value)} numbers; give 3, for red, green and blue")
+    return tuple(_number(each, path) for each in value)
 
 
 def _middle(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:

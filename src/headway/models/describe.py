@@ -126,7 +126,8 @@ def _length(config: ModelConfig) -> int | None:
 
 def _reads(config: TransformerConfig) -> str:
     if isinstance(config.embed, PatchEmbedConfig):
-        return f"images of {config.embed.size[0]} x {config.embed.size[1]} ({config.embed.length} tokens) or other sizes"
+        high, wide = config.embed.size
+        return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
     context = "no limit" if config.context is None else config.context
     return f"{config.symbols:,} symbols, context {context}"
 

@@ -96,7 +96,7 @@ class DistilledHead(nn.Module):
 
 
 def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
-    """One vector a row; UserError for rows of several documents. Padding takes no part, nor do `skip` tokens in a mean."""
+    """One vector a row; UserError for rows of several documents. Padding takes no part, nor `skip` tokens in a mean."""
     if how == "tokens":
         return x
     if not layout.dense and bool((layout.segments > 1).any()):

@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), which has a second learned token and two classifiers."""
+"""ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), which has a distillation token and two classifiers."""
 
 from __future__ import annotations
 

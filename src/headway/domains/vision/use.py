@@ -32,7 +32,7 @@ def classify(model: Transformer, usage: Usage, images: Sequence[Image], source: 
     """
     if "classes" not in model.heads:
         known = ", ".join(model.heads) or "none"
-        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that was trained to classify")
+        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
