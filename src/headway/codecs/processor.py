@@ -87,8 +87,8 @@ class ImageProcessor:
             longer = int(self.shortest * max(high, wide) / min(high, wide))
             if longer > _LONGEST:
                 raise UserError(
-                    f"an image of {high} x {wide} pixels is too thin: with a shorter edge of {self.shortest} the longer "
-                    f"one has {longer}, more than {_LONGEST}; cut a part out of it"
+                    f"an image of {high} x {wide} pixels is too thin: with a shorter edge of {self.shortest} the "
+                    f"longer one has {longer}, more than {_LONGEST}; cut a part out of it"
                 )
             high, wide = (longer, self.shortest) if wide <= high else (self.shortest, longer)
         elif self.size is not None:

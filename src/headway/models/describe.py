@@ -34,9 +34,9 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
-    or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source token and
-    a target token together. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token:
-    what each further token adds. tree: a line for each part.
+    or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source
+    token and a target token together. state_bytes: what decoding keeps in fp32 for a row of any length.
+    state_bytes_per_token: what each further token adds. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
