@@ -104,10 +104,12 @@ def test_corrupt_files_are_images_or_clear_errors(kind: str, tmp_path: Path) -> 
         for place in rng.integers(0, min(len(bent), 400), 3):
             bent[place] = rng.integers(256)
         path.write_bytes(bytes(bent))
+        refused = ""
         try:
             assert read_image(path).dtype == np.uint8
         except UserError as error:
-            assert str(path) in str(error)
+            refused = str(error)
+        assert not refused or str(path) in refused
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -156,7 +156,7 @@ def test_a_classifier_starts_with_equal_chances_and_learns_one_batch(config: Tra
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(loss) < 0.05
+    assert float(loss.detach()) < 0.05
 
 
 def test_configurations_are_plain_data() -> None:
