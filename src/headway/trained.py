@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, TypeGuard, cast, overload
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
@@ -281,7 +281,7 @@ class Model:
 
         Images are files or their pixels, uint8 [height, width, 3]; nothing of them is truncated.
         """
-        if isinstance(self.module, Transformer) and isinstance(self.module.config.embed, PatchEmbedConfig):
+        if _sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         texts = cast(Sequence[understanding.Text], items)
         return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
@@ -290,9 +290,11 @@ class Model:
         """The words of each text (or those given), the tag of each, and the entities that the tags spell."""
         return understanding.tag(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
 
-    def embed(self, texts: Texts, truncate: bool = False) -> Float[Tensor, "N D"]:
-        """A vector of unit length for each text."""
-        return understanding.embed(self.module, self.codec, texts, truncate=truncate)
+    def embed(self, items: Texts | Sequence[vision.Image], truncate: bool = False) -> Float[Tensor, "N D"]:
+        """A vector of unit length for each text or image."""
+        if _sees(self.module):
+            return vision.embed(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
+        return understanding.embed(self.module, self.codec, cast(Texts, items), truncate=truncate)
 
     def fill(self, text: str, top: int = 5) -> list[list[masked.Candidate]]:
         """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols."""
@@ -344,6 +346,11 @@ class Model:
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
+
+
+def _sees(module: nn.Module) -> TypeGuard[Transformer]:
+    """Whether a model reads images."""
+    return isinstance(module, Transformer) and isinstance(module.config.embed, PatchEmbedConfig)
 
 
 def _listed(stop: str | Texts) -> tuple[str, ...]:

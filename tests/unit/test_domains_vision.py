@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs.images import read_image
 from headway.codecs.processor import ImageProcessor
+from headway.domains import vision
 from headway.errors import UserError
 from headway.models import build
 from headway.models.sight import deit, vit
@@ -87,6 +90,34 @@ def test_what_is_imported_and_exported_keeps_its_processor(folder: Path, files: 
     assert said == PROCESSOR
     before = hw.load(folder).classify(files)
     assert hw.load(tmp_path / "out").classify(files) == [pytest.approx(row, abs=1e-6) for row in before]
+
+
+def test_images_have_vectors_of_unit_length(
+    folder: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = hw.load(folder)
+    found = model.embed(files)
+    assert found.shape == (len(files), 16)
+    inputs = torch.from_numpy(ImageProcessor.read(PROCESSOR, "")(read_image(files[7])))[None]
+    with torch.inference_mode():
+        wanted = torch.nn.functional.normalize(model.module(inputs).x[0, 0], dim=0)
+    torch.testing.assert_close(found[7], wanted, rtol=1e-5, atol=1e-6)
+    assert model.embed([]).shape == (0, 16)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(files[:2]) + "\n"))
+    assert cli.main(["embed", str(folder)]) == cli.DONE
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2
+
+
+def test_an_image_without_a_class_token_is_the_mean_of_its_patches(tmp_path: Path) -> None:
+    config = vit(16, 2, 2, 4, classes=3, size=8)
+    config = replace(config, embed=replace(config.embed, tokens=0, registers=2))  # type: ignore[type-var]
+    model, pixels = build(config), np.zeros((8, 8, 3), np.uint8)
+    found = vision.embed(model, Usage(processor={**PROCESSOR, "do_resize": False}), [pixels], "it")  # type: ignore[arg-type]
+    inputs = torch.full((1, 3, 8, 8), -1.0)
+    with torch.inference_mode():
+        wanted = torch.nn.functional.normalize(model(inputs).x[0, 2:].mean(0), dim=0)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_command_line_classifies_files(folder: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.checkpoints.usage import Usage, named
@@ -18,6 +19,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import PatchEmbed, Transformer
+from headway.models.pooled import pool
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"]
 
@@ -33,13 +35,36 @@ def classify(model: Transformer, usage: Usage, images: Sequence[Image], source: 
     if "classes" not in model.heads:
         known = ", ".join(model.heads) or "none"
         raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
+    said: list[list[float]] = []
+    with evaluating(model), torch.inference_mode():
+        for inputs in _inputs(model, usage, images, source):
+            said += model.output("classes", inputs).float().softmax(-1).tolist()
+    return [named(row, usage.labels) for row in said]
+
+
+def embed(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> Float[Tensor, "N D"]:
+    """A vector of unit length for each image: its class token after the last norm, or the mean of its patches where
+    there is none. Errors as in `classify`.
+    """
+    front = cast(PatchEmbed, model.embed).config
+    found = [torch.empty(0, model.config.width)]
+    with evaluating(model), torch.inference_mode():
+        for inputs in _inputs(model, usage, images, source):
+            x, layout, *_ = model(inputs)
+            vectors = pool(x, layout, "first" if front.tokens else "mean", front.registers)
+            found.append(F.normalize(vectors.float(), dim=-1).cpu())
+    return torch.cat(found)
+
+
+def _inputs(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> Iterator[Tensor]:
+    """What the model reads of the images, in batches."""
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     _check(images)
-    with evaluating(model), torch.inference_mode():
-        said = [row for batch in _batches(images, processor) for row in _probabilities(model, batch)]
-    return [named(row, usage.labels) for row in said]
+    table = cast(PatchEmbed, model.embed).positions.table  # which no quantisation packs
+    for batch in _batches(images, processor):
+        yield batch.to(device_of(model), table.dtype)
 
 
 def _check(images: Sequence[Image]) -> None:
@@ -63,9 +88,3 @@ def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Ten
         read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
         for _, alike in groupby(read, key=np.shape):
             yield torch.from_numpy(np.stack(list(alike)))
-
-
-def _probabilities(model: Transformer, images: Tensor) -> list[list[float]]:
-    table = cast(PatchEmbed, model.embed).positions.table  # which no quantisation packs
-    inputs = images.to(device_of(model), table.dtype)
-    return model.output("classes", inputs).float().softmax(-1).tolist()
