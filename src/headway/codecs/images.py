@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from headway.errors import UserError
 
 # Pillow knows more, but some of its readers start other programs (EPS) and few of the rest hold pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print of bad files what our error says
 HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
 
 
