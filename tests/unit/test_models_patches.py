@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headway.config import from_dict, override, to_dict
 from headway.errors import ConfigError, UserError
+from headway.kernels import deterministic
 from headway.layout import Layout
 from headway.models import (
     DistilledHeadConfig,
@@ -99,6 +100,14 @@ def test_rows_are_independent_and_images_are_whole_documents() -> None:
     together = model.output("classes", x)
     for row in range(4):
         torch.testing.assert_close(model.output("classes", x[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL, deit(16, 3, 2, 4, classes=5, size=8)])
+def test_a_batch_says_bit_for_bit_what_each_image_says_in_deterministic_mode(config: TransformerConfig) -> None:
+    model, x = drawn(config), images(9, 3, 8, 12)
+    with torch.inference_mode(), deterministic():
+        alone = torch.cat([model.output("classes", row[None]) for row in x])
+        assert torch.equal(model.output("classes", x), alone)
 
 
 @pytest.mark.parametrize(
