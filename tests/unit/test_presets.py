@@ -28,6 +28,13 @@ SIZES = {
     "gpt-10m": 10_770_816,
     "gpt-30m": 30_062_592,
     "modernbert-base": 149_655_232,  # with its vocabulary head
+    "whisper-tiny": 37_184_640,  # trained ones: without the table of sinusoids, as all of Whisper
+    "whisper-base": 71_825_920,
+    "whisper-small": 240_582_912,
+    "whisper-medium": 762_321_920,
+    "whisper-large-v2": 1_541_384_960,
+    "whisper-large-v3": 1_541_570_560,
+    "whisper-turbo": 806_958_080,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,
