@@ -58,8 +58,8 @@ def hear(
 def _frames(model: Generative, sound: Tensor) -> Float[Tensor, "1 T M"]:
     config: Any = model.config
     embed = config.encoder.embed if isinstance(config, EncoderDecoderConfig) else None
-    if not isinstance(embed, FramesEmbedConfig):
-        raise UserError("this model hears no sounds; give one that does, such as a Whisper")
+    if not isinstance(embed, FramesEmbedConfig) or config.encoder.context is None:
+        raise UserError("this model hears no windows of sound; give one that does, such as a Whisper")
     frames = 2 * config.encoder.context
     return log_mel(pad(sound, frames * HOP / RATE), embed.bands)[None].to(device_of(model))
 
