@@ -29,7 +29,7 @@ def test_filters_are_whispers(bands: int, data_dir: Path) -> None:
     with np.load(data_dir / "speech/mel_filters.npz", allow_pickle=False) as held:
         wanted = torch.from_numpy(held[f"mel_{bands}"])
     assert mel_filters(bands).shape == wanted.shape
-    torch.testing.assert_close(mel_filters(bands), wanted, rtol=0, atol=2e-9)  # they reach 0.03
+    assert torch.equal(mel_filters(bands), wanted)
 
 
 @pytest.mark.parametrize("bands", [80, 128])
@@ -59,7 +59,7 @@ def test_what_has_no_frames_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             log_mel(sound)
-    with pytest.raises(UserError, match="samples are torch.int16"):
+    with pytest.raises(UserError, match=r"samples are torch\.int16"):
         log_mel(torch.zeros(8000, dtype=torch.int16))
     with pytest.raises(UserError, match="0 samples says nothing"):
         pad(torch.zeros(0))

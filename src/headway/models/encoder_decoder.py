@@ -161,8 +161,9 @@ class EncoderDecoder(nn.Module):
         target: Int[Tensor, "B T"],
         target_layout: Layout,
     ) -> Encoded:
-        """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them. `source` is what
-        the encoder's embed reads: symbols, Int[B, S], or frames, Float[B, S, M].
+        """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them.
+
+        `source` is what the encoder's embed reads: symbols, Int[B, S], or frames, Float[B, S, M].
         """
         heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)

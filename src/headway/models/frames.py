@@ -21,7 +21,7 @@ from headway.parts.positions import PositionsConfig, SinusoidTableConfig
 @register("frames")
 @dataclass(frozen=True)
 class FramesEmbedConfig(EmbedConfig):
-    """Frames of `bands` numbers each (log-mel spectra); the model's context counts what is left of them, which is half of them."""
+    """Frames of `bands` numbers each (log-mel spectra), of which the model's context counts every other one."""
 
     bands: int = 80
     positions: PositionsConfig | None = SinusoidTableConfig()

@@ -95,7 +95,9 @@ class SinusoidTableConfig(PositionsConfig):
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if context is None:
-            raise ConfigError("a table of positions needs a context; set model.context to the longest input, as in 1500")
+            raise ConfigError(
+                "a table of positions needs a context; set model.context to the longest input, as in 1500"
+            )
         if width % 2 or width < 4:
             raise ConfigError(f"width {width} is no even number from 4 on; a table of sinusoids needs one")
         return SinusoidTable(self, width, context)

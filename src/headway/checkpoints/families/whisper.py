@@ -183,6 +183,4 @@ def cross_rules(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-FAMILY = Family(
-    "whisper", read, write, rules, renames=((r"^(?=(encoder|decoder)\.)", "model."),), defaults=DEFAULTS
-)
+FAMILY = Family("whisper", read, write, rules, renames=((r"^(?=(encoder|decoder)\.)", "model."),), defaults=DEFAULTS)

@@ -75,7 +75,7 @@ def _prompt(codec: TokenizerCodec, usage: Usage, language: str | None, symbols: 
             raise UserError(f"this model hears English only, not {language!r}; use a multilingual one")
         return [start, plain]
     last = codec.token("<|translate|>") or first
-    names = {codec.tokenizer.id_to_token(i).strip("<|>"): i for i in range(first, last)}
+    names = {(codec.tokenizer.id_to_token(i) or "").strip("<|>"): i for i in range(first, last)}
     if language is None:
         raise UserError("a multilingual model has to be told the language; give one, such as 'en'")
     if language not in names:

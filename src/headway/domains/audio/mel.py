@@ -53,7 +53,8 @@ def mel_filters(bands: int) -> Float[Tensor, "bands F"]:
     low, middle, high = (edges[i : bands + i, None] for i in range(3))
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
     triangles = rising.minimum(falling).clamp_min(0)
-    return (triangles * (2 / (high - low))).float()
+    # Rounded twice, as the published filters were.
+    return (triangles.float().double() * (2 / (high - low))).float()
 
 
 def _mels(hertz: float) -> float:
@@ -66,7 +67,7 @@ def _hertz(mels: float) -> float:
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
-    """The sound with silence after it. UserError for one that is longer, as nothing is cut unasked, and for one of nothing."""
+    """The sound with silence after it. UserError for one of nothing, and for one that is longer: nothing is cut unasked."""
     if not len(sound):
         raise UserError("a sound of 0 samples says nothing; leave it out")
     length = round(seconds * RATE)
