@@ -67,7 +67,7 @@ def _hertz(mels: float) -> float:
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
-    """The sound with silence after it. UserError for one of nothing, and for one that is longer: nothing is cut unasked."""
+    """The sound with silence after it. UserError for one of nothing, and for a longer one: nothing is cut unasked."""
     if not len(sound):
         raise UserError("a sound of 0 samples says nothing; leave it out")
     length = round(seconds * RATE)
