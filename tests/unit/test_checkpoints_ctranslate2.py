@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from headway.checkpoints.ctranslate2 import FILE, WHISPER, ModelBin, is_ctranslate2, refuse_ctranslate2
+from headway.checkpoints.ctranslate2 import FILE, WHISPER, ModelBin, is_ctranslate2
+from headway.checkpoints.open import open_model
 from headway.codecs import load_codec
 from headway.errors import UserError
 
@@ -43,10 +44,11 @@ def test_whispers_tokenizer_is_a_codec(whisper: Path) -> None:
     assert codec.size <= rows == len((whisper / "vocabulary.txt").read_text().splitlines())
 
 
-def test_open_says_what_a_whisper_waits_for(whisper: Path) -> None:
+def test_open_says_what_is_not_read(whisper: Path, tmp_path: Path) -> None:
     assert is_ctranslate2(whisper)
-    with pytest.raises(UserError, match="a Whisper model, which comes with the audio domain"):
-        refuse_ctranslate2(whisper)
+    (tmp_path / FILE).write_bytes(model_bin([]).replace(text("AnySpec"), text("TransformerSpec")))
+    with pytest.raises(UserError, match="TransformerSpec\\): a translation model; load it from where it was converted"):
+        open_model(tmp_path)
 
 
 def text(value: str) -> bytes:

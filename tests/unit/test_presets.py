@@ -37,6 +37,13 @@ SIZES = {
     "deit-ti16": 5_910_800,  # distilled: two tokens and two heads
     "deit-s16": 22_436_432,
     "deit-b16": 87_338_192,
+    "whisper-tiny": 37_184_640,  # trained ones: without the table of sinusoids, as all of Whisper
+    "whisper-base": 71_825_920,
+    "whisper-small": 240_582_912,
+    "whisper-medium": 762_321_920,
+    "whisper-large-v2": 1_541_384_960,
+    "whisper-large-v3": 1_541_570_560,
+    "whisper-turbo": 806_958_080,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

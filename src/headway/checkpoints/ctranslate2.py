@@ -24,7 +24,6 @@ _SCALE, _ZERO = "_scale", "_zero"  # beside quantised weights
 _LEAST = 2 + 1 + 1 + 4  # bytes that a variable takes at least
 # What a folder's specification is, and what headway has for it.
 _KNOWN = {
-    WHISPER: "a Whisper model, which comes with the audio domain",
     "TransformerSpec": "a translation model; load it from where it was converted from",
     "TransformerDecoderModelSpec": "a language model; load it from where it was converted from",
     "TransformerEncoderModelSpec": "an encoder; load it from where it was converted from",

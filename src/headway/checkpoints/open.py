@@ -10,18 +10,19 @@ import torch
 from torch import nn
 
 from headway.checkpoints import native
-from headway.checkpoints.ctranslate2 import is_ctranslate2, refuse_ctranslate2
+from headway.checkpoints.ctranslate2 import is_ctranslate2
 from headway.checkpoints.gguf import SUFFIX, gguf_config, load_gguf, load_gguf_codec
 from headway.checkpoints.llama2c import is_llama2c, llama2c_config, load_llama2c, load_pieces
 from headway.checkpoints.published import CONFIG, load_published, published_config
 from headway.checkpoints.usage import Usage, read_usage
+from headway.checkpoints.whisper_bin import load_whisper, whisper_config
 from headway.codecs import Codec, TokenizerCodec, load_codec
 from headway.codecs.published import check_fits, published_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.models import ModelConfig
 
-Form = Literal["published", "native", "gguf", "llama2c"]
+Form = Literal["published", "native", "gguf", "llama2c", "ctranslate2"]
 
 
 class Opened(NamedTuple):
@@ -66,7 +67,7 @@ def _form(place: Path) -> Form:
 
 def _form_of_folder(place: Path) -> Form:
     if is_ctranslate2(place):
-        refuse_ctranslate2(place)
+        return "ctranslate2"
     if (place / CONFIG).is_file():
         return "published"
     if (place / native.FILE).is_file():
@@ -100,15 +101,22 @@ def _open_llama2c(place: Path, dtype: torch.dtype | None) -> Opened:
     return Opened(model, usage, None if pieces is None else load_pieces(pieces))
 
 
+def _open_ctranslate2(place: Path, dtype: torch.dtype | None) -> Opened:
+    codec = published_codec(place)
+    return Opened(*load_whisper(place, dtype, codec), codec)
+
+
 _OPENERS: dict[Form, Callable[[Path, torch.dtype | None], Opened]] = {
     "published": _open_published,
     "native": _open_native,
     "gguf": _open_gguf,
     "llama2c": _open_llama2c,
+    "ctranslate2": _open_ctranslate2,
 }
 _CONFIGS: dict[Form, Callable[[Path], ModelConfig]] = {
     "published": published_config,
     "native": lambda place: native.read_model(place / native.FILE)[1],
     "gguf": gguf_config,
     "llama2c": llama2c_config,
+    "ctranslate2": whisper_config,
 }

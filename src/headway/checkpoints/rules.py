@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Flat:
-    """A matrix whose rows the file holds in another `shape` (a convolution over patches)."""
+    """A matrix whose rows the file holds in another `shape` (a convolution)."""
 
     shape: tuple[int, ...]
 

@@ -48,7 +48,7 @@ def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | No
     """
     try:
         with torch.device("meta"):
-            needed = sum(parameter.numel() for parameter in build(config, seed=None).parameters())
+            needed = _numbers(build(config, seed=None))
         if needed <= held * _PER_BYTE:
             check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
             return build(config, seed=None)
@@ -58,6 +58,11 @@ def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | No
         f"{source}: the configuration asks for {needed} numbers, more than {held} bytes can hold; "
         "settings and weights do not belong together"
     )
+
+
+def _numbers(model: nn.Module) -> int:
+    """Of all that a file holds of a model, tied weights once."""
+    return sum({id(each): each.numel() for each in model.state_dict(keep_vars=True).values()}.values())
 
 
 def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:

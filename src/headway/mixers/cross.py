@@ -28,7 +28,9 @@ class Remembered(NamedTuple):
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """`width` is that of the memory; None is the model's own. The other fields are those of AttentionConfig."""
+    """`width` is that of the memory; None is the model's own; `kv_bias` may be said for each of key and value. The
+    other fields are those of AttentionConfig.
+    """
 
     heads: int = 8
     kv_heads: int | None = None
@@ -36,7 +38,7 @@ class CrossAttentionConfig:
     width: int | None = None
     qk_norm: NormConfig | None = None
     q_bias: bool = True
-    kv_bias: bool = True
+    kv_bias: bool | tuple[bool, bool] = True
     out_bias: bool = True
     scale: float | None = None
     dropout: float = 0.0

@@ -9,6 +9,7 @@ from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeCo
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from headway.models.frames import FramesEmbed, FramesEmbedConfig
 from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
@@ -36,6 +37,8 @@ __all__ = [
     "Encoded",
     "EncoderDecoder",
     "EncoderDecoderConfig",
+    "FramesEmbed",
+    "FramesEmbedConfig",
     "Generative",
     "HeadConfig",
     "Loss",

@@ -156,12 +156,15 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self,
-        source: Int[Tensor, "B S"],
+        source: Any,
         source_layout: Layout,
         target: Int[Tensor, "B T"],
         target_layout: Layout,
     ) -> Encoded:
-        """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them."""
+        """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them.
+
+        `source` is what the encoder's embed reads: symbols, Int[B, S], or frames, Float[B, S, M].
+        """
         heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)
         states = None
@@ -180,7 +183,7 @@ class EncoderDecoder(nn.Module):
         heard = self.hear(prompt.source, prompt.source_layout)
         return self.decoder.resume(prompt, capacity, heard.memories, heard.starts)
 
-    def hear(self, source: Int[Tensor, "B S"], layout: Layout) -> Heard:
+    def hear(self, source: Any, layout: Layout) -> Heard:
         """Encode the sources, for a decoder."""
         if self.bridge is None:
             x, layout, terms, _ = self.encoder(source, layout)

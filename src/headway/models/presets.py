@@ -16,6 +16,7 @@ from headway.models.heads import HeadConfig, TransformConfig, VocabularyHeadConf
 from headway.models.pooled import PooledHeadConfig
 from headway.models.stack import StackConfig, cycle
 from headway.models.transformer import ModelConfig, TransformerConfig
+from headway.models.whisper import whisper
 from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig, RMSNormConfig
@@ -195,6 +196,13 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "deit-ti16": lambda: sight.deit(192, 12, 3, 16),
     "deit-s16": lambda: sight.deit(384, 12, 6, 16),
     "deit-b16": lambda: sight.deit(768, 12, 12, 16),
+    "whisper-tiny": lambda: whisper(384, (4, 4), 6),
+    "whisper-base": lambda: whisper(512, (6, 6), 8),
+    "whisper-small": lambda: whisper(768, (12, 12), 12),
+    "whisper-medium": lambda: whisper(1024, (24, 24), 16),
+    "whisper-large-v2": lambda: whisper(1280, (32, 32), 20),
+    "whisper-large-v3": lambda: whisper(1280, (32, 32), 20, 51866, 128),
+    "whisper-turbo": lambda: whisper(1280, (32, 4), 20, 51866, 128),
     "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),

@@ -40,11 +40,13 @@ class Encoded(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a generation starts from: symbols of the stream, and the source where the model has an encoder."""
+    """What a generation starts from: symbols of the stream and, where the model has an encoder, what its embed reads
+    (symbols, Int[M, S], or frames, Float[M, S, bands]).
+    """
 
     ids: Int[Tensor, "B T"]
     layout: Layout
-    source: Int[Tensor, "M S"] | None = None
+    source: Any = None
     source_layout: Layout | None = None
 
 

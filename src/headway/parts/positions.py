@@ -82,3 +82,40 @@ class Learned(nn.Module):
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
         positions = layout.positions[:1] if layout.dense else layout.positions
         return nn.functional.embedding(positions.clamp(min=0) + self.offset, self.table)
+
+
+@register("sinusoid_table")
+@dataclass(frozen=True)
+class SinusoidTableConfig(PositionsConfig):
+    """Sinusoids as a table that is not trained and goes with the weights, as Whisper's encoder has them: all sines
+    before all cosines, their rates from 1 to 1 / theta, both included.
+    """
+
+    theta: float = 10000.0
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if context is None:
+            raise ConfigError(
+                "a table of positions needs a context; set model.context to the longest input, as in 1500"
+            )
+        if width % 2 or width < 4:
+            raise ConfigError(f"width {width} is no even number from 4 on; a table of sinusoids needs one")
+        return SinusoidTable(self, width, context)
+
+
+class SinusoidTable(nn.Module):
+    """Radford et al. 2022, section 2.2."""
+
+    table: Tensor
+
+    def __init__(self, config: SinusoidTableConfig, width: int, context: int) -> None:
+        super().__init__()
+        half = width // 2
+        # In 32 bits from the start, as the published tables are: the angles of 64 bits differ from them by 1e-4.
+        rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(config.theta) / (half - 1)))
+        angles = torch.arange(context, dtype=torch.float32)[:, None] * rates
+        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], dim=1))
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        return nn.functional.embedding(positions.clamp(min=0), self.table)

@@ -1,0 +1,26 @@
+"""A convolution along time."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.parts.projection import Projection
+
+
+class Convolution(nn.Module):
+    """Each output sees `taps` neighbouring inputs, the middle one its own; every `stride`-th output is computed.
+
+    It is one matrix product: the weight of `product` is [D, C taps], a published kernel [D, C, taps] laid flat.
+    """
+
+    def __init__(self, channels: int, width: int, taps: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.taps, self.stride = taps, stride
+        self.product = Projection(channels * taps, width)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S D"]:
+        """S is T / stride, rounded up."""
+        around = F.pad(x, (0, 0, self.taps // 2, self.taps // 2))
+        return self.product(around.unfold(1, self.taps, self.stride).flatten(2))

@@ -1,0 +1,202 @@
+"""Whisper against transformers: outputs, every layer, greedy search, the way back, and CTranslate2's folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from twins import Twins, batch, check_export, difference, outputs_of, twins
+
+from headway.checkpoints.families.whisper import write
+from headway.checkpoints.open import open_config, open_model
+from headway.checkpoints.published import load_published
+from headway.codecs import TokenizerCodec
+from headway.domains.audio.hear import hear
+from headway.domains.audio.sound import read_sound
+from headway.engine import Engine, refusal
+from headway.errors import UserError
+from headway.layout import Layout
+from headway.models import EncoderDecoder, Prompt
+from headway.models.presets import preset
+
+T = pytest.importorskip("transformers")
+TOLERANCE = 1e-4
+FRAMES = 24  # transformers takes windows of one length only
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "num_mel_bins": 8},
+    "large": {"d_model": 40, "encoder_layers": 1, "decoder_layers": 3, "num_mel_bins": 12},
+}
+HEADS = {"small": 2, "large": 5}
+
+
+def make(size: str, folder: Path) -> Twins:
+    torch.manual_seed(0)
+    heads, own = HEADS[size], {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20} if size == "small" else {}
+    config = T.WhisperConfig(
+        vocab_size=37,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        max_source_positions=FRAMES // 2,
+        max_target_positions=30,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        begin_suppress_tokens=[4, 2],
+        suppress_tokens=[5, 6],
+        **{**SIZES[size], **own},
+    )
+    return twins(T.WhisperForConditionalGeneration(config), folder)
+
+
+def frames(pair: Twins) -> Tensor:
+    bands = pair.theirs.config.num_mel_bins
+    return torch.randn(3, FRAMES, bands, generator=torch.Generator().manual_seed(2))
+
+
+def logits(ours: Any, sounds: Tensor, ids: Tensor, layout: Layout) -> Tensor:
+    with torch.inference_mode():
+        return ours.heads["vocabulary"](ours(sounds, Layout.full(*sounds.shape[:2]), ids, layout).x)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_layer_and_output_is_theirs_and_so_is_the_export(size: str, tmp_path: Path) -> None:
+    pair = make(size, tmp_path / "theirs")
+    sounds, target = frames(pair), batch([21, 12, 1], 37)
+    given = {
+        "input_features": sounds.transpose(1, 2),
+        "decoder_input_ids": target.ids,
+        "decoder_attention_mask": target.mask,
+    }
+    sides = [pair.theirs.model.encoder, pair.theirs.model.decoder]
+    theirs = outputs_of([layer for side in sides for layer in side.layers], lambda: pair.theirs(**given))
+    blocks = [*pair.ours.encoder.stack.blocks, *pair.ours.decoder.stack.blocks]
+    ours = outputs_of(blocks, lambda: logits(pair.ours, sounds, target.ids, target.layout))
+    depth = len(pair.ours.encoder.stack.blocks)
+    assert len(ours) == len(theirs)
+    for i, (a, c) in enumerate(zip(theirs, ours)):
+        assert difference(a, c, None if i < depth else target.layout.keep) < TOLERANCE, f"layer {i}"
+    with torch.inference_mode():
+        wanted = pair.theirs(**given).logits
+    found = logits(pair.ours, sounds, target.ids, target.layout)
+    assert difference(wanted, found, target.layout.keep) < TOLERANCE
+    check_export(pair, T.WhisperForConditionalGeneration.from_pretrained, lambda m: m(**given).logits, tmp_path)
+
+
+def test_the_base_model_is_read_too(tmp_path: Path) -> None:
+    pair = make("small", tmp_path / "theirs")
+    pair.theirs.model.save_pretrained(tmp_path / "base")
+    ours, _ = load_published(tmp_path / "base")
+    assert all(torch.equal(a, c) for a, c in zip(pair.ours.state_dict().values(), ours.state_dict().values()))
+
+
+def test_the_table_of_sinusoids_is_theirs_and_is_not_trained() -> None:
+    with torch.device("meta"):
+        tiny = preset("whisper-tiny").build(seed=None)
+    assert "encoder.embed.positions.table" in tiny.state_dict()
+    assert "encoder.embed.positions.table" not in dict(tiny.named_parameters())
+    from transformers.models.whisper.modeling_whisper import sinusoids
+
+    embed = preset("whisper-tiny").encoder.embed.build(384, 0, 1500)  # type: ignore[attr-defined]
+    torch.testing.assert_close(embed.positions.table, sinusoids(1500, 384), rtol=0, atol=1e-6)
+
+
+def test_the_preset_said_in_their_words_has_as_many_weights() -> None:
+    config = preset("whisper-tiny")
+    with torch.device("meta"):
+        theirs = T.WhisperForConditionalGeneration(T.WhisperConfig.from_dict(write(config)))  # type: ignore[arg-type]
+        ours = config.build(seed=None)
+    count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert count == sum(p.numel() for p in ours.parameters()) == 37_184_640
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architectures": ["WhisperForAudioClassification"]}, "WhisperForAudioClassification"),
+        ({"scale_embedding": True}, "scale_embedding is True"),
+        ({"encoder_attention_heads": 3}, "width 16 is not divisible by heads 3"),
+        ({"encoder_layers": 3}, "lacks tensor 'model.encoder.layers.2"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make("small", tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, **settings}))
+    with pytest.raises(UserError, match=message):
+        load_published(tmp_path)
+
+
+def greedy(model: Any, sounds: Tensor, count: int) -> list[list[int]]:
+    rows = len(sounds)
+    with torch.inference_mode():
+        prompt = Prompt(torch.full((rows, 1), 3), Layout.full(rows, 1), sounds, Layout.full(*sounds.shape[:2]))
+        logits, decoding = model.start(prompt, 1 + count)
+        found = []
+        for _ in range(count):
+            found.append(logits.argmax(-1))
+            logits, decoding = model.step(found[-1], decoding)
+    return torch.stack(found, dim=1).tolist()
+
+
+def test_the_engine_and_transformers_write_the_same(tmp_path: Path) -> None:
+    pair = make("large", tmp_path)
+    assert refusal(pair.ours) is None
+    sounds = frames(pair)
+    ours = greedy(pair.ours, sounds, 12)
+    assert greedy(Engine(pair.ours, threads=1), sounds, 12) == ours
+    ids = torch.full((len(sounds), 1), 3)
+    with torch.inference_mode():
+        for _ in range(12):
+            said = pair.theirs(input_features=sounds.transpose(1, 2), decoder_input_ids=ids).logits
+            ids = torch.cat([ids, said[:, -1:].argmax(-1)], dim=1)
+    assert ours == ids[:, 1:].tolist()
+
+
+@pytest.fixture(scope="module")
+def tiny(whisper: Path) -> Any:
+    return open_model(whisper)
+
+
+def test_a_folder_of_ctranslate2_is_read(whisper: Path, tiny: Any) -> None:
+    config = open_config(whisper)
+    assert config.symbols == 51864  # type: ignore[attr-defined]
+    assert sum(parameter.numel() for parameter in tiny.model.parameters()) == 37_184_640 - 384  # one symbol fewer
+    assert tiny.usage.ends == (50256,)
+    assert tiny.usage.decoder_start == 50257
+    assert tiny.usage.generation["begin_suppress_tokens"] == [220, 50256]
+
+
+def words(text: str) -> list[str]:
+    kept = "".join(letter if letter.isalnum() or letter == "'" else " " for letter in text.lower())
+    return kept.split()
+
+
+def test_a_real_utterance_is_heard(tiny: Any, data_dir: Path) -> None:
+    pytest.importorskip("soundfile")
+    name = "sense_and_sensibility_01_austen_64kb-0890"
+    folder = data_dir / "speech/pocketsphinx"
+    lines = re.findall(r"<s> (.*?) </s> \((\S+)\)", (folder / "librivox.transcription").read_text())
+    said = {name: text for text, name in lines}
+    assert isinstance(tiny.codec, TokenizerCodec)
+    assert isinstance(tiny.model, EncoderDecoder)
+    assert refusal(tiny.model) is None
+    sound = read_sound(folder / f"{name}.wav")
+    found = hear(Engine(tiny.model, threads=1), tiny.codec, tiny.usage, sound)
+    assert words(found) == words(said[name])
+
+
+def test_a_whisper_that_is_broken_or_is_told_nonsense(whisper: Path, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").symlink_to(whisper / "model.bin")
+    (tmp_path / "config.json").write_text('{"suppress_ids": "all"}')
+    with pytest.raises(UserError, match="suppress_ids"):
+        open_model(tmp_path)
+    with pytest.raises(UserError, match="hears English only, not 'de'"):
+        hear(tiny.model, tiny.codec, tiny.usage, torch.zeros(16000), "de")
+    with pytest.raises(UserError, match="longer than 30 s"):
+        hear(tiny.model, tiny.codec, tiny.usage, torch.zeros(16000 * 31))
