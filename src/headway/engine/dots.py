@@ -8,7 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I32, AHEAD, call_for, intrinsic
+from headway.engine.lanes import reduce
+from headway.engine.machine import _F32, AHEAD, call_for, intrinsic
 
 _F16 = ir.VectorType(_F32, 16)
 _PARTS = 2  # sums of 16 numbers that a product of fp32 rows keeps
@@ -18,20 +19,6 @@ def _sixteen(builder: Any, base: Any, offset: Any) -> Any:
     found = builder.load(builder.bitcast(builder.gep(base, [offset]), _F16.as_pointer()))
     found.align = 4
     return found
-
-
-def _total(builder: Any, parts: Any) -> Any:
-    """The sum of a vector's numbers, by halves."""
-    while parts.type.count > 1:
-        half = parts.type.count // 2
-        low, high = (
-            builder.shuffle_vector(
-                parts, parts, ir.Constant(ir.VectorType(_I32, half), [start + i for i in range(half)])
-            )
-            for start in (0, half)
-        )
-        parts = builder.fadd(low, high)
-    return builder.extract_element(parts, ir.Constant(_I32, 0))
 
 
 def _row_dots(count: int) -> Any:
@@ -68,7 +55,7 @@ def _row_dots(count: int) -> Any:
                 whole = builder.load(totals[0])
                 for total in totals[1:]:
                     whole = builder.fadd(whole, builder.load(total))
-                ends.append(cgutils.alloca_once_value(builder, _total(builder, whole)))
+                ends.append(cgutils.alloca_once_value(builder, reduce(builder, whole, builder.fadd)))
                 done = builder.mul(builder.sdiv(args[3], number(16 * _PARTS)), number(16 * _PARTS))
                 with cgutils.for_range(builder, builder.sub(args[3], done)) as loop:
                     offset = builder.add(done, loop.index)

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from headway.engine.lanes import call, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
@@ -33,12 +34,6 @@ def block_bytes(form: int, groups: int, keys: int, values: int) -> int:
     """Of a layer, whose keys and values have so many numbers in each group."""
     size = 4 if form == FP32 else 1
     return groups * BLOCK * (size * (keys + values) + (0 if form == FP32 else 8))
-
-
-def _spread(builder: Any, value: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), value, ir.Constant(_I32, 0))
-    order = ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES)
-    return builder.shuffle_vector(one, ir.Constant(_WIDE, ir.Undefined), order)
 
 
 def _at(builder: Any, base: Any, offset: Any) -> Any:
@@ -71,10 +66,8 @@ def _clear(builder: Any, totals: list[list[Any]]) -> None:
 
 
 def _prefetch(builder: Any, address: Any) -> None:
-    pointer = builder.inttoptr(address, _I8.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])
+    hints = (ir.Constant(_I32, value) for value in (0, 3, 1))
+    call(builder, "prefetch.p0i8", ir.VoidType(), builder.inttoptr(address, _I8.as_pointer()), *hints)
 
 
 def _scores(form: int, heads: int) -> Any:
@@ -99,7 +92,7 @@ def _scores(form: int, heads: int) -> Any:
                 start = builder.mul(loop.index, word(BLOCK))
                 found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
                 for asked, total in zip(queries, totals):
-                    value = _spread(builder, builder.load(builder.gep(asked, [loop.index])))
+                    value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
                     for part in range(_PARTS):
                         _multiply_add(builder, total[part], found[part], value)
                 line = builder.add(args[5], builder.mul(loop.index, word(_LINE * lines)))
@@ -141,12 +134,12 @@ def _weigh(form: int, heads: int) -> Any:
                     start = builder.add(first, builder.mul(t, args[5]))
                     found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
                     for h, total in enumerate(totals):
-                        weight = _spread(builder, builder.load(builder.gep(w, [builder.add(t, word(h * BLOCK))])))
+                        weight = spread(builder, builder.load(builder.gep(w, [builder.add(t, word(h * BLOCK))])), _WIDE)
                         for part in range(_PARTS):
                             _multiply_add(builder, total[part], found[part], weight)
                 for h, total in enumerate(totals):
                     row = builder.add(first, builder.mul(args[7], word(h)))
-                    faded = _spread(builder, builder.load(builder.gep(fade, [word(h)])))
+                    faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), _WIDE)
                     for part in range(_PARTS):
                         offset = builder.add(row, word(_LANES * part))
                         old = builder.fmul(_load(builder, y, offset), faded, flags=("contract",))
@@ -236,15 +229,7 @@ def _peak(typing: Any, numbers: Any) -> Any:
         parts = [_load(builder, base, ir.Constant(args[0].type, _LANES * n)) for n in range(BLOCK // _LANES)]
         while len(parts) > 1:
             parts = [_larger(builder, *parts[n : n + 2]) for n in range(0, len(parts), 2)]
-        most = parts[0]
-        while most.type.count > 1:
-            half = most.type.count // 2
-            low, high = (
-                builder.shuffle_vector(most, most, ir.Constant(ir.VectorType(_I32, half), list(range(at, at + half))))
-                for at in (0, half)
-            )
-            most = _larger(builder, low, high)
-        return builder.extract_element(most, ir.Constant(_I32, 0))
+        return reduce(builder, parts[0], lambda low, high: _larger(builder, low, high))
 
     return types.float32(types.int64), generate
 

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from headway.engine.lanes import call, spread
 from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, compiled, intrinsic, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
 
@@ -20,12 +21,8 @@ BLOCK_ROWS = 16  # rows of numbers
 CONFIGURATION = 64  # bytes that describe the unit's registers
 ROOM = 2 * TILE8  # of scratch: whole sums, and an int4 tile as bytes
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
+_VOID = ir.VoidType()
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
-
-
-def _call(builder: Any, name: str, *args: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), args)
 
 
 def _register(number: int) -> ir.Constant:
@@ -35,7 +32,7 @@ def _register(number: int) -> ir.Constant:
 @intrinsic
 def _configure(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _call(builder, "ldtilecfg", builder.inttoptr(args[0], _I8.as_pointer()))
+        call(builder, "x86.ldtilecfg", _VOID, builder.inttoptr(args[0], _I8.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -44,7 +41,7 @@ def _configure(typing: Any, address: Any) -> Any:
 @intrinsic
 def _release(typing: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _call(builder, "tilerelease")
+        call(builder, "x86.tilerelease", _VOID)
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -68,12 +65,6 @@ def acquire(room: int) -> None:
 def release() -> None:
     if HAS_MATRIX_UNIT:
         _release()
-
-
-def _spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
-    order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
 
 
 def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType) -> Any:
@@ -115,13 +106,13 @@ def _block(kind: int) -> Any:
                 tile = builder.gep(weights, [builder.mul(group, number(size))])
                 if kind != INT8:
                     _widen(builder, tile, widened)
-                _call(builder, "tilezero", _register(0))
+                call(builder, "x86.tilezero", _VOID, _register(0))
                 row = builder.gep(numbers, [builder.mul(group, number(GROUP))])
-                _call(builder, "tileloadd64", _register(1), row, args[3])
-                _call(builder, "tileloadd64", _register(2), tile if kind == INT8 else widened, number(LINE))
-                name = "tdpbssd" if kind == INT8 else "tdpbsud"
-                _call(builder, name, _register(0), _register(1), _register(2))
-                _call(builder, "tilestored64", _register(0), whole, number(LINE))
+                call(builder, "x86.tileloadd64", _VOID, _register(1), row, args[3])
+                call(builder, "x86.tileloadd64", _VOID, _register(2), tile if kind == INT8 else widened, number(LINE))
+                name = "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud"
+                call(builder, name, _VOID, _register(0), _register(1), _register(2))
+                call(builder, "x86.tilestored64", _VOID, _register(0), whole, number(LINE))
                 factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS))
                 factor.align = 4
                 for b, total in enumerate(sums):
@@ -129,8 +120,8 @@ def _block(kind: int) -> Any:
                     found = builder.load(_at(builder, whole, number(b * LINE), _SUMS))
                     found.align = 64
                     if kind != INT8:  # what the weights are moved up by
-                        found = builder.add(found, _spread(builder, builder.load(builder.gep(corr, [place])), _SUMS))
-                    scale = _spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
+                        found = builder.add(found, spread(builder, builder.load(builder.gep(corr, [place])), _SUMS))
+                    scale = spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
                     product = builder.fmul(
                         builder.sitofp(found, _FLOATS), builder.fmul(factor, scale), flags=("contract",)
                     )

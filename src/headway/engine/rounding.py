@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
+from headway.engine.lanes import call, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
 
@@ -30,36 +30,23 @@ def _numbers(builder: Any, address: Any) -> list[Any]:
     return found
 
 
-def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
-    half = x.type.count // 2
-    orders = ([start + i for i in range(half)] for start in (0, half))
-    low, high = (builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, half), order)) for order in orders)
-    return low, high
-
-
-def _map(builder: Any, name: str, x: Any) -> Any:
-    kind = ir.FunctionType(x.type, [x.type])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v16f32"), [x])
-
-
 @intrinsic
 def _largest(typing: Any, x: Any) -> Any:
     """The largest size of 64 numbers; NaN where one of them is no number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
         parts = _numbers(builder, args[0])
         zero = ir.Constant(_FLOATS, [0.0] * _LANES)
-        top, broken = _map(builder, "fabs", parts[0]), builder.fmul(parts[0], zero)
+        top, broken = call(builder, "fabs.v16f32", _FLOATS, parts[0]), builder.fmul(parts[0], zero)
         for part in parts[1:]:
-            size = _map(builder, "fabs", part)
-            top = builder.select(builder.fcmp_ordered(">", size, top), size, top)
+            size = call(builder, "fabs.v16f32", _FLOATS, part)
+            top = larger(top, size)
             broken = builder.fadd(broken, builder.fmul(part, zero))
-        while top.type.count > 1:
-            low, high = _halves(builder, top)
-            top = builder.select(builder.fcmp_ordered(">", high, low), high, low)
-            broken = builder.fadd(*_halves(builder, broken))
-        first = ir.Constant(_I32, 0)
-        return builder.fadd(builder.extract_element(top, first), builder.extract_element(broken, first))
+        largest = reduce(builder, top, larger)
+        return builder.fadd(largest, reduce(builder, broken, builder.fadd))
 
     return types.float32(types.int64), generate
 
@@ -69,16 +56,13 @@ def _round(typing: Any, x: Any, inverse: Any, q: Any) -> Any:
     """Bytes of 64 numbers times `inverse`, to the nearest; their sum."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[1], ir.Constant(_I32, 0))
-        factor = builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WHOLE, [0] * _LANES))
+        factor = spread(builder, args[1], _FLOATS)
         total: Any = None
         for part, target in zip(_numbers(builder, args[0]), _parts(builder, args[2], _BYTES)):
-            whole = builder.fptosi(_map(builder, "rint", builder.fmul(part, factor)), _WHOLE)
+            whole = builder.fptosi(call(builder, "rint.v16f32", _FLOATS, builder.fmul(part, factor)), _WHOLE)
             builder.store(builder.trunc(whole, _BYTES), target).align = 1
             total = whole if total is None else builder.add(total, whole)
-        while total.type.count > 1:
-            total = builder.add(*_halves(builder, total))
-        return builder.extract_element(total, ir.Constant(_I32, 0))
+        return reduce(builder, total, builder.add)
 
     return types.int32(types.int64, types.float32, types.int64), generate
 

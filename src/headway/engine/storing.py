@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I32, F32, compiled, f32, intrinsic
+from headway.engine.lanes import spread
+from headway.engine.machine import _F32, F32, compiled, f32, intrinsic
 from headway.engine.operations import ADD, GELU_TANH, MAXOUT, NONE, RELU, SILU, activate
 from headway.engine.tiles import LINE, TILE
 from headway.engine.vectors import gelu_tanh_sixteen, silu_sixteen
@@ -29,9 +30,7 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
     @intrinsic
     def put(typing: Any, x: Any, y: Any, stride: Any, bias: Any, scale: Any, count: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            one = builder.insert_element(ir.Constant(_SIXTEEN, ir.Undefined), args[4], ir.Constant(_I32, 0))
-            order = ir.Constant(ir.VectorType(_I32, TILE), [0] * TILE)
-            factor = builder.shuffle_vector(one, ir.Constant(_SIXTEEN, ir.Undefined), order)
+            factor = spread(builder, args[4], _SIXTEEN)
             zero, word = ir.Constant(_SIXTEEN, [0.0] * TILE), args[0].type
             moved = builder.load(_numbers(builder, args[3]), align=4) if offset else zero
             with cgutils.for_range(builder, args[5]) as loop:

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from headway.engine.lanes import call, spread
 from headway.engine.machine import (
     _F32,
     _I8,
@@ -50,21 +51,10 @@ def _fill(kind: ir.VectorType, value: int) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
-    order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
-
-
 def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int = 1) -> Any:
     found = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
     found.align = align
     return found
-
-
-def _call(builder: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
@@ -82,9 +72,9 @@ def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     if INSTRUCTIONS == "portable":
         return _one_by_one(builder, total, w, x, False)
     if INSTRUCTIONS == "vnni":
-        return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}", _SUMS, [total, w, x])
-    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, [w, x])
-    return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", _SUMS, [pairs, _fill(_WORDS, 1)]))
+        return call(builder, f"x86.avx512.vpdpbusd.{32 * _LANES}", _SUMS, total, w, x)
+    pairs = call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, w, x)
+    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", _SUMS, pairs, _fill(_WORDS, 1)))
 
 
 def _signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
@@ -94,8 +84,8 @@ def _signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]
     if INSTRUCTIONS == "vnni":
         moved = builder.xor(w, _fill(_BYTES, 128))
         return [_unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
-    size = _call(builder, "llvm.x86.avx2.psign.b", _BYTES, [w, w])
-    turned = [_call(builder, "llvm.x86.avx2.psign.b", _BYTES, [x, w]) for x in xs]
+    size = call(builder, "x86.avx2.psign.b", _BYTES, w, w)
+    turned = [call(builder, "x86.avx2.psign.b", _BYTES, x, w) for x in xs]
     return [_unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
 
 
@@ -111,115 +101,102 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
     return [(0, builder.and_(both, _fill(_BYTES, 15))), (LINES4, builder.and_(high, _fill(_BYTES, 15)))]
 
 
-def _vector_tile(kind: int, count: int) -> Any:
+def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
+    """What `_vector_tile` does, for weights of one kind."""
+    size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
+    word = args[0].type
+    number = lambda value: ir.Constant(word, value)  # noqa: E731
+    pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
+    groups = args[6]
+    weights, ws, result = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[7], _F32)
+    xs = [pointer(builder.add(args[2], builder.mul(args[3], number(b))), _I8) for b in range(count)]
+    scales, corr = pointer(args[4], _F32), pointer(args[5], _I32)
+    zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
+    with cgutils.for_range(builder, groups) as loop:
+        group = loop.index
+        tile = builder.gep(weights, [builder.mul(group, number(size))])
+        places = [builder.add(builder.mul(groups, number(b)), group) for b in range(count)]
+        firsts = [spread(builder, builder.load(builder.gep(corr, [place])), _SUMS) for place in places]
+        totals = [[cgutils.alloca_once(builder, _SUMS) for _ in range(_PARTS)] for _ in xs]
+        for first, row in zip(firsts, totals):
+            for total in row:
+                builder.store(first, total)
+        numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
+        with cgutils.for_range(builder, number(lines)) as inner:
+            call_for(builder, tile, builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD)))
+            for part in range(_PARTS):
+                for ahead, line in _lines(builder, kind, tile, inner.index, part):
+                    at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
+                    fours = []
+                    for base in numbers:
+                        four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
+                        four.align = 4
+                        fours.append(builder.bitcast(spread(builder, four, _SUMS), _BYTES))
+                    now = [builder.load(row[part]) for row in totals]
+                    if kind == INT8:
+                        after = _signed(builder, now, line, fours)
+                    else:
+                        after = [_unsigned(builder, total, line, four) for total, four in zip(now, fours)]
+                    for row, total in zip(totals, after):
+                        builder.store(total, row[part])
+        for part in range(_PARTS):
+            at = builder.add(builder.mul(group, number(TILE)), number(_LANES * part))
+            factor = _load(builder, ws, at, _FLOATS, 4)
+            for row, total, place in zip(sums, totals, places):
+                scale = spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
+                whole = builder.sitofp(builder.load(total[part]), _FLOATS)
+                product = builder.fmul(whole, builder.fmul(factor, scale), flags=("contract",))
+                builder.store(builder.fadd(builder.load(row[part]), product, flags=("contract",)), row[part])
+    for b, row in enumerate(sums):
+        for part, total in enumerate(row):
+            at = builder.gep(result, [number(TILE * b + _LANES * part)])
+            builder.store(builder.load(total), builder.bitcast(at, _FLOATS.as_pointer())).align = 4
+
+
+def _vector_tile(count: int) -> Any:
     """The products of 16 rows of weights with `count` rows of numbers, [count, 16] floats at `out`.
 
     `w` and `w_scales` are those of the first tile, `groups` tiles following each other. Rows of numbers lie `stride`
     bytes apart, their scales and corrections 4 `groups`.
     """
-    size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
 
     @intrinsic
     def products(
-        typing: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any, groups: Any, out: Any
-    ) -> Any:
+        typing: Any, kind: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any,
+        groups: Any, out: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = args[0].type
-            number = lambda value: ir.Constant(word, value)  # noqa: E731
-            pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
-            groups = args[6]
-            weights, ws, result = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[7], _F32)
-            xs = [pointer(builder.add(args[2], builder.mul(args[3], number(b))), _I8) for b in range(count)]
-            scales, corr = pointer(args[4], _F32), pointer(args[5], _I32)
-            zero = ir.Constant(_FLOATS, [0.0] * _LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
-            with cgutils.for_range(builder, groups) as loop:
-                group = loop.index
-                tile = builder.gep(weights, [builder.mul(group, number(size))])
-                places = [builder.add(builder.mul(groups, number(b)), group) for b in range(count)]
-                firsts = [_spread(builder, builder.load(builder.gep(corr, [place])), _SUMS) for place in places]
-                totals = [[cgutils.alloca_once(builder, _SUMS) for _ in range(_PARTS)] for _ in xs]
-                for first, row in zip(firsts, totals):
-                    for total in row:
-                        builder.store(first, total)
-                numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
-                with cgutils.for_range(builder, number(lines)) as inner:
-                    call_for(builder, tile, builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD)))
-                    for part in range(_PARTS):
-                        for ahead, line in _lines(builder, kind, tile, inner.index, part):
-                            at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
-                            fours = []
-                            for base in numbers:
-                                four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
-                                four.align = 4
-                                fours.append(builder.bitcast(_spread(builder, four, _SUMS), _BYTES))
-                            now = [builder.load(row[part]) for row in totals]
-                            if kind == INT8:
-                                after = _signed(builder, now, line, fours)
-                            else:
-                                after = [_unsigned(builder, total, line, four) for total, four in zip(now, fours)]
-                            for row, total in zip(totals, after):
-                                builder.store(total, row[part])
-                for part in range(_PARTS):
-                    at = builder.add(builder.mul(group, number(TILE)), number(_LANES * part))
-                    factor = _load(builder, ws, at, _FLOATS, 4)
-                    for row, total, place in zip(sums, totals, places):
-                        scale = _spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
-                        whole = builder.sitofp(builder.load(total[part]), _FLOATS)
-                        product = builder.fmul(whole, builder.fmul(factor, scale), flags=("contract",))
-                        builder.store(builder.fadd(builder.load(row[part]), product, flags=("contract",)), row[part])
-            for b, row in enumerate(sums):
-                for part, total in enumerate(row):
-                    at = builder.gep(result, [number(TILE * b + _LANES * part)])
-                    builder.store(builder.load(total), builder.bitcast(at, _FLOATS.as_pointer())).align = 4
+            eight_bits = builder.icmp_signed("==", args[0], ir.Constant(args[0].type, INT8))
+            with builder.if_else(eight_bits) as (then, otherwise):
+                with then:
+                    _emit(builder, INT8, count, args[1:])
+                with otherwise:
+                    _emit(builder, INT4, count, args[1:])
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 9), generate
 
     return products
 
 
-_ONE8, _TWO8, _FOUR8, _EIGHT8 = (_vector_tile(INT8, count) for count in (1, 2, 4, 8))
-_ONE4, _TWO4, _FOUR4, _EIGHT4 = (_vector_tile(INT4, count) for count in (1, 2, 4, 8))
-
-
-@compiled
-def _eight_bits(w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int) -> None:
-    b, step = 0, 4 * groups
-    while count - b >= 8:
-        _EIGHT8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 8
-    if count - b >= 4:
-        _FOUR8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 4
-    if count - b >= 2:
-        _TWO8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 2
-    if count - b >= 1:
-        _ONE8(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-
-
-@compiled
-def _four_bits(w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int) -> None:
-    b, step = 0, 4 * groups
-    while count - b >= 8:
-        _EIGHT4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 8
-    if count - b >= 4:
-        _FOUR4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 4
-    if count - b >= 2:
-        _TWO4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
-        b += 2
-    if count - b >= 1:
-        _ONE4(w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+_one, _two, _four, _eight = map(_vector_tile, (1, 2, 4, 8))
 
 
 @compiled
 def tile_products(
     kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
 ) -> None:
-    if kind == INT8:
-        _eight_bits(w, ws, x, stride, xs, corr, groups, out, count)
-    else:
-        _four_bits(w, ws, x, stride, xs, corr, groups, out, count)
+    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`."""
+    b, step = 0, 4 * groups
+    while count - b >= 8:
+        _eight(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 8
+    if count - b >= 4:
+        _four(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 4
+    if count - b >= 2:
+        _two(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        b += 2
+    if count - b >= 1:
+        _one(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)

@@ -7,8 +7,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
+from headway.engine.lanes import call, reduce, spread
 from headway.engine.machine import _F32, _I32, intrinsic
 
 LANES = 16
@@ -31,9 +31,7 @@ def _exp(builder: Any, x: Any) -> Any:
     """machine.exp of each; what is no number stays none."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
-    kind = ir.FunctionType(_NUMBERS, [_NUMBERS])
-    floor = cgutils.get_or_insert_function(builder.module, kind, "llvm.floor.v16f32")
-    n = builder.call(floor, [_fused(builder, x, _all(1.4426950408889634), _all(0.5))])
+    n = call(builder, "floor.v16f32", _NUMBERS, _fused(builder, x, _all(1.4426950408889634), _all(0.5)))
     r = _fused(builder, n, _all(2.12194440e-4), _fused(builder, n, _all(-0.693359375), x))
     p = _all(_SERIES[0])
     for factor in _SERIES[1:]:
@@ -81,23 +79,14 @@ def _exponentials(count: int) -> Any:
     def apply(typing: Any, place: Any, top: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             base = builder.inttoptr(args[0], _NUMBERS.as_pointer())
-            one = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), args[1], ir.Constant(_I32, 0))
-            most = builder.shuffle_vector(one, ir.Constant(_NUMBERS, ir.Undefined), ir.Constant(_WHOLE, [0] * LANES))
+            most = spread(builder, args[1], _NUMBERS)
             total: Any = _all(0.0)
             for part in range(count):
                 pointer = builder.gep(base, [ir.Constant(_I32, part)])
                 value = _exp(builder, builder.fsub(builder.load(pointer, align=4), most))
                 builder.store(value, pointer, align=4)
                 total = builder.fadd(total, value)
-            while total.type.count > 1:
-                half = total.type.count // 2
-                orders = (list(range(start, start + half)) for start in (0, half))
-                halves = [
-                    builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(_I32, half), order))
-                    for order in orders
-                ]
-                total = builder.fadd(*halves)
-            return builder.extract_element(total, ir.Constant(_I32, 0))
+            return reduce(builder, total, builder.fadd)
 
         return types.float32(types.int64, types.float32), generate
 
