@@ -113,6 +113,12 @@ def written(config: EncoderDecoderConfig) -> dict[str, Any]:
         "scale_embedding": embed.scaled,
         "tie_word_embeddings": True,
     }
+    return found | sizes(config)
+
+
+def sizes(config: EncoderDecoderConfig) -> dict[str, int]:
+    """Those of the encoder and the decoder, which have names of their own."""
+    found: dict[str, int] = {}
     for name, side in (("encoder", config.encoder), ("decoder", config.decoder)):
         first = side.stack.blocks[0]
         inner = expect(first.feed_forward, MLPConfig)

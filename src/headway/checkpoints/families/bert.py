@@ -117,14 +117,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def written(config: TransformerConfig) -> dict[str, Any]:
-    """The settings that BERT shares with RoBERTa."""
+def encoder_written(config: TransformerConfig) -> dict[str, Any]:
+    """The settings that BERT shares with RoBERTa and vision transformers."""
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
-    head = config.heads.get("classes") or config.heads.get("tags")
     return {
-        "vocab_size": config.symbols,
         "hidden_size": config.width,
         "num_hidden_layers": len(config.stack.blocks),
         "num_attention_heads": attention.heads,
@@ -132,9 +129,19 @@ def written(config: TransformerConfig) -> dict[str, Any]:
         "hidden_act": published_activation(feed.activation),
         "hidden_dropout_prob": block.dropout,
         "attention_probs_dropout_prob": attention.dropout,
+        "layer_norm_eps": expect(block.norm, LayerNormConfig).eps,
+    }
+
+
+def written(config: TransformerConfig) -> dict[str, Any]:
+    """The settings that BERT shares with RoBERTa."""
+    embed = expect(config.embed, TokenEmbedConfig)
+    head = config.heads.get("classes") or config.heads.get("tags")
+    return {
+        "vocab_size": config.symbols,
+        **encoder_written(config),
         "max_position_embeddings": (config.context or 0) + expect(embed.positions, LearnedConfig).offset,
         "type_vocab_size": embed.types,
-        "layer_norm_eps": norm.eps,
         "classifier_dropout": head.dropout if isinstance(head, PooledHeadConfig) else None,
         "tie_word_embeddings": True,
         **labels(config.heads),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
+from headway.checkpoints.families.bert import encoder_written
 from headway.checkpoints.heads import labels, outputs
 from headway.checkpoints.rules import Family, Flat, Row, Rule, Tokens, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
@@ -21,7 +22,7 @@ from headway.models import (
     TransformerConfig,
     cycle,
 )
-from headway.parts.feedforward import MLPConfig, hidden_width
+from headway.parts.feedforward import MLPConfig
 from headway.parts.norm import LayerNormConfig
 from headway.visibility import Full
 
@@ -94,22 +95,14 @@ def read_heads(kind: str, settings: Settings, names: Collection[str]) -> dict[st
 
 
 def write(kind: str, config: TransformerConfig) -> dict[str, Any]:
-    block = config.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, PatchEmbedConfig)
+    attention = expect(config.stack.blocks[0].mixer, AttentionConfig)
+    embed = expect(config.embed, PatchEmbedConfig)
     pooled = config.heads.get("pooled")
     activation = pooled.activation if isinstance(pooled, PooledHeadConfig) else None
     return {
         "model_type": kind,
         "architectures": [STEMS[kind] + _ending(config.heads.get("classes"))],
-        "hidden_size": config.width,
-        "num_hidden_layers": len(config.stack.blocks),
-        "num_attention_heads": attention.heads,
-        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
-        "hidden_act": published_activation(feed.activation),
-        "hidden_dropout_prob": block.dropout,
-        "attention_probs_dropout_prob": attention.dropout,
-        "layer_norm_eps": norm.eps,
+        **encoder_written(config),
         "image_size": _written(embed.size),
         "patch_size": _written(embed.patch),
         "num_channels": embed.channels,

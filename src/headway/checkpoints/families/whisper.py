@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from headway.checkpoints.families.bart import sizes
 from headway.checkpoints.rules import Family, Flat, Rule, copy, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig, CrossAttentionConfig
@@ -19,7 +20,7 @@ from headway.models import (
     TransformerConfig,
     cycle,
 )
-from headway.parts.feedforward import MLPConfig, hidden_width
+from headway.parts.feedforward import MLPConfig
 from headway.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
 
@@ -106,15 +107,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers wants it in the vocabulary
     }
-    for name, side in (("encoder", config.encoder), ("decoder", config.decoder)):
-        first = side.stack.blocks[0]
-        inner = expect(first.feed_forward, MLPConfig)
-        found |= {
-            f"{name}_layers": len(side.stack.blocks),
-            f"{name}_attention_heads": expect(first.mixer, AttentionConfig).heads,
-            f"{name}_ffn_dim": hidden_width(inner.hidden, inner.ratio, config.width),
-        }
-    return found
+    return found | sizes(config)
 
 
 def rules(config: EncoderDecoderConfig) -> list[Rule]:
