@@ -7,6 +7,8 @@ a value. Numbers are widened in registers, so what is multiplied is fp32 in eith
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call, reduce, spread
+from headway.engine.lanes import call, choose, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
@@ -70,117 +72,103 @@ def _prefetch(builder: Any, address: Any) -> None:
     call(builder, "prefetch.p0i8", ir.VoidType(), builder.inttoptr(address, _I8.as_pointer()), *hints)
 
 
-def _scores(form: int, heads: int) -> Any:
-    """out[h, t] = scale[t] sum over d of q[h, d] keys[d, t], for `heads` heads, BLOCK positions t, `size` features d.
+def _emit_scores(builder: Any, form: int, heads: int, args: Any) -> None:
+    """`scores` for one form and number of heads."""
+    number = _F32 if form == FP32 else _I8
+    lines = 2 * BLOCK * (4 if form == FP32 else 1) // _LINE  # of keys and values, for each feature
+    word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
+    kinds = (_F32, number, _F32, _F32)
+    query, k, scale, y = (builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds))
+    queries = [builder.gep(query, [builder.mul(args[4], word(h))]) for h in range(heads)]
+    totals = _totals(builder, heads)
+    _clear(builder, totals)
+    with cgutils.for_range(builder, args[4]) as loop:
+        start = builder.mul(loop.index, word(BLOCK))
+        found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
+        for asked, total in zip(queries, totals):
+            value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
+            for part in range(_PARTS):
+                _multiply_add(builder, total[part], found[part], value)
+        line = builder.add(args[5], builder.mul(loop.index, word(_LINE * lines)))
+        for n in range(lines):
+            _prefetch(builder, builder.add(line, word(_LINE * n)))
+    for h, total in enumerate(totals):
+        for part in range(_PARTS):
+            value = builder.load(total[part])
+            if form != FP32:
+                value = builder.fmul(value, _load(builder, scale, word(_LANES * part)))
+            stored = builder.store(value, _at(builder, y, word(h * BLOCK + _LANES * part)))
+            stored.align = 4
+
+
+def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
+    """`_weigh` for one form and number of heads."""
+    number = _F32 if form == FP32 else _I8
+    word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
+    w, fade, y = (builder.inttoptr(args[n], _F32.as_pointer()) for n in (0, 1, 6))
+    v = builder.inttoptr(args[4], number.as_pointer())
+    totals = _totals(builder, heads)
+    with cgutils.for_range(builder, builder.sdiv(args[5], word(_CHUNK))) as outer:
+        first = builder.mul(outer.index, word(_CHUNK))
+        _clear(builder, totals)
+        with cgutils.for_range_slice(builder, args[2], args[3], word(1)) as (t, _):
+            start = builder.add(first, builder.mul(t, args[5]))
+            found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
+            for h, total in enumerate(totals):
+                weight = spread(builder, builder.load(builder.gep(w, [builder.add(t, word(h * BLOCK))])), _WIDE)
+                for part in range(_PARTS):
+                    _multiply_add(builder, total[part], found[part], weight)
+        for h, total in enumerate(totals):
+            row = builder.add(first, builder.mul(args[7], word(h)))
+            faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), _WIDE)
+            for part in range(_PARTS):
+                offset = builder.add(row, word(_LANES * part))
+                old = builder.fmul(_load(builder, y, offset), faded, flags=("contract",))
+                new = builder.fadd(old, builder.load(total[part]), flags=("contract",))
+                stored = builder.store(new, _at(builder, y, offset))
+                stored.align = 4
+
+
+def _each(builder: Any, emit: Callable[..., None], args: Any) -> None:
+    """`emit` for the form and the number of heads that an intrinsic is called with, its first two arguments."""
+
+    def of(form: int) -> None:
+        counts = {heads: partial(emit, builder, form, heads, args[2:]) for heads in range(1, HEADS + 1)}
+        choose(builder, args[1], counts)
+
+    choose(builder, args[0], {form: partial(of, form) for form in (FP32, INT8)})
+
+
+@intrinsic
+def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, scales: Any, out: Any, size: Any, ahead: Any) -> Any:
+    """out[h, t] = scale[t] sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to
+    `size`.
 
     Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here: blocks lie far
     apart, and are too short for the processor to foresee.
     """
-    number = _F32 if form == FP32 else _I8
-    lines = 2 * BLOCK * (4 if form == FP32 else 1) // _LINE  # of keys and values, for each feature
 
-    @intrinsic
-    def scores(typing: Any, q: Any, keys: Any, scales: Any, out: Any, size: Any, ahead: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-            kinds = (_F32, number, _F32, _F32)
-            query, k, scale, y = (builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds))
-            queries = [builder.gep(query, [builder.mul(args[4], word(h))]) for h in range(heads)]
-            totals = _totals(builder, heads)
-            _clear(builder, totals)
-            with cgutils.for_range(builder, args[4]) as loop:
-                start = builder.mul(loop.index, word(BLOCK))
-                found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
-                for asked, total in zip(queries, totals):
-                    value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
-                    for part in range(_PARTS):
-                        _multiply_add(builder, total[part], found[part], value)
-                line = builder.add(args[5], builder.mul(loop.index, word(_LINE * lines)))
-                for n in range(lines):
-                    _prefetch(builder, builder.add(line, word(_LINE * n)))
-            for h, total in enumerate(totals):
-                for part in range(_PARTS):
-                    value = builder.load(total[part])
-                    if form != FP32:
-                        value = builder.fmul(value, _load(builder, scale, word(_LANES * part)))
-                    stored = builder.store(value, _at(builder, y, word(h * BLOCK + _LANES * part)))
-                    stored.align = 4
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _each(builder, _emit_scores, args)
+        return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
-
-    return scores
+    return types.void(*[types.int64] * 8), generate
 
 
-def _weigh(form: int, heads: int) -> Any:
+@intrinsic
+def _weigh(
+    typing: Any, form: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any,
+    out: Any, step: Any,
+) -> Any:  # fmt: skip
     """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], for features d up
     to `size` in twos of vectors. Weights of heads lie BLOCK apart, rows of `out` `step` numbers.
     """
-    number = _F32 if form == FP32 else _I8
 
-    @intrinsic
-    def weigh(
-        typing: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any, out: Any, step: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-            w, fade, y = (builder.inttoptr(args[n], _F32.as_pointer()) for n in (0, 1, 6))
-            v = builder.inttoptr(args[4], number.as_pointer())
-            totals = _totals(builder, heads)
-            with cgutils.for_range(builder, builder.sdiv(args[5], word(_CHUNK))) as outer:
-                first = builder.mul(outer.index, word(_CHUNK))
-                _clear(builder, totals)
-                with cgutils.for_range_slice(builder, args[2], args[3], word(1)) as (t, _):
-                    start = builder.add(first, builder.mul(t, args[5]))
-                    found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
-                    for h, total in enumerate(totals):
-                        weight = spread(builder, builder.load(builder.gep(w, [builder.add(t, word(h * BLOCK))])), _WIDE)
-                        for part in range(_PARTS):
-                            _multiply_add(builder, total[part], found[part], weight)
-                for h, total in enumerate(totals):
-                    row = builder.add(first, builder.mul(args[7], word(h)))
-                    faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), _WIDE)
-                    for part in range(_PARTS):
-                        offset = builder.add(row, word(_LANES * part))
-                        old = builder.fmul(_load(builder, y, offset), faded, flags=("contract",))
-                        new = builder.fadd(old, builder.load(total[part]), flags=("contract",))
-                        stored = builder.store(new, _at(builder, y, offset))
-                        stored.align = 4
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _each(builder, _emit_weigh, args)
+        return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
-
-    return weigh
-
-
-_SCORES = {form: [_scores(form, heads) for heads in range(1, HEADS + 1)] for form in (FP32, INT8)}
-_WEIGH = {form: [_weigh(form, heads) for heads in range(1, HEADS + 1)] for form in (FP32, INT8)}
-_one_score, _two_scores, _three_scores, _four_scores = _SCORES[FP32]
-_one_score8, _two_scores8, _three_scores8, _four_scores8 = _SCORES[INT8]
-_weigh_one, _weigh_two, _weigh_three, _weigh_four = _WEIGH[FP32]
-_weigh_one8, _weigh_two8, _weigh_three8, _weigh_four8 = _WEIGH[INT8]
-
-
-@compiled
-def scores(form: int, heads: int, q: int, keys: int, scales: int, out: int, size: int, ahead: int) -> None:
-    """Of one block with the queries of up to HEADS heads, [heads, size], as [heads, BLOCK]."""
-    if form == FP32:
-        if heads == 1:
-            _one_score(q, keys, scales, out, size, ahead)
-        elif heads == 2:
-            _two_scores(q, keys, scales, out, size, ahead)
-        elif heads == 3:
-            _three_scores(q, keys, scales, out, size, ahead)
-        else:
-            _four_scores(q, keys, scales, out, size, ahead)
-    elif heads == 1:
-        _one_score8(q, keys, scales, out, size, ahead)
-    elif heads == 2:
-        _two_scores8(q, keys, scales, out, size, ahead)
-    elif heads == 3:
-        _three_scores8(q, keys, scales, out, size, ahead)
-    else:
-        _four_scores8(q, keys, scales, out, size, ahead)
+    return types.void(*[types.int64] * 10), generate
 
 
 @compiled
@@ -190,23 +178,7 @@ def weigh(
     """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, [heads, BLOCK]. Rows of
     `out` lie `step` numbers apart.
     """
-    if form == FP32:
-        if heads == 1:
-            _weigh_one(weights, fades, begin, end, values, size, out, step)
-        elif heads == 2:
-            _weigh_two(weights, fades, begin, end, values, size, out, step)
-        elif heads == 3:
-            _weigh_three(weights, fades, begin, end, values, size, out, step)
-        else:
-            _weigh_four(weights, fades, begin, end, values, size, out, step)
-    elif heads == 1:
-        _weigh_one8(weights, fades, begin, end, values, size, out, step)
-    elif heads == 2:
-        _weigh_two8(weights, fades, begin, end, values, size, out, step)
-    elif heads == 3:
-        _weigh_three8(weights, fades, begin, end, values, size, out, step)
-    else:
-        _weigh_four8(weights, fades, begin, end, values, size, out, step)
+    _weigh(form, heads, weights, fades, begin, end, values, size, out, step)
     done = size // _CHUNK * _CHUNK
     for h in range(heads):
         w, y, fade = f32(weights + 4 * h * BLOCK), f32(out + 4 * h * step), f32(fades)[h]

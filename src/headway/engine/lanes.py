@@ -1,8 +1,10 @@
-"""What all vector code is made of: one number in all lanes, halves, sums over lanes, and functions of LLVM's."""
+"""What all vector code is made of: one number in all lanes, halves, sums over lanes, and functions of LLVM's,
+and choices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
@@ -31,3 +33,18 @@ def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
     """A function of LLVM's, by its name without "llvm."."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), args)
+
+
+def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+    """What the case of `value` writes; the last one's for any other value. So code that is compiled once for each case
+    is chosen when it runs.
+    """
+    blocks = {number: builder.append_basic_block() for number in cases}
+    after = builder.append_basic_block()
+    switch = builder.switch(value, list(blocks.values())[-1])
+    for number, write in cases.items():
+        switch.add_case(ir.Constant(value.type, number), blocks[number])
+        builder.position_at_end(blocks[number])
+        write()
+        builder.branch(after)
+    builder.position_at_end(after)

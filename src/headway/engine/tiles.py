@@ -13,13 +13,14 @@ last bit with any number of other rows, by any of these forms.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call, spread
+from headway.engine.lanes import call, choose, spread
 from headway.engine.machine import (
     _F32,
     _I8,
@@ -167,12 +168,8 @@ def _vector_tile(count: int) -> Any:
         groups: Any, out: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            eight_bits = builder.icmp_signed("==", args[0], ir.Constant(args[0].type, INT8))
-            with builder.if_else(eight_bits) as (then, otherwise):
-                with then:
-                    _emit(builder, INT8, count, args[1:])
-                with otherwise:
-                    _emit(builder, INT4, count, args[1:])
+            forms = {kind: partial(_emit, builder, kind, count, args[1:]) for kind in (INT8, INT4)}
+            choose(builder, args[0], forms)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), generate
