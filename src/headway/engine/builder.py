@@ -222,8 +222,8 @@ class Builder:
         self.emit(
             Kind.MULTIPLY,
             format=packed.kind,
-            w=packed.weights.data_ptr(),
-            scales=0 if packed.scales is None else packed.scales.data_ptr(),
+            w=packed.addresses[0],
+            scales=packed.addresses[1],
             bias=self.constant(None if bias is None else bias[first:]),
             x=x.address,
             x_scales=quantised[1],

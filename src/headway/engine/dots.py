@@ -8,8 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import reduce
-from headway.engine.machine import _F32, AHEAD, call_for, intrinsic
+from headway.engine.lanes import AHEAD, call_for, reduce
+from headway.engine.machine import _F32, intrinsic
 
 _F16 = ir.VectorType(_F32, 16)
 _PARTS = 2  # sums of 16 numbers that a product of fp32 rows keeps
@@ -45,7 +45,7 @@ def _row_dots(count: int) -> Any:
                     offset = builder.add(start, number(16 * part))
                     weight = _sixteen(builder, weights, offset)
                     if count > 1:
-                        call_for(builder, weights, builder.add(offset, number(AHEAD // 4)))
+                        call_for(builder, builder.gep(weights, [builder.add(offset, number(AHEAD // 4))]))
                     for row, totals in zip(rows, sums):
                         product = builder.fmul(weight, _sixteen(builder, row, offset), flags=("contract",))
                         total = builder.fadd(builder.load(totals[part]), product, flags=("contract",))

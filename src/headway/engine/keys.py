@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call, choose, reduce, spread
+from headway.engine.lanes import call_for, choose, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
@@ -67,11 +67,6 @@ def _clear(builder: Any, totals: list[list[Any]]) -> None:
             builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    hints = (ir.Constant(_I32, value) for value in (0, 3, 1))
-    call(builder, "prefetch.p0i8", ir.VoidType(), builder.inttoptr(address, _I8.as_pointer()), *hints)
-
-
 def _emit_scores(builder: Any, form: int, heads: int, args: Any) -> None:
     """`scores` for one form and number of heads."""
     number = _F32 if form == FP32 else _I8
@@ -91,7 +86,7 @@ def _emit_scores(builder: Any, form: int, heads: int, args: Any) -> None:
                 _multiply_add(builder, total[part], found[part], value)
         line = builder.add(args[5], builder.mul(loop.index, word(_LINE * lines)))
         for n in range(lines):
-            _prefetch(builder, builder.add(line, word(_LINE * n)))
+            call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
     for h, total in enumerate(totals):
         for part in range(_PARTS):
             value = builder.load(total[part])

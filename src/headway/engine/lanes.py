@@ -10,7 +10,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from headway.engine.machine import _I32
+from headway.engine.machine import _I8, _I32
+
+AHEAD = 4096  # bytes that weights are called for before they are used
 
 
 def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
@@ -48,3 +50,11 @@ def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) ->
         write()
         builder.branch(after)
     builder.position_at_end(after)
+
+
+def call_for(builder: Any, place: Any) -> None:
+    """Have the line of memory at a pointer brought near. Where several products are made of a weight, few weights are
+    under way at once, and memory would wait for the arithmetic.
+    """
+    hints = (ir.Constant(_I32, value) for value in (0, 3, 1))
+    call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(place, _I8.as_pointer()), *hints)

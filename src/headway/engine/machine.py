@@ -195,19 +195,6 @@ def barrier(counter: int, threads: int) -> None:
             _give_way()
 
 
-AHEAD = 4096  # bytes that weights are called for before they are used
-
-
-def call_for(builder: Any, base: Any, offset: Any) -> None:
-    """Have the line of memory at `offset` of a pointer brought near: where several products are made of a weight, few
-    weights are under way at once, and memory would wait for the arithmetic.
-    """
-    place = builder.bitcast(builder.gep(base, [offset]), _I8.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [place, *(ir.Constant(_I32, value) for value in (0, 3, 1))])
-
-
 @intrinsic
 def _bits(typing: Any, number: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from headway.engine.packing import Format, Packed, pack, unpack
 from headway.engine.pool import pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
-from headway.engine.tiles import FP32, GROUP
+from headway.engine.tiles import GROUP
 from headway.errors import UserError
 from headway.models.embeds import TokenEmbed
 from headway.parts.projection import Projection
@@ -116,7 +116,7 @@ def look_up(packed: Packed, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
 
 
 def _unpack(packed: Packed, rows: Tensor, out: Tensor) -> None:
-    fields = (packed.kind, packed.weights.data_ptr(), _scales(packed), rows.data_ptr(), rows.numel(), packed.columns)
+    fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
     threads = _threads(rows.numel() * packed.columns)
     threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
 
@@ -138,8 +138,7 @@ def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Fl
     start = 0 if offset is None else offset.data_ptr()
     fields = (
         packed.kind,
-        packed.weights.data_ptr(),
-        _scales(packed),
+        *packed.addresses,
         start,
         *places,
         packed.rows,
@@ -148,10 +147,6 @@ def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Fl
     )
     threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
-
-
-def _scales(packed: Packed) -> int:
-    return 0 if packed.scales is None or packed.kind == FP32 else packed.scales.data_ptr()
 
 
 def _threads(work: int) -> Any:

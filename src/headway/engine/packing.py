@@ -30,6 +30,11 @@ class Packed(NamedTuple):
     columns: int
 
     @property
+    def addresses(self) -> tuple[int, int]:
+        """Of the weights and their scales, 0 where there are none."""
+        return self.weights.data_ptr(), 0 if self.scales is None else self.scales.data_ptr()
+
+    @property
     def bytes(self) -> int:
         held = (self.weights, self.scales)
         return sum(part.numel() * part.element_size() for part in held if part is not None)

@@ -137,8 +137,8 @@ class _Lowering:
         self.build.emit(
             Kind.EMBED,
             format=packed.kind,
-            table=packed.weights.data_ptr(),
-            scales=0 if packed.scales is None else packed.scales.data_ptr(),
+            table=packed.addresses[0],
+            scales=packed.addresses[1],
             width=packed.columns,
             out=self.x.address,
             stride=self.x.stride,

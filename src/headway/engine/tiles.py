@@ -20,16 +20,14 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call, choose, spread
+from headway.engine.lanes import AHEAD, call, call_for, choose, spread
 from headway.engine.machine import (
     _F32,
     _I8,
     _I16,
     _I32,
-    AHEAD,
     INSTRUCTIONS,
     WIDE,
-    call_for,
     compiled,
     intrinsic,
 )
@@ -125,7 +123,8 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
                 builder.store(first, total)
         numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
         with cgutils.for_range(builder, number(lines)) as inner:
-            call_for(builder, tile, builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD)))
+            ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
+            call_for(builder, builder.gep(tile, [ahead_line]))
             for part in range(_PARTS):
                 for ahead, line in _lines(builder, kind, tile, inner.index, part):
                     at = builder.mul(builder.add(inner.index, number(ahead)), number(4))

@@ -19,6 +19,7 @@ from headway.layout import Layout
 from headway.models import EncoderDecoderConfig, FramesEmbedConfig, Generative, Prompt
 
 _START, _PLAIN, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|en|>"
+_ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
 
 
 @torch.inference_mode()
@@ -81,9 +82,6 @@ def _prompt(codec: TokenizerCodec, usage: Usage, language: str | None, symbols: 
     if language not in names:
         raise UserError(f"the language {language!r} is not among this model's; {nearest(language, names)}")
     return [start, names[language], spoken, plain]
-
-
-_ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
 
 
 def _suppressed(usage: Usage, symbols: int, device: torch.device) -> tuple[Int[Tensor, "N"], Int[Tensor, "M"]]:
