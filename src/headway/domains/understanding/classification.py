@@ -20,10 +20,7 @@ from headway.domains.understanding.config import (
     EncoderTaskConfig,
     adapted,
     data_paths,
-    labels_of,
     pooling_head,
-    save_labels,
-    unknown_label,
 )
 from headway.domains.understanding.rows import Rows, framed, output
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
@@ -32,6 +29,7 @@ from headway.metrics import class_scores, correlation_scores
 from headway.models import Loss, ModelConfig, Transformer
 from headway.models.pooled import Pool
 from headway.train import Recipe
+from headway.train.labels import labels_of, save_labels, unknown_label
 
 _LOG = logging.getLogger(__name__)
 HEAD = "classes"

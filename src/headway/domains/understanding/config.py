@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headway.checkpoints.usage import read_usage
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.config import override
 from headway.data import SplitConfig, find_set
 from headway.domains.understanding.rows import Limit
-from headway.errors import ConfigError, UserError, nearest
+from headway.errors import ConfigError
 from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.models.pooled import Pool
 from headway.train import Recipe, TaskConfig
 
 SPECIAL = ("[CLS]", "[SEP]")
-_RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
 _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
 
 
@@ -67,31 +65,6 @@ def batch_tokens(recipe: Recipe) -> int:
 def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
     """The files that are given, or else those of the recipe's known sets."""
     return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
-
-
-def labels_of(found: Collection[str], workspace: Path) -> tuple[str, ...]:
-    """The names of classes in order: those of the run that is here; else those of the model it starts from, if they
-    are the same, so that its head fits; else what the data have.
-    """
-    saved = read_usage(workspace).labels
-    if saved and ((workspace / _RECIPE).exists() or set(saved) == set(found)):
-        return saved
-    if len(found) < 2:
-        raise UserError(
-            f"the data have one label only, {next(iter(found))!r}, so there is nothing to tell apart; give more"
-        )
-    numbers = all(label.isdecimal() for label in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
-
-
-def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
-    near = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
-    return UserError(f"{where}: the label {label!r} is never seen in training ({near}); correct it, or train with it")
-
-
-def save_labels(directory: Path, labels: tuple[str, ...]) -> None:
-    """Write the labels into the usage.json beside a model, whatever else it says."""
-    replace(read_usage(directory), labels=labels).save(directory)
 
 
 def adapted(model: ModelConfig, codec: Codec, head: str, config: PooledHeadConfig) -> TransformerConfig:

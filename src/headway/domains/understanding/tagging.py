@@ -22,9 +22,6 @@ from headway.domains.understanding.config import (
     adapted,
     check_encoder,
     data_paths,
-    labels_of,
-    save_labels,
-    unknown_label,
 )
 from headway.domains.understanding.rows import Limit, Rows, framed, output
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
@@ -32,6 +29,7 @@ from headway.metrics import has_spans, tag_scores
 from headway.metrics.spans import OUTSIDE
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.train import Recipe
+from headway.train.labels import labels_of, save_labels, unknown_label
 
 HEAD = "tags"
 

@@ -1,0 +1,120 @@
+"""Files with a label each: a folder a class, or a table of paths and labels."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headway.data.splits import named_side, side_number
+from headway.data.tables import TABLE_KINDS, read_table
+from headway.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 3  # kinds of files that a message names
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Files, the label of each, and what is said of its split, uint8 [N] (`data.splits.side_number`, 0 for nothing).
+
+    `places` says where a sample was named, for messages.
+    """
+
+    files: list[Path]
+    labels: list[str]
+    named: np.ndarray
+    places: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str) -> Labelled:
+    """The files of `kinds` (".png", ...) below folders that hold a folder for each class, which may stand in folders
+    named train, val and test; or those that .csv, .tsv and .jsonl files name in columns `path` and `label`, relative to
+    the table's folder.
+
+    `what` is what such a file is to people ("image"). Files of other kinds in a folder of a class are left out, and
+    counted in the log. UserErrors: a path that is neither, a class without files, a file that is not there.
+    """
+    found = Labelled([], [], np.zeros(0, np.uint8), [])
+    named: list[int] = []
+    if not paths:
+        raise UserError(f"no {what}s are given; name a folder that holds a folder for each class, or a .csv of paths")
+    for path in map(Path, paths):
+        place = path.expanduser()
+        rows = _of_folder(place, kinds, what) if place.is_dir() else _of_table(place, what)
+        for file, label, side, where in rows:
+            found.files.append(file)
+            found.labels.append(label)
+            found.places.append(where)
+            named.append(side)
+    return Labelled(found.files, found.labels, np.array(named, np.uint8), found.places)
+
+
+_Row = tuple[Path, str, int, str]
+
+
+def _of_table(path: Path, what: str) -> Iterator[_Row]:
+    if path.suffix.lower() not in TABLE_KINDS:
+        fact = "is no folder and no table" if path.exists() else "does not exist"
+        raise UserError(
+            f"{path} {fact}; give a folder of {what}s, a folder for each class, or a .csv of path and label"
+        )
+    table = read_table([path], {"path": "path", "label": "label"})
+    for row, (name, label) in enumerate(zip(table.columns["path"], table.columns["label"])):
+        file = path.parent / Path(name).expanduser()
+        if not file.is_file():
+            raise UserError(
+                f"{table.place(row)}: {name} is no file in {path.parent}; correct it, or leave the line out"
+            )
+        yield file, label, int(table.named[row]), table.place(row)
+
+
+def _of_folder(folder: Path, kinds: Collection[str], what: str) -> Iterator[_Row]:
+    inner = _folders(folder)
+    sides = {each: named_side(each.name) for each in inner}
+    if not inner:
+        raise UserError(
+            f"{folder} holds no folders; put the {what}s of each class into a folder of its own, named as the class"
+        )
+    if any(sides.values()) and not all(sides.values()):
+        odd = next(each for each, side in sides.items() if side is None)
+        even = next(each for each, side in sides.items() if side is not None)
+        raise UserError(
+            f"{folder} holds {even.name}, which is a split, and {odd.name}, which is none; put folders of classes into "
+            "train, val and test, or all of them directly into one folder"
+        )
+    for each in inner:
+        side = sides[each]
+        if side is None:
+            yield from _of_class(each, 0, kinds, what)
+            continue
+        if not _folders(each):
+            raise UserError(f"{each} holds no folders; put a folder for each class into it")
+        for label in _folders(each):
+            yield from _of_class(label, side_number(side), kinds, what)
+
+
+def _of_class(folder: Path, side: int, kinds: Collection[str], what: str) -> Iterator[_Row]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    kept = [path for path in files if path.suffix.lower() in kinds]
+    if not kept:
+        raise UserError(
+            f"the class {folder} has no {what}; add some ({', '.join(sorted(kinds))}), or remove the folder"
+        )
+    if len(kept) < len(files):
+        others = Counter(path.suffix.lower() or path.name for path in files if path not in set(kept))
+        shown = ", ".join(f"{count} {name}" for name, count in others.most_common(_SHOWN))
+        _LOG.warning("%s: %d files are no %ss and left out (%s)", folder, len(files) - len(kept), what, shown)
+    for path in kept:
+        yield path, folder.name, side, str(path)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
