@@ -33,7 +33,7 @@ class ImageProcessor:
 
     `size` (height, width) or the `shortest` edge is what images are resized to, by Pillow's filter number `resample`;
     `crop` (height, width) is cut from the middle, black where the image is smaller; then pixels x are (`factor` x -
-    `mean`) / `std`, each channel with its own.
+    `mean`) / `std`, each channel with its own. One number for `mean` and `std` is a model that sees grey.
     """
 
     size: tuple[int, int] | None = (224, 224)
@@ -62,6 +62,8 @@ class ImageProcessor:
             factor = _number(said["rescale_factor"], f"{source}: rescale_factor")
         if _flag(said, "do_normalize", source):
             mean, std = (_channels(said[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
+            if len(mean) != len(std):
+                raise UserError(f"{source}: image_mean has {len(mean)} numbers and image_std {len(std)}; give as many")
             if min(map(abs, std)) * _GREATEST < 1:
                 raise UserError(f"{source}: image_std is {list(std)}; it divides, so no number of it may be near 0")
         resample = from_dict(int, said["resample"], f"{source}: resample")
@@ -69,11 +71,27 @@ class ImageProcessor:
             raise UserError(f"{source}: resample is {resample}; Pillow's filters are 0 to 5 (2 bilinear, 3 bicubic)")
         return ImageProcessor(size, shortest, resample, crop, factor, mean, std)
 
-    def __call__(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "3 h w"]:
+    @property
+    def channels(self) -> int:
+        return 3 if self.mean is None else len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of what the model reads; None where images keep their own."""
+        return self.crop or (None if self.shortest is not None else self.size)
+
+    def __call__(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "C h w"]:
         """What the model reads of one image."""
-        pixels = self._resized(pixels)
+        return self.numbers(self.pixels(pixels))
+
+    def pixels(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w C"]:
+        """The part of an image that the model sees, in the size and with the channels in which it does."""
+        seen = self._resized(image)
         if self.crop is not None:
-            pixels = _middle(pixels, self.crop)
+            seen = _middle(seen, self.crop)
+        return grey(seen) if self.channels == 1 else seen
+
+    def numbers(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float32[np.ndarray, "C h w"]:
         x = pixels.astype(np.float32)
         if self.factor is not None:
             x = (pixels.astype(np.float64) * self.factor).astype(np.float32)
@@ -93,9 +111,15 @@ class ImageProcessor:
             high, wide = (longer, self.shortest) if wide <= high else (self.shortest, longer)
         elif self.size is not None:
             high, wide = self.size
-        else:
+        if (high, wide) == pixels.shape[:2]:
             return pixels
         return np.array(pillow().fromarray(pixels).resize((wide, high), resample=self.resample))
+
+
+def grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
+    """Brightness by ITU-R 601-2, to the bits of Pillow's mode L; grey images stay what they are."""
+    red, green, blue = (pixels[..., i : i + 1].astype(np.uint32) for i in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
 
 def _kind(values: Mapping[str, Any], source: str) -> str:
@@ -135,11 +159,11 @@ def _number(value: Any, path: str) -> float:
 
 
 def _channels(value: Any, path: str) -> tuple[float, ...]:
-    """A number for each channel, or one for all."""
+    """A number for each channel, or one for all; a list of one is that of grey."""
     if not isinstance(value, (list, tuple)):
         return (_number(value, path),) * 3
-    if len(value) != 3:
-        raise UserError(f"{path} has {len(value)} numbers; give 3, for red, green and blue")
+    if len(value) not in (1, 3):
+        raise UserError(f"{path} has {len(value)} numbers; give 3, for red, green and blue, or 1 for grey")
     return tuple(_number(each, path) for each in value)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headway.data.files import File, lines
+from headway.data.idx import read_idx
 from headway.data.registry import KnownFile, KnownSet, find_set, known_set
 from headway.data.sources import pairs
 from headway.data.store import cache_root, writing
@@ -85,6 +86,10 @@ def _verify(file: KnownFile, part: Path, digest: str) -> None:
         found = sum(1 for _ in lines(File(part)))
         if found != file.lines:
             raise UserError(f"{file.url} has {found:,} lines, not {file.lines:,}; try again")
+    if file.sizes is not None:
+        found = read_idx(part, len(file.sizes)).shape
+        if found != file.sizes:
+            raise UserError(f"{file.url} has the sizes {found}, not {file.sizes}; try again")
     if file.pairs is not None:
         found = sum(1 for _ in pairs([part]))
         if found < file.pairs:

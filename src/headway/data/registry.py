@@ -16,8 +16,8 @@ class KnownFile:
     """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
 
     `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
-    most bytes that a download may have, `lines` or `pairs` how many there are (pairs: at least, where a set
-    grows).
+    most bytes that a download may have, `lines`, `pairs` or `sizes` (of an IDX file) how many there are (pairs: at
+    least, where a set grows).
     """
 
     path: str
@@ -26,12 +26,15 @@ class KnownFile:
     sha256: str | None = None
     lines: int | None = None
     pairs: int | None = None
+    sizes: tuple[int, ...] | None = None
     instead: str | None = None
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies in it."""
+    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies in it; pip
+    knows it by `pip`, if by another name. `folders` are where packages of systems put its files, by their names alone.
+    """
 
     name: str
     description: str
@@ -41,6 +44,8 @@ class KnownSet:
     files: tuple[KnownFile, ...] = ()
     package: str | None = None
     package_file: str | None = None
+    pip: str | None = None
+    folders: tuple[str, ...] = ()
 
     def present(self) -> bool:
         """Whether all its files are on this machine."""
@@ -67,6 +72,12 @@ def _multi30k(split: str, lines: int) -> tuple[KnownFile, KnownFile]:
 def _banking77(split: str, lines: int) -> KnownFile:
     home = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
     return KnownFile(f"textcls/banking77/{split}.csv", f"{home}/{split}.csv", 5 * _MEGABYTE, lines=lines)
+
+
+def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
+    home = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
+    file = f"{name}-idx{len(sizes)}-ubyte.gz"
+    return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
 
 
 KNOWN: dict[str, KnownSet] = {
@@ -139,6 +150,30 @@ KNOWN: dict[str, KnownSet] = {
             files=(_banking77("train", 10_017), _banking77("test", 3_085)),
         ),
         KnownSet(
+            name="fashion-mnist",
+            description="clothes in ten kinds, 28 x 28 grey pixels (IDX files)",
+            counts="60,000 / 10,000 images for training and test",
+            licence="MIT",
+            url="https://github.com/zalandoresearch/fashion-mnist",
+            files=(
+                _fashion("train-images", (60_000, 28, 28)),
+                _fashion("train-labels", (60_000,)),
+                _fashion("t10k-images", (10_000, 28, 28)),
+                _fashion("t10k-labels", (10_000,)),
+            ),
+            folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
+        ),
+        KnownSet(
+            name="digits",
+            description="handwritten digits, 8 x 8 grey pixels (scikit-learn's copy of UCI's test part)",
+            counts="1,797 images",
+            licence="BSD (the package), CC BY 4.0 (UCI)",
+            url="https://archive.ics.uci.edu/dataset/80",
+            package="sklearn",
+            package_file="datasets/data/digits.csv.gz",
+            pip="scikit-learn",
+        ),
+        KnownSet(
             name="cmudict",
             description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
             counts="about 126,000 words with 135,000 pronunciations",
@@ -175,7 +210,9 @@ def find_set(name: str) -> list[Path]:
     if found := _found(known):
         return found
     if known.package is not None:
-        raise UserError(f"data set {name!r} comes with a package that is not installed; pip install {known.package}")
+        raise UserError(
+            f"data set {name!r} comes with a package that is not installed; pip install {known.pip or known.package}"
+        )
     folders = " or ".join(map(str, data_folders()))
     raise UserError(f"data set {name!r} is not in {folders}; headway data get {name}")
 
@@ -190,6 +227,10 @@ def _found(known: KnownSet) -> list[Path]:
         paths = [_present(folder, file) for file in known.files]
         if all(paths):
             return [path for path in paths if path is not None]
+    for folder in map(Path, known.folders):
+        paths = [folder / Path(file.path).name for file in known.files]
+        if all(path.is_file() for path in paths):
+            return paths
     return []
 
 

@@ -23,6 +23,7 @@ from headway.models.block import BlockConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
+from headway.models.stem import ConvolutionalStem
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.parts.experts import Experts, ExpertsConfig
 from headway.parts.projection import Projection
@@ -69,6 +70,7 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
         each = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
         weights -= each * (experts.config.count - experts.config.active) // experts.config.count
     scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
+    scans += sum(m.flop for m in model.modules() if isinstance(m, ConvolutionalStem))
     return 2 * weights + scans + sum(_scores(m, context or 0) for m in model.modules())
 
 
@@ -135,7 +137,8 @@ def _reads(config: TransformerConfig) -> str:
 def _embed(embed: Any) -> str:
     if isinstance(embed, PatchEmbedConfig):
         registers = f", {embed.registers} registers" if embed.registers else ""
-        return f"patches {embed.patch[0]} x {embed.patch[1]}, {embed.tokens} learned tokens{registers}"
+        stem = ", convolutional stem" if embed.stem == "convolutional" else ""
+        return f"patches {embed.patch[0]} x {embed.patch[1]}{stem}, {embed.tokens} learned tokens{registers}"
     positions = getattr(embed, "positions", None)
     return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 

@@ -1,4 +1,6 @@
-"""The settings that change a whole stack at once: depth, heads, mixer, dropout, drop_path."""
+"""The settings that change a whole stack at once: depth, heads, mixer, dropout, drop_path,
+layer_scale.
+"""
 
 from __future__ import annotations
 
@@ -118,4 +120,11 @@ def drop_path(stack: StackConfig, value: Any) -> StackConfig:
         raise ConfigError(f"model.drop_path is {rate}; give a probability below 1, such as 0.1")
     last = max(1, len(stack.blocks) - 1)
     blocks = (dataclasses.replace(block, drop_path=rate * i / last) for i, block in enumerate(stack.blocks))
+    return dataclasses.replace(stack, blocks=tuple(blocks))
+
+
+def layer_scale(stack: StackConfig, value: Any) -> StackConfig:
+    """A trained gain on every branch that starts at `value` (Touvron et al. 2021, CaiT: 0.1 to 1e-6); None for none."""
+    start = from_dict(float | None, value, "model.layer_scale")  # type: ignore[arg-type]
+    blocks = (dataclasses.replace(block, layer_scale=start) for block in stack.blocks)
     return dataclasses.replace(stack, blocks=tuple(blocks))

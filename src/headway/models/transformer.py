@@ -85,7 +85,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
     """`symbols` is the vocabulary; `context` the most positions a row may have, None for no limit; `tie` shares the
-    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer, dropout and drop_path.
+    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer, dropout, drop_path and
+    layer_scale, and the size of the images where it reads such.
     """
 
     width: int = 512
@@ -126,6 +127,19 @@ class TransformerConfig(ModelConfig):
 
     def set_drop_path(self, value: Any) -> TransformerConfig:
         return replace(self, stack=resize.drop_path(self.stack, value))
+
+    def set_layer_scale(self, value: Any) -> TransformerConfig:
+        return replace(self, stack=resize.layer_scale(self.stack, value))
+
+    def set_size(self, value: Any) -> TransformerConfig:
+        """Height and width of the images, or one number for both."""
+        if not isinstance(self.embed, PatchEmbedConfig):
+            raise ConfigError(f"model.size={value!r}: this model reads no images; leave the setting out")
+        sides = value if isinstance(value, (list, tuple)) else [value, value]
+        if len(sides) != 2:
+            raise ConfigError(f"model.size is {value!r}; give height and width, or one number for both")
+        high, wide = (resize.whole("model.size", side) for side in sides)
+        return replace(self, embed=replace(self.embed, size=(high, wide)))
 
 
 class Transformer(nn.Module):

@@ -1,4 +1,4 @@
-"""A convolution along time."""
+"""Convolutions along time and over images."""
 
 from __future__ import annotations
 
@@ -24,3 +24,22 @@ class Convolution(nn.Module):
         """S is T / stride, rounded up."""
         around = F.pad(x, (0, 0, self.taps // 2, self.taps // 2))
         return self.product(around.unfold(1, self.taps, self.stride).flatten(2))
+
+
+class ImageConvolution(nn.Module):
+    """The same over rows and columns: each output sees `taps` x `taps` inputs.
+
+    The weight of `product` is [D, C taps taps], a published kernel [D, C, taps, taps] laid flat.
+    """
+
+    def __init__(self, channels: int, width: int, taps: int = 3, stride: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.taps, self.stride = taps, stride
+        self.product = Projection(channels * taps * taps, width, bias)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
+        """h and w are H and W by the stride, rounded up."""
+        reach = self.taps // 2
+        around = F.pad(x, (0, 0, reach, reach, reach, reach))
+        seen = around.unfold(1, self.taps, self.stride).unfold(2, self.taps, self.stride)  # [B, h, w, C, taps, taps]
+        return self.product(seen.flatten(3))

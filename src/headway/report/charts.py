@@ -37,7 +37,7 @@ def line_chart(
         marks.append(f'<polyline class="curve s{index % COLOURS}" points="{path}"/>')
         if dots or len(placed) == 1:
             marks += [f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
-    return _svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
+    return drawing(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
 
 
 def bar_chart(
@@ -59,10 +59,10 @@ def bar_chart(
             low, tip = (axis.place(edge) for edge in spread[name])
             path = f"M{low:.1f} {y + 10}H{tip:.1f}M{low:.1f} {y + 5}v10M{tip:.1f} {y + 5}v10"
             marks.append(f'<path class="whisker" d="{path}"/>')
-        marks.append(_text("name", left - 8, y + 14, shorten(name, 22), "end"))
-        marks.append(_text("value", max(end, tip) + 6, y + 14, short(value)))
-    marks.append(_text("label", left, height - 6, label))
-    return _svg(WIDTH, height, marks, label)
+        marks.append(text("name", left - 8, y + 14, shorten(name, 22), "end"))
+        marks.append(text("value", max(end, tip) + 6, y + 14, short(value)))
+    marks.append(text("label", left, height - 6, label))
+    return drawing(WIDTH, height, marks, label)
 
 
 def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
@@ -75,17 +75,17 @@ def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Se
     for j, name in enumerate(columns):
         x = left + cell * j + cell // 2
         if tilted:
-            marks.append(_text("symbol", x + 4, top - 6, shorten(name), turn=True))
+            marks.append(text("symbol", x + 4, top - 6, shorten(name), turn=True))
         else:
-            marks.append(_text("symbol", x, top - 6, name, "middle"))
+            marks.append(text("symbol", x, top - 6, name, "middle"))
     for i, (name, line) in enumerate(zip(rows, weights)):
         y = top + cell * i
-        marks.append(_text("symbol", left - 6, y + cell // 2 + 4, shorten(name), "end"))
+        marks.append(text("symbol", left - 6, y + cell // 2 + 4, shorten(name), "end"))
         for j, weight in enumerate(line):
             opacity, tip = max(0.04, min(1.0, weight)), escape(f"{name} - {columns[j]}: {weight:.2f}")
             place = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
             marks.append(f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>')
-    return _svg(width, height, marks, title, natural=True)
+    return drawing(width, height, marks, title, natural=True)
 
 
 def _room(names: Sequence[str]) -> int:
@@ -135,19 +135,19 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
     for tick in y_axis.ticks(5):
         y = y_axis.place(tick)
         marks.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        marks.append(_text("tick", LEFT - 6, y + 4, short(tick), "end"))
-    marks += [_text("tick", x_axis.place(t), base + 16, short(t), "middle") for t in x_axis.ticks(6)]
+        marks.append(text("tick", LEFT - 6, y + 4, short(tick), "end"))
+    marks += [text("tick", x_axis.place(t), base + 16, short(t), "middle") for t in x_axis.ticks(6)]
     marks.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
-    marks.append(_text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
+    marks.append(text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
     return marks
 
 
-def _text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
+def text(kind: str, x: float, y: float, shown: str, anchor: str = "start", *, turn: bool = False) -> str:
     turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(shown)}</text>'
 
 
-def _svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
+def drawing(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
     style = f' style="max-width:{width}px"' if natural else ""
     body = "".join(marks)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'

@@ -55,12 +55,12 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         title=recipe.name,
         subtitle=recipe.description,
         headline=_headline(run),
-        curves=curves(run.metrics),
+        curves=curves(run.metrics, _unit(run)),
         scores=scores(summary.get("scores", {}), summary.get("best") or {}),
         samples=summary.get("samples", ()),
         pictures=pictures,
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
-        facts=_facts(summary),
+        facts=_facts(summary, _unit(run)),
         command=repeat(run),
     )
 
@@ -78,7 +78,7 @@ def _headline(run: Run) -> dict[str, Any]:
         **figures,
         "parameters": short(float(summary["parameters"])),
         "training": duration(seconds),
-        "tokens a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+        f"{_unit(run)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
     }
 
 
@@ -92,14 +92,19 @@ def figure(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if name in RATES else short(value)
 
 
-def curves(metrics: Iterable[Mapping[str, Any]]) -> list[Picture]:
+def _unit(run: Run) -> str:
+    """What a task counts its loss by."""
+    return getattr(run.task, "unit", "token")
+
+
+def curves(metrics: Iterable[Mapping[str, Any]], unit: str = "token") -> list[Picture]:
     """Loss, learning rate and every metric of the evaluations, by step."""
     lines = list(metrics)
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
     loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
     found = [
-        Picture("Loss", "nats a token", line_chart(loss, "step", "loss", log=True)),
+        Picture("Loss", f"nats a {unit}", line_chart(loss, "step", "loss", log=True)),
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
@@ -147,13 +152,13 @@ def _is_score(name: str, value: Any) -> bool:
     return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam")
 
 
-def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
     machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
     if summary.get("processes", 1) > 1:
         machine["processes"] = summary["processes"]
     time = {
         "steps": summary.get("step"),
-        "tokens": summary.get("tokens"),
+        f"{unit}s": summary.get("tokens"),
         "training": duration(summary.get("seconds") or 0.0),
         "with evaluations": duration(summary.get("elapsed") or 0.0),
         "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",

@@ -28,10 +28,13 @@ HEAD = "classes"
 
 @dataclass(frozen=True)
 class ClassBatch:
-    """Inputs of a model and the share of each class in each, [B, C], or its number, int64 [B]."""
+    """Inputs of a model and the share of each class in each, [B, C], or its number, int64 [B]. An input becomes so many
+    tokens in the model.
+    """
 
     inputs: Tensor
     labels: Float[Tensor, "B C"] | Int[Tensor, "B"]
+    tokens_each: int = 1
 
     @property
     def tokens(self) -> int:
@@ -39,12 +42,12 @@ class ClassBatch:
 
     @property
     def computed(self) -> int:
-        return len(self.labels)
+        return len(self.labels) * self.tokens_each
 
     def to(self, device: torch.device | str) -> Self:
         if self.labels.device == torch.device(device):
             return self
-        return type(self)(self.inputs.to(device), self.labels.to(device))
+        return type(self)(self.inputs.to(device), self.labels.to(device), self.tokens_each)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ClassTask:
 
     goal: str = "accuracy"
     goal_better: Literal["min", "max"] = "max"
+    unit = "sample"  # what the loss is counted by, for people
     at_once = 64  # samples that are judged together
 
     def __init__(

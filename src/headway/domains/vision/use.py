@@ -21,7 +21,7 @@ from headway.generate.prompts import device_of, evaluating
 from headway.models import PatchEmbed, Transformer
 from headway.models.pooled import pool
 
-Image = str | Path | UInt8[np.ndarray, "H W 3"]
+Image = str | Path | UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
 
 _AT_ONCE = 16  # images
 
@@ -58,22 +58,33 @@ def embed(model: Transformer, usage: Usage, images: Sequence[Image], source: str
 
 def _inputs(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> Iterator[Tensor]:
     """What the model reads of the images, in batches."""
+    processor = processor_of(usage, source)
+    _check(images)
+    for batch in _batches(images, processor):
+        yield batch.to(device_of(model), number_type(model))
+
+
+def processor_of(usage: Usage, source: str) -> ImageProcessor:
+    """How images become the inputs of a model. UserError where nothing says it."""
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
-    processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
-    _check(images)
-    table = cast(PatchEmbed, model.embed).positions.table  # which no quantisation packs
-    for batch in _batches(images, processor):
-        yield batch.to(device_of(model), table.dtype)
+    return ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
+
+
+def number_type(model: Transformer) -> torch.dtype:
+    """The type of the numbers that a model of images reads."""
+    return cast(PatchEmbed, model.embed).positions.table.dtype  # which no quantisation packs
 
 
 def _check(images: Sequence[Image]) -> None:
     """UserError for what cannot be an image, before the first is read."""
     for number, image in enumerate(images):
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            coloured = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+            if image.dtype != np.uint8 or not coloured or 0 in image.shape:
                 raise UserError(
-                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3]"
+                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3], or "
+                    "[height, width] of grey"
                 )
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
@@ -81,10 +92,17 @@ def _check(images: Sequence[Image]) -> None:
             raise UserError(f"{image} is no file; this model classifies image files")
 
 
+def coloured(image: Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of a file, or those given."""
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
 def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Tensor]:
-    """Inputs [B, 3, H, W] in the order of the images; neighbours of the same size go together."""
+    """Inputs [B, C, H, W] in the order of the images; neighbours of the same size go together."""
     for start in range(0, len(images), _AT_ONCE):
         some = images[start : start + _AT_ONCE]
-        read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
+        read = [processor(coloured(image)) for image in some]
         for _, alike in groupby(read, key=np.shape):
             yield torch.from_numpy(np.stack(list(alike)))

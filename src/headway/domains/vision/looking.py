@@ -1,0 +1,73 @@
+"""Where a model looks: attention rolled out over its layers, laid over the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headway.checkpoints.usage import Usage
+from headway.domains.vision.use import Image, coloured, number_type, processor_of
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import PatchEmbed, PooledHead, Transformer, attention_maps
+from headway.models.rollout import rollout
+
+_LEAST = 224  # pixels of the shorter side of a picture
+_COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the model saw of an image, and the weight of each patch in its answer, from 0 to 1, the greatest 1."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    weights: Float[np.ndarray, "rows columns"]
+
+    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The image, dark where the model does not look and warm where it does; enlarged where it is small."""
+        size = self.pixels.shape[:2]
+        scale = max(1, -(-_LEAST // min(size)))
+        large = self.pixels.repeat(scale, 0).repeat(scale, 1).astype(np.float64)
+        weights = torch.from_numpy(self.weights)[None, None]
+        heat = torch.nn.functional.interpolate(weights, large.shape[:2], mode="bilinear")[0, 0].numpy()[..., None]
+        tint = _COLD + (_HOT - _COLD) * heat
+        share = 0.55 - 0.2 * heat
+        return ((1 - share) * large + share * tint).round().clip(0, 255).astype(np.uint8)
+
+
+def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[Look]:
+    """Where the model looks in each image (Abnar and Zuidema 2020). UserError for one that attends to nothing."""
+    processor = processor_of(usage, source)
+    found = []
+    for image in images:
+        pixels = processor.pixels(coloured(image))
+        inputs = torch.from_numpy(processor.numbers(pixels))[None].to(device_of(model), number_type(model))
+        weights = next(iter(weights_of(model, inputs)), None)
+        if weights is None:
+            raise UserError(f"{source} has no attention, so it looks nowhere; use a model with mixer attention")
+        found.append(Look(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
+    return found
+
+
+def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
+    """The weight of each patch in what the head reads, for each image; nothing where the model has no attention."""
+    embed = cast(PatchEmbed, model.embed).config
+    with evaluating(model):
+        maps = attention_maps(model, lambda: model(inputs))
+    if not maps:
+        return
+    before = embed.tokens + embed.registers
+    rolled = rollout(maps)
+    head = model.heads["classes"] if "classes" in model.heads else None
+    mean = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
+    rows = rolled[:, before:].mean(1) if mean else rolled[:, : embed.tokens].mean(1)
+    grid = embed.grid((inputs.shape[2], inputs.shape[3]))
+    for weights in rows[:, before:].unflatten(1, grid).float().cpu().numpy():
+        low = weights.min()
+        yield (weights - low) / max(float(weights.max() - low), 1e-12)

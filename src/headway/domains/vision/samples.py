@@ -1,0 +1,121 @@
+"""Images with labels, in the forms that people have: files, IDX files, tables of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from headway.data.files import File, kind_of, lines
+from headway.data.idx import IdxPart, idx_files, is_idx, read_parts
+from headway.data.labelled import read_labelled
+from headway.data.splits import side_number
+from headway.errors import UserError
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_LEVELS = 16  # the whitest pixel of scikit-learn's digits
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The label of each image, what is said of its split, uint8 [N] (0 for nothing), and its place for messages.
+
+    Either `files` hold the images, or `grey` does, [N, H, W].
+    """
+
+    labels: list[str]
+    named: np.ndarray
+    places: Sequence[str]
+    files: list[Path] | None = None
+    grey: UInt8[np.ndarray, "N H W"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> Samples:
+    """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of numbers
+    without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0 on.
+    """
+    known = [path.expanduser() for path in paths]
+    inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
+    if known and inside and all(map(is_idx, inside)):
+        return _of_parts(read_parts(inside), names)
+    if len(known) == 1 and known[0].is_file() and _is_numbers(known[0]):
+        return _of_numbers(known[0], names)
+    found = read_labelled(known, KINDS, "image")
+    return Samples(found.labels, found.named, found.places, found.files)
+
+
+def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> Samples:
+    sizes = {part.images.shape[1:] for part in parts}
+    if len(sizes) > 1:
+        told = " and ".join(f"{part.place} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
+        raise UserError(f"images of several sizes: {told}; give files of one set")
+    classes = np.concatenate([part.labels for part in parts])
+    named = np.concatenate(
+        [np.full(len(part.labels), 0 if part.side is None else side_number(part.side), np.uint8) for part in parts]
+    )
+    places = [f"{part.place}, image {i + 1}" for part in parts for i in range(len(part.labels))]
+    labels = _labels(classes, names, places)
+    return Samples(labels, named, places, grey=np.concatenate([part.images for part in parts]))
+
+
+def _labels(classes: np.ndarray, names: Sequence[str], places: Sequence[str]) -> list[str]:
+    if not names:
+        return [str(number) for number in classes.tolist()]
+    outside = np.flatnonzero(classes >= len(names))
+    if len(outside):
+        row = int(outside[0])
+        raise UserError(
+            f"{places[row]} is of class {classes[row]}, and task.names has {len(names)} names; name them all"
+        )
+    return [names[number] for number in classes.tolist()]
+
+
+def _is_numbers(path: Path) -> bool:
+    """Whether a .csv, compressed or not, begins with a row of numbers, which is no header."""
+    if kind_of(path.name) != ".csv":
+        return False
+    first = next(lines(File(path)), "").split(",")
+    return len(first) > 2 and all(_number(value) is not None for value in first)
+
+
+def _number(value: str) -> int | None:
+    """A whole number, also where it is written 3.0 or 3.000e+00."""
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return int(found) if found.is_integer() else None
+
+
+def _of_numbers(path: Path, names: Sequence[str]) -> Samples:
+    rows = [_row(path, number, line) for number, line in enumerate(lines(File(path)), 1) if line.strip()]
+    wide = math.isqrt(len(rows[0]) - 1)
+    odd = next((number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
+    if odd is not None or wide * wide != len(rows[0]) - 1:
+        where, count = f"{path}, line {odd or 1}", len(rows[(odd or 1) - 1])
+        raise UserError(f"{where} has {count} numbers; give those of a square image in each row, and its class last")
+    table = np.array(rows, np.int64)
+    pixels, classes = table[:, :-1], table[:, -1]
+    if table.min() < 0 or pixels.max() > 255:
+        raise UserError(f"{path} has the number {table.min() if table.min() < 0 else pixels.max()}; give 0 to 255")
+    if pixels.max() <= _LEVELS:
+        pixels = (pixels * 255 + _LEVELS // 2) // _LEVELS
+    places = [f"{path}, line {i + 1}" for i in range(len(rows))]
+    grey = pixels.astype(np.uint8).reshape(-1, wide, wide)
+    return Samples(_labels(classes, names, places), np.zeros(len(rows), np.uint8), places, grey=grey)
+
+
+def _row(path: Path, number: int, line: str) -> list[int]:
+    found = [_number(value) for value in line.split(",")]
+    if None in found:
+        raise UserError(
+            f"{path}, line {number} holds {line.split(',')[found.index(None)]!r}, no whole number; correct it"
+        )
+    return [value for value in found if value is not None]
