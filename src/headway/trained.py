@@ -279,12 +279,18 @@ class Model:
     ) -> list[dict[str, float]]:
         """The probability of each label for each text, pair of texts or image, the most probable first.
 
-        Images are files or their pixels, uint8 [height, width, 3]; nothing of them is truncated.
+        Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
         """
         if _sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         texts = cast(Sequence[understanding.Text], items)
         return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
+
+    def look(self, images: Sequence[vision.Image]) -> list[vision.Look]:
+        """Where a model of images looks in each: attention rolled out over its layers. `picture()` draws it."""
+        if not _sees(self.module):
+            raise UserError(f"{self.directory} reads no images, so it looks at none; use attention")
+        return vision.look(self.module, self.usage, images, str(self.directory))
 
     def tag(self, texts: Sequence[str | Texts], truncate: bool = False) -> list[understanding.TaggedWords]:
         """The words of each text (or those given), the tag of each, and the entities that the tags spell."""

@@ -14,6 +14,7 @@ EXAMPLE = """
 headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
 headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
 headway classify path/to/vit cat.png dog.jpg
+headway classify runs/mine cat.png --attention cat-attention.png    # and draw where the model looks
 """
 
 
@@ -23,11 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("items", nargs="*", metavar="ITEM", help="texts, or image files (default: the lines of standard input)")
     add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
     add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
+    add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
     add("--truncate", action="store_true", help="cut texts that are too long for the model")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     found = []
+    if args.attention and len(args.items) != 1:
+        raise UserError(f"--attention draws one image, and {len(args.items)} are given; give one")
     with torch_options(args):
         model = load(args)
         for lines in [args.items] if args.items else chunks(sys.stdin):
@@ -37,6 +41,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 found.append({"item": line, "labels": best})
                 shown = "  ".join(f"{name} {value:.3f}" for name, value in best.items())
                 terminal.say(f"{shown}\t{line}")
+        if args.attention:
+            from headway.codecs.images import write_image
+
+            write_image(model.look(args.items)[0].picture(), args.attention)
     terminal.result({"results": found})
 
 

@@ -53,6 +53,16 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
 
 
+def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
+    """Write a file of the kind that its name ends on. UserError for a kind that is not known, or where it cannot be."""
+    try:
+        pillow().fromarray(pixels).save(path)
+    except ValueError:
+        raise UserError(f"{path} ends on no kind of image that can be written; name it like picture.png") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({_said(error)}); choose another place") from None
+
+
 def _rgb(image: Any, place: Path) -> UInt8[np.ndarray, "H W 3"]:
     from PIL import ImageOps
 

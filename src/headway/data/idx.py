@@ -39,8 +39,8 @@ def idx_files(folder: Path) -> list[Path]:
 
 
 def read_parts(paths: Sequence[Path]) -> list[IdxPart]:
-    """Pairs of files NAME-images-idx3-ubyte and NAME-labels-idx1-ubyte, compressed or not. NAME is train, t10k (the test
-    split of MNIST) or any other. UserErrors: one without the other, counts that differ, damage.
+    """Pairs of files NAME-images-idx3-ubyte and NAME-labels-idx1-ubyte, compressed or not. NAME is train, t10k (the
+    test split of MNIST) or any other. UserErrors: one without the other, counts that differ, damage.
     """
     found: dict[str, dict[str, Path]] = {}
     for path in paths:
@@ -84,8 +84,8 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
 def _sizes(path: Path, held: bytearray, dimensions: int) -> tuple[int, ...]:
     if held[:2] != b"\0\0" or held[2] != _BYTES or held[3] != dimensions:
         raise UserError(
-            f"{path} begins with the bytes {bytes(held[:4]).hex(' ')}, not 00 00 08 0{dimensions}, as IDX files of bytes "
-            f"in {dimensions} dimensions do; give files in the format of MNIST"
+            f"{path} begins with the bytes {bytes(held[:4]).hex(' ')}, not 00 00 08 0{dimensions}, as IDX files of "
+            f"bytes in {dimensions} dimensions do; give files in the format of MNIST"
         )
     return tuple(int.from_bytes(held[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
 

@@ -176,8 +176,8 @@ def _stem(config: PatchEmbedConfig, width: int) -> ConvolutionalStem:
     side = config.patch[0]
     if width % (side // 2):
         raise ConfigError(
-            f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and {width} is no "
-            f"multiple of {side // 2}; choose a model.width that is"
+            f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and {width} is "
+            f"no multiple of {side // 2}; choose a model.width that is"
         )
     return ConvolutionalStem(config.channels, width, side.bit_length() - 1)
 

@@ -12,7 +12,7 @@ from headway.parts.projection import Projection
 
 
 class ConvolutionalStem(nn.Module):
-    """`halvings` convolutions of 3 x 3 with stride 2, each followed by a norm over channels and GELU, then a linear map.
+    """`halvings` convolutions of 3 x 3 with stride 2, each with a norm over channels and GELU, then a linear map.
 
     Channels double up to the width, as in Xiao et al. 2021, table 2. They normalise over the batch; here each place is
     normalised by itself, so that an image's vectors hang on no other image.

@@ -18,28 +18,37 @@ from headway.checkpoints.open import Opened, open_model
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
-from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig, build
+from headway.models import EncoderDecoderConfig, ModelConfig, PatchEmbedConfig, TransformerConfig, build
 from headway.models.block import BlockConfig
+from headway.models.patches import Grid, resized
 from headway.train.adapters import adapted
 from headway.train.recipe import Recipe
 
 _SETTINGS = ("width", "context", "symbols")  # those that decide the shapes of weights
 _NAMED = 3  # tensors that a message names
+_POSITIONS = "embed.positions.table"  # of images
 _POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
 
 
 class Agreement(NamedTuple):
-    """Which tensors of a model come from its start, and which are drawn afresh, by name."""
+    """Which tensors of a model come from its start, and which are drawn afresh, by name; and the grids of images, there
+    and here, between which positions are interpolated.
+    """
 
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
+    grids: tuple[Grid, Grid] | None = None
 
     def __str__(self) -> str:
+        moved = ""
+        if self.grids is not None:
+            before, after = (f"{rows} x {columns}" for rows, columns in self.grids)
+            moved = f"; positions of {before} patches are interpolated for {after}"
         if not self.fresh:
-            return f"all {len(self.taken)} tensors are taken over"
+            return f"all {len(self.taken)} tensors are taken over{moved}"
         shown = ", ".join(self.fresh[:_NAMED]) + (", ..." if len(self.fresh) > _NAMED else "")
         total = len(self.taken) + len(self.fresh)
-        return f"{len(self.taken)} of {total} tensors are taken over, drawn afresh: {shown}"
+        return f"{len(self.taken)} of {total} tensors are taken over, drawn afresh: {shown}{moved}"
 
 
 def open_start(start: str) -> Opened:
@@ -74,13 +83,14 @@ def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
 def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
     """What a model of `config` takes over from `start`, by name and shape. Nothing is allocated.
 
-    Heads may differ, as a task brings its own, and layers may be more or fewer. Raises ConfigError for settings that
-    the weights do not fit, and for a model that has nothing of the start's.
+    Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
+    ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
     """
     own, theirs = _shapes(config), dict(named_tensors(start))
-    taken = tuple(_sources(own, theirs))
-    fresh = tuple(key for key in own if key not in taken)
     before: Any = start.config
+    grids = _grids(config, before)
+    taken = tuple(_sources(own, theirs)) + ((_POSITIONS,) if grids is not None else ())
+    fresh = tuple(key for key in own if key not in taken)
     for key in fresh:
         if key in theirs and not _in_head(key):
             raise ConfigError(_misfit(config, before, key, own[key], theirs[key].shape, name))
@@ -90,15 +100,20 @@ def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
             "and shape; start from a model of the same architecture"
         )
     _check_heads(config, before, name)
-    return Agreement(taken, fresh)
+    return Agreement(taken, fresh, grids)
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, start: nn.Module) -> None:
-    """Copy the weights of `start` that agree with the model's in name and shape."""
+    """Copy the weights of `start` that agree with the model's in name and shape, or by another grid of images."""
     own, theirs = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _sources({key: tensor.shape for key, tensor in own.items()}, theirs).items():
         own[key].copy_(theirs[source])
+    grids = _grids(model.config, start.config)
+    if grids is not None:
+        front = own[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
+        patches = resized(theirs[_POSITIONS][front:].float(), *grids)
+        own[_POSITIONS].copy_(torch.cat([theirs[_POSITIONS][:front], patches]))
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:
@@ -136,6 +151,18 @@ def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str,
         if source in theirs and theirs[source].shape == shape:
             found[key] = source
     return found
+
+
+def _grids(config: Any, before: Any) -> tuple[Grid, Grid] | None:
+    """The grids of patches there and here, of two models that read images and differ in nothing else of positions."""
+    if not (isinstance(config, TransformerConfig) and isinstance(before, TransformerConfig)):
+        return None
+    here, there = config.embed, before.embed
+    if not (isinstance(here, PatchEmbedConfig) and isinstance(there, PatchEmbedConfig)):
+        return None
+    grids = there.grid(there.size), here.grid(here.size)
+    same = config.width == before.width and here.tokens == there.tokens and grids[0] != grids[1]
+    return grids if same else None
 
 
 def _in_head(key: str) -> bool:

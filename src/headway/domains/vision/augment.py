@@ -22,6 +22,7 @@ from headway.errors import ConfigError, UserError
 
 _RATIO = math.log(4 / 3)  # of a crop's sides (Szegedy et al. 2015)
 _ERASED, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
+HOW_TO_INSTALL = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
 _FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND = range(0, 70, 10)  # which numbers are drawn for what
 
 
@@ -32,9 +33,9 @@ class AugmentConfig:
     flip: the probability that left and right are exchanged. shift: the most pixels by which an image is moved, each
     way. crop: the least share of an image's area that is cut out of it and enlarged again (1: all). rotate: the most
     degrees. erase: the probability that a rectangle is painted over (Zhong et al. 2020). randaugment: how many of
-    torchvision's operations are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the parameter
-    of the Beta distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one takes of
-    another (Yun et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches that do.
+    torchvision's operations are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the
+    parameter of the Beta distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one
+    takes of another (Yun et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches that do.
     """
 
     flip: float = 0.0
@@ -174,7 +175,5 @@ def _rand_augment(config: AugmentConfig) -> Any:
     try:
         from torchvision.transforms import v2
     except ImportError:
-        raise UserError(
-            "RandAugment needs torchvision; pip install 'headway[vision]', or set augment.randaugment=0"
-        ) from None
+        raise UserError(HOW_TO_INSTALL) from None
     return v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)

@@ -64,7 +64,7 @@ def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator
         return
     before = embed.tokens + embed.registers
     rolled = rollout(maps)
-    head = model.heads["classes"] if "classes" in model.heads else None
+    head = dict(model.heads.items()).get("classes")
     mean = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
     rows = rolled[:, before:].mean(1) if mean else rolled[:, : embed.tokens].mean(1)
     grid = embed.grid((inputs.shape[2], inputs.shape[3]))

@@ -16,7 +16,6 @@ from headway.models import (
 )
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
-from headway.parts.norm import LayerNormConfig
 from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig
 from headway.visibility import Full
 
@@ -38,7 +37,7 @@ def small_vit(width: int, depth: int, heads: int, patch: int, size: int, channel
     """A vision transformer for little data and few cores: a convolutional stem, and the mean of the patches in place of
     a class token.
     """
-    block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"))
+    block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="relu_squared"))
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth)),

@@ -38,8 +38,8 @@ class Samples:
 
 
 def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> Samples:
-    """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of numbers
-    without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0 on.
+    """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of
+    numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0 on.
     """
     known = [path.expanduser() for path in paths]
     inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
