@@ -23,6 +23,7 @@ from headway.models import (
     describe,
 )
 from headway.models.presets import preset
+from headway.models.rollout import rollout
 from headway.models.sight import deit, vit
 from headway.parts.dropout import DropPath
 
@@ -60,6 +61,57 @@ def test_patches_are_a_convolution_whose_stride_is_its_size() -> None:
     torch.testing.assert_close(found[:, 1:], wanted, rtol=1e-5, atol=1e-5)
     first = model.embed.tokens.table[0] + model.embed.positions.table[0]
     torch.testing.assert_close(found[:, 0], first.expand(3, -1))
+
+
+def test_a_stem_is_a_chain_of_convolutions_that_halve_the_image() -> None:
+    embed = PatchEmbedConfig((4, 4), (8, 12), channels=2, tokens=1, stem="convolutional", stem_more=1)
+    config = replace(SMALL, embed=embed)
+    model, x = drawn(config).double(), images(3, 2, 8, 12).double()
+    stem, y = model.embed.stem, x
+    widths = [convolution.product.weight.shape[0] for convolution in stem.convolutions]
+    assert widths == [8, 8, 16, 16]
+    for convolution, norm, stride in zip(stem.convolutions, stem.norms, (2, 1, 2, 1)):
+        weight = convolution.product.weight
+        kernel = weight.view(weight.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
+        y = F.gelu(norm(F.conv2d(y, kernel, stride=stride, padding=1).movedim(1, -1))).movedim(-1, 1)
+    wanted = stem.project(y.flatten(2).mT) + model.embed.positions.table[1:]
+    torch.testing.assert_close(embedded(model, x)[:, 1:], wanted, rtol=1e-9, atol=1e-9)
+    # every weight is multiplied once for each place that it sees
+    told = (
+        describe(config)["flop_per_token"]
+        - describe(replace(config, embed=replace(embed, stem="linear")))["flop_per_token"]
+    )
+    convolutions = 9 * (4 * 2 * 8 + 4 * 8 * 8 + 8 * 16 + 16 * 16)
+    assert told == 2 * (convolutions + 16 * 16 - 2 * 4 * 4 * 16)
+
+
+def test_a_stem_reads_any_size_and_each_image_by_itself() -> None:
+    model = drawn(replace(SMALL, embed=PatchEmbedConfig((4, 4), (8, 8), tokens=0, stem="convolutional")))
+    x = images(4, 3, 12, 8)
+    together = embedded(model, x)
+    assert together.shape == (4, 3 * 2, 16)
+    torch.testing.assert_close(embedded(model, x[2:3])[0], together[2], rtol=1e-5, atol=1e-5)
+    with torch.inference_mode(), deterministic():
+        assert torch.equal(embedded(model, x), torch.cat([embedded(model, row[None]) for row in x]))
+
+
+def test_layer_scale_starts_every_branch_small() -> None:
+    config = override(SMALL, {"layer_scale": 1e-4})
+    model = build(config)
+    gains = [module.gain for name, module in model.named_modules() if name.endswith("gain")]
+    assert len(gains) == 2 * 3
+    assert all(torch.equal(gain, torch.full((16,), 1e-4)) for gain in gains)
+    assert override(config, {"layer_scale": None}) == SMALL
+
+
+def test_attention_rolls_out_to_shares_of_the_input() -> None:
+    """Of two layers by hand (Abnar and Zuidema 2020, equation 1); each row sums to 1."""
+    first, second = torch.rand(2, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    found = rollout({"a": first, "b": second})
+    eye = torch.eye(5)
+    wanted = (second.mean(1) + eye) / 2 @ ((first.mean(1) + eye) / 2)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
 
 
 def test_registers_stand_behind_the_tokens_without_positions() -> None:
@@ -129,12 +181,19 @@ def test_images_that_cannot_be_read_are_refused(shape: tuple[int, ...], message:
         ({"embed": {"kind": "patches", "patch": [16, 16], "size": [230, 224]}}, "such as 224 x 224"),
         ({"embed": {"kind": "patches", "patch": [0, 16]}}, "patches of 0 x 16 pixels"),
         ({"embed": {"kind": "patches", "tokens": -1}}, "-1 tokens"),
+        (
+            {"embed": {"kind": "patches", "patch": [12, 12], "size": [24, 24], "stem": "convolutional"}},
+            "give squares of 2",
+        ),
+        ({"width": 12, "embed": {"kind": "patches", "stem": "convolutional"}}, "12 is no multiple of 8"),
+        ({"size": [224, 224, 3]}, "give height and width, or one number for both"),
+        ({"size": 100}, "images of 100 x 100 are not whole 16 x 16 patches"),
         ({"drop_path": 1.5}, "model.drop_path is 1.5; give a probability below 1"),
     ],
 )
 def test_settings_that_cannot_be_are_told_before_any_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(preset("vit-ti16"), settings)
+        build(override(preset("vit-ti16"), settings))
 
 
 def test_the_heads_read_first_mean_or_both_tokens() -> None:

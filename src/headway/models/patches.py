@@ -31,7 +31,8 @@ class PatchEmbedConfig(EmbedConfig):
     distillation token (Touvron et al. 2021). `registers` stand between these and the patches and have no positions
     (Darcet et al. 2024). Positions are learned for images of `size` (height, width) and interpolated for others. `bias`
     is that of the map from pixels. A `convolutional` stem stands in the place of that map: it sees beyond the borders
-    of patches, and learns sooner from few images (Xiao et al. 2021).
+    of patches, and learns sooner from few images (Xiao et al. 2021). It halves the image again and again, and has
+    `stem_more` convolutions that keep its size after each halving.
     """
 
     patch: tuple[int, int] = (16, 16)
@@ -43,12 +44,14 @@ class PatchEmbedConfig(EmbedConfig):
     norm: NormConfig | None = None
     dropout: float = 0.0
     stem: Literal["linear", "convolutional"] = "linear"
+    stem_more: int = 0
 
     def __post_init__(self) -> None:
-        if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers) < 0:
+        if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
             raise ConfigError(
                 f"patches of {_by(self.patch)} pixels in {self.channels} channels, images of {_by(self.size)}, "
-                f"{self.tokens} tokens and {self.registers} registers; give sizes above 0, and counts of 0 or more"
+                f"{self.tokens} tokens, {self.registers} registers, stem_more {self.stem_more}; "
+                "give sizes above 0, and counts of 0 or more"
             )
         if any(side % part for side, part in zip(self.size, self.patch)):
             raise ConfigError(f"images of {_by(self.size)} are not whole {_by(self.patch)} patches; {self._near()}")
@@ -92,11 +95,10 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.config = config
         self.table = None  # there is no vocabulary to share
-        self.stem = self.project = None
-        if config.stem == "convolutional":
-            self.stem = _stem(config, width)
-        else:
-            self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
+        pixels = config.channels * config.patch[0] * config.patch[1]
+        linear = config.stem == "linear"
+        self.stem = None if linear else _stem(config, width)
+        self.project = Projection(pixels, width, config.bias) if linear else None
         self.tokens = Learnt(config.tokens, width) if config.tokens else None
         self.registers = Learnt(config.registers, width) if config.registers else None
         self.positions = GridPositions(config.tokens, config.grid(config.size), width)
@@ -119,7 +121,10 @@ class PatchEmbed(nn.Module):
         return self.dropout(self.norm(torch.cat(parts, 1))), layout
 
     def _vectors(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        return self.project(self._patches(images)) if self.stem is None else self.stem(images)
+        if self.stem is not None:
+            return self.stem(images)
+        assert self.project is not None  # one of the two always exists
+        return self.project(self._patches(images))
 
     def _patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
         """The pixels of each patch, channel by channel."""
@@ -179,7 +184,7 @@ def _stem(config: PatchEmbedConfig, width: int) -> ConvolutionalStem:
             f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and {width} is "
             f"no multiple of {side // 2}; choose a model.width that is"
         )
-    return ConvolutionalStem(config.channels, width, side.bit_length() - 1)
+    return ConvolutionalStem(config.channels, width, side.bit_length() - 1, config.stem_more)
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -12,19 +12,24 @@ from headway.parts.projection import Projection
 
 
 class ConvolutionalStem(nn.Module):
-    """`halvings` convolutions of 3 x 3 with stride 2, each with a norm over channels and GELU, then a linear map.
+    """`halvings` convolutions of 3 x 3 with stride 2, after each of them `more` with stride 1, each with a norm over
+    channels and GELU; then a linear map.
 
     Channels double up to the width, as in Xiao et al. 2021, table 2. They normalise over the batch; here each place is
     normalised by itself, so that an image's vectors hang on no other image.
     """
 
-    def __init__(self, channels: int, width: int, halvings: int) -> None:
+    def __init__(self, channels: int, width: int, halvings: int, more: int = 0) -> None:
         super().__init__()
-        widths = [width >> (halvings - 1 - i) for i in range(halvings)]
-        self.convolutions = nn.ModuleList(
-            ImageConvolution(before, after, stride=2, bias=False) for before, after in zip([channels, *widths], widths)
-        )
-        self.norms = nn.ModuleList(LayerNormConfig().build(each) for each in widths)
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.places: list[int] = []  # of each convolution, for one patch
+        for left in reversed(range(halvings)):
+            after = width >> left
+            for stride in (2, *(1,) * more):
+                self.convolutions.append(ImageConvolution(channels, after, stride=stride, bias=False))
+                self.norms.append(LayerNormConfig().build(after))
+                self.places.append(4**left)
+                channels = after
         self.activation = ACTIVATIONS["gelu"]
         self.project = Projection(width, width)
 
@@ -38,6 +43,5 @@ class ConvolutionalStem(nn.Module):
     @property
     def flop(self) -> int:
         """Operations for one patch, beyond one multiplication of each weight: early convolutions see more places."""
-        last = len(self.convolutions) - 1
         sizes = [convolution.product.weight.numel() for convolution in self.convolutions]  # type: ignore[union-attr]
-        return sum(2 * size * (4 ** (last - i) - 1) for i, size in enumerate(sizes))
+        return sum(2 * size * (places - 1) for size, places in zip(sizes, self.places))

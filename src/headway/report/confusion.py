@@ -27,9 +27,10 @@ def confusion_chart(right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], lab
     room = 16 + 7 * max(len(shorten(name, _NAME)) for name in names)
     cell = max(22, min(44, (920 - room) // len(names)))
     marks = []
+    tilted = any(len(name) > 2 for name in names)
     for j, name in enumerate(names):
-        x = room + cell * j + cell // 2 + 4
-        marks.append(text("symbol", x, room - 8, shorten(name, _NAME), turn=True))
+        x = room + cell * j + (cell // 2 + 4 if tilted else (cell - 1) / 2)
+        marks.append(text("symbol", x, room - 8, shorten(name, _NAME), "start" if tilted else "middle", turn=tilted))
     for i, name in enumerate(names):
         y = room + cell * i
         marks.append(text("symbol", room - 8, y + cell // 2 + 4, shorten(name, _NAME), "end"))

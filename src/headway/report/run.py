@@ -103,8 +103,9 @@ def curves(metrics: Iterable[Mapping[str, Any]], unit: str = "token") -> list[Pi
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
     loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
+    each = f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
     found = [
-        Picture("Loss", f"nats a {unit}", line_chart(loss, "step", "loss", log=True)),
+        Picture("Loss", each, line_chart(loss, "step", "loss", log=True)),
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}

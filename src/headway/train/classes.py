@@ -81,7 +81,7 @@ class ClassTask:
         self.size = _batch_size(recipe)
         self.smoothing = smoothing
         self.sides = sides_of(samples.keys, samples.named, split)
-        trained = {samples.labels[row] for row in self.sides["train"].tolist()}
+        trained = {samples.labels[int(row)] for row in self.sides["train"]}
         self.labels = labels_of(trained or set(samples.labels), workspace)
         numbers = {label: number for number, label in enumerate(self.labels)}
         wrong = next((row for row, label in enumerate(samples.labels) if label not in numbers), None)

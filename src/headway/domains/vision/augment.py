@@ -35,7 +35,8 @@ class AugmentConfig:
     degrees. erase: the probability that a rectangle is painted over (Zhong et al. 2020). randaugment: how many of
     torchvision's operations are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the
     parameter of the Beta distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one
-    takes of another (Yun et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches that do.
+    takes of another (Yun et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches
+    that have.
     """
 
     flip: float = 0.0
@@ -161,7 +162,7 @@ class Augment:
 
 
 def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.Size) -> Tensor:
-    """Which pixels are in a box of a share of the `area`, height by width of `ratio`, around the `middle`: [B, H, W]."""
+    """Which pixels are in a box of a share of the `area`, height by width of `ratio`, about the `middle`: [B, H, W]."""
     masks = []
     for side, share, where in ((size[0], np.sqrt(area * ratio), 0), (size[1], np.sqrt(area / ratio), 1)):
         length, centre = share * side, middle[:, where] * side

@@ -54,7 +54,8 @@ def load_images(samples: Samples, processor: ImageProcessor, skip: bool) -> Imag
         pillow()  # before any work
         content = fingerprint(File(path) for path in samples.files)
     else:
-        content = hashlib.blake2b(np.ascontiguousarray(samples.grey), digest_size=16).hexdigest()
+        assert samples.grey is not None  # one of the two always is
+        content = hashlib.blake2b(samples.grey.tobytes(), digest_size=16).hexdigest()
     how = (processor.size, processor.shortest, processor.resample, processor.crop, processor.channels)
     folder = cache_root() / cache_key("images", _FORMAT, content, len(samples), how)
     read = _reader(samples, processor, skip)
@@ -126,4 +127,4 @@ def _load(folder: Path, count: int, shape: tuple[int, ...]) -> Images:
 
 
 def _key(image: Pixels) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).hexdigest()
+    return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()

@@ -39,7 +39,8 @@ class Samples:
 
 def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> Samples:
     """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of
-    numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0 on.
+    numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0
+    on.
     """
     known = [path.expanduser() for path in paths]
     inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
@@ -74,7 +75,7 @@ def _labels(classes: np.ndarray, names: Sequence[str], places: Sequence[str]) ->
         raise UserError(
             f"{places[row]} is of class {classes[row]}, and task.names has {len(names)} names; name them all"
         )
-    return [names[number] for number in classes.tolist()]
+    return [names[int(number)] for number in classes]
 
 
 def _is_numbers(path: Path) -> bool:

@@ -88,7 +88,7 @@ class Vision(ClassTask):
             [samples.labels[row] for row in kept.tolist()],
             samples.named[kept],
             [images.keys[row] for row in kept.tolist()],
-            lambda row: samples.places[kept[row]],
+            lambda row: samples.places[int(kept[row])],
         )
         super().__init__(recipe, labelled, config.split, config.smoothing, workspace)
         self.augment = Augment(config.augment, self.seed)
@@ -119,8 +119,12 @@ class Vision(ClassTask):
     def _measured(self) -> dict[str, Any]:
         """Mean and standard deviation of each channel of training images, from 0 to 1."""
         rows = self.rows[self.numbers("train")]
-        some = self.images[rows[:: max(1, len(rows) // _MEASURED)]].reshape(-1, self.embed.channels) / 255
-        mean, std = some.mean(0), np.maximum(some.std(0), 1e-2)
+        some = self.images[rows[:: max(1, len(rows) // _MEASURED)]]
+        levels = np.arange(256) / 255
+        counts = [np.bincount(some[..., i].reshape(-1), minlength=256) for i in range(self.embed.channels)]
+        mean = np.array([np.average(levels, weights=each) for each in counts])
+        square = np.array([np.average(levels**2, weights=each) for each in counts])
+        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
     def inputs(self, rows: np.ndarray, places: np.ndarray | None = None) -> Float[Tensor, "B C H W"]:
