@@ -78,6 +78,37 @@ def duration(found: Found) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
+def fashion(found: Found) -> Iterator[Row]:
+    yield (
+        f"Fashion-MNIST, {found['parameters'] / 1e6:.1f}M parameters: test accuracy",
+        f"{100 * found['test']['accuracy']:.1f} % after {duration(found)}",
+        "",
+    )
+
+
+def digits(found: Found) -> Iterator[Row]:
+    slowest = found["seconds_a_fold"]["max"]
+    yield (
+        "scikit-learn's digits, five folds: accuracy",
+        f"{100 * found['accuracy']:.1f} %, {slowest:.0f} s for the slowest fold",
+        "",
+    )
+
+
+def vision_speed(found: Found) -> Iterator[Row]:
+    names = {"vit-ti16": "vit-ti16 at 224 x 224", "fashion": "a ViT of 6 layers and width 128 at 28 x 28"}
+    for shape, precisions in found["shapes"].items():
+        for key, what in (("training_images_a_second", "training"), ("images_a_second", "using")):
+            told = {
+                program: ", ".join(
+                    f"{precision} {rounded(programs[program][key]['median'])}"
+                    for precision, programs in precisions.items()
+                )
+                for program in ("headway", "transformers")
+            }
+            yield f"{what} {names[shape]}: images a second", told["headway"], f"transformers {told['transformers']}"
+
+
 def padding(found: Found) -> Iterator[Row]:
     shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
     yield "padding among the tokens computed", shares, ""
@@ -236,6 +267,9 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "masked": masked,
     "understanding-embed": embedding,
     "understanding-start": start,
+    "fashion-mnist": fashion,
+    "digits": digits,
+    "vision-speed": vision_speed,
     "load": loading,
     "fuzz": fuzz,
     "padding": padding,
