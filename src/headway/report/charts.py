@@ -37,7 +37,7 @@ def line_chart(
         marks.append(f'<polyline class="curve s{index % COLOURS}" points="{path}"/>')
         if dots or len(placed) == 1:
             marks += [f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
-    return drawing(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
+    return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
 
 
 def bar_chart(
@@ -62,7 +62,7 @@ def bar_chart(
         marks.append(text("name", left - 8, y + 14, shorten(name, 22), "end"))
         marks.append(text("value", max(end, tip) + 6, y + 14, short(value)))
     marks.append(text("label", left, height - 6, label))
-    return drawing(WIDTH, height, marks, label)
+    return svg(WIDTH, height, marks, label)
 
 
 def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
@@ -85,7 +85,7 @@ def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Se
             opacity, tip = max(0.04, min(1.0, weight)), escape(f"{name} - {columns[j]}: {weight:.2f}")
             place = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
             marks.append(f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>')
-    return drawing(width, height, marks, title, natural=True)
+    return svg(width, height, marks, title, natural=True)
 
 
 def _room(names: Sequence[str]) -> int:
@@ -142,12 +142,12 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
     return marks
 
 
-def text(kind: str, x: float, y: float, shown: str, anchor: str = "start", *, turn: bool = False) -> str:
+def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
     turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(shown)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
 
 
-def drawing(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
+def svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
     style = f' style="max-width:{width}px"' if natural else ""
     body = "".join(marks)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'

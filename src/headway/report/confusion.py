@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Int
 
-from headway.report.charts import drawing, shorten, text
+from headway.report.charts import shorten, svg, text
 
 _MOST = 24  # classes that a picture shows: those that are mistaken most
 _NAME = 18  # characters
@@ -37,7 +37,7 @@ def confusion_chart(right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], lab
         for j, count in enumerate(counts[i].tolist()):
             marks += _cell(room + cell * j, y, cell, count, totals[i], f"{name}, said {names[j]}", i == j)
     side = room + cell * len(names) + 6
-    return drawing(side, side, marks, "what is taken for what", natural=True)
+    return svg(side, side, marks, "what is taken for what", natural=True)
 
 
 def _kept(counts: np.ndarray) -> list[int]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +9,8 @@ from html import escape
 import numpy as np
 from jaxtyping import UInt8
 
-from headway.report.charts import drawing, shorten, text
+from headway.report.charts import shorten, svg, text
+from headway.report.png import data_uri
 
 _COLUMNS, _SIDE, _GAP, _LINE = 6, 150, 12, 24
 _LETTERS = 23
@@ -40,21 +38,4 @@ def gallery(exhibits: Sequence[Exhibit]) -> str:
         marks.append(text(kind, x + 2, y + _SIDE + 16, shorten(each.line, _LETTERS)))
     rows = -(-len(exhibits) // _COLUMNS)
     width = min(_COLUMNS, len(exhibits)) * (_SIDE + _GAP) - _GAP
-    return drawing(width, rows * (_SIDE + _LINE + _GAP) - _GAP, marks, "images", natural=True)
-
-
-def data_uri(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
-
-
-def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A PNG file of red, green and blue, so that a page with pictures needs no package for images."""
-    high, wide, _ = pixels.shape
-    rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)  # 0: no filter
-    head = struct.pack(">IIBBBBB", wide, high, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in parts)
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return svg(width, rows * (_SIDE + _LINE + _GAP) - _GAP, marks, "images", natural=True)
