@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from headway.codecs import published_codec, train_codec
 from headway.codecs.images import FORMATS, read_image
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.stream import BYTES
+from headway.data.idx import read_idx
 
 TEXT = "the cat sat on the MAT, \u00e9 \u6771\n\n 12"
 
@@ -154,6 +156,11 @@ def image_seeds(folder: Path) -> list[bytes]:
     return found
 
 
+def idx_seeds(folder: Path) -> list[bytes]:
+    """Images as MNIST has them."""
+    return [bytes([0, 0, 8, 3]) + struct.pack(">3I", 3, 4, 5) + bytes(range(60))]
+
+
 def processor_seeds(folder: Path) -> list[bytes]:
     """A preprocessor_config.json of each kind, with all that it may say."""
     common = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3}
@@ -170,6 +177,7 @@ def read_prepared(path: Path) -> None:
 
 CODECS = {
     "image": Reader("image", image_seeds, damaged, read_image),
+    "idx": Reader("train-images-idx3-ubyte", idx_seeds, damaged, partial(read_idx, dimensions=3)),
     "processor": Reader("preprocessor_config.json", processor_seeds, damaged_json, read_prepared),
     "tokenizer": Reader("tokenizer.json", codec_seeds, damaged_json, read_codec),
     "sentencepiece": Reader("tokenizer.model", sentencepiece_seeds, damaged, read_codec),

@@ -165,6 +165,7 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
         ("counts", r"holds 40 images and train-labels-idx1-ubyte.gz 39 labels; they are not of one set"),
         ("kind", r"begins with the bytes 00 00 0d 03, not 00 00 08 03"),
         ("alone", r"train-images-idx3-ubyte.gz has no file of labels beside it"),
+        ("none", r"holds 0 x 8 x 8 pixels: nothing at all"),
         ("names", r"is of class 2, and task.names has 2 names"),
     ],
 )
@@ -182,6 +183,9 @@ def test_idx_files_that_are_wrong_say_why(change: str, message: str, tmp_path: P
         write_idx(labels, np.arange(39) % 3)
     elif change == "kind":
         images.write_bytes(gzip.compress(plain[:2] + b"\x0d" + plain[3:]))
+    elif change == "none":
+        write_idx(images, np.zeros((0, 8, 8)))
+        write_idx(labels, np.zeros(0))
     elif change == "alone":
         labels.unlink()
     names = ["a", "b"] if change == "names" else []
@@ -220,6 +224,10 @@ def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, ca
     assert "2 of 21 images cannot be read and are left out" in caplog.text
     with pytest.raises(UserError, match=r"3.png is no image that is known"):  # though the cache is there now
         opened(place, tmp_path)
+    for path in place.rglob("*.png"):
+        path.write_text("all of them")
+    with pytest.raises(UserError, match="the data hold no samples"):
+        opened(place, tmp_path, **{"task.skip_corrupt": True})
 
 
 def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:

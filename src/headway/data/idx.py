@@ -61,6 +61,8 @@ def _part(stem: str, pair: dict[str, Path]) -> IdxPart:
             f"{pair['images']} holds {len(images):,} images and {pair['labels'].name} {len(labels):,} labels; "
             "they are not of one set: get both again"
         )
+    if 0 in images.shape:
+        raise UserError(f"{pair['images']} holds {_by(images.shape)} pixels: nothing at all; get it again")
     side = "test" if stem == "t10k" else named_side(stem)
     return IdxPart(images, labels, side, str(pair["images"]))
 
@@ -88,6 +90,10 @@ def _sizes(path: Path, held: bytearray, dimensions: int) -> tuple[int, ...]:
             f"bytes in {dimensions} dimensions do; give files in the format of MNIST"
         )
     return tuple(int.from_bytes(held[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _plain(name: str) -> str:

@@ -88,8 +88,9 @@ class Rate:
 class _Meter:
     """What both displays tell: step, loss, rate, flop/s, time left."""
 
-    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str) -> None:
         self.steps = steps
+        self.unit = unit
         self.flop_per_token = flop_per_token
         self.peak = next((peak * 1e12 for name, peak in _PEAKS.items() if name in device), None)
         self.rate = Rate()
@@ -99,7 +100,7 @@ class _Meter:
         if not math.isnan(loss):  # of the first steps it may not have been read yet
             parts.append(f"loss {loss:.4f}")
         if self.rate.values:
-            parts.append(f"{self.rate.values['tokens']:,.0f} tokens/s")
+            parts.append(f"{self.rate.values['tokens']:,.0f} {self.unit}s/s")
             parts.append(self._utilisation(self.rate.values["computed"] * self.flop_per_token))
             steps_per_second = self.rate.values["step"]
             if steps_per_second > 0:
@@ -116,8 +117,8 @@ class _Meter:
 class Plain:
     """A line at most every ten seconds, and at the end."""
 
-    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
-        self._meter = _Meter(steps, flop_per_token, device)
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
+        self._meter = _Meter(steps, flop_per_token, device, unit)
         self._next = 0.0
 
     def say(self, text: str) -> None:
@@ -146,11 +147,11 @@ class Plain:
 class Live:
     """A line with a bar that is drawn anew."""
 
-    def __init__(self, steps: int, flop_per_token: float, device: str) -> None:
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._meter = _Meter(steps, flop_per_token, device)
+        self._meter = _Meter(steps, flop_per_token, device, unit)
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
         self._task: Any = self._progress.add_task("starting", total=steps)
@@ -182,11 +183,13 @@ class Live:
         self._progress.stop()
 
 
-def open_display(shown: bool, steps: int, flop_per_token: float, device: str) -> Display:
-    """The display that fits stderr. `flop_per_token` is that of training, per computed token."""
+def open_display(shown: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
+    """The display that fits stderr. `flop_per_token` is that of training, per computed token; `unit` is what the task
+    counts.
+    """
     if not shown:
         return Silent()
-    return (Live if sys.stderr.isatty() else Plain)(steps, flop_per_token, device)
+    return (Live if sys.stderr.isatty() else Plain)(steps, flop_per_token, device, unit)
 
 
 def duration(seconds: float) -> str:

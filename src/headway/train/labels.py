@@ -19,6 +19,8 @@ def labels_of(found: Collection[str], workspace: Path) -> tuple[str, ...]:
     saved = read_usage(workspace).labels
     if saved and ((workspace / _RECIPE).exists() or set(saved) == set(found)):
         return saved
+    if not found:
+        raise UserError("the data hold no samples, so there is nothing to learn; give some")
     if len(found) < 2:
         raise UserError(
             f"the data have one label only, {next(iter(found))!r}, so there is nothing to tell apart; give more"

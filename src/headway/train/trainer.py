@@ -201,7 +201,8 @@ class Trainer:
             flop /= 2  # which `describe` gives for a pair of tokens
         device = self.processes.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        return open_display(self.shown, self.recipe.train.steps, flop, name)
+        unit = getattr(self.task, "unit", "token")
+        return open_display(self.shown, self.recipe.train.steps, flop, name, unit)
 
     def _announce(self, display: Display, progress: Progress, learner: Learner) -> None:
         steps = self.recipe.train.steps

@@ -16,7 +16,7 @@ from headway.models import (
 )
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
-from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig
+from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Full
 
 CLOTHES = (
@@ -33,7 +33,9 @@ CLOTHES = (
 )
 
 
-def small_vit(width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3) -> TransformerConfig:
+def small_vit(
+    width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3, more: int = 0
+) -> TransformerConfig:
     """A vision transformer for little data and few cores: a convolutional stem, and the mean of the patches in place of
     a class token.
     """
@@ -41,7 +43,7 @@ def small_vit(width: int, depth: int, heads: int, patch: int, size: int, channel
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth)),
-        embed=PatchEmbedConfig((patch, patch), (size, size), channels, tokens=0, stem="convolutional"),
+        embed=PatchEmbedConfig((patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=more),
         heads={"classes": PooledHeadConfig(pool="mean")},
         tie="none",
         init=InitConfig(head="zero"),
@@ -73,16 +75,16 @@ def fashion_mnist() -> Recipe:
         domain="vision",
         description="clothes in ten kinds, 28 x 28 pixels",
         data=("fashion-mnist",),
-        model=small_vit(width=128, depth=6, heads=4, patch=4, size=28, channels=1),
+        model=small_vit(width=128, depth=5, heads=4, patch=4, size=28, channels=1, more=1),
         task=VisionConfig(
             split=SplitConfig(validation=0.05, test=0.0),
             smoothing=0.1,
             augment=AugmentConfig(flip=0.5, shift=2, erase=0.25),
             names=CLOTHES,
         ),
-        optim=MuonConfig(adam_lr=2e-3, adam_weight_decay=0.05),
-        schedule=CosineConfig(warmup=0.03),
-        train=TrainConfig(steps=6000, batch_size=128),
+        optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        schedule=WSDConfig(warmup=200, decay=0.7),
+        train=TrainConfig(steps=9000, batch_size=128),
         expected="accuracy 93 % in 45 minutes on 2 cores",
     )
 
