@@ -47,8 +47,7 @@ def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str)
     found = []
     for image in images:
         pixels = processor.pixels(coloured(image))
-        inputs = torch.from_numpy(processor.numbers(pixels))[None].to(device_of(model), number_type(model))
-        weights = next(iter(weights_of(model, inputs)), None)
+        weights = next(weights_of(model, torch.from_numpy(processor.numbers(pixels))[None]), None)
         if weights is None:
             raise UserError(f"{source} has no attention, so it looks nowhere; use a model with mixer attention")
         found.append(Look(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
@@ -58,8 +57,9 @@ def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str)
 def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
     """The weight of each patch in what the head reads, for each image; nothing where the model has no attention."""
     embed = cast(PatchEmbed, model.embed).config
+    given = inputs.to(device_of(model), number_type(model))
     with evaluating(model):
-        maps = attention_maps(model, lambda: model(inputs))
+        maps = attention_maps(model, lambda: model(given))
     if not maps:
         return
     before = embed.tokens + embed.registers
