@@ -42,6 +42,7 @@ OTHER: dict[str, Any] = {
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"), 1),
     **dict.fromkeys(("n_positions", "original_max_position_embeddings"), CONTEXT),
 }
+TOWERS = {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
 
@@ -51,7 +52,8 @@ def config_seeds(folder: Path) -> list[bytes]:
     found = []
     for name, family in sorted(families().items()):
         small = {key: value for key, value in OTHER.items() if key in family.defaults or key != "head_dim"}
-        settings = {**family.defaults, **SMALL, **small, "model_type": name}
+        towers = TOWERS if name in ("clip", "siglip") else {}
+        settings = {**family.defaults, **SMALL, **small, **towers, "model_type": name}
         found.append(json.dumps(settings).encode())
     return found
 

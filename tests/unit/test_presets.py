@@ -44,6 +44,9 @@ SIZES = {
     "whisper-large-v2": 1_541_384_960,
     "whisper-large-v3": 1_541_570_560,
     "whisper-turbo": 806_958_080,
+    "clip-b32": 151_277_313,
+    "clip-b16": 149_620_737,
+    "clip-l14": 427_616_513,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

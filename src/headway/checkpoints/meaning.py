@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headway.mixers import AttentionConfig
-from headway.models import TransformerConfig
+from headway.models import TransformerConfig, TwoTowerConfig
 from headway.parts.experts import ExpertsConfig
 from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
@@ -17,7 +17,8 @@ from headway.parts.rotary import DynamicScaling, LongRopeScaling
 def computed(config: Any, width: int = 0) -> Any:
     """`config` with what its defaults mean written out (head size, feed-forward width, ...).
 
-    What only training uses is left at its default: dropout, initialisation, weights of auxiliary losses. No published
+    What only training uses is left at its default: dropout, initialisation (where learned numbers start, too), weights
+    of auxiliary losses. No published
     family says all of it, and a trained model computes the same without.
     """
     if isinstance(config, Mapping):
@@ -47,6 +48,8 @@ def _written_out(config: Any, width: int) -> dict[str, Any]:
         return {"hidden": hidden, "ratio": 0.0}
     if isinstance(config, ExpertsConfig):
         return {"balance": 0.0, "z_loss": 0.0}
+    if isinstance(config, TwoTowerConfig):
+        return {"scale": 0.0, "bias": None if config.bias is None else 0.0}
     if isinstance(config, (DynamicScaling, LongRopeScaling)):
         return {"length": config.length or config.original}
     return {}

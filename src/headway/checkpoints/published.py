@@ -26,6 +26,7 @@ from headway.errors import UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -103,8 +104,12 @@ def read_processor(directory: Path) -> dict[str, Any]:
     """What the folder says of how images become inputs; empty where it says nothing."""
     path = directory / PROCESSOR
     if not path.is_file():
-        return {}
+        path = directory / PROCESSORS
+        if not path.is_file():
+            return {}
     values = read_json(path)
+    if isinstance(values, dict) and path.name == PROCESSORS:
+        values = values.get("image_processor") or {}
     if not isinstance(values, dict):
         raise UserError(f"{path} is no mapping of settings; download it again")
     return values

@@ -50,7 +50,7 @@ _ROWS = Rows()  # it has no state
 
 
 class Whole:
-    """One tensor that is fused in the file as it is here (Phi-3's qkv)."""
+    """One tensor that is in the file as it is here: fused (Phi-3's qkv), or a single number."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
@@ -70,13 +70,25 @@ class Transposed:
 
 
 class Row:
-    """A vector that the file holds as a matrix of one row (BART's bias of the logits)."""
+    """A vector that the file holds as a matrix of one row (BART's bias of the logits), or a number as a vector of one
+    (SigLIP's scale).
+    """
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].squeeze(0)]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [whole[None]]
+
+
+class Vector:
+    """A matrix of one row that the file holds as a vector (CLIP's class token)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0][None]]
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole.squeeze(0)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -31,13 +31,15 @@ def read_config(family: Family, settings: Settings, names: Collection[str]) -> M
 
 def _check_counts(settings: Settings, tensors: int) -> None:
     """What decides how many modules are made must be in proportion to the file."""
-    for name in (*_DEPTHS, *_EXPERTS):
-        count, most = settings.values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
-        if isinstance(count, int) and count > most:
-            raise UserError(
-                f"{settings.source}: {name} is {count}, too many for the {tensors} tensors that there are; "
-                "settings and weights do not belong together"
-            )
+    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model of several
+    for values in (settings.values, *towers):
+        for name in (*_DEPTHS, *_EXPERTS):
+            count, most = values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
+            if isinstance(count, int) and count > most:
+                raise UserError(
+                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors that there are; "
+                    "settings and weights do not belong together"
+                )
 
 
 def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:

@@ -24,7 +24,18 @@ _COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_c
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {**_COMMON, "size": 224},
     "DeiT": {**_COMMON, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+    "CLIP": {
+        **_COMMON,
+        "size": 224,
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
+    "Siglip": {**_COMMON, "size": 224, "resample": 3},
 }
+_SHORTEST = ("CLIP",)  # kinds whose size, where it is one number, is that of the shorter edge
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,13 @@ class ImageProcessor:
     @staticmethod
     def read(values: Mapping[str, Any], source: str) -> ImageProcessor:
         """From the values of a preprocessor_config.json; `source` is for messages. UserError for one not known."""
-        said = {**DEFAULTS[_kind(values, source)], **{k: v for k, v in values.items() if v is not None}}
+        kind = _kind(values, source)
+        said = {**DEFAULTS[kind], **{k: v for k, v in values.items() if v is not None}}
         size = shortest = crop = None
         if _flag(said, "do_resize", source):
             edges = said["size"]
+            if kind in _SHORTEST and not isinstance(edges, Mapping):
+                edges = {"shortest_edge": edges}
             if isinstance(edges, Mapping) and edges.get("shortest_edge") and not edges.get("longest_edge"):
                 shortest = _side(edges["shortest_edge"], f"{source}: size")
             else:

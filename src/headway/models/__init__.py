@@ -15,8 +15,10 @@ from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHe
 from headway.models.maps import attention_maps
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
+from headway.models.probe import ProbeHead, ProbeHeadConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
+from headway.models.two_tower import TwoTower, TwoTowerConfig
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
@@ -49,6 +51,8 @@ __all__ = [
     "PatchEmbedConfig",
     "PooledHead",
     "PooledHeadConfig",
+    "ProbeHead",
+    "ProbeHeadConfig",
     "Progress",
     "Prompt",
     "Stack",
@@ -59,6 +63,8 @@ __all__ = [
     "TransformConfig",
     "Transformer",
     "TransformerConfig",
+    "TwoTower",
+    "TwoTowerConfig",
     "VocabularyHead",
     "VocabularyHeadConfig",
     "attention_maps",

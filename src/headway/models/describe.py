@@ -25,6 +25,7 @@ from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
 from headway.models.stem import ConvolutionalStem
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
+from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
 from headway.parts.experts import Experts, ExpertsConfig
 from headway.parts.projection import Projection
 from headway.visibility import Causal
@@ -36,8 +37,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
     or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source
-    token and a target token together. state_bytes: what decoding keeps in fp32 for a row of any length.
-    state_bytes_per_token: what each further token adds. tree: a line for each part.
+    token and a target token together, two towers one token of each. state_bytes: what decoding keeps in fp32 for a row
+    of any length. state_bytes_per_token: what each further token adds. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
@@ -48,12 +49,18 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "parameters": count,
         "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
         "weights_bytes": 4 * count,
-        "flop_per_token": flop_per_token(model, _length(config)),
+        "flop_per_token": _flop(model, config),
         "state_bytes": constant,
         "state_bytes_per_token": growing,
         "context": getattr(config, "context", None),
         "tree": _tree(config),
     }
+
+
+def _flop(model: nn.Module, config: ModelConfig) -> int:
+    if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
+        return sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
+    return flop_per_token(model, _length(config))
 
 
 def flop_per_token(model: nn.Module, context: int | None) -> int:
@@ -108,6 +115,12 @@ def _tree(config: ModelConfig) -> list[str]:
     if isinstance(config, EncoderDecoderConfig):
         lines = [f"encoder-decoder, bridge {config.bridge.kind}, tie {config.tie}"]  # type: ignore[attr-defined]
         for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
+            lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
+        return lines
+    if isinstance(config, TwoTowerConfig):
+        loss = "softmax" if config.bias is None else "sigmoid"
+        lines = [f"two towers into {config.shared} common numbers, a learned scale ({loss})"]
+        for name, part in (("left", config.left), ("right", config.right)):
             lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
         return lines
     if not isinstance(config, TransformerConfig):

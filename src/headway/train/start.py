@@ -18,7 +18,14 @@ from headway.checkpoints.open import Opened, open_model
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
-from headway.models import EncoderDecoderConfig, ModelConfig, PatchEmbedConfig, TransformerConfig, build
+from headway.models import (
+    EncoderDecoderConfig,
+    ModelConfig,
+    PatchEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    build,
+)
 from headway.models.block import BlockConfig
 from headway.models.patches import Grid, resized
 from headway.train.adapters import adapted
@@ -200,3 +207,5 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from config.stack.blocks
     elif isinstance(config, EncoderDecoderConfig):
         yield from (*config.encoder.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, TwoTowerConfig):
+        yield from (*config.left.stack.blocks, *config.right.stack.blocks)

@@ -13,7 +13,7 @@ from headway.checkpoints import native
 from headway.checkpoints.durable import remove
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
-from headway.models import EncoderDecoderConfig, build, describe
+from headway.models import EncoderDecoderConfig, TwoTowerConfig, build, describe
 from headway.train.budget import SecondLook, measure, plan
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.display import Display, open_display
@@ -197,7 +197,7 @@ class Trainer:
 
     def _open_display(self) -> Display:
         flop = 3 * self._costs["flop_per_token"]  # forward, and backward twice as much
-        if isinstance(self.recipe.model, EncoderDecoderConfig):
+        if isinstance(self.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
             flop /= 2  # which `describe` gives for a pair of tokens
         device = self.processes.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

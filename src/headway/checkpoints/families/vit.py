@@ -103,8 +103,8 @@ def write(kind: str, config: TransformerConfig) -> dict[str, Any]:
         "model_type": kind,
         "architectures": [STEMS[kind] + _ending(config.heads.get("classes"))],
         **encoder_written(config),
-        "image_size": _written(embed.size),
-        "patch_size": _written(embed.patch),
+        "image_size": written_sides(embed.size),
+        "patch_size": written_sides(embed.patch),
         "num_channels": embed.channels,
         "qkv_bias": bool(attention.qkv_bias),
         **({} if activation is None else {"pooler_act": published_activation(activation)}),
@@ -118,7 +118,7 @@ def _ending(head: HeadConfig | None) -> str:
     return "Model" if head is None else "ForImageClassification"
 
 
-def _written(size: tuple[int, int]) -> int | list[int]:
+def written_sides(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 

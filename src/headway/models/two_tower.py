@@ -1,0 +1,158 @@
+"""Two towers whose vectors meet in one space: images and texts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.models import resize
+from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
+
+HEAD = "embedding"
+Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = ("left", "right")
+
+
+@register("two_tower")
+@dataclass(frozen=True)
+class TwoTowerConfig(ModelConfig):
+    """`left` (images) and `right` (texts) each have a head "embedding", whose outputs are as wide as the other's.
+
+    Two vectors x and y say exp(scale) cos(x, y) + bias to each other; `scale` and `bias` are where these learned
+    numbers start, `bias` None is none at all. A text ends with its first `end` symbol ("highest": the highest id of its
+    row), or is filled up to the context with `filler`, which the tower sees as it sees any symbol (SigLIP).
+
+    Beside its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path of both towers (or of each, as
+    [left, right]), `shared`, the width of the common space, and symbols and context of the texts.
+    """
+
+    left: TransformerConfig
+    right: TransformerConfig
+    scale: float = math.log(1 / 0.07)
+    bias: float | None = None
+    end: int | Literal["highest"] | None = None
+    filler: int | None = None
+
+    @property
+    def symbols(self) -> int:
+        return self.right.symbols
+
+    @property
+    def context(self) -> int | None:
+        return self.right.context
+
+    @property
+    def shared(self) -> int:
+        """The width of the common space. ConfigError where the towers do not meet in one."""
+        left, right = (_width(tower, side) for side, tower in zip(SIDES, (self.left, self.right)))
+        if left != right:
+            raise ConfigError(
+                f"the left tower gives {left} numbers and the right one {right}; set model.shared to the width that "
+                "both should have (a head that only attends gives the width of its tower)"
+            )
+        return left
+
+    def build(self, seed: int | None = 0) -> TwoTower:
+        return TwoTower(self, seed)
+
+    def _both(self, setter: str, value: Any) -> TwoTowerConfig:
+        left, right = value if isinstance(value, list) and len(value) == 2 else (value, value)
+        return replace(self, left=getattr(self.left, setter)(left), right=getattr(self.right, setter)(right))
+
+    def set_width(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_width", value)
+
+    def set_depth(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_depth", value)
+
+    def set_heads(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_heads", value)
+
+    def set_mixer(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_mixer", value)
+
+    def set_dropout(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_dropout", value)
+
+    def set_drop_path(self, value: Any) -> TwoTowerConfig:
+        return self._both("set_drop_path", value)
+
+    def set_shared(self, value: Any) -> TwoTowerConfig:
+        """Of every head that projects into the common space."""
+        width = resize.whole("model.shared", value)
+        towers = (_projecting(tower, width) for tower in (self.left, self.right))
+        return replace(self, **dict(zip(SIDES, towers)))  # type: ignore[arg-type]
+
+    def set_symbols(self, value: Any) -> TwoTowerConfig:
+        return replace(self, right=replace(self.right, symbols=resize.whole("model.symbols", value)))
+
+    def set_context(self, value: Any) -> TwoTowerConfig:
+        size = None if value is None else resize.whole("model.context", value)
+        return replace(self, right=replace(self.right, context=size))
+
+
+def _width(tower: TransformerConfig, side: Side) -> int:
+    if HEAD not in tower.heads:
+        known = ", ".join(tower.heads) or "none"
+        raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); give it one")
+    return getattr(tower.heads[HEAD], "outputs", None) or tower.width
+
+
+def _projecting(tower: TransformerConfig, width: int) -> TransformerConfig:
+    head: Any = tower.heads[HEAD]
+    if getattr(head, "outputs", None) is None:
+        return tower
+    return replace(tower, heads={**tower.heads, HEAD: replace(head, outputs=width)})
+
+
+class TwoTower(nn.Module):
+    """Radford et al. 2021 (CLIP), figure 3; with a bias, Zhai et al. 2023 (SigLIP), algorithm 1."""
+
+    def __init__(self, config: TwoTowerConfig, seed: int | None = 0) -> None:
+        """Without a `seed` weights are left undrawn."""
+        super().__init__()
+        self.config = config
+        self.width = config.shared
+        self.left = Transformer(config.left, seed)
+        self.right = Transformer(config.right, None if seed is None else seed + 1)
+        self.scale = nn.Parameter(torch.tensor(config.scale))
+        self.bias = None if config.bias is None else nn.Parameter(torch.tensor(config.bias))
+
+    def vectors(self, side: Side, inputs: Any, layout: Layout | None = None) -> Float[Tensor, "B E"]:
+        """A vector of unit length for each input of a tower: images, or ids (TokenInputs) with their layout."""
+        tower = cast(Transformer, getattr(self, side))
+        if side == "right" and layout is None:
+            layout = self.layout(inputs)
+        return F.normalize(tower.output(HEAD, inputs, layout), dim=-1)
+
+    def layout(self, ids: Int[Tensor, "B T"]) -> Layout:
+        """Where texts sit whose rows may go on after their end."""
+        end, (batch, length) = self.config.end, ids.shape
+        if end is None:
+            return Layout.full(batch, length, device=ids.device)
+        ends = ids == (ids.amax(1, keepdim=True) if end == "highest" else end)
+        after = ends.int().argmax(1) + 1
+        return Layout.padded(torch.where(ends.any(1), after, length), length)
+
+    def logits(self, left: Float[Tensor, "N E"], right: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
+        """What vectors of unit length say to each other."""
+        said = self.scale.exp() * (left @ right.T)
+        return said if self.bias is None else said + self.bias
+
+    def forward(self, images: Any, ids: Any, layout: Layout | None = None) -> Float[Tensor, "N M"]:
+        """The logits of every image with every text."""
+        return self.logits(self.vectors("left", images), self.vectors("right", ids, layout))
+
+    @torch.no_grad()
+    def limit_scale(self, most: float) -> None:
+        """Hold exp(scale) to at most `most` (Radford et al. 2021, section 2.5: 100, lest training becomes unstable)."""
+        self.scale.clamp_(max=math.log(most))
