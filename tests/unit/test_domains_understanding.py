@@ -32,10 +32,10 @@ from headway.domains.understanding.recipes import (
     pairs,
     tagging,
 )
-from headway.domains.understanding.rows import Limit, framed
 from headway.errors import ConfigError, UserError
 from headway.models import PooledHeadConfig, build
 from headway.train import Recipe, Shard
+from headway.train.rows import Limit, framed
 
 SPLIT = SplitConfig(validation=0.2, test=0.2)
 

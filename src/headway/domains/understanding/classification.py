@@ -22,7 +22,6 @@ from headway.domains.understanding.config import (
     data_paths,
     pooling_head,
 )
-from headway.domains.understanding.rows import Rows, framed, output
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
 from headway.errors import UserError
 from headway.metrics import class_scores, correlation_scores
@@ -30,6 +29,7 @@ from headway.models import Loss, ModelConfig, Transformer
 from headway.models.pooled import Pool
 from headway.train import Recipe
 from headway.train.labels import labels_of, save_labels, unknown_label
+from headway.train.rows import Rows, framed, output
 
 _LOG = logging.getLogger(__name__)
 HEAD = "classes"

@@ -9,11 +9,11 @@ from pathlib import Path
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.config import override
 from headway.data import SplitConfig, find_set
-from headway.domains.understanding.rows import Limit
 from headway.errors import ConfigError
 from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.models.pooled import Pool
 from headway.train import Recipe, TaskConfig
+from headway.train.rows import Limit
 
 SPECIAL = ("[CLS]", "[SEP]")
 _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it

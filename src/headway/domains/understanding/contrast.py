@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.data import epoch_seed
-from headway.domains.understanding.rows import Inputs, Rows, output
 from headway.models import Transformer
+from headway.train.rows import Inputs, Rows, output
 
 _PADDING = 0.05  # the most of a part of a batch
 _LEAST = 8  # rows of a part

@@ -17,12 +17,12 @@ from headway.data import Table, read_table, sides_of
 from headway.data.splits import key_of
 from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder, data_paths
 from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, in_parts
-from headway.domains.understanding.rows import Rows, framed, output
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train.rows import Rows, framed, output
 
 HEAD = "embedding"
 _EVALUATED_AT_ONCE = 2048  # tokens

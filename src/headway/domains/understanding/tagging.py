@@ -23,13 +23,13 @@ from headway.domains.understanding.config import (
     check_encoder,
     data_paths,
 )
-from headway.domains.understanding.rows import Limit, Rows, framed, output
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.spans import OUTSIDE
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.train import Recipe
 from headway.train.labels import labels_of, save_labels, unknown_label
+from headway.train.rows import Limit, Rows, framed, output
 
 HEAD = "tags"
 

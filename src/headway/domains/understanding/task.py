@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec
 from headway.domains.understanding.config import batch_tokens
-from headway.domains.understanding.rows import Inputs, Rows, output
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Transformer
 from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train.rows import Inputs, Rows, output
 
 _EVALUATED_AT_ONCE = 2048  # tokens
 

@@ -17,13 +17,13 @@ from headway.codecs import Codec
 from headway.codecs.frame import frame_of
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.codecs.words import word_pieces
-from headway.domains.understanding.rows import Limit, Rows, features, framed, output
 from headway.domains.understanding.tagging import WordRows, read_tags
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import Span, spans
 from headway.models import Transformer
 from headway.models.pooled import pool
+from headway.train.rows import Limit, Rows, features, framed, output
 
 Text = str | tuple[str, str]
 
