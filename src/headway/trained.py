@@ -16,7 +16,7 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.data.dialogues import Message
-from headway.domains import masked, understanding, vision
+from headway.domains import image_text, masked, understanding, vision
 from headway.domains.chat.talk import Talk
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
@@ -25,7 +25,15 @@ from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, check_draft, score_ids
 from headway.kernels import is_deterministic
 from headway.layout import Layout
-from headway.models import Cache, EncoderDecoder, Generative, PatchEmbedConfig, Transformer, attention_maps
+from headway.models import (
+    Cache,
+    EncoderDecoder,
+    Generative,
+    PatchEmbedConfig,
+    Transformer,
+    TwoTower,
+    attention_maps,
+)
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
 
@@ -47,7 +55,8 @@ class Attention(NamedTuple):
 
 
 class Model:
-    """What `load` gives: a language model continues texts, an encoder-decoder translates lines.
+    """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
+    with texts.
 
     To ask one for what only the other can do is a UserError. `module` is the torch module; `usage` says how a model
     that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
@@ -68,7 +77,7 @@ class Model:
     ) -> None:
         """UserError for a draft of other symbols."""
         self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder, opened.model)
+        self.module = cast(Transformer | EncoderDecoder | TwoTower, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
@@ -199,11 +208,16 @@ class Model:
         """Generation for many sequences at once."""
         if isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
+        self._check_one_stream()
         if not self.module.config.stack.causal:
             raise UserError(
                 f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
             )
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
+
+    def _check_one_stream(self) -> None:
+        if isinstance(self.module, TwoTower):
+            raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
@@ -220,6 +234,7 @@ class Model:
     @torch.inference_mode()
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
         """Logits after each of `ids`, Int[B, T]; an encoder-decoder needs the `source`, Int[B, S], too."""
+        self._check_one_stream()
         rows = self._tensor(ids, "ids")
         if isinstance(self.module, Transformer):
             return self.module.logits(rows)
@@ -239,6 +254,7 @@ class Model:
         """log p of each token in nats; for an encoder-decoder, of each target token and the end after it, given its
         source. A language model that has a begin symbol scores the first token too.
         """
+        self._check_one_stream()
         if isinstance(self.module, Transformer):
             return score_ids(self.module, [self.prompt_ids(text) for text in texts])
         if sources is None:
@@ -259,6 +275,7 @@ class Model:
         self, lines: list[str], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
     ) -> list[str] | list[list[str]]:
         """The best translation of each line, or its `n_best` best ones. A beam of 1 is greedy."""
+        self._check_one_stream()
         if not isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is a language model, which translates nothing; use generate")
         search = SearchConfig(beam, length_penalty, n_best or 1)
@@ -281,6 +298,8 @@ class Model:
 
         Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
         """
+        if isinstance(self.module, TwoTower):
+            raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
         if _sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         texts = cast(Sequence[understanding.Text], items)
@@ -296,8 +315,32 @@ class Model:
         """The words of each text (or those given), the tag of each, and the entities that the tags spell."""
         return understanding.tag(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
 
+    def match(
+        self,
+        images: Sequence[image_text.Image],
+        texts: Texts,
+        templates: Texts = (),
+        truncate: bool = False,
+    ) -> image_text.Matches:
+        """How images (files or their pixels) and texts go together: cosines [N, M], and the probabilities of the texts
+        for each image.
+
+        A zero-shot classifier gives the names of classes as texts, and `templates` such as "a photo of a {}": a class
+        is then the mean of what they make of its name.
+        """
+        if not isinstance(self.module, TwoTower):
+            kind = type(self.module).__name__
+            raise UserError(f"{self.directory} is a {kind}, which matches nothing; use a CLIP or SigLIP")
+        source = str(self.directory)
+        return image_text.match(self.module, self.codec, self.usage, images, texts, templates, truncate, source=source)
+
     def embed(self, items: Texts | Sequence[vision.Image], truncate: bool = False) -> Float[Tensor, "N D"]:
-        """A vector of unit length for each text or image."""
+        """A vector of unit length for each text or image; of both where a model has a common space for them, in which
+        a text that is the path of an image file means the image.
+        """
+        if isinstance(self.module, TwoTower):
+            seen = cast(Sequence[str | image_text.Image], items)
+            return image_text.embed(self.module, self.codec, self.usage, seen, truncate, str(self.directory))
         if _sees(self.module):
             return vision.embed(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         return understanding.embed(self.module, self.codec, cast(Texts, items), truncate=truncate)
@@ -308,6 +351,7 @@ class Model:
 
     def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
+        self._check_one_stream()
         if isinstance(self.module, Transformer):
             ids = self.prompt_ids(text)
             maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
@@ -334,7 +378,7 @@ class Model:
 
         Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
         "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
-        model is judged as what it is: a language model, on `data`.
+        model is judged as what it is, on `data`: a language model, or one that matches images with texts.
         """
         task = self._task(data)
         wanted = split or (final_split(task) if data is None else "all")
@@ -349,6 +393,9 @@ class Model:
             return open_task(self.recipe, self.directory, data)
         if data is None:
             raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
+        if isinstance(self.module, TwoTower):
+            paths = [Path(path) for path in listed(data)]
+            return image_text.published_task(self.module, self.codec, self.usage, paths)
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])

@@ -13,6 +13,7 @@ from headway.cli.translate import chunks
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
 ls *.png | headway embed path/to/vit > vectors.jsonl                # a line names an image
+headway embed path/to/clip < lines > vectors.jsonl                  # a line is a text, or names an image
 """
 DIGITS = 7  # what a number of 32 bits holds
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "classify": "texts, pairs of texts or images to labels with probabilities",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
+    "match": "which of some texts say what images show",
     "bench": "how fast this machine runs a shape, beside other programs",
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",
     "tokenizer train": "make a tokenizer.json from text",

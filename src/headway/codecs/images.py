@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -33,15 +34,24 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
     Palettes and grey become RGB, 16 bits become 8, and what is transparent lies on white. UserError for what is no
     image, is cut off or corrupt, or has so many pixels that decoding it would take the memory (a decompression bomb).
     """
-    Image = pillow()
     place = Path(path)
     if not place.is_file():
         raise UserError(f"{place} is no file; give image files ({', '.join(FORMATS)})")
+    return _read(place, str(place))
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` of a file's bytes; `name` is for messages."""
+    return _read(io.BytesIO(data), name)
+
+
+def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
+    Image = pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(place, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 return _rgb(image, place)
     except UserError:
         raise
@@ -63,7 +73,7 @@ def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
         raise UserError(f"{path} cannot be written ({_said(error)}); choose another place") from None
 
 
-def _rgb(image: Any, place: Path) -> UInt8[np.ndarray, "H W 3"]:
+def _rgb(image: Any, place: str) -> UInt8[np.ndarray, "H W 3"]:
     from PIL import ImageOps
 
     image.load()  # decodes, so that what is wrong is found here
@@ -77,7 +87,7 @@ def _rgb(image: Any, place: Path) -> UInt8[np.ndarray, "H W 3"]:
     return np.array(image.convert("RGB"))
 
 
-def _eight_bits(image: Any, place: Path) -> UInt8[np.ndarray, "H W"]:
+def _eight_bits(image: Any, place: str) -> UInt8[np.ndarray, "H W"]:
     """Grey of 16 bits; Pillow itself would cut it at 255."""
     grey = np.asarray(image)
     if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:

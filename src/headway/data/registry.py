@@ -174,6 +174,17 @@ KNOWN: dict[str, KnownSet] = {
             pip="scikit-learn",
         ),
         KnownSet(
+            name="emoji",
+            description="Noto's colour emoji, 64 x 64, with names and keywords in en, de, fr, es, cs",
+            counts="1,546 images",
+            licence="OFL-1.1 (images), Unicode-3.0 (texts)",
+            url="https://github.com/googlefonts/noto-emoji, https://cldr.unicode.org",
+            files=(
+                KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
+                KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
+            ),
+        ),
+        KnownSet(
             name="cmudict",
             description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
             counts="about 126,000 words with 135,000 pronunciations",

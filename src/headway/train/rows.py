@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from headway.codecs.frame import Frame
@@ -17,6 +18,9 @@ from headway.layout import Layout
 from headway.models import Encoded, TokenInputs, Transformer
 
 Ids = Sequence[int]
+
+_PADDING = 0.05  # the most of a part of a batch
+_LEAST = 8  # rows of a part
 
 
 class Inputs(NamedTuple):
@@ -86,6 +90,35 @@ class Rows(NamedTuple):
         """The rows of these numbers in batches, from short to long."""
         for places in self.plan(numbers, batch_tokens).in_order():
             yield numbers[places]
+
+
+class Parts(NamedTuple):
+    """Texts in parts of nearly equal lengths; `order` int64 [N] is where each text is among the parts' rows."""
+
+    parts: tuple[Inputs, ...]
+    order: Int[Tensor, "N"]
+
+    @property
+    def computed(self) -> int:
+        """Tokens, padding included."""
+        return sum(part.computed for part in self.parts)
+
+    def to(self, device: torch.device | str) -> Parts:
+        return Parts(tuple(part.to(device) for part in self.parts), self.order.to(device))
+
+
+def in_parts(rows: Rows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> Parts:
+    """The rows of these numbers sorted by length, and cut where padding would pass its share, or a part `most` rows."""
+    order = np.argsort(rows.lengths[numbers], kind="stable")
+    lengths = rows.lengths[numbers[order]]
+    edges = [0]
+    for stop in range(1, len(order)):
+        count = stop - edges[-1]
+        padded = 1 - lengths[edges[-1] : stop + 1].sum() / ((count + 1) * lengths[stop])
+        if (padded > padding and count >= _LEAST) or count == most:
+            edges.append(stop)
+    parts = [rows.inputs(numbers[some]) for some in np.split(order, edges[1:])]
+    return Parts(tuple(parts), torch.from_numpy(np.argsort(order)))
 
 
 def framed(

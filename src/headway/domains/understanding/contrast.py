@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.data import epoch_seed
 from headway.models import Transformer
-from headway.train.rows import Inputs, Rows, output
-
-_PADDING = 0.05  # the most of a part of a batch
-_LEAST = 8  # rows of a part
+from headway.train.rows import Parts, output
 
 
-class Parts(NamedTuple):
-    """Texts in parts of nearly equal lengths; `order` int64 [N] is where each text is among the parts' rows."""
-
-    parts: tuple[Inputs, ...]
-    order: Int[Tensor, "N"]
-
-    def to(self, device: torch.device | str) -> Parts:
-        return Parts(tuple(part.to(device) for part in self.parts), self.order.to(device))
-
-    def vectors(self, model: Transformer, head: str) -> Float[Tensor, "N D"]:
-        return torch.cat([output(model, head, part) for part in self.parts])[self.order]
+def vectors(texts: Parts, model: Transformer, head: str) -> Float[Tensor, "N D"]:
+    """What a head says of texts, in their order."""
+    return torch.cat([output(model, head, part) for part in texts.parts])[texts.order]
 
 
 @dataclass(frozen=True)
@@ -45,26 +34,12 @@ class ContrastBatch:
 
     @property
     def computed(self) -> int:
-        return sum(part.computed for part in self.texts.parts)
+        return self.texts.computed
 
     def to(self, device: torch.device | str) -> Self:
         if self.same.device == torch.device(device):
             return self
         return type(self)(self.texts.to(device), self.same.to(device))
-
-
-def in_parts(rows: Rows, numbers: np.ndarray) -> Parts:
-    """The rows of these numbers sorted by length, and cut where padding would pass its share."""
-    order = np.argsort(rows.lengths[numbers], kind="stable")
-    lengths = rows.lengths[numbers[order]]
-    edges = [0]
-    for stop in range(1, len(order)):
-        count = stop - edges[-1]
-        padding = 1 - lengths[edges[-1] : stop + 1].sum() / ((count + 1) * lengths[stop])
-        if padding > _PADDING and count >= _LEAST:
-            edges.append(stop)
-    parts = [rows.inputs(numbers[some]) for some in np.split(order, edges[1:])]
-    return Parts(tuple(parts), torch.from_numpy(np.argsort(order)))
 
 
 class Partners:

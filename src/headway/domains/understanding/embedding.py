@@ -16,13 +16,13 @@ from headway.config import register
 from headway.data import Table, read_table, sides_of
 from headway.data.splits import key_of
 from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder, data_paths
-from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, in_parts
+from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, vectors
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.train import WHOLE, Recipe, Shard, sharding
-from headway.train.rows import Rows, framed, output
+from headway.train.rows import Rows, framed, in_parts, output
 
 HEAD = "embedding"
 _EVALUATED_AT_ONCE = 2048  # tokens
@@ -152,7 +152,7 @@ class Embedding:
         return np.array([key_of(columns[row // size][row % size]) for row in rows.tolist()], np.uint64)
 
     def loss(self, model: nn.Module, batch: ContrastBatch) -> dict[str, Loss]:
-        texts, partners = batch.texts.vectors(cast(Transformer, model), HEAD).chunk(2)
+        texts, partners = vectors(batch.texts, cast(Transformer, model), HEAD).chunk(2)
         return {"loss": Loss(contrast(texts, partners, batch.same, self.config.temperature), batch.tokens)}
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Images with texts, as users have them: tables that name a file and say what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.data import Table, read_table
+from headway.data.files import File
+from headway.errors import UserError
+
+
+class Columns(NamedTuple):
+    """What the columns of a table are called; that of the language may be missing."""
+
+    image: str = "path"
+    caption: str = "caption"
+    language: str = "language"
+
+
+COLUMNS = Columns()
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts of M images.
+
+    `images` are files, each once. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), stands at `places[n]`
+    and is in `languages[n]`, None where nothing says one. `asked` bool [N] marks those that are asked for where a model
+    is judged; the others are learnt from only. `named` uint8 [M] is the split that the names of tables state for an
+    image. Images of one of the `groups` [M] are never on two sides; where there are none, images of equal pixels are
+    not.
+    """
+
+    images: list[File]
+    texts: list[str]
+    of: np.ndarray
+    places: list[str]
+    named: np.ndarray
+    asked: np.ndarray
+    languages: list[str] | None = None
+    groups: list[str] | None = None
+
+
+def read_captions(paths: Sequence[Path | str], columns: Columns = COLUMNS) -> Captions:
+    """The rows of .csv, .tsv and .jsonl tables. A path of an image is counted from the folder of its table.
+
+    Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is no file.
+    """
+    table = read_table(paths, columns._asdict(), optional=("language",))
+    files = [_image(table, row) for row in range(len(table))]
+    _check_there(table, files)
+    numbers: dict[Path, int] = {}
+    of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
+    named = np.zeros(len(numbers), np.uint8)
+    np.maximum.at(named, of, table.named)  # what any table holds out is held out
+    places = [table.place(row) for row in range(len(table))]
+    images, texts = [File(file) for file in numbers], table.columns["caption"]
+    return Captions(images, texts, of, places, named, np.ones(len(texts), bool), table.columns.get("language"))
+
+
+def _image(table: Table, row: int) -> Path:
+    return (table.places[row][0].path.parent / Path(table.columns["image"][row]).expanduser()).absolute()
+
+
+def _check_there(table: Table, files: Sequence[Path]) -> None:
+    """UserError where images are missing, which names the first of them."""
+    lost = [row for row, file in enumerate(files) if not file.is_file()]
+    if not lost:
+        return
+    first = lost[0]
+    raise UserError(
+        f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); {len(lost):,} of "
+        f"{len(files):,} rows name no file. Paths are counted from the table's folder: correct them, or leave these "
+        "rows out"
+    )

@@ -1,0 +1,135 @@
+"""Two towers at work: which texts say what an image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec
+from headway.codecs.images import FORMATS, read_image
+from headway.codecs.processor import ImageProcessor
+from headway.domains.image_text.texts import check_texts, text_rows, text_vectors
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import PatchEmbedConfig, TwoTower
+
+Image = str | Path | UInt8[np.ndarray, "H W 3"]
+_AT_ONCE = 16  # images
+_ENDINGS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
+
+
+class Matches(NamedTuple):
+    """How images and texts go together.
+
+    `probabilities` are those of the texts for each image (softmax), or of each pair by itself where the model was
+    trained so (sigmoid).
+    """
+
+    similarities: Float[Tensor, "N M"]
+    probabilities: Float[Tensor, "N M"]
+
+
+def match(
+    model: TwoTower,
+    codec: Codec,
+    usage: Usage,
+    images: Sequence[Image],
+    texts: Sequence[str],
+    templates: Sequence[str] = (),
+    truncate: bool = False,
+    *,
+    source: str,
+) -> Matches:
+    """Cosines and probabilities of images (files, or their pixels) and texts.
+
+    With `templates`, such as "a photo of a {}", a text is the mean of what they make of it (Radford et al. 2021,
+    section 3.1.4). `source` is the model's place, for messages. UserErrors: nothing to compare, a template without {},
+    an empty or too long text, what is no sound image, a model that does not say how images become inputs.
+    """
+    if not images or not texts:
+        raise UserError(f"{len(images)} images and {len(texts)} texts; give at least one of each")
+    said = named(texts, templates)
+    left, right = embed_images(model, usage, images, source), embed_texts(model, codec, said, truncate)
+    right = F.normalize(right.unflatten(0, (len(texts), -1)).mean(1), dim=-1)
+    with torch.inference_mode():
+        logits = model.logits(left.to(device_of(model)), right.to(device_of(model))).float().cpu()
+    return Matches(left @ right.T, logits.softmax(-1) if model.bias is None else logits.sigmoid())
+
+
+def named(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Each text in each template, text by text."""
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f'the template {template!r} has no one place for a text; write it as "a photo of a {{}}"')
+    check_texts(texts)
+    return [template.replace("{}", text) for text in texts for template in templates or ("{}",)]
+
+
+def embed(
+    model: TwoTower, codec: Codec, usage: Usage, items: Sequence[str | Image], truncate: bool, source: str
+) -> Float[Tensor, "N E"]:
+    """A vector of unit length in the common space for each image or text. A text that is the path of an image file
+    means the image.
+    """
+    seen = [number for number, item in enumerate(items) if is_image(item)]
+    read = [number for number in range(len(items)) if number not in set(seen)]
+    found = torch.empty(len(items), model.width)
+    if seen:
+        found[seen] = embed_images(model, usage, [items[number] for number in seen], source)
+    if read:
+        texts = [str(items[number]) for number in read]
+        check_texts(texts)
+        found[read] = embed_texts(model, codec, texts, truncate)
+    return found
+
+
+def is_image(item: str | Image) -> bool:
+    if isinstance(item, str):
+        return item.lower().endswith(_ENDINGS) and Path(item).is_file()
+    return True
+
+
+def embed_texts(model: TwoTower, codec: Codec, texts: Sequence[str], truncate: bool) -> Float[Tensor, "N E"]:
+    rows = text_rows(codec, texts, model.config, truncate)
+    return text_vectors(model, rows, np.arange(len(rows)))
+
+
+def embed_images(model: TwoTower, usage: Usage, images: Sequence[Image], source: str) -> Float[Tensor, "N E"]:
+    """The vectors of images, each of which is brought to the model's own size."""
+    if not usage.processor:
+        raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
+    processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
+    size, found = cast(PatchEmbedConfig, model.left.config.embed).size, []
+    _check(images)
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(images), _AT_ONCE):
+            some = images[start : start + _AT_ONCE]
+            read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
+            if any(each.shape[1:] != size for each in read):
+                shape = next(each.shape[1:] for each in read if each.shape[1:] != size)
+                raise UserError(f"{source} makes an input of {shape} of an image and reads {size}; resize images to it")
+            inputs = torch.from_numpy(np.stack(read)).to(device_of(model), model.scale.dtype)
+            found.append(model.vectors("left", inputs).float().cpu())
+    return torch.cat(found)
+
+
+def _check(images: Sequence[Image]) -> None:
+    """UserError for what cannot be an image, before the first is read."""
+    for number, image in enumerate(images):
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise UserError(
+                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3]"
+                )
+        elif not isinstance(image, (str, Path)):
+            raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
+        elif not Path(image).is_file():
+            raise UserError(f"{image} is no file; give the paths of image files")
