@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,8 @@ from twins import Twins, check_export, difference, outputs_of, twins
 
 from headway.checkpoints.families import families
 from headway.checkpoints.published import load_published, says
+from headway.codecs import load_codec
+from headway.codecs.frame import frame_of
 from headway.codecs.processor import ImageProcessor
 from headway.errors import UserError
 from headway.layout import Layout
@@ -168,6 +171,24 @@ def test_settings_that_do_not_fit_are_refused(stem: str, change: dict[str, Any],
     path.write_text(json.dumps(said), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         load_published(tmp_path)
+
+
+def test_siglips_tokens_are_theirs_without_case_and_marks(data_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(data_dir / "conformance" / "sentencepiece_test_model.model", tmp_path / "spiece.model")
+    theirs = T.SiglipTokenizer(str(tmp_path / "spiece.model"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}', encoding="utf-8")
+    ours = load_codec(tmp_path)
+    for text in (
+        "I saw a girl with a telescope.",
+        "A photo,of  a Cat!! ",
+        "don't",
+        "x  y\tz",
+        "Ünïcode – dash…",
+        "_a_",
+    ):
+        assert frame_of(ours).around(ours.encode(text)) == theirs(text).input_ids, text
+    ours.save(tmp_path / "again")
+    assert load_codec(tmp_path / "again").encode("A Cat!") == ours.encode("a cat")
 
 
 PROCESSORS: list[tuple[str, dict[str, Any]]] = [

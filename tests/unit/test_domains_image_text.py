@@ -312,6 +312,15 @@ def test_emoji_are_all_read(data_dir: Path) -> None:
         read_emoji([data_dir / "emoji" / "noto-emoji-64px.zip"])
 
 
+def test_a_set_that_no_server_has_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HEADWAY_DATA", raising=False)
+    for words in (["data", "get", "emoji"], ["train", "emoji-clip", "--run", "runs/none"]):
+        assert cli.main(words) == cli.USER_ERROR
+        assert "put emoji/noto-emoji-64px.zip, emoji/captions.json into a folder" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the coloured pictures, which are judged too, long enough to tell them apart."""

@@ -16,7 +16,7 @@ from headway.codecs import added, bytepairs, tiktoken, wordpiece
 from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
 from headway.codecs.marks import CONFIG, Marks, read_settings, said
-from headway.codecs.styles import MARKS, OTHER, frame, inferred, style_of
+from headway.codecs.styles import MARKS, OTHER, frame, inferred, simplify, style_of
 from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
 from headway.codecs.vocabularies import SIDES, read_marian, read_sentencepiece
 from headway.errors import UserError
@@ -140,6 +140,7 @@ def _read_vocabulary(file: Path, style: str, settings: Mapping[str, Any]) -> _Re
 
 def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
     tokenizer = read.tokenizer
+    simplify(tokenizer, folder.settings)
     added.add_tokens(tokenizer, added.published_tokens(folder.settings, folder.directory), str(folder.directory))
     marks = said(folder.settings, read.marks)
     if marks is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from string import punctuation
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, normalizers, processors
 
 from headway.codecs.marks import END_OF_TEXT, Marks, around
 
@@ -27,6 +28,7 @@ MARKS: Mapping[str, Marks] = {
     "llama": Marks(bos="<s>", eos="</s>", unk="<unk>"),
     "gemma": Marks(bos="<bos>", eos="<eos>", unk="<unk>", pad="<pad>"),
     "t5": Marks(eos="</s>", unk="<unk>", pad="<pad>"),
+    "siglip": Marks(eos="</s>", unk="<unk>", pad="</s>"),
     "marian": Marks(eos="</s>", unk="<unk>", pad="<pad>"),
 }
 """The marks of each style, where the published files do not name them."""
@@ -70,6 +72,17 @@ def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return ""
 
 
+def simplify(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Drop what SigLIP's tokenizer drops before it reads, which its files do not say: case, ASCII marks, spaces."""
+    if not str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer"):
+        return
+    steps: list[Any] = [] if settings.get("do_lower_case") is False else [normalizers.Lowercase()]
+    steps += [normalizers.Replace(Regex(f"[{re.escape(punctuation)}]"), "")]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    known = tokenizer.normalizer
+    tokenizer.normalizer = normalizers.Sequence([*steps, *([] if known is None else [known])])  # type: ignore[assignment]
+
+
 def frame(tokenizer: Tokenizer, style: str, marks: Marks, settings: Mapping[str, Any]) -> None:
     """Give a tokenizer the frame of its style, where it has none: what it puts before and after a text, or two.
 
@@ -97,7 +110,7 @@ def frame(tokenizer: Tokenizer, style: str, marks: Marks, settings: Mapping[str,
 
 
 _BEGINS = ("bert", "roberta", "xlmroberta", "clip", "llama", "gemma")
-_ENDS = ("bert", "roberta", "xlmroberta", "clip", "t5", "marian", "whisper")
+_ENDS = ("bert", "roberta", "xlmroberta", "clip", "t5", "siglip", "marian", "whisper")
 _WHISPER = ("<|startoftranscript|>", "<|notimestamps|>")
 
 

@@ -25,7 +25,7 @@ from headway.codecs.sentencepiece import (
 from headway.codecs.styles import MARKS
 from headway.errors import UserError
 
-READ = ("", "llama", "gemma", "t5", "xlmroberta")
+READ = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
 """Styles whose rules beside the model are known."""
 
 SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headway.data.files import File, lines
 from headway.data.idx import read_idx
-from headway.data.registry import KnownFile, KnownSet, find_set, known_set
+from headway.data.registry import KnownFile, KnownSet, find_set, known_set, made_by_hand
 from headway.data.sources import pairs
 from headway.data.store import cache_root, writing
 from headway.errors import UserError
@@ -31,8 +31,10 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
     """Fetch what is missing of a set into `folder` and give its files.
 
     `progress` is called with bytes done and bytes in all (0: the server does not say). UserErrors: no
-    connection, too large, not what it should be, disk full; nothing half-made is left.
+    connection, too large, not what it should be, disk full, a set that no server has; nothing half-made is left.
     """
+    if any(not file.url for file in known.files):
+        raise made_by_hand(known)
     for file in known.files:
         if not (folder / file.path).is_file():
             _fetch(file, folder / file.path, progress)

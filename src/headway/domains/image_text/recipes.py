@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headway.data import SplitConfig
 from headway.domains.image_text.augment import AugmentConfig
 from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.emoji import EmojiConfig
 from headway.models import TwoTowerConfig
 from headway.models.clip import clip
 from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
 
 SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
 
@@ -49,15 +48,11 @@ def emoji_clip() -> Recipe:
         domain="image_text",
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
-        model=towers(128, 3, 4, 8, 64),
-        task=EmojiConfig(
-            captions=4,
-            augment=AugmentConfig(shift=0.1, zoom=0.2, turn=15, light=0.1),
-            split=SplitConfig(validation=0.1, test=0.1),
-        ),
-        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.2),
+        model=towers(128, 3, 4, 8, 48),
+        task=EmojiConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.2, turn=15, light=0.1)),
+        optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
-        train=TrainConfig(steps=600, batch_size=128, evaluate_every=100),
+        train=TrainConfig(steps=600, batch_size=96, evaluate_every=100),
         expected="minutes on 2 cores",
     )
 
