@@ -77,7 +77,7 @@ class Model:
     ) -> None:
         """UserError for a draft of other symbols."""
         self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder | TwoTower, opened.model)
+        self.module = cast(Transformer | EncoderDecoder, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
@@ -216,7 +216,7 @@ class Model:
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def _check_one_stream(self) -> None:
-        if isinstance(self.module, TwoTower):
+        if _matches(self.module):
             raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -298,7 +298,7 @@ class Model:
 
         Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
         """
-        if isinstance(self.module, TwoTower):
+        if _matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
         if _sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
@@ -328,7 +328,7 @@ class Model:
         A zero-shot classifier gives the names of classes as texts, and `templates` such as "a photo of a {}": a class
         is then the mean of what they make of its name.
         """
-        if not isinstance(self.module, TwoTower):
+        if not _matches(self.module):
             kind = type(self.module).__name__
             raise UserError(f"{self.directory} is a {kind}, which matches nothing; use a CLIP or SigLIP")
         source = str(self.directory)
@@ -338,7 +338,7 @@ class Model:
         """A vector of unit length for each text or image; of both where a model has a common space for them, in which
         a text that is the path of an image file means the image.
         """
-        if isinstance(self.module, TwoTower):
+        if _matches(self.module):
             seen = cast(Sequence[str | image_text.Image], items)
             return image_text.embed(self.module, self.codec, self.usage, seen, truncate, str(self.directory))
         if _sees(self.module):
@@ -393,12 +393,17 @@ class Model:
             return open_task(self.recipe, self.directory, data)
         if data is None:
             raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
-        if isinstance(self.module, TwoTower):
+        if _matches(self.module):
             paths = [Path(path) for path in listed(data)]
             return image_text.published_task(self.module, self.codec, self.usage, paths)
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
+
+
+def _matches(module: nn.Module) -> TypeGuard[TwoTower]:
+    """Whether a model has a space that images and texts share."""
+    return isinstance(module, TwoTower)
 
 
 def _sees(module: nn.Module) -> TypeGuard[Transformer]:

@@ -22,7 +22,7 @@ def context_of(model: Generative) -> int | None:
     return model.config.context
 
 
-def device_of(model: Generative) -> torch.device:
+def device_of(model: Generative | nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 

@@ -37,7 +37,7 @@ def baselines(held_out: tuple, train: tuple) -> dict[str, float]:
     spoken, there = np.array(asked.languages), np.array(known.languages)
     for language in np.unique(spoken):
         some, others = np.flatnonzero(spoken == language), np.flatnonzero(there == language)
-        similar = _overlap([known.texts[row] for row in others], [asked.texts[row] for row in some])
+        similar = _overlap([known.texts[row] for row in others.tolist()], [asked.texts[row] for row in some.tolist()])
         place = dict(zip(known.of[others].tolist(), range(len(others))))
         for column, row in enumerate(some.tolist()):
             neighbour = place.get(int(nearest[asked.of[row]]))

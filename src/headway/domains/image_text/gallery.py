@@ -50,7 +50,7 @@ def _images_of(row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarra
 
 def _texts_of(image: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similar: np.ndarray) -> list[str]:
     marks = [_image(0, pixels[image])]
-    for place, row in enumerate(np.argsort(-similar[:, image], kind="stable")[:_NEAREST].tolist()):
+    for place, row in enumerate(map(int, np.argsort(-similar[:, image], kind="stable")[:_NEAREST])):
         own = of[row] == image
         text = ("✓ " if own else "") + _short(texts[row], 44)
         marks.append(_text(_SIDE + 2 * _GAP, 10 + place * 11.5, text, "start", "name" if own else "label"))
