@@ -70,6 +70,20 @@ def pronounce(found: Found) -> Iterator[Row]:
     )
 
 
+def emoji(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    rates = {
+        kind: (100 * test[f"{kind}_at_1"], 100 * test[f"{kind}_at_5"]) for kind in ("recall", "neighbour", "chance")
+    }
+    yield (
+        f"names of {test['samples']} held-out emoji in five languages, given the image, "
+        f"{found['parameters'] / 1e6:.1f}M parameters",
+        f"recall@1 {rates['recall'][0]:.1f} %, @5 {rates['recall'][1]:.1f} % after {duration(found)}",
+        f"neighbour in pixels: {rates['neighbour'][0]:.1f} %, {rates['neighbour'][1]:.1f} %; "
+        f"chance: {rates['chance'][0]:.1f} %, {rates['chance'][1]:.1f} %",
+    )
+
+
 def duration(found: Found) -> str:
     """The minutes of a run; of one thread, the minutes of its core."""
     if found.get("threads") == 1:
@@ -265,6 +279,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "understanding-banking77": banking77,
     "understanding-banking77-lora": banking77,
     "masked": masked,
+    "emoji-clip": emoji,
     "understanding-embed": embedding,
     "understanding-start": start,
     "fashion-mnist": fashion,

@@ -465,13 +465,15 @@ def test_settings_reach_both_towers_or_each() -> None:
 
 
 def test_a_run_starts_from_a_published_clip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exported, fine-tuned with its own tokenizer and image size, and embedded from lines."""
+    """Exported, fine-tuned with its own tokenizer and image size, whole and by an adapter, and embedded from lines."""
     assert cli.main(["export", str(run), str(tmp_path / "clip")]) == cli.DONE
     config = json.loads((tmp_path / "clip" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "clip"
     settings = {"train.steps": 2, "train.batch_size": 4, "train.precision": "fp32", "task.augment": {}}
     table = draw(tmp_path / "data")
     hw.train("image-text", table, settings, run=tmp_path / "tuned", start=tmp_path / "clip", progress=False)
+    hw.train("image-text", table, settings, run=tmp_path / "lora", start=tmp_path / "clip", lora=2, progress=False)
+    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").is_file()
     before, after = hw.load(run), hw.load(tmp_path / "tuned")
     assert before.codec.fingerprint() == after.codec.fingerprint()
     assert after.usage.processor["crop_size"] == {"height": 16, "width": 16}
