@@ -191,9 +191,9 @@ def test_images_of_any_kind_are_decoded_once(tmp_path: Path, monkeypatch: pytest
     ]
     found = open_pictures(files, PROCESSOR, False)
     assert found.pixels.shape == (5, 8, 8, 3)
-    np.testing.assert_array_equal(found.pixels[0], PROCESSOR.cut(pixels))
+    np.testing.assert_array_equal(found.pixels[0], PROCESSOR.pixels(pixels))
     wide = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    np.testing.assert_array_equal(found.pixels[2], PROCESSOR.cut(np.repeat(wide[:, :, None], 3, 2)))
+    np.testing.assert_array_equal(found.pixels[2], PROCESSOR.pixels(np.repeat(wide[:, :, None], 3, 2)))
     assert found.keys[0] == found.keys[3] == found.keys[4] != found.keys[2]
     monkeypatch.setattr("headway.domains.image_text.pictures.decode_image", None)  # from the cache
     np.testing.assert_array_equal(open_pictures(files, PROCESSOR, False).pixels, found.pixels)

@@ -40,7 +40,7 @@ def open_pictures(images: Sequence[File], processor: ImageProcessor, skip: bool)
     UserError for the first image that is corrupt, no image at all or too large to be decoded; with `skip` such images
     are counted in a warning, and their pixels are black.
     """
-    shape = processor.crop or processor.size
+    shape = processor.shape
     if shape is None:
         raise UserError("the image processor gives every image a size of its own; let it resize or crop to one")
     steps = (processor.size, processor.shortest, processor.resample, processor.crop)
@@ -59,11 +59,11 @@ def open_pictures(images: Sequence[File], processor: ImageProcessor, skip: bool)
 
 def _build(folder: Path, images: Sequence[File], processor: ImageProcessor, skip: bool) -> None:
     bad: dict[int, str] = {}
-    high, wide = processor.crop or processor.size or (0, 0)
+    high, wide = processor.shape or (0, 0)
     with Columns(folder, {"pixels": np.uint8, "digests": np.uint8}) as columns:
         for number, (file, data) in enumerate(_contents(images)):
             try:
-                pixels = processor.cut(decode_image(data, str(file)))
+                pixels = processor.pixels(decode_image(data, str(file)))
                 key = hashlib.blake2b(pixels.tobytes(), digest_size=_DIGEST)
             except UserError as error:
                 if not skip:

@@ -17,7 +17,7 @@ def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
     said = usage.processor or {"image_processor_type": "CLIPImageProcessor"}
     if usage.processor:
         known = ImageProcessor.read(usage.processor, "preprocessor_config.json")
-        if size in (known.crop, known.size if known.crop is None else None):
+        if size == known.shape:
             return usage.processor
     kept = {name: said[name] for name in _KEPT if name in said}
     edges = {"height": size[0], "width": size[1]}

@@ -23,7 +23,7 @@ from headway.data.splits import key_of
 from headway.domains.image_text.config import ImageTextConfig, check_towers
 from headway.domains.image_text.contrast import of_parts, sigmoid_contrast, softmax_contrast
 from headway.domains.image_text.data import Captions
-from headway.domains.image_text.gallery import gallery
+from headway.domains.image_text.nearest import nearest_pictures
 from headway.domains.image_text.pictures import open_pictures
 from headway.domains.image_text.processing import processor_of
 from headway.domains.image_text.recall import recall
@@ -145,8 +145,7 @@ class ImageText:
 
     def images(self, numbers: np.ndarray) -> Float[Tensor, "B 3 H W"]:
         """What the model reads of images."""
-        scaled = self.processor.scaled(self.pictures_of.pixels[numbers])
-        return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(np.stack([self.processor.numbers(each) for each in self.pictures_of.pixels[numbers]]))
 
     def texts_of(self, image: int) -> np.ndarray:
         return self.order[self.starts[image] : self.starts[image + 1]]
@@ -226,7 +225,7 @@ class ImageText:
         texts, of = self.asked(images)
         similar = self.text_vectors(model, texts) @ self.image_vectors(model, images).T
         shown = [self.captions.texts[row] for row in texts.tolist()]
-        return gallery(self.pictures_of.pixels[images], shown, of, similar, _PICTURED)
+        return nearest_pictures(self.pictures_of.pixels[images], shown, of, similar, _PICTURED)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.images import pillow
 from headway.report import Picture
+from headway.report.charts import shorten, svg, text
+from headway.report.png import data_uri
 
-_SIDE, _GAP, _LEFT = 56, 8, 150  # in the units of the drawing
+_SIDE, _GAP, _LEFT = 56, 8, 180  # in the units of the drawing
 _NEAREST = 5
-_LONGEST = 28  # characters of a text
 _SHOWN = 96  # pixels of a side
 
 
-def gallery(
+def nearest_pictures(
     pixels: UInt8[np.ndarray, "M H W 3"],
     texts: Sequence[str],
     of: Int[np.ndarray, "N"],
@@ -37,14 +35,12 @@ def gallery(
 
 
 def _images_of(row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similar: np.ndarray) -> list[str]:
-    marks = [_text(_LEFT - _GAP, _SIDE / 2 + 4, _short(texts[row]), "end")]
-    for place, image in enumerate(np.argsort(-similar[row], kind="stable")[:_NEAREST].tolist()):
+    marks = [text("name", _LEFT - _GAP, _SIDE / 2 + 4, shorten(texts[row], 28), "end")]
+    for place, image in enumerate(map(int, np.argsort(-similar[row], kind="stable")[:_NEAREST])):
         x = _LEFT + place * (_SIDE + _GAP)
         marks.append(_image(x, pixels[image]))
         if image == of[row]:
-            marks.append(
-                f'<rect class="whisker" fill="none" x="{x - 2}" y="-2" width="{_SIDE + 4}" height="{_SIDE + 4}"/>'
-            )
+            marks.append(f'<rect class="whisker" x="{x - 2}" y="-2" width="{_SIDE + 4}" height="{_SIDE + 4}"/>')
     return marks
 
 
@@ -52,32 +48,18 @@ def _texts_of(image: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarr
     marks = [_image(0, pixels[image])]
     for place, row in enumerate(map(int, np.argsort(-similar[:, image], kind="stable")[:_NEAREST])):
         own = of[row] == image
-        text = ("✓ " if own else "") + _short(texts[row], 44)
-        marks.append(_text(_SIDE + 2 * _GAP, 10 + place * 11.5, text, "start", "name" if own else "label"))
+        line = ("✓ " if own else "") + shorten(texts[row], 60)
+        marks.append(text("name" if own else "label", _SIDE + 2 * _GAP, 9 + place * 12, line))
     return marks
 
 
 def _drawing(rows: Sequence[Sequence[str]], title: str) -> str:
-    step = _SIDE + _GAP
-    body = "".join(
-        f'<g transform="translate(2 {2 + number * step})">{"".join(marks)}</g>' for number, marks in enumerate(rows)
-    )
-    width, height = _LEFT + _NEAREST * step, len(rows) * step + 4
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    step = _SIDE + 2 * _GAP
+    groups = [f'<g transform="translate(2 {2 + number * step})">{"".join(row)}</g>' for number, row in enumerate(rows)]
+    return svg(_LEFT + _NEAREST * (_SIDE + _GAP), len(rows) * step, groups, title)
 
 
 def _image(x: float, pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     image = pillow().fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((_SHOWN, _SHOWN))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<image x="{x}" y="0" width="{_SIDE}" height="{_SIDE}" href="data:image/png;base64,{data}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "name") -> str:
-    return f'<text class="{kind}" x="{x}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _short(text: str, most: int = _LONGEST) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return f'<image x="{x}" y="0" width="{_SIDE}" height="{_SIDE}" href="{data_uri(np.array(image))}"/>'
