@@ -78,7 +78,8 @@ def _facts(evidence: Evidence) -> str:
     parts = [
         f"{evidence.trials.seeds} seeds from {evidence.seed}",
         f"{evidence.seconds:.0f} s",
-        f"{facts.get('threads')} threads of {facts.get('machine', {}).get('processor')}",
+        f"{facts.get('threads')} {'thread' if facts.get('threads') == 1 else 'threads'} of "
+        f"{facts.get('machine', {}).get('processor')}",
         f"torch {packages.get('torch')}",
     ]
     return ", ".join(parts)
