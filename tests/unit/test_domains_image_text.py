@@ -379,6 +379,32 @@ def test_templates_are_averaged(run: Path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_keeps_what_it_says_in_other_forms(run: Path, tmp_path: Path) -> None:
+    """Exported, imported again, and rounded to 8 bits."""
+    images = [str(run.parent / "seen" / f"bright-{colour}.png") for colour in ("red", "green")]
+    texts = ["a bright green picture", "a bright red picture"]
+    wanted = hw.load(run).match(images, texts)
+    assert cli.main(["export", str(run), str(tmp_path / "clip")]) == cli.DONE
+    assert cli.main(["import", str(tmp_path / "clip"), str(tmp_path / "own")]) == cli.DONE
+    for place in ("clip", "own"):
+        found = hw.load(tmp_path / place).match(images, texts)
+        torch.testing.assert_close(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-5)
+    assert cli.main(["quantize", str(run), str(tmp_path / "int8"), "--weights", "int8"]) == cli.DONE
+    for rounded in (hw.load(run, "cpu", weights="int8"), hw.load(tmp_path / "int8")):
+        torch.testing.assert_close(rounded.match(images, texts).similarities, wanted.similarities, rtol=0, atol=0.05)
+
+
+def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "clip-b32", "--json"]) == cli.DONE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["parameters"] == 151_277_313
+    assert found["generates"] is None
+    assert [line.strip() for line in found["tree"] if line.strip() in ("left", "right")] == ["left", "right"]
+    # Of a token of an image and one of a text: their weights, and attention over 50 patches and half of 77 tokens.
+    weights = 12 * (12 * 768**2 + 12 * 512**2) + 3072 * 768 + 768 * 512 + 512 * 512
+    assert found["flop_per_token"] == 2 * weights + 12 * 4 * (768 * 50 + 512 * 38)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

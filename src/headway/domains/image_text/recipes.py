@@ -48,11 +48,11 @@ def emoji_clip() -> Recipe:
         domain="image_text",
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
-        model=towers(128, 3, 4, 8, 48),
-        task=EmojiConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.2, turn=15, light=0.1)),
+        model=towers(96, 2, 4, 8, 32),
+        task=EmojiConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
-        train=TrainConfig(steps=600, batch_size=96, evaluate_every=100),
+        train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
         expected="minutes on 2 cores",
     )
 
