@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from argparse import Namespace
@@ -18,10 +19,11 @@ from headway.cli.options import Parser, add_common
 from headway.config import parse_settings
 from headway.recipes import configured, find_model
 
-HISTORY = (Path(__file__).parents[2] / "docs" / "history.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+HISTORY = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", HISTORY, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-ROWS = re.findall(r"^\| (\d+) \| (.*?) \| `headway claims (\S+)` \| (\S+)\.json \|$", HISTORY, re.MULTILINE)
+ROWS = re.findall(r"^\| (\d+) \| (.*?) \| `headway claims (\S+)` \| \[(.+)\]\(\.\./(\S+)\) \|$", HISTORY, re.MULTILINE)
 
 
 def parsed(line: str) -> tuple[str, Namespace]:
@@ -56,9 +58,12 @@ def test_a_command_means_something(line: str) -> None:
 
 
 def test_all_claims_stand_in_the_table() -> None:
-    found = [(int(number), title, name) for number, title, name, _ in ROWS]
+    found = [(int(number), title, name) for number, title, name, *_ in ROWS]
     assert found == [(claim.number, claim.title, claim.name) for claim in claims().values()]
-    assert all(name == result for _, _, name, result in ROWS)
+    for _, _, name, verdict, path in ROWS:
+        result = json.loads((ROOT / path).read_text(encoding="utf-8"))
+        assert result["name"] == name
+        assert verdict.startswith("holds") == (result["verdict"] == "holds")
 
 
 def test_every_claim_is_told() -> None:
