@@ -46,7 +46,7 @@ def small_vit(
         embed=PatchEmbedConfig((patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=more),
         heads={"classes": PooledHeadConfig(pool="mean")},
         tie="none",
-        init=InitConfig(head="zero"),
+        init=InitConfig("fan_in", head="zero"),
     )
 
 
@@ -59,8 +59,8 @@ def vision() -> Recipe:
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=VisionConfig(smoothing=0.1, augment=AugmentConfig(flip=0.5, crop=0.5, erase=0.25)),
-        optim=MuonConfig(adam_lr=2e-3, adam_weight_decay=0.05),
-        schedule=CosineConfig(warmup=0.05),
+        optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=2000, batch_size=64),
         expected="minutes from scratch; better with --from a pre-trained ViT",
     )
@@ -96,15 +96,15 @@ def digits() -> Recipe:
         domain="vision",
         description="handwritten digits, 8 x 8 pixels (comes with scikit-learn)",
         data=("digits",),
-        model=small_vit(width=64, depth=4, heads=4, patch=2, size=8, channels=1),
+        model=small_vit(width=64, depth=4, heads=4, patch=2, size=8, channels=1, more=1),
         task=VisionConfig(
             split=SplitConfig(validation=0.1, test=0.1),
             smoothing=0.1,
             augment=AugmentConfig(crop=0.8, rotate=10.0, shift=1),
         ),
-        optim=MuonConfig(adam_lr=2e-3, adam_weight_decay=0.05),
-        schedule=CosineConfig(warmup=0.05),
-        train=TrainConfig(steps=1500, batch_size=128),
+        optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        schedule=CosineConfig(warmup=0.05, floor=0.01),
+        train=TrainConfig(steps=1500, batch_size=128, ema=0.998),
         expected="accuracy 98.5 % in two minutes",
     )
 
