@@ -149,7 +149,7 @@ def test_older_files_say_one_number_for_both_sides() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImageProcessor'"),
+        ({"image_processor_type": "BlipImageProcessor"}, "image_processor_type is 'BlipImageProcessor'"),
         ({"size": {"longest_edge": 3}}, "it should have height and width, or shortest_edge alone"),
         ({"size": 0}, "size is 0; give 1 to"),
         ({"size": "big"}, "size"),
