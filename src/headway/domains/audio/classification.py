@@ -30,8 +30,10 @@ from headway.train.classes import HEAD, ClassSamples, ClassTask
 class SoundTaskConfig(TaskConfig):
     """What tasks over sounds share.
 
-    `seconds` is the window that the model hears, none for the longest sound. `skip_bad` leaves out what cannot be read,
-    and counts it; else it is an error. `smoothing` spreads that share of each label over all (Szegedy et al. 2016).
+    `seconds` is the window that the model hears, none for the longest sound. `skip_bad` leaves out what cannot be used
+    (sounds that are damaged; where there are transcripts, those without a sound, sounds without one, and what is longer
+    than the window), and counts it; else each is an error. `smoothing` spreads that share of each label over all
+    (Szegedy et al. 2016).
     """
 
     seconds: float | None = None
@@ -87,7 +89,7 @@ class SoundClasses(ClassTask):
             where = places[int(lengths.argmax())] if len(places) else ""
             check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise model.context")
         samples = ClassSamples(
-            labels, found.named[self.kept], [sounds.keys[row] for row in self.kept], places.__getitem__
+            labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
         )
         super().__init__(recipe, samples, config.split, config.smoothing, workspace)
 

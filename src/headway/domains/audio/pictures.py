@@ -33,7 +33,7 @@ def confusions(labels: Sequence[str], right: np.ndarray, said: np.ndarray) -> Pi
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:_MOST])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [labels[number] for number in shown.tolist()]
+    names = [labels[number] for number in map(int, shown)]
     caption = f"what is said (to the right) of each class (downwards), {int(counts.sum()):,} sounds"
     if len(shown) < len(labels):
         caption += f"; the {len(shown)} classes of {len(labels)} that are confused most"

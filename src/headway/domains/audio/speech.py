@@ -199,13 +199,14 @@ class SpeechTask:
         whole = [Layout.full(rows, length, device=frames.device) for length in (len(prompt), frames.shape[1])]
         both = cast(EncoderDecoder, model)
         room = cast(int, both.config.context) - len(prompt)
+        unspelt = range(self.codec.size, both.config.symbols)  # published tables may be longer than their tokenizers
         found = beam_search(
             both,
             Prompt(ids, whole[0], frames, whole[1]),
             [room] * rows,
             self.marks.end,
             SearchConfig(self.beam),
-            self.marks.never,
+            (*self.marks.never, *unspelt),
         )
         return [best.ids for best, *_ in found]
 

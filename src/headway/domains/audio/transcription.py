@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from headway.domains.audio.augment import chance, noisy, placed_first, varied
 from headway.domains.audio.classification import data_paths
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
+from headway.domains.audio.resample import RATE
 from headway.domains.audio.speech import (
     END,
     PLAIN,
@@ -39,6 +41,7 @@ from headway.models import EncoderDecoder, EncoderDecoderConfig
 from headway.report import Picture
 from headway.train import Recipe
 
+_LOG = logging.getLogger(__name__)
 _ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
 
 
@@ -70,22 +73,34 @@ class Transcription(SpeechTask):
         model = listening(recipe.model)
         self.config = config
         self.sounds = open_sounds(found.files, config.skip_bad)
-        self.kept = np.setdiff1d(np.arange(len(found)), self.sounds.bad)
+        frames, self.kept = self._fitting(recipe, model, found, workspace)
         self.rows = found.select(self.kept)
-        if not len(self.rows):
-            raise UserError(f"none of {len(found)} sounds can be read; give some that can")
         self.sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
         codec = self._codec(workspace)
-        lengths = self.sounds.lengths[self.kept]
-        frames = settled(recipe, model.encoder, lengths, config.seconds, workspace)
-        remedy = "cut sound and text into shorter ones"
-        check_lengths(lengths, frames, self.rows.places[int(lengths.argmax())], remedy)
         super().__init__(recipe, codec, _marks(codec, model, config.language), frames, config)
         # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
         texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
         self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
         sizes = np.array([len(ids) - 1 for ids in self.targets])
         check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
+
+    def _fitting(
+        self, recipe: Recipe, model: EncoderDecoderConfig, found: Transcripts, workspace: Path
+    ) -> tuple[int, np.ndarray]:
+        """The frames of the window, and the sounds that can be read and fit into it."""
+        lengths = self.sounds.lengths
+        good = np.setdiff1d(np.arange(len(found)), self.sounds.bad)
+        frames = settled(recipe, model.encoder, lengths, self.config.seconds, workspace)
+        kept = good[lengths[good] <= frames * HOP]
+        if len(kept) < len(good):
+            remedy = "cut sound and text into shorter ones, or leave such out with task.skip_bad=true"
+            if not self.config.skip_bad:
+                check_lengths(lengths, frames, str(found.files[int(lengths.argmax())]), remedy)
+            count, window = len(good) - len(kept), frames * HOP / RATE
+            _LOG.warning("%d of %d sounds are longer than the window of %g s and left out", count, len(good), window)
+        if not len(kept):
+            raise UserError(f"none of {len(found)} sounds can be read and fits the window; give some that do")
+        return frames, kept
 
     def _codec(self, workspace: Path) -> TokenizerCodec:
         if (workspace / FILE).exists():
