@@ -87,7 +87,7 @@ class SoundClasses(ClassTask):
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
         if not config.crop:
             where = places[int(lengths.argmax())] if len(places) else ""
-            check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise model.context")
+            check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise task.seconds")
         samples = ClassSamples(
             labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
         )

@@ -14,8 +14,9 @@ from headway.models import EncoderDecoderConfig
 from headway.models.sounds import listener
 from headway.models.whisper import whisper
 from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
+MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
 SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
 
 
@@ -54,7 +55,6 @@ def spoken_digits() -> Recipe:
                 shift=0.1,
                 gain=6.0,
                 speeds=(0.9, 0.95, 1.0, 1.05, 1.1),
-                noise=(10.0, 40.0),
                 time_masks=2,
                 time_width=0.1,
                 band_masks=2,
@@ -62,9 +62,9 @@ def spoken_digits() -> Recipe:
             ),
             split=SplitConfig(validation=0.1, test=0.0),
         ),
-        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=1500, batch_size=64),
+        optim=MUON,
+        schedule=WSDConfig(warmup=50, decay=0.7),
+        train=TrainConfig(steps=2500, batch_size=32),
         expected="",
     )
 
@@ -87,14 +87,14 @@ def spoken_sequences() -> Recipe:
         domain="audio",
         description="sequences of spoken digits with the times of each (made of the Free Spoken Digit Dataset)",
         data=("spoken-digits",),
-        model=writer(width=128, depth=(4, 2), heads=4, symbols=264, context=64, dropout=0.0),
+        model=writer(width=128, depth=(3, 2), heads=4, symbols=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
-            augment=AugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1), noise=(15.0, 45.0)),
+            augment=AugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1)),
             split=SplitConfig(validation=0.1, test=0.0),
         ),
-        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=4000, batch_size=32, evaluate_limit=100),
+        optim=MUON,
+        schedule=WSDConfig(warmup=50, decay=0.7),
+        train=TrainConfig(steps=4000, batch_size=16, evaluate_limit=100),
         expected="",
     )
 

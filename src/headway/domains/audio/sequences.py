@@ -68,9 +68,9 @@ class SpokenSequencesConfig(SpeechConfig):
     `held_out` of validation and of test, and as many as are wanted of training.
     """
 
-    seconds: float | None = 5.0
+    seconds: float | None = 4.0
     least: int = 2
-    most: int = 6
+    most: int = 5
     gap: tuple[float, float] = (0.1, 0.6)
     lead: float = 0.5
     held_out: int = 300
@@ -78,7 +78,7 @@ class SpokenSequencesConfig(SpeechConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seconds is None:
-            raise ConfigError("task.seconds is none; give the window of a sequence, such as 5")
+            raise ConfigError("task.seconds is none; give the window of a sequence, such as 4")
         if not 1 <= self.least <= self.most:
             raise ConfigError(f"task.least is {self.least} and task.most {self.most}; give 1 or more, and no fewer")
         if not 0 <= self.gap[0] <= self.gap[1] or self.lead < 0:
