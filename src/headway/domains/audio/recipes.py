@@ -64,7 +64,7 @@ def spoken_digits() -> Recipe:
         ),
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),
-        train=TrainConfig(steps=2500, batch_size=32),
+        train=TrainConfig(steps=3000, batch_size=32),
         expected="",
     )
 
