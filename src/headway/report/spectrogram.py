@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from headway.report.charts import Axis, shorten, svg, text
 
-_WIDTH, _LEFT, _RIGHT = 720, 84, 12
+_WIDTH, _NARROW = 960, 480  # with what is said below the sound, and of the sound alone
+_LEFT, _RIGHT = 84, 12
 _HIGH, _ROW, _TRACK = 150, 14, 22  # of the spectrogram, of a symbol's attention, of a track of spans
 # Dark to light, as many see loudness: points of a scale between which colours are mixed.
 _SCALE = np.array([[11, 15, 38], [72, 30, 104], [168, 54, 88], [236, 122, 52], [252, 234, 166]], np.float64)
@@ -39,10 +40,12 @@ def spectrogram(
     """An SVG of log-mel frames over `seconds`, low bands below; under it `tracks` of spans by name, and where each of
     `symbols` looked along the same time, in weights from 0 on.
     """
-    axis = Axis(0.0, seconds, _LEFT, _WIDTH - _RIGHT)
     tracks = tracks or {}
+    alone = not tracks and attention is None
+    wide, left = (_NARROW, _RIGHT) if alone else (_WIDTH, _LEFT)
+    axis = Axis(0.0, seconds, left, wide - _RIGHT)
     top = 8 + _TRACK * len(tracks)
-    marks = [_image(_coloured(frames.T[::-1]), _LEFT, top, _WIDTH - _LEFT - _RIGHT, _HIGH)]
+    marks = [_image(_coloured(frames.T[::-1]), left, top, wide - left - _RIGHT, _HIGH)]
     for number, (name, spans) in enumerate(tracks.items()):
         y, bottom = 8 + _TRACK * number, top + _HIGH
         marks.append(text("name", _LEFT - 8, y + 14, shorten(name, 10), "end"))
@@ -50,13 +53,13 @@ def spectrogram(
     low = top + _HIGH + 6
     if attention is not None and len(attention):
         high = _ROW * len(attention)
-        marks.append(_image(_inked(attention), _LEFT, low, _WIDTH - _LEFT - _RIGHT, high))
+        marks.append(_image(_inked(attention), left, low, wide - left - _RIGHT, high))
         names = enumerate(symbols[: len(attention)])
         marks += [text("symbol", _LEFT - 8, low + _ROW * i + 11, shorten(name, 11), "end") for i, name in names]
         low += high + 2
     marks += [text("tick", axis.place(tick), low + 14, f"{tick:g}", "middle") for tick in axis.ticks(8)]
-    marks.append(text("label", _WIDTH - _RIGHT, low + 30, "seconds", "end"))
-    return svg(_WIDTH, low + 36, marks, "spectrogram", natural=True)
+    marks.append(text("label", wide - _RIGHT, low + 30, "seconds", "end"))
+    return svg(wide, low + 36, marks, "spectrogram", natural=True)
 
 
 def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -> list[str]:

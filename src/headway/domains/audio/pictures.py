@@ -10,34 +10,20 @@ from torch import Tensor
 
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.resample import RATE
-from headway.report import Picture, heatmap
+from headway.report import Picture
+from headway.report.confusion import confusion_chart
 from headway.report.spectrogram import Span, spectrogram
-
-_MOST = 24  # classes that a picture shows
 
 
 def class_pictures(
     labels: Sequence[str], right: np.ndarray, said: np.ndarray, heard: Sequence[tuple[str, Float[Tensor, "T M"]]]
 ) -> list[Picture]:
     """Confusions of classes int [N], and the spectrograms of some sounds by name."""
-    pictures = [confusions(labels, right, said)]
+    caption = f"{len(right):,} sounds: what they are (downwards) and what is said"
+    pictures = [Picture("Confusions", caption, confusion_chart(right, said, labels), wide=True)]
     for name, frames in heard:
         pictures.append(Picture("A sound as it is heard", name, spectrogram(frames.numpy(), seconds(len(frames)))))
     return pictures
-
-
-def confusions(labels: Sequence[str], right: np.ndarray, said: np.ndarray) -> Picture:
-    """The share of each class (downwards) that is taken for each; of many classes, those with the most errors."""
-    counts = np.zeros((len(labels), len(labels)))
-    np.add.at(counts, (right, said), 1)
-    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    shown = np.sort(np.argsort(-wrong, kind="stable")[:_MOST])
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [labels[number] for number in map(int, shown)]
-    caption = f"what is said (to the right) of each class (downwards), {int(counts.sum()):,} sounds"
-    if len(shown) < len(labels):
-        caption += f"; the {len(shown)} classes of {len(labels)} that are confused most"
-    return Picture("Confusions", caption, heatmap(share[np.ix_(shown, shown)].tolist(), names, names, "confusions"))
 
 
 def alignment_picture(
