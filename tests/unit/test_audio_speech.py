@@ -203,6 +203,7 @@ def test_between_digits_there_is_silence_and_in_them_the_recording(recordings: P
 def test_no_recording_is_in_two_splits(recordings: Path) -> None:
     task = sequences(recordings)
     rows = {split: {int(row) for voice in voices for row in voice} for split, voices in task.voices.items()}
+    assert rows.pop("all") == set.union(*rows.values())
     assert sum(map(len, rows.values())) == len(set.union(*rows.values())) == 240
     assert {task.takes.takes[row] for row in rows["test"]} == {0, 1, 2, 3, 4}
     assert not {task.takes.takes[row] for row in rows["train"] | rows["validation"]} & {0, 1, 2, 3, 4}

@@ -47,7 +47,7 @@ from headway.train import Recipe, Shard
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEP = 0.02  # seconds between timestamps, as Whisper has them
-_SPLITS = ("train", "validation", "test")  # what each draws its sequences by
+_SPLITS = ("train", "validation", "test", "all")  # what each draws its sequences by
 
 
 class Spoken(NamedTuple):
@@ -98,7 +98,7 @@ class SpokenSequences(SpeechTask):
         model = listening(recipe.model)
         self.config, self.takes = config, takes
         self.sounds = open_sounds(takes.files, config.skip_bad)
-        sides = sides_of(self.sounds.keys, takes.named(None), config.split)
+        sides = {**sides_of(self.sounds.keys, takes.named(None), config.split), "all": np.arange(len(takes.files))}
         self.voices = {side: _by_speaker(takes, rows, self.sounds) for side, rows in sides.items()}
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         codec = sequence_codec(frames * HOP / RATE) if not (workspace / FILE).exists() else _saved(workspace)
