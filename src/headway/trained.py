@@ -298,9 +298,9 @@ class Model:
     ) -> list[dict[str, float]]:
         """The probability of each label for each text, pair of texts, image or sound, the most probable first.
 
-        Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated. Sounds
-        are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window, `truncate`
-        hears the middle.
+        Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
+        Sounds are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window,
+        `truncate` hears the middle.
         """
         if _matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("soundfile")
 
-from spoken import digits, prompts, tone, write
+from sound_files import digits, prompts, tone, write
 from tiny_runs import cut_back, weights
 
 import headway as hw
@@ -30,7 +30,8 @@ from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import ConfigError, UserError
 from headway.models import build
 from headway.recipes import begin_task, configured, open_task
-from headway.report.spectrogram import Span, png, spectrogram
+from headway.report.png import png
+from headway.report.spectrogram import Span, spectrogram
 
 SMALL = {
     "model.width": 16,

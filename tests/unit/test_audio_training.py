@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("soundfile")
 
-from spoken import classes, digits, tone, write
+from sound_files import classes, digits, tone, write
 from tiny_runs import cut_back, weights
 
 import headway as hw

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
@@ -13,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headway.report.charts import Axis, shorten, svg, text
+from headway.report.png import data_uri
 
 _WIDTH, _NARROW = 960, 480  # with what is said below the sound, and of the sound alone
 _LEFT, _RIGHT = 84, 12
@@ -93,18 +91,5 @@ def _inked(weights: Float[np.ndarray, "R C"]) -> np.ndarray:
 
 
 def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) -> str:
-    data = base64.b64encode(png(pixels)).decode()
     place = f'x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none"'
-    return f'<image {place} style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Pixels, uint8 [height, width, 3 or 4], as a PNG (ISO 15948)."""
-    height, width, channels = pixels.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], 1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 6, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return f'<image {place} class="pixels" href="{data_uri(pixels)}"/>'

@@ -23,7 +23,7 @@ from headway.errors import ConfigError, UserError
 from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.report import Picture
 from headway.train import Recipe, TaskConfig
-from headway.train.classes import HEAD, ClassSamples, ClassTask
+from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
 class SoundClasses(ClassTask):
     """The task over sounds with a label each."""
 
+    unit = "sound"
+
     def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, workspace: Path) -> None:
         if not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"classes need a transformer, and the model is a {type(recipe.model).__name__}")
@@ -85,6 +87,8 @@ class SoundClasses(ClassTask):
         _check_classes(set(found.labels) - set(labels))
         lengths = sounds.lengths[self.kept]
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
+        heard = with_window(recipe.model, self.frames)
+        self.tokens = heard.context or heard.embed.length or 1  # that a sound becomes in the model
         if not config.crop:
             where = places[int(lengths.argmax())] if len(places) else ""
             check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise task.seconds")
@@ -110,6 +114,9 @@ class SoundClasses(ClassTask):
         frames = spectra(torch.stack(windows), self.frames, self.bands)
         augment = self.config.augment
         return torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
+
+    def training_batch(self, rows: np.ndarray, places: np.ndarray) -> ClassBatch:
+        return ClassBatch(self.inputs(rows, places), torch.from_numpy(self.classes[rows]), self.tokens)
 
     def _window(self, row: int, draw: np.random.Generator | None) -> Float[Tensor, "N"]:
         sound, augment = self.sounds[self.kept[row]], self.config.augment
