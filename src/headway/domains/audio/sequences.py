@@ -170,7 +170,10 @@ class SpokenSequences(SpeechTask):
         return " ".join(span.text for span in self.sequence(split, number).spans)
 
     def shown(self, split: str, number: int) -> str:
-        return " ".join(f"{span.text} {span.start:.2f}-{span.end:.2f}" for span in self.sequence(split, number).spans)
+        return _timed(self.sequence(split, number).spans)
+
+    def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
+        return {**super().sample(split, number, ids), "times": _timed(self.spans(ids))}
 
     def scores(self, split: str, numbers: np.ndarray, said: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Word error rate; and by how many milliseconds the times of the words that are right are off, in the mean."""
@@ -196,6 +199,10 @@ class SpokenSequences(SpeechTask):
         tracks = {"said": spans, "heard": self.spans(found.ids)}
         name = f"{found.text} (said: {self.reference(split, number)})"
         return [alignment_picture(name, found.frames, tracks, found.weights, found.symbols)]
+
+
+def _timed(spans: Sequence[Span]) -> str:
+    return ", ".join(f"{span.text} {span.start:.2f}–{span.end:.2f}" for span in spans)
 
 
 def matched(true: Sequence[Span], said: Sequence[Span]) -> list[tuple[Span, Span]]:

@@ -224,14 +224,12 @@ class SpeechTask:
                 device_of(cast(EncoderDecoder, model))
             )
             said = self.write(model, batch.frames)
-        return [
-            {
-                "source": self.shown(split, number),
-                "output": self.codec.decode(ids).strip(),
-                "reference": self.reference(split, number),
-            }
-            for number, ids in zip(numbers, said)
-        ]
+        return [self.sample(split, number, ids) for number, ids in zip(numbers, said)]
+
+    def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
+        """A sound with what is written of it, as symbols, and what is said."""
+        output, reference = self.codec.decode(list(ids)).strip(), self.reference(split, number)
+        return {"source": self.shown(split, number), "output": output, "reference": reference}
 
     def spread(self, count: int) -> list[int]:
         """Sounds of the split that is judged last, spread evenly over it."""
