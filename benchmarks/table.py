@@ -120,9 +120,7 @@ def spoken_prompts(found: Found) -> Iterator[Row]:
 
 
 def spoken_minutes(found: Found) -> str:
-    """Of a run that went on where it was stopped only the time of its training is known."""
-    seconds = found["core_seconds"] or found["training_seconds"]
-    return f"{seconds / 60:.0f} minutes" + (" of one core" if found["threads"] == 1 else "")
+    return f"{found['core_seconds'] / 60:.0f} core-minutes"
 
 
 def duration(found: Found) -> str:

@@ -135,6 +135,7 @@ def test_the_prompt_is_read_and_not_foretold(tmp_path: Path) -> None:
     scores = task.scores("train", np.array([0, 1]), [task.codec.encode(" a j"), task.codec.encode(" b j")])
     assert scores["wer"] == 0.25
     assert words("Don't stop_it,  NOW.") == "don't stop it now"
+    assert [task.sample("train", 0, task.codec.encode(f" {text}"))[""] for text in ("a j", "a b")] == ["✓", "✗"]
 
 
 def test_augmented_speech_is_a_function_of_seed_and_place(tmp_path: Path) -> None:

@@ -227,9 +227,10 @@ class SpeechTask:
         return [self.sample(split, number, ids) for number, ids in zip(numbers, said)]
 
     def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
-        """A sound with what is written of it, as symbols, and what is said."""
+        """A sound with what is written of it, as symbols, and what is said; marked right where no word is wrong."""
         output, reference = self.codec.decode(list(ids)).strip(), self.reference(split, number)
-        return {"source": self.shown(split, number), "output": output, "reference": reference}
+        mark = "✓" if words(output) == words(reference) else "✗"
+        return {"": mark, "source": self.shown(split, number), "output": output, "reference": reference}
 
     def spread(self, count: int) -> list[int]:
         """Sounds of the split that is judged last, spread evenly over it."""
