@@ -84,6 +84,45 @@ def emoji(found: Found) -> Iterator[Row]:
     )
 
 
+def spoken_digits(found: Found) -> Iterator[Row]:
+    yield (
+        f"spoken digits (FSDD, takes 0 to 4), {found['parameters'] / 1e6:.1f}M parameters",
+        f"accuracy {100 * found['scores']['accuracy']:.1f} % after {spoken_minutes(found)}",
+        "",
+    )
+
+
+def spoken_speakers(found: Found) -> Iterator[Row]:
+    rates = found["accuracy"]
+    yield (
+        "the same of a speaker who is not trained on, mean of six",
+        f"accuracy {100 * rates['mean']:.1f} % ({100 * rates['least']:.1f} to {100 * rates['greatest']:.1f})",
+        "",
+    )
+
+
+def spoken_sequences(found: Found) -> Iterator[Row]:
+    scores = found["scores"]
+    yield (
+        f"2 to 5 spoken digits with their times, {found['parameters'] / 1e6:.1f}M parameters, from scratch",
+        f"WER {100 * scores['wer']:.1f} %, {scores['boundary_error_ms']:.0f} ms from the true times in the mean, after "
+        f"{spoken_minutes(found)}",
+        "",
+    )
+
+
+def spoken_prompts(found: Found) -> Iterator[Row]:
+    yield (
+        f"Asterisk's prompts by Whisper tiny.en, fine-tuned for {spoken_minutes(found)}",
+        f"WER {100 * found['scores']['wer']:.1f} %",
+        f"before: {100 * found['before']['wer']:.1f} %",
+    )
+
+
+def spoken_minutes(found: Found) -> str:
+    return f"{found['core_seconds'] / 60:.0f} core-minutes"
+
+
 def duration(found: Found) -> str:
     """The minutes of a run; of one thread, the minutes of its core."""
     if found.get("threads") == 1:
@@ -285,6 +324,10 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "fashion-mnist": fashion,
     "digits": digits,
     "vision-speed": vision_speed,
+    "spoken-digits": spoken_digits,
+    "spoken-speakers": spoken_speakers,
+    "spoken-sequences": spoken_sequences,
+    "spoken-prompts": spoken_prompts,
     "load": loading,
     "fuzz": fuzz,
     "padding": padding,

@@ -16,7 +16,7 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.data.dialogues import Message
-from headway.domains import image_text, masked, understanding, vision
+from headway.domains import audio, image_text, masked, understanding, vision
 from headway.domains.chat.talk import Talk
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
@@ -292,14 +292,21 @@ class Model:
         return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
 
     def classify(
-        self, items: Sequence[understanding.Text] | Sequence[vision.Image], truncate: bool = False
+        self,
+        items: Sequence[understanding.Text] | Sequence[vision.Image] | Sequence[audio.Sound],
+        truncate: bool = False,
     ) -> list[dict[str, float]]:
-        """The probability of each label for each text, pair of texts or image, the most probable first.
+        """The probability of each label for each text, pair of texts, image or sound, the most probable first.
 
         Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
+        Sounds are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window,
+        `truncate` hears the middle.
         """
         if _matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
+        if isinstance(self.module, Transformer) and audio.hears(self.module.config):
+            sounds = cast(Sequence[audio.Sound], items)
+            return audio.classify(self.module, self.usage, sounds, str(self.directory), truncate)
         if _sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         texts = cast(Sequence[understanding.Text], items)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,17 @@ def test_pairs_of_a_fetched_set_are_counted(data_dir: Path, server: tuple[str, P
     assert download(set_of(file), tmp_path / "data")[0].is_file()
     with pytest.raises(UserError, match="169,813 pairs, fewer than 169,814"):
         download(set_of(replace(file, pairs=169_814)), tmp_path / "other")
+
+
+def test_sounds_of_a_fetched_set_are_counted(server: tuple[str, Path], tmp_path: Path) -> None:
+    url, served = server
+    with zipfile.ZipFile(served / "a.zip", "w") as archive:
+        for name in ("README.md", "recordings/1_anna_0.wav", "recordings/1_anna_1.wav"):
+            archive.writestr(f"set-master/{name}", "something")
+    file = KnownFile("a.zip", f"{url}/a.zip", 10**4, sounds=2)
+    assert download(set_of(file), tmp_path / "data")[0].is_file()
+    with pytest.raises(UserError, match=r"2 \.wav files, not 3"):
+        download(set_of(replace(file, sounds=3)), tmp_path / "other")
 
 
 def test_a_bad_download_leaves_nothing(server: tuple[str, Path], tmp_path: Path) -> None:

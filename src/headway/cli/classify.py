@@ -1,4 +1,4 @@
-"""`headway classify`: texts, pairs of texts or images to labels with probabilities."""
+"""`headway classify`: texts, pairs of texts, images or sounds to labels with probabilities."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
 headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
 headway classify path/to/vit cat.png dog.jpg
 headway classify runs/mine cat.png --attention cat-attention.png    # and draw where the model looks
+headway classify runs/spoken-digits seven.wav
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    add("items", nargs="*", metavar="ITEM", help="texts, or image files (default: the lines of standard input)")
+    add(
+        "items",
+        nargs="*",
+        metavar="ITEM",
+        help="texts, or files of images or sounds (default: the lines of standard input)",
+    )
     add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
     add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
     add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
-    add("--truncate", action="store_true", help="cut texts that are too long for the model")
+    add("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

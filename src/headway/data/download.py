@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from headway.data.files import File, lines
+from headway.data.files import File, lines, members
 from headway.data.idx import read_idx
 from headway.data.registry import KnownFile, KnownSet, find_set, known_set, made_by_hand
 from headway.data.sources import pairs
@@ -96,3 +96,7 @@ def _verify(file: KnownFile, part: Path, digest: str) -> None:
         found = sum(1 for _ in pairs([part]))
         if found < file.pairs:
             raise UserError(f"{file.url} has {found:,} pairs, fewer than {file.pairs:,}; try again")
+    if file.sounds is not None:
+        found = sum(1 for inside in members(part) if inside.kind == ".wav")
+        if found != file.sounds:
+            raise UserError(f"{file.url} has {found:,} .wav files, not {file.sounds:,}; try again")

@@ -16,8 +16,8 @@ class KnownFile:
     """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
 
     `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
-    most bytes that a download may have, `lines`, `pairs` or `sizes` (of an IDX file) how many there are (pairs: at
-    least, where a set grows). Without a `url` no server has the file as it is.
+    most bytes that a download may have, `lines`, `pairs`, `sizes` (of an IDX file) or `sounds` (.wav files in an
+    archive) how many there are (pairs: at least, where a set grows). Without a `url` no server has the file as it is.
     """
 
     path: str
@@ -27,6 +27,7 @@ class KnownFile:
     lines: int | None = None
     pairs: int | None = None
     sizes: tuple[int, ...] | None = None
+    sounds: int | None = None
     instead: str | None = None
 
 
@@ -182,6 +183,22 @@ KNOWN: dict[str, KnownSet] = {
             files=(
                 KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
                 KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
+            ),
+        ),
+        KnownSet(
+            name="spoken-digits",
+            description="the digits 0 to 9, said by six speakers (Free Spoken Digit Dataset)",
+            counts="2,700 / 300 sounds for training and test (takes 0 to 4 of each), 8 kHz",
+            licence="CC BY-SA 4.0",
+            url="https://github.com/Jakobovski/free-spoken-digit-dataset",
+            files=(
+                KnownFile(
+                    "fsdd/free-spoken-digit-dataset.zip",
+                    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",
+                    50 * _MEGABYTE,
+                    sounds=3_000,
+                    instead="fsdd/free-spoken-digits.tar.xz",
+                ),
             ),
         ),
         KnownSet(

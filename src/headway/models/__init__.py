@@ -16,6 +16,7 @@ from headway.models.maps import attention_maps
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.probe import ProbeHead, ProbeHeadConfig
+from headway.models.spectrogram import SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.models.two_tower import TwoTower, TwoTowerConfig
@@ -55,6 +56,8 @@ __all__ = [
     "ProbeHeadConfig",
     "Progress",
     "Prompt",
+    "SpectrogramEmbed",
+    "SpectrogramEmbedConfig",
     "Stack",
     "StackConfig",
     "StateBridgeConfig",

@@ -23,6 +23,7 @@ from headway.models.block import BlockConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
+from headway.models.spectrogram import SpectrogramEmbedConfig
 from headway.models.stem import ConvolutionalStem
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
@@ -143,6 +144,8 @@ def _reads(config: TransformerConfig) -> str:
     if isinstance(config.embed, PatchEmbedConfig):
         high, wide = config.embed.size
         return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
+    if isinstance(config.embed, SpectrogramEmbedConfig):
+        return f"sounds of {config.embed.frames} frames ({config.embed.length} tokens) or other lengths"
     context = "no limit" if config.context is None else config.context
     return f"{config.symbols:,} symbols, context {context}"
 
@@ -152,6 +155,9 @@ def _embed(embed: Any) -> str:
         registers = f", {embed.registers} registers" if embed.registers else ""
         stem = ", convolutional stem" if embed.stem == "convolutional" else ""
         return f"patches {embed.patch[0]} x {embed.patch[1]}{stem}, {embed.tokens} learned tokens{registers}"
+    if isinstance(embed, SpectrogramEmbedConfig):
+        (long, high), (along, up) = embed.patch, embed.stride
+        return f"patches of {long} frames x {high} bands, one every {along} x {up}, {embed.tokens} learned tokens"
     positions = getattr(embed, "positions", None)
     return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 

@@ -25,12 +25,15 @@ TITLES = {
     "chrf": "chrF",
     "wer": "word error rate",
     "per": "phoneme error rate",
+    "boundary_error_ms": "error of times (ms)",
+    "start_error_ms": "error of starts (ms)",
+    "end_error_ms": "error of ends (ms)",
     "samples": "samples",
     "tokens": "tokens",
 }
 RATES = ("wer", "per", "accuracy", "next_accuracy")
 # Lines of metrics.jsonl hold these beside the metrics.
-_NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam")
+_NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam", "boundaries")
 
 
 @runtime_checkable

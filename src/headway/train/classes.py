@@ -78,7 +78,7 @@ class ClassTask:
     ) -> None:
         """Raises UserError for labels that training never sees and for fewer than two, ConfigError for settings."""
         self.seed = recipe.train.seed
-        self.size = _batch_size(recipe)
+        self.size = batch_size_of(recipe)
         self.smoothing = smoothing
         self.sides = sides_of(samples.keys, samples.named, split)
         trained = {samples.labels[int(row)] for row in self.sides["train"]}
@@ -169,7 +169,8 @@ class ClassTask:
         save_labels(directory, self.labels)
 
 
-def _batch_size(recipe: Recipe) -> int:
+def batch_size_of(recipe: Recipe) -> int:
+    """The samples of a micro-batch; ConfigError for a recipe that counts tokens."""
     train = recipe.train
     if train.batch_size is None or train.batch_tokens is not None:
         raise ConfigError(

@@ -17,6 +17,7 @@ _LOWEST, _HIGHEST = 1000, 768_000
 # A windowed sinc with 48 zero crossings on each side. Kaiser's window of this beta lets through less than -80 dB, and
 # falls within 10.5 % of the lower half rate, which it ends at: what the lower rate cannot hold is gone, not folded.
 _CROSSINGS, _BETA, _PASSED = 48, 7.857, 0.947
+_AT_ONCE = 1 << 18  # weights of all phases together, up to which one product is faster than one for each
 
 
 def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[Tensor, "M"]:
@@ -37,6 +38,9 @@ def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[
     phases, taps = filters.shape
     length = -(-len(sound) * new // old)
     around = F.pad(sound, (taps // 2 - 1, taps // 2 + old))
+    if phases * (taps + old) <= _AT_ONCE:
+        found = F.conv1d(around[None, None], _shifted(old, new).to(sound)[:, None], stride=old)[0]
+        return found.t().flatten()[:length]
     out = sound.new_empty(length)
     for phase in range(min(phases, length)):
         place = out[phase::new]
@@ -45,6 +49,18 @@ def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[
         found = F.conv1d(heard[None, None], filters[None, None, phase], stride=old)
         place.copy_(found[0, 0])
     return out
+
+
+@lru_cache(maxsize=8)
+def _shifted(old: int, new: int) -> Float[Tensor, "P wide"]:
+    """The filters of all phases, each with the zeros before it that its phase begins later by."""
+    filters = _filters(old, new)
+    phases, taps = filters.shape
+    wide = filters.new_zeros(phases, taps + old)
+    for phase in range(phases):
+        first = phase * old // new
+        wide[phase, first : first + taps] = filters[phase]
+    return wide
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,151 @@
+"""A class for each sound: what a folder of sounds teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.data import SplitConfig, find_set
+from headway.data.labelled import Labelled, read_labelled
+from headway.domains.audio.augment import AugmentConfig, chance, masked, noisy, placed, varied
+from headway.domains.audio.mel import HOP, SHORTEST, log_mel
+from headway.domains.audio.pictures import class_pictures
+from headway.domains.audio.store import KINDS, open_sounds
+from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
+from headway.errors import ConfigError, UserError
+from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
+from headway.report import Picture
+from headway.train import Recipe, TaskConfig
+from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask
+
+
+@dataclass(frozen=True)
+class SoundTaskConfig(TaskConfig):
+    """What tasks over sounds share.
+
+    `seconds` is the window that the model hears, none for the longest sound. `skip_bad` leaves out what cannot be used
+    (sounds that are damaged; where there are transcripts, those without a sound, sounds without one, and what is longer
+    than the window), and counts it; else each is an error. `smoothing` spreads that share of each label over all
+    (Szegedy et al. 2016).
+    """
+
+    seconds: float | None = None
+    skip_bad: bool = False
+    smoothing: float = 0.0
+    augment: AugmentConfig = AugmentConfig()
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not 0.02 <= self.seconds <= 3600:
+            raise ConfigError(f"task.seconds is {self.seconds:g}; give a window from 0.02 to 3600 s, or none")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+
+
+@register("sounds")
+@dataclass(frozen=True)
+class SoundsConfig(SoundTaskConfig):
+    """Give each sound its class. Data are folders of sounds, a folder for each class, or tables of path and label.
+
+    A sound that is longer than the window is an error, or with `crop` cut: to any part in training, to its middle else.
+    """
+
+    crop: bool = False
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        return SoundClasses(self, recipe, read_labelled(data_paths(recipe, data), KINDS, "sound"), workspace)
+
+
+def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
+    """The files that are given, or else those of the recipe's known sets."""
+    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+
+
+class SoundClasses(ClassTask):
+    """The task over sounds with a label each."""
+
+    unit = "sound"
+
+    def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, workspace: Path) -> None:
+        if not isinstance(recipe.model, TransformerConfig):
+            raise ConfigError(f"classes need a transformer, and the model is a {type(recipe.model).__name__}")
+        self.config = config
+        self.bands = bands_of(recipe.model)
+        sounds = open_sounds(found.files, config.skip_bad)
+        self.kept = np.setdiff1d(np.arange(len(found)), sounds.bad)
+        self.sounds = sounds
+        self.files = [found.files[row] for row in self.kept]
+        labels, places = ([column[row] for row in self.kept] for column in (found.labels, found.places))
+        _check_classes(set(found.labels) - set(labels))
+        lengths = sounds.lengths[self.kept]
+        self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
+        heard = with_window(recipe.model, self.frames)
+        self.tokens = heard.context or heard.embed.length or 1  # that a sound becomes in the model
+        if not config.crop:
+            where = places[int(lengths.argmax())] if len(places) else ""
+            check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise task.seconds")
+        samples = ClassSamples(
+            labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
+        )
+        super().__init__(recipe, samples, config.split, config.smoothing, workspace)
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the window, and a head of as many classes as there are. Raises UserError for empty splits."""
+        for split in ("train", "validation"):
+            self.numbers(split)
+        assert isinstance(model, TransformerConfig)
+        head = model.heads.get(HEAD, PooledHeadConfig(pool="mean"))
+        if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)):
+            raise ConfigError(f"the head {HEAD!r} is a {type(head).__name__}; choose one of kind pooled or distilled")
+        return replace(with_window(model, self.frames), heads={HEAD: replace(head, outputs=len(self.labels))})
+
+    def inputs(self, rows: np.ndarray, places: np.ndarray | None = None) -> Float[Tensor, "B T M"]:
+        """Log-mel frames of the windows."""
+        draws = [None] * len(rows) if places is None else [chance(self.seed, int(place)) for place in places]
+        windows = [self._window(row, draw) for row, draw in zip(rows.tolist(), draws)]
+        frames = spectra(torch.stack(windows), self.frames, self.bands)
+        augment = self.config.augment
+        return torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
+
+    def training_batch(self, rows: np.ndarray, places: np.ndarray) -> ClassBatch:
+        return ClassBatch(self.inputs(rows, places), torch.from_numpy(self.classes[rows]), self.tokens)
+
+    def _window(self, row: int, draw: np.random.Generator | None) -> Float[Tensor, "N"]:
+        sound, augment = self.sounds[self.kept[row]], self.config.augment
+        if draw is None:
+            return placed(sound, self.frames * HOP)
+        return noisy(placed(varied(sound, augment, draw), self.frames * HOP, augment.shift, draw), augment, draw)
+
+    def shown(self, row: int) -> str:
+        return self.files[row].name
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """What is taken for what on the split that is judged last, and two sounds as they are heard."""
+        rows = self.numbers(self.final_split)
+        said = self.logits(model, rows).argmax(-1).numpy()
+        heard = [(self.shown(row), self.inputs(np.array([row]))[0]) for row in self.spread(2).tolist()]
+        return class_pictures(self.labels, self.classes[rows], said, heard)
+
+
+def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
+    """What a model hears of a sound outside training: the middle of its window."""
+    return spectra(placed(sound, frames * HOP), frames, bands)
+
+
+def spectra(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
+    """The frames of windows; those that are shorter than the shortest transform are followed by silence."""
+    short = max(0, SHORTEST - windows.shape[-1])
+    return log_mel(torch.nn.functional.pad(windows, (0, short)), bands)[..., :frames, :]
+
+
+def _check_classes(lost: set[str]) -> None:
+    if lost:
+        raise UserError(f"no sound of the class {min(lost)!r} can be read; add sounds that can, or remove the class")

@@ -1,0 +1,43 @@
+"""Pictures of sounds and of what is made of them, for the page of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.domains.audio.mel import HOP
+from headway.domains.audio.resample import RATE
+from headway.report import Picture
+from headway.report.confusion import confusion_chart
+from headway.report.spectrogram import Span, spectrogram
+
+
+def class_pictures(
+    labels: Sequence[str], right: np.ndarray, said: np.ndarray, heard: Sequence[tuple[str, Float[Tensor, "T M"]]]
+) -> list[Picture]:
+    """Confusions of classes int [N], and the spectrograms of some sounds by name."""
+    caption = f"{len(right):,} sounds: what they are (downwards) and what is said"
+    pictures = [Picture("Confusions", caption, confusion_chart(right, said, labels), wide=True)]
+    for name, frames in heard:
+        pictures.append(Picture("A sound as it is heard", name, spectrogram(frames.numpy(), seconds(len(frames)))))
+    return pictures
+
+
+def alignment_picture(
+    name: str,
+    frames: Float[Tensor, "T M"],
+    tracks: dict[str, list[Span]],
+    attention: Float[np.ndarray, "N S"] | None,
+    symbols: Sequence[str],
+) -> Picture:
+    """A sound, what is said and heard in it, and where the decoder looked when it foretold each symbol."""
+    caption = f"{name}; below, where each symbol (downwards) was read from, in the mean of layers and heads"
+    figure = spectrogram(frames.numpy(), seconds(len(frames)), tracks, attention, symbols)
+    return Picture("Alignment", caption, figure, wide=True)
+
+
+def seconds(frames: int) -> float:
+    return frames * HOP / RATE

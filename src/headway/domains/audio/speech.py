@@ -1,0 +1,268 @@
+"""Sounds into symbols as a task: foretell what is said, and judge what is written by word error rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.checkpoints.usage import read_usage
+from headway.codecs import TokenizerCodec
+from headway.data.order import epoch_seed
+from headway.data.packing import IGNORED
+from headway.domains.audio.augment import chance, masked
+from headway.domains.audio.classification import SoundTaskConfig, spectra
+from headway.domains.audio.windows import bands_of, with_window
+from headway.errors import ConfigError, UserError
+from headway.generate import SearchConfig
+from headway.generate.prompts import device_of, evaluating
+from headway.generate.search import beam_search
+from headway.layout import Layout
+from headway.metrics import language_scores
+from headway.metrics.errors import word_error_rate
+from headway.models import EncoderDecoder, EncoderDecoderConfig, Loss, ModelConfig, Prompt, VocabularyHead
+from headway.train import Recipe, Shard, sharding
+from headway.train.classes import batch_size_of
+from headway.train.task import WHOLE
+
+START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+_MASKS = 1 << 32  # tells what is drawn for masks from all else that is drawn for a place
+_NO_WORD = re.compile(r"[^\w\s']|_")
+
+
+@dataclass(frozen=True)
+class SpeechConfig(SoundTaskConfig):
+    """Write what is said, by a search of width `beam` (1 is greedy)."""
+
+    beam: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beam < 1:
+            raise ConfigError(f"task.beam is {self.beam}; give 1 or more")
+
+
+class Example(NamedTuple):
+    """The samples of a window, and all symbols of what is said in it, from the first of the prompt to the end."""
+
+    window: Float[Tensor, "N"]
+    ids: list[int]
+
+
+class Marks(NamedTuple):
+    """`prompt` begins every text, `end` follows it, `never` is not written."""
+
+    prompt: tuple[int, ...]
+    end: int
+    never: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """`target` is what the decoder reads, `labels` what it is to foretell; `tokens` counts labels."""
+
+    frames: Float[Tensor, "B T M"]
+    target: Int[Tensor, "B L"]
+    layout: Layout
+    labels: Int[Tensor, "B L"]
+    tokens: int
+
+    @property
+    def heard(self) -> Layout:
+        """Windows are whole: what is silent in them is heard as silence."""
+        return Layout.full(*self.frames.shape[:2], device=self.frames.device)
+
+    @property
+    def computed(self) -> int:
+        return self.frames.shape[0] * self.frames.shape[1] // 2 + self.target.numel()
+
+    def to(self, device: torch.device | str) -> Self:
+        if self.target.device == torch.device(device):
+            return self
+        frames, target, labels = (part.to(device) for part in (self.frames, self.target, self.labels))
+        return type(self)(frames, target, self.layout.to(device), labels, self.tokens)
+
+
+class SpeechTask:
+    """Cross-entropy of the symbols after the prompt, judged by word error rate. A batch is train.batch_size sounds.
+
+    A domain's task says which sounds there are (`numbers`) and what each is (`example`, `reference`, `shown`).
+    """
+
+    goal: str = "wer"
+    goal_better: Literal["min", "max"] = "min"
+    at_once = 16  # sounds that are heard together
+
+    def __init__(self, recipe: Recipe, codec: TokenizerCodec, marks: Marks, frames: int, config: SpeechConfig) -> None:
+        """Raises ConfigError for a recipe that counts tokens."""
+        self.codec, self.marks = codec, marks
+        self.frames, self.bands = frames, bands_of(listening(recipe.model).encoder)
+        self.seed = recipe.train.seed
+        self.size = batch_size_of(recipe)
+        self.smoothing, self.beam, self.augment = config.smoothing, config.beam, config.augment
+
+    def numbers(self, split: str) -> np.ndarray:
+        """The sounds of a split, int64 [N]. A UserError where there are none."""
+        raise NotImplementedError
+
+    def stream(self, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The places of training batches in an endless stream, and the sounds that stand there, int [B] both."""
+        rows = self.numbers("train")
+        for places, samples in sharding.endless(len(rows), self.size, self.seed, shard, start):
+            yield places, rows[samples]
+
+    def example(self, split: str, number: int, place: int | None = None) -> Example:
+        """A sound. Where its `place` in the stream of training is given, what is drawn comes of it and the seed."""
+        raise NotImplementedError
+
+    def reference(self, split: str, number: int) -> str:
+        """What is said."""
+        raise NotImplementedError
+
+    def shown(self, split: str, number: int) -> str:
+        """A sound as a line of text."""
+        raise NotImplementedError
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        raise NotImplementedError
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the window and the codec's symbols. Raises UserError for empty splits."""
+        for split in ("train", "validation"):
+            self.numbers(split)
+        both = listening(model)
+        decoder = replace(both.decoder, symbols=self.codec.size)
+        return replace(both, encoder=with_window(both.encoder, self.frames), decoder=decoder)
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[SpeechBatch]:
+        """Batch k of training holds the places k size, ..., (k + 1) size - 1 of the stream."""
+        if split != "train":
+            numbers = self.numbers(split)
+            for some in sharding.once(len(numbers), self.at_once, shard):
+                yield self.batch([self.example(split, number) for number in numbers[some].tolist()])
+            return
+        for places, numbers in self.stream(shard, start):
+            pairs = zip(numbers.tolist(), places.tolist())
+            yield self.batch([self.example(split, number, place) for number, place in pairs], places.tolist())
+
+    def batch(self, examples: Sequence[Example], places: Sequence[int] | None = None) -> SpeechBatch:
+        """A batch; of training where its `places` in the stream are given, with parts of the spectra masked."""
+        frames = spectra(torch.stack([example.window for example in examples]), self.frames, self.bands)
+        if places is not None:
+            draws = [chance(epoch_seed(self.seed, _MASKS), place) for place in places]
+            frames = torch.stack([masked(x, self.augment, draw) for x, draw in zip(frames, draws)])
+        lengths = torch.tensor([len(example.ids) - 1 for example in examples])
+        target = torch.zeros(len(examples), int(lengths.max()), dtype=torch.long)
+        labels = torch.full_like(target, IGNORED)
+        for row, (_, ids) in enumerate(examples):
+            whole, first = torch.tensor(ids), len(self.marks.prompt) - 1
+            target[row, : len(ids) - 1] = whole[:-1]
+            labels[row, first : len(ids) - 1] = whole[first + 1 :]
+        return SpeechBatch(frames, target, Layout.padded(lengths), labels, int((labels != IGNORED).sum()))
+
+    def loss(self, model: nn.Module, batch: SpeechBatch) -> dict[str, Loss]:
+        return {"loss": self._loss(model, batch, self.smoothing)}
+
+    def _loss(self, model: nn.Module, batch: SpeechBatch, smoothing: float) -> Loss:
+        encoded = model(batch.frames, batch.heard, batch.target, batch.layout)
+        return cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, batch.labels, smoothing)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+        """Loss and perplexity of what is said, without smoothing, and the scores of what is written."""
+        numbers = self.numbers(split)[:limit]
+        nats, count = 0.0, 0
+        said: list[list[int]] = []
+        with evaluating(model):
+            for some in np.split(numbers, range(self.at_once, len(numbers), self.at_once)):
+                batch = self.batch([self.example(split, number) for number in some.tolist()]).to(
+                    device_of(cast(EncoderDecoder, model))
+                )
+                loss = self._loss(model, batch, smoothing=0.0)
+                nats, count = nats + float(loss.total), count + loss.count
+                said += self.write(model, batch.frames)
+        return {**language_scores(nats, count), **self.scores(split, numbers, said)}
+
+    def write(self, model: nn.Module, frames: Float[Tensor, "B T M"]) -> list[list[int]]:
+        """The likeliest symbols of each window, without prompt and end."""
+        rows, prompt = frames.shape[0], self.marks.prompt
+        ids = torch.tensor([prompt] * rows, device=frames.device)
+        whole = [Layout.full(rows, length, device=frames.device) for length in (len(prompt), frames.shape[1])]
+        both = cast(EncoderDecoder, model)
+        room = cast(int, both.config.context) - len(prompt)
+        unspelt = range(self.codec.size, both.config.symbols)  # published tables may be longer than their tokenizers
+        found = beam_search(
+            both,
+            Prompt(ids, whole[0], frames, whole[1]),
+            [room] * rows,
+            self.marks.end,
+            SearchConfig(self.beam),
+            (*self.marks.never, *unspelt),
+        )
+        return [best.ids for best, *_ in found]
+
+    def scores(self, split: str, numbers: np.ndarray, said: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Word error rate, by small letters and without punctuation."""
+        right = [[words(self.reference(split, number))] for number in numbers.tolist()]
+        found = word_error_rate([words(self.codec.decode(list(ids))) for ids in said], right)
+        return {**found, "wer_signature": "case:lower|punctuation:no", "beam": self.beam}
+
+    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+        """Held-out sounds with what is written and what is said."""
+        split, numbers = self.final_split, self.spread(count)
+        with evaluating(model), torch.no_grad():
+            batch = self.batch([self.example(split, number) for number in numbers]).to(
+                device_of(cast(EncoderDecoder, model))
+            )
+            said = self.write(model, batch.frames)
+        return [self.sample(split, number, ids) for number, ids in zip(numbers, said)]
+
+    def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
+        """A sound with what is written of it, as symbols, and what is said; marked right where no word is wrong."""
+        output, reference = self.codec.decode(list(ids)).strip(), self.reference(split, number)
+        mark = "✓" if words(output) == words(reference) else "✗"
+        return {"": mark, "source": self.shown(split, number), "output": output, "reference": reference}
+
+    def spread(self, count: int) -> list[int]:
+        """Sounds of the split that is judged last, spread evenly over it."""
+        numbers = self.numbers(self.final_split)
+        return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))].tolist()
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+        replace(read_usage(directory), ends=(self.marks.end,)).save(directory)
+
+
+def words(text: str) -> str:
+    """A text as words are compared: small letters, no punctuation but apostrophes."""
+    return " ".join(_NO_WORD.sub(" ", text.lower()).split())
+
+
+def listening(model: ModelConfig) -> EncoderDecoderConfig:
+    """A model that hears and writes; ConfigError for another."""
+    if not isinstance(model, EncoderDecoderConfig) or model.tie in ("all", "embeddings"):
+        raise ConfigError(
+            f"what is said is written by an encoder_decoder whose encoder hears sounds, and the model is a "
+            f"{type(model).__name__}; choose another, such as whisper-tiny"
+        )
+    bands_of(model.encoder)
+    return model
+
+
+def check_targets(lengths: np.ndarray, context: int | None, named: str) -> None:
+    """UserError for the longest text, whose place is `named`, where the decoder has no room for it."""
+    longest = int(lengths.max(initial=0))
+    if context is not None and longest > context:
+        raise UserError(
+            f"{named} has a text of {longest} symbols, more than the {context} that the model writes; cut sound and "
+            "text, or raise model.decoder.context"
+        )

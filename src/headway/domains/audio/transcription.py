@@ -1,0 +1,167 @@
+"""Transcribe speech: train on sounds with transcripts, or fine-tune a Whisper on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from torch import nn
+
+from headway.codecs import TokenizerCodec, load_codec, train_codec
+from headway.codecs.tokenizer import FILE
+from headway.config import register
+from headway.data import sides_of
+from headway.domains.audio.alignment import alignment
+from headway.domains.audio.augment import chance, noisy, placed_first, varied
+from headway.domains.audio.classification import data_paths
+from headway.domains.audio.mel import HOP
+from headway.domains.audio.pictures import alignment_picture
+from headway.domains.audio.resample import RATE
+from headway.domains.audio.speech import (
+    END,
+    PLAIN,
+    START,
+    Example,
+    Marks,
+    SpeechConfig,
+    SpeechTask,
+    check_targets,
+    listening,
+    words,
+)
+from headway.domains.audio.store import open_sounds
+from headway.domains.audio.transcripts import Transcripts, read_transcripts
+from headway.domains.audio.windows import check_lengths, frames_of, settled
+from headway.errors import ConfigError, UserError, nearest
+from headway.models import EncoderDecoder, EncoderDecoderConfig
+from headway.report import Picture
+from headway.train import Recipe
+
+_LOG = logging.getLogger(__name__)
+_ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
+
+
+@register("transcription")
+@dataclass(frozen=True)
+class TranscriptionConfig(SpeechConfig):
+    """Write what is said, without timestamps.
+
+    `path` and `text` are the names of the columns. `codec` and `size` say how text becomes symbols (`size` none: as
+    many as there are); a model to start from keeps its own. A multilingual one is told the `language`.
+    """
+
+    path: str = "path"
+    text: str = "text"
+    codec: Literal["char", "byte", "bpe", "unigram"] = "char"
+    size: int | None = None
+    language: str = "en"
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Transcription:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        found = read_transcripts(data_paths(recipe, data), self.path, self.text, self.skip_bad)
+        return Transcription(self, recipe, found, workspace)
+
+
+class Transcription(SpeechTask):
+    """The task over sounds with transcripts. Equal texts are never both trained on and held out."""
+
+    def __init__(self, config: TranscriptionConfig, recipe: Recipe, found: Transcripts, workspace: Path) -> None:
+        model = listening(recipe.model)
+        self.config = config
+        self.sounds = open_sounds(found.files, config.skip_bad)
+        frames, self.kept = self._fitting(recipe, model, found, workspace)
+        self.rows = found.select(self.kept)
+        self.sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
+        codec = self._codec(workspace)
+        super().__init__(recipe, codec, _marks(codec, model, config.language), frames, config)
+        # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
+        texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
+        self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
+        sizes = np.array([len(ids) - 1 for ids in self.targets])
+        check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
+
+    def _fitting(
+        self, recipe: Recipe, model: EncoderDecoderConfig, found: Transcripts, workspace: Path
+    ) -> tuple[int, np.ndarray]:
+        """The frames of the window, and the sounds that can be read and fit into it."""
+        lengths = self.sounds.lengths
+        good = np.setdiff1d(np.arange(len(found)), self.sounds.bad)
+        frames = settled(recipe, model.encoder, lengths, self.config.seconds, workspace)
+        kept = good[lengths[good] <= frames * HOP]
+        if len(kept) < len(good):
+            remedy = "cut sound and text into shorter ones, or leave such out with task.skip_bad=true"
+            if not self.config.skip_bad:
+                check_lengths(lengths, frames, str(found.files[int(lengths.argmax())]), remedy)
+            count, window = len(good) - len(kept), frames * HOP / RATE
+            _LOG.warning("%d of %d sounds are longer than the window of %g s and left out", count, len(good), window)
+        if not len(kept):
+            raise UserError(f"none of {len(found)} sounds can be read and fits the window; give some that do")
+        return frames, kept
+
+    def _codec(self, workspace: Path) -> TokenizerCodec:
+        if (workspace / FILE).exists():
+            return cast(TokenizerCodec, load_codec(workspace))
+        texts = (f" {self.rows.texts[row]}" for row in self.sides["train"].tolist())
+        return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN))
+
+    def numbers(self, split: str) -> np.ndarray:
+        found = np.arange(len(self.rows)) if split == "all" else self.sides[split]
+        if len(found) == 0:
+            raise UserError(
+                f"the {split} split of {len(self.rows):,} sounds is empty; give a table named {split}, or a larger "
+                "share"
+            )
+        return found
+
+    @property
+    def final_split(self) -> str:
+        return "test" if len(self.sides["test"]) else "validation"
+
+    def example(self, split: str, number: int, place: int | None = None) -> Example:
+        """A sound from the start of its window, as Whisper hears it."""
+        sound, length = self.sounds[self.kept[number]], self.frames * HOP
+        if place is None:
+            return Example(placed_first(sound, length), self.targets[number])
+        draw, augment = chance(self.seed, place), self.config.augment
+        changed = varied(sound, augment, draw)
+        # What became too long by a lower speed stays as it was: nothing of it is cut.
+        window = placed_first(changed if len(changed) <= length else sound, length, augment, draw)
+        return Example(noisy(window, augment, draw), self.targets[number])
+
+    def reference(self, split: str, number: int) -> str:
+        return self.rows.texts[number]
+
+    def shown(self, split: str, number: int) -> str:
+        return self.rows.files[number].name
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """Where each symbol of a text was read from, in the spectrogram of its sound."""
+        split = self.final_split
+        number = min(self.spread(12), key=lambda number: abs(len(self.targets[number]) - 20))
+        example = self.example(split, number)
+        found = alignment(cast(EncoderDecoder, model), self, example)
+        used = frames_of(int(self.sounds.lengths[self.kept[number]]))
+        frames, weights = found.frames[:used], found.weights[:, : -(-used // 2)]
+        return [alignment_picture(f"{self.shown(split, number)}: {found.text}", frames, {}, weights, found.symbols)]
+
+
+def _marks(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str) -> Marks:
+    """The symbols that a text without timestamps begins with, what follows it, and all others that are no text."""
+    start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
+    if start is None or plain is None or end is None:
+        raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a model that transcribes")
+    special = [place for place, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
+    never = tuple(place for place in sorted(special) if place != end)
+    task, spoken = codec.token("<|transcribe|>"), codec.token(f"<|{language}|>")
+    if task is None or model.symbols <= _ENGLISH_ONLY:
+        if language != "en" and task is not None:
+            raise ConfigError(f"this model writes English only, not {language!r}; start from a multilingual one")
+        return Marks((start, plain), end, never)
+    if spoken is None:
+        names = [(codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in range(start + 1, task)]
+        raise ConfigError(f"task.language {language!r} is not among this model's; {nearest(language, names)}")
+    return Marks((start, spoken, task, plain), end, never)

@@ -1,0 +1,298 @@
+"""Speech with transcripts: what is read, joined, foretold, judged and shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("soundfile")
+
+from sound_files import digits, prompts, tone, write
+from tiny_runs import cut_back, weights
+
+import headway as hw
+from headway.config import override
+from headway.data.packing import IGNORED
+from headway.domains import recipe as find_recipe
+from headway.domains.audio.sequences import STEP, SpokenSequences, matched
+from headway.domains.audio.sound import read_sound
+from headway.domains.audio.speech import words
+from headway.domains.audio.transcription import Transcription
+from headway.domains.audio.transcripts import read_transcripts
+from headway.errors import ConfigError, UserError
+from headway.models import build
+from headway.recipes import begin_task, configured, open_task
+from headway.report.png import png
+from headway.report.spectrogram import Span, spectrogram
+
+SMALL = {
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "train.batch_size": 4,
+    "train.steps": 4,
+    "train.evaluate_limit": 4,
+    "train.precision": "fp32",
+}
+SPLIT = {"task.split.validation": 0.2, "task.split.test": 0.2}
+
+
+def transcription(data: Path, settings: dict[str, Any] | None = None) -> Transcription:
+    recipe = override(find_recipe("transcription"), {**SMALL, **SPLIT, **(settings or {})})
+    task = open_task(recipe, Path("/nowhere"), data)
+    assert isinstance(task, Transcription)
+    return task
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("digits"))
+
+
+def sequences(data: Path, settings: dict[str, Any] | None = None) -> SpokenSequences:
+    given = {"task.seconds": 1.2, "task.held_out": 12, "task.gap": [0.05, 0.2], "task.lead": 0.1, "task.most": 4}
+    recipe = override(find_recipe("spoken-sequences"), {**SMALL, **given, **(settings or {})})
+    task = open_task(recipe, Path("/nowhere"), data)
+    assert isinstance(task, SpokenSequences)
+    return task
+
+
+# Sounds with transcripts
+
+
+def test_transcripts_lie_beside_their_sounds(tmp_path: Path) -> None:
+    folder = prompts(tmp_path / "data")
+    found = read_transcripts([folder])
+    assert found.texts[:2] == ["a j", "b a"]
+    assert found.files[1] == folder / "sounds" / "1.wav"
+    rows = [{"file": f"sounds/{i}.wav", "said": text} for i, text in enumerate(found.texts)]
+    (tmp_path / "data" / "prompts.tsv").unlink()
+    table = folder / "all.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_transcripts([table], "file", "said").texts == found.texts
+    with pytest.raises(UserError, match=r"no key 'path'.*task\.path=NAME"):
+        read_transcripts([table])
+
+
+def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = prompts(tmp_path / "data")
+    table = folder / "prompts.tsv"
+    write(folder / "sounds" / "extra.wav", tone(200))
+    with pytest.raises(UserError, match=r"extra\.wav has no transcript; write one.*task\.skip_bad=true"):
+        read_transcripts([folder])
+    table.write_text(table.read_text() + "sounds/gone.wav\tgone\nsounds/lost.wav\tlost\n")
+    with pytest.raises(UserError, match=r"prompts\.tsv, line 12: sounds/gone\.wav is no file .*\(and 1 more of 12"):
+        read_transcripts([folder])
+    (folder / "sounds" / "3.wav").write_bytes(b"no sound")
+    write(folder / "sounds" / "4.wav", tone(200, 31.0))
+    with caplog.at_level(logging.WARNING):
+        task = transcription(folder, {"task.skip_bad": True})
+    assert len(task.rows) == 8
+    for message in ("2 of 12 transcripts", "1 of 11 sounds", "1 of 10 sounds cannot be read", "longer than the window"):
+        assert message in caplog.text
+    for number, text in enumerate(task.rows.texts):
+        window = task.example("train", number).window
+        sound = read_sound(folder / "sounds" / f"{'abcdefghij'.index(text[0])}.wav")
+        assert torch.equal(window[: len(sound)], sound)
+        assert not window[len(sound) :].any()
+    for bad, message in (
+        (tmp_path / "no.tsv", "there is no file"),
+        (tmp_path / "no.wav", "does not exist"),
+        (tmp_path / "cache", "holds no transcripts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_transcripts([bad])
+
+
+def test_what_does_not_fit_names_both_lengths(tmp_path: Path) -> None:
+    folder = prompts(tmp_path / "data")
+    with pytest.raises(UserError, match=r"has 0\.25 s, more than the window of 0\.2 s that the model hears"):
+        transcription(folder, {"task.seconds": 0.2})
+    with pytest.raises(UserError, match="has a text of 6 symbols, more than the 4 that the model writes"):
+        transcription(folder, {"model.decoder.context": 4})
+    task = transcription(folder, {"task.split.validation": 0.0})
+    with pytest.raises(UserError, match="the validation split of 10 sounds is empty"):
+        task.adapt(find_recipe("transcription").model)
+
+
+def test_the_prompt_is_read_and_not_foretold(tmp_path: Path) -> None:
+    task = transcription(prompts(tmp_path / "data"), {"task.augment": {}})
+    start, plain, end = (task.codec.token(f"<|{n}|>") for n in ("startoftranscript", "notimestamps", "endoftext"))
+    assert task.marks == ((start, plain), end, (start, plain))
+    batch = task.batch([task.example("train", number) for number in (0, 1)])
+    assert batch.frames.shape == (2, 26, 80)  # whole pairs of frames
+    assert batch.target[0].tolist() == [start, plain, *task.codec.encode(" a j")]
+    assert batch.labels[0].tolist() == [IGNORED, *task.codec.encode(" a j"), end]
+    assert batch.tokens == 10
+    scores = task.scores("train", np.array([0, 1]), [task.codec.encode(" a j"), task.codec.encode(" b j")])
+    assert scores["wer"] == 0.25
+    assert words("Don't stop_it,  NOW.") == "don't stop it now"
+    assert [task.sample("train", 0, task.codec.encode(f" {text}"))[""] for text in ("a j", "a b")] == ["✓", "✗"]
+
+
+def test_augmented_speech_is_a_function_of_seed_and_place(tmp_path: Path) -> None:
+    folder = prompts(tmp_path / "data")
+    task = transcription(folder, {"task.augment.noise": [20.0, 30.0]})
+    stream = task.batches("train")
+    batches = [next(stream) for _ in range(4)]
+    again = next(transcription(folder, {"task.augment.noise": [20.0, 30.0]}).batches("train", start=3))
+    assert torch.equal(again.frames, batches[3].frames)
+    assert torch.equal(again.target, batches[3].target)
+    assert not torch.equal(batches[0].frames, batches[3].frames)
+
+
+def test_fine_tuning_keeps_the_models_symbols(tmp_path: Path) -> None:
+    """A run of one's own stands for a published model: its tokenizer, window and prompt go on."""
+    data = prompts(tmp_path / "data")
+    settings = {**SMALL, **SPLIT, "train.evaluate_every": 4, "model.decoder.context": 16}
+    first = hw.train("transcription", data, settings, run=tmp_path / "first", progress=False, samples=1)
+    assert first.summary["scores"]["wer_signature"]
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert "Alignment" in page
+    usage = json.loads((tmp_path / "first" / "usage.json").read_text())
+    short = prompts(tmp_path / "short", 5)
+    recipe = configured("transcription", short, {"train.steps": 2, **SPLIT}, None, start=tmp_path / "first")
+    task = begin_task(recipe, tmp_path / "second")
+    assert isinstance(task, Transcription)
+    assert task.codec.fingerprint() == first.task.codec.fingerprint()  # type: ignore[union-attr]
+    assert usage["ends"] == [task.marks.end]
+    assert task.adapt(recipe.model) == first.recipe.model
+
+
+def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
+    recipe = configured("transcription", prompts(tmp_path / "data"), SPLIT, None, start=whisper)
+    task = begin_task(recipe, tmp_path / "run")
+    assert isinstance(task, Transcription)
+    assert task.frames == 3000
+    names = [task.codec.tokenizer.id_to_token(i) for i in task.targets[0]]
+    assert names == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj", "<|endoftext|>"]
+    assert task.marks.end not in task.marks.never
+    with pytest.raises(ConfigError, match="writes English only, not 'de'"):
+        begin_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
+
+
+# Sequences of digits
+
+
+def test_between_digits_there_is_silence_and_in_them_the_recording(recordings: Path) -> None:
+    task = sequences(recordings)
+    seen = 0
+    for number in range(12):
+        window, spans = task.sequence("test", number)
+        assert len(window) == 1.2 * 16000
+        edges = [0, *(round(t * 16000) for span in spans for t in span[1:]), len(window)]
+        assert edges == sorted(edges)
+        for start, end in zip(edges[::2], edges[1::2]):
+            assert not window[start:end].any()
+        gaps = [after.start - before.end for before, after in pairwise(spans)]
+        assert all(0.05 - 1e-4 <= gap <= 0.2 + 1e-4 for gap in gaps)
+        for start, end in zip(edges[1::2], edges[2::2]):
+            assert any(
+                torch.equal(window[start:end], task.sounds[row]) for voice in task.voices["test"] for row in voice
+            )
+        seen += len(spans)
+    assert seen > 24
+
+
+def test_no_recording_is_in_two_splits(recordings: Path) -> None:
+    task = sequences(recordings)
+    rows = {split: {int(row) for voice in voices for row in voice} for split, voices in task.voices.items()}
+    assert rows.pop("all") == set.union(*rows.values())
+    assert sum(map(len, rows.values())) == len(set.union(*rows.values())) == 240
+    assert {task.takes.takes[row] for row in rows["test"]} == {0, 1, 2, 3, 4}
+    assert not {task.takes.takes[row] for row in rows["train"] | rows["validation"]} & {0, 1, 2, 3, 4}
+
+
+def test_sequences_are_a_function_of_split_and_number(recordings: Path) -> None:
+    task, again = sequences(recordings), sequences(recordings, {"train.seed": 5})
+    for split in ("validation", "test"):  # what is judged is the same whatever the seed
+        assert torch.equal(task.sequence(split, 3).window, again.sequence(split, 3).window)
+    assert not torch.equal(task.sequence("train", 3, True).window, again.sequence("train", 3, True).window)
+    stream = task.batches("train")
+    batches = [next(stream) for _ in range(3)]
+    assert torch.equal(next(sequences(recordings).batches("train", start=2)).frames, batches[2].frames)
+    targets = {tuple(row) for batch in batches for row in batch.target.tolist()}
+    assert len(targets) == 12  # no place has the sequence of another
+
+
+def test_times_stand_around_each_word(recordings: Path) -> None:
+    task = sequences(recordings)
+    spans = [Span("seven", 0.101, 0.349), Span("two", 0.52, 0.8)]
+    ids = task.ids(spans)
+    names = [task.codec.tokenizer.id_to_token(i) for i in ids]
+    assert names == ["<|0.10|>", " seven", "<|0.34|>", "<|0.52|>", " two", "<|0.80|>"]
+    assert task.codec.decode(ids) == "seven two"
+    assert [span.text for span in task.spans(ids)] == ["seven", "two"]
+    assert task.spans([*ids[:2], ids[3], ids[4]]) == [Span("seven", 0.1, pytest.approx(0.52))]
+    shown = task.codec.tokenizer.get_vocab_size()
+    assert shown == 11 + 3 + round(1.2 / STEP) + 1
+
+
+def test_what_is_right_has_no_errors_but_those_of_the_step(recordings: Path) -> None:
+    task = sequences(recordings)
+    numbers = task.numbers("test")
+    right = [task.ids(task.sequence("test", number).spans) for number in numbers]
+    scores = task.scores("test", numbers, right)
+    assert scores["wer"] == 0
+    assert 0 < scores["boundary_error_ms"] <= 10
+    late = [[i + 1 if i in task.places and i + 1 in task.places else i for i in ids] for ids in right]
+    assert task.scores("test", numbers, late)["boundary_error_ms"] == pytest.approx(20, abs=6)
+    assert task.scores("test", numbers, [[] for _ in right])["wer"] == 1
+    true = [Span(word, i, i + 0.5) for i, word in enumerate(("one", "two", "three"))]
+    pairs = matched(true, [Span("one", 0.1, 0.4), Span("nine", 1, 1.5), Span("three", 2, 2.5)])
+    assert [one.text for one, _ in pairs] == ["one", "three"]
+
+
+def test_a_batch_of_sequences_is_learned_by_heart(recordings: Path) -> None:
+    task = sequences(recordings, {"task.augment": {}})
+    model = build(task.adapt(override(find_recipe("spoken-sequences"), {**SMALL, "model.width": 32}).model))
+    batch = next(task.batches("train"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        loss = task.loss(model, batch)["loss"]
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    assert float(loss.total.detach()) / loss.count < 0.1
+    wanted = [task.spans(row) for row in batch.target.tolist()]
+    assert [task.spans(ids) for ids in task.write(model, batch.frames)] == wanted
+
+
+def test_a_run_of_sequences_goes_on_bit_for_bit_and_is_shown(recordings: Path, tmp_path: Path) -> None:
+    settings = {**SMALL, "task.seconds": 1.2, "task.held_out": 2, "train.checkpoint_every": 2, "train.keep": 9}
+    settings |= {"train.evaluate_every": 2, "task.most": 3, "model.decoder.context": 16}
+    hw.train("spoken-sequences", recordings, settings, run=tmp_path / "run", progress=False, samples=2)
+    before = cut_back(tmp_path / "run", tmp_path / "again", 2)
+    hw.train("spoken-sequences", recordings, None, run=before, resume=True, progress=False, samples=0)
+    ours, wanted = weights(before), weights(tmp_path / "run")
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Alignment" in page
+    assert page.count("data:image/png;base64,") == 2  # the spectrogram and the attention
+    assert "wer" in json.loads((tmp_path / "run" / "run.json").read_text())["scores"]
+
+
+# Pictures
+
+
+def test_a_spectrogram_is_a_picture_of_its_numbers() -> None:
+    image = pytest.importorskip("PIL.Image")
+    import io
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    assert np.array_equal(np.asarray(image.open(io.BytesIO(png(pixels)))), pixels)
+    tracks = {"said": [Span("<one>", 0.1, 0.3)], "heard": []}
+    drawn = spectrogram(np.random.default_rng(1).random((50, 8)), 0.5, tracks, np.eye(3, 25), ["a", "b & c", "·"])
+    tree = ElementTree.fromstring(drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    texts = [node.text for node in tree.iter() if node.text]
+    assert "b & c" in texts
+    assert any("<one>: 0.10 to 0.30 s" in text for text in texts)
+    assert len([node for node in tree.iter() if node.tag.endswith("image")]) == 2
