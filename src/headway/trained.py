@@ -19,8 +19,6 @@ from headway.data.dialogues import Message
 from headway.domains import image_text, masked, understanding, vision
 from headway.domains.chat.talk import Talk
 from headway.domains.image_text.caption import LONGEST
-from headway.domains.image_text.caption_config import CaptionsConfig
-from headway.domains.image_text.images import Image
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
@@ -300,16 +298,16 @@ class Model:
 
     @overload
     def caption(
-        self, images: Sequence[Image], beam: int = ..., length_penalty: float = ..., n_best: None = ...
+        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., n_best: None = ...
     ) -> list[str]: ...
 
     @overload
     def caption(
-        self, images: Sequence[Image], beam: int = ..., length_penalty: float = ..., *, n_best: int
+        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., *, n_best: int
     ) -> list[list[str]]: ...
 
     def caption(
-        self, images: Sequence[Image], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
+        self, images: Sequence[image_text.Image], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
     ) -> list[str] | list[list[str]]:
         """The best caption of each image, a file or its pixels, uint8 [height, width, 3]; a list of the `n_best` best
         ones of each where that is given. A beam of 1 is greedy. UserError for a model that writes of no images.
@@ -317,7 +315,7 @@ class Model:
         if not isinstance(self.module, Captioner):
             raise UserError(f"{self.directory} writes of no images; use a run of `caption`, or another with a tower")
         task = None if self.recipe is None else self.recipe.task
-        longest = task.longest if isinstance(task, CaptionsConfig) else LONGEST
+        longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
         search = SearchConfig(beam, length_penalty, n_best or 1)
         writer = cast(Captioner, self.generator)
         found = image_text.caption(writer, self.codec, self.usage, images, str(self.directory), search, longest)

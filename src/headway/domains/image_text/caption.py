@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import cast
 
 import numpy as np
@@ -11,14 +12,16 @@ from jaxtyping import Float32
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
+from headway.codecs.images import read_image
 from headway.codecs.processor import ImageProcessor
-from headway.domains.image_text.images import Image, check_images, image_batches
+from headway.domains.image_text.use import Image, check_images
 from headway.errors import UserError
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, pad
 from headway.models import Captioner, PatchEmbed, Prompt
 
 LONGEST = 64  # symbols of a caption where nothing says how many
+_AT_ONCE = 16  # images
 
 
 def caption(
@@ -38,9 +41,9 @@ def caption(
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
-    check_images(images, "writes captions of")
+    check_images(images)
     begin, end = marks(codec)
-    found = write(model, image_batches(images, processor), begin, end, search, longest)
+    found = write(model, _batches(images, processor), begin, end, search, longest)
     return [[codec.decode(hypothesis.ids) for hypothesis in some] for some in found]
 
 
@@ -69,3 +72,12 @@ def write(
         prompt = Prompt(*pad([[begin]] * len(images), device_of(model)), images)
         found += beam_search(model, prompt, [most] * len(images), end, search)
     return found
+
+
+def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Float32[np.ndarray, "B 3 H W"]]:
+    """Inputs in the order of the images; neighbours of the same size go together."""
+    for start in range(0, len(images), _AT_ONCE):
+        some = images[start : start + _AT_ONCE]
+        read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
+        for _, alike in groupby(read, key=np.shape):
+            yield np.stack(list(alike))

@@ -14,10 +14,11 @@ from headway.codecs import Codec, Kind, load_codec, train_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
-from headway.data import SplitConfig, find_set, sides_of
-from headway.domains.image_text import emoji_names, scenes
-from headway.domains.image_text.captioned import Captioned, read_captioned
-from headway.domains.image_text.images import fitted
+from headway.data import SplitConfig, find_set
+from headway.domains.image_text import scenes
+from headway.domains.image_text.captioned import Captioned, captioned
+from headway.domains.image_text.data import Columns, read_captions
+from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.parts import Part, decoder_of, tower_of
 from headway.errors import ConfigError, UserError
 from headway.models import CaptionerConfig
@@ -77,10 +78,10 @@ class CaptionsConfig(TaskConfig):
         model = self.with_parts(model, workspace)
         usage = self._usage(model, workspace)
         processor = ImageProcessor.read(usage.processor, "the images' processor")
-        if (processor.crop or processor.size) != model.images.size:
+        if processor.shape != model.images.size or processor.channels != 3:
             raise ConfigError(
-                f"images are made {processor.crop or processor.size} pixels, and the tower reads {model.images.size}; "
-                "set model.tower.embed.size to that"
+                f"images are made {processor.shape} pixels in {processor.channels} channels, and the tower is to read "
+                f"{model.images.size} in 3; set model.tower.embed.size, or take another tower"
             )
         samples = self.gather(data, recipe.data, processor)
         codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
@@ -141,8 +142,8 @@ class FilesConfig(CaptionsConfig):
     skip_bad: bool = False
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
-        columns = {"path": self.path, "caption": self.caption}
-        return read_captioned(paths or (), columns, processor, self.split, self.skip_bad)
+        found = read_captions(paths or (), Columns(self.path, self.caption))
+        return captioned(found, processor, self.split, self.skip_bad)
 
 
 @register("scenes")
@@ -199,16 +200,9 @@ class _Scenes:
 class EmojiConfig(CaptionsConfig):
     """Emoji and their names in a `language`; variants of one emoji stand on the same side of the split."""
 
-    language: emoji_names.Language = "en"
+    language: Literal["en", "de", "fr", "es", "cs"] = "en"
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
-        found = emoji_names.read_emoji(paths or [path for name in names for path in find_set(name)])
-        pixels = np.stack([fitted(processor, picture) for picture in found.pictures])
-        return Captioned(
-            captions=[name[self.language] for name in found.names],
-            images=np.arange(len(found.files)),
-            sides=sides_of(found.groups, np.zeros(len(found.files), np.uint8), self.split),
-            pixels=lambda rows: pixels[rows],
-            shown=lambda row: found.files[row],
-            place=lambda row: found.files[row],
-        )
+        found = read_emoji(paths or [path for name in names for path in find_set(name)])
+        own = np.array([language == self.language for language in found.languages or ()])
+        return captioned(found, processor, self.split, wanted=found.asked & own)

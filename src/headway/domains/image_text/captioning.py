@@ -23,7 +23,6 @@ from headway.domains.image_text.caption_batches import CaptionBatch, shifted, te
 from headway.domains.image_text.caption_config import CaptionsConfig
 from headway.domains.image_text.caption_pictures import captions_shown, looks
 from headway.domains.image_text.captioned import Captioned
-from headway.domains.image_text.images import scaled
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
 from headway.metrics import caption_scores, language_scores
@@ -137,7 +136,7 @@ class Captioning:
         pixels = self.data.pixels(rows)
         if places is not None and self.config.shift:
             pixels = shifted(pixels, self.config.shift, self.seed, places)
-        return scaled(self.processor, pixels)
+        return np.stack([self.processor.numbers(image) for image in pixels])
 
     def loss(self, model: nn.Module, batch: CaptionBatch) -> dict[str, Loss]:
         return self._loss(model, batch, self.config.smoothing)

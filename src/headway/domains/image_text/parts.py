@@ -12,7 +12,7 @@ from headway.checkpoints.open import open_config, open_model, use_of
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
+from headway.models import PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ class Part:
 
 
 def tower_of(path: str) -> Part:
-    """The part of a model that reads images: a vision transformer, or the tower of a captioner. UserError for none."""
-    return _part(path, ("tower",), _sees, "reads no images", "give a run or model of images, such as a ViT")
+    """The part of a model that reads images: a vision transformer, or the tower of a CLIP or captioner. UserError for
+    none.
+    """
+    return _part(
+        path, ("tower", "left"), _sees, "reads no images", "give a run or model of images, such as a ViT or CLIP"
+    )
 
 
 def decoder_of(path: str) -> Part:
@@ -63,7 +67,7 @@ def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) 
     if fits(config):
         return Part(path)
     for name in names:
-        if isinstance(config, CaptionerConfig) and fits(getattr(config, name, None)):
+        if fits(getattr(config, name, None)):
             return Part(path, name)
     raise UserError(f"{path} {fact}; {remedy}")
 
