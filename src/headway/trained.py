@@ -211,7 +211,7 @@ class Model:
         if isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
         self._check_one_stream()
-        if not self.module.config.stack.causal:
+        if not cast(Transformer, self.module).config.stack.causal:
             raise UserError(
                 f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
             )

@@ -49,8 +49,9 @@ def _writer(config: ModelConfig) -> str | None:
 
     with torch.device("meta"):
         model = config.build(None)
-    writes = isinstance(model, Transformer) and model.config.stack.causal
-    if not writes and not isinstance(model, (EncoderDecoder, Captioner)):
+    if not isinstance(model, (EncoderDecoder, Captioner)) and not (
+        isinstance(model, Transformer) and model.config.stack.causal
+    ):
         return None
     missing = refusal(model)
     return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"
