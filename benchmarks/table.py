@@ -123,6 +123,25 @@ def spoken_minutes(found: Found) -> str:
     return f"{found['core_seconds'] / 60:.0f} core-minutes"
 
 
+def scenes(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"captions of drawn scenes, {found['parameters'] / 1e6:.1f}M parameters: right to the letter",
+        f"{100 * test['exact_match']:.1f} %, with pairs of colour and shape that training never shows "
+        f"{100 * test['exact_match_novel']:.1f} %; {duration(found)}",
+        "",
+    )
+
+
+def emoji_caption(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"names of {test['samples']} held-out emoji, {found['parameters'] / 1e6:.1f}M parameters, from scratch",
+        f"right to the letter {100 * test['exact_match']:.1f} %, chrF {test['chrf']:.1f}; {duration(found)}",
+        "",
+    )
+
+
 def duration(found: Found) -> str:
     """The minutes of a run; of one thread, the minutes of its core."""
     if found.get("threads") == 1:
@@ -330,6 +349,8 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "spoken-prompts": spoken_prompts,
     "load": loading,
     "fuzz": fuzz,
+    "scenes": scenes,
+    "emoji-caption": emoji_caption,
     "padding": padding,
     "memory": memory,
     **{

@@ -49,7 +49,7 @@ def configured(
         found = override(found, {"train.seed": seed})
     if data is not None:
         found = replace(found, data=tuple(_absolute(path) for path in listed(data)))
-    if not found.data and not isinstance(recipe, Recipe):
+    if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
 

@@ -18,6 +18,7 @@ from headway.codecs import Codec
 from headway.data.dialogues import Message
 from headway.domains import audio, image_text, masked, understanding, vision
 from headway.domains.chat.talk import Talk
+from headway.domains.image_text.caption import LONGEST
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
@@ -27,6 +28,7 @@ from headway.kernels import is_deterministic
 from headway.layout import Layout
 from headway.models import (
     Cache,
+    Captioner,
     EncoderDecoder,
     Generative,
     PatchEmbedConfig,
@@ -56,9 +58,9 @@ class Attention(NamedTuple):
 
 class Model:
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
-    with texts.
+    with texts, a captioner writes of images.
 
-    To ask one for what only the other can do is a UserError. `module` is the torch module; `usage` says how a model
+    To ask one for what only another can do is a UserError. `module` is the torch module; `usage` says how a model
     that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
     `backend` is what generates: "cpu" is the compiled engine, "auto" takes it for what it has instructions for.
     `cache` "int8" is a quarter of the memory for keys and values, which only the engine can round.
@@ -77,7 +79,7 @@ class Model:
     ) -> None:
         """UserError for a draft of other symbols."""
         self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder, opened.model)
+        self.module = cast(Transformer | EncoderDecoder | Captioner, opened.model)
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
@@ -209,7 +211,7 @@ class Model:
         if isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
         self._check_one_stream()
-        if not self.module.config.stack.causal:
+        if not cast(Transformer, self.module).config.stack.causal:
             raise UserError(
                 f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
             )
@@ -218,6 +220,8 @@ class Model:
     def _check_one_stream(self) -> None:
         if _matches(self.module):
             raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
+        if isinstance(self.module, Captioner):
+            raise UserError(f"{self.directory} reads and writes text of images alone; use caption")
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
@@ -241,8 +245,9 @@ class Model:
         if source is None:
             raise UserError(f"{self.directory} is an encoder-decoder, which needs a source; give source=...")
         read = self._tensor(source, "source")
+        module = cast(EncoderDecoder, self.module)
         layouts = [Layout.full(*some.shape, device=self.device) for some in (read, rows)]
-        return self.module.heads["vocabulary"](self.module(read, layouts[0], rows, layouts[1]).x)
+        return module.heads["vocabulary"](module(read, layouts[0], rows, layouts[1]).x)
 
     def _tensor(self, ids: Any, name: str) -> Int[Tensor, "B T"]:
         rows = torch.as_tensor(ids, device=self.device)
@@ -290,6 +295,31 @@ class Model:
         if not isinstance(self.recipe.task, PairsConfig):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
         return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
+
+    @overload
+    def caption(
+        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., n_best: None = ...
+    ) -> list[str]: ...
+
+    @overload
+    def caption(
+        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., *, n_best: int
+    ) -> list[list[str]]: ...
+
+    def caption(
+        self, images: Sequence[image_text.Image], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
+    ) -> list[str] | list[list[str]]:
+        """The best caption of each image, a file or its pixels, uint8 [height, width, 3]; a list of the `n_best` best
+        ones of each where that is given. A beam of 1 is greedy. UserError for a model that writes of no images.
+        """
+        if not isinstance(self.module, Captioner):
+            raise UserError(f"{self.directory} writes of no images; use a run of `caption`, or another with a tower")
+        task = None if self.recipe is None else self.recipe.task
+        longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
+        search = SearchConfig(beam, length_penalty, n_best or 1)
+        writer = cast(Captioner, self.generator)
+        found = image_text.caption(writer, self.codec, self.usage, images, str(self.directory), search, longest)
+        return [best[0] for best in found] if n_best is None else found
 
     def classify(
         self,

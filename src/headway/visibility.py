@@ -86,7 +86,12 @@ class Prefix(Pattern):
 def mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
     """Who sees whom between two layouts: the pattern within a document, groups both ways, padding never."""
     same = (query.segments[:, :, None] == key.segments[:, None, :]) & key.keep[:, None, :]
+    return same & allowed(pattern, query, key)
+
+
+def allowed(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
+    """Who may see whom if all tokens of a row are one document: by the pattern, or as members of the same group."""
     seen = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
-    if query.group is not None and key.group is not None:
-        seen = seen | ((query.group[:, :, None] == key.group[:, None, :]) & (query.group[:, :, None] > 0))
-    return same & seen
+    if query.group is None or key.group is None:
+        return seen
+    return seen | ((query.group[:, :, None] == key.group[:, None, :]) & (query.group[:, :, None] > 0))

@@ -16,6 +16,7 @@ from headway.errors import UserError
 from headway.kernels import deterministic, products
 from headway.layout import Layout
 from headway.models import (
+    CaptionerConfig,
     EncoderDecoder,
     ModelConfig,
     Prompt,
@@ -102,7 +103,9 @@ def test_packed_memories_refuse_to_generate() -> None:
         model.start(prompt, 4)
 
 
-@pytest.mark.parametrize("config", [hybrid(), seq2seq(), seq2seq("none")], ids=["hybrid", "all", "none"])
+@pytest.mark.parametrize(
+    "config", [hybrid(), seq2seq(), seq2seq("none"), CaptionerConfig()], ids=["hybrid", "all", "none", "captioner"]
+)
 def test_configs_survive_their_dict(config: ModelConfig) -> None:
     assert from_dict(ModelConfig, to_dict(config)) == config
 

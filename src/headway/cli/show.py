@@ -45,11 +45,13 @@ def _writer(config: ModelConfig) -> str | None:
     import torch
 
     from headway.engine import refusal
-    from headway.models import EncoderDecoder, Transformer
+    from headway.models import Captioner, EncoderDecoder, Transformer
 
     with torch.device("meta"):
         model = config.build(None)
-    if not isinstance(model, EncoderDecoder) and not (isinstance(model, Transformer) and model.config.stack.causal):
+    if not isinstance(model, (EncoderDecoder, Captioner)) and not (
+        isinstance(model, Transformer) and model.config.stack.causal
+    ):
         return None
     missing = refusal(model)
     return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"

@@ -43,8 +43,10 @@ def train_codec(
     split: Split = "text",
     prefix_space: bool = False,
     special: Sequence[str] = (END_OF_TEXT,),
+    fewer: bool = False,
 ) -> TokenizerCodec:
-    """A codec of `size` symbols, those of `special` included: they have the last ids.
+    """A codec of `size` symbols, those of `special` included: they have the last ids. With `fewer`, `size` is the most
+    that it may have, and the data may fill less.
 
     `texts` is read once and never held whole. `size` None takes every word or character there is, and all
     bytes. `split="space"` takes as words whatever stands between spaces (phonemes). `prefix_space` makes a word
@@ -67,7 +69,7 @@ def train_codec(
         tokenizer.model = _words(tokenizer, sections, room, UNKNOWN[split])
     else:
         tokenizer.model = _subwords(kind, tokenizer, sections, room)
-    _check_filled(tokenizer, kind, size, special)
+    _check_filled(tokenizer, kind, None if fewer else size, special)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return TokenizerCodec(tokenizer)
 

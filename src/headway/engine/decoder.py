@@ -27,7 +27,7 @@ from headway.engine.tiles import FP32
 from headway.mixers.attention import Attention, KeyValues
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
-from headway.models import Cache, Decoding, EncoderDecoder, Prompt, Transformer
+from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Prompt, Transformer
 from headway.models.transformer import check_prompt
 from headway.visibility import Causal
 
@@ -66,7 +66,9 @@ class Kept(NamedTuple):
 class Engine(nn.Module):
     """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
 
-    def __init__(self, model: Transformer | EncoderDecoder, threads: int | None = None, cache: Cache = "fp32") -> None:
+    def __init__(
+        self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: Cache = "fp32"
+    ) -> None:
         """`cache` is what keys and values are kept in. Raises CannotLowerError for what has no instruction."""
         super().__init__()
         self.model, self.config = model, model.config
@@ -227,12 +229,14 @@ class Engine(nn.Module):
         return Layer(self.form, keys, values)
 
 
-def decoder_of(model: Transformer | EncoderDecoder) -> Transformer:
-    """The part that writes."""
+def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:
+    """The part that writes. CannotLowerError where what it reads first is no symbols."""
+    if isinstance(model, Captioner):
+        raise CannotLowerError("an image before the text")
     return model.decoder if isinstance(model, EncoderDecoder) else model
 
 
-def refusal(model: Transformer | EncoderDecoder) -> str | None:
+def refusal(model: Transformer | EncoderDecoder | Captioner) -> str | None:
     """What the engine has no instruction for, by name; None where it has all."""
     try:
         check(decoder_of(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,7 @@ from headway.layout import Layout
 from headway.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
+Source = Ids | Tensor  # symbols of an encoder's, or an image, Float[C, H, W], of a captioner's
 
 
 def context_of(model: Generative) -> int | None:
@@ -40,6 +42,19 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
                 f"a prompt of {len(prompt)} symbols fills the context of {context} and leaves no room for a new one; "
                 "shorten it"
             )
+
+
+def check_images(model: Generative, images: Sequence[Source]) -> None:
+    """UserError for what is no image that a captioner sees, or not of the size of the others."""
+    channels = model.config.images.channels
+    for image in images:
+        shape = tuple(image.shape) if isinstance(image, Tensor) and image.is_floating_point() else None
+        if shape is None or len(shape) != 3 or shape[0] != channels:
+            found = "symbols" if shape is None else f"numbers of shape {shape}"
+            raise UserError(f"a source is {found}, and this model reads images; give Float[{channels}, height, width]")
+    sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
+    if len(sizes) > 1:
+        raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); give those of one at once")
 
 
 def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
@@ -79,9 +94,14 @@ def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Int[Tensor, "B T"], 
     return ids, layout.to(device)
 
 
-def make_prompt(prompts: Sequence[Ids], sources: Sequence[Ids] | None, device: torch.device) -> Prompt:
+def make_prompt(prompts: Sequence[Ids], sources: Sequence[Source] | None, device: torch.device) -> Prompt:
     ids, layout = pad(prompts, device)
-    return Prompt(ids, layout) if sources is None else Prompt(ids, layout, *pad(sources, device))
+    if sources is None:
+        return Prompt(ids, layout)
+    images = [source for source in sources if isinstance(source, Tensor)]
+    if images:
+        return Prompt(ids, layout, torch.stack(images).to(device))
+    return Prompt(ids, layout, *pad(cast(Sequence[Ids], sources), device))
 
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -116,7 +116,7 @@ class Sampler:
         return _shift(_mix(self._keys + _signed(_GOLDEN * (step + 1))), 40).float() * 2.0**-24
 
 
-def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None = None) -> list[int]:
+def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:
     """A key for each row, by what it starts from and how often that came before in the batch.
 
     So a prompt draws the same symbols alone and in a batch, and equal prompts of one batch draw different ones.
@@ -125,11 +125,18 @@ def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] 
     keys = []
     for index, prompt in enumerate(prompts):
         parts = [prompt] if sources is None else [prompt, sources[index]]
-        content = "|".join(" ".join(map(str, part)) for part in parts).encode()
+        content = b"|".join(map(_content, parts))
         count = counts[content] = counts.get(content, -1) + 1
         digest = hashlib.blake2b(content, digest_size=8, salt=count.to_bytes(8, "little")).digest()
         keys.append(int.from_bytes(digest, "little") >> 1)
     return keys
+
+
+def _content(part: Sequence[int] | Tensor) -> bytes:
+    """What tells one prompt or source from another."""
+    if isinstance(part, Tensor):
+        return part.detach().cpu().float().numpy().tobytes()
+    return " ".join(map(str, part)).encode()
 
 
 def _signed(value: int) -> int:

@@ -15,6 +15,8 @@ from headway.errors import UserError
 from headway.generate.draft import Draft
 from headway.generate.prompts import (
     Ids,
+    Source,
+    check_images,
     check_number,
     check_prompts,
     check_sources,
@@ -26,7 +28,7 @@ from headway.generate.prompts import (
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.speculation import Extending, Guesser, Lookup, Speculation
 from headway.generate.stopping import Limits, TextStream
-from headway.models import EncoderDecoderConfig, Generative, Progress
+from headway.models import CaptionerConfig, EncoderDecoderConfig, Generative, Progress
 
 FinishReason = Literal["stop", "length"]
 _SAMPLING, _LIMITS = Sampling(), Limits()
@@ -83,14 +85,16 @@ class Session:
         prompts: Sequence[Ids],
         sampling: Sampling = _SAMPLING,
         limits: Limits = _LIMITS,
-        sources: Sequence[Ids] | None = None,
+        sources: Sequence[Source] | None = None,
     ) -> list[Completion]:
-        """A completion for each prompt. `sources` are what an encoder reads, one a prompt."""
+        """A completion for each prompt. `sources` are what an encoder reads, or the images of a captioner, one a
+        prompt.
+        """
         done = {e.sequence: e.completion for e in self.events(prompts, sampling, limits, sources) if e.completion}
         return [done[i] for i in range(len(prompts))]
 
     def stream(
-        self, prompt: Ids, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS, source: Ids | None = None
+        self, prompt: Ids, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS, source: Source | None = None
     ) -> Iterator[str]:
         """The text of one sequence in pieces, as soon as each is certain."""
         events = self.events([prompt], sampling, limits, None if source is None else [source])
@@ -101,7 +105,7 @@ class Session:
         prompts: Sequence[Ids],
         sampling: Sampling = _SAMPLING,
         limits: Limits = _LIMITS,
-        sources: Sequence[Ids] | None = None,
+        sources: Sequence[Source] | None = None,
     ) -> Iterator[Event]:
         """The steps of all sequences as they happen. Raises UserError here, before the first of them."""
         context = context_of(self.model)
@@ -113,12 +117,15 @@ class Session:
             rows.append(_Row(number, prompt, room, TextStream(self.codec, prompt, limits.stop)))
         return self._events(rows, sampling, limits, sources)
 
-    def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Ids] | None) -> None:
+    def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Source] | None) -> None:
         if sources is None:
-            if isinstance(self.model.config, EncoderDecoderConfig):
+            if isinstance(self.model.config, (EncoderDecoderConfig, CaptionerConfig)):
                 raise UserError("this model reads a source; give one for each prompt")
             return
-        check_sources(self.model, sources)
+        if isinstance(self.model.config, CaptionerConfig):
+            check_images(self.model, sources)
+        else:
+            check_sources(self.model, cast(Sequence[Ids], sources))
         if len(sources) != len(prompts):
             raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; give one for each")
         if not all(len(source) for source in sources):
@@ -126,7 +133,7 @@ class Session:
 
     @torch.inference_mode()
     def _events(
-        self, rows: list[_Row], sampling: Sampling, limits: Limits, sources: Sequence[Ids] | None
+        self, rows: list[_Row], sampling: Sampling, limits: Limits, sources: Sequence[Source] | None
     ) -> Iterator[Event]:
         prompts = [row.prompt for row in rows]
         keys = row_keys(prompts, sources)
@@ -183,7 +190,7 @@ class _Row:
 class _Batch:
     """Sequences that are computed together."""
 
-    def __init__(self, rows: list[_Row], keys: list[int], sources: list[Ids] | None, ends: frozenset[int]) -> None:
+    def __init__(self, rows: list[_Row], keys: list[int], sources: list[Source] | None, ends: frozenset[int]) -> None:
         self.rows, self.keys, self.sources, self.ends = rows, keys, sources, ends
 
     def run(self, model: Generative, sampling: Sampling, draft: Generative | None) -> Iterator[Event]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headway.kernels.linear import is_deterministic
 from headway.layout import Layout
-from headway.visibility import Causal, Full, Pattern, mask
+from headway.visibility import Causal, Full, Pattern, allowed, mask
 
 _RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
 
@@ -59,8 +59,7 @@ class View:
 
     def _mask(self) -> Tensor:
         if self.one_document:
-            seen = self.pattern.allows(self.query.positions[:, :, None], self.key.positions[:, None, :])
-            seen = seen & self.key.keep[:, None, :]
+            seen = allowed(self.pattern, self.query, self.key) & self.key.keep[:, None, :]
         else:
             seen = mask(self.pattern, self.query, self.key)
         return (seen | ~self.query.keep[:, :, None])[:, None]

@@ -1,5 +1,6 @@
 """The field's metrics, under the names that `evaluate` prints; rates are fractions, BLEU and chrF go to 100."""
 
+from headway.metrics.captions import caption_scores, exact_match
 from headway.metrics.classification import accuracy, class_scores, f1_score
 from headway.metrics.correlation import correlation_scores
 from headway.metrics.edits import edit_distance, fewest_edits
@@ -18,11 +19,13 @@ __all__ = [
     "bootstrap",
     "bootstrap_mean",
     "bootstrap_ratio",
+    "caption_scores",
     "chrf",
     "class_scores",
     "correlation_scores",
     "edit_distance",
     "entity_scores",
+    "exact_match",
     "f1_score",
     "fewest_edits",
     "has_spans",

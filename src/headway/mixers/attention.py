@@ -146,9 +146,14 @@ class Attention(Mixer):
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
         outputs = []
+        if layout.group is not None and x.shape[1] > self._most(state):
+            raise ConfigError(
+                f"{x.shape[1]} tokens, among them such that see each other both ways, do not fit at once into the "
+                f"{self._most(state)} that a window of {state.keys.shape[1]} takes; widen the window of the attention"
+            )
         for start in range(0, x.shape[1], self._most(state)):
             columns = slice(start, start + self._most(state))
-            piece = layout if x.shape[1] <= self._most(state) else _columns(layout, columns)
+            piece = layout if x.shape[1] <= self._most(state) else Layout(layout.positions[:, columns])
             y, state = self._advance(x[:, columns], piece, state)
             outputs.append(y)
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
@@ -222,11 +227,6 @@ def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, L
     return biases[name].forward
 
 
-def _columns(layout: Layout, columns: slice) -> Layout:
-    group = None if layout.group is None else layout.group[:, columns]
-    return Layout(layout.positions[:, columns], group=group)
-
-
 def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
     """`buffer` with `new` at the slots of its positions; padding is not written."""
     slots = buffer.shape[1]
@@ -248,4 +248,12 @@ def _slot_layout(layout: Layout, slots: int) -> Layout:
     used = min(slots, int(last.max()) + 1)
     steps = torch.arange(max(used, 1), device=last.device)
     positions = last - (last - steps) % slots
-    return Layout(positions.clamp(min=-1))
+    return Layout(positions.clamp(min=-1), group=_slot_groups(layout, slots, positions))
+
+
+def _slot_groups(layout: Layout, slots: int, like: Int[Tensor, "B S"]) -> Int[Tensor, "B S"] | None:
+    """The groups of what these tokens write into the slots. Earlier ones are seen causally, whatever their group."""
+    if layout.group is None:
+        return None
+    rows, columns, places = layout.derived(("write", slots), lambda: _places(layout, slots))
+    return torch.zeros_like(like).index_put_((rows, places), layout.group[rows, columns])

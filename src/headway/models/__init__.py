@@ -6,6 +6,7 @@ from torch import nn
 
 from headway.models.block import Block, BlockConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
+from headway.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -33,6 +34,8 @@ __all__ = [
     "BothBridgeConfig",
     "BridgeConfig",
     "Cache",
+    "Captioner",
+    "CaptionerConfig",
     "Decoding",
     "DistilledHead",
     "DistilledHeadConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "ProbeHead",
     "ProbeHeadConfig",
     "Progress",
+    "ProjectorConfig",
     "Prompt",
     "SpectrogramEmbed",
     "SpectrogramEmbedConfig",

@@ -20,6 +20,7 @@ from headway.mixers import (
 )
 from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
+from headway.models.captioner import CaptionerConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
@@ -38,8 +39,9 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
     or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source
-    token and a target token together, two towers one token of each. state_bytes: what decoding keeps in fp32 for a row
-    of any length. state_bytes_per_token: what each further token adds. tree: a line for each part.
+    token and a target token together, two towers one token of each, a captioner one of the tower and one of the
+    decoder. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further
+    token adds. tree: a line for each part.
     """
     with torch.device("meta"):
         model = config.build(seed=None)
@@ -114,16 +116,16 @@ def _bytes(states: State) -> int:
 
 def _tree(config: ModelConfig) -> list[str]:
     if isinstance(config, EncoderDecoderConfig):
-        lines = [f"encoder-decoder, bridge {config.bridge.kind}, tie {config.tie}"]  # type: ignore[attr-defined]
-        for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
-            lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
-        return lines
+        first = f"encoder-decoder, bridge {config.bridge.kind}, tie {config.tie}"  # type: ignore[attr-defined]
+        return [first, *_parts(encoder=config.encoder, decoder=config.decoder)]
     if isinstance(config, TwoTowerConfig):
         loss = "softmax" if config.bias is None else "sigmoid"
-        lines = [f"two towers into {config.shared} common numbers, a learned scale ({loss})"]
-        for name, part in (("left", config.left), ("right", config.right)):
-            lines += [f"  {name}", *(f"    {line}" for line in _tree(part))]
-        return lines
+        first = f"two towers into {config.shared} common numbers, a learned scale ({loss})"
+        return [first, *_parts(left=config.left, right=config.right)]
+    if isinstance(config, CaptionerConfig):
+        first = f"captioner, {config.prefix} tokens of an image before the text{_reading(config.decoder)}"
+        parts = _parts(tower=config.tower, decoder=config.decoder)
+        return [first, *parts, f"  projector of {config.projector.layers} layers"]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
     lines = [f"width {config.width}, {_reads(config)}, embed {_embed(config.embed)}"]
@@ -133,10 +135,25 @@ def _tree(config: ModelConfig) -> list[str]:
     return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
 
 
+def _parts(**parts: TransformerConfig) -> list[str]:
+    """The lines of parts by their names."""
+    return [line for name, part in parts.items() for line in (f"  {name}", *(f"    {inner}" for inner in _tree(part)))]
+
+
+def _reading(decoder: TransformerConfig) -> str:
+    """How the mixers of a captioner's decoder read an image."""
+    both = [isinstance(block.mixer, AttentionConfig) for block in decoder.stack.blocks]
+    if all(both):
+        return ", read both ways"
+    return ", read both ways by attention and in order by other mixers" if any(both) else ", read in order"
+
+
 def _length(config: ModelConfig) -> int | None:
     """Tokens of a full context, or of an image of the usual size."""
     if isinstance(config, TransformerConfig) and config.context is None:
         return config.embed.length
+    if isinstance(config, CaptionerConfig):
+        return config.prefix + (config.context or 0)
     return getattr(config, "context", None)
 
 

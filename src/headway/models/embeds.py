@@ -91,12 +91,21 @@ class TokenEmbed(nn.Module):
         self, inputs: Int[Tensor, "B T"] | TokenInputs, layout: Layout
     ) -> tuple[Float[Tensor, "B T D"], Layout]:
         ids, types = (inputs, None) if isinstance(inputs, Tensor) else inputs
-        x = self.project(F.embedding(ids, self.table)) * self.scale
+        return self.place(self.look_up(ids), layout, types), layout
+
+    def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The vectors of symbols, wherever they stand."""
+        return self.project(F.embedding(ids, self.table)) * self.scale
+
+    def place(
+        self, x: Float[Tensor, "B T D"], layout: Layout, types: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Vectors of symbols, or of what stands among them, at their positions: what the first block reads."""
         if self.positions is not None:
             x = x + self.positions(layout, x)
         if self.types is not None:
-            x = x + self.types(ids, types)
-        return self.dropout(self.norm(x)), layout
+            x = x + self.types(layout.positions, types)
+        return self.dropout(self.norm(x))
 
 
 @register("one_hot")

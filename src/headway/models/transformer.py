@@ -206,6 +206,17 @@ class Transformer(nn.Module):
         """`start` with an encoder's memories, and with the vectors that it hands over to start the blocks from."""
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
+        return self.read_first(x, layout, capacity, memories, starts)
+
+    def read_first(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        capacity: int,
+        memories: tuple[Memory | None, ...] | None = None,
+        starts: tuple[tuple[Tensor, ...], ...] | None = None,
+    ) -> tuple[Float[Tensor, "B C"], Decoding]:
+        """Read the vectors that a generation begins with; the logits follow each row's last one."""
         if layout.batch * capacity > _MANY:
             self._check_states(layout.batch, capacity, x)
         if starts is None:

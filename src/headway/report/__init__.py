@@ -2,5 +2,16 @@
 
 from headway.report.charts import bar_chart, heatmap, line_chart
 from headway.report.page import Picture, Sections, available, write_report
+from headway.report.tiles import Tile, tiled
 
-__all__ = ["Picture", "Sections", "available", "bar_chart", "heatmap", "line_chart", "write_report"]
+__all__ = [
+    "Picture",
+    "Sections",
+    "Tile",
+    "available",
+    "bar_chart",
+    "heatmap",
+    "line_chart",
+    "tiled",
+    "write_report",
+]

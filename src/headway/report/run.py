@@ -28,10 +28,12 @@ TITLES = {
     "boundary_error_ms": "error of times (ms)",
     "start_error_ms": "error of starts (ms)",
     "end_error_ms": "error of ends (ms)",
+    "exact_match": "exact match",
+    "exact_match_novel": "exact match, novel pairs",
     "samples": "samples",
     "tokens": "tokens",
 }
-RATES = ("wer", "per", "accuracy", "next_accuracy")
+RATES = ("wer", "per", "accuracy", "next_accuracy", "exact_match", "exact_match_novel")
 # Lines of metrics.jsonl hold these beside the metrics.
 _NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam", "boundaries")
 
@@ -73,7 +75,7 @@ def _headline(run: Run) -> dict[str, Any]:
     judged = summary.get("scores") or summary.get("best") or {}
     split = judged.get("split", "validation")
     # The goal and what the field reports beside it, before the loss.
-    order = [summary.get("goal", "loss"), "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
+    order = [summary.get("goal", "loss"), "exact_match", "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
     names = [name for name in dict.fromkeys(order) if name in judged][:2]
     figures = {f"{title(name)}, {split}": figure(name, judged[name]) for name in names}
     seconds = summary.get("seconds") or 0.0

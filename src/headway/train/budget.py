@@ -13,8 +13,8 @@ import torch
 
 from headway.errors import UserError
 from headway.models import build
-from headway.train.adapters import adapted
 from headway.train.distributed import Processes
+from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.task import Task
@@ -39,7 +39,7 @@ def measure(
     recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str, seconds: float
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`."""
-    model = adapted(build(recipe.model, recipe.train.seed), recipe.adapter, fresh, recipe.train.seed)
+    model = prepared(build(recipe.model, recipe.train.seed), recipe, fresh)
     learner = Learner(model, recipe, task, processes, precision)
     share = processes.share_of(recipe.train.accumulate)
     stream = task.batches("train", processes.shard)

@@ -8,7 +8,7 @@ import torch
 
 from headway.memory import check_room
 from headway.models import build
-from headway.train.adapters import adapted
+from headway.train.freezing import prepared
 from headway.train.optim import Optimizer
 from headway.train.recipe import Recipe
 
@@ -20,7 +20,7 @@ def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int
     """
     with torch.device("meta"):
         model = build(recipe.model, seed=None)
-    model = adapted(model, recipe.adapter, fresh, recipe.train.seed)
+    model = prepared(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
     trained = optimizer.flat.data.nbytes
     frozen = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class TrainConfig:
     average: the run ends with the mean of so many last checkpoints, which is kept if it is better.
     precision: of matrix products in training; "auto" measures. Evaluation is always fp32.
     patience: training ends after so many evaluations without a better one.
+    frozen: parts of the model that stay as they are ("tower"), parameters, or patterns of their names ("*.bias").
     """
 
     steps: int = 1000
@@ -48,6 +49,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     patience: int | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counted = ("steps", "accumulate", "keep", "batch_tokens", "batch_size", "patience", "evaluate_limit")
@@ -59,6 +61,11 @@ class TrainConfig:
             raise ConfigError(f"train.clip is {self.clip}; give a number above 0, or none")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema is {self.ema}; give a decay between 0 and 1 such as 0.999, or none")
+
+    def set_frozen(self, value: Any) -> TrainConfig:
+        """A list, or names with commas between them."""
+        names = [name for name in value.split(",") if name] if isinstance(value, str) else value or ()
+        return replace(self, frozen=from_dict(tuple[str, ...], names, "train.frozen"))  # type: ignore[arg-type]
 
     def rows(self, context: int) -> int:
         """Rows of `context` tokens in a micro-batch: batch_size, or what batch_tokens holds; ConfigError for none."""

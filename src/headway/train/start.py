@@ -19,6 +19,7 @@ from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
 from headway.models import (
+    CaptionerConfig,
     EncoderDecoderConfig,
     ModelConfig,
     PatchEmbedConfig,
@@ -28,7 +29,7 @@ from headway.models import (
 )
 from headway.models.block import BlockConfig
 from headway.models.patches import Grid, resized
-from headway.train.adapters import adapted
+from headway.train.freezing import prepared
 from headway.train.recipe import Recipe
 
 _SETTINGS = ("width", "context", "symbols")  # those that decide the shapes of weights
@@ -124,20 +125,24 @@ def take_over(model: nn.Module, start: nn.Module) -> None:
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:
-    """The model of a run before its first step: drawn, with the weights of the start, and with its adapter.
+    """The model of a run before its first step: drawn, with the weights of the start and of the models that its parts
+    start from, with its adapter, and frozen where it is not trained.
 
     With an adapter the run needs the weights that stay as they are to go on: the process that `keeps` files leaves
     them in the folder `base`. Without one a run that has `begun` has all in its checkpoint.
     """
     train = recipe.train
     if recipe.adapter is not None and (base / FILE).is_file():
-        return adapted(load_model(base), recipe.adapter, fresh, train.seed)
+        return prepared(load_model(base), recipe, fresh)
     model = build(recipe.model, train.seed)
-    if recipe.start is not None and not begun:
-        take_over(model, open_start(recipe.start).model)
+    if not begun:
+        if recipe.start is not None:
+            take_over(model, open_start(recipe.start).model)
+        for part, start in recipe.task.starts().items():
+            take_over(model.get_submodule(part), start.open())
     if recipe.adapter is not None and keeps:
         save_model(model, recipe.model, base)
-    return adapted(model, recipe.adapter, fresh, train.seed)
+    return prepared(model, recipe, fresh)
 
 
 def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -209,3 +214,5 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from (*config.encoder.stack.blocks, *config.decoder.stack.blocks)
     elif isinstance(config, TwoTowerConfig):
         yield from (*config.left.stack.blocks, *config.right.stack.blocks)
+    elif isinstance(config, CaptionerConfig):
+        yield from (*config.tower.stack.blocks, *config.decoder.stack.blocks)

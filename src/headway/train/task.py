@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -117,9 +117,23 @@ class Carries(Protocol):
 class TaskConfig:
     """A task as data."""
 
+    makes_data: ClassVar[bool] = False  # whether it needs none of the user's and none that is known by name
+
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Read the data (None: the recipe's own), train or load the codec, and give the task.
 
         `workspace` is the run's directory.
         """
         raise NotImplementedError
+
+    def starts(self) -> dict[str, PartStart]:
+        """Where the weights of parts of the model come from that have a start of their own, by the part's name."""
+        return {}
+
+
+class PartStart(Protocol):
+    """A part of a run or of a published model, from which a part of another model begins."""
+
+    def open(self) -> nn.Module:
+        """The part with its weights."""
+        ...

@@ -215,6 +215,11 @@ class Trainer:
         if self.recipe.adapter is not None:
             trained, whole = learner.trained, self._costs["parameters"]
             display.say(f"{self.recipe.adapter.title}: {trained:,} trained weights beside {whole:,} that stay")
+        for part, start in self.recipe.task.starts().items():
+            display.say(f"{part} from {start}")
+        if self.recipe.train.frozen:
+            names, stay = ", ".join(self.recipe.train.frozen), self._costs["parameters"] - learner.trained
+            display.say(f"frozen: {names}; {learner.trained:,} weights are trained and {stay:,} stay as they are")
         if progress.step:
             display.say(f"resuming after step {progress.step:,}")
 

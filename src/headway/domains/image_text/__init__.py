@@ -1,5 +1,7 @@
-"""Images and texts that say what they show: CLIP and SigLIP."""
+"""Images and texts that say what they show: CLIP and SigLIP, and captions."""
 
+from headway.domains.image_text.caption import caption
+from headway.domains.image_text.caption_config import CaptionsConfig
 from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.data import Captions, read_captions
 from headway.domains.image_text.emoji import EmojiConfig
@@ -10,11 +12,13 @@ from headway.domains.image_text.use import Image, Matches, embed, match
 __all__ = [
     "RECIPES",
     "Captions",
+    "CaptionsConfig",
     "EmojiConfig",
     "Image",
     "ImageText",
     "ImageTextConfig",
     "Matches",
+    "caption",
     "embed",
     "match",
     "published_task",

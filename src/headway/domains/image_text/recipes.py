@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.domains.image_text.augment import AugmentConfig
+from headway.domains.image_text.caption_recipes import CAPTIONS
 from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.emoji import EmojiConfig
 from headway.models import TwoTowerConfig
@@ -57,4 +58,4 @@ def emoji_clip() -> Recipe:
     )
 
 
-RECIPES = (image_text, emoji_clip)
+RECIPES = (image_text, emoji_clip, *CAPTIONS)

@@ -108,7 +108,7 @@ def embed_images(model: TwoTower, usage: Usage, images: Sequence[Image], source:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     size, found = cast(PatchEmbedConfig, model.left.config.embed).size, []
-    _check(images)
+    check_images(images)
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(images), _AT_ONCE):
             some = images[start : start + _AT_ONCE]
@@ -121,7 +121,7 @@ def embed_images(model: TwoTower, usage: Usage, images: Sequence[Image], source:
     return torch.cat(found)
 
 
-def _check(images: Sequence[Image]) -> None:
+def check_images(images: Sequence[Image]) -> None:
     """UserError for what cannot be an image, before the first is read."""
     for number, image in enumerate(images):
         if isinstance(image, np.ndarray):

@@ -1,0 +1,208 @@
+"""The settings of tasks that write captions, and how their text and images become what a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from headway.checkpoints.usage import Usage, read_usage
+from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs.processor import ImageProcessor
+from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.config import register
+from headway.data import SplitConfig, find_set
+from headway.domains.image_text import scenes
+from headway.domains.image_text.captioned import Captioned, captioned
+from headway.domains.image_text.data import Columns, read_captions
+from headway.domains.image_text.emoji import read_emoji
+from headway.domains.image_text.parts import Part, decoder_of, tower_of
+from headway.errors import ConfigError, UserError
+from headway.models import CaptionerConfig
+from headway.train import Recipe, TaskConfig
+
+if TYPE_CHECKING:
+    from headway.domains.image_text.captioning import Captioning
+
+BEGIN, END = "<s>", "</s>"
+
+
+@dataclass(frozen=True)
+class CaptionsConfig(TaskConfig):
+    """Write the caption of an image.
+
+    `codec` and `size` say how text becomes symbols (`size` is the most; none: as many as there are). A caption of more
+    than `longest` symbols is an error, or with `drop_long` left out of training and counted; none that is written is
+    longer. `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). `beam` and
+    `length_penalty` are for the last split; others are decoded greedily. `shift` moves images of the training by up to
+    so many pixels. `tower` and `decoder` are runs or published models that these parts of the model are taken from,
+    weights, sizes, tokenizer and all. `goal` picks the best model.
+    """
+
+    codec: Kind = "bpe"
+    size: int | None = 4000
+    lowercase: bool = False
+    longest: int = 64
+    drop_long: bool = False
+    smoothing: float = 0.0
+    beam: int = 4
+    length_penalty: float = 0.6
+    shift: int = 0
+    tower: str | None = None
+    decoder: str | None = None
+    goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
+    split: SplitConfig = SplitConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+        for name, least in (("longest", 1), ("beam", 1), ("shift", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; give {least} or more")
+
+    def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
+        """The samples, from the user's files or from the known sets that a recipe names."""
+        raise NotImplementedError
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Captioning:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        from headway.domains.image_text.captioning import Captioning
+
+        model = recipe.model
+        if not isinstance(model, CaptionerConfig):
+            kind = type(model).__name__
+            raise ConfigError(f"captions need a captioner, and the model is a {kind}; choose a recipe of captions")
+        model = self.with_parts(model, workspace)
+        usage = self._usage(model, workspace)
+        processor = ImageProcessor.read(usage.processor, "the images' processor")
+        if processor.shape != model.images.size or processor.channels != 3:
+            raise ConfigError(
+                f"images are made {processor.shape} pixels in {processor.channels} channels, and the tower is to read "
+                f"{model.images.size} in 3; set model.tower.embed.size, or take another tower"
+            )
+        samples = self.gather(data, recipe.data, processor)
+        codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
+        return Captioning(self, recipe, model, samples, codec, usage, processor)
+
+    def starts(self) -> dict[str, Part]:  # type: ignore[override]
+        found = {} if self.tower is None else {"tower": tower_of(self.tower)}
+        return found if self.decoder is None else {**found, "decoder": decoder_of(self.decoder)}
+
+    def with_parts(self, model: CaptionerConfig, workspace: Path) -> CaptionerConfig:
+        """`model` with the parts of other models in place of its own. A run that has begun has them already."""
+        if (workspace / "recipe.json").is_file():
+            return model
+        for name, part in self.starts().items():
+            config = replace(part.config, heads={}, tie="none") if name == "tower" else part.config
+            model = replace(model, **{name: config})
+        return model
+
+    def _usage(self, model: CaptionerConfig, workspace: Path) -> Usage:
+        """What a run says of itself, or else that images are made as the tower that is given wants them."""
+        usage = read_usage(workspace)
+        if not usage.processor and self.tower is not None:
+            usage = replace(usage, processor=tower_of(self.tower).usage.processor)
+        if usage.processor:
+            return usage
+        high, wide = model.images.size
+        plain = {"image_processor_type": "ViTImageProcessor", "size": {"height": high, "width": wide}, "resample": 3}
+        return replace(usage, processor=plain)
+
+    def _codec(self, captions: Iterable[str], workspace: Path) -> Codec:
+        """The codec that lies in the workspace, that of the decoder, or one that training captions give."""
+        if (workspace / TOKENIZER).is_file():
+            return load_codec(workspace)
+        if self.decoder is not None:
+            return decoder_of(self.decoder).codec()
+        spaced = self.codec in ("bpe", "wordpiece", "unigram")
+        return train_codec(
+            self.codec,
+            iter(captions),
+            self.size,
+            lowercase=self.lowercase,
+            prefix_space=spaced,
+            special=(BEGIN, END),
+            fewer=True,
+        )
+
+
+@register("captions")
+@dataclass(frozen=True)
+class FilesConfig(CaptionsConfig):
+    """Images and captions of the user's: the columns `path` and `caption` of .csv, .tsv or .jsonl files.
+
+    Corrupt images are an error, or with `skip_bad` left out and counted.
+    """
+
+    path: str = "path"
+    caption: str = "caption"
+    skip_bad: bool = False
+
+    def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
+        found = read_captions(paths or (), Columns(self.path, self.caption))
+        return captioned(found, processor, self.split, self.skip_bad)
+
+
+@register("scenes")
+@dataclass(frozen=True)
+class ScenesConfig(CaptionsConfig):
+    """Scenes of coloured shapes (scenes.py), `train`, `validation` and `test` of them, and as many for the split
+    "novel" as for the test: scenes with a pair of colour and shape that training never shows.
+    """
+
+    train: int = 40_000
+    validation: int = 500
+    test: int = 1000
+    seed: int = 0
+    makes_data: ClassVar[bool] = True
+
+    def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
+        if paths is not None:
+            raise UserError("scenes are drawn, not read; leave --data out, or train the recipe caption on your images")
+        if processor.size != (scenes.SIDE, scenes.SIDE):
+            raise ConfigError(f"scenes have {scenes.SIDE} x {scenes.SIDE} pixels; set model.tower.embed.size to that")
+        edges = np.cumsum([0, self.train, self.validation, self.test, self.test])
+        sides = {
+            name: np.arange(start, end)
+            for name, start, end in zip(("train", "validation", "test", "novel"), edges, edges[1:])
+        }
+        first = int(edges[3])  # of the novel ones
+        drawn = _Scenes(self.seed, first)
+        return Captioned(
+            captions=drawn.captions(int(edges[-1])),
+            images=np.arange(edges[-1]),
+            sides=sides,
+            pixels=lambda rows: np.stack([scenes.draw(drawn.scene(row)) for row in rows.tolist()]),
+            shown=lambda row: f"{'novel ' if row >= first else ''}scene {row}",
+            place=lambda row: f"scene {row}",
+        )
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """Scenes by row, those from `novel` on with a novel pair."""
+
+    seed: int
+    novel: int
+
+    def scene(self, row: int) -> scenes.Scene:
+        return scenes.scene(self.seed, row, row >= self.novel)
+
+    def captions(self, count: int) -> list[str]:
+        return [self.scene(row).caption for row in range(count)]
+
+
+@register("emoji_captions")
+@dataclass(frozen=True)
+class EmojiConfig(CaptionsConfig):
+    """Emoji and their names in a `language`; variants of one emoji stand on the same side of the split."""
+
+    language: Literal["en", "de", "fr", "es", "cs"] = "en"
+
+    def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
+        found = read_emoji(paths or [path for name in names for path in find_set(name)])
+        own = np.array([language == self.language for language in found.languages or ()])
+        return captioned(found, processor, self.split, wanted=found.asked & own)

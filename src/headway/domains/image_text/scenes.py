@@ -1,0 +1,159 @@
+"""Scenes of coloured shapes whose one right caption is known: the controlled test of a captioner.
+
+A scene holds one to three shapes, which its caption names from the largest to the smallest, and says of each where it
+lies from the next one's view: "a red circle left of a blue square above a green cross". Sizes and places are drawn so
+that neither order nor relation is ever in doubt. A scene is a pure function of (seed, number), and so is its picture.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+SIDE = 64  # pixels
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (40, 90, 214),
+    "yellow": (240, 200, 30),
+    "purple": (140, 60, 180),
+    "orange": (240, 130, 30),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+_PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+# Pairs that training never shows, though it shows each of these colours and shapes in other pairs.
+NOVEL = frozenset({("red", "triangle"), ("green", "square"), ("blue", "circle"), ("yellow", "cross")})
+# Half the size of each shape, in pixels, for scenes of one, two and three: the ranges of a scene do not meet.
+_RADII = (((7.0, 15.0),), ((10.5, 13.5), (5.5, 8.0)), ((10.5, 12.0), (7.0, 8.5), (4.5, 5.5)))
+_GAP = 2.0  # pixels between shapes
+_ASIDE = 0.5  # how far aside of the axis of a relation a shape may lie, as a share of its distance
+_FARTHEST = 1.6  # times the least distance of two neighbours
+_TRIES = 200
+
+
+class Thing(NamedTuple):
+    """A shape: where its middle lies, in pixels from the left and from the top, and half its size."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def name(self) -> str:
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Its shapes from the largest to the smallest, and what its picture needs beside: the grey of its ground."""
+
+    things: tuple[Thing, ...]
+    ground: int
+
+    @property
+    def caption(self) -> str:
+        words = [self.things[0].name]
+        for one, other in pairwise(self.things):
+            words += [relation(one, other), other.name]
+        return " ".join(words)
+
+    @property
+    def novel(self) -> bool:
+        """Whether it shows a pair of colour and shape that training never does."""
+        return any((thing.colour, thing.shape) in NOVEL for thing in self.things)
+
+
+def relation(one: Thing, other: Thing) -> str:
+    """Where `one` lies, seen from `other`, by the axis along which they are farther apart."""
+    dx, dy = other.x - one.x, other.y - one.y
+    if abs(dx) > abs(dy):
+        return "left of" if dx > 0 else "right of"
+    return "above" if dy > 0 else "below"
+
+
+def scene(seed: int, number: int, novel: bool = False) -> Scene:
+    """Scene `number` of those whose pairs of colour and shape training shows, or of those with a `novel` pair."""
+    rng = random.Random(f"{seed} {number} {novel}")
+    count = rng.randint(1, len(_RADII))
+    pairs = rng.sample(_PAIRS, count)
+    while any(pair in NOVEL for pair in pairs) != novel:
+        pairs = rng.sample(_PAIRS, count)
+    places = None
+    while places is None:
+        radii = [rng.uniform(*ends) for ends in _RADII[count - 1]]
+        places = _places(rng, radii)
+    things = (Thing(*pair, *place, radius) for pair, place, radius in zip(pairs, places, radii))
+    return Scene(tuple(things), rng.randint(215, 255))
+
+
+def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]] | None:
+    """A place for each shape, the next one beside, above or below the last; None where the draw came to nothing."""
+    first = radii[0]
+    places = [(rng.uniform(first, SIDE - first), rng.uniform(first, SIDE - first))]
+    for last, radius in pairwise(radii):
+        least = _reach(last) + _reach(radius) + _GAP
+        for _ in range(_TRIES):
+            along = rng.uniform(least, _FARTHEST * least) * rng.choice((1, -1))
+            aside = rng.uniform(-_ASIDE, _ASIDE) * abs(along)
+            dx, dy = rng.choice(((along, aside), (aside, along)))
+            place = (places[-1][0] + dx, places[-1][1] + dy)
+            if _fits(place, radius, places, radii):
+                places.append(place)
+                break
+        else:
+            return None
+    return places
+
+
+def _reach(radius: float) -> float:
+    """How far a shape of that size reaches at most: the corners of a square lie beyond its circle."""
+    return 1.2 * radius
+
+
+def _fits(place: tuple[float, float], radius: float, places: list[tuple[float, float]], radii: list[float]) -> bool:
+    if not all(radius <= side <= SIDE - radius for side in place):
+        return False
+    apart = (math.dist(place, other) - _reach(size) for other, size in zip(places, radii))
+    return all(distance >= _reach(radius) + _GAP for distance in apart)
+
+
+def draw(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture of a scene, with smooth edges."""
+    picture = np.full((SIDE, SIDE, 3), float(scene.ground))
+    for thing in scene.things:
+        columns, rows = (_span(middle, thing.radius) for middle in (thing.x, thing.y))
+        x, y = np.arange(SIDE)[columns] + 0.5 - thing.x, np.arange(SIDE)[rows] + 0.5 - thing.y
+        inside = np.clip(0.5 - _distance(thing, x[None, :], y[:, None]), 0.0, 1.0)
+        place = picture[rows, columns]
+        place += inside[:, :, None] * (np.array(COLOURS[thing.colour], float) - place)
+    return picture.round().astype(np.uint8)
+
+
+def _span(middle: float, radius: float) -> slice:
+    """The pixels along one side in which a shape can be seen."""
+    reach = _reach(radius) + 1
+    return slice(max(0, math.floor(middle - reach)), min(SIDE, math.ceil(middle + reach)))
+
+
+def _distance(thing: Thing, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]) -> Float[np.ndarray, "H W"]:
+    """How far each pixel lies outside of a shape, in pixels (inside: below 0); near its edge, where it matters."""
+    r = thing.radius
+    if thing.shape == "circle":
+        return np.hypot(x, y) - r
+    if thing.shape == "square":
+        return np.maximum(abs(x), abs(y)) - 0.85 * r
+    if thing.shape == "cross":
+        arm = 0.32 * r
+        return np.minimum(np.maximum(abs(x) - r, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - r))
+    # An equilateral triangle that points up: three half planes at r / 2 from its middle, a little enlarged.
+    size = 0.6 * r
+    slope = math.sqrt(3.0) / 2
+    return np.maximum(np.maximum(slope * x - 0.5 * y, -slope * x - 0.5 * y), y) - size
