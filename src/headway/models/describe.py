@@ -24,6 +24,7 @@ from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
 from headway.models.stem import ConvolutionalStem
+from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
 from headway.parts.experts import Experts, ExpertsConfig
@@ -144,6 +145,10 @@ def _reads(config: TransformerConfig) -> str:
         high, wide = config.embed.size
         return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
     context = "no limit" if config.context is None else config.context
+    if isinstance(config.embed, TrajectoryEmbedConfig):
+        shape, embed = " x ".join(map(str, config.embed.states.shape)), config.embed
+        actions = f"{embed.actions} {'choices' if embed.discrete else 'numbers'}"
+        return f"states of {shape}, actions of {actions}, {embed.tokens} tokens a step, context {context}"
     return f"{config.symbols:,} symbols, context {context}"
 
 
@@ -152,6 +157,8 @@ def _embed(embed: Any) -> str:
         registers = f", {embed.registers} registers" if embed.registers else ""
         stem = ", convolutional stem" if embed.stem == "convolutional" else ""
         return f"patches {embed.patch[0]} x {embed.patch[1]}{stem}, {embed.tokens} learned tokens{registers}"
+    if isinstance(embed, TrajectoryEmbedConfig):
+        return f"{embed.kind}, {embed.timesteps:,} timesteps, states by {embed.states.kind}"  # type: ignore[attr-defined]
     positions = getattr(embed, "positions", None)
     return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 
