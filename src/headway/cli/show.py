@@ -49,7 +49,8 @@ def _writer(config: ModelConfig) -> str | None:
 
     with torch.device("meta"):
         model = config.build(None)
-    if not isinstance(model, EncoderDecoder) and not (isinstance(model, Transformer) and model.config.stack.causal):
+    writes = isinstance(model, Transformer) and model.config.stack.causal and "vocabulary" in model.heads
+    if not isinstance(model, EncoderDecoder) and not writes:
         return None
     missing = refusal(model)
     return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"
