@@ -113,9 +113,10 @@ def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
                     "give files of one environment"
                 )
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
-    columns = (np.concatenate([getattr(p, name) for p in parts]) for name in ("states", "actions", "rewards"))
     return Episodes(
-        *columns,
+        np.concatenate([part.states for part in parts]),
+        np.concatenate([part.actions for part in parts]),
+        np.concatenate([part.rewards for part in parts]),
         np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
         np.concatenate([part.cut for part in parts]),
         np.concatenate([part.named for part in parts]),

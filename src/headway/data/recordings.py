@@ -72,8 +72,12 @@ def _read(file: File) -> Episodes:
 def open_arrays(path: Path) -> Iterator[Columns]:
     """The arrays of an .npz, each read when it is asked for. Python objects, which could run code, are refused."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            yield {name: _reader(archive, name, path) for name in archive.files}
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path} holds one array without a name; write it anew with numpy.savez")
+            with archive:
+                yield {name: _reader(archive, name, path) for name in archive.files}
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged or no .npz ({_first(error)}); write it anew with numpy.savez") from error
 

@@ -100,13 +100,20 @@ def own_function(name: str, what: str, missing_is_none: bool = False) -> Callabl
 
 def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
     """What a class or function makes; it is told to draw if it can be."""
-    takes = inspect.signature(maker).parameters.values()
-    if drawn and not any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in takes):
+    if drawn and not _takes_mode(maker):
         raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
     try:
         return maker(render_mode="rgb_array") if drawn else maker()
     except Exception as error:
         raise UserError(f"the environment {name!r} cannot be made ({type(error).__name__}: {_first(error)})") from error
+
+
+def _takes_mode(maker: Callable[..., Any]) -> bool:
+    try:
+        takes = inspect.signature(maker).parameters.values()
+    except ValueError:  # what is not written in Python may not say
+        return False
+    return any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in takes)
 
 
 def _checked(package: Any, name: str, made: Any) -> Any:

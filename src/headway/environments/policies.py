@@ -88,7 +88,7 @@ def _fitting(function: Callable[..., object], name: str, spaces: Spaces) -> Poli
 
     def act(states: np.ndarray) -> np.ndarray:
         found = np.asarray(function(states))
-        shape = (len(states),) if spaces.choices is not None else (len(states), spaces.numbers)
+        shape = (len(states),) if spaces.numbers is None else (len(states), spaces.numbers)
         if spaces.choices is not None and (found.dtype.kind not in "iu" or found.shape != shape):
             raise UserError(
                 f"the policy {name!r} gave {found.dtype} of shape {found.shape}; give whole numbers {shape}"

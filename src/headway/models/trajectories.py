@@ -34,7 +34,8 @@ class TrajectoryInputs(NamedTuple):
     timesteps: Int[Tensor, "B K"]
 
     def to(self, device: torch.device | str) -> TrajectoryInputs:
-        return TrajectoryInputs(*(None if part is None else part.to(device) for part in self))
+        returns = None if self.returns is None else self.returns.to(device)
+        return TrajectoryInputs(returns, self.states.to(device), self.actions.to(device), self.timesteps.to(device))
 
 
 @register("trajectories")
@@ -46,7 +47,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     A learned vector for each of `timesteps` is added to all tokens of a step; `anchored` takes that of the first step
     of a row for all of them, as the models for Atari do, which have `positions` of tokens beside it. `activation`
     follows the maps of returns and actions. `rows`, where it is not 0, are those of a table of positions of which every
-    token has the first one, after the norm: models of transformers carry it, and a table of symbols that is never read.
+    token has the first one, after the norm: models of transformers carry it, and a table of `unread` symbols.
     """
 
     states: ObservationConfig = NumbersConfig()
@@ -59,6 +60,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     positions: PositionsConfig | None = None
     norm: NormConfig | None = LayerNormConfig()
     rows: int = 0
+    unread: int = 0
     dropout: float = 0.0
 
     @property
@@ -72,13 +74,13 @@ class TrajectoryEmbedConfig(EmbedConfig):
                 f"{self.actions} actions and {self.timesteps} timesteps; set model.embed.actions and "
                 "model.embed.timesteps to 1 or more"
             )
-        return TrajectoryEmbed(self, width, symbols, context)
+        return TrajectoryEmbed(self, width, context)
 
 
 class TrajectoryEmbed(nn.Module):
     """Chen et al. 2021, algorithm 1. The layout that it takes is that of the steps, the one it gives of the tokens."""
 
-    def __init__(self, config: TrajectoryEmbedConfig, width: int, symbols: int, context: int | None) -> None:
+    def __init__(self, config: TrajectoryEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
         self.config = config
         self.table = None  # there is no vocabulary to share
@@ -90,7 +92,7 @@ class TrajectoryEmbed(nn.Module):
         self.positions = config.positions.build(width, context) if config.positions else None
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.places = Choices(config.rows, width) if config.rows else None
-        self.unread = Choices(max(1, symbols), width) if config.rows else None
+        self.unread = Choices(config.unread, width) if config.unread else None
         self.dropout = Dropout(config.dropout)
 
     def whole(self, inputs: TrajectoryInputs) -> Layout:

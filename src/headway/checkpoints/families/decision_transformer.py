@@ -50,6 +50,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
         settings.get("act_dim", int),
         timesteps=settings.get("max_ep_len", int),
         rows=0 if rows == 1 else rows,
+        unread=0 if rows == 1 else settings.get("vocab_size", int),
         dropout=settings.get("embd_pdrop", float),
     )
     heads = step_heads(embed, states=True, returns=True)
@@ -57,7 +58,6 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["actions"] = StepHeadConfig(embed.actions, 1, embed.tokens)
     return TransformerConfig(
         width,
-        settings.get("vocab_size", int) if embed.rows else 0,
         stack=StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
         embed=embed,
         heads=heads,
@@ -77,7 +77,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "act_dim": embed.actions,
         "max_ep_len": embed.timesteps,
         "action_tanh": expect(config.heads["actions"], StepHeadConfig).activation == "tanh",
-        "vocab_size": max(1, config.symbols),
+        "vocab_size": embed.unread or 1,
         "n_positions": embed.rows or 1,
         **written_stack(config),
         "embd_pdrop": embed.dropout,

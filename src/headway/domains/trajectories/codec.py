@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.usage import SCALES as FILE
 from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes
 from headway.errors import UserError
-
-FILE = "trajectories.json"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from headway.models import (
     ModelConfig,
     NumbersConfig,
     PatchesConfig,
+    StepHeadConfig,
     TrajectoryEmbedConfig,
     Transformer,
     TransformerConfig,
@@ -94,8 +95,7 @@ class Trajectories:
         wanted = {"states": bool(self.config.states), "returns": bool(self.config.returns)}
         heads = step_heads(embed, **{name: is_set or name in config.heads for name, is_set in wanted.items()})
         own = config.heads.get("actions")
-        same = own is not None and getattr(own, "outputs", None) == embed.actions
-        if same and getattr(own, "tokens", None) == embed.tokens:
+        if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
             heads["actions"] = own  # with the bias and the activation that it has
         return replace(config, embed=embed, heads=heads)
 
