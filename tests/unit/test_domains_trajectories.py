@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headway.domains.trajectories.codec import read_codec
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.models import PatchesConfig, TrajectoryInputs, Transformer, build
+from headway.models.presets import preset
 from headway.recipes import configured, open_task
 from headway.train import WHOLE, Shard
 
@@ -271,9 +273,8 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        ({}, {"model": "decision-hopper"}, "states of 11 numbers, and the data have 4; set model.embed.states.size=0"),
-        ({"states": 11}, {"model": "decision-hopper"}, "actions of 3 numbers, and the data have 2 choices"),
-        ({"image": True}, {}, "the data have 3 x 12 x 8; set model.embed.states, as in"),
+        ({"image": True}, {}, "reads states by numbers, and the data have 3 x 12 x 8 numbers; set model.embed.states="),
+        ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, and the data have 4 numbers; set"),
         ({}, {"model": "gpt-1m"}, "embed is trajectories, and this TransformerConfig has another"),
         ({}, {"task.context": 0}, "task.context is 0"),
         ({}, {"task.best": 0.0}, "task.best is 0.0"),
@@ -305,6 +306,24 @@ def test_what_does_not_fit_is_told_before_any_work(
     every = {**SETTINGS, **OFFLINE, **settings}
     with pytest.raises(UserError, match=message):
         open_task(configured(recipe, str(path), every, None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "reads states of 11 numbers, and the data have 4 numbers; give episodes of the environment that it knows"),
+        ({"states": 11}, "takes actions of 3 numbers, and the data have 2 choices"),
+        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, and the data have 1 numbers"),
+    ],
+)
+def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Where nothing is started from, a model takes the sizes of the data."""
+    path, model = saved(tmp_path, **given), preset("decision-hopper")
+    recipe = replace(configured(tiny(**OFFLINE), str(path), {}, None), model=model)
+    task: Any = open_task(recipe, tmp_path)
+    assert task.adapt(model).embed.states.size == task.codec.shape[0]
+    with pytest.raises(ConfigError, match=message):
+        open_task(replace(recipe, start="elsewhere"), tmp_path)
 
 
 def test_a_window_longer_than_the_model_reads_is_told(tmp_path: Path) -> None:
@@ -340,8 +359,6 @@ def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from dataclasses import replace
-
     write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
     task = opened(tmp_path / "a.npz", tmp_path)
     assert (task.copies, task.goal) == (None, "loss")

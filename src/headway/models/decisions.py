@@ -14,8 +14,8 @@ from headway.parts.positions import LearnedConfig
 
 
 def decision_gym(
-    states: int = 0,
-    actions: int = 0,
+    states: int = 1,
+    actions: int = 1,
     *,
     discrete: bool = False,
     width: int = 128,

@@ -26,7 +26,7 @@ class ObservationConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one state; a size of 0 is one that the data say."""
+        """The shape of one state."""
         raise NotImplementedError
 
     def build(self, width: int) -> nn.Module:
@@ -36,9 +36,9 @@ class ObservationConfig:
 @register("numbers")
 @dataclass(frozen=True)
 class NumbersConfig(ObservationConfig):
-    """`size` numbers, by one linear map; 0 takes those of the data."""
+    """`size` numbers, by one linear map."""
 
-    size: int = 0
+    size: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:

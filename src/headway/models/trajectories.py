@@ -41,8 +41,8 @@ class TrajectoryInputs(NamedTuple):
 @register("trajectories")
 @dataclass(frozen=True)
 class TrajectoryEmbedConfig(EmbedConfig):
-    """`actions` are so many choices (`discrete`) or numbers; 0 takes those of the data. Without `returns` a step is its
-    state and action (behaviour cloning).
+    """`actions` are so many choices (`discrete`) or numbers. Without `returns` a step is its state and action, which is
+    behaviour cloning.
 
     A learned vector for each of `timesteps` is added to all tokens of a step; `anchored` takes that of the first step
     of a row for all of them, as the models for Atari do, which have `positions` of tokens beside it. `activation`
@@ -51,7 +51,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     """
 
     states: ObservationConfig = NumbersConfig()
-    actions: int = 0
+    actions: int = 1
     discrete: bool = False
     returns: bool = True
     timesteps: int = 1000

@@ -25,6 +25,10 @@ TITLES = {
     "chrf": "chrF",
     "wer": "word error rate",
     "per": "phoneme error rate",
+    "return_mean": "mean return",
+    "return_normalised": "return on D4RL's scale",
+    "target_return": "return asked for",
+    "length_mean": "steps of an episode",
     "samples": "samples",
     "tokens": "tokens",
 }

@@ -69,7 +69,7 @@ def open_start(start: str) -> Opened:
 
 
 def lay_out(opened: Opened, start: str, directory: Path) -> None:
-    """Put what the start knows beside its weights (tokenizers, usage, scales) where a task looks for it: `directory`."""
+    """Put what the start knows beside its weights (tokenizers, usage, scales) into `directory`, for a task."""
     if opened.codec is not None:
         opened.codec.save(directory)
     for file in find_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates

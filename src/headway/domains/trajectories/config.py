@@ -86,7 +86,7 @@ class TrajectoriesConfig(TaskConfig):
         codec = self._codec(episodes, sides["train"], name, copies, workspace)
         if copies is not None:
             check_fits(codec, copies)
-        _check_spaces(model, codec, episodes)
+        _check_spaces(model, codec, episodes, recipe.start is not None)
         return Trajectories(self, episodes, sides, codec, copies, rows, recipe.train.seed)
 
     def _environment(self, episodes: Episodes) -> str:
@@ -162,24 +162,36 @@ def check_model(model: ModelConfig) -> TransformerConfig:
     return model
 
 
-def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, episodes: Episodes) -> None:
-    """ConfigError for a model made for other states or actions than the data's; sizes of 0 fit any."""
+def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, episodes: Episodes, started: bool) -> None:
+    """ConfigError for a model that reads numbers where the data have images, or the reverse; and for one that is
+    `started` from whose weights are for other states or actions than the data's. Others get the data's sizes.
+    """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)
-    shape = codec.shape if not codec.image else codec.states(episodes.states[:1]).shape[1:]
-    wanted = embed.states.shape
-    if len(wanted) != len(shape) or any(a not in (0, b) for a, b in zip(wanted, shape)):
-        sizes, theirs = (" x ".join(map(str, each)) for each in (wanted, shape))
-        remedy = (
-            "set model.embed.states.size=0 to take the data's"
-            if len(wanted) == len(shape) == 1
-            else 'set model.embed.states, as in {"kind": "patches", "patch": [8, 8]} for images'
-        )
-        raise ConfigError(f"the model reads states of {sizes} numbers, and the data have {theirs}; {remedy}")
-    if embed.actions and (embed.actions != codec.actions or embed.discrete != (codec.choices is not None)):
-        own = f"{embed.actions} {'choices' if embed.discrete else 'numbers'}"
-        theirs = f"{codec.actions} {'choices' if codec.choices is not None else 'numbers'}"
+    shape, wanted = codec.states(episodes.states[:1]).shape[1:], embed.states.shape
+    if len(wanted) != len(shape):
+        kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(
-            f"the model takes actions of {own}, and the data have {theirs}; "
-            "set model.embed.actions=0 to take the data's"
+            f"the model reads states by {embed.states.kind}, and the data have {_by(shape)}; "  # type: ignore[attr-defined]
+            f"set model.embed.states='{kind}'"
         )
+    if not started:
+        return
+    if wanted != shape:
+        raise ConfigError(
+            f"the model that is started from reads states of {_by(wanted)}, and the data have {_by(shape)}; "
+            "give episodes of the environment that it knows"
+        )
+    if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
+        own, theirs = (
+            f"{count} {'choices' if discrete else 'numbers'}"
+            for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
+        )
+        raise ConfigError(
+            f"the model that is started from takes actions of {own}, and the data have {theirs}; give episodes of the "
+            "environment that it knows"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{' x '.join(map(str, shape))} numbers"
