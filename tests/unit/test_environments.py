@@ -20,7 +20,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.film import check_film, strip, write_film
+from headway.environments.film import Film, Reel, check_film, strip
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -267,7 +267,9 @@ def test_scores_of_d4rl() -> None:
 def test_a_film_holds_its_frames(own: Path) -> None:
     av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
     frames = [np.full((21, 31, 3), value, np.uint8) for value in (0, 100, 250)]
-    write_film(own / "a.mp4", frames, rate=5)
+    with Film(own / "a.mp4", rate=5) as made:
+        for frame in frames:
+            made.add(frame)
     with av.open(str(own / "a.mp4")) as film:
         seen = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
     assert len(seen) == 3
@@ -278,7 +280,22 @@ def test_a_film_holds_its_frames(own: Path) -> None:
     for path, message in ((own / "a.gif", "is no name of a video"), (own / "no" / "a.mp4", "there is no folder")):
         with pytest.raises(UserError, match=message):
             check_film(path)
-    assert strip(frames, 2).count("<image") == 2
+    with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:
+        made.add(frames[0].tolist())
+    assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
+
+
+def test_a_reel_is_never_long() -> None:
+    """Whatever the episode's length, its frames are evenly apart and the last is near the end."""
+    for length in (1, 7, 8, 100, 1000):
+        reel = Reel(most=8)
+        for _ in range(length):
+            reel.take(lambda: np.zeros((4, 6, 3), np.uint8))
+        steps = [step for step, _ in reel.frames]
+        assert len(steps) < 8
+        assert len(set(np.diff(steps))) <= 1
+        assert length - steps[-1] <= max(1, length // 3)
+        assert strip(reel.frames, 3).count("<image") == min(3, len(steps))
 
 
 def test_cartpole_is_drawn_without_a_screen() -> None:

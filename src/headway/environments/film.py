@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +28,79 @@ def check_film(path: Path) -> None:
     _av()
 
 
-def write_film(path: Path, frames: Sequence[np.ndarray], rate: float) -> None:
-    """A video of frames uint8 [H, W, 3], `rate` of them a second, in H.264 where that is here."""
-    av = _av()
-    codec = next((name for name in _CODECS if name in av.codecs_available), None)
-    if codec is None:
-        raise UserError(f"the package av has none of {', '.join(_CODECS)}; install another build of it")
-    height, width = (side - side % 2 for side in frames[0].shape[:2])  # which these codecs want even
-    part = path.with_name(f".part.{path.name}")
-    try:
-        with av.open(str(part), "w") as container:
-            stream = container.add_stream(codec, rate=min(max(round(rate), _RATES[0]), _RATES[-1]))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:height, :width], format="rgb24")))
-            container.mux(stream.encode())
-        part.replace(path)
-    except OSError as error:  # what av raises, too
-        raise UserError(f"the video {path} cannot be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
+class Film:
+    """A video in H.264 where that is here, written frame by frame: `with Film(path, rate) as film: film.add(frame)`.
+
+    `rate` is in frames a second. What ends with an error leaves nothing behind.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path, self._part = path, path.with_name(f".part.{path.name}")
+        self._rate = min(max(round(rate), _RATES[0]), _RATES[-1])
+        self._stream: Any = None
+        av = _av()
+        self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
+        if self._codec is None:
+            raise UserError(f"the package av has none of {', '.join(_CODECS)}; install another build of it")
+
+    def __enter__(self) -> Film:
+        with self._told():
+            self._container = _av().open(str(self._part), "w")
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                with self._told():
+                    self._container.mux(self._stream.encode())
+                    self._container.close()
+                    self._part.replace(self._path)
+        finally:
+            self._container.close()
+            self._part.unlink(missing_ok=True)
+
+    def add(self, frame: np.ndarray) -> None:
+        """The next frame, uint8 [H, W, 3]; all are of one size."""
+        height, width = (side - side % 2 for side in frame.shape[:2])  # which these codecs want even
+        with self._told():
+            if self._stream is None:
+                self._stream = self._container.add_stream(self._codec, rate=self._rate)
+                self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+            plain = np.ascontiguousarray(frame[:height, :width])
+            self._container.mux(self._stream.encode(_av().VideoFrame.from_ndarray(plain, format="rgb24")))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # what av raises, too
+            raise UserError(f"the video {self._path} cannot be written ({error.strerror or error})") from error
 
 
-def strip(frames: Sequence[np.ndarray], count: int = 8, height: int = 96) -> str:
+class Reel:
+    """Frames at even distances of an episode of any length, no more than `most`, with the step of each."""
+
+    def __init__(self, most: int = 32) -> None:
+        self.most, self.frames = most, list[tuple[int, np.ndarray]]()
+        self._step, self._every = 0, 1
+
+    def take(self, draw: Callable[[], np.ndarray]) -> None:
+        """A further step; `draw` is called where its frame is wanted."""
+        if self._step % self._every == 0:
+            self.frames.append((self._step, draw()))
+        self._step += 1
+        if len(self.frames) == self.most:
+            self.frames, self._every = self.frames[::2], 2 * self._every
+
+
+def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int = 96) -> str:
     """At most `count` frames, spread evenly from first to last, beside each other as an SVG that holds its pixels."""
     places = np.unique(np.linspace(0, len(frames) - 1, count).astype(int))
     gap, x, marks = 4, 0, []
-    for place in places.tolist():
-        data, width = _png(frames[place], height)
+    for step, frame in (frames[place] for place in places.tolist()):
+        data, width = _png(frame, height)
         marks.append(f'<image x="{x}" y="0" width="{width}" height="{height}" href="data:image/png;base64,{data}"/>')
-        marks.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{place}</text>')
+        marks.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{step}</text>')
         x += width + gap
     size = f"0 0 {x - gap} {height + 18}"
     return f'<svg viewBox="{size}" role="img" aria-label="frames of an episode, by step">{"".join(marks)}</svg>'

@@ -11,7 +11,7 @@ import numpy as np
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.domains.trajectories.rollout import AT_ONCE, play
 from headway.environments import Copies
-from headway.environments.film import strip
+from headway.environments.film import Reel, strip
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean
 from headway.models import Transformer
@@ -54,15 +54,20 @@ def curve(points: Sequence[Point]) -> list[Picture]:
     return [Picture("Returns", f"means of {len(points[0].returns)} episodes for each return asked for", chart)]
 
 
-def film_strip(model: Transformer, codec: TrajectoryCodec, environment: str) -> list[Picture]:
-    """An episode that is asked for the target, in frames; nothing, with a line in the log, where it cannot be drawn."""
-    frames: list[np.ndarray] = []
+def film_strips(
+    model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
+) -> list[Picture]:
+    """An episode for each target, in frames; nothing, with a line in the log, where it cannot be drawn."""
     try:
         with Copies(environment, 1, drawn=True) as copies:
-            played = play(model, codec, copies, codec.target, [SEED], frames.append)
-        picture = strip(frames)
+            return [_film_strip(model, codec, copies, target) for target in targets]
     except UserError as error:
         _LOG.warning("the report has no pictures of episodes: %s", error)
         return []
-    caption = f"asked for {codec.target:.5g}, reached {float(played.returns[0]):.5g} in {len(frames)} steps"
-    return [Picture("An episode", caption, picture, wide=True)]
+
+
+def _film_strip(model: Transformer, codec: TrajectoryCodec, copies: Copies, target: float) -> Picture:
+    reel = Reel()
+    played = play(model, codec, copies, target, [SEED], reel.take)
+    caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+    return Picture(f"An episode that is asked for {target:.5g}", caption, strip(reel.frames), wide=True)

@@ -18,6 +18,9 @@ from headway.models import TrajectoryEmbed, Transformer
 
 AT_ONCE = 16  # episodes side by side
 
+Watch = Callable[[Callable[[], np.ndarray]], None]
+"""Is given, at each step, what draws it: uint8 [H, W, 3]."""
+
 
 class Played(NamedTuple):
     """Returns and lengths of E episodes, by their number. `cut` counts those that the model's timesteps ended."""
@@ -50,9 +53,9 @@ def play(
     copies: Copies,
     target: float,
     seeds: Sequence[int],
-    watch: Callable[[np.ndarray], None] | None = None,
+    watch: Watch | None = None,
 ) -> Played:
-    """An episode from each seed, asked for the return `target`; `watch` is given the frames of the first one."""
+    """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
     found: list[tuple[float, int, bool]] = []
     with evaluating(model):
         for start in range(0, len(seeds), AT_ONCE):
@@ -65,7 +68,7 @@ def play(
 
 
 def _side_by_side(
-    actor: Actor, copies: Copies, seeds: Sequence[int], watch: Callable[[np.ndarray], None] | None
+    actor: Actor, copies: Copies, seeds: Sequence[int], watch: Watch | None
 ) -> list[tuple[float, int, bool]]:
     """Return and length of each episode, and whether it was cut off as the model knows no later timestep."""
     longest = actor_limit(actor)
@@ -74,7 +77,7 @@ def _side_by_side(
     returns, lengths, cut = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
     while len(rows):
         if watch is not None and rows[0] == 0:
-            watch(copies.frame())
+            watch(copies.frame)
         actions = actor.act(states)
         if copies.spaces.choices is None:
             actions = np.clip(actions, copies.spaces.low, copies.spaces.high)

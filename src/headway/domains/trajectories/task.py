@@ -222,7 +222,8 @@ class Trajectories:
         if self.copies is None:
             return []
         found = pictures.curve(getattr(self, "_asked", []))
-        return found + pictures.film_strip(cast(Transformer, model), self.codec, self.copies.name)
+        ends = self._targets(2)
+        return found + pictures.film_strips(cast(Transformer, model), self.codec, self.copies.name, ends)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from headway.domains.trajectories.codec import TrajectoryCodec, read_codec
-from headway.domains.trajectories.rollout import AT_ONCE, check_fits, play, worth
+from headway.domains.trajectories.codec import read_codec
+from headway.domains.trajectories.rollout import AT_ONCE, Watch, check_fits, play, worth
 from headway.domains.trajectories.task import SEEDS
 from headway.environments import Copies, check_stored
-from headway.environments.film import check_film, write_film
+from headway.environments.film import Film, check_film
 from headway.errors import UserError
 from headway.models import TrajectoryEmbedConfig, Transformer
 
@@ -44,30 +43,17 @@ def rollout(
     if render is not None:
         check_film(render)
     start = SEEDS["test"] if seed is None else seed
-    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies:
+    seeds = range(start, start + episodes)
+    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies, ExitStack() as stack:
         check_fits(codec, copies)
-        results, frames = _results(
-            model, codec, copies, targets or [codec.target], range(start, start + episodes), render
-        )
+        watch: Watch | None = None
         if render is not None:
-            write_film(render, frames, copies.frame_rate or _RATE)
+            film = stack.enter_context(Film(render, copies.frame_rate or _RATE))
+            watch = lambda draw: film.add(draw())  # noqa: E731
+        results = []
+        for number, target in enumerate(targets or [codec.target]):
+            played = play(model, codec, copies, target, seeds, None if number else watch)
+            scores = worth(played, copies.name)
+            results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
     return {"environment": name, "seed": start, **first, "results": results, "render": render}
-
-
-def _results(
-    model: Transformer,
-    codec: TrajectoryCodec,
-    copies: Copies,
-    targets: Sequence[float],
-    seeds: range,
-    render: Path | None,
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    frames: list[np.ndarray] = []
-    results = []
-    for number, target in enumerate(targets):
-        watch = frames.append if render is not None and number == 0 else None
-        played = play(model, codec, copies, target, seeds, watch)
-        scores = worth(played, copies.name)
-        results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
-    return results, frames
