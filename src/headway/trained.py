@@ -374,16 +374,19 @@ class Model:
         target_return: float | Sequence[float] = (),
         seed: int | None = None,
         render: str | Path | None = None,
+        draw: bool | None = None,
     ) -> dict[str, Any]:
         """Episodes that a model of trajectories plays in an environment, and the mean of their returns with its
         interval: in all `results`, one for each return that is asked for, and of the first one beside them.
 
         `env` is an id of gymnasium's or module:Name of your own; None is where the run was judged. Episode i starts
-        from `seed` + i. `render` is a video of the first episode. Raises UserError for what does not fit.
+        from `seed` + i. `render` is a video of the first episode. `draw` draws choices by their probabilities, or takes
+        the most probable (None: as the run says). Raises UserError for what does not fit.
         """
         targets = [target_return] if isinstance(target_return, (int, float)) else list(target_return)
         film = None if render is None else Path(render)
-        return trajectories.rollout(cast(Transformer, self.module), self.directory, env, episodes, targets, seed, film)
+        module = cast(Transformer, self.module)
+        return trajectories.rollout(module, self.directory, env, episodes, targets, seed, film, draw)
 
     def evaluate(
         self,

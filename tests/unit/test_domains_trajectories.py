@@ -199,7 +199,7 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
         said.append(found.detach().numpy())
         return found
 
-    actor, plain = Actor(model, task.codec, [3.0, -1.0, 0.5]), Plain(model, task.codec, [3.0, -1.0, 0.5])
+    actor, plain = Actor(model, task.codec, [3.0, -1.0, 0.5], [1, 2, 3]), Plain(model, task.codec, [3.0, -1.0, 0.5])
     random = np.random.default_rng(1)
     for step in range(2 * task.codec.context + 1):
         states, rewards = (
@@ -219,6 +219,20 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
             plain.targets = plain.targets[going]
             for kept in (plain.states, plain.actions, plain.rewards):
                 kept[:] = [each[going] for each in kept]
+
+
+def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
+    """And for each episode from its own seed, whoever plays beside it."""
+    task = opened(saved(tmp_path), tmp_path, **OFFLINE, **{"task.draw": True})
+    logits = np.log(np.array([[0.2, 0.5, 0.3]])).repeat(20_000, 0)
+    drawn = task.codec.said_actions(logits, np.random.default_rng(0).random(20_000))
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
+    assert task.codec.said_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
+    model, states = built(task), np.random.default_rng(1).normal(size=(9, 1, 4))
+    alone = Actor(model, task.codec, [1.0], [5])
+    beside = Actor(model, task.codec, [1.0, 1.0, 1.0], [4, 5, 6])
+    said = [(alone.act(each)[0], beside.act(each.repeat(3, 0))[1]) for each in states]
+    assert all(a == b for a, b in said)
 
 
 def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from headway.models import (
     step_heads,
 )
 from headway.models.decisions import decision_atari, decision_gym
-from headway.parts.convolution import PlaneConvolution
+from headway.parts.convolution import ImageConvolution
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 
@@ -164,11 +164,12 @@ def test_without_returns_a_step_is_two_tokens() -> None:
 
 @pytest.mark.parametrize(("taps", "stride", "shape"), [(8, 4, (84, 84)), (3, 1, (7, 9)), (4, 3, (11, 17))])
 def test_convolutions_are_torchs(taps: int, stride: int, shape: tuple[int, int]) -> None:
-    ours = PlaneConvolution(3, 5, taps, stride)
+    ours = ImageConvolution(3, 5, taps, stride, padded=False)
     torch.nn.init.normal_(ours.product.weight)
     x = torch.randn(2, 3, *shape)
-    theirs = F.conv2d(x, ours.product.weight.view(5, 3, taps, taps), ours.product.bias, stride)
-    torch.testing.assert_close(ours(x), theirs, rtol=1e-4, atol=1e-4)
+    kernel = ours.product.weight.view(5, taps, taps, 3).permute(0, 3, 1, 2)
+    theirs = F.conv2d(x, kernel, ours.product.bias, stride).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours(x.permute(0, 2, 3, 1)), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_images_by_patches_are_one_token() -> None:

@@ -81,6 +81,15 @@ def test_rollout(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "asked for" in capsys.readouterr().out
 
 
+def test_choices_may_be_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same from the same seeds, and not what the most probable are."""
+    found = []
+    for more in (["--draw"], ["--draw"], []):
+        assert cli.main(["rollout", str(run), "--episodes", "3", "--json", *more]) == cli.DONE
+        found.append(said(capsys)["results"])
+    assert found[0] == found[1] != found[2]
+
+
 def test_rollouts_start_from_the_seeds_of_the_test(run: Path) -> None:
     scores = json.loads((run / "run.json").read_text(encoding="utf-8"))["scores"]
     assert hw.load(run).rollout(episodes=2)["return_mean"] == scores["return_mean"]

@@ -28,13 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="returns to ask for (default: the run's, the best of its data)",
     )
+    add(
+        "--draw",
+        action="store_true",
+        default=None,
+        help="draw choices by their probabilities (default: as the run says)",
+    )
     add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episode")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
-        found = model.rollout(args.env, args.episodes, args.target_return, args.seed, args.render)
+        found = model.rollout(args.env, args.episodes, args.target_return, args.seed, args.render, args.draw)
     terminal.say(f"{found['environment']}, episodes from seed {found['seed']:,}\n")
     terminal.table([_row(result) for result in found["results"]])
     if args.render is not None:

@@ -28,8 +28,8 @@ class Convolution(nn.Module):
 
 
 class ImageConvolution(nn.Module):
-    """The same over rows and columns: each output sees `taps` x `taps` inputs, at the edges zeros or, not `padded`, none
-    but real ones.
+    """The same over rows and columns: each output sees `taps` x `taps` inputs, and past the edges zeros; not `padded`,
+    there are no outputs that would.
 
     The weight of `product` is [D, taps taps C], a kernel [D, C, taps, taps] with its channels last, laid flat.
     """

@@ -16,21 +16,26 @@ from headway.layout import Layout
 from headway.mixers import State, select
 from headway.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
 
+_DRAWS = 11  # so that what is drawn here has nothing to do with what environments draw from the same seed
+
 
 class Actor:
-    """Acts in B episodes that are equally old, each with a return-to-go of its own.
+    """Acts in B episodes that are equally old, each with a return-to-go and a chance of its own, drawn from its seed.
 
     As long as the whole episode fits into the window that the model was trained on, it goes on from its states, token
     by token; from then on the last K steps are read anew at each step, as keys that had seen earlier ones would say
     something else. Both are what the model says of the window as a whole.
     """
 
-    def __init__(self, model: Transformer, codec: TrajectoryCodec, targets: Sequence[float]) -> None:
+    def __init__(
+        self, model: Transformer, codec: TrajectoryCodec, targets: Sequence[float], seeds: Sequence[int]
+    ) -> None:
         self.model, self.codec = model, codec
         self.embed = cast(TrajectoryEmbed, model.embed)
         self.head = cast(StepHead, model.heads["actions"])
         self.to_go = np.array(targets, np.float64)
         self.time = 0
+        self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
         self._device = device_of(model)
         self._returns: list[Tensor] = []  # of the last K steps, each [B]
         self._states: list[Tensor] = []
@@ -44,7 +49,7 @@ class Actor:
         self._keep(self._states, torch.from_numpy(self.codec.states(states)))
         x = self._further() if self.time < self.codec.context else self._anew()
         said = self.head.said(x[:, -1]).float().cpu().numpy()
-        action = self.codec.said_actions(said)
+        action = self.codec.said_actions(said, np.array([chance.random() for chance in self._chances]))
         self._keep(self._actions, torch.from_numpy(self.codec.read_actions(action)))
         self.time += 1
         return action
@@ -61,6 +66,7 @@ class Actor:
         """Go on in some of the episodes."""
         chosen = torch.from_numpy(rows).to(self._device)
         self.to_go = self.to_go[rows]
+        self._chances = [self._chances[row] for row in rows.tolist()]
         for kept in (self._returns, self._states, self._actions):
             kept[:] = [each[chosen] for each in kept]
         if self._decoding is not None:

@@ -20,7 +20,7 @@ class TrajectoryCodec:
     from 0 to 1); returns divided by `scale`; actions that are one of `choices`, or numbers divided by `reach` [A].
 
     A model reads `context` steps at once, and is asked for the return `target` where no one asks for another;
-    `environment` is where it acts.
+    `environment` is where it acts. `draw` draws choices by their probabilities, else the most probable is taken.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +32,7 @@ class TrajectoryCodec:
     context: int
     target: float
     environment: str = ""
+    draw: bool = False
 
     @property
     def actions(self) -> int:
@@ -56,9 +57,16 @@ class TrajectoryCodec:
         """Of the data to the model's."""
         return actions if self.choices is not None else (actions / self._reach).astype(np.float32)
 
-    def said_actions(self, said: np.ndarray) -> np.ndarray:
-        """Of the model, [B, A], to the environment's: the most probable choice [B], or numbers [B, A]."""
-        return said.argmax(-1) if self.choices is not None else said * self._reach
+    def said_actions(self, said: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """Of the model, [B, A], to the environment's: choices [B], or numbers [B, A]. `chance` are numbers from 0 to 1
+        that decide what is drawn, [B].
+        """
+        if self.choices is None:
+            return said * self._reach
+        if not self.draw:
+            return said.argmax(-1)
+        odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
+        return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
 
     @property
     def _mean(self) -> np.ndarray:
@@ -101,6 +109,7 @@ def fitted(
     target: float | None,
     choices: int | None,
     environment: str,
+    draw: bool,
 ) -> TrajectoryCodec:
     """The scales of training data: `training` are the numbers of its episodes, int64 [E].
 
@@ -122,4 +131,5 @@ def fitted(
         context,
         float(returns.max()) if target is None else target,
         environment,
+        draw,
     )

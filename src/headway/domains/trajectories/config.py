@@ -38,8 +38,9 @@ class TrajectoriesConfig(TaskConfig):
 
     Where an environment is known (`env`, or what the data say, or HEADWAY_ENV), `episodes` are played there at each
     evaluation, asked for the return `target`, none for the best of the training data; with 0 held-out episodes judge
-    alone. `random` episodes of a policy of chance are recorded there and added to the data. Episodes that are equal
-    never stand on two sides of the `split`.
+    alone. `draw` draws choices by their probabilities, as the paper does for Atari, in place of the most probable.
+    `random` episodes of a policy of chance are recorded there and added to the data. Episodes that are equal never
+    stand on two sides of the `split`.
     """
 
     context: int = 20
@@ -51,6 +52,7 @@ class TrajectoriesConfig(TaskConfig):
     env: str | None = None
     episodes: int = 10
     target: float | None = None
+    draw: bool = False
     random: int = 0
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
 
@@ -137,7 +139,7 @@ class TrajectoriesConfig(TaskConfig):
         if (workspace / FILE).is_file():
             found = read_codec(workspace)
             target = found.target if self.target is None else self.target
-            return replace(found, target=target, context=self.context, environment=name)
+            return replace(found, target=target, context=self.context, environment=name, draw=self.draw)
         choices = copies.spaces.choices if copies is not None else None
         return fitted(
             episodes,
@@ -147,6 +149,7 @@ class TrajectoriesConfig(TaskConfig):
             target=self.target,
             choices=choices,
             environment=name,
+            draw=self.draw,
         )
 
 

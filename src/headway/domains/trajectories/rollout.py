@@ -61,7 +61,7 @@ def play(
         for start in range(0, len(seeds), AT_ONCE):
             some = seeds[start : start + AT_ONCE]
             found += _side_by_side(
-                Actor(model, codec, [target] * len(some)), copies, some, watch if not start else None
+                Actor(model, codec, [target] * len(some), some), copies, some, watch if not start else None
             )
     returns, lengths, cut = zip(*found)
     return Played(np.array(returns), np.array(lengths), sum(cut))

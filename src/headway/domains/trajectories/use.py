@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,20 @@ def rollout(
     targets: Sequence[float] = (),
     seed: int | None = None,
     render: Path | None = None,
+    draw: bool | None = None,
 ) -> dict[str, Any]:
     """Episodes that a model plays: `results` for each return that is asked for (none: that of the run), and those of
     the first beside them.
 
     `env` is named by the user: an id of gymnasium's or module:Name; None is where the run was judged. Episode i starts
-    from `seed` + i (None: the seeds of the test). `render` is a video of the first one. Raises UserError, before any
+    from `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws choices by their
+    probabilities, or does not (None: as the run says). Raises UserError, before any
     work, for an environment that does not fit.
     """
     if not isinstance(model.config.embed, TrajectoryEmbedConfig):
         raise UserError(f"{directory} is no model of trajectories; give a run of the recipes trajectories or cartpole")
     codec = read_codec(directory)
+    codec = codec if draw is None else replace(codec, draw=draw)
     name = env or check_stored(codec.environment)
     if not name:
         raise UserError(f"{directory} does not say where it acts; name an environment with --env")
