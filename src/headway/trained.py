@@ -16,7 +16,7 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.data.dialogues import Message
-from headway.domains import audio, image_text, masked, understanding, vision
+from headway.domains import audio, image_text, masked, trajectories, understanding, vision
 from headway.domains.chat.talk import Talk
 from headway.domains.image_text.caption import LONGEST
 from headway.domains.text.task import Language, LanguageConfig, language_task
@@ -403,6 +403,27 @@ class Model:
         layouts = [Layout.full(*ids.shape, device=self.device) for ids in both]
         maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
         return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source))
+
+    def rollout(
+        self,
+        env: str | None = None,
+        episodes: int = 10,
+        target_return: float | Sequence[float] = (),
+        seed: int | None = None,
+        render: str | Path | None = None,
+        draw: bool | None = None,
+    ) -> dict[str, Any]:
+        """Episodes that a model of trajectories plays in an environment, and the mean of their returns with its
+        interval: in all `results`, one for each return that is asked for, and of the first one beside them.
+
+        `env` is an id of gymnasium's or module:Name of your own; None is where the run was judged. Episode i starts
+        from `seed` + i. `render` is a video of the first episode. `draw` draws choices by their probabilities, or takes
+        the most probable (None: as the run says). Raises UserError for what does not fit.
+        """
+        targets = [target_return] if isinstance(target_return, (int, float)) else list(target_return)
+        film = None if render is None else Path(render)
+        module = cast(Transformer, self.module)
+        return trajectories.rollout(module, self.directory, env, episodes, targets, seed, film, draw)
 
     def evaluate(
         self,

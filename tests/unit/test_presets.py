@@ -47,6 +47,8 @@ SIZES = {
     "clip-b32": 151_277_313,
     "clip-b16": 149_620_737,
     "clip-l14": 427_616_513,
+    "decision-hopper": 727_567,  # 1,000 timesteps, with the heads of states and returns
+    "decision-atari": 2_962_208,  # 10,000 timesteps, Breakout's four actions
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

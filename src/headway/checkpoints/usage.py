@@ -12,6 +12,7 @@ from headway.config import from_dict, to_dict
 from headway.errors import UserError
 
 FILE = "usage.json"
+SCALES = "trajectories.json"  # beside a model of trajectories: how what it reads and says is scaled
 
 
 @dataclass(frozen=True)

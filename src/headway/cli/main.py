@@ -32,11 +32,13 @@ COMMANDS = {
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
     "match": "which of some texts say what images show",
+    "rollout": "a model of trajectories plays episodes in an environment",
     "bench": "how fast this machine runs a shape, beside other programs",
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",
     "tokenizer train": "make a tokenizer.json from text",
     "data list": "known data sets with source and licence",
     "data get": "download a known data set and check it",
+    "data collect": "record episodes of mixed quality in an environment",
 }
 DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 

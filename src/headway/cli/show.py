@@ -49,9 +49,9 @@ def _writer(config: ModelConfig) -> str | None:
 
     with torch.device("meta"):
         model = config.build(None)
-    if not isinstance(model, (EncoderDecoder, Captioner)) and not (
-        isinstance(model, Transformer) and model.config.stack.causal
-    ):
+    if isinstance(model, Transformer) and not (model.config.stack.causal and "vocabulary" in model.heads):
+        return None
+    if not isinstance(model, (EncoderDecoder, Captioner, Transformer)):
         return None
     missing = refusal(model)
     return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"

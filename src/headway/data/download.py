@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headway.data.files import File, lines, members
 from headway.data.idx import read_idx
+from headway.data.recordings import read_episodes
 from headway.data.registry import KnownFile, KnownSet, find_set, known_set, made_by_hand
 from headway.data.sources import pairs
 from headway.data.store import cache_root, writing
@@ -100,3 +101,7 @@ def _verify(file: KnownFile, part: Path, digest: str) -> None:
         found = sum(1 for inside in members(part) if inside.kind == ".wav")
         if found != file.sounds:
             raise UserError(f"{file.url} has {found:,} .wav files, not {file.sounds:,}; try again")
+    if file.episodes is not None:
+        found = len(read_episodes([part]))
+        if found != file.episodes:
+            raise UserError(f"{file.url} has {found:,} episodes, not {file.episodes:,}; try again")

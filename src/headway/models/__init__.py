@@ -14,11 +14,20 @@ from headway.models.frames import FramesEmbed, FramesEmbedConfig
 from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.maps import attention_maps
+from headway.models.observations import ConvolutionsConfig, NumbersConfig, ObservationConfig, PatchesConfig
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.probe import ProbeHead, ProbeHeadConfig
 from headway.models.spectrogram import SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle
+from headway.models.trajectories import (
+    StepHead,
+    StepHeadConfig,
+    TrajectoryEmbed,
+    TrajectoryEmbedConfig,
+    TrajectoryInputs,
+    step_heads,
+)
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -36,6 +45,7 @@ __all__ = [
     "Cache",
     "Captioner",
     "CaptionerConfig",
+    "ConvolutionsConfig",
     "Decoding",
     "DistilledHead",
     "DistilledHeadConfig",
@@ -50,9 +60,12 @@ __all__ = [
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
+    "NumbersConfig",
+    "ObservationConfig",
     "OneHotEmbedConfig",
     "PatchEmbed",
     "PatchEmbedConfig",
+    "PatchesConfig",
     "PooledHead",
     "PooledHeadConfig",
     "ProbeHead",
@@ -65,8 +78,13 @@ __all__ = [
     "Stack",
     "StackConfig",
     "StateBridgeConfig",
+    "StepHead",
+    "StepHeadConfig",
     "TokenEmbedConfig",
     "TokenInputs",
+    "TrajectoryEmbed",
+    "TrajectoryEmbedConfig",
+    "TrajectoryInputs",
     "TransformConfig",
     "Transformer",
     "TransformerConfig",
@@ -78,4 +96,5 @@ __all__ = [
     "build",
     "cycle",
     "describe",
+    "step_heads",
 ]

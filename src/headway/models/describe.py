@@ -26,6 +26,7 @@ from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
 from headway.models.spectrogram import SpectrogramEmbedConfig
 from headway.models.stem import ConvolutionalStem
+from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
 from headway.parts.experts import Experts, ExpertsConfig
@@ -164,6 +165,10 @@ def _reads(config: TransformerConfig) -> str:
     if isinstance(config.embed, SpectrogramEmbedConfig):
         return f"sounds of {config.embed.frames} frames ({config.embed.length} tokens) or other lengths"
     context = "no limit" if config.context is None else config.context
+    if isinstance(config.embed, TrajectoryEmbedConfig):
+        shape, embed = " x ".join(map(str, config.embed.states.shape)), config.embed
+        actions = f"{embed.actions} {'choices' if embed.discrete else 'numbers'}"
+        return f"states of {shape}, actions of {actions}, {embed.tokens} tokens a step, context {context}"
     return f"{config.symbols:,} symbols, context {context}"
 
 
@@ -175,6 +180,8 @@ def _embed(embed: Any) -> str:
     if isinstance(embed, SpectrogramEmbedConfig):
         (long, high), (along, up) = embed.patch, embed.stride
         return f"patches of {long} frames x {high} bands, one every {along} x {up}, {embed.tokens} learned tokens"
+    if isinstance(embed, TrajectoryEmbedConfig):
+        return f"{embed.kind}, {embed.timesteps:,} timesteps, states by {embed.states.kind}"  # type: ignore[attr-defined]
     positions = getattr(embed, "positions", None)
     return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 

@@ -21,11 +21,12 @@ from headway.models.heads import HeadConfig, VocabularyHeadConfig
 from headway.models.patches import PatchEmbedConfig
 from headway.models.spectrogram import SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig
+from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 from headway.parts.projection import Projection
 
-_DROPPING = (TokenEmbedConfig, PatchEmbedConfig, SpectrogramEmbedConfig)  # embeds with dropout
+_DROPPING = (TokenEmbedConfig, PatchEmbedConfig, SpectrogramEmbedConfig, TrajectoryEmbedConfig)  # embeds with dropout
 _MANY = 1 << 16  # positions of all rows from which on the memory for their states is looked at beforehand
 
 

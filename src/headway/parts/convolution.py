@@ -28,20 +28,23 @@ class Convolution(nn.Module):
 
 
 class ImageConvolution(nn.Module):
-    """The same over rows and columns: each output sees `taps` x `taps` inputs.
+    """The same over rows and columns: each output sees `taps` x `taps` inputs, and past the edges zeros; not `padded`,
+    there are no outputs that would.
 
     The weight of `product` is [D, taps taps C], a kernel [D, C, taps, taps] with its channels last, laid flat.
     """
 
-    def __init__(self, channels: int, width: int, taps: int = 3, stride: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, width: int, taps: int = 3, stride: int = 1, bias: bool = True, padded: bool = True
+    ) -> None:
         super().__init__()
-        self.taps, self.stride = taps, stride
+        self.taps, self.stride, self.reach = taps, stride, taps // 2 if padded else 0
         self.product = Projection(channels * taps * taps, width, bias)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
-        """h and w are H and W by the stride, rounded up."""
-        reach, taps, stride = self.taps // 2, range(self.taps), self.stride
-        high, wide = ((side - 1) // stride * stride + 1 for side in x.shape[1:3])
+        """h and w are H and W by the stride, rounded up; not padded (H - taps) / stride + 1, rounded down."""
+        reach, taps, stride = self.reach, range(self.taps), self.stride
+        high, wide = ((side + 2 * reach - self.taps) // stride * stride + 1 for side in x.shape[1:3])
         around = F.pad(x, (0, 0, reach, reach, reach, reach))
         # slices of whole rows of channels: their gradients add up much faster than those of `unfold`
         seen = [around[:, i : i + high : stride, j : j + wide : stride] for i in taps for j in taps]

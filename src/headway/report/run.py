@@ -30,6 +30,10 @@ TITLES = {
     "end_error_ms": "error of ends (ms)",
     "exact_match": "exact match",
     "exact_match_novel": "exact match, novel pairs",
+    "return_mean": "mean return",
+    "return_normalised": "return on D4RL's scale",
+    "target_return": "return asked for",
+    "length_mean": "steps of an episode",
     "samples": "samples",
     "tokens": "tokens",
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import FILE, load_model, named_tensors, save_model
 from headway.checkpoints.open import Opened, open_model
+from headway.checkpoints.usage import SCALES
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
@@ -69,13 +70,16 @@ def open_start(start: str) -> Opened:
 
 
 def lay_out(opened: Opened, start: str, directory: Path) -> None:
-    """Put what the start knows beside its weights (tokenizers, usage) into `directory`, where a task looks for it."""
+    """Put what the start knows beside its weights (tokenizers, usage, scales) into `directory`, for a task."""
     if opened.codec is not None:
         opened.codec.save(directory)
     for file in find_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
+    scales = find_folder(start) / SCALES
+    if scales.is_file():
+        shutil.copyfile(scales, directory / SCALES)
 
 
 def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:

@@ -16,19 +16,8 @@ from headway.parts.positions import LearnedConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("scale_attn_by_inverse_layer_idx", False)
-    settings.refuse("scale_attn_weights", True)
-    settings.refuse("add_cross_attention", False)
     width = settings.get("n_embd", int)
-    norm = LayerNormConfig(settings.get("layer_norm_epsilon", float))
-    hidden = settings.optional("n_inner", int) or 4 * width
-    block = BlockConfig(
-        AttentionConfig(settings.get("n_head", int), dropout=settings.get("attn_pdrop", float)),
-        None,
-        MLPConfig(hidden=hidden, activation=settings.activation("activation_function")),
-        norm,
-        dropout=settings.get("resid_pdrop", float),
-    )
+    block, norm = read_block(settings, width)
     return TransformerConfig(
         width,
         settings.get("vocab_size", int),
@@ -39,30 +28,60 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     )
 
 
+def read_block(settings: Settings, width: int) -> tuple[BlockConfig, LayerNormConfig]:
+    """A layer, and the norm after the last one."""
+    settings.refuse("scale_attn_by_inverse_layer_idx", False)
+    settings.refuse("scale_attn_weights", True)
+    settings.refuse("add_cross_attention", False)
+    norm = LayerNormConfig(settings.get("layer_norm_epsilon", float))
+    hidden = settings.optional("n_inner", int) or 4 * width
+    feed = MLPConfig(hidden=hidden, activation=settings.activation("activation_function"))
+    mixer = AttentionConfig(settings.get("n_head", int), dropout=settings.get("attn_pdrop", float))
+    return BlockConfig(mixer, None, feed, norm, dropout=settings.get("resid_pdrop", float)), norm
+
+
 def write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
+    embed = expect(config.embed, TokenEmbedConfig)
     return {
         "model_type": "gpt2",
         **write_heads(config, Classes("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
         "vocab_size": config.symbols,
         "n_embd": config.width,
         "n_positions": config.context,
-        "n_layer": len(config.stack.blocks),
-        "n_head": attention.heads,
-        "n_inner": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
-        "activation_function": published_activation(feed.activation),
-        "layer_norm_epsilon": norm.eps,
-        "attn_pdrop": attention.dropout,
-        "resid_pdrop": block.dropout,
+        **written_stack(config),
         "embd_pdrop": embed.dropout,
     }
 
 
+def written_stack(config: TransformerConfig) -> dict[str, Any]:
+    """What a config.json says of the layers."""
+    block = config.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    return {
+        "n_layer": len(config.stack.blocks),
+        "n_head": attention.heads,
+        "n_inner": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
+        "activation_function": published_activation(feed.activation),
+        "layer_norm_epsilon": expect(block.norm, LayerNormConfig).eps,
+        "attn_pdrop": attention.dropout,
+        "resid_pdrop": block.dropout,
+    }
+
+
 def rules(config: TransformerConfig) -> list[Rule]:
+    return [
+        rule("embed.table", "transformer.wte.weight"),
+        rule("embed.positions.table", "transformer.wpe.weight"),
+        *stack_rules(config, "transformer"),
+        *head_rules(config),
+    ]
+
+
+def stack_rules(config: TransformerConfig, prefix: str) -> list[Rule]:
+    """The layers and the norm after them, below `prefix`."""
+
     def layer(i: int) -> list[Rule]:
-        ours, theirs = f"stack.blocks.{i}", f"transformer.h.{i}"
+        ours, theirs = f"stack.blocks.{i}", f"{prefix}.h.{i}"
         return [
             *linear(f"{ours}.mix.before", f"{theirs}.ln_1"),
             *conv(f"{ours}.mixer.qkv", f"{theirs}.attn.c_attn"),
@@ -72,13 +91,7 @@ def rules(config: TransformerConfig) -> list[Rule]:
             *conv(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj"),
         ]
 
-    return [
-        rule("embed.table", "transformer.wte.weight"),
-        rule("embed.positions.table", "transformer.wpe.weight"),
-        *layers(len(config.stack.blocks), layer),
-        *linear("stack.norm", "transformer.ln_f"),
-        *head_rules(config),
-    ]
+    return [*layers(len(config.stack.blocks), layer), *linear("stack.norm", f"{prefix}.ln_f")]
 
 
 def conv(ours: str, theirs: str) -> list[Rule]:

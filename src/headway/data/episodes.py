@@ -1,0 +1,180 @@
+"""Episodes of an agent in its environment: states, actions and rewards, as arrays that lie one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.errors import UserError
+
+
+class Episode(NamedTuple):
+    """One episode of T steps. `cut` says that a limit ended it, not the environment; None where nothing says."""
+
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes of N steps in all.
+
+    `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N], the numbers
+    of choices, or float32 [N, A]; `rewards` float64 [N]; `ends` int64 [E], where each episode ends; `cut` bool [E];
+    `named` uint8 [E], the split that a file's name states; `environment` is the name of where they were recorded, ""
+    where nothing says.
+    """
+
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    ends: np.ndarray
+    cut: np.ndarray
+    named: np.ndarray
+    environment: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each episode starts, int64 [E]."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, int64 [E]."""
+        return self.ends - self.starts
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are choices."""
+        return self.actions.dtype == np.int64
+
+    @property
+    def returns(self) -> np.ndarray:
+        """The sum of each episode's rewards, float64 [E]."""
+        return np.add.reduceat(self.rewards, self.starts)
+
+    def returns_to_go(self) -> np.ndarray:
+        """The sum of the rewards from each step to the end of its episode, float64 [N]."""
+        found = np.empty_like(self.rewards)
+        for start, end in zip(self.starts.tolist(), self.ends.tolist()):
+            found[start:end] = self.rewards[start:end][::-1].cumsum()[::-1]
+        return found
+
+    def keys(self) -> list[str]:
+        """A name of each episode by what it holds: equal ones have equal names."""
+        pairs = zip(self.starts.tolist(), self.ends.tolist())
+        return [_digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def together(found: Sequence[Episode], source: str, side: int = 0, environment: str = "") -> Episodes:
+    """Episodes of one source, checked: a UserError names the first that is empty, uneven or of other shape."""
+    if not found:
+        raise UserError(f"{source} holds no episodes; record some (headway data collect), or leave it out")
+    for number, episode in enumerate(found):
+        _check(episode, f"{source}, episode {number}")
+        _check_alike(episode, found[0], f"{source}, episode {number}")
+    lengths = [len(episode.rewards) for episode in found]
+    return Episodes(
+        _states(np.concatenate([episode.states for episode in found])),
+        _actions(np.concatenate([episode.actions for episode in found]), source),
+        np.concatenate([np.asarray(episode.rewards, np.float64) for episode in found]),
+        np.cumsum(lengths, dtype=np.int64),
+        np.array([episode.cut for episode in found], bool),
+        np.full(len(found), side, np.uint8),
+        environment,
+    )
+
+
+def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
+    """The episodes of several sources in one; UserError where they do not fit together."""
+    first = parts[0]
+    for part, source in zip(parts, sources):
+        for what in ("states", "actions"):
+            one, other = getattr(first, what), getattr(part, what)
+            if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+                raise UserError(
+                    f"{source} has {what} of {described(other)}, and {sources[0]} of {described(one)}; "
+                    "give files of one environment"
+                )
+    offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
+    return Episodes(
+        np.concatenate([part.states for part in parts]),
+        np.concatenate([part.actions for part in parts]),
+        np.concatenate([part.rewards for part in parts]),
+        np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
+        np.concatenate([part.cut for part in parts]),
+        np.concatenate([part.named for part in parts]),
+        next((part.environment for part in parts if part.environment), ""),
+    )
+
+
+def described(array: np.ndarray) -> str:
+    """The shape of one step of an array, for people."""
+    if array.dtype == np.int64 and array.ndim == 1:
+        return "choices"
+    sizes = " x ".join(map(str, array.shape[1:])) or "1"
+    return f"{sizes} numbers"
+
+
+def _check(episode: Episode, where: str) -> None:
+    steps = len(episode.rewards)
+    if steps == 0:
+        raise UserError(f"{where} has 0 steps; leave it out")
+    for name in ("states", "actions"):
+        count = len(getattr(episode, name))
+        if count != steps:
+            raise UserError(f"{where} has {steps} rewards and {count} {name}; give one of each a step")
+    if episode.rewards.ndim != 1:
+        raise UserError(f"{where} has rewards of shape {episode.rewards.shape}; give one number a step")
+    for name in ("states", "actions", "rewards"):
+        values = getattr(episode, name)
+        if values.dtype.kind not in "fiub":
+            raise UserError(f"{where}: {name} are {values.dtype}, no numbers; give numbers")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            step = int(np.argwhere(~np.isfinite(values))[0][0])
+            wrong = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
+            raise UserError(f"{where}, step {step}: {name} hold {wrong}, which is no number; leave the episode out")
+
+
+def _check_alike(episode: Episode, first: Episode, where: str) -> None:
+    for name in ("states", "actions"):
+        own, wanted = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
+        if own != wanted:
+            raise UserError(f"{where} has {name} of shape {own}, and episode 0 of {wanted}; give one environment's")
+
+
+def _states(states: np.ndarray) -> np.ndarray:
+    """Vectors as float32; images stay bytes."""
+    if states.ndim == 4:
+        return states if states.dtype == np.uint8 else states.astype(np.float32)
+    return states.reshape(len(states), -1).astype(np.float32)
+
+
+def _actions(actions: np.ndarray, source: str) -> np.ndarray:
+    """Whole numbers of one column are choices; all else are numbers."""
+    flat = actions.reshape(len(actions), -1)
+    if actions.dtype.kind == "f":
+        return flat.astype(np.float32)
+    if flat.shape[1] != 1:
+        raise UserError(
+            f"{source} has actions of {flat.shape[1]} whole numbers a step; give one choice a step, or decimal numbers"
+        )
+    if int(flat.min()) < 0:
+        raise UserError(f"{source} has the action {int(flat.min())}; count choices from 0")
+    return flat[:, 0].astype(np.int64)

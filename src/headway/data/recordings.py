@@ -1,0 +1,251 @@
+"""Files of episodes as people have them: .npz of several kinds, HDF5 in D4RL's layout, Minari's folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.data.episodes import Episode, Episodes, joined, together
+from headway.data.files import File, find_files, honoured
+from headway.data.splits import side_number
+from headway.errors import UserError, nearest
+
+KINDS = (".npz", ".hdf5", ".h5")
+# What the columns are called: here, in D4RL and Minari, in imitation's files, in those with an array an episode.
+STATES, ACTIONS = ("states", "observations", "obs", "observation"), ("actions", "acts", "action")
+REWARDS = ("rewards", "rews", "reward")
+_ENDED, _CUT = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
+_NUMBERED = re.compile(r"(?:observation|obs)_(\d+)")
+_EPISODE = re.compile(r"episode_(\d+)")
+_FLAT = ("ends", "indices", *_ENDED, *_CUT)
+
+Columns = Mapping[str, Callable[[], np.ndarray]]
+
+
+def read_episodes(paths: Sequence[Path | str]) -> Episodes:
+    """The episodes of all files, folders of them or Minari's data sets. A UserError names what cannot be read."""
+    if not paths:
+        raise UserError(
+            "no episodes are given; name at least one .npz or .hdf5 file (headway data collect records them)"
+        )
+    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), KINDS)])
+    return joined([_read(file) for file in files], [str(file) for file in files])
+
+
+def write_episodes(path: Path, episodes: Episodes) -> None:
+    """One .npz of flat arrays: states, actions, rewards, and where each episode ends; written beside, then renamed."""
+    arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
+    part = path.with_name(f".{secrets.token_hex(4)}.part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.savez_compressed(file, environment=np.array(episodes.environment), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(file: File) -> Episodes:
+    side = 0 if file.side is None else side_number(file.side)
+    if file.path.suffix.lower() == ".npz":
+        with open_arrays(file.path) as columns:
+            return together(_npz(columns, str(file)), str(file), side, _environment(columns))
+    with _hdf5(file.path) as group:
+        return together(_of_hdf5(group, str(file)), str(file), side, _minari_environment(file.path))
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[Columns]:
+    """The arrays of an .npz, each read when it is asked for. Python objects, which could run code, are refused."""
+    try:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path} holds one array without a name; write it anew with numpy.savez")
+            with archive:
+                yield {name: _reader(archive, name, path) for name in archive.files}
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged or no .npz ({_first(error)}); write it anew with numpy.savez") from error
+
+
+def _reader(archive: Any, name: str, path: Path) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        try:
+            found = archive[name]
+        except ValueError as error:
+            if "pickle" not in str(error):
+                raise
+            raise UserError(
+                f"{path}: {name} holds Python objects, which can run code when they are read; save plain arrays"
+            ) from error
+        if not isinstance(found, np.ndarray):
+            raise UserError(f"{path}: {name} is no array; save it with numpy.savez")
+        return found
+
+    return read
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0].rstrip(".")
+
+
+def _environment(columns: Columns) -> str:
+    """What the file says of where it was recorded."""
+    found = columns["environment"]() if "environment" in columns else np.array("")
+    return str(found) if found.ndim == 0 and found.dtype.kind == "U" else ""
+
+
+def _npz(columns: Columns, source: str) -> list[Episode]:
+    numbers = sorted(int(found[1]) for found in map(_NUMBERED.fullmatch, columns) if found)
+    if not numbers:
+        return _flat(columns, source)
+    found = []
+    for number in numbers:
+        ending = f"_{number}"
+        own = {name.removesuffix(ending): read for name, read in columns.items() if name.endswith(ending)}
+        found.append(_alone(own, f"{source}, episode {number}"))
+    return found
+
+
+def _alone(columns: Columns, source: str) -> Episode:
+    """An episode that has arrays of its own; a state that follows the last action is left out."""
+    states, actions, rewards = (_column(columns, names, source) for names in (STATES, ACTIONS, REWARDS))
+    if len(states) == len(rewards) + 1:
+        states = states[:-1]
+    ended = next((columns[name]() for name in _ENDED if name in columns), np.ones(1, bool))
+    return Episode(states, actions, rewards, not bool(np.ravel(ended)[-1:].any()))
+
+
+def _flat(columns: Columns, source: str) -> list[Episode]:
+    """Episodes that lie one after the other."""
+    states, actions, rewards = (_column(columns, names, source) for names in (STATES, ACTIONS, REWARDS))
+    ends, cut = _ends(columns, len(rewards), source)
+    first = np.concatenate([[0], ends[:-1]])
+    extra = np.zeros_like(first)
+    if len(states) == len(rewards) + len(ends):  # with the state after each episode's last action, as imitation has it
+        extra = np.arange(len(ends))
+    elif len(states) != len(rewards) or len(actions) != len(rewards):
+        raise UserError(
+            f"{source} has {len(rewards):,} rewards, {len(states):,} states and {len(actions):,} actions; "
+            "give one of each a step"
+        )
+    return [
+        Episode(states[start + more : end + more], actions[start:end], rewards[start:end], bool(was_cut))
+        for start, end, more, was_cut in zip(first, ends, extra, cut)
+    ]
+
+
+def _ends(columns: Columns, steps: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where episodes end, and which of them were cut off."""
+    if "ends" in columns or "indices" in columns:
+        places = np.ravel(columns["ends" if "ends" in columns else "indices"]())
+        ends = places if "ends" in columns else np.append(places, steps)
+        if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
+            raise UserError(f"{source}: the ends of episodes do not rise to the {steps:,} rewards; correct them")
+        ends = ends.astype(np.int64)
+        flags = next((np.ravel(columns[name]()) for name in ("cut",) if name in columns), None)
+        if flags is None and "terminal" in columns:
+            flags = ~np.ravel(columns["terminal"]()).astype(bool)
+        return ends, np.zeros(len(ends), bool) if flags is None or len(flags) != len(ends) else flags
+    ended, cut = (_flags(columns, names, steps, source) for names in (_ENDED, _CUT))
+    if ended is None and cut is None:
+        raise UserError(
+            f"{source} does not say where episodes end; add an array ends, or terminals and timeouts as D4RL has them"
+        )
+    nothing = np.zeros(steps, bool)
+    ended, cut = nothing if ended is None else ended, nothing if cut is None else cut
+    ends = np.flatnonzero(ended | cut) + 1
+    if not len(ends) or ends[-1] != steps:  # the recording stopped within an episode
+        ends = np.append(ends, steps)
+    return ends, ~ended[ends - 1]
+
+
+def _flags(columns: Columns, names: Collection[str], steps: int, source: str) -> np.ndarray | None:
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        return None
+    found = np.ravel(columns[name]()).astype(bool)
+    if len(found) != steps:
+        raise UserError(f"{source} has {steps:,} rewards and {len(found):,} {name}; give one of each a step")
+    return found
+
+
+def _column(columns: Columns, names: Sequence[str], source: str) -> np.ndarray:
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        known = nearest(names[0], columns) if columns else "it holds nothing"
+        raise UserError(f"{source} has no {names[0]} ({known}); name them {' or '.join(names[:2])}")
+    return columns[name]()
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no HDF5 ({_first(error)}); fetch it again") from error
+
+
+def _of_hdf5(group: Any, source: str) -> list[Episode]:
+    numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, group) if found)
+    if not numbers:
+        return _flat(_arrays(group, source), source)
+    return [_of_minari(group, number, source) for number in numbers]
+
+
+def _of_minari(group: Any, number: int, source: str) -> Episode:
+    where = f"{source}, episode {number}"
+    columns = _arrays(_inside(group, f"episode_{number}", source), where)
+    return _alone(columns, where)
+
+
+def _arrays(group: Any, source: str) -> Columns:
+    """The arrays directly in a group, each read when it is asked for."""
+    return {name: lambda name=name: _array(group, name, source) for name in group}
+
+
+def _array(group: Any, name: str, source: str) -> np.ndarray:
+    found = _inside(group, name, source)
+    if not hasattr(found, "dtype"):
+        raise UserError(f"{source}: {name} is a group of several arrays; give states and actions of one array each")
+    if found.is_virtual or found.external or found.dtype.kind not in "fiub":
+        raise UserError(f"{source}: {name} is no plain array of numbers of its own; save it as one")
+    return found[()]
+
+
+def _inside(group: Any, name: str, source: str) -> Any:
+    """What lies in a group. Links to other files, which a file of data has no business with, are refused."""
+    import h5py
+
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
+    return group[name]
+
+
+def _minari_environment(path: Path) -> str:
+    """What Minari's metadata.json beside a file says of where it was recorded."""
+    try:
+        said = json.loads((path.parent / "metadata.json").read_text(encoding="utf-8"))
+        spec = said["env_spec"]
+        return str((json.loads(spec) if isinstance(spec, str) else spec)["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

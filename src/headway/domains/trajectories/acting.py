@@ -1,0 +1,112 @@
+"""A trajectory model at work: it is asked for a return and acts, in many episodes side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.generate.prompts import device_of
+from headway.layout import Layout
+from headway.mixers import State, select
+from headway.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
+
+_DRAWS = 11  # so that what is drawn here has nothing to do with what environments draw from the same seed
+
+
+class Actor:
+    """Acts in B episodes that are equally old, each with a return-to-go and a chance of its own, drawn from its seed.
+
+    As long as the whole episode fits into the window that the model was trained on, it goes on from its states, token
+    by token; from then on the last K steps are read anew at each step, as keys that had seen earlier ones would say
+    something else. Both are what the model says of the window as a whole.
+    """
+
+    def __init__(
+        self, model: Transformer, codec: TrajectoryCodec, targets: Sequence[float], seeds: Sequence[int]
+    ) -> None:
+        self.model, self.codec = model, codec
+        self.embed = cast(TrajectoryEmbed, model.embed)
+        self.head = cast(StepHead, model.heads["actions"])
+        self.to_go = np.array(targets, np.float64)
+        self.time = 0
+        self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
+        self._device = device_of(model)
+        self._returns: list[Tensor] = []  # of the last K steps, each [B]
+        self._states: list[Tensor] = []
+        self._actions: list[Tensor] = []
+        self._decoding: tuple[State, ...] | None = None
+
+    @torch.no_grad()
+    def act(self, states: np.ndarray) -> np.ndarray:
+        """An action for each row, int [B] or float [B, A]; `states` are what is seen now, [B, *shape]."""
+        self._keep(self._returns, torch.from_numpy(self.codec.returns(self.to_go)))
+        self._keep(self._states, torch.from_numpy(self.codec.states(states)))
+        x = self._further() if self.time < self.codec.context else self._anew()
+        said = self.head.said(x[:, -1]).float().cpu().numpy()
+        action = self.codec.said_actions(said, np.array([chance.random() for chance in self._chances]))
+        self._keep(self._actions, torch.from_numpy(self.codec.read_actions(action)))
+        self.time += 1
+        return action
+
+    def take(self, rewards: np.ndarray) -> None:
+        """What the actions brought, [B]: so much less is still to come."""
+        self.to_go = self.to_go - rewards
+
+    def took(self, actions: np.ndarray) -> None:
+        """What the environment made of the last actions, where it is not what was said (bounds)."""
+        self._actions[-1] = torch.from_numpy(self.codec.read_actions(actions)).to(self._device)
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on in some of the episodes."""
+        chosen = torch.from_numpy(rows).to(self._device)
+        self.to_go = self.to_go[rows]
+        self._chances = [self._chances[row] for row in rows.tolist()]
+        for kept in (self._returns, self._states, self._actions):
+            kept[:] = [each[chosen] for each in kept]
+        if self._decoding is not None:
+            self._decoding = select(self._decoding, chosen)
+
+    def _keep(self, kept: list[Tensor], new: Tensor) -> None:
+        kept.append(new.to(self._device))
+        del kept[: -self.codec.context]
+
+    def _times(self, first: int, count: int) -> Int[Tensor, "B K"]:
+        times = torch.arange(first, first + count, device=self._device)
+        return times.expand(len(self.to_go), count)
+
+    def _inputs(self, actions: Tensor, first: int, count: int) -> TrajectoryInputs:
+        """The last `count` steps, of which the first has the timestep `first`."""
+        returns = torch.stack(self._returns[-count:], 1) if self.embed.config.returns else None
+        return TrajectoryInputs(returns, torch.stack(self._states[-count:], 1), actions, self._times(first, count))
+
+    def _anew(self) -> Float[Tensor, "B T D"]:
+        """The window as a whole."""
+        self._decoding = None
+        count = len(self._states)
+        actions = torch.stack(self._actions[-(count - 1) :], 1) if count > 1 else self._none()
+        inputs = self._inputs(actions, self.time - count + 1, count)
+        return self.model(inputs, self.embed.whole(inputs)).x
+
+    def _further(self) -> Float[Tensor, "B T D"]:
+        """The tokens that this step adds, after the states of those before."""
+        batch, tokens = len(self.to_go), self.embed.config.tokens
+        if self._decoding is None:
+            x, layout = self.embed(self._inputs(self._none(), 0, 1), Layout.full(batch, 1, device=self._device))
+            self._decoding = self.model.stack.initial_states(batch, tokens * self.codec.context, like=x)
+        else:
+            here = Layout.full(batch, 1, self.time, device=self._device)
+            x, layout = self.embed.following(self._actions[-1], self._inputs(self._none(), self.time, 1), here)
+        x, self._decoding, _ = self.model.stack(x, layout, self._decoding)
+        return x
+
+    def _none(self) -> Tensor:
+        """The actions of no step."""
+        shape = (len(self.to_go), 0) if self.codec.choices is not None else (len(self.to_go), 0, len(self.codec.reach))
+        kind = torch.long if self.codec.choices is not None else torch.float32
+        return torch.zeros(shape, dtype=kind, device=self._device)

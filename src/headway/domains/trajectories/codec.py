@@ -1,0 +1,135 @@
+"""Episodes to what a model reads, and what it says to actions: the scales that travel with it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.usage import SCALES as FILE
+from headway.config import from_dict, to_dict
+from headway.data.episodes import Episodes
+from headway.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrajectoryCodec:
+    """States of `shape` less their `mean`, divided by their `std` (both empty for images, whose bytes become numbers
+    from 0 to 1); returns divided by `scale`; actions that are one of `choices`, or numbers divided by `reach` [A].
+
+    A model reads `context` steps at once, and is asked for the return `target` where no one asks for another;
+    `environment` is where it acts. `draw` draws choices by their probabilities, else the most probable is taken.
+    """
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+    choices: int | None
+    reach: tuple[float, ...]
+    context: int
+    target: float
+    environment: str = ""
+    draw: bool = False
+
+    @property
+    def actions(self) -> int:
+        """How many logits or numbers an action is."""
+        return len(self.reach) if self.choices is None else self.choices
+
+    @property
+    def image(self) -> bool:
+        return len(self.shape) == 3
+
+    def states(self, states: np.ndarray) -> np.ndarray:
+        """[..., *shape] as float32; images become [..., C, H, W]."""
+        if not self.image:
+            return (states.astype(np.float32) - self._mean) / self._std
+        found = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
+        return np.moveaxis(found, -1, -3) if last_is_channels(self.shape) else found
+
+    def returns(self, returns: np.ndarray) -> np.ndarray:
+        return (returns / self.scale).astype(np.float32)
+
+    def read_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Of the data to the model's."""
+        return actions if self.choices is not None else (actions / self._reach).astype(np.float32)
+
+    def said_actions(self, said: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """Of the model, [B, A], to the environment's: choices [B], or numbers [B, A]. `chance` are numbers from 0 to 1
+        that decide what is drawn, [B].
+        """
+        if self.choices is None:
+            return said * self._reach
+        if not self.draw:
+            return said.argmax(-1)
+        odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
+        return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
+
+    @property
+    def _mean(self) -> np.ndarray:
+        return np.array(self.mean, np.float32)
+
+    @property
+    def _std(self) -> np.ndarray:
+        return np.array(self.std, np.float32)
+
+    @property
+    def _reach(self) -> np.ndarray:
+        return np.array(self.reach, np.float32)
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, to_dict(self))
+
+
+def last_is_channels(shape: tuple[int, ...]) -> bool:
+    """Whether images are [H, W, C]: grey, colours, or colours with transparency."""
+    return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+
+
+def read_codec(directory: Path) -> TrajectoryCodec:
+    """The scales of a run. UserError for a folder that has none."""
+    path = directory / FILE
+    if not path.is_file():
+        raise UserError(
+            f"{directory} has no {FILE}, which says how states, returns and actions are scaled; give a run of the "
+            "recipes trajectories, cartpole, pendulum or hopper, or put that file of one there"
+        )
+    return from_dict(TrajectoryCodec, read_json(path), str(path))
+
+
+def fitted(
+    episodes: Episodes,
+    training: np.ndarray,
+    context: int,
+    *,
+    scale: float | None,
+    target: float | None,
+    choices: int | None,
+    environment: str,
+    draw: bool,
+) -> TrajectoryCodec:
+    """The scales of training data: `training` are the numbers of its episodes, int64 [E].
+
+    Without a `scale` returns are divided by the largest there is; without a `target` the best one is asked for. Numbers
+    of actions that stay within 1 are left as they are. `choices` are those of the environment, where it is known.
+    """
+    pairs = zip(episodes.starts[training].tolist(), episodes.ends[training].tolist())
+    steps = np.concatenate([np.arange(start, end) for start, end in pairs])
+    states, actions = episodes.states[steps], episodes.actions[steps]
+    image, returns = states.ndim == 4, episodes.returns[training]
+    largest = float(np.abs(episodes.returns_to_go()[steps]).max())
+    return TrajectoryCodec(
+        tuple(states.shape[1:]),
+        () if image else tuple(states.mean(0, dtype=np.float64).tolist()),
+        () if image else tuple(np.where((std := states.std(0, dtype=np.float64)) > 1e-6, std, 1.0).tolist()),
+        (largest or 1.0) if scale is None else scale,
+        (choices or int(episodes.actions.max()) + 1) if episodes.discrete else None,
+        () if episodes.discrete else tuple(np.maximum(np.abs(actions).max(0), 1.0).astype(float).tolist()),
+        context,
+        float(returns.max()) if target is None else target,
+        environment,
+        draw,
+    )

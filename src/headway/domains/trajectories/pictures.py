@@ -1,0 +1,73 @@
+"""What is reached against what is asked for, and episodes as strips of film, for the page of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.domains.trajectories.rollout import AT_ONCE, play
+from headway.environments import Copies
+from headway.environments.film import Reel, strip
+from headway.errors import UserError
+from headway.metrics import bootstrap_mean
+from headway.models import Transformer
+from headway.report import Picture, line_chart
+
+SEED = 3_000_000  # the start of seeds that no evaluation has
+_EPISODES = 4  # for each return that is asked for
+_LOG = logging.getLogger(__name__)
+
+
+class Point(NamedTuple):
+    """Returns [E] of episodes that were asked for one return."""
+
+    target: float
+    returns: np.ndarray
+
+    def shown(self) -> dict[str, str]:
+        low, high = bootstrap_mean(self.returns)
+        mean = float(self.returns.mean())
+        return {"asked for": f"{self.target:.5g}", "return": f"{mean:.5g} (95 % from {low:.5g} to {high:.5g})"}
+
+
+def asked(model: Transformer, codec: TrajectoryCodec, copies: Copies, targets: Sequence[float]) -> list[Point]:
+    """A few episodes for each target, the same starts for all."""
+    seeds = range(SEED, SEED + min(_EPISODES, AT_ONCE, len(copies)))
+    return [Point(target, play(model, codec, copies, target, seeds).returns) for target in targets]
+
+
+def curve(points: Sequence[Point]) -> list[Picture]:
+    """The mean return over the one that was asked for, beside the line where both are equal."""
+    if len(points) < 2:
+        return []
+    reached = [(point.target, float(point.returns.mean())) for point in points]
+    chart = line_chart(
+        {"reached": reached, "asked for": [(point.target, point.target) for point in points]},
+        "return asked for",
+        "return",
+        dots=True,
+    )
+    return [Picture("Returns", f"means of {len(points[0].returns)} episodes for each return asked for", chart)]
+
+
+def film_strips(
+    model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
+) -> list[Picture]:
+    """An episode for each target, in frames; nothing, with a line in the log, where it cannot be drawn."""
+    try:
+        with Copies(environment, 1, drawn=True) as copies:
+            return [_film_strip(model, codec, copies, target) for target in targets]
+    except UserError as error:
+        _LOG.warning("the report has no pictures of episodes: %s", error)
+        return []
+
+
+def _film_strip(model: Transformer, codec: TrajectoryCodec, copies: Copies, target: float) -> Picture:
+    reel = Reel()
+    played = play(model, codec, copies, target, [SEED], reel.take)
+    caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+    return Picture(f"An episode that is asked for {target:.5g}", caption, strip(reel.frames), wide=True)

@@ -1,0 +1,77 @@
+"""Recipes for agents: any episodes of the user's, and three environments."""
+
+from __future__ import annotations
+
+from headway.domains.trajectories.config import TrajectoriesConfig
+from headway.models.decisions import decision_gym
+from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+
+_OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+_SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)
+
+
+def trajectories() -> Recipe:
+    """Any episodes, of choices or numbers, of states that are numbers or images."""
+    return Recipe(
+        name="trajectories",
+        domain="trajectories",
+        description="any episodes: .npz, HDF5 (D4RL) or Minari; judged in their environment where it is installed",
+        data=(),
+        model=decision_gym(),
+        task=TrajectoriesConfig(),
+        optim=_OPTIM,
+        schedule=_SCHEDULE,
+        train=TrainConfig(steps=4000, batch_size=64, clip=0.25),
+        expected="minutes on 2 cores",
+    )
+
+
+def cartpole() -> Recipe:
+    """Episodes of an expert and of chance."""
+    return Recipe(
+        name="cartpole",
+        domain="trajectories",
+        description="a pole on a cart, from episodes of an expert and of chance (extra rl)",
+        data=("cartpole-expert",),
+        model=decision_gym(4, 2, discrete=True, width=64, depth=2, heads=2, timesteps=500, dropout=0.0),
+        task=TrajectoriesConfig(env="CartPole-v1", random=300, target=500.0),
+        optim=_OPTIM,
+        schedule=_SCHEDULE,
+        train=TrainConfig(steps=1500, batch_size=64, clip=0.25),
+        expected="a return of 500 that is asked for, in minutes on 2 cores",
+    )
+
+
+def pendulum() -> Recipe:
+    """Episodes of an expert and of chance; actions are numbers."""
+    return Recipe(
+        name="pendulum",
+        domain="trajectories",
+        description="a pendulum that swings up, from episodes of an expert and of chance (extra rl)",
+        data=("pendulum-expert",),
+        model=decision_gym(3, 1, width=64, depth=2, heads=2, timesteps=200, dropout=0.0),
+        task=TrajectoriesConfig(env="Pendulum-v1", random=60),
+        optim=_OPTIM,
+        schedule=_SCHEDULE,
+        train=TrainConfig(steps=3000, batch_size=64, clip=0.25),
+        expected="not measured yet",
+    )
+
+
+def hopper() -> Recipe:
+    """The size and numbers of Chen et al. 2021, table 9, on episodes that were recorded here."""
+    return Recipe(
+        name="hopper",
+        domain="trajectories",
+        description="a leg that hops (MuJoCo), from episodes of your own (headway data collect Hopper-v5; extra rl)",
+        data=(),
+        model=decision_gym(11, 3, extra=True),
+        task=TrajectoriesConfig(env="Hopper-v5", scale=1000.0),
+        optim=AdamWConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
+        schedule=CosineConfig(warmup=0.05, floor=0.1),
+        train=TrainConfig(steps=10_000, batch_size=64, clip=0.25),
+        expected="not measured yet",
+    )
+
+
+RECIPES = (trajectories, cartpole, pendulum, hopper)

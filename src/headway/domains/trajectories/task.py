@@ -1,0 +1,233 @@
+"""The task over episodes: actions from what was seen and what was still to come, judged by playing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headway.data.episodes import Episodes
+from headway.domains.trajectories import pictures
+from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.domains.trajectories.rollout import play, worth
+from headway.domains.trajectories.windows import TrajectoryBatch, Windows
+from headway.environments import Copies
+from headway.errors import ConfigError, UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.metrics import wilson
+from headway.models import (
+    ConvolutionsConfig,
+    Encoded,
+    Loss,
+    ModelConfig,
+    NumbersConfig,
+    PatchesConfig,
+    StepHeadConfig,
+    TrajectoryEmbedConfig,
+    Transformer,
+    TransformerConfig,
+    step_heads,
+)
+from headway.report import Picture
+from headway.train import WHOLE, Shard, sharding
+
+if TYPE_CHECKING:
+    from headway.domains.trajectories.config import TrajectoriesConfig
+
+SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
+"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
+
+_JUDGED_AT_ONCE = 64  # windows
+
+
+class Trajectories:
+    """`rows` is the number of windows in a training batch. Where there are `copies` of an environment, the goal is the
+    mean return that is reached there; else the loss on held-out episodes.
+    """
+
+    def __init__(
+        self,
+        config: TrajectoriesConfig,
+        episodes: Episodes,
+        sides: dict[str, np.ndarray],
+        codec: TrajectoryCodec,
+        copies: Copies | None,
+        rows: int,
+        seed: int,
+    ) -> None:
+        """`sides` are the numbers of the episodes of each split."""
+        self.config, self.episodes, self.sides, self.codec = config, episodes, sides, codec
+        self.copies = copies if config.episodes else None
+        self.rows, self.seed = rows, seed
+        self.goal = "return_mean" if self.copies is not None else "loss"
+        self.goal_better: Literal["min", "max"] = "max" if self.copies is not None else "min"
+        if self.copies is None:
+            self._windows("validation")  # which must have some
+
+    def adapt(self, model: ModelConfig) -> TransformerConfig:
+        """`model` with the sizes of states and actions, timesteps for the longest episode, and the heads that are
+        trained beside those it has.
+        """
+        config = cast(TransformerConfig, model)
+        embed = cast(TrajectoryEmbedConfig, config.embed)
+        longest = int(self.episodes.lengths.max())
+        limit = None if self.copies is None else self.copies.horizon
+        embed = replace(
+            embed,
+            states=self._sized(embed.states),
+            actions=self.codec.actions,
+            discrete=self.codec.choices is not None,
+            returns=self.config.condition,
+            timesteps=max(embed.timesteps, longest, limit or 0),
+        )
+        if config.context is not None and config.context < self.codec.context * embed.tokens:
+            raise ConfigError(
+                f"task.context {self.codec.context} has {self.codec.context * embed.tokens} tokens, and model.context "
+                f"is {config.context}; lower task.context, or raise model.context"
+            )
+        wanted = {"states": bool(self.config.states), "returns": bool(self.config.returns)}
+        heads = step_heads(embed, **{name: is_set or name in config.heads for name, is_set in wanted.items()})
+        own = config.heads.get("actions")
+        if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
+            heads["actions"] = own  # with the bias and the activation that it has
+        return replace(config, embed=embed, heads=heads)
+
+    def _sized(self, states: Any) -> Any:
+        if isinstance(states, NumbersConfig):
+            return replace(states, size=self.codec.shape[0])
+        if isinstance(states, (PatchesConfig, ConvolutionsConfig)):
+            channels, *size = self.codec.states(self.episodes.states[:1]).shape[1:]
+            return replace(states, channels=channels, size=tuple(size))
+        return states
+
+    def _windows(self, split: str) -> Windows:
+        numbers = np.arange(len(self.episodes)) if split == "all" else self.sides.get(split, np.zeros(0, int))
+        if not len(numbers):
+            raise UserError(
+                f"the {split} split of {len(self.episodes)} episodes is empty; give files named {split}, a larger "
+                "share (task.split), or an environment to be judged in (task.env)"
+            )
+        following = bool(self.config.states or self.config.returns)
+        return Windows(self.episodes, numbers, self.codec, returns=self.config.condition, following=following)
+
+    @cached_property
+    def _training(self) -> Windows:
+        return self._windows("train")
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged."""
+        return "test" if self.copies is not None or len(self.sides["test"]) else "validation"
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TrajectoryBatch]:
+        """Batch k of training holds the windows that end at the steps k rows, ... of a shuffled stream of epochs."""
+        if split == "train":
+            windows = self._training
+            for _, steps in sharding.endless(windows.steps, self.rows, self.seed, shard, start):
+                yield windows.ending(steps)
+            return
+        windows = self._windows(split)
+        yield from map(windows.judged, windows.once(_JUDGED_AT_ONCE)[shard.rank :: shard.world])
+
+    def counts(self, batch: TrajectoryBatch) -> dict[str, int]:
+        """Steps whose action is said, and those that have a successor."""
+        found = {"actions": batch.tokens}
+        if batch.following is not None:
+            count = int(batch.following.keep.sum())
+            found |= {name: count for name in ("states", "returns") if getattr(self.config, name)}
+        return found
+
+    def loss(self, model: nn.Module, batch: TrajectoryBatch) -> dict[str, Loss]:
+        """Of actions nats, or the mean squared error of a step's numbers; of states and returns that, by its weight."""
+        encoded: Encoded = model(batch.inputs, batch.layout)
+        total = self._of_actions(model, encoded, batch).sum()
+        extra = sum(encoded.auxiliary.values(), total.new_zeros(()))
+        losses = {"actions": Loss(total + extra * batch.tokens, batch.tokens)}
+        after, counts = batch.following, self.counts(batch)
+        if after is None:
+            return losses
+        for name, target in (("states", after.states), ("returns", after.returns[..., None])):
+            if name in counts:
+                said = _said(model, name, encoded)[after.keep]
+                error = (said - target[after.keep].flatten(1)).square().mean(-1).sum()
+                losses[name] = Loss(getattr(self.config, name) * error, counts[name])
+        return losses
+
+    def _of_actions(self, model: nn.Module, encoded: Encoded, batch: TrajectoryBatch) -> Tensor:
+        """The loss of each step that there is, [N]."""
+        keep = batch.layout.keep
+        said, target = _said(model, "actions", encoded)[keep], batch.inputs.actions[keep]
+        if self.codec.choices is not None:
+            return F.cross_entropy(said, target, reduction="none")
+        return (said - target).square().mean(-1)
+
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+        """What episodes are worth that are played from seeds of this split alone, asked for the target; and the loss
+        on held-out episodes, with the accuracy of choices, where there are any. `limit` is the most episodes of each.
+        """
+        scores: dict[str, Any] = {}
+        if self.copies is not None:
+            seeds = range(SEEDS[split], SEEDS[split] + min(self.config.episodes, limit or self.config.episodes))
+            played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
+            scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
+        if self.copies is None or split == "all" or len(self.sides[split]):
+            scores |= self._held_out(model, split, limit)
+        return scores
+
+    @torch.no_grad()
+    def _held_out(self, model: nn.Module, split: str, limit: int | None) -> dict[str, Any]:
+        windows = self._windows(split)
+        total, right, steps = 0.0, 0, 0
+        with evaluating(model):
+            for first, last, owner in windows.once(_JUDGED_AT_ONCE):
+                if limit is not None:
+                    first, last, owner = (each[owner < limit] for each in (first, last, owner))
+                if not len(first):
+                    break
+                batch = windows.judged((first, last, owner)).to(device_of(cast(Transformer, model)))
+                encoded = model(batch.inputs, batch.layout)
+                total += float(self._of_actions(model, encoded, batch).sum())
+                steps += batch.tokens
+                if self.codec.choices is not None:
+                    keep = batch.layout.keep
+                    said = _said(model, "actions", encoded)[keep].argmax(-1)
+                    right += int((said == batch.inputs.actions[keep]).sum())
+        scores: dict[str, Any] = {"loss": total / steps}
+        if self.codec.choices is not None:
+            scores |= {"accuracy": right / steps, "accuracy_interval": wilson(right, steps)}
+        return scores if self.copies is not None else {**scores, "samples": steps}
+
+    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+        """What the model reaches where it is asked for returns from the worst to the best of the training data."""
+        if self.copies is None:
+            return []
+        self._asked = pictures.asked(cast(Transformer, model), self.codec, self.copies, self._targets(count))
+        return [point.shown() for point in self._asked]
+
+    def _targets(self, count: int) -> list[float]:
+        returns = self.episodes.returns[self.sides["train"]]
+        if not self.config.condition:
+            return [self.codec.target]
+        return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """Returns against what was asked for, and an episode as a strip of film where it can be drawn here."""
+        if self.copies is None:
+            return []
+        found = pictures.curve(getattr(self, "_asked", []))
+        ends = self._targets(2)
+        return found + pictures.film_strips(cast(Transformer, model), self.codec, self.copies.name, ends)
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+
+def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
+    return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)

@@ -1,0 +1,63 @@
+"""A trained model in an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headway.domains.trajectories.codec import read_codec
+from headway.domains.trajectories.rollout import AT_ONCE, Watch, check_fits, play, worth
+from headway.domains.trajectories.task import SEEDS
+from headway.environments import Copies, check_stored
+from headway.environments.film import Film, check_film
+from headway.errors import UserError
+from headway.models import TrajectoryEmbedConfig, Transformer
+
+_RATE = 30.0  # frames a second, where an environment does not say
+
+
+def rollout(
+    model: Transformer,
+    directory: Path,
+    env: str | None = None,
+    episodes: int = 10,
+    targets: Sequence[float] = (),
+    seed: int | None = None,
+    render: Path | None = None,
+    draw: bool | None = None,
+) -> dict[str, Any]:
+    """Episodes that a model plays: `results` for each return that is asked for (none: that of the run), and those of
+    the first beside them.
+
+    `env` is named by the user: an id of gymnasium's or module:Name; None is where the run was judged. Episode i starts
+    from `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws choices by their
+    probabilities, or does not (None: as the run says). Raises UserError, before any
+    work, for an environment that does not fit.
+    """
+    if not isinstance(model.config.embed, TrajectoryEmbedConfig):
+        raise UserError(f"{directory} is no model of trajectories; give a run of the recipes trajectories or cartpole")
+    codec = read_codec(directory)
+    codec = codec if draw is None else replace(codec, draw=draw)
+    name = env or check_stored(codec.environment)
+    if not name:
+        raise UserError(f"{directory} does not say where it acts; name an environment with --env")
+    if render is not None:
+        check_film(render)
+    start = SEEDS["test"] if seed is None else seed
+    seeds = range(start, start + episodes)
+    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies, ExitStack() as stack:
+        check_fits(codec, copies)
+        watch: Watch | None = None
+        if render is not None:
+            film = stack.enter_context(Film(render, copies.frame_rate or _RATE))
+            watch = lambda draw: film.add(draw())  # noqa: E731
+        results = []
+        for number, target in enumerate(targets or [codec.target]):
+            played = play(model, codec, copies, target, seeds, None if number else watch)
+            scores = worth(played, copies.name)
+            results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
+    first = {key: value for key, value in results[0].items() if key != "returns"}
+    return {"environment": name, "seed": start, **first, "results": results, "render": render}

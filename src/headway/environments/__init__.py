@@ -1,0 +1,22 @@
+"""Environments for agents: gymnasium's and the user's own, stepped side by side, recorded and filmed."""
+
+from headway.environments.copies import Copies, Step
+from headway.environments.making import check_stored, make_environment
+from headway.environments.policies import Policy, open_policy
+from headway.environments.recording import Mixture, Recorder
+from headway.environments.scores import normalised
+from headway.environments.spaces import Spaces, spaces_of
+
+__all__ = [
+    "Copies",
+    "Mixture",
+    "Policy",
+    "Recorder",
+    "Spaces",
+    "Step",
+    "check_stored",
+    "make_environment",
+    "normalised",
+    "open_policy",
+    "spaces_of",
+]

@@ -1,0 +1,126 @@
+"""Environments by name: those that gymnasium knows, and the user's own as module:Name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from headway.errors import UserError, nearest
+
+INSTALL = "pip install 'headway[rl]'"
+
+
+def gymnasium() -> Any:
+    """The package gymnasium, which is imported only when an environment is asked for; UserError where it is not."""
+    try:
+        return import_module("gymnasium")
+    except ImportError as error:
+        raise UserError(f"environments need the package gymnasium; {INSTALL}") from error
+
+
+def check_stored(name: str) -> str:
+    """The name of an environment that a file states. UserError for one that would run code the user has not named."""
+    if ":" in name:
+        raise UserError(
+            f"the environment {name!r} is code of its own, which no file may ask for; name it yourself: --env {name}, "
+            f"or HEADWAY_ENV={name} in training"
+        )
+    return name
+
+
+def make_environment(name: str, *, drawn: bool = False) -> Any:
+    """An environment: gymnasium's by its id, or what `module:Name` of the user's makes (a class, a function, or an id
+    that the module registers). `drawn` lets `render` give images. Raises UserError for what there is not.
+    """
+    package = gymnasium()
+    if drawn:
+        _without_screen()
+    if ":" in name:
+        return _own(package, name, drawn)
+    return _known(package, name, drawn)
+
+
+def _without_screen() -> None:
+    """What draws without a window, where there is no screen and nothing else is asked for."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def _known(package: Any, name: str, drawn: bool) -> Any:
+    errors, mode = package.error, "rgb_array" if drawn else None
+    try:
+        return package.make(name, render_mode=mode, disable_env_checker=True)
+    except errors.DependencyNotInstalled as error:
+        raise UserError(f"the environment {name!r} needs a package ({_first(error)}); {INSTALL}") from error
+    except errors.NamespaceNotFound as error:
+        raise UserError(f"there is no environment {name!r} here ({_first(error)}); install its package") from error
+    except errors.UnregisteredEnv as error:
+        raise UserError(f"there is no environment {name!r}; {nearest(name, package.registry)}") from error
+    except (ImportError, errors.Error) as error:
+        raise UserError(f"the environment {name!r} cannot be made ({_first(error)}); choose another") from error
+
+
+def _own(package: Any, name: str, drawn: bool) -> Any:
+    module, _, attribute = name.partition(":")
+    found = own_function(name, "the environment", missing_is_none=True)
+    if found is None and attribute in package.registry:
+        return _known(package, attribute, drawn)
+    if found is None:
+        raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
+    return _checked(package, name, _called(found, name, drawn))
+
+
+def own_function(name: str, what: str, missing_is_none: bool = False) -> Callable[..., Any] | None:
+    """What the user's module:name is, a module of the folder that the command runs in or one that is installed."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        loaded = import_module(module)
+    except (ImportError, ValueError, SyntaxError) as error:
+        raise UserError(
+            f"{what} {name!r}: the module {module!r} cannot be imported ({_first(error)}); "
+            "run from the folder that holds it, or install it"
+        ) from error
+    found = getattr(loaded, attribute, None)
+    if found is None and not missing_is_none:
+        raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(loaded))}")
+    if found is not None and not callable(found):
+        raise UserError(
+            f"{what} {name!r} is a {type(found).__name__}, which cannot be called; name a class or function"
+        )
+    return found
+
+
+def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
+    """What a class or function makes; it is told to draw if it can be."""
+    if drawn and not _takes_mode(maker):
+        raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
+    try:
+        return maker(render_mode="rgb_array") if drawn else maker()
+    except Exception as error:
+        raise UserError(f"the environment {name!r} cannot be made ({type(error).__name__}: {_first(error)})") from error
+
+
+def _takes_mode(maker: Callable[..., Any]) -> bool:
+    try:
+        takes = inspect.signature(maker).parameters.values()
+    except ValueError:  # what is not written in Python may not say
+        return False
+    return any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in takes)
+
+
+def _checked(package: Any, name: str, made: Any) -> Any:
+    if not isinstance(made, package.Env):
+        raise UserError(f"{name!r} makes a {type(made).__name__}, no gymnasium.Env; let it make one")
+    return made
+
+
+def _first(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")

@@ -1,0 +1,18 @@
+"""Returns on D4RL's scale: 0 is what chance gets, 100 what an expert gets (Fu et al. 2020)."""
+
+from __future__ import annotations
+
+_BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+
+
+def normalised(environment: str, value: float) -> float | None:
+    """A return in hundredths of an expert's; None where D4RL has no bounds. It has them for older versions of these
+    environments, whose rewards are those of version 5 but for small terms.
+    """
+    bounds = _BOUNDS.get(environment.partition("-v")[0])
+    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])

@@ -1,0 +1,380 @@
+"""The task over episodes: windows, losses, order, splits, scales, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trajectory_data import SETTINGS, made, opened, saved, tiny
+
+from headway.data.recordings import write_episodes
+from headway.domains.trajectories.acting import Actor
+from headway.domains.trajectories.codec import read_codec
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.models import PatchesConfig, TrajectoryInputs, Transformer, build
+from headway.models.presets import preset
+from headway.recipes import configured, open_task
+from headway.train import WHOLE, Shard
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
+OFFLINE = {"task.episodes": 0}
+
+
+def built(task: Any, **settings: Any) -> Transformer:
+    model: Any = build(task.adapt(tiny(**settings).model), 1)
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.2)
+    return model.eval()
+
+
+def test_a_window_holds_the_steps_that_an_agent_sees(tmp_path: Path) -> None:
+    """Against a plain loop over the data."""
+    task = opened(saved(tmp_path), tmp_path, **OFFLINE)
+    episodes, codec = task.episodes, task.codec
+    windows = task._windows("train")
+    batch = windows.ending(np.arange(windows.steps))
+    to_go, row = episodes.returns_to_go(), 0
+    for number in task.sides["train"]:
+        start, end = int(episodes.starts[number]), int(episodes.ends[number])
+        for last in range(start, end):
+            first = max(start, last - 3)
+            count = last - first + 1
+            assert batch.layout.positions[row].tolist() == [-1] * (4 - count) + list(range(count))
+            for place, step in zip(range(4 - count, 4), range(first, last + 1)):
+                assert batch.inputs.timesteps[row, place] == step - start
+                assert batch.inputs.actions[row, place] == episodes.actions[step]
+                assert batch.inputs.returns[row, place] == pytest.approx(to_go[step] / codec.scale, rel=1e-6)
+                wanted = (episodes.states[step] - np.array(codec.mean)) / np.array(codec.std)
+                np.testing.assert_allclose(batch.inputs.states[row, place], wanted, rtol=1e-4, atol=1e-5)
+            row += 1
+    assert row == windows.steps
+    once = [task._windows("all").judged(edges) for edges in task._windows("all").once(5)]
+    assert sum(batch.tokens for batch in once) == len(episodes.rewards)  # each step, once
+
+
+def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path, **OFFLINE)
+
+    def some(start: int, count: int, shard: Shard = WHOLE) -> list[torch.Tensor]:
+        stream = task.batches("train", shard, start)
+        return [next(stream).inputs.states for _ in range(count)]
+
+    whole = some(0, 8)
+    assert all(torch.equal(a, b) for a, b in zip(whole[3:], some(3, 5)))
+    assert all(torch.equal(a, b) for a, b in zip(whole[1::2], some(0, 4, Shard(1, 2))))
+    other = opened(saved(tmp_path, "b.npz"), tmp_path, **OFFLINE, **{"train.seed": 5})
+    assert not torch.equal(next(other.batches("train")).inputs.states, whole[0])
+
+
+def test_equal_episodes_are_never_on_two_sides(tmp_path: Path) -> None:
+    from headway.data.episodes import joined
+
+    twice = joined([made(), made()], ["a", "b"])
+    write_episodes(tmp_path / "a.npz", twice)
+    task = opened(tmp_path / "a.npz", tmp_path, **OFFLINE)
+    keys = task.episodes.keys()
+    sides = [{keys[number] for number in task.sides[side]} for side in ("train", "validation", "test")]
+    assert all(sides)
+    assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
+
+
+@pytest.mark.parametrize(
+    ("discrete", "settings"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"task.condition": False}),
+        (False, {"task.states": 1.0, "task.returns": 0.5}),
+        (True, {"model.mixer": "lstm"}),
+        (False, {"model.mixer": "linear_attention", "task.condition": False}),
+    ],
+)
+def test_one_batch_is_learnt_by_heart(discrete: bool, settings: dict[str, Any], tmp_path: Path) -> None:
+    task = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **settings)
+    model: Any = build(task.adapt(tiny(**settings).model), 1)
+    batch = next(task.batches("train"))
+    optimizer = torch.optim.Adam(model.parameters(), 0.03)
+    worth = []
+    for _ in range(45):
+        losses = task.loss(model, batch)
+        assert {name: loss.count for name, loss in losses.items()} == task.counts(batch)
+        loss = sum((each.total / each.count for each in losses.values()), torch.zeros(()))
+        worth.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert worth[-1] < 0.1 * worth[0]
+    assert set(losses) == {"actions", *(name for name in ("states", "returns") if f"task.{name}" in settings)}
+
+
+def test_losses_are_those_of_the_steps_alone(tmp_path: Path) -> None:
+    """Padding adds nothing; the next state of an episode's last step is no target."""
+    settings = {"task.states": 2.0, "task.returns": 0.5, **OFFLINE}
+    task = opened(saved(tmp_path, discrete=False), tmp_path, **settings)
+    model, windows = built(task, **settings), task._windows("train")
+    batch = windows.ending(np.arange(20))
+    losses = task.loss(model, batch)
+    with torch.no_grad():
+        encoded = model(batch.inputs, batch.layout)
+        said = {name: model.heads[name](encoded.x, encoded.layout) for name in ("actions", "states", "returns")}
+    total = {"actions": 0.0, "states": 0.0, "returns": 0.0}
+    count = 0
+    lasts = {int(end) - 1 for end in task.episodes.ends}
+    order = [
+        step for n in task.sides["train"] for step in range(int(task.episodes.starts[n]), int(task.episodes.ends[n]))
+    ]
+    to_go = task.episodes.returns_to_go() / task.codec.scale
+    for row in range(20):
+        for place in range(4):
+            if batch.layout.positions[row, place] < 0:
+                continue
+            step = order[row] - 3 + place
+            target = task.codec.read_actions(task.episodes.actions[step])
+            total["actions"] += float(((said["actions"][row, place].numpy() - target) ** 2).mean())
+            if step not in lasts:
+                count += 1
+                state = task.codec.states(task.episodes.states[step + 1])
+                total["states"] += 2.0 * float(((said["states"][row, place].numpy() - state) ** 2).mean())
+                total["returns"] += 0.5 * float((said["returns"][row, place, 0] - to_go[step + 1]) ** 2)
+    for name, loss in losses.items():
+        assert loss.total.item() == pytest.approx(total[name], rel=1e-4)
+    assert losses["states"].count == losses["returns"].count == count < losses["actions"].count
+
+
+class Plain:
+    """What an actor is to say, by plain loops: the last K steps read as a whole."""
+
+    def __init__(self, model: Transformer, codec: Any, targets: list[float]) -> None:
+        self.model, self.codec, self.targets = model, codec, np.array(targets)
+        self.states: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[np.ndarray] = []
+
+    def say(self, states: np.ndarray) -> np.ndarray:
+        self.states.append(states)
+        now, rows = len(self.states) - 1, len(states)
+        first = max(0, now - self.codec.context + 1)
+        returns = [self.targets - sum(self.rewards[:step], np.zeros(rows)) for step in range(first, now + 1)]
+        actions = [torch.from_numpy(self.codec.read_actions(self.actions[step])) for step in range(first, now)]
+        actions.append(torch.zeros_like(actions[0]) if actions else self._nothing(rows))
+        inputs = TrajectoryInputs(
+            torch.stack([torch.from_numpy(self.codec.returns(each)) for each in returns], 1),
+            torch.stack([torch.from_numpy(self.codec.states(each)) for each in self.states[first:]], 1),
+            torch.stack(actions, 1),
+            torch.arange(first, now + 1).expand(rows, -1),
+        )
+        if not self.model.config.embed.returns:  # type: ignore[attr-defined]
+            inputs = inputs._replace(returns=None)
+        with torch.no_grad():
+            return self.model.output("actions", inputs, Layout.full(rows, now - first + 1))[:, -1].numpy()
+
+    def _nothing(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, dtype=torch.long) if self.codec.choices else torch.zeros(rows, self.codec.actions)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(
+    "settings", [{}, {"model.mixer": "lstm"}, {"model.mixer": "gated_delta"}, {"task.condition": False}]
+)
+def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
+    discrete: bool, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the episode fits into the window (from states), and when it does not any more (anew)."""
+    task = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **settings)
+    model = built(task, **settings)
+    said: list[np.ndarray] = []
+    head: Any = model.heads["actions"]
+    plain_said = head.said
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        found = plain_said(x)
+        said.append(found.detach().numpy())
+        return found
+
+    actor, plain = Actor(model, task.codec, [3.0, -1.0, 0.5], [1, 2, 3]), Plain(model, task.codec, [3.0, -1.0, 0.5])
+    random = np.random.default_rng(1)
+    for step in range(2 * task.codec.context + 1):
+        states, rewards = (
+            random.normal(size=(len(actor.to_go), 4)).astype(np.float32),
+            random.normal(size=len(actor.to_go)),
+        )
+        monkeypatch.setattr(head, "said", note)
+        action = actor.act(states)
+        monkeypatch.setattr(head, "said", plain_said)
+        np.testing.assert_allclose(said[-1], plain.say(states), rtol=1e-4, atol=1e-5)
+        actor.take(rewards)
+        plain.actions.append(action)
+        plain.rewards.append(rewards)
+        if step in (1, 6):  # an episode ends
+            going = np.array([0, 2]) if step == 1 else np.array([1])
+            actor.select(going)
+            plain.targets = plain.targets[going]
+            for kept in (plain.states, plain.actions, plain.rewards):
+                kept[:] = [each[going] for each in kept]
+
+
+def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
+    """And for each episode from its own seed, whoever plays beside it."""
+    task = opened(saved(tmp_path), tmp_path, **OFFLINE, **{"task.draw": True})
+    logits = np.log(np.array([[0.2, 0.5, 0.3]])).repeat(20_000, 0)
+    drawn = task.codec.said_actions(logits, np.random.default_rng(0).random(20_000))
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
+    assert task.codec.said_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
+    model, states = built(task), np.random.default_rng(1).normal(size=(9, 1, 4))
+    alone = Actor(model, task.codec, [1.0], [5])
+    beside = Actor(model, task.codec, [1.0, 1.0, 1.0], [4, 5, 6])
+    said = [(alone.act(each)[0], beside.act(each.repeat(3, 0))[1]) for each in states]
+    assert all(a == b for a, b in said)
+
+
+def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path, discrete=False), tmp_path, **OFFLINE)
+    steps = np.concatenate([np.arange(task.episodes.starts[n], task.episodes.ends[n]) for n in task.sides["train"]])
+    codec = task.codec
+    np.testing.assert_allclose(codec.mean, task.episodes.states[steps].mean(0), rtol=1e-4, atol=1e-6)
+    assert codec.scale == pytest.approx(np.abs(task.episodes.returns_to_go()[steps]).max())
+    assert codec.target == pytest.approx(task.episodes.returns[task.sides["train"]].max())
+    assert codec.reach == pytest.approx((float(np.abs(task.episodes.actions[steps]).max()),))
+    assert np.abs(codec.read_actions(task.episodes.actions[steps])).max() <= 1
+    task.save(tmp_path)
+    assert read_codec(tmp_path) == codec
+    with pytest.raises(UserError, match=r"has no trajectories\.json"):
+        read_codec(tmp_path / "none")
+
+
+def test_the_best_episodes_alone_are_learnt_from(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    whole, best = (opened(path, tmp_path, **OFFLINE, **{"task.best": share}) for share in (1.0, 0.25))
+    assert len(best.sides["train"]) == round(0.25 * len(whole.sides["train"]))
+    left = set(whole.sides["train"]) - set(best.sides["train"])
+    returns = whole.episodes.returns
+    assert min(returns[list(best.sides["train"])]) >= max(returns[list(left)])
+    assert best.sides["validation"].tolist() == whole.sides["validation"].tolist()
+
+
+def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path, discrete=False, states=5), tmp_path, **OFFLINE, **{"task.condition": False})
+    embed: Any = task.adapt(tiny().model).embed
+    assert (embed.states.size, embed.actions, embed.discrete, embed.returns, embed.timesteps) == (
+        5,
+        1,
+        False,
+        False,
+        20,
+    )
+    images = opened(
+        saved(tmp_path, "b.npz", image=True),
+        tmp_path,
+        **OFFLINE,
+        **{"model.embed.states": {"kind": "patches", "patch": [4, 4]}},
+    )
+    embed = images.adapt(tiny(**{"model.embed.states": {"kind": "patches", "patch": [4, 4]}}).model).embed
+    assert embed.states == PatchesConfig((4, 4), (12, 8), 3)
+    batch = next(images.batches("train"))
+    assert batch.inputs.states.shape == (8, 4, 3, 12, 8)
+    assert batch.inputs.states.min() >= 0
+    assert batch.inputs.states.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "message"),
+    [
+        ({"image": True}, {}, "reads states by numbers, and the data have 3 x 12 x 8 numbers; set model.embed.states="),
+        ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, and the data have 4 numbers; set"),
+        ({}, {"model": "gpt-1m"}, "embed is trajectories, and this TransformerConfig has another"),
+        ({}, {"task.context": 0}, "task.context is 0"),
+        ({}, {"task.best": 0.0}, "task.best is 0.0"),
+        ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
+        ({}, {"task.returns": 1.0, "task.condition": False}, "without task.condition"),
+        ({}, {"train.batch_size": None}, "neither train.batch_tokens nor train.batch_size"),
+        ({"count": 1}, {"task.split": {"validation": 0.99, "test": 0.0}}, "is left to train on"),
+        ({}, {"task.split.validation": 0.0}, "the validation split of 30 episodes is empty"),
+        ({"discrete": False}, {"task.random": 3}, "no environment is known"),
+        ({}, {"task.env": "walks:Walk", "task.episodes": 1}, "code of its own, which no file may ask for"),
+        ({}, {"task.env": "CartPoll-v1", "task.episodes": 1}, "did you mean 'CartPole-v1'.; or set task.episodes=0"),
+        (
+            {},
+            {"task.env": "Pendulum-v1", "task.episodes": 1},
+            "takes actions of 1 numbers, and this model says 2 choices",
+        ),
+        (
+            {"states": 3},
+            {"task.env": "CartPole-v1", "task.episodes": 1},
+            "shows states of 4 numbers, .* reads 3 numbers",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_work(
+    given: dict[str, Any], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, **given)
+    recipe = "trajectories" if isinstance(settings.get("model"), str) else tiny()
+    every = {**SETTINGS, **OFFLINE, **settings}
+    with pytest.raises(UserError, match=message):
+        open_task(configured(recipe, str(path), every, None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "reads states of 11 numbers, and the data have 4 numbers; give episodes of the environment that it knows"),
+        ({"states": 11}, "takes actions of 3 numbers, and the data have 2 choices"),
+        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, and the data have 1 numbers"),
+    ],
+)
+def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Where nothing is started from, a model takes the sizes of the data."""
+    path, model = saved(tmp_path, **given), preset("decision-hopper")
+    recipe = replace(configured(tiny(**OFFLINE), str(path), {}, None), model=model)
+    task: Any = open_task(recipe, tmp_path)
+    assert task.adapt(model).embed.states.size == task.codec.shape[0]
+    with pytest.raises(ConfigError, match=message):
+        open_task(replace(recipe, start="elsewhere"), tmp_path)
+
+
+def test_a_window_longer_than_the_model_reads_is_told(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path, **OFFLINE)
+    with pytest.raises(ConfigError, match=r"task.context 4 has 12 tokens, and model.context is 9"):
+        task.adapt(tiny(**{"model.context": 9}).model)
+
+
+def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    with_some = opened(path, tmp_path, **{"task.random": 5})
+    without = opened(path, tmp_path)
+    assert len(with_some.episodes) == len(without.episodes) + 5
+    again = opened(path, tmp_path, **{"task.random": 5})
+    assert again.episodes.keys() == with_some.episodes.keys()
+
+
+def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = opened(saved(tmp_path), tmp_path)
+    model = built(task)
+    seen: list[int] = []
+    assert task.copies is not None
+    reset = task.copies.reset
+    monkeypatch.setattr(task.copies, "reset", lambda row, seed: seen.append(seed) or reset(row, seed))
+    scores = task.evaluate(model)
+    assert seen == [1_000_000, 1_000_001]
+    task.evaluate(model, "test")
+    assert seen[2:] == [2_000_000, 2_000_001]
+    assert {"return_mean", "return_mean_interval", "samples", "loss", "accuracy", "length_mean"} <= scores.keys()
+    assert scores["samples"] == 2
+    assert task.evaluate(model) == scores
+    assert (task.goal, task.goal_better, task.final_split) == ("return_mean", "max", "test")
+
+
+def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
+    task = opened(tmp_path / "a.npz", tmp_path)
+    assert (task.copies, task.goal) == (None, "loss")
+    assert "os:getcwd, code that they may not ask for" in caplog.text
+    assert isinstance(built(task), nn.Module)

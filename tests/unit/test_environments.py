@@ -1,0 +1,338 @@
+"""Environments by name, side by side, recorded by several policies, and drawn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headway.data.recordings import read_episodes
+from headway.environments import (
+    Copies,
+    Mixture,
+    Recorder,
+    check_stored,
+    make_environment,
+    normalised,
+    open_policy,
+    spaces_of,
+)
+from headway.environments.film import Film, Reel, check_film, strip
+from headway.errors import UserError
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
+
+OWN = '''
+import gymnasium
+import numpy as np
+
+class Walk(gymnasium.Env):
+    """Three steps to the right; the third ends the episode."""
+    metadata = {"render_fps": 5}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Dict(
+            {"place": gymnasium.spaces.Discrete(4), "wind": gymnasium.spaces.Box(-1, 1, (2,), np.float32)}
+        )
+        self.action_space = gymnasium.spaces.Discrete(2, start=5)
+
+    def _seen(self):
+        return {"place": self.place, "wind": self.wind}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.wind = 0, self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self._seen(), {}
+
+    def step(self, action):
+        assert action in (5, 6)
+        self.place = min(3, self.place + (action == 6))
+        return self._seen(), 1.0 * (action == 6), self.place == 3, False, {}
+
+    def render(self):
+        return np.full((21, 31, 3), 50 * self.place, np.uint8)
+
+class Plain(Walk):
+    def __init__(self):
+        super().__init__()
+
+class Nowhere(Walk):
+    def step(self, action):
+        return self._seen(), float("nan"), False, False, {}
+
+class Several(Walk):
+    def __init__(self):
+        super().__init__()
+        self.action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+def broken():
+    raise ValueError("no such thing")
+
+def act(states):
+    return (states[:, 1] >= 0).astype(int)
+
+def wrong(states):
+    return np.full(len(states), 7)
+
+number = 3
+nothing = dict
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module of the user's, from which commands run."""
+    (tmp_path / "walks.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "walks", raising=False)
+    return tmp_path
+
+
+def recorded(name: str, mixtures: list[Mixture], episodes: int = 7, at_once: int = 3, **given: Any) -> Any:
+    with Copies(name, at_once) as copies:
+        recorder = Recorder(copies, mixtures, given.get("seed", 0), given.get("horizon"))
+        recorder.run(episodes, at_once)
+    return recorder.episodes()
+
+
+def network(path: Path, outputs: int = 2, states: int = 4) -> Path:
+    random = np.random.default_rng(0)
+    arrays = {"weight_0": random.normal(size=(8, states)), "bias_0": np.zeros(8)}
+    arrays |= {"weight_1": random.normal(size=(outputs, 8)), "bias_1": np.zeros(outputs)}
+    np.savez(path, **arrays, mean=np.zeros(states), std=np.ones(states))
+    return path
+
+
+def test_recording_hangs_on_the_seed_and_the_number_alone() -> None:
+    """However many environments stand side by side; and an episode is what gymnasium plays from its seed."""
+    one, other = (recorded("CartPole-v1", [Mixture(None, 0.0)], at_once=count) for count in (1, 5))
+    for name in ("states", "actions", "rewards", "ends", "cut"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.environment == "CartPole-v1"
+    assert recorded("CartPole-v1", [Mixture(None, 0.0)], seed=9).keys() != one.keys()
+    environment = gymnasium.make("CartPole-v1")
+    for start, end, number in zip(one.starts, one.ends, range(7)):
+        seen, _ = environment.reset(seed=number)
+        for step in range(start, end):
+            np.testing.assert_array_equal(seen, one.states[step])
+            seen, reward, ended, _, _ = environment.step(one.actions[step])
+            assert reward == one.rewards[step]
+        assert ended
+
+
+def test_policies_take_turns_with_their_share_of_chance(tmp_path: Path) -> None:
+    with Copies("CartPole-v1", 2) as copies:
+        policy = open_policy(str(network(tmp_path / "net.npz")), copies.spaces)
+    found = recorded("CartPole-v1", [Mixture(policy, 0.0), Mixture(policy, 0.5), Mixture(None, 0.0)], 9)
+    assert policy is not None
+    same = [
+        float((policy(found.states[start:end]) == found.actions[start:end]).mean())
+        for start, end in zip(found.starts, found.ends)
+    ]
+    assert [share == 1.0 for share in same[::3]] == [True] * 3
+    assert 0.4 < np.mean(same[1::3]) < 1.0
+
+
+def test_numbers_stay_within_bounds_and_are_kept_as_they_were_taken() -> None:
+    with Copies("Pendulum-v1", 1) as copies:
+        spaces = copies.spaces
+    assert (spaces.numbers, spaces.choices, spaces.low.tolist(), spaces.high.tolist()) == (1, None, [-2.0], [2.0])
+    found = recorded("Pendulum-v1", [Mixture(lambda states: np.full((len(states), 1), 9.0), 0.0)], 2, horizon=5)
+    assert found.actions.dtype == np.float32
+    assert set(found.actions.ravel().tolist()) == {2.0}
+    assert (found.lengths.tolist(), found.cut.tolist()) == ([5, 5], [True, True])
+
+
+def test_an_environment_of_the_users_own(own: Path) -> None:
+    """Parts are laid flat, choices may start anywhere, and an episode without a limit needs one."""
+    with Copies("walks:Walk", 1) as copies:
+        assert (copies.spaces.shape, copies.spaces.choices, copies.frame_rate) == ((6,), 2, 5)
+        act = open_policy("walks:act", copies.spaces)
+    with pytest.raises(UserError, match=r"says no limit of steps.*--horizon"):
+        recorded("walks:Walk", [Mixture(act, 0.0)])
+    found = recorded("walks:Walk", [Mixture(act, 0.0)], horizon=4)
+    assert set(found.actions.tolist()) <= {0, 1}
+    assert found.states[0].tolist()[:4] == [1.0, 0.0, 0.0, 0.0]
+    assert found.environment == "walks:Walk"
+
+
+def test_what_is_finished_outlives_an_error(own: Path) -> None:
+    calls = iter(range(100))
+
+    def act(states: np.ndarray) -> np.ndarray:
+        if next(calls) == 10:
+            raise UserError("enough")
+        return np.ones(len(states), int)
+
+    with Copies("walks:Walk", 2) as copies:
+        recorder = Recorder(copies, [Mixture(act, 0.0)], 0, 5)
+        with pytest.raises(UserError, match="enough"):
+            recorder.run(50, 2)
+    assert len(recorder.episodes()) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CartPoll-v1", "there is no environment 'CartPoll-v1'; did you mean 'CartPole-v1'"),
+        ("CartPole-v7", "did you mean 'CartPole-v1'"),
+        ("ALE/Pong-v5", "there is no environment 'ALE/Pong-v5' here .*install its package"),
+        ("nomodule:Foo", "the module 'nomodule' cannot be imported"),
+        ("walks:Wlak", "the module 'walks' has no 'Wlak'; did you mean 'Walk'"),
+        ("walks:number", "is a int, which cannot be called"),
+        ("walks:nothing", "makes a dict, no gymnasium.Env"),
+        ("walks:broken", "cannot be made .ValueError: no such thing"),
+        ("walks:Several", "takes actions of MultiDiscrete"),
+    ],
+)
+def test_environments_that_there_are_not(name: str, message: str, own: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Copies(name, 1)
+
+
+def test_a_reward_that_is_no_number_is_told(own: Path) -> None:
+    with pytest.raises(UserError, match="gave the reward nan"):
+        recorded("walks:Nowhere", [Mixture(None, 0.0)], horizon=3)
+
+
+def test_no_file_may_name_code(own: Path) -> None:
+    assert check_stored("CartPole-v1") == "CartPole-v1"
+    with pytest.raises(UserError, match=r"code of its own.*--env walks:Walk"):
+        check_stored("walks:Walk")
+
+
+def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(UserError, match=r"pip install 'headway\[rl\]'"):
+        make_environment("CartPole-v1")
+
+
+def test_without_mujoco_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **given: Any) -> None:
+        raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed.")
+
+    monkeypatch.setattr(gymnasium, "make", missing)
+    with pytest.raises(UserError, match=r"needs a package .MuJoCo is not installed.*headway\[rl\]"):
+        make_environment("Hopper-v5")
+
+
+def test_policies_that_do_not_fit(own: Path) -> None:
+    with Copies("CartPole-v1", 1) as copies:
+        spaces = copies.spaces
+    for name, message in (
+        (str(network(own / "a.npz", outputs=3)), "says 3 numbers, and the environment takes 2 choices"),
+        (str(network(own / "b.npz", states=5)), "states of 4 numbers"),
+        ("none.npz", "there is no policy none.npz"),
+        ("clever", "the policy 'clever' is not known"),
+        ("walks:number", "cannot be called"),
+        ("walks:missing", "has no 'missing'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_policy(name, spaces)
+    wrong = open_policy("walks:wrong", spaces)
+    assert wrong is not None
+    with pytest.raises(UserError, match="chose 7; there are 2 choices"):
+        wrong(np.zeros((2, 4)))
+    np.savez(own / "c.npz", weight_0=np.array([{}], object), bias_0=np.zeros(2))
+    with pytest.raises(UserError, match="Python objects, which can run code"):
+        open_policy(str(own / "c.npz"), spaces)
+
+
+def test_spaces_of_images_and_matrices() -> None:
+    box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
+
+    class Shown:
+        observation_space = box(0, 255, (8, 9, 3), np.uint8)
+        action_space = box(-1, 1, (2, 2), np.float32)
+
+    found = spaces_of(Shown, "shown")
+    assert (found.shape, found.image, found.numbers) == ((8, 9, 3), True, 4)
+    assert found.action(np.array([5, 0, 0, 0])).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    Shown.observation_space, Shown.action_space = box(0, 1, (2, 3), np.float64), discrete(3)
+    found = spaces_of(Shown, "shown")
+    assert found.state(np.ones((2, 3))).shape == (6,)
+
+
+def test_scores_of_d4rl() -> None:
+    assert normalised("Hopper-v5", 3234.3) == pytest.approx(100)
+    assert normalised("HalfCheetah-v4", -280.178953) == pytest.approx(0)
+    assert normalised("CartPole-v1", 3.0) is None
+
+
+def test_a_film_holds_its_frames(own: Path) -> None:
+    av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
+    frames = [np.full((21, 31, 3), value, np.uint8) for value in (0, 100, 250)]
+    with Film(own / "a.mp4", rate=5) as made:
+        for frame in frames:
+            made.add(frame)
+    with av.open(str(own / "a.mp4")) as film:
+        seen = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(seen) == 3
+    for wanted, found in zip(frames, seen):
+        assert found.shape == (20, 30, 3)
+        assert abs(float(found.mean()) - float(wanted.mean())) < 8
+    assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
+    for path, message in ((own / "a.gif", "is no name of a video"), (own / "no" / "a.mp4", "there is no folder")):
+        with pytest.raises(UserError, match=message):
+            check_film(path)
+    with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:
+        made.add(frames[0].tolist())
+    assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
+
+
+def test_a_reel_is_never_long() -> None:
+    """Whatever the episode's length, its frames are evenly apart and the last is near the end."""
+    for length in (1, 7, 8, 100, 1000):
+        reel = Reel(most=8)
+        for _ in range(length):
+            reel.take(lambda: np.zeros((4, 6, 3), np.uint8))
+        steps = [step for step, _ in reel.frames]
+        assert len(steps) < 8
+        assert len(set(np.diff(steps))) <= 1
+        assert length - steps[-1] <= max(1, length // 3)
+        assert strip(reel.frames, 3).count("<image") == min(3, len(steps))
+
+
+def test_cartpole_is_drawn_without_a_screen() -> None:
+    pytest.importorskip("pygame", reason="pygame is not installed: pip install 'headway[rl]'")
+    with Copies("CartPole-v1", 1, drawn=True) as copies:
+        copies.reset(0, 0)
+        frame = copies.frame()
+    assert frame.dtype == np.uint8
+    assert frame.std() > 0
+
+
+def test_mujoco_is_drawn_without_a_screen() -> None:
+    pytest.importorskip("mujoco", reason="mujoco is not installed: pip install 'headway[rl]'")
+    with Copies("Hopper-v5", 1, drawn=True) as copies:
+        copies.reset(0, 0)
+        try:
+            frame = copies.frame()
+        except UserError as error:
+            pytest.skip(f"no graphics library for MuJoCo here: {error}")
+    assert frame.std() > 0
+
+
+def test_what_cannot_be_drawn_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="takes no render_mode"):
+        Copies("walks:Plain", 1, drawn=True)
+    with Copies("CartPole-v1", 1) as copies:  # not made to be drawn
+        copies.reset(0, 0)
+        with pytest.raises(UserError, match=r"draws NoneType|cannot be drawn here"):
+            copies.frame()
+        monkeypatch.setattr(copies._each[0], "render", lambda: 1 / 0)
+        with pytest.raises(UserError, match=r"cannot be drawn here .division by zero.*MUJOCO_GL=egl"):
+            copies.frame()
+
+
+def test_recorded_episodes_are_data(tmp_path: Path) -> None:
+    from headway.data.recordings import write_episodes
+
+    found = recorded("CartPole-v1", [Mixture(None, 0.0)], 4)
+    write_episodes(tmp_path / "a.npz", found)
+    assert read_episodes([tmp_path / "a.npz"]).keys() == found.keys()
