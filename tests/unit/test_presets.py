@@ -47,6 +47,9 @@ SIZES = {
     "clip-b32": 151_277_313,
     "clip-b16": 149_620_737,
     "clip-l14": 427_616_513,
+    "chess-9m": 8_954_240,  # with the head of action values
+    "chess-136m": 136_479_872,
+    "chess-270m": 270_730_368,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

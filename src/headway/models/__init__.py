@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from headway.models.block import Block, BlockConfig
+from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
@@ -29,6 +30,8 @@ def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
 __all__ = [
     "Block",
     "BlockConfig",
+    "BoardEmbed",
+    "BoardEmbedConfig",
     "BothBridgeConfig",
     "BridgeConfig",
     "Cache",
@@ -41,6 +44,7 @@ __all__ = [
     "EncoderDecoderConfig",
     "FramesEmbed",
     "FramesEmbedConfig",
+    "FromToHeadConfig",
     "Generative",
     "HeadConfig",
     "Loss",
@@ -55,6 +59,7 @@ __all__ = [
     "ProbeHeadConfig",
     "Progress",
     "Prompt",
+    "SquaresHeadConfig",
     "Stack",
     "StackConfig",
     "StateBridgeConfig",

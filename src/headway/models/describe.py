@@ -20,6 +20,7 @@ from headway.mixers import (
 )
 from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
+from headway.models.board import BoardEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
 from headway.models.patches import PatchEmbedConfig
@@ -143,6 +144,8 @@ def _reads(config: TransformerConfig) -> str:
     if isinstance(config.embed, PatchEmbedConfig):
         high, wide = config.embed.size
         return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
+    if isinstance(config.embed, BoardEmbedConfig):
+        return f"positions of chess (64 tokens), {config.embed.history} earlier ones"
     context = "no limit" if config.context is None else config.context
     return f"{config.symbols:,} symbols, context {context}"
 

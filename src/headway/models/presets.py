@@ -10,6 +10,7 @@ from headway.errors import ConfigError, nearest
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import ancestors, sight
 from headway.models.block import BlockConfig
+from headway.models.chess import searchless
 from headway.models.clip import clip
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -207,6 +208,9 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "clip-b32": lambda: clip((768, 12, 12), (512, 12, 8), 512, 32),
     "clip-b16": lambda: clip((768, 12, 12), (512, 12, 8), 512, 16),
     "clip-l14": lambda: clip((1024, 24, 16), (768, 12, 12), 768, 14),
+    "chess-9m": lambda: searchless(256, 8, 8),
+    "chess-136m": lambda: searchless(1024, 8, 8),
+    "chess-270m": lambda: searchless(1024, 16, 8),
     "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),
