@@ -80,6 +80,11 @@ def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
     return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
 
 
+def _openings(volume: str) -> KnownFile:
+    home = "https://raw.githubusercontent.com/lichess-org/chess-openings/master"
+    return KnownFile(f"chess/lichess-openings-{volume}.tsv", f"{home}/{volume}.tsv", 2 * _MEGABYTE)
+
+
 KNOWN: dict[str, KnownSet] = {
     known.name: known
     for known in (
@@ -183,6 +188,14 @@ KNOWN: dict[str, KnownSet] = {
                 KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
                 KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
             ),
+        ),
+        KnownSet(
+            name="lichess-openings",
+            description="named openings of chess, from which matches begin",
+            counts="3,807 openings or more (they grow)",
+            licence="CC0",
+            url="https://github.com/lichess-org/chess-openings",
+            files=tuple(map(_openings, "abcde")),
         ),
         KnownSet(
             name="cmudict",

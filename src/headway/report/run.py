@@ -28,7 +28,7 @@ TITLES = {
     "samples": "samples",
     "tokens": "tokens",
 }
-RATES = ("wer", "per", "accuracy", "next_accuracy")
+RATES = ("wer", "per", "accuracy", "next_accuracy", "puzzle_accuracy", "legal_rate")
 # Lines of metrics.jsonl hold these beside the metrics.
 _NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam")
 
