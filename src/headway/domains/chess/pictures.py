@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headway.domains.chess.judge import BoardJudge, place_of
+from headway.domains.chess.judge import BoardJudge, Judge, place_of
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.rules import chess, move_of
-from headway.domains.chess.show import boards_of
+from headway.domains.chess.rules import chess
+from headway.domains.chess.show import boards_of, thought_of
 from headway.models import attention_maps
 from headway.report import Picture
 
@@ -19,23 +19,22 @@ _ARROWS = 3  # moves that are drawn
 _MAPS = 2  # heads whose attention is drawn
 
 
-def board_pictures(judge: BoardJudge, source: Positions, rows: np.ndarray) -> list[Picture]:
-    """For each position a board with its most probable moves, and for the first where the square of the move looks."""
+def board_pictures(judge: Judge, source: Positions, rows: np.ndarray) -> list[Picture]:
+    """For each position a board with the moves that the judge likes best and, for the first, where the square of the
+    move looks, where squares are what a model reads.
+    """
     found: list[Picture] = []
     for number, board in enumerate(boards_of(source, rows)):
         if not any(board.generate_legal_moves()):
             continue
-        place = place_of(board, judge.history)
-        opinion = judge.judge([place])[0]
-        policy, outcome = np.asarray(opinion.policy), np.asarray(opinion.outcome)
-        best = np.argsort(-policy, kind="stable")[:_ARROWS].tolist()
-        moves = [(move_of(place.moves[at], board.turn), float(policy[at])) for at in best]
+        moves = thought_of(judge, board, _ARROWS)
         told = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
-        win, draw, loss = (f"{100 * float(part):.0f}" for part in outcome)
-        side = "White" if board.turn else "Black"
-        caption = f"{side} to move: {told}; wins {win}, draws {draw}, loses {loss} %"
+        caption = f"{'White' if board.turn else 'Black'} to move: {told}"
+        outcome = judge.judge([place_of(board, judge.history)])[0].outcome
+        if outcome is not None:
+            caption += "; wins {:.0f}, draws {:.0f}, loses {:.0f} %".format(*(100 * outcome))
         found.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
-        if number == 0:
+        if number == 0 and isinstance(judge, BoardJudge):
             found += _attention(judge, board, moves[0][0])
     return found
 

@@ -18,6 +18,7 @@ from headway.domains.chess.data import PositionRows
 from headway.domains.chess.judge import TokenJudge
 from headway.domains.chess.outputs import VALUE as HEAD
 from headway.domains.chess.outputs import absolute, said, scores_of, token_inputs
+from headway.domains.chess.pictures import board_pictures
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.show import shown_positions
 from headway.domains.chess.values import expected
@@ -25,6 +26,7 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
+from headway.report import Picture
 from headway.train import WHOLE, Recipe, Shard
 from headway.train.classes import ClassBatch
 
@@ -108,6 +110,11 @@ class SearchlessTask(PositionRows):
         return shown_positions(
             TokenJudge(cast(Transformer, model), self.config.target), self.source, self.spread(count)
         )
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """Boards with the moves that the model likes best."""
+        judge = TokenJudge(cast(Transformer, model), self.config.target)
+        return board_pictures(judge, self.source, self.spread(4))
 
     def save(self, directory: Path) -> None:
         """There is no codec to keep: positions are what they are."""
