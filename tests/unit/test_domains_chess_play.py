@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from headway.cli import main as cli
 from headway.errors import UserError
 
 chess = pytest.importorskip("chess")
-import chess.engine  # noqa: E402
+clients = pytest.importorskip("chess.engine")
 
 from headway.domains.chess.judge import Opinion, Place, place_of, repetitions  # noqa: E402
 from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
@@ -78,7 +79,7 @@ def test_mate_in_one_is_found_with_an_even_policy(fen: str, search: str) -> None
 def test_the_tree_takes_what_hangs_and_sees_mates_in_two() -> None:
     free = Player(Even(counts=True), "puct").think(board_of("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), Limits(nodes=300))
     assert free.move.uci() == "e4d5"
-    assert 0.9 < expected_of(free.lines[0].outcome) <= 1
+    assert 0.6 < expected_of(free.lines[0].outcome) < 0.7  # a pawn ahead
     two = Player(Even(), "puct").think(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), Limits(nodes=3000))
     assert two.move.uci() in ("a2g2", "b1g1", "a2a7", "b1b7")  # what leaves a mate to follow
     assert expected_of(two.lines[0].outcome) > 0.6
@@ -225,7 +226,8 @@ def test_uci_says_what_is_wrong_and_goes_on(text: str, message: str) -> None:
 
 def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
     for end in ("stop", "ponderhit"):
-        read, write = (open(handle, mode) for handle, mode in zip(__import__("os").pipe(), "rw"))
+        ends = os.pipe()
+        read, write = os.fdopen(ends[0], "r"), os.fdopen(ends[1], "w")
         sink = io.StringIO()
         thread = threading.Thread(target=Uci(Player(Even()), "tiny", read, sink).run)
         thread.start()
@@ -247,7 +249,7 @@ def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
 def engine(run: Path) -> object:
     """The command as python-chess's client runs it."""
     code = "import sys; from headway.cli.main import main; sys.exit(main())"
-    found = chess.engine.SimpleEngine.popen_uci(
+    found = clients.SimpleEngine.popen_uci(
         [sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"], timeout=120
     )
     found.timeout = 60
@@ -260,7 +262,7 @@ def test_a_game_by_the_clock_through_python_chess(engine: object) -> None:
     board, clock = chess.Board(), [2.0, 2.0]
     while not board.is_game_over(claim_draw=True) and len(board.move_stack) < 40:
         started = time.monotonic()
-        limit = chess.engine.Limit(white_clock=clock[0], black_clock=clock[1], white_inc=0.01, black_inc=0.01)
+        limit = clients.Limit(white_clock=clock[0], black_clock=clock[1], white_inc=0.01, black_inc=0.01)
         board.push(engine.play(board, limit).move)  # type: ignore[attr-defined]
         side = (len(board.move_stack) + 1) % 2
         clock[side] = max(0.05, clock[side] - (time.monotonic() - started) + 0.01)
@@ -269,9 +271,9 @@ def test_a_game_by_the_clock_through_python_chess(engine: object) -> None:
 
 def test_an_analysis_through_python_chess(engine: object) -> None:
     board = chess.Board(MATE)
-    found = engine.analyse(board, chess.engine.Limit(nodes=60), multipv=2)  # type: ignore[attr-defined]
+    found = engine.analyse(board, clients.Limit(nodes=60), multipv=2)  # type: ignore[attr-defined]
     assert len(found) == 2
-    assert found[0]["score"].white() == chess.engine.Mate(1)
+    assert found[0]["score"].white() == clients.Mate(1)
     assert found[0]["pv"][0].uci() == "a1a8"
     with engine.analysis(chess.Board()) as endless:  # type: ignore[attr-defined]
         time.sleep(0.1)
@@ -286,21 +288,21 @@ def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
     found = solve(Player(Even(counts=True), "value"), path, Limits())
     assert (found["samples"], found["puzzle_accuracy"], found["illegal_moves"]) == (3, pytest.approx(2 / 3), 0)
     own = tmp_path / "lichess.csv"
-    own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/r4PPP/R5K1 b - - 0 1,a2b2 a1a8\n")
+    own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/n4PPP/R5K1 b - - 0 1,a2c3 a1a8\n")
     assert solve(Player(Even(), "value"), own, Limits())["puzzle_accuracy"] == 1
     with pytest.raises(UserError, match=r"holds no puzzles"):
         solve(Player(Even()), games_file(tmp_path), Limits())
 
 
 def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
-    starts = [chess.Board() for _ in range(2)]
-    starts[0].push_san("e4")
+    start = board_of("k7/8/8/8/8/8/3QQ3/4K3 w - - 0 1")
+    start.push_san("Kd1")
     strong, weak = ModelSide(Player(Even(counts=True), "value"), "counts", None, None), RandomSide(0)
     seen: list = []
-    tally = play_match(strong, weak, starts, 3, lambda tally, played: seen.append(played))
-    assert tally.games == 3 == len(seen)
-    assert [played.white for played in seen] == ["counts", "random moves", "counts"]
-    assert seen[0].board.move_stack[0] == seen[1].board.move_stack[0] == chess.Move.from_uci("e2e4")
+    tally = play_match(strong, weak, [start], 2, lambda tally, played: seen.append(played))
+    assert tally.games == 2 == len(seen)
+    assert [played.white for played in seen] == ["counts", "random moves"]
+    assert seen[0].board.move_stack[0] == seen[1].board.move_stack[0] == chess.Move.from_uci("e1d1")
     for played in seen:
         real = played.board.outcome(claim_draw=True)
         assert real is not None
@@ -336,11 +338,11 @@ def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert (found["puzzle_accuracy"], found["search"]) == (1.0, "puct")
     starts = tmp_path / "o.epd"
     starts.write_text("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - -\n")
-    words = ["chess", "match", str(run), "--opponent", "random", "--games", "2", "--our-nodes", "30", "--json"]
+    words = ["chess", "match", str(run), "--opponent", "random", "--games", "1", "--our-nodes", "30", "--json"]
     assert cli.main([*words, "--openings", str(starts), "--pgn", str(tmp_path / "g.pgn")]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["matches"][0]["games"] == 2
-    assert (tmp_path / "g.pgn").read_text().count("[Event ") == 2
+    assert found["matches"][0]["games"] == 1
+    assert (tmp_path / "g.pgn").read_text().count("[Event ") == 1
     assert cli.main(["chess", "match", str(run), "--opponent", "random", "--elo", "1320"]) == 2
     assert (
         cli.main(

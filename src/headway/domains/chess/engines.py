@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +121,8 @@ class UciEngine:
             process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(OSError):  # what was not written yet goes to no one
+                    pipe.close()
 
     def _start(self, options: Mapping[str, str | int], wished: Mapping[str, str | int]) -> None:
         until = time.monotonic() + self.patience
@@ -163,8 +165,10 @@ class UciEngine:
         return line
 
     def _died(self) -> UserError:
-        code = self._process.poll()
-        how = "" if code is None else f" with code {code}"
+        try:
+            how = f" with code {self._process.wait(timeout=5)}"
+        except subprocess.TimeoutExpired:  # it closed its output and goes on
+            how = ""
         return UserError(f"{self.program} ended by itself{how}; run it by hand to see why")
 
     def _listen(self) -> None:

@@ -99,6 +99,7 @@ class Tree:
         assert root is not None  # _begin has made it
         if only:
             root = self.root = _restricted(root, [number_of(move, board.turn) for move in only])
+        _find_mates(root, board)
         nodes = 0
         while not self._enough(root, limits, nodes):
             size = self._size(limits, nodes)
@@ -303,6 +304,19 @@ def _back(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
 def _undo(path: list[tuple[Node, int]]) -> None:
     for node, at in path:
         node.virtual[at] -= 1
+
+
+def _find_mates(root: Node, board: chess.Board) -> None:
+    """Look at the moves that mate at once, whatever the policy thinks of them."""
+    after = board.copy(stack=False)
+    for place, number in enumerate(root.moves):
+        if root.children[place] is None:
+            after.push(move_of(number, board.turn))
+            if after.is_checkmate():
+                root.children[place] = mated = Node(record(after), [])
+                mated.end, mated.outcome = True, _LOST
+                _back([(root, place)], _LOST)
+            after.pop()
 
 
 def _restricted(root: Node, numbers: list[int]) -> Node:
