@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shutil
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from headway.errors import UserError
 
 _PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # where programs lie that PATH may lack
+_MULTIPV = re.compile(r" multipv (\d+) ")
 _PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and beyond the time it was given
 
 
@@ -73,6 +75,7 @@ class UciEngine:
         except OSError as error:
             raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._told: dict[int, str] = {}  # the last line of each of the best moves
         threading.Thread(target=self._listen, daemon=True).start()
         self.options: dict[str, str] = {}
         try:
@@ -96,17 +99,15 @@ class UciEngine:
         seconds.
         """
         played = f" moves {' '.join(moves)}" if moves else ""
-        self._say(f"position fen {fen}{played}")
-        self._say(f"go {go}")
-        lines: dict[int, Line] = {}
+        self._told.clear()
+        self._say(f"position fen {fen}{played}\ngo {go}")
         until = time.monotonic() + seconds + self.patience
         while True:
             words = self._hear(until).split()
             if words[:1] == ["bestmove"]:
                 best = words[1] if len(words) > 1 and words[1] not in ("(none)", "0000") else None
-                return Answer(best, tuple(line for _, line in sorted(lines.items())))
-            if words[:1] == ["info"] and "pv" in words and "score" in words:
-                lines[_after(words, "multipv", 1)] = _line(words)
+                lines = (_line(told.split()) for _, told in sorted(self._told.items()))
+                return Answer(best, tuple(lines))
 
     def close(self) -> None:
         """End the program: asked first, then killed."""
@@ -175,7 +176,11 @@ class UciEngine:
         assert self._process.stdout is not None  # opened as a pipe
         try:
             for line in self._process.stdout:
-                self._said.put(line)
+                if not line.startswith("info "):
+                    self._said.put(line)
+                elif " pv " in line and " score " in line:  # of fifty a position the last few count
+                    found = _MULTIPV.search(line)
+                    self._told[int(found[1]) if found else 1] = line
         except ValueError:  # closed while it was read
             pass
         self._said.put(None)
@@ -189,7 +194,3 @@ def _line(words: list[str]) -> Line:
         at = words.index("wdl")
         wdl = (int(words[at + 1]), int(words[at + 2]), int(words[at + 3]))
     return Line(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)
-
-
-def _after(words: list[str], name: str, default: int) -> int:
-    return int(words[words.index(name) + 1]) if name in words else default

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.codecs.boards import planes
 from headway.domains.chess.config import ChessConfig, SearchlessConfig, Target
 from headway.domains.chess.outputs import absolute, outputs, said, scores_of, token_inputs
-from headway.domains.chess.rules import Record, chess, number_of, positions_of, record, same
+from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.models import BoardEmbedConfig, Transformer
@@ -71,7 +71,7 @@ def place_of(board: chess.Board, history: int) -> Place:
         back.pop()
     newest = found[0]
     found[0] = (*newest[:11], repetitions(board), newest[12])
-    return Place(tuple(found), [number_of(move, board.turn) for move in board.legal_moves])
+    return Place(tuple(found), legal_numbers(board))
 
 
 def repetitions(board: chess.Board) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from headway.domains.chess.judge import Judge, Opinion, Place
 from headway.domains.chess.limits import Limits
-from headway.domains.chess.rules import Record, chess, move_of, number_of, record, same
+from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
 
 _DRAW, _LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
@@ -142,7 +142,7 @@ class Tree:
             key = same(record(back))
             self.past[key] = self.past.get(key, 0) + 1
         if found is None:
-            start = Node(record(board), [number_of(move, board.turn) for move in board.legal_moves])
+            start = Node(record(board), legal_numbers(board))
             self._take(start, self._judged([self._place(board, [], start)])[0])
             found = start
         self.root = found
@@ -246,7 +246,7 @@ class Tree:
         node: Node,
         at: int,
     ) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
-        leaf = Node(position, [number_of(move, board.turn) for move in board.legal_moves])
+        leaf = Node(position, legal_numbers(board))
         over = _outcome_here(board, leaf.moves)
         if over is not None:
             leaf.end, leaf.outcome = True, over

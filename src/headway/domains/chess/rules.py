@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ notation = chess.pgn  # for those who import both from here
 Record = tuple[int, ...]  # eight bit boards and five states, in the order of `from_bitboards`
 
 
+_RANK = "[1-8pnbrqkPNBRQK]{1,8}"
+_PLAIN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
 _INDEX = [-1] * (6 << 12)
 for _move, _number in NUMBERS.items():
     _piece = PROMOTIONS.find(_move[4]) + 2 if len(_move) == 5 else 0
@@ -58,6 +61,11 @@ def number_of(move: chess.Move, turn: chess.Color) -> int:
     return number if turn else _MIRROR[number]
 
 
+def legal_numbers(board: chess.Board) -> list[int]:
+    """The numbers of all legal moves, from the side of who is to move."""
+    return [number_of(move, board.turn) for move in board.generate_legal_moves()]
+
+
 def move_of(number: int, turn: chess.Color) -> chess.Move:
     """The move of a number from the side of who makes it."""
     return chess.Move.from_uci(MOVES[number if turn else _MIRROR[number]])
@@ -67,15 +75,23 @@ def board_of(fen: str, where: str = "") -> chess.Board:
     """The board of a FEN. UserError for what is no FEN, for a position that the rules forbid and for Chess960."""
     front = f"{where}: " if where else ""
     try:
-        parse(fen)
-    except UserError as error:
-        raise UserError(f"{front}{error}") from None
-    board = chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+        board = chess.Board(fen) if _PLAIN.fullmatch(fen) else _parsed(fen, front)
+    except ValueError:  # ranks of another length than 8
+        board = _parsed(fen, front)
     status = board.status()
     if status != chess.STATUS_VALID:
         faults = ", ".join(str(flag.name).lower().replace("_", " ") for flag in chess.Status if status & flag)
         raise UserError(f"{front}FEN {fen.strip()!r} is no position of chess ({faults}); correct it")
     return board
+
+
+def _parsed(fen: str, front: str) -> chess.Board:
+    """The board of a FEN that is not as usual: its counters are missing, or something is wrong with it."""
+    try:
+        parse(fen)
+    except UserError as error:
+        raise UserError(f"{front}{error}") from None
+    return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
 
 
 def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:

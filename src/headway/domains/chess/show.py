@@ -13,7 +13,7 @@ from headway.domains.chess.limits import Limits
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_of, chess, move_of, number_of
+from headway.domains.chess.rules import board_of, chess, legal_numbers, move_of
 
 
 def boards_of(source: Positions, rows: np.ndarray) -> list[chess.Board]:
@@ -25,8 +25,7 @@ def legal_moves(source: Positions, rows: np.ndarray) -> np.ndarray:
     """The legal moves of positions, bool [N, M], from the side of who is to move."""
     found = np.zeros((len(rows), MOVERS), bool)
     for row, fen in enumerate(fens(np.asarray(source.positions[rows]))):
-        board = chess.Board(fen)
-        found[row, [number_of(move, board.turn) for move in board.legal_moves]] = True
+        found[row, legal_numbers(chess.Board(fen))] = True
     return found
 
 

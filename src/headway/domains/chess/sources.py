@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headway.codecs.moves import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.domains.chess.pgn import Game, games
-from headway.domains.chess.rules import Record, board_of, chess, move_named, number_of, record
+from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
 from headway.domains.chess.values import expected, outcome, read_score
 from headway.errors import UserError, nearest
 
@@ -48,6 +49,7 @@ class Tally:
     unlabelled: int = 0
 
 
+_MIRROR = MIRROR.tolist()
 UNKNOWN = np.full(3, math.nan)
 
 
@@ -162,19 +164,24 @@ def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator
 
 
 def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
-    moves, worths = [], []
+    legal, moves, scores = set(legal_numbers(board)), [], []
     for item in row["scores"].split():
         text, _, score = item.partition(":")
-        moves.append(move_named(board, text, where))
-        worths.append(float(expected(outcome(_number(score, where)))))
+        number = NUMBERS.get(text, -1)
+        number = number if board.turn or number < 0 else _MIRROR[number]
+        if number not in legal:
+            move_named(board, text, where)  # says what is wrong
+        moves.append(number)
+        scores.append(_number(score, where))
+    worths = expected(outcome(np.array(scores))).tolist()
     if row.get("wdl"):
         parts = [_number(part, where) for part in row["wdl"].split()]
         if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
             raise UserError(f"{where}: {row['wdl']!r} is no win, draw and loss of together 1000; correct it")
         value = np.array(parts) / sum(parts)
     else:
-        value = outcome(_number(row["scores"].split()[0].partition(":")[2], where))
-    return _single(board, moves, worths, value)
+        value = outcome(scores[0])
+    return Sample(board.epd(), [record(board)], [moves], [worths], [value])
 
 
 def found_moves(text: str, where: str) -> list[str]:
