@@ -49,6 +49,9 @@ SIZES = {
     "clip-l14": 427_616_513,
     "decision-hopper": 727_567,  # 1,000 timesteps, with the heads of states and returns
     "decision-atari": 2_962_208,  # 10,000 timesteps, Breakout's four actions
+    "chess-9m": 8_954_240,  # with the head of action values
+    "chess-136m": 136_479_872,
+    "chess-270m": 270_730_368,
 }
 GPT3 = {  # table 2.1 of Brown et al. 2020 rounds to three digits
     "gpt3-small": 125e6,

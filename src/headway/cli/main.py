@@ -35,10 +35,14 @@ COMMANDS = {
     "rollout": "a model of trajectories plays episodes in an environment",
     "bench": "how fast this machine runs a shape, beside other programs",
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",
+    "chess uci": "play chess over UCI, in a board of yours or a tournament",
+    "chess puzzles": "how many chess puzzles of a file a model solves",
+    "chess match": "games of chess against Stockfish or another model: the difference in Elo",
     "tokenizer train": "make a tokenizer.json from text",
     "data list": "known data sets with source and licence",
     "data get": "download a known data set and check it",
     "data collect": "record episodes of mixed quality in an environment",
+    "data label": "positions of chess with the best moves and values that an engine finds",
 }
 DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 

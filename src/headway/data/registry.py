@@ -103,6 +103,11 @@ def _expert(name: str, what: str, episodes: int, steps: str, commit: str) -> Kno
     )
 
 
+def _openings(volume: str) -> KnownFile:
+    home = "https://raw.githubusercontent.com/lichess-org/chess-openings/master"
+    return KnownFile(f"chess/lichess-openings-{volume}.tsv", f"{home}/{volume}.tsv", 2 * _MEGABYTE)
+
+
 KNOWN: dict[str, KnownSet] = {
     known.name: known
     for known in (
@@ -222,6 +227,14 @@ KNOWN: dict[str, KnownSet] = {
                     instead="fsdd/free-spoken-digits.tar.xz",
                 ),
             ),
+        ),
+        KnownSet(
+            name="lichess-openings",
+            description="named openings of chess, from which matches begin",
+            counts="3,807 openings or more (they grow)",
+            licence="CC0",
+            url="https://github.com/lichess-org/chess-openings",
+            files=tuple(map(_openings, "abcde")),
         ),
         KnownSet(
             name="cmudict",

@@ -4,6 +4,7 @@ from headway.metrics.captions import caption_scores, exact_match
 from headway.metrics.classification import accuracy, class_scores, f1_score
 from headway.metrics.correlation import correlation_scores
 from headway.metrics.edits import edit_distance, fewest_edits
+from headway.metrics.elo import elo_difference
 from headway.metrics.errors import pronunciation_error_rates, word_error_rate
 from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, wilson
 from headway.metrics.language import bits_per_byte, language_scores, perplexity
@@ -24,6 +25,7 @@ __all__ = [
     "class_scores",
     "correlation_scores",
     "edit_distance",
+    "elo_difference",
     "entity_scores",
     "exact_match",
     "f1_score",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from headway.models.block import Block, BlockConfig
+from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.models.describe import describe
@@ -40,6 +41,8 @@ def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
 __all__ = [
     "Block",
     "BlockConfig",
+    "BoardEmbed",
+    "BoardEmbedConfig",
     "BothBridgeConfig",
     "BridgeConfig",
     "Cache",
@@ -55,6 +58,7 @@ __all__ = [
     "EncoderDecoderConfig",
     "FramesEmbed",
     "FramesEmbedConfig",
+    "FromToHeadConfig",
     "Generative",
     "HeadConfig",
     "Loss",
@@ -75,6 +79,7 @@ __all__ = [
     "Prompt",
     "SpectrogramEmbed",
     "SpectrogramEmbedConfig",
+    "SquaresHeadConfig",
     "Stack",
     "StackConfig",
     "StateBridgeConfig",

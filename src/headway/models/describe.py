@@ -20,6 +20,7 @@ from headway.mixers import (
 )
 from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
+from headway.models.board import BoardEmbedConfig
 from headway.models.captioner import CaptionerConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
@@ -164,6 +165,8 @@ def _reads(config: TransformerConfig) -> str:
         return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
     if isinstance(config.embed, SpectrogramEmbedConfig):
         return f"sounds of {config.embed.frames} frames ({config.embed.length} tokens) or other lengths"
+    if isinstance(config.embed, BoardEmbedConfig):
+        return f"positions of chess (64 tokens), {config.embed.history} earlier ones"
     context = "no limit" if config.context is None else config.context
     if isinstance(config.embed, TrajectoryEmbedConfig):
         shape, embed = " x ".join(map(str, config.embed.states.shape)), config.embed

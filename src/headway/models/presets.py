@@ -10,6 +10,7 @@ from headway.errors import ConfigError, nearest
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import ancestors, decisions, sight
 from headway.models.block import BlockConfig
+from headway.models.chess import searchless
 from headway.models.clip import clip
 from headway.models.embeds import TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -209,6 +210,9 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "clip-l14": lambda: clip((1024, 24, 16), (768, 12, 12), 768, 14),
     "decision-hopper": lambda: decisions.decision_gym(11, 3, extra=True),
     "decision-atari": decisions.decision_atari,
+    "chess-9m": lambda: searchless(256, 8, 8),
+    "chess-136m": lambda: searchless(1024, 8, 8),
+    "chess-270m": lambda: searchless(1024, 16, 8),
     "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
     "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
     "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),

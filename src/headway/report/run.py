@@ -37,7 +37,16 @@ TITLES = {
     "samples": "samples",
     "tokens": "tokens",
 }
-RATES = ("wer", "per", "accuracy", "next_accuracy", "exact_match", "exact_match_novel")
+RATES = (
+    "wer",
+    "per",
+    "accuracy",
+    "next_accuracy",
+    "exact_match",
+    "exact_match_novel",
+    "puzzle_accuracy",
+    "legal_rate",
+)
 # Lines of metrics.jsonl hold these beside the metrics.
 _NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam", "boundaries")
 

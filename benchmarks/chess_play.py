@@ -1,0 +1,111 @@
+"""A run of chess: positions a second beside plain torch, puzzles, and games against random moves and Stockfish.
+
+    python benchmarks/chess_play.py RUN                # two hours of one core, most of them games
+    python benchmarks/chess_play.py RUN --quick        # a few games of each, to see that it works
+
+Speeds are those of one process with the threads that torch takes. "Plain torch" is the model's own forward on inputs
+that are ready; what we look at includes the encoding of the boards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import child, data_folder, report, write
+
+ROWS = (1, 8, 32)
+SECONDS = 3.0
+
+
+def rate(work: Any, rows: int) -> float:
+    """Rows a second, after a warm-up."""
+    work()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        work()
+        done += rows
+    return done / (time.perf_counter() - started)
+
+
+def speed(run: str) -> None:
+    import torch
+
+    import headway as hw
+    from headway.domains.chess.judge import BoardJudge, judge_of, place_of
+    from headway.domains.chess.limits import Limits
+    from headway.domains.chess.outputs import outputs
+    from headway.domains.chess.player import Player
+    from headway.domains.chess.puzzles import puzzles
+    from headway.domains.chess.rules import chess
+
+    found: dict[str, Any] = {}
+    file = data_folder() / "chess/lichess_puzzles_8k.csv"
+    boards = [puzzle.board for _, puzzle in zip(range(max(ROWS)), puzzles(file))]
+    for weights in ("fp32", "int8"):
+        model = hw.load(run, weights=weights)
+        judge = judge_of(model.module, model.recipe, run)
+        assert isinstance(judge, BoardJudge)
+        places = [place_of(board, judge.history) for board in boards]
+        for rows in ROWS:
+            some = places[:rows]
+            found[f"{weights}, {rows} at once"] = rate(partial(judge.judge, some), rows)
+            inputs = judge.inputs(some)
+            if weights == "fp32":
+                with torch.inference_mode():
+                    found[f"plain torch, {rows} at once"] = rate(partial(outputs, judge.model, inputs), rows)
+        player = Player(judge, "puct")
+        started = time.perf_counter()
+        nodes = player.think(chess.Board(), Limits(nodes=1000)).nodes
+        found[f"{weights}, nodes of a search"] = nodes / (time.perf_counter() - started)
+    report(found)
+
+
+def command(*words: str) -> dict[str, Any]:
+    """What `headway WORDS --json` prints."""
+    environment = {**os.environ, "HEADWAY_DATA": str(data_folder())}
+    code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, *words, "--json"]
+    done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> int:
+    if sys.argv[1] == "--part":
+        speed(sys.argv[2])
+        return 0
+    run, quick = sys.argv[1], "--quick" in sys.argv
+    puzzles = str(data_folder() / "chess/lichess_puzzles_8k.csv")
+    count, some = ("2", "50") if quick else ("200", "2000")
+    summary = json.loads((Path(run) / "run.json").read_text())
+    match = ("chess", "match", run, "--weights", "int8", "--movetime", "0.1", "--games", count)
+    write(
+        "chess",
+        {
+            "run": {name: summary.get(name) for name in ("parameters", "steps", "tokens", "seconds", "elapsed")},
+            "speed": child("chess_play.py", "--part", run),
+            "puzzles": {
+                "policy": command(
+                    "chess", "puzzles", run, puzzles, "--search", "policy", *(("--limit", some) if quick else ())
+                ),
+                "value": command("chess", "puzzles", run, puzzles, "--search", "value", "--limit", some),
+                "puct": command(
+                    "chess", "puzzles", run, puzzles, "--nodes", "400", "--limit", some, "--weights", "int8"
+                ),
+            },
+            "random": command(*match, "--opponent", "random"),
+            "elo": command(*match, "--elo", "1320"),
+            "ladder": command(*match[:-1], "2" if quick else "40", "--nodes", "1", "10", "100", "1000"),
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The tasks of chess as data. Nothing here needs the package chess until a task is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from headway.config import register
+from headway.data.splits import SplitConfig
+from headway.errors import ConfigError, UserError
+from headway.train import Recipe, TaskConfig
+
+if TYPE_CHECKING:
+    from headway.domains.chess.positions import Positions
+    from headway.domains.chess.searchless import SearchlessTask
+    from headway.domains.chess.task import ChessTask
+
+Target = Literal["behaviour", "state_value", "action_value"]
+
+
+@dataclass(frozen=True)
+class GamesConfig(TaskConfig):
+    """`evals` is the weight of an engine's judgement in a game's comments beside the result of the game; `skip_bad`
+    passes over games with impossible moves or without an end; `split` says what is held out, game by game.
+    """
+
+    evals: float = 0.5
+    skip_bad: bool = False
+    split: SplitConfig = SplitConfig(validation=0.02, test=0.02)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.evals <= 1:
+            raise ConfigError(f"task.evals is {self.evals}; give a share from 0 to 1")
+
+    def positions(self, data: Sequence[Path] | None) -> Positions:
+        """Read the user's files. UserError without the extra `chess` and for data that cannot be learnt from."""
+        from headway.domains.chess.positions import open_positions
+
+        if not data:
+            raise UserError("chess has no data of its own; give games or labelled positions with --data")
+        return open_positions(data, self.evals, self.skip_bad)
+
+
+@register("chess")
+@dataclass(frozen=True)
+class ChessConfig(GamesConfig):
+    """Moves and outcomes on 64 squares, with the heads "policy" and "value".
+
+    Where several moves have evaluations, the policy is a softmax of their expected scores over `temperature`; else it
+    is the move played. `value_weight` is that of the outcome's cross-entropy beside the policy's. In training
+    `forget` of the positions are shown without those before them, as positions of puzzles and labels have none.
+    """
+
+    temperature: float = 0.05
+    value_weight: float = 1.0
+    forget: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.05")
+        if self.value_weight < 0:
+            raise ConfigError(f"task.value_weight is {self.value_weight}; give 0 or more")
+        if not 0 <= self.forget <= 1:
+            raise ConfigError(f"task.forget is {self.forget}; give a share from 0 to 1")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> ChessTask:
+        source = self.positions(data)
+        from headway.domains.chess.task import ChessTask
+
+        return ChessTask(self, recipe, source)
+
+
+@register("searchless")
+@dataclass(frozen=True)
+class SearchlessConfig(GamesConfig):
+    """One head over the tokens of a FEN (Ruoss et al. 2024, section 2): which move is made (`behaviour`), or the bin of
+    the expected score of the position (`state_value`) or of a move in it (`action_value`), of `bins` equal ones.
+    """
+
+    target: Target = "action_value"
+    bins: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bins < 2:
+            raise ConfigError(f"task.bins is {self.bins}; give 2 or more")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SearchlessTask:
+        source = self.positions(data)
+        from headway.domains.chess.searchless import SearchlessTask
+
+        return SearchlessTask(self, recipe, source)

@@ -1,0 +1,64 @@
+"""What all tasks of chess share: positions split by game, in the order in which they are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from headway.data.splits import SplitConfig
+from headway.domains.chess.positions import Positions
+from headway.errors import ConfigError, UserError
+from headway.train import WHOLE, Recipe, Shard, sharding
+
+
+class PositionRows:
+    """The numbers of positions, by split and in batches."""
+
+    goal: str = "loss"
+    goal_better: Literal["min", "max"] = "min"
+    at_once = 256  # positions that are judged together
+
+    def __init__(self, recipe: Recipe, source: Positions, split: SplitConfig) -> None:
+        train = recipe.train
+        if train.batch_size is None or train.batch_tokens is not None:
+            raise ConfigError(
+                f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of chess "
+                "are made by positions: set train.batch_size alone"
+            )
+        self.size, self.seed, self.source = train.batch_size, train.seed, source
+        self.sides = source.split(split)
+
+    def numbers(self, split: str) -> np.ndarray:
+        """The positions of a split, int64 [N]; "all" is all there are. A UserError where there are none."""
+        found = np.arange(len(self.source)) if split == "all" else self.sides[split]
+        if len(found) == 0:
+            raise UserError(
+                f"the {split} split of {len(self.source):,} positions is empty; give more games, or a larger share"
+            )
+        return found
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        return "test" if len(self.sides["test"]) else "validation"
+
+    def endless(self, split: str, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places in the shuffled stream of epochs, and the positions there."""
+        rows = self.numbers(split)
+        for places, samples in sharding.endless(len(rows), self.size, self.seed, shard, start):
+            yield places, rows[samples]
+
+    def once(self, split: str, shard: Shard = WHOLE, limit: int | None = None) -> Iterator[np.ndarray]:
+        """The positions of a split in order, or spread evenly over it where they are limited."""
+        rows = self.numbers(split)
+        if limit is not None and limit < len(rows):
+            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+        for some in sharding.once(len(rows), self.at_once, shard):
+            yield rows[some]
+
+    def spread(self, count: int) -> np.ndarray:
+        """Positions of the split that is judged last, spread evenly over it."""
+        rows = self.numbers(self.final_split)
+        return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]

@@ -1,0 +1,196 @@
+"""Other programs that play chess, over UCI: started, asked, and ended where they hang."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from headway.errors import UserError
+
+_PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # where programs lie that PATH may lack
+_MULTIPV = re.compile(r" multipv (\d+) ")
+_PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and beyond the time it was given
+
+
+class Line(NamedTuple):
+    """What an engine says of a move: its evaluation for the mover, "34" centipawns or "#-3", and (win, draw, loss) in
+    thousandths where it tells them.
+    """
+
+    move: str
+    score: str
+    wdl: tuple[int, int, int] | None
+
+
+class Answer(NamedTuple):
+    """The move that was chosen, None where there is none, and lines, the best first."""
+
+    best: str | None
+    lines: tuple[Line, ...]
+
+
+def find_engine(name: str) -> str:
+    """The program of a name or path. UserError where there is none."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
+    found = shutil.which(name, path=places) or shutil.which(str(Path(name).expanduser()))
+    if found is None:
+        raise UserError(
+            f"there is no program {name!r} here; install it (Debian: apt install stockfish) or give its path"
+        )
+    return found
+
+
+class UciEngine:
+    """A program that is asked over UCI. A UserError, and its end, where it says nothing for too long. Options that it
+    does not have are an error, unless they are among the `wished`.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        options: Mapping[str, str | int] | None = None,
+        wished: Mapping[str, str | int] | None = None,
+        patience: float = _PATIENCE,
+    ) -> None:
+        self.program, self.patience = find_engine(program), patience
+        try:
+            self._process = subprocess.Popen(
+                [self.program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                bufsize=1,
+                start_new_session=True,  # Ctrl-C is for us, who then end it
+            )
+        except OSError as error:
+            raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
+        self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._told: dict[int, str] = {}  # the last line of each of the best moves
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.options: dict[str, str] = {}
+        try:
+            self._start(options or {}, wished or {})
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> UciEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def new_game(self) -> None:
+        self._say("ucinewgame")
+        self._ready()
+
+    def ask(self, fen: str, moves: Sequence[str], go: str, seconds: float) -> Answer:
+        """What it plays after `moves` from `fen`, given the words after UCI's `go`, which take it about so many
+        seconds.
+        """
+        played = f" moves {' '.join(moves)}" if moves else ""
+        self._told.clear()
+        self._say(f"position fen {fen}{played}\ngo {go}")
+        until = time.monotonic() + seconds + self.patience
+        while True:
+            words = self._hear(until).split()
+            if words[:1] == ["bestmove"]:
+                best = words[1] if len(words) > 1 and words[1] not in ("(none)", "0000") else None
+                lines = (_line(told.split()) for _, told in sorted(self._told.items()))
+                return Answer(best, tuple(lines))
+
+    def close(self) -> None:
+        """End the program: asked first, then killed."""
+        process = self._process
+        try:
+            if process.poll() is None and process.stdin is not None:
+                process.stdin.write("quit\n")
+                process.stdin.flush()
+            process.wait(timeout=1)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not written yet goes to no one
+                    pipe.close()
+
+    def _start(self, options: Mapping[str, str | int], wished: Mapping[str, str | int]) -> None:
+        until = time.monotonic() + self.patience
+        self._say("uci")
+        while (line := self._hear(until)).strip() != "uciok":
+            words = line.split()
+            if words[:2] == ["option", "name"]:
+                self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
+        for name in options:
+            if name not in self.options:
+                raise UserError(f"{self.program} has no option {name!r}; leave it out, or give another program")
+        for name, value in {**options, **wished}.items():
+            if name in self.options:
+                self._say(f"setoption name {name} value {value}")
+        self._ready()
+
+    def _ready(self) -> None:
+        self._say("isready")
+        until = time.monotonic() + self.patience
+        while self._hear(until).strip() != "readyok":
+            pass
+
+    def _say(self, text: str) -> None:
+        try:
+            assert self._process.stdin is not None  # opened as a pipe
+            self._process.stdin.write(text + "\n")
+        except (OSError, ValueError):
+            raise self._died() from None
+
+    def _hear(self, until: float) -> str:
+        try:
+            line = self._said.get(timeout=max(0.001, until - time.monotonic()))
+        except queue.Empty:
+            self._process.kill()
+            raise UserError(
+                f"{self.program} said nothing for {self.patience:g} s and was ended; check that it speaks UCI"
+            ) from None
+        if line is None:
+            raise self._died()
+        return line
+
+    def _died(self) -> UserError:
+        try:
+            how = f" with code {self._process.wait(timeout=5)}"
+        except subprocess.TimeoutExpired:  # it closed its output and goes on
+            how = ""
+        return UserError(f"{self.program} ended by itself{how}; run it by hand to see why")
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None  # opened as a pipe
+        try:
+            for line in self._process.stdout:
+                if not line.startswith("info "):
+                    self._said.put(line)
+                elif " pv " in line and " score " in line:  # of fifty a position the last few count
+                    found = _MULTIPV.search(line)
+                    self._told[int(found[1]) if found else 1] = line
+        except ValueError:  # closed while it was read
+            pass
+        self._said.put(None)
+
+
+def _line(words: list[str]) -> Line:
+    place = words.index("score")
+    kind, value = words[place + 1], int(words[place + 2])
+    wdl = None
+    if "wdl" in words:
+        at = words.index("wdl")
+        wdl = (int(words[at + 1]), int(words[at + 2]), int(words[at + 3]))
+    return Line(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)

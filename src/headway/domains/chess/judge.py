@@ -1,0 +1,160 @@
+"""What a model thinks of positions: which move, and how it will end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headway.codecs.boards import planes
+from headway.domains.chess.config import ChessConfig, SearchlessConfig, Target
+from headway.domains.chess.outputs import absolute, outputs, said, scores_of, token_inputs
+from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
+from headway.errors import UserError
+from headway.generate.prompts import device_of
+from headway.models import BoardEmbedConfig, Transformer
+from headway.train import Recipe
+
+_SHARP = 0.03  # how far apart expected scores of moves lie of which one is e times as probable
+_MOST_ROWS = 512  # computed at once
+
+
+class Place(NamedTuple):
+    """A position with those before it, newest first, and its legal moves by number."""
+
+    records: tuple[Record, ...]
+    moves: list[int]
+
+
+class Opinion(NamedTuple):
+    """Of one position, for who is to move: the probability of each of its moves, float32 [K], and (win, draw, loss),
+    float64 [3]; None for what this model does not say.
+    """
+
+    policy: np.ndarray | None
+    outcome: np.ndarray | None
+
+
+class Judge(Protocol):
+    """A model that has opinions: `has_policy` and `has_value` say which."""
+
+    has_policy: bool
+    has_value: bool
+    history: int
+
+    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+        """Opinions of positions that have a legal move."""
+        ...
+
+
+def judge_of(model: nn.Module, recipe: Recipe | None, source: str) -> Judge:
+    """The judge that a run's model is. UserError for a model that was not trained on chess."""
+    task = None if recipe is None else recipe.task
+    if isinstance(model, Transformer) and isinstance(task, SearchlessConfig):
+        return TokenJudge(model, task.target)
+    if isinstance(model, Transformer) and isinstance(task, ChessConfig):
+        return BoardJudge(model)
+    raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
+
+
+def place_of(board: chess.Board, history: int) -> Place:
+    """A board with as many positions before it as its moves and the judge's memory allow."""
+    back = board.copy(stack=history + 1)
+    found = []
+    for _ in range(history + 1):
+        found.append(record(back))
+        if not back.move_stack:
+            break
+        back.pop()
+    newest = found[0]
+    found[0] = (*newest[:11], repetitions(board), newest[12])
+    return Place(tuple(found), legal_numbers(board))
+
+
+def repetitions(board: chess.Board) -> int:
+    """How often this position stood on the board before, as far as its moves are known."""
+    now, back, count = same(record(board)), board.copy(), 0
+    for _ in range(min(len(back.move_stack), board.halfmove_clock)):
+        back.pop()
+        count += same(record(back)) == now
+    return count
+
+
+class BoardJudge:
+    """A model of 64 squares with the heads policy and value."""
+
+    has_policy = has_value = True
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model.eval()
+        embed = model.config.embed
+        assert isinstance(embed, BoardEmbedConfig)  # the task trains no other
+        self.history = embed.history
+
+    @torch.inference_mode()
+    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+        logits, outcomes = outputs(self.model, self.inputs(places))
+        rows, values = logits.float().cpu().numpy(), outcomes.double().softmax(-1).cpu().numpy()
+        return [Opinion(_softmax(row[place.moves]), value) for row, value, place in zip(rows, values, places)]
+
+    def inputs(self, places: Sequence[Place]) -> Tensor:
+        """The planes that the model reads, uint8 [B, 64, P]."""
+        columns, known = [], np.zeros((len(places), self.history), bool)
+        for back in range(self.history + 1):
+            columns.append([place.records[min(back, len(place.records) - 1)] for place in places])
+            if back:
+                known[:, back - 1] = [len(place.records) > back for place in places]
+        found = planes([positions_of(some) for some in columns], known)
+        return torch.from_numpy(found).to(device_of(self.model))
+
+
+class TokenJudge:
+    """A model of a FEN's tokens, of one of three targets (Ruoss et al. 2024, section 2.3). Of values of moves the best
+    is the position's, and the nearer to it, the more probable a move is.
+    """
+
+    history = 0
+
+    def __init__(self, model: Transformer, target: Target) -> None:
+        self.model, self.target = model.eval(), target
+        self.has_policy, self.has_value = target != "state_value", target != "behaviour"
+
+    @torch.inference_mode()
+    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+        positions = positions_of([place.records[0] for place in places])
+        if self.target == "action_value":
+            return self._by_moves(positions, places)
+        logits = self._logits(token_inputs(positions))
+        if self.target == "state_value":
+            return [Opinion(None, _outcome(score)) for score in scores_of(logits).tolist()]
+        found = []
+        for row, place, position in zip(logits.float().numpy(), places, positions):
+            moves = absolute(np.repeat(position[None], len(place.moves)), np.array(place.moves))
+            found.append(Opinion(_softmax(row[moves]), None))
+        return found
+
+    def _by_moves(self, positions: np.ndarray, places: Sequence[Place]) -> list[Opinion]:
+        counts = [len(place.moves) for place in places]
+        each = np.repeat(positions, counts)
+        moves = absolute(each, np.concatenate([place.moves for place in places]).astype(np.int64))
+        scores = scores_of(self._logits(token_inputs(each, moves))).numpy()
+        parts = np.split(scores, np.cumsum(counts)[:-1])
+        return [Opinion(_softmax(part / _SHARP), _outcome(float(part.max()))) for part in parts]
+
+    def _logits(self, inputs: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(inputs).split(_MOST_ROWS)
+        return torch.cat([said(self.model, some.to(device_of(self.model))).float().cpu() for some in rows])
+
+
+def _outcome(score: float) -> np.ndarray:
+    """An expected score as chances: what bins of scores say of draws is nothing."""
+    return np.array([score, 0.0, 1 - score])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """[K] of [K], in float32."""
+    found = np.exp(logits - logits.max())
+    return (found / found.sum()).astype(np.float32)

@@ -1,0 +1,216 @@
+"""Matches: games from openings with colours swapped, and what they say of strength."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from headway.domains.chess.engines import UciEngine
+from headway.domains.chess.limits import Limits
+from headway.domains.chess.player import Player
+from headway.domains.chess.rules import Record, chess, move_named, notation, record, same
+from headway.errors import UserError
+from headway.metrics import elo_difference
+
+_LONGEST = 600  # half moves, after which a game is drawn
+
+
+class Side(Protocol):
+    """Who plays one side of a game."""
+
+    name: str
+
+    def new_game(self) -> None: ...
+
+    def move(self, board: chess.Board) -> chess.Move:
+        """A move for a board that has one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ModelSide:
+    """A player with so much time or so many nodes a move."""
+
+    def __init__(self, player: Player, name: str, seconds: float | None, nodes: int | None) -> None:
+        self.player, self.name, self.seconds, self.nodes = player, name, seconds, nodes
+        self.looked, self.spent = 0, 0.0
+
+    def new_game(self) -> None:
+        self.player.new_game()
+
+    def move(self, board: chess.Board) -> chess.Move:
+        started = time.monotonic()
+        thought = self.player.think(board, Limits(self.nodes, seconds=self.seconds))
+        self.looked, self.spent = self.looked + thought.nodes, self.spent + time.monotonic() - started
+        return thought.move
+
+    def close(self) -> None: ...
+
+
+class EngineSide:
+    """Another program: at full strength with so many nodes, or with its strength limited to an Elo and so much time."""
+
+    def __init__(self, program: str, nodes: int | None, elo: int | None, seconds: float) -> None:
+        options: dict[str, str | int] = {}
+        if elo is not None:
+            options = {"UCI_LimitStrength": "true", "UCI_Elo": elo}
+        self.engine = UciEngine(program, options, {"Threads": 1, "Hash": 16})
+        if elo is not None:
+            _check_elo(self.engine, elo)
+        limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s a move"
+        self.name = f"{Path(program).name} at " + (f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit)
+        self.go, self.seconds = f"nodes {nodes}" if nodes is not None else f"movetime {round(1000 * seconds)}", seconds
+
+    def new_game(self) -> None:
+        self.engine.new_game()
+
+    def move(self, board: chess.Board) -> chess.Move:
+        played = [move.uci() for move in board.move_stack]
+        answer = self.engine.ask(board.root().fen(), played, self.go, self.seconds)
+        if answer.best is None:
+            raise UserError(f"{self.name} has no move in {board.fen()!r}; check the program")
+        return move_named(board, answer.best, self.name)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class RandomSide:
+    """Plays any legal move."""
+
+    name = "random moves"
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+
+    def new_game(self) -> None: ...
+
+    def move(self, board: chess.Board) -> chess.Move:
+        return self.draw.choice(list(board.legal_moves))
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Tally:
+    """Games of one match from the first side's view."""
+
+    wins: int = 0
+    draws: int = 0
+    losses: int = 0
+    illegal: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def games(self) -> int:
+        return self.wins + self.draws + self.losses
+
+    def scores(self) -> dict[str, Any]:
+        """Counts, the share of points and the difference in Elo with their intervals."""
+        counts = {"games": self.games, "wins": self.wins, "draws": self.draws, "losses": self.losses}
+        found = elo_difference(self.wins, self.draws, self.losses)
+        return {**counts, **found, "illegal_moves": self.illegal, "ends": dict(sorted(self.ends.items()))}
+
+
+@dataclass(frozen=True)
+class Played:
+    """A finished game: its board with all moves, the result, why it ended, and who had White."""
+
+    board: chess.Board
+    result: str
+    end: str
+    white: str
+    black: str
+
+
+def play_match(
+    first: Side,
+    second: Side,
+    openings: Sequence[chess.Board],
+    count: int,
+    done: Callable[[Tally, Played], None] | None = None,
+) -> Tally:
+    """`count` games, two from each opening with colours swapped. UserError where the second side fails."""
+    tally = Tally()
+    for number in range(count):
+        board = openings[number // 2].copy()
+        swapped = number % 2 == 1
+        white, black = (second, first) if swapped else (first, second)
+        played = _play(board, white, black, first, tally)
+        points = {"1-0": 1.0, "1/2-1/2": 0.5, "0-1": 0.0}[played.result]
+        points = 1 - points if swapped else points
+        tally.wins += points == 1
+        tally.draws += points == 0.5
+        tally.losses += points == 0
+        tally.ends[played.end] = tally.ends.get(played.end, 0) + 1
+        if done is not None:
+            done(tally, played)
+    return tally
+
+
+def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: Tally) -> Played:
+    white.new_game()
+    black.new_game()
+    stood: dict[Record, int] = {}
+    back = board.root()
+    for move in [None, *board.move_stack]:
+        if move is not None:
+            back.push(move)
+        stood[same(record(back))] = stood.get(same(record(back)), 0) + 1
+    while True:
+        over = _over(board, stood)
+        if over is not None:
+            return Played(board, *over, white.name, black.name)
+        side = white if board.turn else black
+        move = side.move(board)
+        if not board.is_legal(move):
+            tally.illegal += side is first
+            result = "0-1" if board.turn else "1-0"
+            return Played(board, result, "illegal move", white.name, black.name)
+        board.push(move)
+        key = same(record(board))
+        stood[key] = stood.get(key, 0) + 1
+
+
+def _over(board: chess.Board, stood: dict[Record, int]) -> tuple[str, str] | None:
+    """The result and why, where the game is over; both sides claim the draws that they can."""
+    if not any(board.generate_legal_moves()):
+        mated = "0-1" if board.turn else "1-0"
+        return (mated, "checkmate") if board.is_check() else ("1/2-1/2", "stalemate")
+    if board.is_insufficient_material():
+        return "1/2-1/2", "insufficient material"
+    if board.halfmove_clock >= 100:
+        return "1/2-1/2", "fifty moves"
+    if stood[same(record(board))] >= 3:
+        return "1/2-1/2", "threefold repetition"
+    return ("1/2-1/2", "length") if len(board.move_stack) >= _LONGEST else None
+
+
+def as_pgn(played: Played, number: int) -> str:
+    """A game in PGN."""
+    game = notation.Game.from_board(played.board)
+    game.headers.update({"Event": "headway chess match", "Round": str(number), "White": played.white})
+    game.headers.update({"Black": played.black, "Result": played.result, "Termination": played.end})
+    return f"{game}\n\n"
+
+
+def _check_elo(engine: UciEngine, elo: int) -> None:
+    """UserError for an Elo that the program cannot be limited to."""
+    words = engine.options["UCI_Elo"].split()
+    low, high = (int(words[words.index(name) + 1]) for name in ("min", "max"))
+    if not low <= elo <= high:
+        engine.close()
+        raise UserError(f"{engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one of these")
+
+
+def rungs(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
+    """The steps of a ladder: (nodes, None) and (None, Elo); full strength by time where none is given."""
+    yield from ((count, None) for count in nodes)
+    yield from ((None, elo) for elo in elos)
+    if not nodes and not elos:
+        yield None, None

@@ -1,0 +1,122 @@
+"""Games in PGN, streamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headway.data.files import File, lines
+from headway.domains.chess.rules import Record, chess, notation, number_of, record, same
+from headway.domains.chess.values import outcome, read_score, result_of
+from headway.errors import UserError
+
+_EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
+_STANDARD = ("", "?", "standard", "normal", "chess", "from position")
+
+
+@dataclass
+class Game:
+    """Positions before each move, the moves from the side of who makes them, the outcome for White, float64 [3] (None
+    where the game did not end), and the engine's judgement of the position after each move, for White, where a comment
+    has it.
+    """
+
+    place: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    moves: list[int] = field(default_factory=list)
+    judged: list[np.ndarray | None] = field(default_factory=list)
+    result: np.ndarray | None = None
+    fault: str = ""
+    ended: bool = False
+
+    @property
+    def variant(self) -> str | None:
+        """The variant of chess that was played; None for chess itself."""
+        name = self.headers.get("Variant", "")
+        return None if name.lower() in _STANDARD else name
+
+    @property
+    def key(self) -> str:
+        """What equal games share."""
+        return " ".join([self.headers.get("FEN", ""), *map(str, self.moves)])
+
+
+class Reader(notation.BaseVisitor[Game]):
+    """Makes a Game of what python-chess's parser meets; variations are left out."""
+
+    def begin_game(self) -> None:
+        self.game = Game()
+        self.stood: dict[Record, int] = {}
+
+    def visit_header(self, tagname: str, tagvalue: str) -> None:
+        self.game.headers[tagname] = tagvalue
+
+    def end_headers(self) -> object:
+        return notation.SKIP if self.game.variant is not None else None
+
+    def begin_variation(self) -> object:
+        return notation.SKIP
+
+    def visit_move(self, board: chess.Board, move: chess.Move) -> None:
+        position = record(board)
+        before = self.stood.get(same(position), 0)
+        self.stood[same(position)] = before + 1
+        self.game.records.append((*position[:11], before, position[12]))
+        self.game.moves.append(number_of(move, board.turn))
+        self.game.judged.append(None)
+
+    def visit_comment(self, comment: str) -> None:
+        found = _EVAL.search(comment)
+        if found and self.game.judged:
+            try:
+                self.game.judged[-1] = outcome(read_score(found[1]))
+            except ValueError:
+                self.game.fault = f"has the evaluation {found[1]!r}, which is no number"
+
+    def visit_result(self, result: str) -> None:
+        self.game.ended, self.game.result = True, result_of(result)
+
+    def handle_error(self, error: Exception) -> None:
+        self.game.fault = str(error)
+
+    def result(self) -> Game:
+        return self.game
+
+
+class _Handle:
+    """A file's lines as python-chess wants to read them, which counts them."""
+
+    def __init__(self, file: File) -> None:
+        self._lines = lines(file)
+        self.number = 0
+
+    def readline(self) -> str:
+        line = next(self._lines, None)
+        self.number += 1
+        return "" if line is None else line + "\n"
+
+
+def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
+    """The games of a file, variants of chess included (of which only headers are read). A UserError for a game with an
+    impossible move and for one that was cut off, unless these are to be passed over: then their `fault` says why.
+    """
+    handle = _Handle(file)
+    started = 1
+    while True:
+        try:
+            game = notation.read_game(handle, Visitor=Reader)  # type: ignore[arg-type]
+        except ValueError as error:  # headers that make no position: an illegal FEN, a variant that no one knows
+            game = Game(fault=str(error), ended=True)
+        if game is None:
+            return
+        game.place = f"{file}, the game from line {started} on"
+        started = handle.number + 1
+        if game.variant is None and not game.fault and not game.ended:
+            game.fault = "ends without a result, as a file does that was cut off"
+        if game.variant is None and game.fault and not skip_bad:
+            raise UserError(f"{game.place}: {game.fault}; correct it, or pass such games over: task.skip_bad=true")
+        yield game

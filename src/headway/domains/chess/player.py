@@ -1,0 +1,105 @@
+"""A model that plays: by its policy alone, by the value of each move's position, or by a tree search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from headway.domains.chess.judge import Judge, Place, place_of, repetitions
+from headway.domains.chess.limits import Limits
+from headway.domains.chess.puct import Line, PuctConfig, Tree, expected_of
+from headway.domains.chess.rules import chess, move_of
+from headway.errors import UserError
+
+Search = Literal["policy", "value", "puct"]
+SEARCHES: tuple[str, ...] = get_args(Search)
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a player came to: lines, the best first, and how many positions it looked at."""
+
+    lines: list[Line]
+    nodes: int
+
+    @property
+    def move(self) -> chess.Move:
+        return self.lines[0].moves[0]
+
+
+Report = Callable[[list[Line], int], None]
+
+
+class Player:
+    """Chooses moves by the opinions of a judge. None for `search` takes the strongest that the judge allows.
+
+    Raises UserError for a search that needs what the judge does not say.
+    """
+
+    def __init__(self, judge: Judge, search: str | None = None, config: PuctConfig | None = None) -> None:
+        chosen = search or ("puct" if judge.has_value else "policy")
+        if chosen not in SEARCHES:
+            raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
+        if chosen != "policy" and not judge.has_value:
+            raise UserError(f"this model says no values, which the search {chosen} needs; use policy")
+        if chosen == "policy" and not judge.has_policy:
+            raise UserError("this model says values only; use the search value or puct")
+        self.judge, self.search = judge, chosen
+        self.tree = Tree(judge, config or PuctConfig())
+
+    def new_game(self) -> None:
+        """Forget what was found in the last one."""
+        self.tree.clear()
+
+    def think(
+        self, board: chess.Board, limits: Limits, report: Report | None = None, only: Sequence[chess.Move] = ()
+    ) -> Thought:
+        """The best moves of a board. UserError where there are none to choose from."""
+        if not any(board.generate_legal_moves()):
+            raise UserError(f"there is no legal move in {board.fen()!r}; the game is over")
+        if self.search == "puct":
+            return Thought(*self.tree.search(board, limits, report, only))
+        kept = list(only) or list(board.legal_moves)
+        if self.search == "policy":
+            return Thought([line for line in self.by_policy(board) if line.moves[0] in kept], 1)
+        return Thought(self._by_value(board, kept), len(kept))
+
+    def by_policy(self, board: chess.Board) -> list[Line]:
+        """All moves, the most probable first; `visits` are their probabilities in millionths."""
+        place = place_of(board, self.judge.history)
+        opinion = self.judge.judge([place])[0]
+        assert opinion.policy is not None  # checked at the start
+        outcome = np.array([0.0, 1.0, 0.0]) if opinion.outcome is None else opinion.outcome
+        order = np.argsort(-opinion.policy, kind="stable").tolist()
+        return [
+            Line([move_of(place.moves[at], board.turn)], round(1e6 * float(opinion.policy[at])), outcome)
+            for at in order
+        ]
+
+    def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[Line]:
+        """The moves by what is thought of the positions after them; the rules say where the game is over there."""
+        found: list[Line] = []
+        waiting: list[tuple[Line, Place]] = []
+        after = board.copy()
+        for move in moves:
+            after.push(move)
+            line = Line([move], 1, np.array([0.0, 1.0, 0.0]))
+            if after.is_checkmate():
+                line.outcome, line.mates = np.array([1.0, 0.0, 0.0]), True
+            elif not _drawn(after):
+                waiting.append((line, place_of(after, self.judge.history)))
+            found.append(line)
+            after.pop()
+        for (line, _), opinion in zip(waiting, self.judge.judge([place for _, place in waiting]) if waiting else []):
+            assert opinion.outcome is not None  # checked at the start
+            line.outcome = opinion.outcome[::-1]
+        return sorted(found, key=lambda line: -expected_of(line.outcome))
+
+
+def _drawn(board: chess.Board) -> bool:
+    """Whether the game is drawn here, by any rule."""
+    over = board.is_stalemate() or board.is_insufficient_material() or board.halfmove_clock >= 100
+    return over or repetitions(board) >= 2

@@ -1,0 +1,168 @@
+"""Positions to learn from, read once into a folder of memory-mapped arrays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.codecs.fen import POSITION
+from headway.data.files import File
+from headway.data.fingerprint import fingerprint
+from headway.data.packing import ranges
+from headway.data.splits import SplitConfig, assign, key_of, side_number
+from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
+from headway.domains.chess.rules import Record, positions_of
+from headway.domains.chess.sources import Sample, Tally, chess_files, samples
+from headway.errors import UserError
+
+_VERSION = 1  # of the arrays: a change of what they mean makes older caches unread
+_EARLIER = 7  # the most positions of a game that are looked back to
+_AT_ONCE = 4096
+_TYPES = {
+    "positions": POSITION,
+    "earlier": np.uint8,  # how many positions of the same game lie right before
+    "keys": np.uint64,
+    "sides": np.uint8,
+    "values": np.float16,  # three a position
+    "counts": np.uint16,  # of moves
+    "moves": np.uint16,
+    "worths": np.float16,
+}
+
+
+class Targets(NamedTuple):
+    """What is known of positions: moves, int64 [B, K], the best first, -1 where there are fewer; the expected score of
+    each, float32 [B, K]; (win, draw, loss), float32 [B, 3]. NaN where no one knows.
+    """
+
+    moves: np.ndarray
+    worths: np.ndarray
+    values: np.ndarray
+
+
+class Positions:
+    """Records and targets by number."""
+
+    def __init__(self, folder: Path) -> None:
+        info = read_info(folder)
+        self.folder = folder
+        self.tally = Tally(**info["tally"])
+        count, moves = info["positions"], info["moves"]
+        sizes = dict.fromkeys(_TYPES, count) | {"values": 3 * count, "moves": moves, "worths": moves}
+        columns = {name: read_column(folder, name, kind, sizes[name]) for name, kind in _TYPES.items()}
+        self.positions, self.earlier, self.keys = columns["positions"], columns["earlier"], columns["keys"]
+        self.sides, self.values = columns["sides"], columns["values"].reshape(-1, 3)
+        self.counts, self.moves, self.worths = columns["counts"], columns["moves"], columns["worths"]
+        self.starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def records(self, rows: np.ndarray, history: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Positions [B], newest first, and which of the earlier ones there are, bool [B, history]."""
+        known = self.earlier[rows][:, None] > np.arange(history)
+        back = [rows, *(np.where(known[:, k], rows - k - 1, rows) for k in range(history))]
+        return [np.asarray(self.positions[some]) for some in back], known
+
+    def targets(self, rows: np.ndarray) -> Targets:
+        starts, counts = self.starts[rows], self.counts[rows].astype(np.int64)
+        shape = (len(rows), max(1, int(counts.max(initial=0))))
+        moves, worths = np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32)
+        places, owner = ranges(starts, counts)
+        columns = places - starts[owner]
+        moves[owner, columns], worths[owner, columns] = self.moves[places], self.worths[places]
+        return Targets(moves, worths, np.asarray(self.values[rows], np.float32))
+
+    def split(self, config: SplitConfig) -> dict[str, np.ndarray]:
+        """The positions of each split, int64 [N]; those of a game fall on the same side."""
+        given = frozenset(np.unique(self.sides).tolist())
+        assigned = assign(np.asarray(self.keys), np.asarray(self.sides), given, config)
+        return {side: np.flatnonzero(assigned == side_number(side)) for side in ("train", "validation", "test")}
+
+
+def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) -> Positions:
+    """The positions of files, read into headway's cache the first time; what was passed over is said on stderr.
+
+    UserErrors: no positions that one can learn from, an illegal one, a game with impossible moves or without an end.
+    """
+    files = chess_files(paths)
+    name = cache_key("chess", _VERSION, fingerprint(files), evals, skip_bad)
+    folder = open_or_build(cache_root() / name, lambda part: _build(part, files, evals, skip_bad))
+    found = Positions(folder)
+    _say(found.tally)
+    if len(found) == 0:
+        unlabelled = found.tally.unlabelled
+        remedy = "label them: headway data label" if unlabelled else "give others"
+        raise UserError(f"{files[0]}: nothing to learn from ({unlabelled:,} positions have no move or value); {remedy}")
+    return found
+
+
+def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> None:
+    tally, total, moves = Tally(), 0, 0
+    with Columns(part, _TYPES) as columns:
+        for file in files:
+            writer = _Writer(columns, 0 if file.side is None else side_number(file.side))
+            for sample in samples(file, evals, skip_bad, tally):
+                writer.add(sample)
+            writer.flush()
+            total, moves = total + writer.total, moves + writer.moves
+    write_info(part, {"positions": total, "moves": moves, "tally": vars(tally)})
+
+
+class _Writer:
+    """Collects samples and writes many at once."""
+
+    def __init__(self, columns: Columns, side: int) -> None:
+        self.columns, self.side = columns, side
+        self.total = self.moves = 0
+        self._clear()
+
+    def add(self, sample: Sample) -> None:
+        self.records += sample.records
+        self.earlier += [min(_EARLIER, place) for place in range(len(sample.records))]
+        self.keys += [key_of(sample.key)] * len(sample.records)
+        self.values += sample.values
+        for numbers, worths in zip(sample.moves, sample.worths):
+            self.counts.append(len(numbers))
+            self.numbers += numbers
+            self.worths += worths
+        if len(self.records) >= _AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.records:
+            write, count = self.columns.append, len(self.records)
+            write("positions", positions_of(self.records))
+            write("earlier", self.earlier)
+            write("keys", np.array(self.keys, np.uint64))
+            write("sides", np.full(count, self.side))
+            write("values", np.concatenate(self.values))
+            write("counts", self.counts)
+            write("moves", self.numbers)
+            write("worths", self.worths)
+            self.total, self.moves = self.total + count, self.moves + len(self.numbers)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.records: list[Record] = []
+        self.earlier: list[int] = []
+        self.keys: list[int] = []
+        self.values: list[np.ndarray] = []
+        self.counts: list[int] = []
+        self.numbers: list[int] = []
+        self.worths: list[float] = []
+
+
+def _say(tally: Tally) -> None:
+    notes = [
+        (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
+        (tally.bad, f"of {tally.games:,} games are damaged: only what stands before the damage is used"),
+        (tally.unlabelled, "positions have neither a move nor a value and are left out"),
+    ]
+    for count, text in notes:
+        if count:
+            print(f"{count:,} {text}", file=sys.stderr, flush=True)

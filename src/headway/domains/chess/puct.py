@@ -1,0 +1,328 @@
+"""A tree search guided by a policy and a value, whose leaves are judged many at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headway.domains.chess.judge import Judge, Opinion, Place
+from headway.domains.chess.limits import Limits
+from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
+
+_DRAW, _LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class PuctConfig:
+    """`explore` weighs the policy against the values found, growing with the logarithm of visits beyond `base`; a move
+    that was never tried is taken to be worse than its position by `unknown`, times the root of the policy tried. At
+    most `batch` leaves are judged at once, and no more than take `patience` seconds, so that a stop is heard. A search
+    ends after `most` nodes, some 2 kB each.
+    """
+
+    explore: float = 1.5
+    base: float = 10_000.0
+    unknown: float = 0.2
+    batch: int = 32
+    patience: float = 0.05
+    most: int = 400_000
+
+
+class Node:
+    """A position whose moves have been judged. Scores are sums of expected scores of who is to move here."""
+
+    __slots__ = ("children", "end", "moves", "outcome", "outcomes", "policy", "position", "scores", "virtual", "visits")
+
+    def __init__(self, position: Record, moves: list[int]) -> None:
+        self.position, self.moves = position, moves
+        self.policy = np.zeros(len(moves), np.float32)
+        self.visits, self.virtual = np.zeros(len(moves), np.int64), np.zeros(len(moves), np.int64)
+        self.scores, self.outcomes = np.zeros(len(moves)), np.zeros((len(moves), 3))
+        self.children: list[Node | None] = [None] * len(moves)
+        self.outcome = _DRAW  # of the position as it was judged
+        self.end = False  # whether the game is over here
+
+    def choose(self, config: PuctConfig) -> int:
+        """The place of the move to look at next (Silver et al. 2018; Rosin 2011)."""
+        tried = self.visits + self.virtual
+        total = int(tried.sum())
+        here = expected_of(self.outcome)
+        unknown = here - config.unknown * math.sqrt(float(self.policy[tried > 0].sum()))
+        worth = np.where(tried > 0, self.scores / np.maximum(tried, 1), unknown)
+        rate = config.explore + math.log((total + config.base + 1) / config.base)
+        return int((worth + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
+
+    def best_first(self) -> np.ndarray:
+        """Places of the moves, the most visited first, then by policy."""
+        return np.lexsort((-self.policy, -self.visits))
+
+
+@dataclass
+class Line:
+    """A move of the root: its visits, (win, draw, loss) of who makes it, and what is expected to follow, itself first;
+    `mates` where it mates at once.
+    """
+
+    moves: list[chess.Move]
+    visits: int
+    outcome: np.ndarray
+    mates: bool = False
+
+
+class Tree:
+    """The search from one position of a game; what it found of the moves that are then played, it keeps."""
+
+    def __init__(self, judge: Judge, config: PuctConfig) -> None:
+        self.judge, self.config = judge, config
+        self.root: Node | None = None
+        self.board = chess.Board()
+        self.judged = 0  # positions, in all
+        self.rate = 50.0  # positions a second, from what was measured last
+
+    def clear(self) -> None:
+        self.root = None
+
+    def search(
+        self,
+        board: chess.Board,
+        limits: Limits,
+        report: Callable[[list[Line], int], None] | None = None,
+        only: Sequence[chess.Move] = (),
+    ) -> tuple[list[Line], int]:
+        """Lines of the root, the best first, and the nodes looked at. `only` leaves the root no other moves."""
+        self._begin(board)
+        root = self.root
+        assert root is not None  # _begin has made it
+        if only:
+            root = self.root = _restricted(root, [number_of(move, board.turn) for move in only])
+        _find_mates(root, board)
+        nodes = 0
+        while not self._enough(root, limits, nodes):
+            size = self._size(limits, nodes)
+            found, done = self._simulate(root, size)
+            nodes += done
+            if report is not None and found:
+                report(self.lines(), nodes)
+        return self.lines(), nodes
+
+    def lines(self) -> list[Line]:
+        """The moves of the root, the best first."""
+        root, found = self.root, []
+        if root is None:
+            return []
+        for place in root.best_first().tolist():
+            child = root.children[place]
+            visits = int(root.visits[place])
+            outcome = root.outcomes[place] / visits if visits else root.outcome
+            mates = child is not None and child.end and child.outcome is _LOST
+            found.append(Line(self._principal(root, place), visits, outcome, mates))
+        return sorted(found, key=lambda line: not line.mates)
+
+    def _principal(self, node: Node, place: int) -> list[chess.Move]:
+        turn, moves, here = self.board.turn, [], node
+        while True:
+            moves.append(move_of(here.moves[place], turn))
+            child = here.children[place]
+            if child is None or child.end or not child.visits.any() or len(moves) >= 32:
+                return moves
+            here, place, turn = child, int(child.best_first()[0]), not turn
+
+    def _begin(self, board: chess.Board) -> None:
+        """Make the board the root: the node that was found for it, or a new one."""
+        found = self._kept(board)
+        self.board = board.copy()
+        self.past: dict[Record, int] = {}  # how often each position stood, since it could last come back
+        back = board.copy()
+        for _ in range(min(len(back.move_stack), board.halfmove_clock)):
+            back.pop()
+            key = same(record(back))
+            self.past[key] = self.past.get(key, 0) + 1
+        if found is None:
+            start = Node(record(board), legal_numbers(board))
+            self._take(start, self._judged([self._place(board, [], start)])[0])
+            found = start
+        self.root = found
+
+    def _kept(self, board: chess.Board) -> Node | None:
+        """The node of a board that follows from the last one by moves that were looked at."""
+        before = len(self.board.move_stack)
+        known = self.root is not None and self.board.root() == board.root()
+        if not known or board.move_stack[:before] != self.board.move_stack:
+            return None
+        node, turn = self.root, self.board.turn
+        for move in board.move_stack[before:]:
+            number = number_of(move, turn)
+            if node is None or number not in node.moves:
+                return None
+            node, turn = node.children[node.moves.index(number)], not turn
+        usable = node is not None and not node.end and len(node.moves) == board.legal_moves.count()
+        return node if usable else None
+
+    def _enough(self, root: Node, limits: Limits, nodes: int) -> bool:
+        if nodes == 0 and not root.visits.any():
+            return limits.stop.is_set()  # one look at least, however little time there is
+        if limits.over or nodes >= min(limits.nodes or self.config.most, self.config.most):
+            return True
+        if limits.depth is not None:
+            deep = len(self._principal(root, int(root.best_first()[0]))) >= limits.depth
+            return deep or nodes >= 400 * limits.depth
+        only_one = len(root.moves) == 1 and limits.seconds is not None
+        return only_one or any(child is not None and child.end and child.outcome is _LOST for child in root.children)
+
+    def _size(self, limits: Limits, nodes: int) -> int:
+        """Leaves to judge at once: what fits into the time, and few while the tree is small."""
+        time_left = min(self.config.patience, max(0.0, limits.left) / 2)
+        size = min(self.config.batch, 1 + nodes // 4, max(1, int(self.rate * time_left)))
+        return size if limits.nodes is None else min(size, max(1, limits.nodes - nodes))
+
+    def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
+        """Look at up to `size` leaves. Whether anything was found, and how many there were."""
+        waiting: list[tuple[list[tuple[Node, int]], Node, Place]] = []
+        pending: set[int] = set()
+        done = 0
+        for _ in range(size):
+            path, leaf, place, outcome = self._descend(root)
+            if outcome is not None:
+                _back(path, outcome)
+                done += 1
+            elif leaf is None or place is None:
+                _undo(path)  # it ends where another one of this batch does: they would learn the same
+                break
+            else:
+                pending.add(id(leaf))
+                waiting.append((path, leaf, place))
+        if waiting:
+            for (path, leaf, _), opinion in zip(waiting, self._judged([place for _, _, place in waiting])):
+                self._take(leaf, opinion)
+                node, at = path[-1]
+                node.children[at] = leaf
+                _back(path, leaf.outcome)
+            done += len(waiting)
+        for path, _, _ in waiting:
+            _undo(path)
+        return done > 0, done
+
+    def _descend(self, root: Node) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
+        """Down to a position that has not been judged: the way there, its node and what is to be judged; or, where the
+        game ends, its outcome for who would be to move.
+        """
+        board, node = self.board.copy(stack=self.judge.history), root
+        path: list[tuple[Node, int]] = []
+        stood: set[Record] = {same(root.position)}
+        trail = [root.position]
+        while True:
+            at = node.choose(self.config)
+            busy = node.children[at] is None and node.virtual[at] > 0
+            node.virtual[at] += 1
+            path.append((node, at))
+            if busy:
+                return path, None, None, None
+            board.push(move_of(node.moves[at], board.turn))
+            child = node.children[at]
+            position = child.position if child is not None else record(board)
+            key = same(position)
+            if key in stood or self.past.get(key, 0) > 1:
+                _undo(path)
+                return path, None, None, _DRAW
+            stood.add(key)
+            trail.append(position)
+            if child is None:
+                return self._leaf(board, path, position, trail, node, at)
+            if child.end:
+                _undo(path)
+                return path, None, None, child.outcome
+            node = child
+
+    def _leaf(
+        self,
+        board: chess.Board,
+        path: list[tuple[Node, int]],
+        position: Record,
+        trail: list[Record],
+        node: Node,
+        at: int,
+    ) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
+        leaf = Node(position, legal_numbers(board))
+        over = _outcome_here(board, leaf.moves)
+        if over is not None:
+            leaf.end, leaf.outcome = True, over
+            node.children[at] = leaf
+            _undo(path)
+            return path, None, None, over
+        return path, leaf, self._place(board, trail, leaf), None
+
+    def _place(self, board: chess.Board, trail: list[Record], node: Node) -> Place:
+        """What is to be judged: the position and those before it, in the tree and then in the game."""
+        count = self.judge.history
+        records = list(reversed(trail[-(count + 1) :])) or [node.position]
+        if len(records) <= count:
+            back = self.board.copy(stack=count + 1)
+            while len(records) <= count and back.move_stack:
+                back.pop()
+                records.append(record(back))
+        repeated = self.past.get(same(node.position), 0)
+        newest = records[0]
+        return Place(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
+
+    def _judged(self, places: list[Place]) -> list[Opinion]:
+        started = time.monotonic()
+        found = self.judge.judge(places)
+        self.rate = len(places) / max(1e-6, time.monotonic() - started)
+        self.judged += len(places)
+        return found
+
+    def _take(self, node: Node, opinion: Opinion) -> None:
+        even = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)
+        node.policy = even if opinion.policy is None else opinion.policy
+        node.outcome = _DRAW if opinion.outcome is None else opinion.outcome
+
+
+def expected_of(outcome: np.ndarray) -> float:
+    return float(outcome[0] + outcome[1] / 2)
+
+
+def _outcome_here(board: chess.Board, moves: list[int]) -> np.ndarray | None:
+    """The outcome for who is to move where the game is over, by the rules that need no history."""
+    if not moves:
+        return _LOST if board.is_check() else _DRAW
+    return _DRAW if board.halfmove_clock >= 100 or board.is_insufficient_material() else None
+
+
+def _back(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
+    """Tell all nodes of a way what was found at its end; each turn of the board turns the outcome."""
+    for node, at in reversed(path):
+        outcome = outcome[::-1]
+        node.visits[at] += 1
+        node.scores[at] += expected_of(outcome)
+        node.outcomes[at] += outcome
+
+
+def _undo(path: list[tuple[Node, int]]) -> None:
+    for node, at in path:
+        node.virtual[at] -= 1
+
+
+def _find_mates(root: Node, board: chess.Board) -> None:
+    """Look at the moves that mate at once, whatever the policy thinks of them."""
+    after = board.copy(stack=False)
+    for place, number in enumerate(root.moves):
+        if root.children[place] is None:
+            after.push(move_of(number, board.turn))
+            if after.is_checkmate():
+                root.children[place] = mated = Node(record(after), [])
+                mated.end, mated.outcome = True, _LOST
+                _back([(root, place)], _LOST)
+            after.pop()
+
+
+def _restricted(root: Node, numbers: list[int]) -> Node:
+    """The root with some of its moves only."""
+    kept = [place for place, number in enumerate(root.moves) if number in numbers]
+    found = Node(root.position, [root.moves[place] for place in kept])
+    found.outcome, found.policy = root.outcome, root.policy[kept]
+    found.policy = found.policy / max(float(found.policy.sum()), 1e-9)
+    return found

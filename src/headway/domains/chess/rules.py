@@ -1,0 +1,111 @@
+"""The rules of chess are python-chess's (extra `chess`); here is what joins its boards to records and numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from headway.codecs.fen import NOWHERE, from_bitboards, parse
+from headway.codecs.moves import MIRROR, MOVES, NUMBERS, PROMOTIONS, SQUARES
+from headway.errors import UserError
+
+try:
+    import chess
+    import chess.pgn
+except ImportError:
+    raise UserError("chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'") from None
+
+notation = chess.pgn  # for those who import both from here
+Record = tuple[int, ...]  # eight bit boards and five states, in the order of `from_bitboards`
+
+
+_RANK = "[1-8pnbrqkPNBRQK]{1,8}"
+_PLAIN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
+_INDEX = [-1] * (6 << 12)
+for _move, _number in NUMBERS.items():
+    _piece = PROMOTIONS.find(_move[4]) + 2 if len(_move) == 5 else 0
+    _INDEX[SQUARES.index(_move[:2]) | SQUARES.index(_move[2:4]) << 6 | _piece << 12] = _number
+_MIRROR = MIRROR.tolist()
+_RIGHTS = ((chess.BB_H1, 2), (chess.BB_A1, 4), (chess.BB_H8, 8), (chess.BB_A8, 16))
+
+
+def record(board: chess.Board, repeated: int = 0) -> Record:
+    """A position as plain numbers; `repeated` is how often it stood on the board before."""
+    rights = board.clean_castling_rights()
+    flags = int(not board.turn) + sum(flag for square, flag in _RIGHTS if rights & square)
+    passed = board.ep_square if board.ep_square is not None and board.has_legal_en_passant() else NOWHERE
+    return (
+        board.pawns, board.knights, board.bishops, board.rooks, board.queens, board.kings,
+        board.occupied_co[chess.WHITE], board.occupied_co[chess.BLACK],
+        flags, passed, min(255, board.halfmove_clock), repeated, min(65535, board.fullmove_number),
+    )  # fmt: skip
+
+
+def same(position: Record) -> Record:
+    """What makes two positions of a game the same: all but the counters."""
+    return position[:10]
+
+
+def positions_of(records: Sequence[Record]) -> np.ndarray:
+    """Records as POSITION [N]."""
+    boards = np.array([position[:8] for position in records], np.uint64).reshape(-1, 8)
+    states = np.array([position[8:] for position in records], np.int64).reshape(-1, 5)
+    return from_bitboards(boards, states)
+
+
+def number_of(move: chess.Move, turn: chess.Color) -> int:
+    """A move's number from the side of who makes it."""
+    number = _INDEX[move.from_square | move.to_square << 6 | (move.promotion or 0) << 12]
+    return number if turn else _MIRROR[number]
+
+
+def legal_numbers(board: chess.Board) -> list[int]:
+    """The numbers of all legal moves, from the side of who is to move."""
+    return [number_of(move, board.turn) for move in board.generate_legal_moves()]
+
+
+def move_of(number: int, turn: chess.Color) -> chess.Move:
+    """The move of a number from the side of who makes it."""
+    return chess.Move.from_uci(MOVES[number if turn else _MIRROR[number]])
+
+
+def board_of(fen: str, where: str = "") -> chess.Board:
+    """The board of a FEN. UserError for what is no FEN, for a position that the rules forbid and for Chess960."""
+    front = f"{where}: " if where else ""
+    try:
+        board = chess.Board(fen) if _PLAIN.fullmatch(fen) else _parsed(fen, front)
+    except ValueError:  # ranks of another length than 8
+        board = _parsed(fen, front)
+    status = board.status()
+    if status != chess.STATUS_VALID:
+        faults = ", ".join(str(flag.name).lower().replace("_", " ") for flag in chess.Status if status & flag)
+        raise UserError(f"{front}FEN {fen.strip()!r} is no position of chess ({faults}); correct it")
+    return board
+
+
+def _parsed(fen: str, front: str) -> chess.Board:
+    """The board of a FEN that is not as usual: its counters are missing, or something is wrong with it."""
+    try:
+        parse(fen)
+    except UserError as error:
+        raise UserError(f"{front}{error}") from None
+    return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+
+
+def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:
+    """A legal move written as e2e4 or as Nf3. UserError for what is unknown or illegal here."""
+    front = f"{where}: " if where else ""
+    try:
+        move = chess.Move.from_uci(text)
+    except ValueError:
+        try:
+            return board.parse_san(text)
+        except ValueError as error:
+            known = isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
+            kind = "no legal move" if known else "no move of chess"
+            raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; write moves as e2e4 or Nf3") from None
+    if not board.is_legal(move):
+        raise UserError(f"{front}{text!r} is no legal move in {board.fen()!r}; correct the move or the position")
+    return move

@@ -1,0 +1,224 @@
+"""Positions with what is known of them, from files as chess players have them: PGN, EPD, puzzles and labels in CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from headway.codecs.moves import MIRROR, NUMBERS
+from headway.data.files import File, find_files, honoured, lines, unpacked
+from headway.domains.chess.pgn import Game, games
+from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
+from headway.domains.chess.values import expected, outcome, read_score
+from headway.errors import UserError, nearest
+
+KINDS = (".pgn", ".epd", ".csv", ".zip")
+POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # of columns, in any case
+_MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
+_EPD = re.compile(r"(\w+)\s+([^;]+);")
+
+
+@dataclass
+class Sample:
+    """Positions that follow each other in a game, or a single one.
+
+    For each: the moves to learn, the best or played one first, from the mover's side; the expected score of each move,
+    NaN where no one knows; and (win, draw, loss) of the mover, NaN where no one knows. `key` is what equal ones share.
+    """
+
+    key: str
+    records: list[Record] = field(default_factory=list)
+    moves: list[list[int]] = field(default_factory=list)
+    worths: list[list[float]] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What was read and what was passed over, for people."""
+
+    games: int = 0
+    variants: int = 0
+    bad: int = 0
+    unlabelled: int = 0
+
+
+_MIRROR = MIRROR.tolist()
+UNKNOWN = np.full(3, math.nan)
+
+
+def chess_files(paths: Sequence[Path | str]) -> list[File]:
+    """The files of chess that paths give. UserError for none and for what cannot be read."""
+    if not paths:
+        raise UserError("no files of chess are given; name at least one .pgn, .epd or .csv")
+    found = unpacked((f for path in paths for f in find_files(Path(path).expanduser(), KINDS)), KINDS)
+    return honoured(found)
+
+
+def samples(file: File, evals: float, skip_bad: bool, tally: Tally) -> Iterator[Sample]:
+    """The samples of a file. `evals` is the weight of an engine's judgement in a game's comments beside its result."""
+    if file.kind == ".pgn":
+        for game in games(file, skip_bad):
+            tally.games += 1
+            tally.variants += game.variant is not None
+            tally.bad += bool(game.fault)
+            if game.variant is None and game.moves:
+                yield _of_game(game, evals)
+        return
+    for found in _of_epd(file) if file.kind == ".epd" else _of_csv(file):
+        if found.moves[0] or not np.isnan(found.values[0]).any():
+            yield found
+        else:
+            tally.unlabelled += 1
+
+
+def bare_positions(file: File, skip_bad: bool = False) -> Iterator[chess.Board]:
+    """The positions of a file, whatever is known of them: those of a game before each move, and those of a list."""
+    if file.kind == ".pgn":
+        for game in games(file, skip_bad):
+            if game.variant is None and game.moves:
+                yield from _boards(game)
+        return
+    if file.kind == ".epd":
+        for number, line in enumerate(lines(file), 1):
+            if line.strip():
+                yield board_of(" ".join(line.split()[:4]), f"{file}, line {number}")
+        return
+    for where, row, names in rows_of(file):
+        yield board_of(row[names[0]], where)
+
+
+def _boards(game: Game) -> Iterator[chess.Board]:
+    from headway.domains.chess.rules import move_of
+
+    board = chess.Board(game.headers["FEN"]) if "FEN" in game.headers else chess.Board()
+    for number in game.moves:
+        yield board.copy(stack=False)
+        board.push(move_of(number, board.turn))
+
+
+def _of_game(game: Game, evals: float) -> Sample:
+    """The move played at each position; its worth is the judgement after it, and the value a mean of judgement and
+    result.
+    """
+    found = Sample(game.key, game.records, [[move] for move in game.moves])
+    before: np.ndarray | None = None
+    for position, after in zip(game.records, game.judged):
+        black = bool(position[8] & 1)
+        best = before if before is not None else game.result
+        value = UNKNOWN if best is None else best
+        if before is not None and game.result is not None:
+            value = evals * before + (1 - evals) * game.result
+        worth = after if after is not None else game.result
+        found.values.append(value[::-1] if black else value)
+        found.worths.append([math.nan if worth is None else float(expected(worth[::-1] if black else worth))])
+        before = after
+    return found
+
+
+def _single(board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray) -> Sample:
+    numbers = [number_of(move, board.turn) for move in moves]
+    return Sample(board.epd(), [record(board)], [numbers], [list(worths)], [value])
+
+
+def _of_epd(file: File) -> Iterator[Sample]:
+    """Best moves (bm) and evaluations in centipawns (ce) of who is to move."""
+    for number, line in enumerate(lines(file), 1):
+        if not line.strip():
+            continue
+        where, parts = f"{file}, line {number}", line.split(maxsplit=4)
+        board = board_of(" ".join(parts[:4]), where)
+        known = dict(_EPD.findall(parts[4])) if len(parts) > 4 else {}
+        moves = [move_named(board, text.rstrip("+#"), where) for text in known.get("bm", "").split()]
+        value = outcome(_number(known["ce"], where)) if "ce" in known else UNKNOWN
+        yield _single(board, moves, [float(expected(value))] * len(moves), value)
+
+
+def _of_csv(file: File) -> Iterator[Sample]:
+    """Labels of an engine (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles, whose
+    first move is the opponent's.
+    """
+    for where, row, (position, move) in rows_of(file):
+        board = board_of(row[position], where)
+        moves = found_moves(row[move], where)
+        if move.lower() == "moves":
+            yield from _of_puzzle(board, moves, where)
+        elif row.get("scores"):
+            yield _of_label(board, row, where)
+        else:
+            yield _single(board, [move_named(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
+
+
+def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator[Sample]:
+    for place, text in enumerate(moves):
+        move = move_named(board, text, where)
+        if place % 2:
+            yield _single(board, [move], [math.nan], UNKNOWN)
+        board.push(move)
+
+
+def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
+    legal, moves, scores = set(legal_numbers(board)), [], []
+    for item in row["scores"].split():
+        text, _, score = item.partition(":")
+        number = NUMBERS.get(text, -1)
+        number = number if board.turn or number < 0 else _MIRROR[number]
+        if number not in legal:
+            move_named(board, text, where)  # says what is wrong
+        moves.append(number)
+        scores.append(_number(score, where))
+    worths = expected(outcome(np.array(scores))).tolist()
+    if row.get("wdl"):
+        parts = [_number(part, where) for part in row["wdl"].split()]
+        if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
+            raise UserError(f"{where}: {row['wdl']!r} is no win, draw and loss of together 1000; correct it")
+        value = np.array(parts) / sum(parts)
+    else:
+        value = outcome(scores[0])
+    return Sample(board.epd(), [record(board)], [moves], [worths], [value])
+
+
+def found_moves(text: str, where: str) -> list[str]:
+    """The moves in a cell. UserError for none."""
+    found = _MOVE.findall(text)
+    if not found:
+        raise UserError(f"{where}: {text!r} holds no move; write moves as e2e4")
+    return found
+
+
+def _number(text: str, where: str) -> float:
+    """Centipawns: a number, or a mate as #3 and #-3."""
+    try:
+        return read_score(text) if text.startswith("#") else float(text)
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is no evaluation; write centipawns as 34, a mate as #3") from None
+
+
+def rows_of(file: File) -> Iterator[tuple[str, dict[str, str], tuple[str, str]]]:
+    """Where a row stands, its values by name, and the names of the columns of positions and of moves."""
+    reader = csv.reader((line + "\n" for line in lines(file)), strict=True)
+    try:
+        header = next(reader, [])
+        names = _column(file, header, POSITION_NAMES), _column(file, header, MOVE_NAMES)
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if len(row) != len(header):
+                raise UserError(f"{where} has {len(row)} columns and the header {len(header)}; correct it")
+            yield where, dict(zip(header, row)), names
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
+
+
+def _column(file: File, header: Iterable[str], wanted: Sequence[str]) -> str:
+    found = next((name for name in header if name.strip().lower() in wanted), None)
+    if found is None:
+        names = " or ".join(map(repr, wanted))
+        known = nearest(wanted[0], header) if header else "it is empty"
+        raise UserError(f"{file} has no column {names} ({known}); give a header such as position,bestmove")
+    return found
