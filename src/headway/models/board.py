@@ -36,6 +36,9 @@ class BoardEmbedConfig(EmbedConfig):
     def length(self) -> int:
         return SQUARES
 
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"positions of chess ({self.length} tokens), {self.history} earlier ones"
+
     def build(self, width: int, symbols: int, context: int | None) -> BoardEmbed:
         return BoardEmbed(self, width)
 

@@ -20,14 +20,10 @@ from headway.mixers import (
 )
 from headway.mixers.attention import Attention
 from headway.models.block import BlockConfig
-from headway.models.board import BoardEmbedConfig
 from headway.models.captioner import CaptionerConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
-from headway.models.patches import PatchEmbedConfig
-from headway.models.spectrogram import SpectrogramEmbedConfig
 from headway.models.stem import ConvolutionalStem
-from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
 from headway.parts.experts import Experts, ExpertsConfig
@@ -130,7 +126,8 @@ def _tree(config: ModelConfig) -> list[str]:
         return [first, *parts, f"  projector of {config.projector.layers} layers"]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
-    lines = [f"width {config.width}, {_reads(config)}, embed {_embed(config.embed)}"]
+    reads = config.embed.reads(config.symbols, config.context)
+    lines = [f"width {config.width}, {reads}, embed {config.embed.summary()}"]
     for block, run in groupby(config.stack.blocks):
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
@@ -157,36 +154,6 @@ def _length(config: ModelConfig) -> int | None:
     if isinstance(config, CaptionerConfig):
         return config.prefix + (config.context or 0)
     return getattr(config, "context", None)
-
-
-def _reads(config: TransformerConfig) -> str:
-    if isinstance(config.embed, PatchEmbedConfig):
-        high, wide = config.embed.size
-        return f"images of {high} x {wide} ({config.embed.length} tokens) or other sizes"
-    if isinstance(config.embed, SpectrogramEmbedConfig):
-        return f"sounds of {config.embed.frames} frames ({config.embed.length} tokens) or other lengths"
-    if isinstance(config.embed, BoardEmbedConfig):
-        return f"positions of chess (64 tokens), {config.embed.history} earlier ones"
-    context = "no limit" if config.context is None else config.context
-    if isinstance(config.embed, TrajectoryEmbedConfig):
-        shape, embed = " x ".join(map(str, config.embed.states.shape)), config.embed
-        actions = f"{embed.actions} {'choices' if embed.discrete else 'numbers'}"
-        return f"states of {shape}, actions of {actions}, {embed.tokens} tokens a step, context {context}"
-    return f"{config.symbols:,} symbols, context {context}"
-
-
-def _embed(embed: Any) -> str:
-    if isinstance(embed, PatchEmbedConfig):
-        registers = f", {embed.registers} registers" if embed.registers else ""
-        stem = ", convolutional stem" if embed.stem == "convolutional" else ""
-        return f"patches {embed.patch[0]} x {embed.patch[1]}{stem}, {embed.tokens} learned tokens{registers}"
-    if isinstance(embed, SpectrogramEmbedConfig):
-        (long, high), (along, up) = embed.patch, embed.stride
-        return f"patches of {long} frames x {high} bands, one every {along} x {up}, {embed.tokens} learned tokens"
-    if isinstance(embed, TrajectoryEmbedConfig):
-        return f"{embed.kind}, {embed.timesteps:,} timesteps, states by {embed.states.kind}"  # type: ignore[attr-defined]
-    positions = getattr(embed, "positions", None)
-    return f"{embed.kind}, positions {'none' if positions is None else positions.kind}"
 
 
 def _block(block: BlockConfig) -> str:

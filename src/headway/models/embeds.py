@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -43,6 +43,20 @@ class EmbedConfig:
     def length(self) -> int | None:
         """The tokens that an input of the usual size becomes; None where inputs have any length."""
         return None
+
+    def with_dropout(self, rate: float) -> EmbedConfig:
+        """The same with that dropout; as it is where it has none."""
+        named = {field.name for field in fields(self)}
+        return replace(self, dropout=rate) if "dropout" in named else self  # type: ignore[call-arg]
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        """What a model with it reads, in words."""
+        return f"{symbols:,} symbols, context {'no limit' if context is None else context}"
+
+    def summary(self) -> str:
+        """What it is, in words."""
+        positions = getattr(self, "positions", None)
+        return f"{self.kind}, positions {'none' if positions is None else positions.kind}"  # type: ignore[attr-defined]
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         raise NotImplementedError

@@ -27,6 +27,10 @@ class FramesEmbedConfig(EmbedConfig):
     positions: PositionsConfig | None = SinusoidTableConfig()
     dropout: float = 0.0
 
+    def reads(self, symbols: int, context: int | None) -> str:
+        longest = "any length" if context is None else f"at most {2 * context} frames"
+        return f"sounds of {longest}, {self.bands} bands each"
+
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         return FramesEmbed(self, width, context)
 

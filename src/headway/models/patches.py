@@ -77,6 +77,14 @@ class PatchEmbedConfig(EmbedConfig):
             )
         return size[0] // self.patch[0], size[1] // self.patch[1]
 
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"images of {self.size[0]} x {self.size[1]} ({self.length} tokens) or other sizes"
+
+    def summary(self) -> str:
+        registers = f", {self.registers} registers" if self.registers else ""
+        stem = ", convolutional stem" if self.stem == "convolutional" else ""
+        return f"patches {self.patch[0]} x {self.patch[1]}{stem}, {self.tokens} learned tokens{registers}"
+
     def build(self, width: int, symbols: int, context: int | None) -> PatchEmbed:
         return PatchEmbed(self, width)
 

@@ -63,6 +63,13 @@ class SpectrogramEmbedConfig(EmbedConfig):
         rows, columns = ((size - part) // step + 1 for size, part, step in sizes)
         return rows, columns
 
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"sounds of {self.frames} frames ({self.length} tokens) or other lengths"
+
+    def summary(self) -> str:
+        (long, high), (along, up) = self.patch, self.stride
+        return f"patches of {long} frames x {high} bands, one every {along} x {up}, {self.tokens} learned tokens"
+
     def build(self, width: int, symbols: int, context: int | None) -> SpectrogramEmbed:
         return SpectrogramEmbed(self, width)
 

@@ -68,6 +68,15 @@ class TrajectoryEmbedConfig(EmbedConfig):
         """Tokens of a step."""
         return 3 if self.returns else 2
 
+    def reads(self, symbols: int, context: int | None) -> str:
+        shape = " x ".join(map(str, self.states.shape))
+        actions = f"{self.actions} {'choices' if self.discrete else 'numbers'}"
+        limit = "no limit" if context is None else context
+        return f"states of {shape}, actions of {actions}, {self.tokens} tokens a step, context {limit}"
+
+    def summary(self) -> str:
+        return f"{self.kind}, {self.timesteps:,} timesteps, states by {self.states.kind}"  # type: ignore[attr-defined]
+
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         if self.actions < 1 or self.timesteps < 1:
             raise ConfigError(

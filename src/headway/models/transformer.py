@@ -19,14 +19,11 @@ from headway.models import resize
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.models.heads import HeadConfig, VocabularyHeadConfig
 from headway.models.patches import PatchEmbedConfig
-from headway.models.spectrogram import SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig
-from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 from headway.parts.projection import Projection
 
-_DROPPING = (TokenEmbedConfig, PatchEmbedConfig, SpectrogramEmbedConfig, TrajectoryEmbedConfig)  # embeds with dropout
 _MANY = 1 << 16  # positions of all rows from which on the memory for their states is looked at beforehand
 
 
@@ -124,8 +121,7 @@ class TransformerConfig(ModelConfig):
         return changed
 
     def set_dropout(self, value: Any) -> TransformerConfig:
-        embed = replace(self.embed, dropout=value) if isinstance(self.embed, _DROPPING) else self.embed
-        return replace(self, stack=resize.dropout(self.stack, value), embed=embed)
+        return replace(self, stack=resize.dropout(self.stack, value), embed=self.embed.with_dropout(value))
 
     def set_drop_path(self, value: Any) -> TransformerConfig:
         return replace(self, stack=resize.drop_path(self.stack, value))
