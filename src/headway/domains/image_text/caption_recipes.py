@@ -24,6 +24,11 @@ from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Causal, Full, Pattern
 
 
+# The greatest score of normalised queries and keys. With the usual scale those of small heads stay below 5, too little to
+# pick out the few patches that show an edge: colours, sizes and places were learnt, and shapes were not.
+_SHARPEST = 12.0
+
+
 def captioner(
     width: int, depth: tuple[int, int], heads: int, size: int, patch: int, symbols: int, dropout: float = 0.0
 ) -> CaptionerConfig:
@@ -35,7 +40,15 @@ def captioner(
     init = InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero")
 
     def stack(count: int, pattern: Pattern, rotary: RotaryConfig | None) -> StackConfig:
-        mixer = AttentionConfig(heads, pattern=pattern, rotary=rotary, qk_norm=norm, qkv_bias=False, out_bias=False)
+        mixer = AttentionConfig(
+            heads,
+            pattern=pattern,
+            rotary=rotary,
+            qk_norm=norm,
+            qkv_bias=False,
+            out_bias=False,
+            scale=_SHARPEST * heads / width,
+        )
         block = BlockConfig(mixer, None, MLPConfig(activation="relu_squared", bias=False), norm, dropout=dropout)
         return StackConfig(cycle((block,), count), norm)
 
