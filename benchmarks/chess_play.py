@@ -41,7 +41,6 @@ def speed(run: str) -> None:
     from headway.domains.chess.judge import BoardJudge, judge_of, place_of
     from headway.domains.chess.limits import Limits
     from headway.domains.chess.outputs import outputs
-    from headway.domains.chess.player import Player
     from headway.domains.chess.puzzles import puzzles
     from headway.domains.chess.rules import chess
 
@@ -60,7 +59,7 @@ def speed(run: str) -> None:
             if weights == "fp32":
                 with torch.inference_mode():
                     found[f"plain torch, {rows} at once"] = rate(partial(outputs, judge.model, inputs), rows)
-        player = Player(judge, "puct")
+        player = model.player("puct")
         started = time.perf_counter()
         nodes = player.think(chess.Board(), Limits(nodes=1000)).nodes
         found[f"{weights}, nodes of a search"] = nodes / (time.perf_counter() - started)

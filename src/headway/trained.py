@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,9 @@ from headway.models import (
 )
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.train import Recipe, Task
+
+if TYPE_CHECKING:
+    from headway.domains.chess.player import Player
 
 Texts = Sequence[str]
 Messages = Sequence[Message]
@@ -381,6 +384,15 @@ class Model:
         if _sees(self.module):
             return vision.embed(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         return understanding.embed(self.module, self.codec, cast(Texts, items), truncate=truncate)
+
+    def player(self, search: str | None = None) -> Player:
+        """Who plays chess by this model: by its "policy", its "value" of what each move leads to, or a tree search,
+        "puct"; None takes the strongest that the model allows. Needs the extra `chess`.
+        """
+        from headway.domains.chess.judge import judge_of
+        from headway.domains.chess.player import Player
+
+        return Player(judge_of(self.module, self.recipe, str(self.directory)), search)
 
     def fill(self, text: str, top: int = 5) -> list[list[masked.Candidate]]:
         """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols."""

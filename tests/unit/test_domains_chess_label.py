@@ -43,7 +43,7 @@ ANSWER = 'print("info depth 1 multipv 1 score cp 12 pv a2a3\\nbestmove a2a3", fl
 @pytest.fixture
 def stockfish() -> str:
     try:
-        return find_engine("stockfish")
+        return find_engine("stockfish")[0]
     except UserError:
         pytest.skip("stockfish is not installed: apt install stockfish")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ clients = pytest.importorskip("chess.engine")
 
 from headway.domains.chess.judge import Opinion, Place, place_of, repetitions  # noqa: E402
 from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
-from headway.domains.chess.match import ModelSide, RandomSide, play_match, rungs  # noqa: E402
+from headway.domains.chess.match import EngineSide, ModelSide, RandomSide, play_match, rungs  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
@@ -267,6 +269,17 @@ def test_a_game_by_the_clock_through_python_chess(engine: object) -> None:
         side = (len(board.move_stack) + 1) % 2
         clock[side] = max(0.05, clock[side] - (time.monotonic() - started) + 0.01)
     assert len(board.move_stack) >= 4
+
+
+def test_games_of_the_command_in_a_match_of_programs(run: Path) -> None:
+    """Whole games as a tournament plays them: a new game is told, moves are sent one by one, the rules end it."""
+    code = "import sys; from headway.cli.main import main; sys.exit(main())"
+    command = shlex.join([sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"])
+    with closing(EngineSide(command, 8, None, 0.1)) as side:
+        side.engine.patience = 120
+        ends = play_match(side, RandomSide(0), [board_of("8/7k/8/8/8/8/QQ6/K7 w - - 90 1")], 2).scores()
+    assert ends["games"] == 2
+    assert ends["illegal_moves"] == 0
 
 
 def test_an_analysis_through_python_chess(engine: object) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.cli.chess_puzzles import add_search, player_of
+from headway.cli.chess_puzzles import add_search
 from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
     matches: list[dict[str, Any]] = []
     with torch_options(args):
-        player = player_of(load(args), args.search)
+        player = load(args).player(args.search)
         seconds = None if args.our_nodes else args.movetime
         ours = ModelSide(player, args.model.name, seconds, args.our_nodes)
 
@@ -96,6 +96,6 @@ def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> S
             raise UserError(f"--nodes and --elo are for other programs, and {args.opponent} is none; leave them out")
         if args.opponent == "random":
             return RandomSide(args.seed or 0)
-        player = player_of(hw.load(args.opponent, args.device), None)
+        player = hw.load(args.opponent, args.device).player()
         return ModelSide(player, Path(args.opponent).name, args.movetime, None)
     return EngineSide(args.opponent, nodes, elo, args.movetime)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal, cell
-
-if TYPE_CHECKING:
-    from headway.domains.chess.player import Player
-    from headway.trained import Model
 
 EXAMPLE = """
 headway chess puzzles runs/chess lichess_puzzles.csv --search policy
@@ -38,21 +33,13 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def player_of(model: Model, search: str | None) -> Player:
-    """The player that a run is."""
-    from headway.domains.chess.judge import judge_of
-    from headway.domains.chess.player import Player
-
-    return Player(judge_of(model.module, model.recipe, str(model.directory)), search)
-
-
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.limits import Limits
     from headway.domains.chess.puzzles import solve
 
     limits = Limits(args.nodes if args.movetime or args.nodes else 100, seconds=args.movetime)
     with torch_options(args):
-        player = player_of(load(args), args.search)
+        player = load(args).player(args.search)
         said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
         scores = solve(player, args.file, limits, args.limit, said)
     scores = {"search": player.search, **scores}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.cli.chess_puzzles import add_search, player_of
+from headway.cli.chess_puzzles import add_search
 from headway.cli.options import add_weights, load, torch_options
 from headway.cli.terminal import Terminal
 
@@ -25,5 +25,5 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.uci import Uci
 
     with torch_options(args):
-        Uci(player_of(load(args), args.search), args.model.name).run()
+        Uci(load(args).player(args.search), args.model.name).run()
     terminal.result({"model": args.model})

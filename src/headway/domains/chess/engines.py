@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -38,15 +39,16 @@ class Answer(NamedTuple):
     lines: tuple[Line, ...]
 
 
-def find_engine(name: str) -> str:
-    """The program of a name or path. UserError where there is none."""
+def find_engine(name: str) -> list[str]:
+    """The program of a name or path, with arguments after it, as words. UserError where there is none."""
     places = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
-    found = shutil.which(name, path=places) or shutil.which(str(Path(name).expanduser()))
+    words = [name] if Path(name).expanduser().is_file() else shlex.split(name) or [name]
+    found = shutil.which(words[0], path=places) or shutil.which(str(Path(words[0]).expanduser()))
     if found is None:
         raise UserError(
             f"there is no program {name!r} here; install it (Debian: apt install stockfish) or give its path"
         )
-    return found
+    return [found, *words[1:]]
 
 
 class UciEngine:
@@ -61,10 +63,11 @@ class UciEngine:
         wished: Mapping[str, str | int] | None = None,
         patience: float = _PATIENCE,
     ) -> None:
-        self.program, self.patience = find_engine(program), patience
+        words = find_engine(program)
+        self.program, self.patience = words[0], patience
         try:
             self._process = subprocess.Popen(
-                [self.program],
+                words,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

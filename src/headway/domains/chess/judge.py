@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.codecs.boards import planes
-from headway.domains.chess.config import ChessConfig, SearchlessConfig, Target
+from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.outputs import absolute, outputs, said, scores_of, token_inputs
 from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
 from headway.errors import UserError
@@ -51,11 +51,13 @@ class Judge(Protocol):
 
 
 def judge_of(model: nn.Module, recipe: Recipe | None, source: str) -> Judge:
-    """The judge that a run's model is. UserError for a model that was not trained on chess."""
+    """The judge that a model is; of one that reads tokens the recipe says the target. UserError for a model that was
+    not trained on chess.
+    """
     task = None if recipe is None else recipe.task
     if isinstance(model, Transformer) and isinstance(task, SearchlessConfig):
         return TokenJudge(model, task.target)
-    if isinstance(model, Transformer) and isinstance(task, ChessConfig):
+    if isinstance(model, Transformer) and isinstance(model.config.embed, BoardEmbedConfig):
         return BoardJudge(model)
     raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
 

@@ -63,7 +63,9 @@ class EngineSide:
         if elo is not None:
             _check_elo(self.engine, elo)
         limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s a move"
-        self.name = f"{Path(program).name} at " + (f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit)
+        self.name = f"{Path(self.engine.program).name} at " + (
+            f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit
+        )
         self.go, self.seconds = f"nodes {nodes}" if nodes is not None else f"movetime {round(1000 * seconds)}", seconds
 
     def new_game(self) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TextIO
 
 from headway.domains.chess.limits import Limits, share_of_clock
@@ -127,7 +128,8 @@ class Uci:
         if not waits:
             self._released.set()
         self._limits = limits
-        self._thread = threading.Thread(target=self._search, args=(board, limits, only), daemon=True)
+        context = copy_context()  # with the kernels that the command line asked for
+        self._thread = threading.Thread(target=context.run, args=(self._search, board, limits, only), daemon=True)
         self._thread.start()
 
     def _seconds(self, board: chess.Board, values: dict[str, list[str]]) -> float | None:
