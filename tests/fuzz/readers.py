@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codec_readers import CODECS
+from episode_readers import EPISODES
 from model_readers import MODELS
 
-READERS = {**MODELS, **CODECS}
+READERS = {**MODELS, **CODECS, **EPISODES}

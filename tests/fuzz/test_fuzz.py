@@ -12,15 +12,14 @@ from readers import READERS
 from run import fuzz
 
 COUNT = 300
-NEEDS = {"gguf": "gguf"}
+NEEDS = {"gguf": ("gguf", "gguf"), "hdf5": ("h5py", "rl")}
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     if name in NEEDS:
-        pytest.importorskip(
-            NEEDS[name], reason=f"the package {NEEDS[name]} is not installed: pip install headway[{name}]"
-        )
+        package, extra = NEEDS[name]
+        pytest.importorskip(package, reason=f"the package {package} is not installed: pip install headway[{extra}]")
     outcome = fuzz(READERS[name], tmp_path, seed=1, first=0, count=COUNT)
     assert not outcome.failures
     assert outcome.refused > COUNT // 10  # the damage reaches the reader

@@ -6,10 +6,9 @@ import json
 import os
 import re
 import secrets
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +70,17 @@ def _read(file: File) -> Episodes:
 @contextmanager
 def open_arrays(path: Path) -> Iterator[Columns]:
     """The arrays of an .npz, each read when it is asked for. Python objects, which could run code, are refused."""
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise UserError(f"{path} holds one array without a name; write it anew with numpy.savez")
-            with archive:
-                yield {name: _reader(archive, name, path) for name in archive.files}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged or no .npz ({_first(error)}); write it anew with numpy.savez") from error
+    with ExitStack() as stack:
+        with _sound(path, ".npz", "write it anew with numpy.savez"):
+            archive = np.load(stack.enter_context(open(path, "rb")), allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UserError(f"{path} holds one array without a name; write it anew with numpy.savez")
+        stack.enter_context(archive)
+        yield {name: partial(_entry, archive, name, path) for name in archive.files}
 
 
-def _reader(archive: Any, name: str, path: Path) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
+def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
+    with _sound(path, ".npz", "write it anew with numpy.savez"):
         try:
             found = archive[name]
         except ValueError as error:
@@ -92,11 +89,20 @@ def _reader(archive: Any, name: str, path: Path) -> Callable[[], np.ndarray]:
             raise UserError(
                 f"{path}: {name} holds Python objects, which can run code when they are read; save plain arrays"
             ) from error
-        if not isinstance(found, np.ndarray):
-            raise UserError(f"{path}: {name} is no array; save it with numpy.savez")
-        return found
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{path}: {name} is no array; save it with numpy.savez")
+    return found
 
-    return read
+
+@contextmanager
+def _sound(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
+    """What a library says of a damaged file, in any of its many exceptions, is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged or no {kind} ({_first(error)}); {remedy}") from error
 
 
 def _first(error: Exception) -> str:
@@ -189,7 +195,10 @@ def _column(columns: Columns, names: Sequence[str], source: str) -> np.ndarray:
     if name is None:
         known = nearest(names[0], columns) if columns else "it holds nothing"
         raise UserError(f"{source} has no {names[0]} ({known}); name them {' or '.join(names[:2])}")
-    return columns[name]()
+    found = columns[name]()
+    if found.ndim == 0:
+        raise UserError(f"{source}: {name} is a single number; give one a step")
+    return found
 
 
 @contextmanager
@@ -198,15 +207,14 @@ def _hdf5(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError as error:
         raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no HDF5 ({_first(error)}); fetch it again") from error
+    with ExitStack() as stack:
+        with _sound(path, "HDF5", "fetch it again"):
+            file = stack.enter_context(h5py.File(path, "r"))
+        yield file
 
 
 def _of_hdf5(group: Any, source: str) -> list[Episode]:
-    numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, group) if found)
+    numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, _names(group, source)) if found)
     if not numbers:
         return _flat(_arrays(group, source), source)
     return [_of_minari(group, number, source) for number in numbers]
@@ -214,31 +222,43 @@ def _of_hdf5(group: Any, source: str) -> list[Episode]:
 
 def _of_minari(group: Any, number: int, source: str) -> Episode:
     where = f"{source}, episode {number}"
-    columns = _arrays(_inside(group, f"episode_{number}", source), where)
-    return _alone(columns, where)
+    return _alone(_arrays(_inside(group, f"episode_{number}", source), where), where)
+
+
+def _names(group: Any, source: str) -> list[str]:
+    with _sound(source, "HDF5", "fetch it again"):
+        return [name for name in group if isinstance(name, str)]  # a damaged name may come as bytes
 
 
 def _arrays(group: Any, source: str) -> Columns:
     """The arrays directly in a group, each read when it is asked for."""
-    return {name: lambda name=name: _array(group, name, source) for name in group}
+    import h5py
+
+    if not isinstance(group, h5py.Group):
+        raise UserError(f"{source} is one array, and should be a group of states, actions and rewards")
+    return {name: partial(_array, group, name, source) for name in _names(group, source)}
 
 
 def _array(group: Any, name: str, source: str) -> np.ndarray:
+    import h5py
+
     found = _inside(group, name, source)
-    if not hasattr(found, "dtype"):
+    if not isinstance(found, h5py.Dataset):
         raise UserError(f"{source}: {name} is a group of several arrays; give states and actions of one array each")
-    if found.is_virtual or found.external or found.dtype.kind not in "fiub":
-        raise UserError(f"{source}: {name} is no plain array of numbers of its own; save it as one")
-    return found[()]
+    with _sound(source, "HDF5", "fetch it again"):
+        if not (found.is_virtual or found.external) and found.dtype.kind in "fiub":
+            return np.asarray(found[()])
+    raise UserError(f"{source}: {name} is no plain array of numbers of its own; save it as one")
 
 
 def _inside(group: Any, name: str, source: str) -> Any:
     """What lies in a group. Links to other files, which a file of data has no business with, are refused."""
     import h5py
 
-    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-        raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
-    return group[name]
+    with _sound(source, "HDF5", "fetch it again"):
+        if not isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            return group[name]
+    raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
 
 
 def _minari_environment(path: Path) -> str:
