@@ -249,6 +249,25 @@ def fuzz(found: Found) -> Iterator[Row]:
     yield f"{files:,} damaged files into {len(found['readers'])} readers", f"{found['failures']} failures", ""
 
 
+def transcription(found: Found) -> Iterator[Row]:
+    """Ours under short names, and those of the peers."""
+    every = found["programs"]
+    ours = {name.removeprefix("headway "): part for name, part in every.items() if name.startswith("headway")}
+    peers = {name: part for name, part in every.items() if not name.startswith("headway")}
+
+    def told(parts: Found, value: Callable[[Found], str]) -> str:
+        return ", ".join(f"{name} {value(part)}" for name, part in parts.items())
+
+    seconds = found["sound_seconds"]
+    for what, value in (
+        (f"transcribing {seconds['eleven']} s of speech: seconds", lambda part: f"{part['seconds']['median']:.2f}"),
+        ("word error rate of ten utterances, %", lambda part: f"{100 * part['wer']:.1f}"),
+        (f"of {seconds['joined']:.0f} s of them in a row, %", lambda part: f"{100 * part['joined_wer']:.1f}"),
+    ):
+        name = f"Whisper tiny.en, beam {found['beam']}, {found['threads']} threads: {what}"
+        yield name, told(ours, value), told(peers, value)
+
+
 def recurrent(found: Found) -> Iterator[Row]:
     for kind, theirs in (("lstm", "nn.LSTM"), ("gru", "nn.GRU")):
         yield f"a training step of {kind}, width 256, 256 tokens", f"{found[kind]['ratio']:.2f} times {theirs}'s", ""
@@ -371,6 +390,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "forms": forms,
     "context": context,
     "rounding": rounding,
+    "transcription": transcription,
     "recurrent": recurrent,
     "mixers": mixers,
 }

@@ -30,6 +30,7 @@ from headway.models import (
     Cache,
     Captioner,
     EncoderDecoder,
+    FramesEmbed,
     Generative,
     PatchEmbedConfig,
     Transformer,
@@ -323,6 +324,31 @@ class Model:
         writer = cast(Captioner, self.generator)
         found = image_text.caption(writer, self.codec, self.usage, images, str(self.directory), search, longest)
         return [best[0] for best in found] if n_best is None else found
+
+    def transcribe(
+        self,
+        sound: audio.Given,
+        language: str | None = None,
+        task: audio.Task = "transcribe",
+        beam: int = 5,
+        prompt: str = "",
+        words: bool = False,
+        seed: int = 0,
+    ) -> audio.Transcription:
+        """What is said in a sound, with times: a file, or samples at 16,000 a second, [N] or [N, channels].
+
+        The task "translate" is into English. `language` None is what is heard in the first 30 s; `prompt` is text that
+        is taken to come before the sound; `words` gives each word its time. `transcriber` takes all settings. UserError
+        for a model that hears no sounds, and for what is no sound, or a damaged one.
+        """
+        config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed)
+        return self.transcriber(config).transcribe(sound)
+
+    def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
+        """What transcribes many sounds in the same way, or one piece by piece. Errors as of `transcribe`."""
+        if not isinstance(self.module, EncoderDecoder) or not isinstance(self.module.encoder.embed, FramesEmbed):
+            raise UserError(f"{self.directory} hears no sounds; give a model that does, such as a Whisper")
+        return audio.Transcriber(self.module, cast(Any, self.generator), self.codec, self.usage, config)
 
     def classify(
         self,

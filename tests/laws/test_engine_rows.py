@@ -70,6 +70,25 @@ def test_many_rows_of_a_translator(threads: int) -> None:
     same_alone(engine, Prompt(ids(ROWS, 2), Layout.full(ROWS, 2), ids(ROWS, 9, seed=1), source), ids(ROWS, 2, seed=2))
 
 
+@pytest.mark.parametrize("beams", [2, 11])
+def test_rows_that_share_a_memory_are_what_each_is_alone(beams: int) -> None:
+    """They attend to it together; one of them that is idle takes nothing from the others."""
+    model = ready(seq2seq("all"))
+    engine = Engine(model, threads=2)
+    prompt = Prompt(ids(3, 2), Layout.full(3, 2), ids(3, 40, seed=1), Layout.padded([40, 1, 33], 40))
+    rows, tokens = torch.arange(3).repeat_interleave(beams), ids(3 * beams, 1, seed=2)[:, 0]
+    with torch.inference_mode():
+        _, states = model.start(prompt, 8)
+        together = engine.adopt(states).select(rows)
+        first = [n % beams == 1 for n in range(3 * beams)]
+        together = together.at(together.positions.masked_fill(torch.tensor(first), -1))
+        logits, _ = engine.step(tokens, together)
+        for n, row in enumerate(rows.tolist()):
+            one = torch.tensor([row])
+            single, _ = engine.step(tokens[n : n + 1], engine.adopt(states.select(one, one)))
+            assert first[n] or torch.equal(single[0], logits[n])
+
+
 def test_fewer_rows_after_many_use_their_own_program() -> None:
     model = quantise(ready(replace(hybrid(), stack=replace(hybrid().stack, blocks=hybrid().stack.blocks[:1]))), "int8")
     engine = Engine(model, threads=2)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ from headway.kernels import (
     rms_norm_reference,
     rotate,
     rotate_reference,
+    rough_attention,
 )
 from headway.layout import Layout
 from headway.visibility import Causal, Full, Local, Pattern, Prefix
@@ -193,3 +194,18 @@ def test_scans(name: str, runs: str, use: str) -> None:
     weighted = [(z * inputs(*z.shape, seed=9)).sum() for z in (got, wanted)]
     for one, other in zip(*(torch.autograd.grad(total, values, **options) for total in weighted)):
         close(one, other)
+
+
+def test_rough_attention_rounds_what_has_no_mask_and_nothing_else() -> None:
+    q, k, v = (torch.randn(2, 7, 3, 16, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    dense, ragged = Layout.full(2, 7), Layout.padded([7, 4])
+    for layout, rounded in ((dense, True), (ragged, False)):
+        view = View(Full(), layout, layout)
+        exact = attend(q, k, v, view)
+        with rough_attention(True):
+            rough = attend(q, k, v, view)
+        assert rough.dtype == exact.dtype
+        assert torch.equal(rough, exact) is not rounded
+        assert (rough - exact)[layout.keep].abs().max() < 0.03
+    with rough_attention(False):
+        assert torch.equal(attend(q, k, v, View(Full(), dense, dense)), attend(q, k, v, View(Full(), dense, dense)))

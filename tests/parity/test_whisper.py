@@ -15,13 +15,11 @@ from twins import Twins, batch, check_export, difference, outputs_of, twins
 from headway.checkpoints.families.whisper import write
 from headway.checkpoints.open import open_config, open_model
 from headway.checkpoints.published import load_published
-from headway.codecs import TokenizerCodec
-from headway.domains.audio.hear import hear
-from headway.domains.audio.sound import read_sound
+from headway.domains.audio import Transcriber, Transcribing
 from headway.engine import Engine, refusal
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Prompt
+from headway.models import Prompt
 from headway.models.presets import preset
 
 T = pytest.importorskip("transformers")
@@ -177,18 +175,40 @@ def words(text: str) -> list[str]:
     return kept.split()
 
 
-def test_a_real_utterance_is_heard(tiny: Any, data_dir: Path) -> None:
+def transcriber(tiny: Any, model: Any, **settings: Any) -> Transcriber:
+    assert refusal(tiny.model) is None
+    return Transcriber(model, Engine(model, threads=1), tiny.codec, tiny.usage, Transcribing(**settings))
+
+
+def test_a_real_utterance_is_transcribed(tiny: Any, data_dir: Path) -> None:
     pytest.importorskip("soundfile")
     name = "sense_and_sensibility_01_austen_64kb-0890"
     folder = data_dir / "speech/pocketsphinx"
     lines = re.findall(r"<s> (.*?) </s> \((\S+)\)", (folder / "librivox.transcription").read_text())
     said = {name: text for text, name in lines}
-    assert isinstance(tiny.codec, TokenizerCodec)
-    assert isinstance(tiny.model, EncoderDecoder)
-    assert refusal(tiny.model) is None
-    sound = read_sound(folder / f"{name}.wav")
-    found = hear(Engine(tiny.model, threads=1), tiny.codec, tiny.usage, sound)
-    assert words(found) == words(said[name])
+    found = transcriber(tiny, tiny.model, words=True).transcribe(folder / f"{name}.wav")
+    assert words(found.text) == words(said[name])
+    assert found.language == "en"
+    [segment] = found.segments
+    assert "".join(word.word for word in segment.words) == segment.text
+    assert all(0 <= word.start <= word.end <= found.duration for word in segment.words)
+    spoken = [word.start for word in segment.words]
+    assert spoken == sorted(spoken)
+    assert (segment.temperature, segment.no_speech_prob < 0.1, segment.avg_logprob > -0.5) == (0, True, True)
+
+
+def test_the_text_and_its_probability_are_those_of_faster_whisper(tiny: Any, data_dir: Path, whisper: Path) -> None:
+    peer = pytest.importorskip("faster_whisper")
+    pytest.importorskip("soundfile")
+    place = data_dir / "speech/pocketsphinx/cards-002.wav"
+    [theirs] = list(
+        peer.WhisperModel(str(whisper), "cpu", compute_type="float32", cpu_threads=1).transcribe(str(place))[0]
+    )
+    [ours] = transcriber(tiny, tiny.model).transcribe(place).segments
+    assert ours.text == theirs.text
+    assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=2e-3)
+    assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=2e-3)
+    assert ours.compression_ratio == pytest.approx(theirs.compression_ratio)
 
 
 def test_a_whisper_that_is_broken_or_is_told_nonsense(whisper: Path, tiny: Any, tmp_path: Path) -> None:
@@ -196,7 +216,5 @@ def test_a_whisper_that_is_broken_or_is_told_nonsense(whisper: Path, tiny: Any, 
     (tmp_path / "config.json").write_text('{"suppress_ids": "all"}')
     with pytest.raises(UserError, match="suppress_ids"):
         open_model(tmp_path)
-    with pytest.raises(UserError, match="hears English only, not 'de'"):
-        hear(tiny.model, tiny.codec, tiny.usage, torch.zeros(16000), "de")
-    with pytest.raises(UserError, match="longer than 30 s"):
-        hear(tiny.model, tiny.codec, tiny.usage, torch.zeros(16000 * 31))
+    with pytest.raises(UserError, match="hears English only, not language 'de'"):
+        transcriber(tiny, tiny.model, language="de")

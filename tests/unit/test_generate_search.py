@@ -10,7 +10,17 @@ import torch
 from generate_models import BEGIN, END, language_model, random_rows, translator
 
 from headway.errors import ConfigError, UserError
-from headway.generate import Hypothesis, SearchConfig, beam_search, score_ids, score_targets, translate_ids
+from headway.generate import (
+    Hypothesis,
+    Sampling,
+    SearchConfig,
+    beam_search,
+    draw_on,
+    score_ids,
+    score_targets,
+    search_on,
+    translate_ids,
+)
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
 from headway.kernels import deterministic
@@ -203,3 +213,48 @@ def test_damaged_weights_are_an_error() -> None:
         model.decoder.embed.table.fill_(math.nan)
     with pytest.raises(UserError, match="NaN"):
         translate_ids(model, SOURCES, begin=BEGIN, end=END)
+
+
+def test_a_rule_forbids_before_probabilities_are_made() -> None:
+    """What is forbidden gets none, and the others share all there is."""
+    forbidden = [4, 5, 6]
+
+    def rule(logits: torch.Tensor, history: torch.Tensor) -> None:
+        assert history.shape[1] == 0 or not set(history.flatten().tolist()) & set(forbidden)
+        logits[:, forbidden] = -torch.inf
+
+    model = translator()
+    prompt = make_prompt([[BEGIN]], [SOURCES[0]], torch.device("cpu"))
+    with torch.inference_mode():
+        logits, decoding = model.start(prompt, 20)
+        wanted = logits.clone()
+        wanted[:, forbidden] = -torch.inf
+        found = search_on(model, logits, decoding, [1], END, SearchConfig(beam=1), rule=rule)
+    assert found[0][0].log_probability == pytest.approx(float(wanted.log_softmax(-1).max()), abs=1e-5)
+
+
+def test_a_mean_of_each_symbol_is_a_worth_too() -> None:
+    config = SearchConfig(length_penalty=1.0, length_offset=0.0)
+    assert config.worth(-12.0, 4) == -3.0
+    assert SearchConfig(length_penalty=0.6).worth(-12.0, 1) == -12.0
+    with pytest.raises(ConfigError, match="length_offset is -1"):
+        SearchConfig(length_offset=-1.0)
+
+
+def test_texts_are_drawn_by_their_seed_and_under_a_rule() -> None:
+    def rule(logits: torch.Tensor, history: torch.Tensor) -> None:
+        logits[:, 7:] = -torch.inf
+
+    model = translator()
+    prompt = make_prompt([[BEGIN]], [SOURCES[0]], torch.device("cpu"))
+
+    def drawn(seed: int) -> list[Hypothesis]:
+        with torch.inference_mode():
+            logits, decoding = model.start(prompt, 20)
+            return draw_on(model, logits, decoding, 4, 6, (END,), Sampling(1.0, seed=seed), rule)
+
+    found = drawn(1)
+    assert found == drawn(1) != drawn(2)
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert all(len(one.ids) <= 6 and max(one.ids, default=0) < 7 and END not in one.ids for one in found)
+    assert len({tuple(one.ids) for one in found}) > 1

@@ -19,6 +19,7 @@ _PACKAGES = (
     "tokenizers",
     "transformers",
     "ctranslate2",
+    "faster-whisper",
     "llama-cpp-python",
     "sacrebleu",
 )

@@ -32,6 +32,7 @@ _EXPECTED = {
     "decoder/alibi": 0,
     "decoder/start_from_zero_embedding": 0,
 }
+_HEADS = "alignment_heads"  # of cross-attention, which follow the sound
 _SUPPRESSED = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
 
 
@@ -101,9 +102,11 @@ def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
     said = read_json(path) if path.is_file() else {}
     if not isinstance(said, dict):
         raise UserError(f"{path} is no mapping of settings; get the file again")
-    generation = {
+    generation: dict[str, Any] = {
         name: from_dict(list[int], said[key], f"{path}: {key}") for key, name in _SUPPRESSED.items() if said.get(key)
     }
+    if said.get(_HEADS):
+        generation[_HEADS] = from_dict(list[list[int]], said[_HEADS], f"{path}: {_HEADS}")
     if codec is None:
         return Usage("whisper", generation=generation)
     end, start = codec.token("<|endoftext|>"), codec.token("<|startoftranscript|>")

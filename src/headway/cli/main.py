@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "several turns in the terminal, streamed",
     "translate": "a line in, a line out",
+    "transcribe": "sounds to text, with times",
     "fill": "the most probable words where a text has masks",
     "import": "a published model into headway's own folder",
     "export": "a run or model in a format that others read",

@@ -58,6 +58,6 @@ def _rounded(part: Float[Tensor, "T G K"]) -> tuple[Tensor, Tensor]:
 def _ordered(part: Float[Tensor, "S G K"], begin: int, room: int, length: int) -> Float[Tensor, "T G K"]:
     slots, out = part.shape[0], part.new_zeros(room, *part.shape[1:], dtype=torch.float32)
     first = max(begin, length - slots)
-    positions = torch.arange(first, length)
-    out[first - begin : length - begin] = part[positions % slots].float()
+    held = part[first:length] if length <= slots else part[torch.arange(first, length) % slots]
+    out[first - begin : length - begin] = held.float()
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from headway.engine.adopting import Layer, write
 from headway.engine.builder import FEW, Weights
 from headway.engine.cache import Blocks, Rows
 from headway.engine.keys import FORMS
-from headway.engine.machine import announced
+from headway.engine.machine import HAS_BF16_UNIT, announced
 from headway.engine.memories import Memory
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
@@ -24,10 +24,12 @@ from headway.engine.pool import pool
 from headway.engine.results import Results
 from headway.engine.states import flat_states, flat_summaries
 from headway.engine.tiles import FP32
+from headway.kernels import rough_attention
+from headway.layout import Layout
 from headway.mixers.attention import Attention, KeyValues
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
-from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Prompt, Transformer
+from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Heard, Prompt, Transformer
 from headway.models.transformer import check_prompt
 from headway.visibility import Causal
 
@@ -102,6 +104,12 @@ class Engine(nn.Module):
         logits, decoding = self.model.start(prompt, prompt.layout.length)  # blocks have room for what follows
         return logits, self.adopt(decoding)
 
+    def hear(self, source: Any, layout: Layout) -> Heard:
+        """As EncoderDecoder.hear; where weights are packed, attention rounds to bf16 if that is fast here."""
+        assert isinstance(self.model, EncoderDecoder)
+        with rough_attention(self._packed and HAS_BF16_UNIT):
+            return self.model.hear(source, layout)
+
     def _read_prompt(self, prompt: Prompt) -> tuple[Float[Tensor, "B C"], Kept]:
         rows, lengths = prompt.layout.batch, prompt.layout.lengths
         none = np.zeros((0, 0), np.float32)
@@ -163,6 +171,7 @@ class Engine(nn.Module):
         _place(program.own, decoding.own, batch)
         if len(decoding.lengths):
             _place(program.read, decoding.read, batch)
+            program.read.sharing[0] = batch // len(decoding.lengths)
             program.read.lengths[:batch] = np.repeat(decoding.lengths, batch // len(decoding.lengths))
         if len(decoding.fixed):
             program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)

@@ -14,7 +14,7 @@ from headway.engine.memories import Memory
 from headway.engine.operations import BLOCK
 from headway.engine.parts import norm_parts, offset_of
 from headway.engine.places import Place
-from headway.engine.program import Kind
+from headway.engine.program import SHARING, Kind
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
 from headway.mixers.cross import CrossAttention
@@ -88,9 +88,9 @@ class AttentionLowering:
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * heads // groups * size),
+            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * max(heads // groups, SHARING) * size),
             scores=self.build.private_bytes(4 * max(HEADS * (BLOCK + 1), size)), form=memory.form,
-            group_bytes=block_bytes(memory.form, 1, size, size),
+            group_bytes=block_bytes(memory.form, 1, size, size), sharing=0 if writes else memory.sharing.ctypes.data,
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()

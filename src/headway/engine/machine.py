@@ -63,6 +63,7 @@ def _has_matrix_unit() -> bool:
 
 
 HAS_MATRIX_UNIT = _has_matrix_unit()
+HAS_BF16_UNIT = HAS_MATRIX_UNIT and bool(binding.get_host_cpu_features().get("amx-bf16"))
 
 
 def _cache() -> Path | None:

@@ -26,13 +26,16 @@ class Memory(NamedTuple):
     bytes: int  # of a block
     form: int  # of keys and values: FP32 or INT8
     fixed: np.ndarray  # [rows, N]
+    sharing: np.ndarray  # [1], how many rows in turn have the same blocks
 
 
 def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
     """For so many rows and positions below `capacity`; `size` is what a block of the model keeps there, in bytes."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
-    return Memory(tables, np.zeros(rows, np.int64), sum(size(block, form) for block in blocks), form, fixed)
+    return Memory(
+        tables, np.zeros(rows, np.int64), sum(size(block, form) for block in blocks), form, fixed, np.ones(1, np.int64)
+    )
 
 
 def grows(block: Block, form: int) -> int:

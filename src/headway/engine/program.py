@@ -24,6 +24,7 @@ from headway.engine.operations import (
 from headway.engine.products import multiply, quantise, unpack_row
 
 FIELDS, FLOATS = 28, 4
+SHARING = 8  # rows of one memory that attend to it at once
 
 
 class Kind(IntEnum):
@@ -53,7 +54,7 @@ NAMES = {
     Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
     "activation room; cap scale",
     Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
-    "span tables table_step lengths layer pieces q scores form group_bytes; eps cap scale",
+    "span tables table_step lengths layer pieces q scores form group_bytes sharing; eps cap scale",
     Kind.MERGE: "pieces heads size groups sinks out stride",
     Kind.SUM: "src src_stride dst dst_stride width residual gain",
     Kind.BARRIER: "",
@@ -128,37 +129,46 @@ def _keep(
 def _attend(
     op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
+    """Heads of a group share each load of keys and values; where a group has one head, the rows that read the same
+    memory do.
+    """
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     each, splits = heads // groups, splits_of(groups, threads)
     step = 4 * (size + 2) * splits  # between the heads of the pieces
-    first, last = share(batch * groups * splits, thread, threads)
+    sharing = i64(op[27])[0] if op[27] != 0 and each == 1 else 1
+    first, last = share(batch // sharing * groups * splits, thread, threads)
     eps, cap, scale = numbers[0], np.float32(numbers[1]), np.float32(numbers[2])
     for task in range(first, last):
-        b, rest = task // (groups * splits), task % (groups * splits)
+        memory, rest = task // (groups * splits), task % (groups * splits)
         g, s = rest // splits, rest % splits
-        place = i64(places)[b]
-        highest = place if op[6] else i64(op[20])[b] - 1
-        out = op[22] + 4 * ((b * heads + g * each) * splits + s) * (size + 2)
-        lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
-        start, stop = lowest // BLOCK, highest // BLOCK + 1
-        begin, end = share(stop - start, s, splits)
-        if place < 0 or highest < 0:
-            begin, end = 0, 0
-        table, row = op[18] + 8 * b * op[19], op[1] + b * op[2]
-        cos, sin = op[12] + 4 * max(place, 0) * half, op[13] + 4 * max(place, 0) * half
-        q = at(op[23], scratch)
-        for h in range(each):
-            old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * h * size)
-            for d in range(size):
-                new[d] = old[d]
-            prepare_head(q + 4 * h * size, size, op[7], op[8], op[9], eps, cos, sin, half)
-            for d in range(size):
-                new[d] *= scale
-        bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
-        attend_piece(
-            op[25], q, each, table, op[21] + g * op[26], size, start + begin, start + end, lowest, highest, bias,
-            op[17], cap, at(op[24], scratch), out, step,
-        )  # fmt: skip
+        for b in range(memory * sharing, (memory + 1) * sharing, SHARING):
+            rows = min(SHARING, (memory + 1) * sharing - b)
+            place = i64(places)[b]
+            for r in range(1, rows):
+                place = max(place, i64(places)[b + r])
+            highest = place if op[6] else i64(op[20])[b] - 1
+            out = op[22] + 4 * ((b * heads + g * each) * splits + s) * (size + 2)
+            lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
+            start, stop = lowest // BLOCK, highest // BLOCK + 1
+            begin, end = share(stop - start, s, splits)
+            if place < 0 or highest < 0:
+                begin, end = 0, 0
+            q = at(op[23], scratch)
+            for r in range(rows):
+                row, turned = op[1] + (b + r) * op[2], max(i64(places)[b + r], 0)
+                cos, sin = op[12] + 4 * turned * half, op[13] + 4 * turned * half
+                for h in range(each):
+                    old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * (r + h) * size)
+                    for d in range(size):
+                        new[d] = old[d]
+                    prepare_head(q + 4 * (r + h) * size, size, op[7], op[8], op[9], eps, cos, sin, half)
+                    for d in range(size):
+                        new[d] *= scale
+            bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
+            attend_piece(
+                op[25], q, each * rows, op[18] + 8 * b * op[19], op[21] + g * op[26], size, start + begin, start + end,
+                lowest, highest, bias, op[17], cap, at(op[24], scratch), out, step * heads if rows > 1 else step,
+            )  # fmt: skip
 
 
 @compiled

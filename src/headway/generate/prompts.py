@@ -63,7 +63,7 @@ def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
         raise UserError("this model reads no source; leave sources out")
     encoder, longest = model.config.encoder, max(map(len, sources), default=0)
     if not encoder.symbols:
-        raise UserError("this model's encoder hears sounds, it reads no symbols; give a model that does")
+        raise UserError("this model's encoder hears sounds, it reads no symbols; use transcribe")
     check_ids("source", sources, encoder.symbols)
     if encoder.context is not None and longest > encoder.context:
         raise UserError(

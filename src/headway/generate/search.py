@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,8 +23,9 @@ _CHUNK = 64  # symbols that are compared as one before the largest are sought am
 class SearchConfig:
     """`beam` hypotheses a sentence are followed (1 is greedy) and the `n_best` best returned.
 
-    A hypothesis of n symbols, its end included, is worth log p / ((5 + n) / 6)^length_penalty (Wu et al. 2016, equation
-    14, without coverage). It has at most `most_extra + most_ratio * source length` symbols.
+    A hypothesis of n symbols, its end included, is worth log p / ((c + n) / (c + 1))^length_penalty, with c = 5 by
+    `length_offset` (Wu et al. 2016, equation 14, without coverage); 0 and a penalty of 1 make it the mean of a symbol.
+    It has at most `most_extra + most_ratio * source length` symbols.
     """
 
     beam: int = 4
@@ -32,6 +33,7 @@ class SearchConfig:
     n_best: int = 1
     most_ratio: float = 2.0
     most_extra: int = 10
+    length_offset: float = 5.0
 
     def __post_init__(self) -> None:
         if self.beam < 1:
@@ -40,6 +42,8 @@ class SearchConfig:
             raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
         if not 0 <= self.length_penalty < math.inf:
             raise ConfigError(f"length_penalty is {self.length_penalty}; give 0 (none) or more")
+        if not 0 <= self.length_offset < math.inf:
+            raise ConfigError(f"length_offset is {self.length_offset}; give 0 or more, as in 5")
         if self.most_ratio < 0 or self.most_extra < 1:
             raise ConfigError(
                 f"most_ratio {self.most_ratio} and most_extra {self.most_extra} leave no room for a symbol; "
@@ -50,8 +54,9 @@ class SearchConfig:
         """The most symbols for a source of that length."""
         return self.most_extra + int(self.most_ratio * source)
 
-    def worth(self, log_probability: float, length: int) -> float:
-        return log_probability / ((5 + length) / 6) ** self.length_penalty
+    def worth(self, log_probability: Any, length: Any) -> Any:
+        """Of a hypothesis, or of tensors of them."""
+        return log_probability / ((self.length_offset + length) / (self.length_offset + 1)) ** self.length_penalty
 
 
 class Hypothesis(NamedTuple):
@@ -61,6 +66,14 @@ class Hypothesis(NamedTuple):
     score: float  # by which hypotheses are ranked
     log_probability: float  # in nats, of the end too
     finished: bool
+
+
+class Rule(Protocol):
+    """What a hypothesis may go on with, given what it has written."""
+
+    def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
+        """Change the logits of each row in place; -inf forbids a symbol. Probabilities are made of them afterwards."""
+        ...
 
 
 @torch.inference_mode()
@@ -87,16 +100,32 @@ def beam_search(
             f"a prompt and its limit make {capacity} symbols, over the context of {context}; lower the limit"
         )
     with evaluating(model):
-        logits, decoding = model.start(prompt, capacity)
-        search = _Search(limits, end, config, suppressed, logits.device)
-        if config.beam > 1:
-            rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
-            logits, decoding = logits[rows], decoding.select(rows)
-        while True:
-            symbols, decoding = search.advance(logits, decoding)
-            if search.sentences == 0:
-                return search.results()
-            logits, decoding = model.step(symbols, decoding)
+        return search_on(model, *model.start(prompt, capacity), limits, end, config, suppressed)
+
+
+def search_on(
+    model: Generative,
+    logits: Float[Tensor, "M C"],
+    decoding: Any,
+    limits: Sequence[int],
+    end: int,
+    config: SearchConfig = SearchConfig(),
+    suppressed: Sequence[int] = (),
+    rule: Rule | None = None,
+) -> list[list[Hypothesis]]:
+    """`beam_search` from where a generation stands, which has room for the `limits`; `rule` is asked at every step.
+
+    The logits are used up; with a beam of 1, so are the decoding's positions from here on.
+    """
+    search = _Search(limits, end, config, suppressed, logits.device, rule)
+    if config.beam > 1:
+        rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
+        logits, decoding = logits[rows], decoding.select(rows)
+    while True:
+        symbols, decoding = search.advance(logits, decoding)
+        if search.sentences == 0:
+            return search.results()
+        logits, decoding = model.step(symbols, decoding)
 
 
 class _Search:
@@ -109,8 +138,9 @@ class _Search:
         config: SearchConfig,
         suppressed: Sequence[int],
         device: torch.device,
+        rule: Rule | None = None,
     ) -> None:
-        self.config, self.end = config, end
+        self.config, self.end, self.rule = config, end, rule
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self.length = 0
         count, beam = len(limits), config.beam
@@ -132,6 +162,8 @@ class _Search:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
         logp = logits.float()
+        if self.rule is not None:
+            self.rule(logp, self.history[:, : self.length - 1])
         torch.log_softmax(logp, -1, out=logp)  # in place: new memory of that size would come page by page
         if len(self.suppressed):
             logp.index_fill_(1, self.suppressed, -math.inf)
@@ -164,7 +196,7 @@ class _Search:
 
     def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
         """Note the hypotheses that end here."""
-        scores = totals / ((5 + self.length) / 6) ** self.config.length_penalty
+        scores = self.config.worth(totals, self.length)
         self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
         self.finished += ending.sum(1)
         rows, places = ending.nonzero(as_tuple=True)
@@ -204,7 +236,7 @@ class _Search:
     def _leave(self, symbols: Int[Tensor, "M W"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
         """Close the sentences that are done; once they are many, without them."""
         cut = ~self.done & (self.length >= self.limits)
-        ceiling = self.totals.amax(1) / ((5 + self.limits) / 6) ** self.config.length_penalty
+        ceiling = self.config.worth(self.totals.amax(1), self.limits)
         self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also where none is followed: -inf on both sides
         if bool(cut.any()):
             self._cut(cut & (self.finished < self.config.n_best))

@@ -2,7 +2,7 @@
 
 from headway.kernels.activations import gelu_tanh, gelu_tanh_reference, relu_squared, relu_squared_reference
 from headway.kernels.additive import additive
-from headway.kernels.attend import View, attend, attend_reference, recorder, recording
+from headway.kernels.attend import View, attend, attend_reference, recorder, recording, rough_attention
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 from headway.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
@@ -67,5 +67,6 @@ __all__ = [
     "rms_norm_reference",
     "rotate",
     "rotate_reference",
+    "rough_attention",
     "unroll",
 ]

@@ -18,6 +18,7 @@ from headway.layout import Layout
 from headway.visibility import Causal, Full, Pattern, allowed, mask
 
 _RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
+_ROUGH: ContextVar[bool] = ContextVar("rough", default=False)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,18 @@ def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
         _RECORD.reset(token)
 
 
+@contextmanager
+def rough_attention(use: bool) -> Iterator[None]:
+    """Within this context, if `use` is true, attention without a mask multiplies queries, keys and values rounded to
+    bf16 and adds in fp32, for models whose weights are rounded more coarsely, on processors with units for that.
+    """
+    token = _ROUGH.set(use)
+    try:
+        yield
+    finally:
+        _ROUGH.reset(token)
+
+
 def _attend_fused(
     q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, view: View, scale: float | None, bias: Tensor | None
 ) -> Tensor:
@@ -155,6 +168,9 @@ def _attend_fused(
     if bias is not None:
         seen = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
         triangle = False
+    kind = q.dtype
+    if _ROUGH.get() and seen is None:
+        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -164,7 +180,7 @@ def _attend_fused(
         scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).to(kind)
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:

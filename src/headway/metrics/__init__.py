@@ -10,6 +10,7 @@ from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio
 from headway.metrics.language import bits_per_byte, language_scores, perplexity
 from headway.metrics.retrieval import nearest_centroid, neighbour_recall, partner_recall
 from headway.metrics.spans import Span, entity_scores, has_spans, spans, tag_scores
+from headway.metrics.spoken import english_words
 from headway.metrics.translation import bleu, chrf, translation_scores
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "correlation_scores",
     "edit_distance",
     "elo_difference",
+    "english_words",
     "entity_scores",
     "exact_match",
     "f1_score",

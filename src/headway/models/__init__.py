@@ -10,7 +10,7 @@ from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeCo
 from headway.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.models.describe import describe
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
-from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
 from headway.models.frames import FramesEmbed, FramesEmbedConfig
 from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
@@ -61,6 +61,7 @@ __all__ = [
     "FromToHeadConfig",
     "Generative",
     "HeadConfig",
+    "Heard",
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",

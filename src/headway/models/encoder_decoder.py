@@ -163,7 +163,8 @@ class EncoderDecoder(nn.Module):
     ) -> Encoded:
         """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them.
 
-        `source` is what the encoder's embed reads: symbols, Int[B, S], or frames, Float[B, S, M].
+        `source` is what the encoder's embed reads (symbols, Int[B, S], or frames, Float[B, S, M]), or what `hear` gave
+        of it.
         """
         heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)
@@ -184,7 +185,9 @@ class EncoderDecoder(nn.Module):
         return self.decoder.resume(prompt, capacity, heard.memories, heard.starts)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
-        """Encode the sources, for a decoder."""
+        """Encode the sources, for a decoder; those that are encoded already stay as they are."""
+        if isinstance(source, Heard):
+            return source
         if self.bridge is None:
             x, layout, terms, _ = self.encoder(source, layout)
             return Heard(self.decoder.stack.remember(x, layout), None, terms)

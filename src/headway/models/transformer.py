@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 
 class Prompt(NamedTuple):
     """What a generation starts from: symbols of the stream and, where the model has an encoder, what its embed reads
-    (symbols, Int[M, S], or frames, Float[M, S, bands]).
+    (symbols, Int[M, S], or frames, Float[M, S, bands]) or what it has heard of that (`EncoderDecoder.hear`).
     """
 
     ids: Int[Tensor, "B T"]

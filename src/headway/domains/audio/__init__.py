@@ -1,7 +1,33 @@
-"""Sounds: read from files, brought to one rate, seen as log-mel frames, classified, and heard as text."""
+"""Sounds: read from files, brought to one rate, seen as log-mel frames, classified, and transcribed."""
 
+from headway.domains.audio.listener import Transcribing
+from headway.domains.audio.marks import Marks, Task
 from headway.domains.audio.recipes import RECIPES
+from headway.domains.audio.sound import FileSound, Given, open_sound, read_sound
+from headway.domains.audio.subtitles import Format, as_dict, written
+from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
 from headway.domains.audio.use import Sound, classify
 from headway.domains.audio.windows import hears
+from headway.domains.audio.words import Word
 
-__all__ = ["RECIPES", "Sound", "classify", "hears"]
+__all__ = [
+    "RECIPES",
+    "FileSound",
+    "Format",
+    "Given",
+    "Marks",
+    "Segment",
+    "Sound",
+    "Task",
+    "Telling",
+    "Transcriber",
+    "Transcribing",
+    "Transcription",
+    "Word",
+    "as_dict",
+    "classify",
+    "hears",
+    "open_sound",
+    "read_sound",
+    "written",
+]

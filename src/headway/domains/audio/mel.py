@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,11 +34,24 @@ def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B 
         )
     if not bool(sound.isfinite().all()):
         raise UserError("the sound has samples that are infinite or no numbers; make the file again")
-    spectrum = torch.stft(sound, WINDOW, HOP, window=torch.hann_window(WINDOW).to(sound), return_complex=True)
-    power = spectrum[..., : sound.shape[-1] // HOP].abs().square()
-    mel = torch.matmul(mel_filters(bands).to(sound), power).clamp_min(_FLOOR).log10()
-    loudest = mel.amax(dim=(-2, -1), keepdim=True)
-    return ((mel.maximum(loudest - _DEPTH) + 4.0) / 4.0).transpose(-1, -2).contiguous()
+    around = F.pad(sound[..., None, :], (WINDOW // 2, WINDOW // 2), mode="reflect")[..., 0, :]
+    frames = sound.shape[-1] // HOP
+    found = decades(around[..., : (frames - 1) * HOP + WINDOW], bands)
+    return scaled(found, found.amax(dim=(-2, -1), keepdim=True))
+
+
+def decades(around: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T bands"]:
+    """The logarithms of the power in each band, of frames that begin every 160 samples: T = (N - 400) / 160 + 1."""
+    hann = torch.hann_window(WINDOW).to(around)
+    spectrum = torch.stft(around, WINDOW, HOP, window=hann, center=False, return_complex=True)
+    mel = torch.matmul(mel_filters(bands).to(around), spectrum.abs().square())
+    return mel.clamp_min(_FLOOR).log10().transpose(-1, -2)
+
+
+def scaled(decades: Float[Tensor, "*B T bands"], loudest: Tensor | float) -> Float[Tensor, "*B T bands"]:
+    """Frames as a model hears them, given the largest logarithm of the sound."""
+    lowest = torch.as_tensor(loudest - _DEPTH).to(decades)
+    return ((decades.maximum(lowest) + 4.0) / 4.0).contiguous()
 
 
 @cache
@@ -75,4 +89,4 @@ def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
         raise UserError(
             f"a sound of {len(sound) / RATE:.2f} s is longer than {seconds:g} s; cut it into pieces that are not"
         )
-    return torch.nn.functional.pad(sound, (0, length - len(sound)))
+    return F.pad(sound, (0, length - len(sound)))

@@ -1,0 +1,104 @@
+"""A sound of any length as windows of log-mel frames, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.domains.audio.mel import HOP, SHORTEST, WINDOW, decades, scaled
+from headway.domains.audio.sound import Sound
+from headway.errors import UserError
+
+_EDGE = WINDOW // 2  # samples that a frame hears before its middle, and after
+_AT_ONCE = 6000  # frames that are measured together
+
+
+class Windows:
+    """The frames of a sound, scaled by the loudest of them all, as if they had been made in one go.
+
+    The sound is read twice: first to learn its length and its loudest frame, and with that whether the file is whole,
+    then from window to window. UserError where it is not, or too short for a frame.
+    """
+
+    def __init__(self, sound: Sound, bands: int, length: int) -> None:
+        """`length` is that of a window, in frames."""
+        self.sound, self.bands, self.length = sound, bands, length
+        self.samples, self._loudest = 0, -torch.inf
+        framed = _Framed(sound)
+        while framed.more:
+            found = F.pad(framed.take(_AT_ONCE), (0, WINDOW))
+            self._loudest = max(self._loudest, float(decades(found, bands).max()))
+        self.samples = framed.samples
+        self.frames = self.samples // HOP
+        self._framed, self._at = _Framed(sound), 0
+
+    def window(self, start: int) -> Float[Tensor, "1 T bands"]:
+        """The frames from `start` on. Starts never go back.
+
+        Those past the end are 0, as in the program of Radford et al.; 0 is no silence, which lies below -0.4.
+        """
+        self._framed.skip(start - self._at)
+        self._at = start
+        count = min(self.length, self.frames - start)
+        around = self._framed.look(count)
+        around = F.pad(around, (0, (count - 1) * HOP + WINDOW - len(around)))
+        found = scaled(decades(around, self.bands), self._loudest)
+        return F.pad(found, (0, 0, 0, self.length - count))[None]
+
+
+class _Framed:
+    """The samples under frames: those of frame n begin at n HOP, half a frame before its middle. Before the start the
+    sound is reflected, behind its end is silence.
+    """
+
+    def __init__(self, sound: Sound) -> None:
+        self._blocks: Iterator[Tensor] | None = sound.blocks()
+        self._held = torch.zeros(0)
+        self.samples = 0
+        self._source = sound.source
+        self._fill(SHORTEST)
+        if len(self._held) < SHORTEST:
+            raise UserError(
+                f"{sound.source} has {len(self._held)} samples, fewer than a frame ({SHORTEST}); leave it out"
+            )
+        self._held = torch.cat([self._held[1 : _EDGE + 1].flip(0), self._held])
+
+    @property
+    def more(self) -> bool:
+        """Whether frames are left."""
+        return self._blocks is not None or len(self._held) > 0
+
+    def look(self, frames: int) -> Tensor:
+        """What so many frames hear, or what there is of it."""
+        self._fill((frames - 1) * HOP + WINDOW)
+        return self._held[: (frames - 1) * HOP + WINDOW]
+
+    def take(self, frames: int) -> Tensor:
+        """`look`, and go on behind them."""
+        found = self.look(frames)
+        self.skip(frames)
+        return found
+
+    def skip(self, frames: int) -> None:
+        while frames > 0:
+            some = min(frames, _AT_ONCE)
+            self._fill(some * HOP)
+            self._held = self._held[some * HOP :]
+            frames -= some
+
+    def _fill(self, count: int) -> None:
+        parts, held = [self._held], len(self._held)
+        while held < count and self._blocks is not None:
+            block = next(self._blocks, None)
+            if block is None:
+                self._blocks = None
+                break
+            parts.append(block)
+            self.samples += len(block)
+            held += len(block)
+        if len(parts) > 1:
+            self._held = torch.cat(parts)

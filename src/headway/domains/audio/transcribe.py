@@ -1,0 +1,137 @@
+"""Sounds of any length to text with times: from window to window, each given the text before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec, TokenizerCodec
+from headway.domains.audio.framing import Windows
+from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
+from headway.domains.audio.marks import Marks
+from headway.domains.audio.mel import HOP
+from headway.domains.audio.resample import RATE
+from headway.domains.audio.sound import Given, Sound, open_sound
+from headway.domains.audio.timestamps import Part, parts
+from headway.domains.audio.words import Word, Words
+from headway.errors import UserError
+from headway.models import EncoderDecoder, Heard
+
+FRAME = HOP / RATE  # seconds
+_CERTAIN = 0.5  # the temperature above which a text is no good beginning for the next
+Progress = Callable[[float, float], None]  # seconds that are done, and seconds there are
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a transcript, from `start` to `end` in seconds. `tokens` are its symbols, times included; what follows
+    is of the whole window: the mean log p of a symbol, how many times smaller zlib makes the text, the probability
+    that nothing is said, and the temperature at which it was written. `words` is empty unless they were asked for.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    temperature: float
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What is said in a sound of `duration` seconds, in the `language` that was given or heard."""
+
+    text: str
+    language: str | None
+    duration: float
+    segments: list[Segment]
+
+
+class Transcriber:
+    """A model that was trained to transcribe, as Whisper was. UserError for any other."""
+
+    def __init__(
+        self, model: EncoderDecoder, generator: Hearing, codec: Codec, usage: Usage, config: Transcribing
+    ) -> None:
+        """`generator` writes what `model` would."""
+        if not isinstance(codec, TokenizerCodec):
+            raise UserError("the tokenizer is none of a model that transcribes; use the one that came with the model")
+        marks = Marks.of(codec, usage, model.config.symbols)
+        marks.check(config.language, config.task)
+        self.listener = Listener(model, generator, codec, marks)
+        self.config, self.codec, self.marks = config, codec, marks
+        self.words = Words(model, codec, marks) if config.words else None
+
+    def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:
+        """The whole of a sound: a file, or samples at 16,000 a second."""
+        told = Telling(self, open_sound(sound), progress)
+        segments = list(told)
+        text = "".join(segment.text for segment in segments).strip()
+        return Transcription(text, told.language, told.duration, segments)
+
+
+class Telling:
+    """The segments of one sound as they come, by iteration; its `duration` is known before, its `language` after."""
+
+    def __init__(self, transcriber: Transcriber, sound: Sound, progress: Progress | None = None) -> None:
+        """Reads the sound once. UserError where it is not whole."""
+        self._by, self._progress = transcriber, progress or (lambda done, whole: None)
+        listener = transcriber.listener
+        self._windows = Windows(sound, listener.bands, listener.frames)
+        self.duration = self._windows.samples / RATE
+        self.language = transcriber.config.language
+        self._spoken = 0.0  # where the last word ended
+
+    def __iter__(self) -> Iterator[Segment]:
+        by, seek, frames = self._by, 0, self._windows.frames
+        config, listener = by.config, by.listener
+        before = by.codec.encode(" " + config.initial.strip()) if config.initial.strip() else []
+        while seek < frames:
+            count = min(listener.frames, frames - seek)
+            heard = listener.encode(self._windows.window(seek))
+            if self.language is None:
+                self.language = next(iter(listener.languages(heard))) if by.marks.languages else "en"
+            said = listener.write(heard, before, replace(config, language=self.language))
+            if is_silent(said, config):
+                seek += count
+            else:
+                found, done = parts(said.ids, by.marks, count)
+                found, done = self._timed(heard, found, seek, count, done)
+                for segment in self._segments(said, found, seek):
+                    before = [*before, *segment.tokens][-listener.context :]
+                    yield segment
+                if not config.previous or said.temperature > _CERTAIN:
+                    before = []
+                seek += done
+            self._progress(min(seek, frames) * FRAME, self.duration)
+
+    def _timed(self, heard: Heard, found: list[Part], seek: int, count: int, done: int) -> tuple[list[Part], int]:
+        """The segments of a window with times of words, if they are wanted, by which their own times are corrected; and
+        how many frames are done with: where the last segment was not closed, those up to the last word.
+        """
+        if self._by.words is None:
+            return found, done
+        opening = self._by.marks.opening(self.language, self._by.config.task)
+        offset = seek * FRAME
+        found = self._by.words.timed(heard, opening, found, count, self._spoken - offset)
+        ends = [part.words[-1].end for part in found if part.words]
+        if ends:
+            self._spoken = offset + ends[-1]
+            done = done if done == count else max(1, min(count, round(ends[-1] / FRAME)))
+        return found, done
+
+    def _segments(self, said: Said, found: list[Part], seek: int) -> Iterator[Segment]:
+        offset = seek * FRAME
+        for part in found:
+            text = self._by.listener.text(part.ids)
+            start, end = (min(offset + second, self.duration) for second in (part.start, part.end))
+            if start < end and text.strip():
+                words = tuple(word.moved(offset, self.duration) for word in part.words)
+                yield Segment(
+                    round(start, 3), round(end, 3), text, part.ids, said.logprob, said.compression, said.silence,
+                    said.temperature, words,
+                )  # fmt: skip

@@ -1,0 +1,393 @@
+"""Transcription: the rules of times, windows of any sound, what is done with each, words, and files of subtitles."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from generate_models import language_model, translator
+from torch import Tensor
+from whisper_models import BANDS, END, FIRST_TIME, POSITIONS, SYMBOLS, USAGE, Scripted, codec, folder, model, time
+
+from headway.checkpoints.open import Opened
+from headway.cli.main import main
+from headway.domains.audio import Transcriber, Transcribing, Transcription, Word, written
+from headway.domains.audio.framing import Windows
+from headway.domains.audio.listener import compression_ratio
+from headway.domains.audio.marks import Marks
+from headway.domains.audio.mel import log_mel
+from headway.domains.audio.resample import RATE, Resampler, resample
+from headway.domains.audio.sound import ArraySound
+from headway.domains.audio.timestamps import WhisperRule, parts
+from headway.domains.audio.timing import align, warp
+from headway.domains.audio.transcribe import Segment
+from headway.domains.audio.words import merged, split_words
+from headway.engine import Engine, Format, quantise
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.models import EncoderDecoder
+from headway.trained import Model
+
+MARKS = Marks.of(codec(), USAGE, SYMBOLS)
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def test_marks() -> None:
+    assert (MARKS.end, MARKS.start, MARKS.first_time) == (END, END + 1, FIRST_TIME)
+    assert MARKS.opening("de", "translate") == [END + 1, END + 3, END + 4]
+    assert set(range(END + 1, FIRST_TIME)) == set(MARKS.never)
+    with pytest.raises(UserError, match="language 'fr' is not among"):
+        MARKS.check("fr", "transcribe")
+    english = Marks.of(codec(), USAGE, 51864)
+    assert english.opening("en", "transcribe") == [END + 1]
+    for language, task, message in (("de", "transcribe", "not language 'de'"), (None, "translate", "task translate")):
+        with pytest.raises(UserError, match=message):
+            english.check(language, task)  # type: ignore[arg-type]
+
+
+def histories(length: int) -> Iterator[list[int]]:
+    """What may have been written: texts and times in pairs."""
+    draw = np.random.default_rng(length)
+    for _ in range(8):
+        last, row = int(draw.integers(0, 10)), []
+        row.append(FIRST_TIME + last)
+        while len(row) < length:
+            row += draw.integers(40, 90, int(draw.integers(1, 4))).tolist()
+            last = min(last + int(draw.integers(1, 6)), POSITIONS)
+            row += [FIRST_TIME + last] * int(draw.integers(0, 3))
+        yield row[:length]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("towards", [-4.0, 0.0, 4.0])
+def test_the_rule_is_that_of_transformers(length: int, towards: float) -> None:
+    logits_process = pytest.importorskip("transformers.generation.logits_process")
+    rows = list(histories(length)) if length else [[]] * 8
+    logits = torch.randn(8, SYMBOLS, generator=torch.Generator().manual_seed(length))
+    logits[:, FIRST_TIME:] += towards
+
+    class Told:
+        no_timestamps_token_id, eos_token_id, bos_token_id = MARKS.plain, END, END
+        max_initial_timestamp_index = 5
+
+    theirs = logits_process.WhisperTimeStampLogitsProcessor(Told(), begin_index=1)
+    starts = torch.tensor([[MARKS.start, *row] for row in rows])
+    wanted = theirs(starts, logits.clone())
+    found = logits.clone()
+    never = Marks(SYMBOLS, END, MARKS.start, MARKS.plain, None, None, {}, {}, (MARKS.plain,), ())
+    WhisperRule(never, latest=0.1)(found, torch.tensor(rows, dtype=torch.long).view(8, length))
+    assert torch.equal(found, wanted)
+
+
+def test_the_rule_forbids_what_the_files_say_and_all_times_if_asked() -> None:
+    logits = torch.zeros(2, SYMBOLS)
+    WhisperRule(MARKS, timed=False)(logits, torch.zeros(2, 0, dtype=torch.long))
+    assert logits[:, list(MARKS.never)].eq(-torch.inf).all()
+    assert logits[:, [32, END, *range(FIRST_TIME, SYMBOLS)]].eq(-torch.inf).all()
+    assert logits.isfinite().sum() == 2 * 255
+
+
+TEXT = tuple(b" a b.")
+
+
+@pytest.mark.parametrize(
+    ("ids", "spans", "done"),
+    [
+        ([time(0), *TEXT, time(0.5)], [(0.0, 0.5)], 100),  # closed: nothing more in the window
+        ([time(0), *TEXT], [(0.0, 1.0)], 100),
+        (TEXT, [(0.0, 1.0)], 100),
+        ([time(0), *TEXT, time(0.4), time(0.4), *TEXT, time(0.9)], [(0.0, 0.4), (0.4, 0.9)], 100),
+        ([time(0), *TEXT, time(0.4), time(0.5), *TEXT], [(0.0, 0.4)], 40),  # the second is heard again
+        ([time(0), *TEXT, time(0.4), time(0.4)], [(0.0, 0.4)], 40),
+        ([], [(0.0, 1.0)], 100),
+    ],
+)
+def test_segments_of_a_window(ids: Sequence[int], spans: list[tuple[float, float]], done: int) -> None:
+    found, frames = parts(ids, MARKS, 100)
+    assert [(pytest.approx(part.start), pytest.approx(part.end)) for part in found] == spans
+    assert frames == done
+
+
+def transcriber(texts: Sequence[Sequence[int] | float], **settings: Any) -> tuple[Transcriber, Scripted]:
+    said = Scripted(texts)
+    config = Transcribing(**{"language": "en", **settings})
+    made = Transcriber(model(), said, codec(), USAGE, config)  # type: ignore[arg-type]
+    return made, said
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_windows_follow_the_times_and_know_the_text_before(beam: int) -> None:
+    first = [time(0), *b" One.", time(0.4), time(0.6), *b" Tw"]
+    second, third = [time(0), *b" Two.", time(0.8)], [time(0.1), *b" Three.", time(0.3)]
+    made, said = transcriber([first, second, third], beam=beam)
+    moments: list[float] = []
+    found = made.transcribe(noise(2 * RATE), lambda done, whole: moments.append(done / whole))
+    assert found.text == "One. Two. Three."
+    assert [(s.start, s.end) for s in found.segments] == [(0.0, 0.4), (0.4, 1.2), (1.5, 1.7)]
+    assert moments == pytest.approx([0.2, 0.7, 1.0])
+    assert (found.language, found.duration) == ("en", 2.0)
+    opening = [END + 1]  # language and task follow one by one
+    before = [*first[: first.index(time(0.4)) + 1]]
+    assert said.started == [opening, [END + 7, *before, *opening], [END + 7, *before, *second, *opening]]
+    assert found.segments[0].tokens == before
+    assert all(s.temperature == 0 and s.avg_logprob > -0.01 and s.no_speech_prob < 0.01 for s in found.segments)
+
+
+def test_without_the_text_before_and_with_a_prompt() -> None:
+    made, said = transcriber([[time(0), *b" a", time(1)]] * 2, previous=False, initial="Names: Li")
+    made.transcribe(noise(2 * RATE))
+    assert said.started == [[END + 7, *b" Names: Li", END + 1], [END + 1]]
+
+
+def test_silence_is_left_out_and_doubt_is_tried_again() -> None:
+    made, _ = transcriber([5.0, [time(0), *b" a", time(1)]])
+    assert made.transcribe(noise(2 * RATE)).text == "a"
+    made, said = transcriber([-20.0], temperatures=(0.0, 0.2, 1.0))
+    [segment] = made.transcribe(noise(RATE)).segments  # in doubt, but no silence: the best of all, in the end
+    assert segment.temperature == 1.0
+    assert segment.avg_logprob < -1.0
+    repeated = [time(0), *b"a" * 30, time(1)]
+    made, said = transcriber([repeated, repeated], temperatures=(0.0, 0.8))
+    found = made.transcribe(noise(2 * RATE))
+    assert [s.temperature for s in found.segments] == [0.8, 0.8]
+    assert found.segments[0].compression_ratio > 2.4
+    assert said.started == [[END + 1], [END + 1]]  # such a text is no beginning for the next
+
+
+def test_a_random_model_comes_to_an_end_and_repeats_itself_only_by_seed() -> None:
+    real = model()
+    made = Transcriber(real, real, codec(), USAGE, Transcribing(beam=2, temperatures=(0.0, 1.0), words=True))
+    one, two = made.transcribe(noise(3 * RATE)), made.transcribe(noise(3 * RATE))
+    assert one == two
+    assert one.language in ("en", "de")
+    assert all(0 <= s.start < s.end <= 3 for s in one.segments)
+    assert all(0 <= w.start <= w.end <= 3 for s in one.segments for w in s.words)
+    told = made.listener.languages(made.listener.encode(log_mel(noise(RATE), BANDS)[None]))
+    assert sum(told.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_the_engine_writes_what_torch_writes(form: Format) -> None:
+    """Tasks, the text before, beams that share a memory, and draws."""
+    real = quantise(model(2), form)
+    assert isinstance(real, EncoderDecoder)
+    engine = Engine(real, threads=1)
+    sides = [Transcriber(real, side, codec(), USAGE, Transcribing("de", beam=3)) for side in (real, engine)]
+    ours = engine.hear(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
+    first, second = (side.listener.write(ours, tuple(b" before"), side.config) for side in sides)
+    assert first.ids == second.ids
+    assert first.logprob == pytest.approx(second.logprob, abs=0.03 if form == "int8" else 1e-4)
+    assert first.silence == pytest.approx(second.silence, abs=1e-2)
+
+
+def test_models_that_hear_nothing() -> None:
+    for made in (language_model(), translator()):
+        with pytest.raises(UserError, match="hears no sounds; give a model that does"):
+            Model(Opened(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
+
+
+def test_settings_that_cannot_be() -> None:
+    for settings, message in (
+        ({"temperatures": ()}, "0 temperatures"),
+        ({"temperatures": (-1.0,)}, "temperature is -1"),
+        ({"best_of": 0}, "best_of is 0"),
+        ({"beam": 0}, "beam is 0"),
+        ({"words": True, "timestamps": False}, "words have times only"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Transcribing(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.345])
+def test_windows_are_parts_of_the_whole(seconds: float) -> None:
+    sound = noise(round(seconds * RATE))
+    windows = Windows(ArraySound(sound), BANDS, 100)
+    whole = log_mel(torch.cat([sound, torch.zeros(RATE)]), BANDS)[: windows.frames]
+    assert windows.frames == len(sound) // 160
+    for start in (0, 1, 17, 90, 150, windows.frames - 1):
+        if start >= windows.frames:
+            break
+        found = windows.window(start)[0]
+        wanted = whole[start : start + 100]
+        torch.testing.assert_close(found[: len(wanted)], wanted, rtol=0, atol=2e-5)
+        assert (found[len(wanted) :] == 0).all()
+
+
+class Endless:
+    """Some minutes of sound, made as they are read."""
+
+    source = "a long sound"
+
+    def blocks(self) -> Iterator[Tensor]:
+        for number in range(120):
+            yield noise(10 * RATE, number)
+
+
+def test_long_sounds_are_held_in_part_only() -> None:
+    windows: Any = Windows(Endless(), BANDS, 3000)  # type: ignore[arg-type]
+    assert windows.samples == 1200 * RATE
+    held = []
+    for start in range(0, windows.frames, 2900):
+        windows.window(start)
+        held.append(len(windows._framed._held))
+    assert max(held) < 100 * RATE
+    assert len(windows._framed._held) < 40 * RATE
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 16000])
+def test_rates_by_blocks_are_the_rate_of_the_whole(rate: int) -> None:
+    sound, draw = noise(rate), np.random.default_rng(rate)
+    resampler, found, start = Resampler(rate), [], 0
+    while start < len(sound):
+        size = int(draw.integers(1, rate // 3))
+        found.append(resampler.push(sound[start : start + size]))
+        start += size
+    whole = torch.cat([*found, resampler.finish()])
+    assert len(whole) == RATE
+    torch.testing.assert_close(whole, resample(sound, rate), rtol=0, atol=1e-6)
+
+
+def test_samples_that_are_no_sound() -> None:
+    for samples, message in (
+        (torch.zeros(0), "0 samples"),
+        (torch.zeros(100), "100 samples, fewer than a frame"),
+        (torch.zeros(16000, dtype=torch.int16), r"torch\.int16"),
+        (torch.full((16000,), torch.nan), "no numbers"),
+    ):
+        made, _ = transcriber([[time(0)]])
+        with pytest.raises(UserError, match=message):
+            made.transcribe(samples)
+
+
+def test_words_and_their_marks() -> None:
+    text = " He said, «né» 你好."
+    found = split_words(codec(), list(text.encode()))
+    assert "".join(word for word, _ in found) == text
+    assert sum(count for _, count in found) == len(text.encode())
+    assert [word for word, _ in found if word not in "."] == [" He", " said", ",", " «né»", " ", "你", "好"]
+    spoken = [Word(word, float(n), n + 1.0, 1.0) for n, word in enumerate([' "', "Yes", ",", " she", "!"])]
+    assert [word.word for word in merged(spoken)] == [' "Yes,', " she!"]
+
+
+def test_the_path_of_least_cost() -> None:
+    cost = np.random.default_rng(0).standard_normal((4, 6))
+
+    def best(i: int, j: int) -> float:
+        ways = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
+        before = [best(a, b) for a, b in ways if a >= 0 and b >= 0]
+        return cost[i, j] + min(before, default=0.0)
+
+    rows, columns = warp(cost)
+    assert cost[rows, columns].sum() == pytest.approx(best(3, 5))
+    assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, 3, 5)
+    assert all(abs(np.diff(side)).max() <= 1 for side in (rows, columns))
+
+
+def test_alignment_of_a_random_model() -> None:
+    made = model()
+    heard = made.hear(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
+    spoken = align(made, heard, MARKS, [MARKS.start], list(b" abc"), 100)
+    assert len(spoken.seconds) == 5
+    assert (np.diff(spoken.seconds) >= 0).all()
+    assert spoken.seconds[-1] <= 1.0
+    ids = torch.tensor([[MARKS.start, MARKS.plain, *b" abc"]])
+    logits = made.heads["vocabulary"](made(heard, Layout.full(1, 100), ids, Layout.full(1, 6)).x)
+    wanted = logits[0, 1:-1, :END].softmax(-1).gather(1, torch.tensor([list(b" abc")]).T)[:, 0]
+    np.testing.assert_allclose(spoken.probabilities, wanted.detach().numpy(), rtol=1e-4)
+
+
+SEGMENTS = [
+    Segment(0.0, 3.5, " One --> two", [1], -0.1, 1.0, 0.0, 0.0),
+    Segment(3661.25, 3662.0, " Three", [2], -0.1, 1.0, 0.0, 0.0, (Word(" Three", 3661.3, 3662.0, 0.9),)),
+]
+
+
+def test_files_of_subtitles() -> None:
+    found = Transcription("One --> two Three", "en", 3700.0, SEGMENTS)
+    assert written(found, "txt") == "One --> two\nThree\n"
+    assert written(found, "srt") == (
+        "1\n00:00:00,000 --> 00:00:03,500\nOne -> two\n\n2\n01:01:01,250 --> 01:01:02,000\nThree\n\n"
+    )
+    assert written(found, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:03.500\nOne -> two\n\n01:01:01.250")
+    read = json.loads(written(found, "json"))
+    assert read["segments"][1]["words"] == [{"word": " Three", "start": 3661.3, "end": 3662.0, "probability": 0.9}]
+    assert "words" not in read["segments"][0]
+
+
+def test_texts_that_repeat_themselves() -> None:
+    assert compression_ratio(" yes" * 60) > 2.4 > compression_ratio("He might even have been made amiable himself.")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    place = str(folder(tmp_path / "model"))
+    for name, rate, subtype in (("a.wav", 96000, "PCM_U8"), ("b.flac", 8000, "PCM_16"), ("c.ogg", 44100, "VORBIS")):
+        soundfile.write(tmp_path / name, np.stack([noise(rate).numpy()] * 2, 1), rate, subtype=subtype)
+    files = [str(tmp_path / name) for name in ("a.wav", "b.flac", "c.ogg")]
+    quick = ["--backend", "torch", "--beam", "1", "--temperature", "0", "--language", "en"]
+    assert main(["transcribe", place, *files, *quick, "--json", "--word-timestamps"]) == 0
+    out = capsys.readouterr().out
+    results = json.loads(out.splitlines()[-1])["results"]
+    assert [result["file"] for result in results] == files
+    assert all(result["duration"] == 1.0 and "text" in result and "segments" in result for result in results)
+    assert main(["transcribe", place, *files, *quick, "--format", "srt", "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.srt", "b.srt", "c.srt"]
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    place = str(folder(tmp_path / "model"))
+    good = tmp_path / "good.wav"
+    soundfile.write(good, noise(RATE).numpy(), RATE)
+    (tmp_path / "cut.wav").write_bytes(good.read_bytes()[:20000])
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
+    soundfile.write(tmp_path / "whole.flac", noise(4 * RATE).numpy(), RATE)
+    whole = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp3").write_text("no sound")
+    (tmp_path / "other").mkdir()
+    soundfile.write(tmp_path / "other" / "good.flac", noise(RATE).numpy(), RATE)
+    quick = ["--backend", "torch", "--beam", "1", "--temperature", "0", "--language", "en"]
+    for given, message in (
+        ([tmp_path / "cut.wav"], "ends after"),
+        ([tmp_path / "empty.wav"], "0 samples"),
+        ([tmp_path / "text.mp3"], "no sound that can be read"),
+        ([tmp_path / "absent.wav"], "does not exist"),
+        ([good, good, "--format", "srt"], "run into one"),
+        ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "written for two files"),
+        ([good, "--language", "xx"], "'xx' is not among"),
+        ([good, "--temperature", "0,hot"], "'hot' is no number"),
+    ):
+        assert main(["transcribe", place, *quick, *map(str, given)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert len(error.splitlines()) == 1
+    # Damage that shows only as a file is read costs the others nothing.
+    assert main(["transcribe", place, *quick, str(tmp_path / "cut.flac"), str(good), "--json"]) == 2
+    shown = capsys.readouterr()
+    result = json.loads(shown.out.splitlines()[-1])
+    assert [Path(one["file"]).name for one in result["results"]] == ["good.wav"]
+    assert [Path(one["file"]).name for one in result["errors"]] == ["cut.flac"]
+    assert "Traceback" not in shown.err
+
+
+def test_pairs_of_times_come_in_order_in_what_a_model_writes() -> None:
+    """A random model under the rule writes what the rule says, whatever its weights."""
+    real = model(3)
+    made = Transcriber(real, real, codec(), USAGE, Transcribing("en", beam=3, temperatures=(0.0,)))
+    heard = made.listener.encode(log_mel(noise(RATE), BANDS)[None])
+    ids = made.listener.write(heard, (), made.config).ids
+    times = [symbol for symbol in ids if symbol >= FIRST_TIME]
+    assert ids[0] >= FIRST_TIME
+    assert times == sorted(times)
+    assert not set(ids) & set(MARKS.never)
+    assert all(len(list(run)) <= 2 for is_time, run in itertools.groupby(ids, lambda s: s >= FIRST_TIME) if is_time)
