@@ -54,7 +54,7 @@ def emoji_clip() -> Recipe:
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
-        expected="minutes on 2 cores",
+        expected="recall@1 8 %, @5 23 % of 156 names (chance 0.6 and 3 %) in 5 minutes of a core",
     )
 
 
