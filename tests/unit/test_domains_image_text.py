@@ -380,7 +380,7 @@ def test_templates_are_averaged(run: Path) -> None:
 
 
 def test_a_model_keeps_what_it_says_in_other_forms(run: Path, tmp_path: Path) -> None:
-    """Exported, imported again, and rounded to 8 bits."""
+    """Exported, and imported again."""
     images = [str(run.parent / "seen" / f"bright-{colour}.png") for colour in ("red", "green")]
     texts = ["a bright green picture", "a bright red picture"]
     wanted = hw.load(run).match(images, texts)
@@ -389,9 +389,6 @@ def test_a_model_keeps_what_it_says_in_other_forms(run: Path, tmp_path: Path) ->
     for place in ("clip", "own"):
         found = hw.load(tmp_path / place).match(images, texts)
         torch.testing.assert_close(found.probabilities, wanted.probabilities, rtol=1e-4, atol=1e-5)
-    assert cli.main(["quantize", str(run), str(tmp_path / "int8"), "--weights", "int8"]) == cli.DONE
-    for rounded in (hw.load(run, "cpu", weights="int8"), hw.load(tmp_path / "int8")):
-        torch.testing.assert_close(rounded.match(images, texts).similarities, wanted.similarities, rtol=0, atol=0.05)
 
 
 def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
