@@ -9,7 +9,7 @@ import pytest
 
 from headway.codecs.boards import ATTACK_PLANES, PIECE_PLANES, attackers, planes, planes_for, seen
 from headway.codecs.fen import CHARACTERS, POSITION, TOKENS, fens, parse, tokens
-from headway.codecs.moves import MIRROR, MOVERS, MOVES, NUMBERS, PARTS
+from headway.codecs.moves import FLIP, MIRROR, MOVERS, MOVES, NUMBERS, PARTS
 from headway.errors import UserError
 
 chess = pytest.importorskip("chess")
@@ -56,6 +56,16 @@ def test_mirrored_moves_are_their_own_inverse_and_what_the_other_side_plays() ->
     assert PARTS.source[NUMBERS["b7a8r"]] == chess.B7
     assert PARTS.target[NUMBERS["b7a8r"]] == chess.A8
     assert PARTS.promotion[NUMBERS["b7a8r"]] == 2
+
+
+def test_flipped_moves_are_those_of_the_flipped_board() -> None:
+    assert (FLIP[FLIP] == np.arange(1968)).all()
+    assert (FLIP[:MOVERS] < MOVERS).all()
+    free = [board for board in BOARDS if not board.castling_rights]
+    for board in free[::40]:
+        other = board.transform(chess.flip_horizontal)
+        legal = {int(FLIP[NUMBERS[move.uci()]]) for move in board.legal_moves}
+        assert legal == {NUMBERS[move.uci()] for move in other.legal_moves}
 
 
 def test_a_fen_comes_back() -> None:

@@ -22,6 +22,7 @@ from headway.models import build
 
 chess = pytest.importorskip("chess")
 
+from headway.domains.chess.batches import board_batch  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score  # noqa: E402
@@ -163,8 +164,19 @@ def test_a_run_trains_reports_and_is_the_same_again(tmp_path: Path) -> None:
     assert hw.load(tmp_path / "one").evaluate([puzzles])["puzzle_accuracy"] in (0.0, 1.0)
 
 
+def test_left_and_right_are_exchanged_where_no_one_may_castle(tmp_path: Path) -> None:
+    free, bound = "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", "r3k3/8/8/8/8/8/8/4K2R w Kq - 0 1"
+    other = chess.Board(free).transform(chess.flip_horizontal).fen()
+    text = f"position,bestmove\n{free},a1a8\n{bound},h1h8\n{other},h1h8\n"
+    source = open_positions([write(tmp_path, "a.csv", text)], 0.5, False)
+    plain, turned = (board_batch(source, np.arange(3), 1, 0.05, turned=np.full(3, truth)) for truth in (False, True))
+    for first, second in ((0, 2), (1, 1), (2, 0)):
+        assert torch.equal(turned.inputs[first], plain.inputs[second])
+        assert torch.equal(turned.moves[first], plain.moves[second])
+
+
 def test_it_overfits_a_batch(tmp_path: Path) -> None:
-    given = {"train.batch_size": 16, "task.forget": 0.0, "task.split.validation": 0.3}
+    given = {"train.batch_size": 16, "task.forget": 0.0, "task.turn": 0.0, "task.split.validation": 0.3}
     chosen = override(recipe(), given)
     task = chosen.task.open(chosen, [games_file(tmp_path, 24)], tmp_path)
     model = build(chosen.model)
@@ -208,6 +220,7 @@ def test_the_tokens_of_a_fen_learn_each_target(tmp_path: Path, target: str) -> N
         ({"task.temperature": 0}, "task.temperature is 0.0"),
         ({"task.evals": 2}, "task.evals is 2"),
         ({"task.forget": -1}, "task.forget is -1"),
+        ({"task.turn": 1.5}, "task.turn is 1.5"),
         ({"model": "gpt2"}, "no 64 squares"),
         ({"model": "chess-9m"}, "recipe chess-searchless"),
         ({"train.batch_tokens": 5}, "set train.batch_size alone"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +174,11 @@ def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
     assert real.name == "stockfish at Elo 1320, 0.02 s a move"
     assert board.is_legal(real.move(board))
     real.close()
+
+
+def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['chess'] = None; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = ["data", "label", "games.pgn", "--out", str(tmp_path / "labels.csv")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == ("headway: chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'\n")

@@ -141,6 +141,16 @@ def test_the_tree_is_kept_for_the_moves_that_are_played() -> None:
     assert judge.seen[-1].records  # another game starts anew
 
 
+def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
+    board, ends = board_of("k7/8/8/1Q6/8/8/8/K7 w - - 0 1"), []
+    for line in Player(Even(counts=True), "policy").by_policy(board):
+        after = board.copy()
+        after.push(line.moves[0])
+        ends.append(after.is_stalemate())
+    assert ends == sorted(ends)
+    assert any(ends)  # such as b5b6
+
+
 def test_only_some_moves_are_looked_at_if_asked() -> None:
     only = [chess.Move.from_uci("a2a3"), chess.Move.from_uci("h2h4")]
     for search in ("policy", "value", "puct"):

@@ -48,6 +48,16 @@ def mirrored(move: str) -> str:
 MIRROR = np.array([NUMBERS[mirrored(move)] for move in MOVES], np.int64)
 """The number of each move seen from the other side; its own inverse."""
 
+
+def flipped(move: str) -> str:
+    """A move on the board whose left is its right: a2a4 is h2h4."""
+    turned = [FILES[7 - FILES.index(file)] for file in (move[0], move[2])]
+    return turned[0] + move[1] + turned[1] + move[3:]
+
+
+FLIP = np.array([NUMBERS[flipped(move)] for move in MOVES], np.int64)
+"""The number of each move with left and right exchanged; its own inverse."""
+
 PARTS = Parts(
     np.array([SQUARES.index(move[:2]) for move in MOVES], np.int64),
     np.array([SQUARES.index(move[2:4]) for move in MOVES], np.int64),

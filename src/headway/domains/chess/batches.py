@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.codecs.boards import planes
+from headway.codecs.moves import FLIP
 from headway.domains.chess.positions import Positions, Targets
 
-_DROP = 23  # the stream of random numbers that says whose past is left out
+FORGET, TURN = 23, 24  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,35 @@ def shares_of(targets: Targets, temperature: float) -> np.ndarray:
 
 
 def board_batch(
-    source: Positions, rows: np.ndarray, history: int, temperature: float, kept: np.ndarray | None = None
+    source: Positions,
+    rows: np.ndarray,
+    history: int,
+    temperature: float,
+    kept: np.ndarray | None = None,
+    turned: np.ndarray | None = None,
 ) -> BoardBatch:
-    """The positions of these numbers, int [B]; `kept`, bool [B], says whose past is shown."""
+    """The positions of these numbers, int [B]; `kept`, bool [B], says whose past is shown, and `turned` whose left and
+    right are exchanged, where no one may castle any more: the rules then are the same.
+    """
     records, known = source.records(rows, history)
     if kept is not None:
         known = known & kept[:, None]
-    targets = source.targets(rows)
+    targets, inputs = source.targets(rows), planes(records, known)
+    moves = targets.moves
+    if turned is not None:
+        turned = turned & (records[0]["flags"] < 2)
+        inputs[turned] = inputs[turned][:, np.arange(64) ^ 7]
+        moves = np.where(turned[:, None] & (moves >= 0), FLIP[moves], moves)
     return BoardBatch(
-        torch.from_numpy(planes(records, known)),
-        torch.from_numpy(targets.moves),
+        torch.from_numpy(inputs),
+        torch.from_numpy(moves),
         torch.from_numpy(shares_of(targets, temperature)),
         torch.from_numpy(targets.values),
     )
 
 
-def remembered(places: np.ndarray, seed: int, share: float) -> np.ndarray:
-    """Whose past is shown, bool [B]: drawn from the place in the stream of samples alone."""
-    draws = np.random.Generator(np.random.Philox(key=[seed, _DROP], counter=[0, 0, 0, int(places[0])]))
-    return draws.random(len(places)) >= share
+def drawn(places: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Numbers from 0 to 1, [B], that depend on the batch's place in the stream of samples and the seed alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, int(places[0])])).random(
+        len(places)
+    )

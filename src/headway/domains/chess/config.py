@@ -50,12 +50,14 @@ class ChessConfig(GamesConfig):
 
     Where several moves have evaluations, the policy is a softmax of their expected scores over `temperature`; else it
     is the move played. `value_weight` is that of the outcome's cross-entropy beside the policy's. In training
-    `forget` of the positions are shown without those before them, as positions of puzzles and labels have none.
+    `forget` of the positions are shown without those before them, as positions of puzzles and labels have none, and
+    `turn` of those in which no one may castle with left and right exchanged.
     """
 
     temperature: float = 0.05
     value_weight: float = 1.0
     forget: float = 0.5
+    turn: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +65,9 @@ class ChessConfig(GamesConfig):
             raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.05")
         if self.value_weight < 0:
             raise ConfigError(f"task.value_weight is {self.value_weight}; give 0 or more")
-        if not 0 <= self.forget <= 1:
-            raise ConfigError(f"task.forget is {self.forget}; give a share from 0 to 1")
+        for name in ("forget", "turn"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; give a share from 0 to 1")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> ChessTask:
         source = self.positions(data)

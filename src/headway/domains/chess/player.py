@@ -68,16 +68,21 @@ class Player:
         return Thought(self._by_value(board, kept), len(kept))
 
     def by_policy(self, board: chess.Board) -> list[Line]:
-        """All moves, the most probable first; `visits` are their probabilities in millionths."""
+        """All moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at once
+        by the rules stand last, unless a draw is all that is hoped for: a policy does not know what stood on the board.
+        """
         place = place_of(board, self.judge.history)
         opinion = self.judge.judge([place])[0]
         assert opinion.policy is not None  # checked at the start
         outcome = np.array([0.0, 1.0, 0.0]) if opinion.outcome is None else opinion.outcome
         order = np.argsort(-opinion.policy, kind="stable").tolist()
-        return [
+        lines = [
             Line([move_of(place.moves[at], board.turn)], round(1e6 * float(opinion.policy[at])), outcome)
             for at in order
         ]
+        if opinion.outcome is not None and expected_of(outcome) < 0.5:
+            return lines
+        return sorted(lines, key=lambda line: _draws(board, line.moves[0]))
 
     def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[Line]:
         """The moves by what is thought of the positions after them; the rules say where the game is over there."""
@@ -97,6 +102,12 @@ class Player:
             assert opinion.outcome is not None  # checked at the start
             line.outcome = opinion.outcome[::-1]
         return sorted(found, key=lambda line: -expected_of(line.outcome))
+
+
+def _draws(board: chess.Board, move: chess.Move) -> bool:
+    after = board.copy()
+    after.push(move)
+    return not after.is_checkmate() and _drawn(after)
 
 
 def _drawn(board: chess.Board) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headway.domains.chess.batches import BoardBatch, board_batch, remembered
+from headway.domains.chess.batches import FORGET, TURN, BoardBatch, board_batch, drawn
 from headway.domains.chess.config import ChessConfig
 from headway.domains.chess.data import PositionRows
 from headway.domains.chess.judge import BoardJudge
@@ -60,8 +60,9 @@ class ChessTask(PositionRows):
             yield from (self._batch(rows) for rows in self.once(split, shard))
             return
         for places, rows in self.endless(split, shard, start):
-            kept = remembered(places, self.seed, self.config.forget)
-            yield board_batch(self.source, rows, self.history, self.config.temperature, kept)
+            kept = drawn(places, self.seed, FORGET) >= self.config.forget
+            turned = drawn(places, self.seed, TURN) < self.config.turn
+            yield board_batch(self.source, rows, self.history, self.config.temperature, kept, turned)
 
     def counts(self, batch: BoardBatch) -> dict[str, int]:
         """Positions with moves and with outcomes, which are divided by separately."""
