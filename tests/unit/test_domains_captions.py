@@ -182,7 +182,8 @@ def test_training_shifts_images_by_their_place_in_the_stream() -> None:
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
-    few = {"task.train": 4, "train.batch_size": 4, "train.steps": 100, "train.evaluate_every": 100, "model.width": 32}
+    few = {"task.train": 4, "train.batch_size": 4, "train.steps": 150, "train.evaluate_every": 150, "model.width": 32}
+    few |= {"optim.lr": 0.02, "optim.adam_lr": 0.004}
     done = train("scenes", tmp_path / "run", few)
     task: Any = done.task
     rows = task.numbers("train")
