@@ -45,10 +45,13 @@ from headway.parts.rotary import (
     ScalingConfig,
     YarnScaling,
 )
+from headway.parts.smolgen import SmolgenConfig
 from headway.visibility import Causal, Full, Local, Prefix
 
 WIDTH, HEADS = 16, 4
 BIASES: dict[str, BiasConfig] = {"alibi": AlibiConfig(HEADS), "relative": RelativeConfig(HEADS, 8, 16)}
+# Biases of rows that are whole: made from all tokens of a row at once, which is neither padded nor packed.
+WHOLE_BIASES: dict[str, BiasConfig] = {"smolgen": SmolgenConfig(HEADS, 6, 2, 8, 4)}
 _TURN = RotaryConfig(theta=100.0)
 
 MIXERS: dict[str, MixerConfig] = {
@@ -136,7 +139,7 @@ def test_every_registered_kind_has_a_case() -> None:
         (FeedForwardConfig, FEED_FORWARDS),
         (NormConfig, NORMS),
         (ScalingConfig, SCALINGS),
-        (BiasConfig, BIASES),
+        (BiasConfig, BIASES | WHOLE_BIASES),
     ):
         missing = set(kinds(family)) - {case.kind for case in cases.values()}  # type: ignore[attr-defined]
         assert not missing, f"{family.__name__}: no law runs over {missing}"
