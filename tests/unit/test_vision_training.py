@@ -248,6 +248,9 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\nnone.png,a\n")
     with pytest.raises(UserError, match=r"some.csv, line 4: none.png is no file in"):
         opened(tmp_path / "some.csv", tmp_path)
+    (tmp_path / "some.csv").write_text("file,label\ndeep.png,a\npalette.png,b\n")
+    with pytest.raises(UserError, match=r"has no column 'path' \(.*\); name the columns path and label"):
+        opened(tmp_path / "some.csv", tmp_path)
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\n")
     assert opened(tmp_path / "some.csv", tmp_path).images.shape == (2, 16, 16, 3)
     with pytest.raises(ConfigError, match="this model reads no images"):

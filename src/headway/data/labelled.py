@@ -66,7 +66,7 @@ def _of_table(path: Path, what: str) -> Iterator[_Row]:
         raise UserError(
             f"{path} {fact}; give a folder of {what}s, a folder for each class, or a .csv of path and label"
         )
-    table = read_table([path], {"path": "path", "label": "label"})
+    table = read_table([path], {"path": "path", "label": "label"}, remedy="name the columns path and label")
     for row, (name, label) in enumerate(zip(table.columns["path"], table.columns["label"])):
         file = path.parent / Path(name).expanduser()
         if not file.is_file():

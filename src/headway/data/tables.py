@@ -38,11 +38,16 @@ class Table:
         return f"{file}, line {line}"
 
 
-def read_table(paths: Sequence[Path | str], columns: Mapping[str, str], optional: Sequence[str] = ()) -> Table:
+def read_table(
+    paths: Sequence[Path | str],
+    columns: Mapping[str, str],
+    optional: Sequence[str] = (),
+    remedy: str = "name the one that is meant with task.{use}=NAME",
+) -> Table:
     """The rows of all files; `columns` maps what a column is for ("text", "label") to its name in the files.
 
     A column that is `optional` is left out where the first file lacks it. UserErrors: a column that is missing (with
-    the nearest), a row of another length, an empty value, what is not UTF-8, no rows at all.
+    the nearest and the `remedy`), a row of another length, an empty value, what is not UTF-8, no rows at all.
     """
     if not paths:
         raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
@@ -52,7 +57,7 @@ def read_table(paths: Sequence[Path | str], columns: Mapping[str, str], optional
     named: list[int] = []
     for file in files:
         side = 0 if file.side is None else side_number(file.side)
-        for line, row in _rows(file, wanted):
+        for line, row in _rows(file, wanted, remedy):
             for use, values in table.columns.items():
                 values.append(_text(file, line, wanted[use], row[wanted[use]]))
             table.places.append((file, line))
@@ -69,16 +74,16 @@ def _header(file: File) -> list[str]:
     return next(_parsed(file), (0, []))[1]
 
 
-def _rows(file: File, wanted: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each row as values by name, with its line."""
     if file.kind == ".jsonl":
         for line, row in objects(file):
-            _check_names(f"{file}, line {line}", "key", row, wanted)
+            _check_names(f"{file}, line {line}", "key", row, wanted, missing)
             yield line, row
         return
     rows = _parsed(file)
     _, header = next(rows, (0, []))
-    _check_names(str(file), "column", header, wanted)
+    _check_names(str(file), "column", header, wanted, missing)
     for line, values in rows:
         if len(values) != len(header):
             remedy = "write one TAB between columns" if file.kind == ".tsv" else "put quotes around texts with commas"
@@ -86,13 +91,13 @@ def _rows(file: File, wanted: Mapping[str, str]) -> Iterator[tuple[int, Mapping[
         yield line, dict(zip(header, values))
 
 
-def _check_names(where: str, what: str, found: Sequence[str] | Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+def _check_names(
+    where: str, what: str, found: Sequence[str] | Mapping[str, Any], wanted: Mapping[str, str], missing: str
+) -> None:
     for use, name in wanted.items():
         if name not in found:
             known = nearest(name, found) if found else "it is empty"
-            raise UserError(
-                f"{where} has no {what} {name!r} ({known}); name the one that is meant with task.{use}=NAME"
-            )
+            raise UserError(f"{where} has no {what} {name!r} ({known}); {missing.format(use=use)}")
 
 
 def _parsed(file: File) -> Iterator[tuple[int, list[str]]]:
