@@ -215,10 +215,10 @@ def damaged(folder: Path, place: Path) -> Path:
 
 def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = damaged(folder, tmp_path / "some")
-    with pytest.raises(UserError, match=r"3.png is no image that is known.*task.skip_corrupt=true"):
+    with pytest.raises(UserError, match=r"3.png is no image that is known.*task.skip_bad=true"):
         opened(place, tmp_path)
     assert not list((tmp_path / "cache").glob("images-*/info.json"))  # nothing half-made
-    task = opened(place, tmp_path, **{"task.skip_corrupt": True})
+    task = opened(place, tmp_path, **{"task.skip_bad": True})
     assert len(task.classes) == 19
     assert len(task.rows) == 19
     assert "2 of 21 images cannot be read and are left out" in caplog.text
@@ -227,7 +227,7 @@ def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, ca
     for path in place.rglob("*.png"):
         path.write_text("all of them")
     with pytest.raises(UserError, match="the data hold no samples"):
-        opened(place, tmp_path, **{"task.skip_corrupt": True})
+        opened(place, tmp_path, **{"task.skip_bad": True})
 
 
 def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def load_images(samples: Samples, processor: ImageProcessor, skip: bool) -> Imag
 def _tell(wrong: dict[int, str], total: int, skip: bool) -> None:
     first = next(iter(wrong.values()))
     if not skip:
-        raise UserError(f"{first}; or leave such images out with task.skip_corrupt=true")
+        raise UserError(f"{first}; or leave such images out with task.skip_bad=true")
     shown = "; ".join(list(wrong.values())[:_SHOWN])
     _LOG.warning("%d of %d images cannot be read and are left out: %s", len(wrong), total, shown)
 
@@ -84,7 +84,7 @@ def _reader(samples: Samples, processor: ImageProcessor, skip: bool) -> Callable
             return processor.pixels(read_image(samples.files[number]))
         except UserError as error:
             if not skip:
-                raise UserError(f"{error}; or leave such images out with task.skip_corrupt=true") from None
+                raise UserError(f"{error}; or leave such images out with task.skip_bad=true") from None
             return str(error)
 
     return read

@@ -47,7 +47,7 @@ class VisionConfig(TaskConfig):
     """Give each image its class.
 
     `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016). `names` are those of classes
-    that data have as numbers. `skip_corrupt` leaves images out that cannot be read, and counts them. `teacher` is a run
+    that data have as numbers. `skip_bad` leaves images out that cannot be read, and counts them. `teacher` is a run
     or a published model of the same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
     """
 
@@ -55,7 +55,7 @@ class VisionConfig(TaskConfig):
     smoothing: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     names: tuple[str, ...] = ()
-    skip_corrupt: bool = False
+    skip_bad: bool = False
     teacher: str | None = None
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Vision:
@@ -78,7 +78,7 @@ class Vision(ClassTask):
         self.embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if config.teacher else 0))
         self.processor, known = _processor(read_usage(workspace).processor, self.embed)
         reader = ImageProcessor.read(self.processor, "preprocessor_config.json")
-        images = load_images(samples, reader, config.skip_corrupt)
+        images = load_images(samples, reader, config.skip_bad)
         kept = np.setdiff1d(np.arange(len(samples)), list(images.wrong))
         self.rows = kept
         self.images = images.pixels
