@@ -14,6 +14,7 @@ from headway.errors import UserError
 from headway.report import Picture, Sections, bar_chart, heatmap, line_chart, write_report
 from headway.report.charts import Axis, short, thin
 from headway.report.page import branches, value
+from headway.report.run import curves, families, is_rate
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -149,3 +150,21 @@ def test_numbers_are_short() -> None:
 def test_equal_neighbours_are_one_branch() -> None:
     found = branches([{"kind": "a", "x": 1}, {"kind": "a", "x": 1}, {"kind": "b"}])
     assert [(b.name, b.kind) for b in found] == [("0 to 1", "a"), ("2", "b")]
+
+
+def test_parts_of_a_metric_share_its_chart_and_rates_are_in_per_cent() -> None:
+    names = {"recall_at_1", "recall_at_1_de", "recall_at_5", "exact_match", "exact_match_novel", "f1"}
+    assert families(names) == {
+        "exact_match": ["exact_match", "exact_match_novel"],
+        "f1": ["f1"],
+        "recall_at_1": ["recall_at_1", "recall_at_1_de"],
+        "recall_at_5": ["recall_at_5"],
+    }
+    lines = [
+        {"step": step, "split": "validation", "recall_at_1": 0.1 * step, "recall_at_1_de": 0.05} for step in (1, 2)
+    ]
+    found = [picture for picture in curves(lines) if picture.title.startswith("Recall")]
+    assert [picture.title for picture in found] == ["Recall at 1 (%)"]
+    assert "recall at 1 de" in str(found[0].figure)
+    assert is_rate("neighbour_at_5")
+    assert not is_rate("perplexity")

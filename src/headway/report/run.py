@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,6 +48,7 @@ RATES = (
     "puzzle_accuracy",
     "legal_rate",
 )
+_AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours among so many
 # Lines of metrics.jsonl hold these beside the metrics.
 _NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam", "boundaries")
 
@@ -107,7 +109,7 @@ def title(name: str) -> str:
 
 def figure(name: str, value: float) -> str:
     """A metric's value for people: rates in per cent."""
-    return f"{100 * value:.1f} %" if name in RATES else short(value)
+    return f"{100 * value:.1f} %" if is_rate(name) else short(value)
 
 
 def _unit(run: Run) -> str:
@@ -127,12 +129,26 @@ def curves(metrics: Iterable[Mapping[str, Any]], unit: str = "token") -> list[Pi
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
-    for name in sorted(numbers - {*_NO_METRICS, "loss", "perplexity"}):
-        judged = points(evaluations, name)
-        if len(judged) > 1:
-            chart = line_chart({name: judged}, "step", title(name), dots=True)
+    for name, parts in families(numbers - {*_NO_METRICS, "loss", "perplexity"}).items():
+        judged = {title(part): points(evaluations, part) for part in parts}
+        if len(judged[title(name)]) > 1:
+            chart = line_chart(judged, "step", title(name), dots=True)
             found.append(Picture(heading(name), "validation", chart))
     return [picture for picture in found if picture.figure]
+
+
+def families(names: Collection[str]) -> dict[str, list[str]]:
+    """Metrics by the one that they are parts of, itself first: recall_at_1_de of recall_at_1."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        whole = next((other for other in found if name.startswith(f"{other}_")), name)
+        found.setdefault(whole, []).append(name)
+    return found
+
+
+def is_rate(name: str) -> bool:
+    """Whether people read a metric in per cent."""
+    return name in RATES or _AT.search(name) is not None
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
@@ -142,13 +158,13 @@ def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Po
 
 def scaled(name: str, value: float) -> float:
     """A metric's value as charts show it: rates in per cent."""
-    return 100.0 * value if name in RATES else float(value)
+    return 100.0 * value if is_rate(name) else float(value)
 
 
 def heading(name: str) -> str:
     """A metric's name over a chart, with its unit."""
     text = title(name)
-    return text[:1].upper() + text[1:] + (" (%)" if name in RATES else "")
+    return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
 
 
 def scores(final: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, Any]]:
