@@ -18,6 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
+from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
 from headway.pictures import attention_pictures
@@ -27,7 +28,7 @@ from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
 from headway.train.run import RunDirectory
-from headway.trained import Backend, Model
+from headway.trained import Model
 
 __all__ = ["Model", "find_device", "load", "train"]
 

@@ -6,46 +6,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
+from headway.acting import Acts
 from headway.codecs import Codec
 from headway.data.dialogues import Message
-from headway.domains import audio, image_text, masked, trajectories, understanding, vision
+from headway.domains import audio, image_text, masked, understanding, vision
 from headway.domains.chat.talk import Talk
-from headway.domains.image_text.caption import LONGEST
 from headway.domains.text.task import Language, LanguageConfig, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator, framed
 from headway.errors import UserError
-from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, check_draft, score_ids
-from headway.kernels import is_deterministic
+from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
 from headway.layout import Layout
+from headway.loaded import Texts
 from headway.models import (
-    Cache,
     Captioner,
     EncoderDecoder,
-    FramesEmbed,
-    Generative,
-    PatchEmbedConfig,
     Transformer,
-    TwoTower,
     attention_maps,
 )
 from headway.recipes import Paths, final_split, listed, open_task
-from headway.train import Recipe, Task
+from headway.senses import Senses, matches, sees
+from headway.train import Task
 
-if TYPE_CHECKING:
-    from headway.domains.chess.player import Player
-
-Texts = Sequence[str]
 Messages = Sequence[Message]
-Backend = Literal["auto", "torch", "cpu"]
 
 
 class Attention(NamedTuple):
@@ -60,7 +49,7 @@ class Attention(NamedTuple):
     source: list[str]
 
 
-class Model:
+class Model(Senses, Acts):
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
     with texts, a captioner writes of images.
 
@@ -71,43 +60,6 @@ class Model:
     `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
     written: what is written stays the same, and comes sooner where the guesses are good.
     """
-
-    def __init__(
-        self,
-        opened: Opened,
-        directory: Path,
-        recipe: Recipe | None = None,
-        backend: Backend = "auto",
-        cache: Cache = "fp32",
-        draft: Model | None = None,
-    ) -> None:
-        """UserError for a draft of other symbols."""
-        self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder | Captioner, opened.model)
-        self.usage: Usage = opened.usage
-        self.recipe = recipe
-        self.backend = backend
-        self.cache: Cache = cache
-        self._codec = opened.codec
-        self.draft = draft
-        if draft is not None:
-            check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
-
-    @property
-    def codec(self) -> Codec:
-        """Text to ids and back. Raises UserError for a model without a tokenizer, which works on ids only."""
-        if self._codec is None:
-            raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
-        return self._codec
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens that it sees at once; None where there is no limit."""
-        return self.module.config.context
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
 
     def generate(
         self,
@@ -189,27 +141,6 @@ class Model:
         return Talk.of_model(self.session, self.codec, self.usage, self.directory)
 
     @property
-    def generator(self) -> Generative:
-        """What generates: the compiled engine or the module itself. Raises UserError where `backend` or `cache` asks
-        for an engine that has no instruction for the model.
-        """
-        if self.cache != "fp32" and is_deterministic():
-            raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")
-        return self.module if self.backend == "torch" or is_deterministic() else self._compiled
-
-    @cached_property
-    def _compiled(self) -> Generative:
-        from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
-
-        try:
-            return Engine(self.module, cache=self.cache)
-        except CannotLowerError as error:
-            if self.backend == "cpu" or self.cache != "fp32":
-                remedy = "use --backend torch" if self.cache == "fp32" else "use --cache fp32 and --backend torch"
-                raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
-            return self.module
-
-    @property
     def session(self) -> Session:
         """Generation for many sequences at once."""
         if isinstance(self.module, EncoderDecoder):
@@ -222,7 +153,7 @@ class Model:
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def _check_one_stream(self) -> None:
-        if _matches(self.module):
+        if matches(self.module):
             raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
         if isinstance(self.module, Captioner):
             raise UserError(f"{self.directory} reads and writes text of images alone; use caption")
@@ -300,56 +231,6 @@ class Model:
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
         return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
 
-    @overload
-    def caption(
-        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., n_best: None = ...
-    ) -> list[str]: ...
-
-    @overload
-    def caption(
-        self, images: Sequence[image_text.Image], beam: int = ..., length_penalty: float = ..., *, n_best: int
-    ) -> list[list[str]]: ...
-
-    def caption(
-        self, images: Sequence[image_text.Image], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
-    ) -> list[str] | list[list[str]]:
-        """The best caption of each image, a file or its pixels, uint8 [height, width, 3]; a list of the `n_best` best
-        ones of each where that is given. A beam of 1 is greedy. UserError for a model that writes of no images.
-        """
-        if not isinstance(self.module, Captioner):
-            raise UserError(f"{self.directory} writes of no images; use a run of `caption`, or another with a tower")
-        task = None if self.recipe is None else self.recipe.task
-        longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
-        search = SearchConfig(beam, length_penalty, n_best or 1)
-        writer = cast(Captioner, self.generator)
-        found = image_text.caption(writer, self.codec, self.usage, images, str(self.directory), search, longest)
-        return [best[0] for best in found] if n_best is None else found
-
-    def transcribe(
-        self,
-        sound: audio.Given,
-        language: str | None = None,
-        task: audio.Task = "transcribe",
-        beam: int = 5,
-        prompt: str = "",
-        words: bool = False,
-        seed: int = 0,
-    ) -> audio.Transcription:
-        """What is said in a sound, with times: a file, or samples at 16,000 a second, [N] or [N, channels].
-
-        The task "translate" is into English. `language` None is what is heard in the first 30 s; `prompt` is text that
-        is taken to come before the sound; `words` gives each word its time. `transcriber` takes all settings. UserError
-        for a model that hears no sounds, and for what is no sound, or a damaged one.
-        """
-        config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed)
-        return self.transcriber(config).transcribe(sound)
-
-    def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
-        """What transcribes many sounds in the same way, or one piece by piece. Errors as of `transcribe`."""
-        if not isinstance(self.module, EncoderDecoder) or not isinstance(self.module.encoder.embed, FramesEmbed):
-            raise UserError(f"{self.directory} hears no sounds; give a model that does, such as a Whisper")
-        return audio.Transcriber(self.module, cast(Any, self.generator), self.codec, self.usage, config)
-
     def classify(
         self,
         items: Sequence[understanding.Text] | Sequence[vision.Image] | Sequence[audio.Sound],
@@ -361,64 +242,30 @@ class Model:
         Sounds are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window,
         `truncate` hears the middle.
         """
-        if _matches(self.module):
+        if matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
         if isinstance(self.module, Transformer) and audio.hears(self.module.config):
             sounds = cast(Sequence[audio.Sound], items)
             return audio.classify(self.module, self.usage, sounds, str(self.directory), truncate)
-        if _sees(self.module):
+        if sees(self.module):
             return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         texts = cast(Sequence[understanding.Text], items)
         return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
-
-    def look(self, images: Sequence[vision.Image]) -> list[vision.Look]:
-        """Where a model of images looks in each: attention rolled out over its layers. `picture()` draws it."""
-        if not _sees(self.module):
-            raise UserError(f"{self.directory} reads no images, so it looks at none; use attention")
-        return vision.look(self.module, self.usage, images, str(self.directory))
 
     def tag(self, texts: Sequence[str | Texts], truncate: bool = False) -> list[understanding.TaggedWords]:
         """The words of each text (or those given), the tag of each, and the entities that the tags spell."""
         return understanding.tag(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
 
-    def match(
-        self,
-        images: Sequence[image_text.Image],
-        texts: Texts,
-        templates: Texts = (),
-        truncate: bool = False,
-    ) -> image_text.Matches:
-        """How images (files or their pixels) and texts go together: cosines [N, M], and the probabilities of the texts
-        for each image.
-
-        A zero-shot classifier gives the names of classes as texts, and `templates` such as "a photo of a {}": a class
-        is then the mean of what they make of its name.
-        """
-        if not _matches(self.module):
-            kind = type(self.module).__name__
-            raise UserError(f"{self.directory} is a {kind}, which matches nothing; use a CLIP or SigLIP")
-        source = str(self.directory)
-        return image_text.match(self.module, self.codec, self.usage, images, texts, templates, truncate, source=source)
-
     def embed(self, items: Texts | Sequence[vision.Image], truncate: bool = False) -> Float[Tensor, "N D"]:
         """A vector of unit length for each text or image; of both where a model has a common space for them, in which
         a text that is the path of an image file means the image.
         """
-        if _matches(self.module):
+        if matches(self.module):
             seen = cast(Sequence[str | image_text.Image], items)
             return image_text.embed(self.module, self.codec, self.usage, seen, truncate, str(self.directory))
-        if _sees(self.module):
+        if sees(self.module):
             return vision.embed(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
         return understanding.embed(self.module, self.codec, cast(Texts, items), truncate=truncate)
-
-    def player(self, search: str | None = None) -> Player:
-        """Who plays chess by this model: by its "policy", its "value" of what each move leads to, or a tree search,
-        "puct"; None takes the strongest that the model allows. Needs the extra `chess`.
-        """
-        from headway.domains.chess.judge import judge_of
-        from headway.domains.chess.player import Player
-
-        return Player(judge_of(self.module, self.recipe, str(self.directory)), search)
 
     def fill(self, text: str, top: int = 5) -> list[list[masked.Candidate]]:
         """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols."""
@@ -441,27 +288,6 @@ class Model:
         layouts = [Layout.full(*ids.shape, device=self.device) for ids in both]
         maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
         return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source))
-
-    def rollout(
-        self,
-        env: str | None = None,
-        episodes: int = 10,
-        target_return: float | Sequence[float] = (),
-        seed: int | None = None,
-        render: str | Path | None = None,
-        draw: bool | None = None,
-    ) -> dict[str, Any]:
-        """Episodes that a model of trajectories plays in an environment, and the mean of their returns with its
-        interval: in all `results`, one for each return that is asked for, and of the first one beside them.
-
-        `env` is an id of gymnasium's or module:Name of your own; None is where the run was judged. Episode i starts
-        from `seed` + i. `render` is a video of the first episode. `draw` draws choices by their probabilities, or takes
-        the most probable (None: as the run says). Raises UserError for what does not fit.
-        """
-        targets = [target_return] if isinstance(target_return, (int, float)) else list(target_return)
-        film = None if render is None else Path(render)
-        module = cast(Transformer, self.module)
-        return trajectories.rollout(module, self.directory, env, episodes, targets, seed, film, draw)
 
     def evaluate(
         self,
@@ -489,22 +315,12 @@ class Model:
             return open_task(self.recipe, self.directory, data)
         if data is None:
             raise UserError(f"{self.directory} has no recipe that says what to measure; give data=... (--data)")
-        if _matches(self.module):
+        if matches(self.module):
             paths = [Path(path) for path in listed(data)]
             return image_text.published_task(self.module, self.codec, self.usage, paths)
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
-
-
-def _matches(module: nn.Module) -> TypeGuard[TwoTower]:
-    """Whether a model has a space that images and texts share."""
-    return isinstance(module, TwoTower)
-
-
-def _sees(module: nn.Module) -> TypeGuard[Transformer]:
-    """Whether a model reads images."""
-    return isinstance(module, Transformer) and isinstance(module.config.embed, PatchEmbedConfig)
 
 
 def _listed(stop: str | Texts) -> tuple[str, ...]:

@@ -1,0 +1,84 @@
+"""A model as it was opened: where it lies, how it was trained, its codec, and what generates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
+from headway.codecs import Codec
+from headway.errors import UserError
+from headway.generate import check_draft
+from headway.kernels import is_deterministic
+from headway.models import Cache, Captioner, EncoderDecoder, Generative, Transformer
+from headway.train import Recipe
+
+Texts = Sequence[str]
+Backend = Literal["auto", "torch", "cpu"]
+
+
+class Loaded:
+    """What every use of a model begins from; `headway.trained.Model` says what its attributes are."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        directory: Path,
+        recipe: Recipe | None = None,
+        backend: Backend = "auto",
+        cache: Cache = "fp32",
+        draft: Loaded | None = None,
+    ) -> None:
+        """UserError for a draft of other symbols."""
+        self.directory = directory
+        self.module = cast(Transformer | EncoderDecoder | Captioner, opened.model)
+        self.usage: Usage = opened.usage
+        self.recipe = recipe
+        self.backend = backend
+        self.cache: Cache = cache
+        self._codec = opened.codec
+        self.draft = draft
+        if draft is not None:
+            check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
+
+    @property
+    def codec(self) -> Codec:
+        """Text to ids and back. Raises UserError for a model without a tokenizer, which works on ids only."""
+        if self._codec is None:
+            raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
+        return self._codec
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that it sees at once; None where there is no limit."""
+        return self.module.config.context
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def generator(self) -> Generative:
+        """What generates: the compiled engine or the module itself. Raises UserError where `backend` or `cache` asks
+        for an engine that has no instruction for the model.
+        """
+        if self.cache != "fp32" and is_deterministic():
+            raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")
+        return self.module if self.backend == "torch" or is_deterministic() else self._compiled
+
+    @cached_property
+    def _compiled(self) -> Generative:
+        from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
+
+        try:
+            return Engine(self.module, cache=self.cache)
+        except CannotLowerError as error:
+            if self.backend == "cpu" or self.cache != "fp32":
+                remedy = "use --backend torch" if self.cache == "fp32" else "use --cache fp32 and --backend torch"
+                raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
+            return self.module
