@@ -105,7 +105,7 @@ def digits() -> Recipe:
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=CosineConfig(warmup=0.05, floor=0.01),
         train=TrainConfig(steps=1500, batch_size=128, ema=0.998),
-        expected="accuracy 98.5 % in two minutes",
+        expected="accuracy 98.6 % by five folds, in two minutes",
     )
 
 
