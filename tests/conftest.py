@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,12 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: the collector need not look through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
