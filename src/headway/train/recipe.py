@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from headway.checkpoints.durable import read_json, write_text
 from headway.config import dumps, from_dict, to_dict
+from headway.data import find_set
 from headway.errors import ConfigError
 from headway.models import ModelConfig
 from headway.train.adapters import AdapterConfig
@@ -110,6 +112,10 @@ class Recipe:
     expected: str = ""
     start: str | None = None
     adapter: AdapterConfig | None = None
+
+    def files(self, data: Sequence[Path] | None) -> list[Path]:
+        """The files that are given, or else those of the recipe's known sets. UserError for a set that is not here."""
+        return [path for name in self.data for path in find_set(name)] if data is None else list(data)
 
 
 def read_recipe(path: Path) -> Recipe:

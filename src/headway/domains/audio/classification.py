@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig
 from headway.data.labelled import Labelled, read_labelled
 from headway.domains.audio.augment import AugmentConfig, chance, masked, noisy, placed, varied
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
@@ -61,12 +61,7 @@ class SoundsConfig(SoundTaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        return SoundClasses(self, recipe, read_labelled(data_paths(recipe, data), KINDS, "sound"), workspace)
-
-
-def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
-    """The files that are given, or else those of the recipe's known sets."""
-    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        return SoundClasses(self, recipe, read_labelled(recipe.files(data), KINDS, "sound"), workspace)
 
 
 class SoundClasses(ClassTask):

@@ -17,7 +17,7 @@ from headway.data.fingerprint import fingerprint
 from headway.data.labelled import Labelled
 from headway.data.splits import side_number
 from headway.data.store import cache_key, cache_root, open_or_build
-from headway.domains.audio.classification import SoundClasses, SoundsConfig, data_paths
+from headway.domains.audio.classification import SoundClasses, SoundsConfig
 from headway.errors import UserError, nearest
 from headway.train import Recipe
 
@@ -104,7 +104,7 @@ class SpokenDigitsConfig(SoundsConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
         """Raises UserError for data that are not this set."""
-        takes = read_takes(data_paths(recipe, data))
+        takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
         found = Labelled(takes.files, labels, takes.named(self.hold_out), [str(file) for file in takes.files])
         return SoundClasses(self, recipe, found, workspace)

@@ -21,7 +21,6 @@ from headway.data import sides_of
 from headway.data.order import epoch_seed
 from headway.domains.audio.alignment import alignment
 from headway.domains.audio.augment import chance, noisy, varied
-from headway.domains.audio.classification import data_paths
 from headway.domains.audio.digits import Takes, read_takes
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
@@ -88,7 +87,7 @@ class SpokenSequencesConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SpokenSequences:
         """Raises UserError for data that are not this set."""
-        return SpokenSequences(self, recipe, read_takes(data_paths(recipe, data)), workspace)
+        return SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace)
 
 
 class SpokenSequences(SpeechTask):

@@ -17,7 +17,6 @@ from headway.config import register
 from headway.data import sides_of
 from headway.domains.audio.alignment import alignment
 from headway.domains.audio.augment import chance, noisy, placed_first, varied
-from headway.domains.audio.classification import data_paths
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
 from headway.domains.audio.resample import RATE
@@ -62,7 +61,7 @@ class TranscriptionConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Transcription:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        found = read_transcripts(data_paths(recipe, data), self.path, self.text, self.skip_bad)
+        found = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
         return Transcription(self, recipe, found, workspace)
 
 

@@ -11,7 +11,7 @@ from headway.checkpoints.usage import read_usage
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
 from headway.config import register
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig
 from headway.data.dialogues import Messages, dialogue_sources, read_chats, read_choices
 from headway.errors import ConfigError
 from headway.models import TransformerConfig
@@ -67,7 +67,7 @@ class InstructConfig(ChatConfig):
 
         check_model(recipe, self.context)
         rows = recipe.train.rows(self.context)
-        sources = dialogue_sources(data_paths(recipe, data))
+        sources = dialogue_sources(recipe.files(data))
         chats = (chat.messages for file in sources for chat in read_chats(file))
         codec, template = self.codec_and_template(texts_of(chats), workspace)
         return Instruct(self, recipe, sources, codec, template, rows)
@@ -102,7 +102,7 @@ class PreferenceConfig(ChatConfig):
                 f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
                 "batches of choices are made by tokens: set train.batch_tokens alone"
             )
-        sources = dialogue_sources(data_paths(recipe, data))
+        sources = dialogue_sources(recipe.files(data))
         choices = (choice for file in sources for choice in read_choices(file))
         told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         codec, template = self.codec_and_template(texts_of(told), workspace)
@@ -116,11 +116,6 @@ def check_model(recipe: Recipe, context: int) -> None:
         raise ConfigError("conversations need a model that continues text; choose a decoder such as gpt2 or a llama")
     if model.context is not None and context > model.context:
         raise ConfigError(f"task.context {context} exceeds the model's context of {model.context}; lower task.context")
-
-
-def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
-    """The files that are given, or else those of the recipe's known sets."""
-    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
 
 
 def texts_of(chats: Iterable[Messages]) -> Iterator[str]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from headway.data.splits import SplitConfig
 from headway.domains.chess.positions import Positions
-from headway.errors import ConfigError, UserError
+from headway.errors import UserError
 from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train.classes import batch_size_of
 
 
 class PositionRows:
@@ -21,13 +22,7 @@ class PositionRows:
     at_once = 256  # positions that are judged together
 
     def __init__(self, recipe: Recipe, source: Positions, split: SplitConfig) -> None:
-        train = recipe.train
-        if train.batch_size is None or train.batch_tokens is not None:
-            raise ConfigError(
-                f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of chess "
-                "are made by positions: set train.batch_size alone"
-            )
-        self.size, self.seed, self.source = train.batch_size, train.seed, source
+        self.size, self.seed, self.source = batch_size_of(recipe), recipe.train.seed, source
         self.sides = source.split(split)
 
     def numbers(self, split: str) -> np.ndarray:

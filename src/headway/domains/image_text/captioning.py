@@ -23,12 +23,13 @@ from headway.domains.image_text.caption_batches import CaptionBatch, shifted, te
 from headway.domains.image_text.caption_config import CaptionsConfig
 from headway.domains.image_text.caption_pictures import captions_shown, looks
 from headway.domains.image_text.captioned import Captioned
-from headway.errors import ConfigError, UserError
+from headway.errors import UserError
 from headway.generate import SearchConfig
 from headway.metrics import caption_scores, language_scores
 from headway.models import Captioner, CaptionerConfig, Loss, ModelConfig, VocabularyHead
 from headway.report import Picture
 from headway.train import Recipe, Shard, sharding
+from headway.train.classes import batch_size_of
 from headway.train.task import WHOLE
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Captioning:
             config.goal,
             cast(Literal["min", "max"], "min" if config.goal == "loss" else "max"),
         )
-        self.seed, self.size = recipe.train.seed, _batch_size(recipe)
+        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
         self.begin, self.end = marks(codec)
         texts = [text.lower() for text in samples.captions] if config.lowercase else list(samples.captions)
         self.texts = texts
@@ -206,13 +207,3 @@ class Captioning:
 
 
 _EXACT = ("exact_match", "exact_match_interval")
-
-
-def _batch_size(recipe: Recipe) -> int:
-    train = recipe.train
-    if train.batch_size is None or train.batch_tokens is not None:
-        raise ConfigError(
-            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of captions "
-            "are made by samples: set train.batch_size alone"
-        )
-    return train.batch_size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, train_codec
 from headway.codecs.styles import frame
 from headway.config import register
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig
 from headway.domains.image_text.augment import AugmentConfig
 from headway.domains.image_text.data import Columns, read_captions
 from headway.errors import ConfigError
@@ -66,7 +66,7 @@ class ImageTextConfig(TaskConfig):
         from headway.domains.image_text.task import ImageText
 
         self.check(recipe)
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         columns = Columns(self.image, self.caption, self.language)
         return ImageText(self, recipe, read_captions(paths, columns), workspace)
 

@@ -13,7 +13,6 @@ import numpy as np
 from torch import nn
 
 from headway.config import register
-from headway.data import find_set
 from headway.data.files import File
 from headway.domains.image_text.baseline import baselines
 from headway.domains.image_text.config import ImageTextConfig
@@ -35,7 +34,7 @@ class EmojiConfig(ImageTextConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Emoji:
         self.check(recipe)
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         return Emoji(self, recipe, read_emoji(paths), workspace)
 
 

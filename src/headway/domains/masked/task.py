@@ -17,7 +17,7 @@ from headway.checkpoints.hub import find_folder
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.codecs.training import SUBWORDS
 from headway.config import register
-from headway.data import IGNORED, Spans, SplitConfig, TokenCache, chunks, find_set, open_tokens, text_sources
+from headway.data import IGNORED, Spans, SplitConfig, TokenCache, chunks, open_tokens, text_sources
 from headway.domains.masked.batches import MaskedBatch, MaskedBatches
 from headway.domains.masked.fill import best_symbols
 from headway.domains.masked.masking import Masking, MaskingConfig
@@ -71,7 +71,7 @@ class MaskedConfig(TaskConfig):
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
         context = self._context(recipe.model)
         rows = recipe.train.rows(context)
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         codec = self._codec(paths, workspace)
         masking = Masking(self.masking, symbols_of(codec))
         return Masked(self, open_tokens(paths, codec), codec, masking, context, rows, recipe.train.seed)

@@ -24,7 +24,6 @@ from headway.data import (
     Streams,
     TokenCache,
     chunks,
-    find_set,
     open_tokens,
     text_sources,
 )
@@ -78,7 +77,7 @@ class LanguageConfig(TaskConfig):
         rows = train.rows(context)
         if self.carry_state:
             _check_carried(recipe.model)
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         codec = self._codec(paths, workspace)
         cache = open_tokens(paths, codec)
         if self.carry_state:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.config import register
-from headway.data import SplitConfig, find_set, sides_of
+from headway.data import SplitConfig, sides_of
 from headway.data.episodes import Episodes, joined
 from headway.data.recordings import read_episodes
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
@@ -75,7 +75,7 @@ class TrajectoriesConfig(TaskConfig):
         """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
         model = check_model(recipe.model)
         rows = recipe.train.rows(self.context)
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         episodes = read_episodes(paths)
         name = self._environment(episodes)
         copies = self._copies(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from headway.codecs import Codec, Kind, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
-from headway.data import SplitConfig, find_set, split_pairs
+from headway.data import SplitConfig, split_pairs
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, ModelConfig
 from headway.train import Recipe, TaskConfig
@@ -123,7 +123,7 @@ class TranslationConfig(PairsConfig):
         from headway.domains.translation.task import Translation
 
         check_recipe(recipe, self.shared)
-        paths = data_paths(recipe, data)
+        paths = recipe.files(data)
         codecs = self.saved_or_trained(paths, workspace)
         return Translation(self, recipe, paths, codecs)
 
@@ -159,11 +159,6 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
             f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of pairs are "
             "made by tokens: set train.batch_tokens alone"
         )
-
-
-def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
-    """The files that are given, or else those of the recipe's known sets."""
-    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
 
 
 def with_symbols(model: ModelConfig, codecs: Codecs) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from headway.codecs import Codec, train_codec
 from headway.config import register
 from headway.data import Pair, PairCache, open_pairs, split_pairs
-from headway.domains.translation.config import BEGIN, END, Codecs, PairsConfig, check_recipe, data_paths
+from headway.domains.translation.config import BEGIN, END, Codecs, PairsConfig, check_recipe
 from headway.domains.translation.task import PairTask
 from headway.metrics import pronunciation_error_rates
 from headway.train import Recipe
@@ -28,7 +28,7 @@ class PronounceConfig(PairsConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Pronounce:
         """Raises UserError for data that cannot be read or do not fit the settings."""
         check_recipe(recipe, shared=True)
-        paths = data_paths(recipe, data)
+        paths = recipe.files(data)
         return Pronounce(self, recipe, paths, self.saved_or_trained(paths, workspace))
 
     def prepare(self, source: str) -> str:

@@ -19,7 +19,6 @@ from headway.data import Table, read_table, sides_of
 from headway.domains.understanding.config import (
     EncoderTaskConfig,
     adapted,
-    data_paths,
     pooling_head,
 )
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
@@ -52,7 +51,7 @@ class ClassificationConfig(EncoderTaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Classes:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        table = read_table(data_paths(recipe, data), {"text": self.text, "label": self.label})
+        table = read_table(recipe.files(data), {"text": self.text, "label": self.label})
         return Classes(self, recipe, table, workspace)
 
 
@@ -70,7 +69,7 @@ class PairsConfig(ClassificationConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Classes | Numbers:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         names = {"text": self.text, "text2": self.text2, "label": self.label}
-        table = read_table(data_paths(recipe, data), names)
+        table = read_table(recipe.files(data), names)
         if self.target == "class" or (self.target == "auto" and not _are_numbers(table.columns["label"])):
             return Classes(self, recipe, table, workspace)
         if self.target == "auto":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
 from headway.config import override
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig
 from headway.errors import ConfigError
 from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.models.pooled import Pool
@@ -60,11 +60,6 @@ def batch_tokens(recipe: Recipe) -> int:
             "are made by tokens: set train.batch_tokens alone"
         )
     return train.batch_tokens
-
-
-def data_paths(recipe: Recipe, data: Sequence[Path] | None) -> list[Path]:
-    """The files that are given, or else those of the recipe's known sets."""
-    return [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
 
 
 def adapted(model: ModelConfig, codec: Codec, head: str, config: PooledHeadConfig) -> TransformerConfig:

@@ -15,7 +15,7 @@ from headway.codecs.frame import frame_of
 from headway.config import register
 from headway.data import Table, read_table, sides_of
 from headway.data.splits import key_of
-from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder, data_paths
+from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder
 from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, vectors
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
@@ -49,7 +49,7 @@ class EmbeddingConfig(EncoderTaskConfig):
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         _check(recipe, self.temperature)
         names = {"text": self.text, "text2": self.text2, "label": self.label}
-        table = read_table(data_paths(recipe, data), names, optional=("text2", "label"))
+        table = read_table(recipe.files(data), names, optional=("text2", "label"))
         if not table.columns.keys() & {"text2", "label"}:
             raise UserError(
                 f"{table.places[0][0]} has neither a column {self.text2!r} nor {self.label!r}; give texts with their "

@@ -21,7 +21,6 @@ from headway.domains.understanding.config import (
     EncoderTaskConfig,
     adapted,
     check_encoder,
-    data_paths,
 )
 from headway.domains.understanding.task import EncoderTask, LabelledBatch
 from headway.metrics import has_spans, tag_scores
@@ -44,7 +43,7 @@ class TaggingConfig(EncoderTaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Tags:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        return Tags(self, recipe, read_conll(data_paths(recipe, data)), workspace)
+        return Tags(self, recipe, read_conll(recipe.files(data)), workspace)
 
 
 class WordRows:

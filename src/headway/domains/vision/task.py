@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headway.checkpoints.usage import read_usage
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig
 from headway.domains.vision.augment import Augment, AugmentConfig
 from headway.domains.vision.pictures import pictures
 from headway.domains.vision.pixels import load_images
@@ -60,7 +60,7 @@ class VisionConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Vision:
         """Raises UserError for images that cannot be read, hold too little, or do not fit the model."""
-        paths = [path for name in recipe.data for path in find_set(name)] if data is None else list(data)
+        paths = recipe.files(data)
         return Vision(self, recipe, read_samples(paths, self.names), workspace)
 
 
