@@ -40,6 +40,11 @@ class Experiment:
     collect: tuple[str, ...] = ()
 
 
+def words(line: str) -> tuple[str, ...]:
+    """The words of a command line."""
+    return tuple(line.split())
+
+
 EXPERIMENTS = {
     "cartpole": Experiment(
         "cartpole", "CartPole-v1", (500.0, *(float(asked) for asked in range(50, 500, 50))), draw=True
@@ -50,36 +55,23 @@ EXPERIMENTS = {
         "InvertedDoublePendulum-v5",
         (9300.0, 1000.0, 3000.0, 5000.0, 7000.0),
         {"task.target": 9300.0},
-        search=("--minutes", "10"),
-        collect=("--mix", "0", "0.2", "--episodes", "400"),
+        search=words("--minutes 10"),
+        collect=words("--mix 0 0.2 --episodes 400"),
     ),
     "hopper": Experiment(
         "hopper",
         "Hopper-v5",
         (3600.0, 500.0, 1000.0, 1500.0, 2000.0, 2500.0, 3000.0),
         {"task.target": 3600.0},
-        search=(
-            "--minutes",
-            "18",
-            "--bonus",
-            "1",
-            "--scale",
-            "0.025",
-            "--rate",
-            "0.01",
-            "--directions",
-            "8",
-            "--best",
-            "4",
-        ),
-        collect=("--mix", "0", "0.1", "0.3", "--episodes", "900"),
+        search=words("--minutes 18 --bonus 1 --scale 0.025 --rate 0.01 --directions 8 --best 4"),
+        collect=words("--mix 0 0.1 0.3 --episodes 900"),
     ),
     "cheetah": Experiment(
         "hopper",
         "HalfCheetah-v5",
         settings={"task.env": "HalfCheetah-v5"},
-        search=("--minutes", "18", "--directions", "32", "--best", "4"),
-        collect=("--mix", "0", "0.1", "0.3", "--episodes", "400"),
+        search=words("--minutes 18 --directions 32 --best 4"),
+        collect=words("--mix 0 0.1 0.3 --episodes 400"),
     ),
 }
 

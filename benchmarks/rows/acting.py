@@ -1,0 +1,40 @@
+"""Rows of agents: chess, and episodes in environments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rows.told import Found, Row
+
+
+def chess(found: Found) -> Iterator[Row]:
+    what = f"chess, {found['run']['parameters'] / 1e6:.1f}M parameters"
+    rates = {how: part["puzzle_accuracy"] for how, part in found["puzzles"].items()}
+    yield (
+        f"{what}: puzzles of Lichess solved by policy, one move ahead, a tree of 400 nodes",
+        ", ".join(f"{100 * rate:.1f} %" for rate in rates.values()),
+        "",
+    )
+    for kind, beside in (("random", "random moves"), ("elo", "Stockfish at UCI_Elo 1320")):
+        match = found[kind]["matches"][0]
+        yield (
+            f"{what}: {match['games']} games at 0.1 s a move against {beside}",
+            f"{100 * match['score']:.1f} % of the points ({match['wins']} won, {match['draws']} drawn)",
+            "",
+        )
+
+
+def trajectories(found: Found) -> Iterator[Row]:
+    """The first return that is asked for, over seeds."""
+
+    def told(kind: str) -> str:
+        spread = found[f"{kind}_return"]
+        return f"{spread['median']:,.0f} ({spread['low']:,.0f} to {spread['high']:,.0f})"
+
+    data = found["data"]
+    cloning = f"behaviour cloning: {told('cloning')}; " if "cloning" in found else ""
+    yield (
+        f"{found['environment']}: mean return over {len(found['conditioned'])} seeds of a Decision Transformer",
+        told("conditioned"),
+        f"{cloning}episodes in the data: {data['return_mean']:,.0f} in the mean",
+    )

@@ -1,0 +1,118 @@
+"""Rows of models of text, and of what all models share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rows.told import Found, Row, duration
+
+
+def shakespeare(found: Found) -> Iterator[Row]:
+    quick, minute, peer = found["quick"], found["minute"], found["transformers"]
+    yield (
+        "characters of Shakespeare, 0.8M parameters: validation loss from the start of the process",
+        f"{quick['loss']['median']:.2f} after {quick['seconds']['median']:.0f} s; "
+        f"{minute['loss']['median']:.2f} after {minute['seconds']['median']:.0f} s",
+        f"transformers' GPT-2: {peer['last'][1]:.2f} after {peer['last'][0]:.0f} s",
+    )
+
+
+def translation_speed(found: Found) -> Iterator[Row]:
+    reached = [seconds for seconds in found["seconds_to_bleu_10.7"] if seconds is not None]
+    yield (
+        "Multi30k, English to German, 4+4 layers of width 128: training",
+        f"{found['target_tokens_a_second']['median']:,.0f} target tokens a second; "
+        f"BLEU 10.7 in {max(reached):.0f} s at most",
+        "JoeyNMT 2.3 (AVX2 machine): 1,230; 890 s",
+    )
+    yield (
+        "the same model: translating test_2016, greedy",
+        f"{found['greedy_sentences_a_second']['median']:.0f} sentences a second",
+        "JoeyNMT 2.3 (AVX2 machine): 13",
+    )
+
+
+def translation_score(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"Multi30k, test_2016, {found['parameters'] / 1e6:.1f}M parameters, beam 5",
+        f"BLEU {test['bleu']:.1f} (lower-cased {test['bleu_lowercase']:.1f}) after {duration(found)}",
+        "published small models: 41 lower-cased, tokenised",
+    )
+
+
+def pronounce(found: Found) -> Iterator[Row]:
+    test = found["test"]
+    yield (
+        f"English words to phonemes (CMUdict), {found['parameters'] / 1e6:.1f}M parameters",
+        f"WER {100 * test['wer']:.1f} %, PER {100 * test['per']:.1f} % in {duration(found)}",
+        "published transformers, another split: 22.1 %, 5.2 %",
+    )
+
+
+def padding(found: Found) -> Iterator[Row]:
+    shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
+    yield "padding among the tokens computed", shares, ""
+
+
+def memory(found: Found) -> Iterator[Row]:
+    whole = found["peaks"]["whole"] / found["peaks"]["none"] - 1
+    yield (
+        "cross-entropy at 50,000 symbols adds to a step's peak memory",
+        f"{100 * found['cross_entropy_adds']:.1f} %",
+        f"with all logits: {100 * whole:.0f} %",
+    )
+    text = found["tokenising"]
+    yield (
+        f"tokenising {text['text_bytes'] / 1e9:.1f} GB of text",
+        f"{text['peak_bytes'] / 1e6:.0f} MB at most, {text['seconds']:.0f} s",
+        "",
+    )
+
+
+def banking77(found: Found) -> Iterator[Row]:
+    how = f"LoRA of rank {found['lora']}" if found["lora"] else "full"
+    yield (
+        f"banking77 from all-MiniLM-L6-v2, {how} fine-tuning",
+        f"accuracy {100 * found['test']['accuracy']:.1f} % in {found['core_seconds'] / 60:.0f} core-minutes",
+        "",
+    )
+
+
+def embedding(found: Found) -> Iterator[Row]:
+    yield f"embedding {found['sentences']:,} sentences of mixed length by all-MiniLM-L6-v2", *beside(found)
+
+
+def start(found: Found) -> Iterator[Row]:
+    yield "from the start of a process to one embedded line", *beside(found)
+
+
+def beside(found: Found) -> tuple[str, str]:
+    times = found["wall_seconds"]
+    return f"{times['headway']['median']:.2f} s", f"transformers: {times['transformers']['median']:.2f} s"
+
+
+def masked(found: Found) -> Iterator[Row]:
+    for part, what in (("few", "10 questions an intent"), ("all", "all questions")):
+        if part in found:
+            ours, scratch = (found[part][begin]["test_accuracy"]["median"] for begin in ("pretrained", "scratch"))
+            yield (
+                f"a BERT of 4 layers and width 256, pre-trained for 20 minutes, on banking77 ({what})",
+                f"accuracy {100 * ours:.1f} %",
+                f"from scratch: {100 * scratch:.1f} %",
+            )
+
+
+def loading(found: Found) -> Iterator[Row]:
+    for target in ("float32", "float16"):
+        ours, theirs = (found[target][program] for program in ("headway", "transformers"))
+        yield (
+            f"loading {found['model']} from fp16 shards as {target}",
+            f"{ours['seconds']['median']:.1f} s, {ours['peak_over_model']['median']:.2f} times the model in memory",
+            f"transformers: {theirs['seconds']['median']:.1f} s, {theirs['peak_over_model']['median']:.2f} times",
+        )
+
+
+def fuzz(found: Found) -> Iterator[Row]:
+    files = sum(reader["files"] for reader in found["readers"].values())
+    yield f"{files:,} damaged files into {len(found['readers'])} readers", f"{found['failures']} failures", ""
