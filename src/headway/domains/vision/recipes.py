@@ -75,7 +75,7 @@ def fashion_mnist() -> Recipe:
         domain="vision",
         description="clothes in ten kinds, 28 x 28 pixels",
         data=("fashion-mnist",),
-        model=small_vit(width=128, depth=5, heads=4, patch=4, size=28, channels=1, more=1),
+        model=small_vit(width=128, depth=3, heads=4, patch=4, size=28, channels=1, more=2),
         task=VisionConfig(
             split=SplitConfig(validation=0.05, test=0.0),
             smoothing=0.1,
@@ -85,7 +85,7 @@ def fashion_mnist() -> Recipe:
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=200, decay=0.7),
         train=TrainConfig(steps=9000, batch_size=128),
-        expected="accuracy 93 % in 45 minutes on 2 cores",
+        expected="accuracy 93.1 % in 46 minutes on 2 cores",
     )
 
 
