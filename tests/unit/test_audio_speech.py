@@ -17,17 +17,22 @@ pytest.importorskip("soundfile")
 
 from sound_files import digits, prompts, tone, write
 from tiny_runs import cut_back, weights
+from whisper_models import folder as whisper_folder
 
 import headway as hw
+from headway.checkpoints.open import open_model
 from headway.config import override
 from headway.data.packing import IGNORED
 from headway.domains import recipe as find_recipe
+from headway.domains.audio import FileSound, Transcribing
+from headway.domains.audio.framing import Windows
 from headway.domains.audio.sequences import STEP, SpokenSequences, matched
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.speech import words
 from headway.domains.audio.transcription import Transcription
 from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import ConfigError, UserError
+from headway.exchange import export_model
 from headway.models import build
 from headway.recipes import begin_task, configured, open_task
 from headway.report.png import png
@@ -177,6 +182,55 @@ def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
     assert task.marks.end not in task.marks.never
     with pytest.raises(ConfigError, match="writes English only, not 'de'"):
         begin_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
+
+
+def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
+    """Of sounds shorter than the window and of the longest, which fills it: the same frames, so the same texts."""
+    folder = prompts(tmp_path / "data")
+    write(folder / "sounds" / "9.wav", tone(700, 0.4))
+    settings = {**SMALL, **SPLIT, "model.decoder.context": 16, "train.steps": 60, "train.batch_size": 8}
+    settings |= {"model.width": 32, "model.dropout": 0.0, "optim.lr": 0.005, "task.augment": {}}
+    run = hw.train("transcription", folder, settings, run=tmp_path / "run", progress=False, samples=0)
+    task, model = run.task, hw.load(tmp_path / "run")
+    assert isinstance(task, Transcription)
+    assert model.usage.settings == {"sound_padding": "silence"}
+    transcriber = model.transcriber(Transcribing(beam=1, temperatures=(0.0,)))
+    texts = set[str]()
+    for number in task.numbers("all").tolist():
+        frames = task.batch([task.example("all", number)]).frames
+        sound = FileSound(task.rows.files[number])
+        window = Windows(sound, task.bands, task.frames, transcriber.padding).window(0)
+        torch.testing.assert_close(window, frames, rtol=0, atol=2e-5)
+        wanted = task.codec.decode(task.write(model.module, frames)[0]).strip()
+        assert transcriber.transcribe(sound.path).text == wanted
+        texts.add(wanted)
+    assert len(texts) > 1
+    for asked, message in (
+        ({"words": True}, "no times"),
+        ({"language": "de"}, "only the language that it was trained"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.transcribe(folder / "sounds" / "1.wav", **asked)
+    export_model(open_model(tmp_path / "run"), tmp_path / "published")
+    published, sound = hw.load(tmp_path / "published"), folder / "sounds" / "1.wav"
+    assert published.usage.settings["sound_padding"] == "silence"
+    assert published.transcribe(sound, beam=1).text == model.transcribe(sound, beam=1).text
+
+
+def test_fine_tuning_a_published_model_keeps_its_frames_of_zeros(tmp_path: Path) -> None:
+    folder, start = prompts(tmp_path / "data"), whisper_folder(tmp_path / "published")
+    settings = {**SPLIT, "train.steps": 2, "train.batch_size": 2, "train.precision": "fp32"}
+    run = hw.train("transcription", folder, settings, run=tmp_path / "run", start=start, progress=False, samples=0)
+    task, model = run.task, hw.load(tmp_path / "run")
+    assert isinstance(task, Transcription)
+    assert model.usage.settings["sound_padding"] == task.padding == "zeros"
+    [frames] = task.batch([task.example("all", 0)]).frames
+    assert frames.shape == (100, 8)
+    assert [bool(frames[:25].all()), bool(frames[25:].any())] == [True, False]
+    changed = next(task.batches("train")).frames  # later, slower and masked, but still with zeros behind
+    assert not changed[:, 50:].any()
+    window = Windows(FileSound(task.rows.files[0]), task.bands, task.frames, "zeros").window(0)
+    torch.testing.assert_close(window[0], frames, rtol=0, atol=2e-5)
 
 
 # Sequences of digits

@@ -23,7 +23,7 @@ import headway as hw
 from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.augment import AugmentConfig, chance, masked, noisy, placed, placed_first, varied
+from headway.domains.audio.augment import AugmentConfig, chance, delayed, masked, noisy, placed, varied
 from headway.domains.audio.classification import SoundClasses, windowed
 from headway.domains.audio.digits import read_takes
 from headway.domains.audio.sound import read_sound
@@ -160,7 +160,9 @@ def test_what_augmentation_changes() -> None:
     starts = {int((placed(sound, len(sound) + 400, 0.01, chance(0, i)) != 0).nonzero()[0]) for i in range(30)}
     assert len(starts) > 5
     assert 40 <= min(starts) <= max(starts) <= 360  # at most 160 samples from the middle
-    assert torch.equal(placed_first(sound, len(sound) + 9)[: len(sound)], sound)
+    later = [delayed(sound, len(sound) + 9, AugmentConfig(shift=0.2), chance(0, i)) for i in range(99)]
+    assert {len(x) - len(sound) for x in later} == set(range(10))
+    assert all(torch.equal(x[-len(sound) :], sound) and not x[: -len(sound)].any() for x in later)
     frames = torch.randn(50, 80)
     marked = masked(frames, AugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), chance(0, 3))
     hidden = marked != frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from whisper_models import BANDS, END, FIRST_TIME, POSITIONS, SYMBOLS, USAGE, Scripted, codec, folder, model, time
 
 from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
 from headway.cli.main import main
 from headway.domains.audio import Transcriber, Transcribing, Transcription, Word, written
-from headway.domains.audio.framing import Windows
+from headway.domains.audio.framing import Padding, Windows, padding_of
 from headway.domains.audio.listener import compression_ratio
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import log_mel
@@ -207,11 +209,13 @@ def test_settings_that_cannot_be() -> None:
             Transcribing(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("padding", ["zeros", "silence"])
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.345])
-def test_windows_are_parts_of_the_whole(seconds: float) -> None:
+def test_windows_are_parts_of_the_whole(seconds: float, padding: Padding) -> None:
     sound = noise(round(seconds * RATE))
-    windows = Windows(ArraySound(sound), BANDS, 100)
-    whole = log_mel(torch.cat([sound, torch.zeros(RATE)]), BANDS)[: windows.frames]
+    windows = Windows(ArraySound(sound), BANDS, 100, padding)
+    whole = log_mel(torch.cat([sound, torch.zeros(RATE)]), BANDS)
+    whole = whole[: windows.frames] if padding == "zeros" else whole
     assert windows.frames == len(sound) // 160
     for start in (0, 1, 17, 90, 150, windows.frames - 1):
         if start >= windows.frames:
@@ -220,6 +224,14 @@ def test_windows_are_parts_of_the_whole(seconds: float) -> None:
         wanted = whole[start : start + 100]
         torch.testing.assert_close(found[: len(wanted)], wanted, rtol=0, atol=2e-5)
         assert (found[len(wanted) :] == 0).all()
+        assert padding == "zeros" or len(wanted) == 100
+
+
+def test_files_say_what_is_heard_past_the_end() -> None:
+    assert [padding_of(usage) for usage in (USAGE, Usage())] == ["zeros", "silence"]
+    assert padding_of(replace(USAGE, settings={"sound_padding": "silence"})) == "silence"
+    with pytest.raises(UserError, match="sound_padding is 'noise' beside the model"):
+        padding_of(Usage(settings={"sound_padding": "noise"}))
 
 
 class Endless:
@@ -233,7 +245,7 @@ class Endless:
 
 
 def test_long_sounds_are_held_in_part_only() -> None:
-    windows: Any = Windows(Endless(), BANDS, 3000)  # type: ignore[arg-type]
+    windows: Any = Windows(Endless(), BANDS, 3000, "zeros")  # type: ignore[arg-type]
     assert windows.samples == 1200 * RATE
     held = []
     for start in range(0, windows.frames, 2900):

@@ -88,15 +88,14 @@ def placed(
     return F.pad(sound, (start, room - start))
 
 
-def placed_first(
-    sound: Float[Tensor, "N"], length: int, config: AugmentConfig | None = None, draw: np.random.Generator | None = None
-) -> Float[Tensor, "length"]:
-    """A sound at the start of a window of `length` samples that holds it; with `draw`, up to `shift` seconds later."""
+def delayed(
+    sound: Float[Tensor, "N"], length: int, config: AugmentConfig, draw: np.random.Generator
+) -> Float[Tensor, "M"]:
+    """A sound after up to `shift` seconds of silence, M <= `length` samples in all."""
+    if not config.shift:
+        return sound
     room = length - len(sound)
-    start = 0
-    if config is not None and draw is not None and config.shift:
-        start = int(draw.integers(min(room, round(config.shift * RATE)) + 1))
-    return F.pad(sound, (start, room - start))
+    return F.pad(sound, (int(draw.integers(min(room, round(config.shift * RATE)) + 1)), 0))
 
 
 def masked(frames: Float[Tensor, "T M"], config: AugmentConfig, draw: np.random.Generator) -> Float[Tensor, "T M"]:

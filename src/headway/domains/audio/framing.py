@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.mel import HOP, SHORTEST, WINDOW, decades, scaled
+from headway.checkpoints.usage import Usage
+from headway.domains.audio.mel import HOP, SHORTEST, WINDOW, decades, log_mel, scaled
 from headway.domains.audio.sound import Sound
-from headway.errors import UserError
+from headway.errors import UserError, nearest
 
 _EDGE = WINDOW // 2  # samples that a frame hears before its middle, and after
 _AT_ONCE = 6000  # frames that are measured together
+_PADDING = "sound_padding"  # among the settings beside a model
+Padding = Literal["zeros", "silence"]  # what a window holds past the end of a sound
+
+
+def padding_of(usage: Usage) -> Padding:
+    """What a model was trained to hear past the end of a sound: frames of 0, as the program of Radford et al. has them,
+    or those of silence, which lie below -0.4. Where its files do not say, a published model hears the first and a run
+    the second. UserError where they say another.
+    """
+    said: Any = usage.settings.get(_PADDING, "zeros" if usage.family else "silence")
+    if said not in get_args(Padding):
+        raise UserError(f"{_PADDING} is {said!r} beside the model; {nearest(str(said), get_args(Padding))}")
+    return said
+
+
+def said_padding(padding: Padding) -> dict[str, Any]:
+    """The setting that says so; a published config.json keeps it."""
+    return {_PADDING: padding}
+
+
+def framed(windows: Float[Tensor, "B N"], bands: int) -> Float[Tensor, "B T bands"]:
+    """The frames of windows of N = 160 T samples, each with a sound of its own, as `Windows` gives them."""
+    return log_mel(F.pad(windows, (0, WINDOW)), bands)[:, : windows.shape[1] // HOP]
 
 
 class Windows:
@@ -24,9 +49,9 @@ class Windows:
     then from window to window. UserError where it is not, or too short for a frame.
     """
 
-    def __init__(self, sound: Sound, bands: int, length: int) -> None:
+    def __init__(self, sound: Sound, bands: int, length: int, padding: Padding) -> None:
         """`length` is that of a window, in frames."""
-        self.sound, self.bands, self.length = sound, bands, length
+        self.sound, self.bands, self.length, self.padding = sound, bands, length, padding
         self.samples, self._loudest = 0, -torch.inf
         framed = _Framed(sound)
         while framed.more:
@@ -37,13 +62,10 @@ class Windows:
         self._framed, self._at = _Framed(sound), 0
 
     def window(self, start: int) -> Float[Tensor, "1 T bands"]:
-        """The frames from `start` on. Starts never go back.
-
-        Those past the end are 0, as in the program of Radford et al.; 0 is no silence, which lies below -0.4.
-        """
+        """The frames from `start` on, and past the end those of the padding. Starts never go back."""
         self._framed.skip(start - self._at)
         self._at = start
-        count = min(self.length, self.frames - start)
+        count = self.length if self.padding == "silence" else min(self.length, self.frames - start)
         around = self._framed.look(count)
         around = F.pad(around, (0, (count - 1) * HOP + WINDOW - len(around)))
         found = scaled(decades(around, self.bands), self._loudest)

@@ -107,8 +107,12 @@ class Listener:
 
     @torch.inference_mode()
     def write(self, heard: Heard, before: Sequence[int], config: Transcribing) -> Said:
-        """The text of a window that follows the symbols `before`; `config.language` is known here."""
-        marks, room = self.marks, self.context // 2
+        """The text of a window that follows the symbols `before`; `config.language` is known here.
+
+        Half of the context is kept for the text before, in a model that is given any.
+        """
+        marks = self.marks
+        room = self.context if marks.previous is None else self.context // 2
         prompt = self._before(before, room - 1)
         opening = [*marks.opening(config.language, config.task), *([] if config.timestamps else [marks.plain])]
         limit = min(room, self.context - len(prompt) - len(opening))

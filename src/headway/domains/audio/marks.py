@@ -44,6 +44,16 @@ class Marks:
     def first_time(self) -> int:
         return self.plain + 1
 
+    @property
+    def timed(self) -> bool:
+        """Whether the model writes times."""
+        return self.symbols > self.first_time
+
+    @property
+    def language(self) -> str | None:
+        """The one language of a published model that hears no other."""
+        return "en" if self.symbols == ENGLISH_ONLY else None
+
     @staticmethod
     def of(codec: TokenizerCodec, usage: Usage, symbols: int) -> Marks:
         """As tokenizer and files of a model say. UserError where they do not say enough, or nonsense."""
@@ -66,9 +76,10 @@ class Marks:
         """UserError for a language or a task that this model does not have."""
         if task not in _TASKS:
             raise UserError(f"the task {task!r} is none that there is; {nearest(task, _TASKS)}")
-        if not self.languages and (language not in (None, "en") or task != "transcribe"):
-            asked = f"language {language!r}" if language not in (None, "en") else f"task {task}"
-            raise UserError(f"this model hears English only, not {asked}; use a multilingual one")
+        if not self.languages and (language not in (None, self.language) or task != "transcribe"):
+            asked = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
+            known = "English only" if self.language else "only the language that it was trained on"
+            raise UserError(f"this model hears {known}, not {asked}; leave it out, or use a multilingual one")
         if self.languages and language is not None and language not in self.languages:
             raise UserError(f"the language {language!r} is not among this model's; {nearest(language, self.languages)}")
 

@@ -101,7 +101,7 @@ class SpokenSequences(SpeechTask):
         self.voices = {side: _by_speaker(takes, rows, self.sounds) for side, rows in sides.items()}
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         codec = sequence_codec(frames * HOP / RATE) if not (workspace / FILE).exists() else _saved(workspace)
-        super().__init__(recipe, codec, _marks(codec), frames, config)
+        super().__init__(recipe, codec, _marks(codec), frames, config, workspace)
         self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
         self.places = {symbol: place for place, symbol in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence of the most digits")
@@ -125,7 +125,7 @@ class SpokenSequences(SpeechTask):
 
     def example(self, split: str, number: int, place: int | None = None) -> Example:
         window, spans = self.sequence(split, number, place is not None)
-        return Example(window, [*self.marks.prompt, *self.ids(spans), self.marks.end])
+        return Example(window, len(window), [*self.marks.prompt, *self.ids(spans), self.marks.end])
 
     def sequence(self, split: str, number: int, augmented: bool = False) -> Spoken:
         """The `number`-th sequence of a split: a pure function of both (of training, of the run's seed too)."""

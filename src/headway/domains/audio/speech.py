@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,7 +19,9 @@ from headway.codecs import TokenizerCodec
 from headway.data.order import epoch_seed
 from headway.data.packing import IGNORED
 from headway.domains.audio.augment import chance, masked
-from headway.domains.audio.classification import SoundTaskConfig, spectra
+from headway.domains.audio.classification import SoundTaskConfig
+from headway.domains.audio.framing import framed, padding_of, said_padding
+from headway.domains.audio.mel import HOP
 from headway.domains.audio.windows import bands_of, with_window
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
@@ -50,9 +53,12 @@ class SpeechConfig(SoundTaskConfig):
 
 
 class Example(NamedTuple):
-    """The samples of a window, and all symbols of what is said in it, from the first of the prompt to the end."""
+    """The samples of a window, how many of them the sound has, the others being silence behind it, and all symbols of
+    what is said in it, from the first of the prompt to the end.
+    """
 
     window: Float[Tensor, "N"]
+    used: int
     ids: list[int]
 
 
@@ -76,7 +82,7 @@ class SpeechBatch:
 
     @property
     def heard(self) -> Layout:
-        """Windows are whole: what is silent in them is heard as silence."""
+        """Windows are whole: what is past the end of a sound is heard too."""
         return Layout.full(*self.frames.shape[:2], device=self.frames.device)
 
     @property
@@ -100,9 +106,14 @@ class SpeechTask:
     goal_better: Literal["min", "max"] = "min"
     at_once = 16  # sounds that are heard together
 
-    def __init__(self, recipe: Recipe, codec: TokenizerCodec, marks: Marks, frames: int, config: SpeechConfig) -> None:
-        """Raises ConfigError for a recipe that counts tokens."""
+    def __init__(
+        self, recipe: Recipe, codec: TokenizerCodec, marks: Marks, frames: int, config: SpeechConfig, workspace: Path
+    ) -> None:
+        """What is heard past the end of a sound is what the model in the `workspace` knows. Raises ConfigError for a
+        recipe that counts tokens.
+        """
         self.codec, self.marks = codec, marks
+        self.padding = padding_of(read_usage(workspace))
         self.frames, self.bands = frames, bands_of(listening(recipe.model).encoder)
         self.seed = recipe.train.seed
         self.size = batch_size_of(recipe)
@@ -156,18 +167,24 @@ class SpeechTask:
 
     def batch(self, examples: Sequence[Example], places: Sequence[int] | None = None) -> SpeechBatch:
         """A batch; of training where its `places` in the stream are given, with parts of the spectra masked."""
-        frames = spectra(torch.stack([example.window for example in examples]), self.frames, self.bands)
+        whole = framed(torch.stack([example.window for example in examples]), self.bands)
+        heard = [x[: self._heard(example.used)] for x, example in zip(whole, examples)]
         if places is not None:
             draws = [chance(epoch_seed(self.seed, _MASKS), place) for place in places]
-            frames = torch.stack([masked(x, self.augment, draw) for x, draw in zip(frames, draws)])
+            heard = [masked(x, self.augment, draw) for x, draw in zip(heard, draws)]
+        frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in heard])
         lengths = torch.tensor([len(example.ids) - 1 for example in examples])
         target = torch.zeros(len(examples), int(lengths.max()), dtype=torch.long)
         labels = torch.full_like(target, IGNORED)
-        for row, (_, ids) in enumerate(examples):
-            whole, first = torch.tensor(ids), len(self.marks.prompt) - 1
-            target[row, : len(ids) - 1] = whole[:-1]
-            labels[row, first : len(ids) - 1] = whole[first + 1 :]
+        for row, (*_, ids) in enumerate(examples):
+            text, first = torch.tensor(ids), len(self.marks.prompt) - 1
+            target[row, : len(ids) - 1] = text[:-1]
+            labels[row, first : len(ids) - 1] = text[first + 1 :]
         return SpeechBatch(frames, target, Layout.padded(lengths), labels, int((labels != IGNORED).sum()))
+
+    def _heard(self, used: int) -> int:
+        """The frames of a window that are not 0."""
+        return self.frames if self.padding == "silence" else min(self.frames, used // HOP)
 
     def loss(self, model: nn.Module, batch: SpeechBatch) -> dict[str, Loss]:
         return {"loss": self._loss(model, batch, self.smoothing)}
@@ -239,7 +256,9 @@ class SpeechTask:
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
-        replace(read_usage(directory), ends=(self.marks.end,)).save(directory)
+        usage = read_usage(directory)
+        settings = {**usage.settings, **said_padding(self.padding)}
+        replace(usage, settings=settings, ends=(self.marks.end,)).save(directory)
 
 
 def words(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
-from headway.domains.audio.framing import Windows
+from headway.domains.audio.framing import Windows, padding_of
 from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import HOP
@@ -62,8 +62,11 @@ class Transcriber:
             raise UserError("the tokenizer is none of a model that transcribes; use the one that came with the model")
         marks = Marks.of(codec, usage, model.config.symbols)
         marks.check(config.language, config.task)
+        if config.words and not marks.timed:
+            raise UserError("this model was trained to write no times, so its words have none; leave them out")
+        config = replace(config, timestamps=config.timestamps and marks.timed)
         self.listener = Listener(model, generator, codec, marks)
-        self.config, self.codec, self.marks = config, codec, marks
+        self.config, self.codec, self.marks, self.padding = config, codec, marks, padding_of(usage)
         self.words = Words(model, codec, marks) if config.words else None
 
     def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:
@@ -81,7 +84,7 @@ class Telling:
         """Reads the sound once. UserError where it is not whole."""
         self._by, self._progress = transcriber, progress or (lambda done, whole: None)
         listener = transcriber.listener
-        self._windows = Windows(sound, listener.bands, listener.frames)
+        self._windows = Windows(sound, listener.bands, listener.frames, transcriber.padding)
         self.duration = self._windows.samples / RATE
         self.language = transcriber.config.language
         self._spoken = 0.0  # where the last word ended
@@ -94,7 +97,7 @@ class Telling:
             count = min(listener.frames, frames - seek)
             heard = listener.encode(self._windows.window(seek))
             if self.language is None:
-                self.language = next(iter(listener.languages(heard))) if by.marks.languages else "en"
+                self.language = next(iter(listener.languages(heard))) if by.marks.languages else by.marks.language
             said = listener.write(heard, before, replace(config, language=self.language))
             if is_silent(said, config):
                 seek += count

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import torch.nn.functional as F
 from torch import nn
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
@@ -16,7 +17,7 @@ from headway.codecs.tokenizer import FILE
 from headway.config import register
 from headway.data import sides_of
 from headway.domains.audio.alignment import alignment
-from headway.domains.audio.augment import chance, noisy, placed_first, varied
+from headway.domains.audio.augment import chance, delayed, noisy, varied
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
 from headway.domains.audio.resample import RATE
@@ -76,7 +77,7 @@ class Transcription(SpeechTask):
         self.rows = found.select(self.kept)
         self.sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
         codec = self._codec(workspace)
-        super().__init__(recipe, codec, _marks(codec, model, config.language), frames, config)
+        super().__init__(recipe, codec, _marks(codec, model, config.language), frames, config, workspace)
         # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
         texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
         self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
@@ -124,12 +125,13 @@ class Transcription(SpeechTask):
         """A sound from the start of its window, as Whisper hears it."""
         sound, length = self.sounds[self.kept[number]], self.frames * HOP
         if place is None:
-            return Example(placed_first(sound, length), self.targets[number])
+            return Example(F.pad(sound, (0, length - len(sound))), len(sound), self.targets[number])
         draw, augment = chance(self.seed, place), self.config.augment
         changed = varied(sound, augment, draw)
         # What became too long by a lower speed stays as it was: nothing of it is cut.
-        window = placed_first(changed if len(changed) <= length else sound, length, augment, draw)
-        return Example(noisy(window, augment, draw), self.targets[number])
+        sound = delayed(changed if len(changed) <= length else sound, length, augment, draw)
+        window = noisy(F.pad(sound, (0, length - len(sound))), augment, draw)
+        return Example(window, len(sound), self.targets[number])
 
     def reference(self, split: str, number: int) -> str:
         return self.rows.texts[number]
