@@ -143,6 +143,28 @@ def test_the_prompt_is_read_and_not_foretold(tmp_path: Path) -> None:
     assert [task.sample("train", 0, task.codec.encode(f" {text}"))[""] for text in ("a j", "a b")] == ["✓", "✗"]
 
 
+def test_english_is_compared_by_whispers_normaliser(whisper: Path, tmp_path: Path) -> None:
+    """Where a model says that it writes English, or its user does."""
+    folder = prompts(tmp_path / "data")
+    table = folder / "prompts.tsv"
+    table.write_text(table.read_text().replace("a j", "Mr. Li's colour, um, is twenty-one"))
+    row, said = np.array([0]), " mister li is color is 21"
+    plain, told = transcription(folder), transcription(folder, {"task.language": "en"})
+    german = transcription(folder, {"task.language": "de"})
+    recipe = configured("transcription", folder, SPLIT, None, start=whisper)
+    published = begin_task(recipe, tmp_path / "run")
+    assert isinstance(published, Transcription)
+    for task, language in ((plain, None), (german, "de"), (told, "en"), (published, "en")):
+        scores = task.scores("all", row, [published.codec.encode(said)] if task is published else [[]])
+        assert task.language == language
+        assert scores["wer_signature"] == (
+            "normalizer:whisper-english" if language == "en" else "case:lower|punctuation:no"
+        )
+        assert scores["wer"] == (0 if task is published else 1)
+    assert told.compared("twenty-one, um") == "21"
+    assert plain.compared("twenty-one, um") == "twenty one um"
+
+
 def test_augmented_speech_is_a_function_of_seed_and_place(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "data")
     task = transcription(folder, {"task.augment.noise": [20.0, 30.0]})

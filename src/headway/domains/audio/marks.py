@@ -66,7 +66,7 @@ class Marks:
         silence = next((symbol for symbol in found if symbol is not None), None)
         special = [symbol for symbol in map(codec.token, _NEVER) if symbol is not None]
         heads = from_dict(list[tuple[int, int]], said.get("alignment_heads") or [], "alignment_heads")
-        tasks, languages = _tasks(codec), _languages(codec, symbols)
+        tasks, languages = _tasks(codec), languages_of(codec, symbols)
         return Marks(
             symbols, end, start, plain, codec.token(_PREVIOUS), silence, tasks if languages else {}, languages,
             tuple(sorted({*never, *special, *languages.values(), plain})), tuple(not_first), tuple(heads),
@@ -102,7 +102,7 @@ def _tasks(codec: TokenizerCodec) -> dict[str, int]:
     return {name: symbol for name, symbol in named.items() if symbol is not None}
 
 
-def _languages(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
+def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
     """Those between the first and the tasks; none in a model of English alone, whose tokenizer may have them still."""
     first, tasks = codec.token(_FIRST_LANGUAGE), _tasks(codec)
     if symbols == ENGLISH_ONLY or first is None or len(tasks) < len(_TASKS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -105,6 +105,7 @@ class SpeechTask:
     goal: str = "wer"
     goal_better: Literal["min", "max"] = "min"
     at_once = 16  # sounds that are heard together
+    signature = "case:lower|punctuation:no"  # what is done to texts before their words are compared
 
     def __init__(
         self, recipe: Recipe, codec: TokenizerCodec, marks: Marks, frames: int, config: SpeechConfig, workspace: Path
@@ -113,6 +114,7 @@ class SpeechTask:
         recipe that counts tokens.
         """
         self.codec, self.marks = codec, marks
+        self.compared: Callable[[str], str] = words
         self.padding = padding_of(read_usage(workspace))
         self.frames, self.bands = frames, bands_of(listening(recipe.model).encoder)
         self.seed = recipe.train.seed
@@ -228,10 +230,10 @@ class SpeechTask:
         return [best.ids for best, *_ in found]
 
     def scores(self, split: str, numbers: np.ndarray, said: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Word error rate, by small letters and without punctuation."""
-        right = [[words(self.reference(split, number))] for number in numbers.tolist()]
-        found = word_error_rate([words(self.codec.decode(list(ids))) for ids in said], right)
-        return {**found, "wer_signature": "case:lower|punctuation:no", "beam": self.beam}
+        """Word error rate of texts as they are `compared`."""
+        right = [[self.compared(self.reference(split, number))] for number in numbers.tolist()]
+        found = word_error_rate([self.compared(self.codec.decode(list(ids))) for ids in said], right)
+        return {**found, "wer_signature": self.signature, "beam": self.beam}
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         """Held-out sounds with what is written and what is said."""
@@ -246,7 +248,7 @@ class SpeechTask:
     def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
         """A sound with what is written of it, as symbols, and what is said; marked right where no word is wrong."""
         output, reference = self.codec.decode(list(ids)).strip(), self.reference(split, number)
-        mark = "✓" if words(output) == words(reference) else "✗"
+        mark = "✓" if self.compared(output) == self.compared(reference) else "✗"
         return {"": mark, "source": self.shown(split, number), "output": output, "reference": reference}
 
     def spread(self, count: int) -> list[int]:

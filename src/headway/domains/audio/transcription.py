@@ -18,6 +18,7 @@ from headway.config import register
 from headway.data import sides_of
 from headway.domains.audio.alignment import alignment
 from headway.domains.audio.augment import chance, delayed, noisy, varied
+from headway.domains.audio.marks import languages_of
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
 from headway.domains.audio.resample import RATE
@@ -37,12 +38,12 @@ from headway.domains.audio.store import open_sounds
 from headway.domains.audio.transcripts import Transcripts, read_transcripts
 from headway.domains.audio.windows import check_lengths, frames_of, settled
 from headway.errors import ConfigError, UserError, nearest
+from headway.metrics.spoken import english_words, spellings
 from headway.models import EncoderDecoder, EncoderDecoderConfig
 from headway.report import Picture
 from headway.train import Recipe
 
 _LOG = logging.getLogger(__name__)
-_ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
 
 
 @register("transcription")
@@ -51,14 +52,15 @@ class TranscriptionConfig(SpeechConfig):
     """Write what is said, without timestamps.
 
     `path` and `text` are the names of the columns. `codec` and `size` say how text becomes symbols (`size` none: as
-    many as there are); a model to start from keeps its own. A multilingual one is told the `language`.
+    many as there are); a model to start from keeps its own. A multilingual one is told the `language`, English where
+    none is given. English, where a published model says so or `language` does, is judged by Whisper's normaliser.
     """
 
     path: str = "path"
     text: str = "text"
     codec: Literal["char", "byte", "bpe", "unigram"] = "char"
     size: int | None = None
-    language: str = "en"
+    language: str | None = None
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Transcription:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
@@ -77,7 +79,11 @@ class Transcription(SpeechTask):
         self.rows = found.select(self.kept)
         self.sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
         codec = self._codec(workspace)
-        super().__init__(recipe, codec, _marks(codec, model, config.language), frames, config, workspace)
+        self.language, marks = _spoken(codec, model, config.language)
+        super().__init__(recipe, codec, marks, frames, config, workspace)
+        if self.language == "en":
+            spellings()  # before any work
+            self.compared, self.signature = english_words, "normalizer:whisper-english"
         # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
         texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
         self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
@@ -150,19 +156,23 @@ class Transcription(SpeechTask):
         return [alignment_picture(f"{self.shown(split, number)}: {found.text}", frames, {}, weights, found.symbols)]
 
 
-def _marks(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str) -> Marks:
-    """The symbols that a text without timestamps begins with, what follows it, and all others that are no text."""
+def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, Marks]:
+    """The language, None where nothing says it; and the symbols that a text without timestamps begins with, what
+    follows it, and all others that are no text.
+    """
     start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
     if start is None or plain is None or end is None:
         raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a model that transcribes")
     special = [place for place, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
     never = tuple(place for place in sorted(special) if place != end)
-    task, spoken = codec.token("<|transcribe|>"), codec.token(f"<|{language}|>")
-    if task is None or model.symbols <= _ENGLISH_ONLY:
-        if language != "en" and task is not None:
+    task, known = codec.token("<|transcribe|>"), languages_of(codec, model.symbols)
+    if task is None:
+        return language, Marks((start, plain), end, never)
+    language = language or "en"
+    if not known:
+        if language != "en":
             raise ConfigError(f"this model writes English only, not {language!r}; start from a multilingual one")
-        return Marks((start, plain), end, never)
-    if spoken is None:
-        names = [(codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in range(start + 1, task)]
-        raise ConfigError(f"task.language {language!r} is not among this model's; {nearest(language, names)}")
-    return Marks((start, spoken, task, plain), end, never)
+        return language, Marks((start, plain), end, never)
+    if language not in known:
+        raise ConfigError(f"task.language {language!r} is not among this model's; {nearest(language, known)}")
+    return language, Marks((start, known[language], task, plain), end, never)
