@@ -320,7 +320,7 @@ def test_corrupt_images_are_counted_where_that_is_asked(
         caplog.clear()
         task: Any = open_task(override(tiny("caption"), {"task.skip_bad": True}), tmp_path / "run", photos)
         assert len(task.texts) == 76
-        assert "2 of 40 images are left out" in caplog.text
+        assert "2 of 40 images cannot be read and are left out" in caplog.text
     assert not any(task.data.shown(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
     with pytest.raises(UserError, match="none of 1 captions has a sound image"):

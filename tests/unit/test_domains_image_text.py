@@ -208,8 +208,8 @@ def test_bad_images_are_an_error_or_counted(
     with pytest.raises(UserError, match=r"dark-red.png is cut off or corrupt .*task.skip_bad=true"):
         task(table)
     here = task(table, **{"task.skip_bad": True})
-    assert "2 of 12 images are left out" in caplog.text
-    assert sorted(here.pictures_of.bad) == [0, 7]
+    assert "2 of 12 images cannot be read and are left out" in caplog.text
+    assert sorted(here.pictures_of.wrong) == [0, 7]
     assert len(here.numbers("all")) == 10
     model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
     assert here.evaluate(model, "all")["skipped_images"] == 2

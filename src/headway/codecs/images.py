@@ -16,6 +16,8 @@ from headway.errors import UserError
 # Pillow knows more, but some of its readers start other programs (EPS) and few of the rest hold pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print of bad files what our error says
+# Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
 
 
@@ -48,19 +50,24 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
     Image = pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source, formats=FORMATS) as image:
-                return _rgb(image, place)
+        with Image.open(source, formats=FORMATS) as image:
+            _check_size(image, place)
+            return _rgb(image, place)
     except UserError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{place} is no image that is known; give one of {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
+
+
+def _check_size(image: Any, place: str) -> None:
+    """UserError above Pillow's limit, where it would only warn, up to twice as many pixels."""
+    (wide, high), most = image.size, pillow().MAX_IMAGE_PIXELS
+    if most is not None and wide * high > most:
+        raise UserError(f"{place} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
 
 
 def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:

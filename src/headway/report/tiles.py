@@ -1,4 +1,4 @@
-"""Images on a page, each with a text of any length: they take the page's colours and need no other file."""
+"""Images on a page, each with a text of any length: they need no other file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from jaxtyping import UInt8
 from headway.report.png import data_uri
 
 _LONGEST = 160  # pixels of a side, so that a page stays small
+_COARSE = 64  # pixels of a side up to which each of them is to be seen
 
 
 class Tile(NamedTuple):
     """An image with its text, which is `right` or wrong where that can be said, and a note under it."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
-    text: str
+    text: str = ""
     note: str = ""
     right: bool | None = None
 
@@ -31,7 +32,9 @@ def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
 def _tile(tile: Tile) -> str:
     kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
     note = f"<small>{escape(tile.note)}</small>" if tile.note else ""
-    return f'<div><img alt="" src="{data_uri(_small(tile.pixels))}"><span{kind}>{escape(tile.text)}</span>{note}</div>'
+    pixels = _small(tile.pixels)
+    drawn = ' class="pixels"' if max(pixels.shape[:2]) <= _COARSE else ""
+    return f'<div><img{drawn} alt="" src="{data_uri(pixels)}"><span{kind}>{escape(tile.text)}</span>{note}</div>'
 
 
 def _small(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -43,7 +43,7 @@ def captioned(
     `open_pictures`: an image that is corrupt, unless `skip` has such left out and counted.
     """
     pictures = open_pictures(found.images, processor, skip)
-    kept = ~np.isin(found.of, list(pictures.bad))
+    kept = ~np.isin(found.of, list(pictures.wrong))
     rows = np.flatnonzero(kept if wanted is None else kept & wanted)
     if len(rows) == 0:
         raise UserError(f"none of {len(found.texts):,} captions has a sound image; give some that has")

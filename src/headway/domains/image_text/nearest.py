@@ -35,7 +35,7 @@ def nearest_pictures(
 
 
 def _images_of(row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similar: np.ndarray) -> list[str]:
-    marks = [text("name", _LEFT - _GAP, _SIDE / 2 + 4, shorten(texts[row], 24), "end")]
+    marks = [text("name", _LEFT - _GAP, _SIDE / 2 + 4, shorten(texts[row], 22), "end")]
     for place, image in enumerate(map(int, np.argsort(-similar[row], kind="stable")[:_NEAREST])):
         x = _LEFT + place * (_SIDE + _GAP)
         marks.append(_image(x, pixels[image]))

@@ -84,7 +84,7 @@ class ImageText:
         self.patches = cast(Any, towers.left.embed).length
         self.pictures_of = open_pictures(captions.images, self.processor, config.skip_bad)
         sound = np.ones(len(captions.images), bool)
-        sound[list(self.pictures_of.bad)] = False
+        sound[list(self.pictures_of.wrong)] = False
         found = sides_of(captions.groups or self.pictures_of.keys, captions.named, config.split)
         self.sides = {side: numbers[sound[numbers]] for side, numbers in found.items()}
         self.order = np.argsort(captions.of, kind="stable")  # texts, image by image
@@ -185,7 +185,7 @@ class ImageText:
         spoken = self.captions.languages
         languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
         found = recall(self.image_vectors(model, images), self.text_vectors(model, texts), of, languages)
-        bad = len(self.pictures_of.bad)
+        bad = len(self.pictures_of.wrong)
         return {**found, "skipped_images": bad} if bad else found
 
     def asked(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,8 @@ import numpy as np
 
 from headway.domains.vision.looking import Look, weights_of
 from headway.models import Transformer
-from headway.report import Picture
+from headway.report import Picture, Tile, tiled
 from headway.report.confusion import confusion_chart
-from headway.report.gallery import Exhibit, gallery
 
 if TYPE_CHECKING:
     from headway.domains.vision.task import Vision
@@ -27,25 +26,24 @@ def pictures(task: Vision, model: Transformer) -> list[Picture]:
     wrong = rows[said != right]
     chosen = np.sort(np.concatenate([_spread(wrong, _SHOWN // 2), _spread(rows[said == right], _SHOWN // 2)]))
     answers = dict(zip(rows.tolist(), said.tolist()))
-    exhibits = [each for row in chosen.tolist() for each in _exhibit(task, model, row, answers[row])]
+    tiles = [each for row in chosen.tolist() for each in _tiles(task, model, row, answers[row])]
     caption = "of the images that are right, and of those that are not; beside each one where the model looks"
     return [
         Picture(
             "Confusions", f"{task.final_split} images: what they are (downwards) and what is said", chart, wide=True
         ),
-        Picture("Images", caption if len(exhibits) > len(chosen) else "", gallery(exhibits), wide=True),
+        Picture("Images", caption if len(tiles) > len(chosen) else "", tiled(tiles), wide=True),
     ]
 
 
-def _exhibit(task: Vision, model: Transformer, row: int, said: int) -> list[Exhibit]:
+def _tiles(task: Vision, model: Transformer, row: int, said: int) -> list[Tile]:
     """An image with what is said of it and, where there is attention, with where the model looks."""
     pixels = np.asarray(task.images[task.rows[row]])
     seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     name, right = task.labels[said], task.labels[task.classes[row]]
-    line = name if name == right else f"{name}, not {right}"
-    found = [Exhibit(seen, line, name == right)]
+    found = [Tile(seen, name if name == right else f"{name}, not {right}", right=name == right)]
     for weights in weights_of(model, task.inputs(np.array([row]))):
-        found.append(Exhibit(Look(seen, weights).picture(), "", None))
+        found.append(Tile(Look(seen, weights).picture()))
     return found
 
 
