@@ -11,7 +11,7 @@ from typing import Any
 
 from headway.checkpoints.open import open_config
 from headway.config import override
-from headway.data.registry import KNOWN
+from headway.data.catalogue import KNOWN
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
 from headway.errors import UserError, nearest

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
 
@@ -14,27 +12,22 @@ from torch import Tensor
 
 from headway.acting import Acts
 from headway.codecs import Codec
-from headway.data.dialogues import Message
 from headway.domains import audio, image_text, masked, understanding, vision
-from headway.domains.chat.talk import Talk
-from headway.domains.text.task import Language, LanguageConfig, language_task
+from headway.domains.text.task import Language, language_task
 from headway.domains.translation.config import PairsConfig
-from headway.domains.translation.translator import Translator, framed
+from headway.domains.translation.translator import Translator
 from headway.errors import UserError
-from headway.generate import Completion, Limits, Sampling, SearchConfig, Session, score_ids
+from headway.generate import SearchConfig, score_ids
 from headway.layout import Layout
 from headway.loaded import Texts
 from headway.models import (
-    Captioner,
     EncoderDecoder,
     Transformer,
     attention_maps,
 )
 from headway.recipes import Paths, final_split, listed, open_task
-from headway.senses import Senses, matches, sees
+from headway.senses import matches, sees
 from headway.train import Task
-
-Messages = Sequence[Message]
 
 
 class Attention(NamedTuple):
@@ -49,7 +42,7 @@ class Attention(NamedTuple):
     source: list[str]
 
 
-class Model(Senses, Acts):
+class Model(Writes, Acts):
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
     with texts, a captioner writes of images.
 
@@ -60,115 +53,6 @@ class Model(Senses, Acts):
     `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
     written: what is written stays the same, and comes sooner where the guesses are good.
     """
-
-    def generate(
-        self,
-        prompt: str,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Texts = (),
-        seed: int | None = None,
-    ) -> str:
-        """What follows a prompt. The settings are those of Sampling and Limits; `complete` takes many prompts."""
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.complete([prompt], sampling, Limits(max_new_tokens, _listed(stop)))[0].text
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Texts = (),
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """What follows a prompt, in pieces as they come; never half a character."""
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.continuations(prompt, sampling, Limits(max_new_tokens, _listed(stop)))
-
-    def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """`stream` with its settings as objects."""
-        return self.session.stream(self.prompt_ids(prompt), sampling, self._limits(limits))
-
-    def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
-        """What follows each prompt, with its tokens, log probabilities and speed."""
-        return self.session.generate([self.prompt_ids(prompt) for prompt in prompts], sampling, self._limits(limits))
-
-    def _limits(self, limits: Limits) -> Limits:
-        """With the ends that a published model names beside its tokenizer's."""
-        if limits.ignore_end or not self.usage.ends:
-            return limits
-        return replace(limits, stop_ids=(*limits.stop_ids, *self.usage.ends))
-
-    def generate_ids(
-        self,
-        ids: Sequence[int],
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        ignore_end: bool = False,
-        seed: int | None = None,
-    ) -> list[int]:
-        """The ids that follow `ids`, without the end symbol; with `ignore_end`, always `max_new_tokens` of them."""
-        limits = Limits(max_new_tokens, ignore_end=ignore_end)
-        return self.session.generate([ids], Sampling(temperature, seed=seed), self._limits(limits))[0].ids
-
-    def chat(
-        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
-    ) -> str:
-        """The answer to a conversation of messages, each with a `role` and a `content`, by the model's chat template.
-
-        Where the context is full the oldest turns are left out, which is logged. UserError for a model without a
-        template, and for messages that it refuses. `talk` takes all settings of Sampling and Limits.
-        """
-        return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed)).strip()
-
-    def chat_stream(
-        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
-    ) -> Iterator[str]:
-        """`chat`, in pieces as they come; never half a character."""
-        return self.talk.stream(messages, Sampling(temperature, seed=seed), Limits(max_new_tokens))
-
-    @cached_property
-    def talk(self) -> Talk:
-        """Conversations by the model's chat template, which ends its answers. UserError where there is none."""
-        return Talk.of_model(self.session, self.codec, self.usage, self.directory)
-
-    @property
-    def session(self) -> Session:
-        """Generation for many sequences at once."""
-        if isinstance(self.module, EncoderDecoder):
-            raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
-        self._check_one_stream()
-        if not cast(Transformer, self.module).config.stack.causal:
-            raise UserError(
-                f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
-            )
-        return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
-
-    def _check_one_stream(self) -> None:
-        if matches(self.module):
-            raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
-        if isinstance(self.module, Captioner):
-            raise UserError(f"{self.directory} reads and writes text of images alone; use caption")
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
-        with a tokenizer that puts one.
-        """
-        if self.recipe is None:
-            ids = framed(self.codec, text)
-            return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids
-        ids = self.codec.encode(text)
-        task = self.recipe.task
-        crops = isinstance(task, LanguageConfig) and task.crops
-        return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
 
     @torch.inference_mode()
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
@@ -321,10 +205,6 @@ class Model(Senses, Acts):
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
-
-
-def _listed(stop: str | Texts) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:

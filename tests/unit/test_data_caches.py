@@ -28,6 +28,7 @@ from headway.data import (
     documents,
     find_set,
     get,
+    is_present,
     known_set,
     known_sets,
     open_pairs,
@@ -36,8 +37,8 @@ from headway.data import (
     split_pairs,
 )
 from headway.data import store as store_module
+from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.download import download
-from headway.data.registry import KnownFile, KnownSet
 from headway.data.store import Columns
 from headway.errors import UserError
 
@@ -306,7 +307,7 @@ def test_known_sets_are_found_in_their_folder(data_dir: Path, monkeypatch: pytes
 
 def test_what_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADWAY_DATA", raising=False)
-    assert not known_set("multi30k").present()
+    assert not is_present(known_set("multi30k"))
     with pytest.raises(UserError, match="headway data get multi30k"):
         find_set("multi30k")
     with pytest.raises(UserError, match="did you mean 'multi30k'"):

@@ -12,7 +12,8 @@ from headway.bench.job import Job
 from headway.checkpoints.open import open_config, open_model
 from headway.codecs import Codec, train_codec
 from headway.data import SplitConfig, TokenCache
-from headway.domains.text.task import Language, LanguageConfig
+from headway.domains.text.config import LanguageConfig
+from headway.domains.text.task import Language
 from headway.train import AdamWConfig, Recipe, TrainConfig
 from headway.train.distributed import Processes
 from headway.train.learner import Learner

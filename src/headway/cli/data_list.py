@@ -14,10 +14,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.data import known_sets
+    from headway.data import is_present, known_sets
 
     rows = [
-        {"name": s.name, "here": s.present(), "what": s.description, "licence": s.licence, "source": s.url}
+        {"name": s.name, "here": is_present(s), "what": s.description, "licence": s.licence, "source": s.url}
         for s in known_sets()
     ]
     terminal.table(rows)

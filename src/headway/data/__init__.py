@@ -1,12 +1,13 @@
 """Data for all domains: streamed from what users have, tokenised once, split by hash, packed and batched."""
 
 from headway.data.batching import Padding, PairBatches
+from headway.data.catalogue import KnownSet
 from headway.data.conll import Tagged, TaggedText, read_conll
 from headway.data.download import get
 from headway.data.order import epoch_seed, permuted, sample_at
 from headway.data.packing import IGNORED, Crops, Packing, Spans, Windows
 from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pairs, open_pairs, split_pairs
-from headway.data.registry import KnownSet, find_set, known_set, known_sets
+from headway.data.registry import find_set, is_present, known_set, known_sets
 from headway.data.sources import Chunk, Pair, chunks, documents, pair_sources, pairs, read_pairs, text_sources
 from headway.data.splits import SIDES, SplitConfig, fraction, sides_of
 from headway.data.streams import Streams
@@ -41,6 +42,7 @@ __all__ = [
     "fraction",
     "get",
     "grouped",
+    "is_present",
     "known_set",
     "known_sets",
     "load_pairs",

@@ -10,10 +10,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.files import File, lines, members
 from headway.data.idx import read_idx
 from headway.data.recordings import read_episodes
-from headway.data.registry import KnownFile, KnownSet, find_set, known_set, made_by_hand
+from headway.data.registry import find_set, is_present, known_set, made_by_hand
 from headway.data.sources import pairs
 from headway.data.store import cache_root, writing
 from headway.errors import UserError
@@ -25,7 +26,7 @@ _PATIENCE = 60.0  # seconds without a byte
 def get(name: str, progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """The files of a known set; what is not on this machine yet is downloaded to headway's cache."""
     known = known_set(name)
-    return find_set(name) if known.present() or known.package else download(known, cache_root() / "data", progress)
+    return find_set(name) if is_present(known) or known.package else download(known, cache_root() / "data", progress)
 
 
 def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:

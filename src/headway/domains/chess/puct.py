@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,54 +10,18 @@ import numpy as np
 
 from headway.domains.chess.judge import Judge, Opinion, Place
 from headway.domains.chess.limits import Limits
+from headway.domains.chess.nodes import (
+    DRAW,
+    LOST,
+    Node,
+    PuctConfig,
+    find_mates,
+    outcome_here,
+    restricted,
+    tell,
+    undo,
+)
 from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
-
-_DRAW, _LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
-
-
-@dataclass(frozen=True)
-class PuctConfig:
-    """`explore` weighs the policy against the values found, growing with the logarithm of visits beyond `base`; a move
-    that was never tried is taken to be worse than its position by `unknown`, times the root of the policy tried. At
-    most `batch` leaves are judged at once, and no more than take `patience` seconds, so that a stop is heard. A search
-    ends after `most` nodes, some 2 kB each.
-    """
-
-    explore: float = 1.5
-    base: float = 10_000.0
-    unknown: float = 0.2
-    batch: int = 32
-    patience: float = 0.05
-    most: int = 400_000
-
-
-class Node:
-    """A position whose moves have been judged. Scores are sums of expected scores of who is to move here."""
-
-    __slots__ = ("children", "end", "moves", "outcome", "outcomes", "policy", "position", "scores", "virtual", "visits")
-
-    def __init__(self, position: Record, moves: list[int]) -> None:
-        self.position, self.moves = position, moves
-        self.policy = np.zeros(len(moves), np.float32)
-        self.visits, self.virtual = np.zeros(len(moves), np.int64), np.zeros(len(moves), np.int64)
-        self.scores, self.outcomes = np.zeros(len(moves)), np.zeros((len(moves), 3))
-        self.children: list[Node | None] = [None] * len(moves)
-        self.outcome = _DRAW  # of the position as it was judged
-        self.end = False  # whether the game is over here
-
-    def choose(self, config: PuctConfig) -> int:
-        """The place of the move to look at next (Silver et al. 2018; Rosin 2011)."""
-        tried = self.visits + self.virtual
-        total = int(tried.sum())
-        here = expected_of(self.outcome)
-        unknown = here - config.unknown * math.sqrt(float(self.policy[tried > 0].sum()))
-        worth = np.where(tried > 0, self.scores / np.maximum(tried, 1), unknown)
-        rate = config.explore + math.log((total + config.base + 1) / config.base)
-        return int((worth + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
-
-    def best_first(self) -> np.ndarray:
-        """Places of the moves, the most visited first, then by policy."""
-        return np.lexsort((-self.policy, -self.visits))
 
 
 @dataclass
@@ -98,8 +61,8 @@ class Tree:
         root = self.root
         assert root is not None  # _begin has made it
         if only:
-            root = self.root = _restricted(root, [number_of(move, board.turn) for move in only])
-        _find_mates(root, board)
+            root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
+        find_mates(root, board)
         nodes = 0
         while not self._enough(root, limits, nodes):
             size = self._size(limits, nodes)
@@ -118,7 +81,7 @@ class Tree:
             child = root.children[place]
             visits = int(root.visits[place])
             outcome = root.outcomes[place] / visits if visits else root.outcome
-            mates = child is not None and child.end and child.outcome is _LOST
+            mates = child is not None and child.end and child.outcome is LOST
             found.append(Line(self._principal(root, place), visits, outcome, mates))
         return sorted(found, key=lambda line: not line.mates)
 
@@ -171,7 +134,7 @@ class Tree:
             deep = len(self._principal(root, int(root.best_first()[0]))) >= limits.depth
             return deep or nodes >= 400 * limits.depth
         only_one = len(root.moves) == 1 and limits.seconds is not None
-        return only_one or any(child is not None and child.end and child.outcome is _LOST for child in root.children)
+        return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
     def _size(self, limits: Limits, nodes: int) -> int:
         """Leaves to judge at once: what fits into the time, and few while the tree is small."""
@@ -187,10 +150,10 @@ class Tree:
         for _ in range(size):
             path, leaf, place, outcome = self._descend(root)
             if outcome is not None:
-                _back(path, outcome)
+                tell(path, outcome)
                 done += 1
             elif leaf is None or place is None:
-                _undo(path)  # it ends where another one of this batch does: they would learn the same
+                undo(path)  # it ends where another one of this batch does: they would learn the same
                 break
             else:
                 pending.add(id(leaf))
@@ -200,10 +163,10 @@ class Tree:
                 self._take(leaf, opinion)
                 node, at = path[-1]
                 node.children[at] = leaf
-                _back(path, leaf.outcome)
+                tell(path, leaf.outcome)
             done += len(waiting)
         for path, _, _ in waiting:
-            _undo(path)
+            undo(path)
         return done > 0, done
 
     def _descend(self, root: Node) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
@@ -226,14 +189,14 @@ class Tree:
             position = child.position if child is not None else record(board)
             key = same(position)
             if key in stood or self.past.get(key, 0) > 1:
-                _undo(path)
-                return path, None, None, _DRAW
+                undo(path)
+                return path, None, None, DRAW
             stood.add(key)
             trail.append(position)
             if child is None:
                 return self._leaf(board, path, position, trail, node, at)
             if child.end:
-                _undo(path)
+                undo(path)
                 return path, None, None, child.outcome
             node = child
 
@@ -247,11 +210,11 @@ class Tree:
         at: int,
     ) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
         leaf = Node(position, legal_numbers(board))
-        over = _outcome_here(board, leaf.moves)
+        over = outcome_here(board, leaf.moves)
         if over is not None:
             leaf.end, leaf.outcome = True, over
             node.children[at] = leaf
-            _undo(path)
+            undo(path)
             return path, None, None, over
         return path, leaf, self._place(board, trail, leaf), None
 
@@ -278,51 +241,4 @@ class Tree:
     def _take(self, node: Node, opinion: Opinion) -> None:
         even = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)
         node.policy = even if opinion.policy is None else opinion.policy
-        node.outcome = _DRAW if opinion.outcome is None else opinion.outcome
-
-
-def expected_of(outcome: np.ndarray) -> float:
-    return float(outcome[0] + outcome[1] / 2)
-
-
-def _outcome_here(board: chess.Board, moves: list[int]) -> np.ndarray | None:
-    """The outcome for who is to move where the game is over, by the rules that need no history."""
-    if not moves:
-        return _LOST if board.is_check() else _DRAW
-    return _DRAW if board.halfmove_clock >= 100 or board.is_insufficient_material() else None
-
-
-def _back(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
-    """Tell all nodes of a way what was found at its end; each turn of the board turns the outcome."""
-    for node, at in reversed(path):
-        outcome = outcome[::-1]
-        node.visits[at] += 1
-        node.scores[at] += expected_of(outcome)
-        node.outcomes[at] += outcome
-
-
-def _undo(path: list[tuple[Node, int]]) -> None:
-    for node, at in path:
-        node.virtual[at] -= 1
-
-
-def _find_mates(root: Node, board: chess.Board) -> None:
-    """Look at the moves that mate at once, whatever the policy thinks of them."""
-    after = board.copy(stack=False)
-    for place, number in enumerate(root.moves):
-        if root.children[place] is None:
-            after.push(move_of(number, board.turn))
-            if after.is_checkmate():
-                root.children[place] = mated = Node(record(after), [])
-                mated.end, mated.outcome = True, _LOST
-                _back([(root, place)], _LOST)
-            after.pop()
-
-
-def _restricted(root: Node, numbers: list[int]) -> Node:
-    """The root with some of its moves only."""
-    kept = [place for place, number in enumerate(root.moves) if number in numbers]
-    found = Node(root.position, [root.moves[place] for place in kept])
-    found.outcome, found.policy = root.outcome, root.policy[kept]
-    found.policy = found.policy / max(float(found.policy.sum()), 1e-9)
-    return found
+        node.outcome = DRAW if opinion.outcome is None else opinion.outcome

@@ -10,9 +10,9 @@ from headway.codecs.fen import fens
 from headway.codecs.moves import MOVERS
 from headway.domains.chess.judge import Judge, place_of
 from headway.domains.chess.limits import Limits
+from headway.domains.chess.nodes import expected_of
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, legal_numbers, move_of
 
 

@@ -10,8 +10,9 @@ from contextvars import copy_context
 from typing import TextIO
 
 from headway.domains.chess.limits import Limits, share_of_clock
+from headway.domains.chess.nodes import expected_of
 from headway.domains.chess.player import SEARCHES, Player
-from headway.domains.chess.puct import Line, expected_of
+from headway.domains.chess.puct import Line
 from headway.domains.chess.rules import board_of, chess, move_named
 from headway.domains.chess.values import centipawns
 from headway.errors import UserError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -12,28 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.checkpoints.hub import find_folder
-from headway.codecs import Codec, Kind, load_codec, train_codec
-from headway.codecs.tokenizer import FILE
-from headway.config import override, register
-from headway.data import (
-    Crops,
-    Packing,
-    Spans,
-    SplitConfig,
-    Streams,
-    TokenCache,
-    chunks,
-    open_tokens,
-    text_sources,
-)
+from headway.codecs import Codec
+from headway.config import override
+from headway.data import Crops, Packing, Spans, Streams, TokenCache, open_tokens
 from headway.domains.text.batches import Lanes, Rows, StreamBatch, TextBatch
-from headway.errors import ConfigError, UserError
+from headway.domains.text.config import LanguageConfig
+from headway.errors import UserError
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.metrics import language_scores
 from headway.mixers import State
-from headway.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, VocabularyHead, describe
-from headway.train import Recipe, Shard, TaskConfig
+from headway.models import Encoded, Loss, ModelConfig, Transformer, VocabularyHead
+from headway.train import Shard
 from headway.train.task import WHOLE
 
 _EVALUATED_AT_ONCE = 8192  # tokens
@@ -41,66 +29,6 @@ _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow it
 _DECODED_AT_ONCE = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
 _CONTEXT = 1024  # of a model without a longest context, where nothing says one
-
-
-@register("language")
-@dataclass(frozen=True)
-class LanguageConfig(TaskConfig):
-    """Predict each symbol of documents from those before it.
-
-    `codec` and `size` say how text becomes symbols (`size` none: as many as there are), unless `tokenizer` names a
-    published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's. `packing`
-    "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows at any
-    offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A batch has
-    train.batch_size rows or, without it, as many as train.batch_tokens holds.
-
-    `carry_state` is for recurrent and linear mixers: in place of either packing, the text is cut into as many streams
-    as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
-    """
-
-    codec: Kind = "bpe"
-    size: int | None = 8192
-    tokenizer: str | None = None
-    context: int | None = None
-    packing: Literal["documents", "windows"] = "documents"
-    split: SplitConfig = SplitConfig()
-    carry_state: bool = False
-
-    @property
-    def crops(self) -> bool:
-        """Whether rows begin anywhere in a document."""
-        return self.packing == "windows" and not self.carry_state
-
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Language:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        context, train = self._context(recipe.model), recipe.train
-        rows = train.rows(context)
-        if self.carry_state:
-            _check_carried(recipe.model)
-        paths = recipe.files(data)
-        codec = self._codec(paths, workspace)
-        cache = open_tokens(paths, codec)
-        if self.carry_state:
-            return StreamedLanguage(self, cache, codec, context, rows, train.seed, train.accumulate)
-        return Language(self, cache, codec, context, rows, train.seed)
-
-    def _context(self, model: ModelConfig) -> int:
-        most = getattr(model, "context", None)
-        context = self.context or most
-        if context is None:
-            raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens of a row")
-        if most is not None and context > most:
-            raise ConfigError(f"task.context {context} exceeds model.context {most}; lower it, or raise model.context")
-        return context
-
-    def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
-        """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
-        if (workspace / FILE).exists():
-            return load_codec(workspace)
-        if self.tokenizer is not None:
-            return load_codec(find_folder(self.tokenizer))
-        texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        return train_codec(self.codec, texts, self.size)
 
 
 class Language:
@@ -299,20 +227,3 @@ def _head(model: nn.Module) -> VocabularyHead:
 def _losses(model: nn.Module, encoded: Encoded, batch: TextBatch) -> dict[str, Loss]:
     loss = _head(model).loss(encoded.x, batch.labels)
     return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
-
-
-def _check_carried(model: ModelConfig) -> None:
-    """Raises ConfigError for a model whose state cannot go on from row to row without end."""
-    if not isinstance(model, TransformerConfig) or not model.stack.causal:
-        raise ConfigError("task.carry_state needs a model that sees earlier tokens only; set it to false")
-    if model.context is not None:
-        raise ConfigError(
-            f"task.carry_state lets documents go on past model.context {model.context}; set model.context to none"
-        )
-    growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
-    if growth:
-        raise ConfigError(
-            f"task.carry_state needs a state that does not grow, and this model's grows by {growth:,} bytes a token: "
-            "attention, with a window too, keeps keys and values of a single document; choose another model.mixer, "
-            "such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
-        )

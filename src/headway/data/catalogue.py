@@ -1,0 +1,253 @@
+"""Data sets that headway knows by name: what they are, whose, where they come from, and what must be in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
+
+    `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
+    most bytes that a download may have, `lines`, `pairs`, `episodes`, `sizes` (of an IDX file) or `sounds` (.wav files
+    in an archive) how many there are (pairs: at least, where a set grows). Without a `url` no server has the file as it
+    is.
+    """
+
+    path: str
+    url: str
+    limit: int
+    sha256: str | None = None
+    lines: int | None = None
+    pairs: int | None = None
+    sizes: tuple[int, ...] | None = None
+    sounds: int | None = None
+    episodes: int | None = None
+    instead: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies in it; pip
+    knows it by `pip`, if by another name. `folders` are where packages of systems put its files, by their names alone.
+    """
+
+    name: str
+    description: str
+    counts: str
+    licence: str
+    url: str
+    files: tuple[KnownFile, ...] = ()
+    package: str | None = None
+    package_file: str | None = None
+    pip: str | None = None
+    folders: tuple[str, ...] = ()
+
+
+_MEGABYTE = 1_000_000
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+
+
+def _multi30k(split: str, lines: int) -> tuple[KnownFile, KnownFile]:
+    english, german = (
+        KnownFile(
+            f"translation/multi30k-{split}.{language}.gz",
+            f"{_MULTI30K}/{split}.{language}.gz",
+            5 * _MEGABYTE,
+            lines=lines,
+        )
+        for language in ("en", "de")
+    )
+    return english, german
+
+
+def _banking77(split: str, lines: int) -> KnownFile:
+    home = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
+    return KnownFile(f"textcls/banking77/{split}.csv", f"{home}/{split}.csv", 5 * _MEGABYTE, lines=lines)
+
+
+def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
+    home = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
+    file = f"{name}-idx{len(sizes)}-ubyte.gz"
+    return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
+
+
+def _expert(name: str, what: str, episodes: int, steps: str, commit: str) -> KnownSet:
+    """Episodes of an expert that the project imitation keeps for its tests."""
+    home = "https://raw.githubusercontent.com/HumanCompatibleAI/imitation"
+    return KnownSet(
+        name=f"{name}-expert",
+        description=what,
+        counts=f"{episodes} episodes of {steps} steps in all",
+        licence="MIT",
+        url="https://github.com/HumanCompatibleAI/imitation",
+        files=(
+            KnownFile(
+                f"rl/imitation_{name}_v1_expert.npz",
+                f"{home}/{commit}/tests/testdata/expert_models/{name}_0/rollouts/final.npz",
+                5 * _MEGABYTE,
+                episodes=episodes,
+            ),
+        ),
+    )
+
+
+def _openings(volume: str) -> KnownFile:
+    home = "https://raw.githubusercontent.com/lichess-org/chess-openings/master"
+    return KnownFile(f"chess/lichess-openings-{volume}.tsv", f"{home}/{volume}.tsv", 2 * _MEGABYTE)
+
+
+KNOWN: dict[str, KnownSet] = {
+    known.name: known
+    for known in (
+        KnownSet(
+            name="tinyshakespeare",
+            description="plays of Shakespeare in one file",
+            counts="1,115,394 characters",
+            licence="public domain",
+            url="https://github.com/karpathy/char-rnn",
+            files=(
+                KnownFile(
+                    "lm/tinyshakespeare.txt",
+                    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                    2 * _MEGABYTE,
+                    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="wikitext-2",
+            description="good and featured articles of Wikipedia, raw text",
+            counts="36,718 / 3,760 / 4,358 lines for training, validation and test",
+            licence="CC BY-SA 3.0",
+            url="https://huggingface.co/datasets/Salesforce/wikitext",
+            files=(
+                KnownFile(
+                    "lm/wikitext-2-raw-v1.zip",
+                    "https://wikitext.smerity.com/wikitext-2-raw-v1.zip",
+                    10 * _MEGABYTE,
+                    sha256="ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+                    instead="lm/wikitext-2-raw-valid-test.tar.xz",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="multi30k",
+            description="captions of pictures, English and German (Multi30k, task 1)",
+            counts="29,000 / 1,014 / 1,000 pairs for training, validation and test (2016, Flickr)",
+            licence="see its repository",
+            url="https://github.com/multi30k/dataset",
+            files=(
+                *_multi30k("train", 29_000),
+                *_multi30k("val", 1_014),
+                *_multi30k("test_2016_flickr", 1_000),
+            ),
+        ),
+        KnownSet(
+            name="tatoeba-deu-eng",
+            description="English and German sentences of everyday life",
+            counts="169,813 pairs or more (it grows); sentences repeat, so it is split by the English side",
+            licence="CC BY 2.0, tatoeba.org",
+            url="https://www.manythings.org/anki/",
+            files=(
+                KnownFile(
+                    "translation/tatoeba-deu-eng.zip",
+                    "https://www.manythings.org/anki/deu-eng.zip",
+                    100 * _MEGABYTE,
+                    pairs=169_813,
+                ),
+            ),
+        ),
+        KnownSet(
+            name="banking77",
+            description="questions of a bank's customers, each with one of 77 intents",
+            counts="10,003 / 3,080 questions for training and test",
+            licence="CC BY 4.0",
+            url="https://github.com/PolyAI-LDN/task-specific-datasets",
+            files=(_banking77("train", 10_017), _banking77("test", 3_085)),
+        ),
+        KnownSet(
+            name="fashion-mnist",
+            description="clothes in ten kinds, 28 x 28 grey pixels (IDX files)",
+            counts="60,000 / 10,000 images for training and test",
+            licence="MIT",
+            url="https://github.com/zalandoresearch/fashion-mnist",
+            files=(
+                _fashion("train-images", (60_000, 28, 28)),
+                _fashion("train-labels", (60_000,)),
+                _fashion("t10k-images", (10_000, 28, 28)),
+                _fashion("t10k-labels", (10_000,)),
+            ),
+            folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
+        ),
+        KnownSet(
+            name="digits",
+            description="handwritten digits, 8 x 8 grey pixels (scikit-learn's copy of UCI's test part)",
+            counts="1,797 images",
+            licence="BSD (the package), CC BY 4.0 (UCI)",
+            url="https://archive.ics.uci.edu/dataset/80",
+            package="sklearn",
+            package_file="datasets/data/digits.csv.gz",
+            pip="scikit-learn",
+        ),
+        KnownSet(
+            name="emoji",
+            description="Noto's colour emoji, 64 x 64, with names and keywords in en, de, fr, es, cs",
+            counts="1,546 images",
+            licence="OFL-1.1 (images), Unicode-3.0 (texts)",
+            url="Debian's fonts-noto-color-emoji and unicode-cldr-core",
+            files=(
+                KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
+                KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
+            ),
+        ),
+        KnownSet(
+            name="spoken-digits",
+            description="the digits 0 to 9, said by six speakers (Free Spoken Digit Dataset)",
+            counts="2,700 / 300 sounds for training and test (takes 0 to 4 of each), 8 kHz",
+            licence="CC BY-SA 4.0",
+            url="https://github.com/Jakobovski/free-spoken-digit-dataset",
+            files=(
+                KnownFile(
+                    "fsdd/free-spoken-digit-dataset.zip",
+                    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",
+                    50 * _MEGABYTE,
+                    sounds=3_000,
+                    instead="fsdd/free-spoken-digits.tar.xz",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="lichess-openings",
+            description="named openings of chess, from which matches begin",
+            counts="3,807 openings or more (they grow)",
+            licence="CC0",
+            url="https://github.com/lichess-org/chess-openings",
+            files=tuple(map(_openings, "abcde")),
+        ),
+        KnownSet(
+            name="cmudict",
+            description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
+            counts="about 126,000 words with 135,000 pronunciations",
+            licence="BSD (dictionary), GPL-3.0-or-later (the package around it)",
+            url="https://github.com/prosegrinder/python-cmudict",
+            package="cmudict",
+            package_file="data/cmudict.dict",
+        ),
+        _expert(
+            "cartpole",
+            "an expert balances a pole on a cart (CartPole-v1)",
+            57,
+            "26,964",
+            "b56567f25a9888cfa9c3656756cb21fec0379b2f",
+        ),
+        _expert(
+            "pendulum",
+            "an expert swings a pendulum up (Pendulum-v1)",
+            56,
+            "11,200",
+            "12f2b39d4685888e5c1b85c03c0f282f4ab7fa93",
+        ),
+    )
+}
