@@ -24,7 +24,7 @@ Padding = Literal["zeros", "silence"]  # what a window holds past the end of a s
 def padding_of(usage: Usage) -> Padding:
     """What a model was trained to hear past the end of a sound: frames of 0, as the program of Radford et al. has them,
     or those of silence, which lie below -0.4. Where its files do not say, a published model hears the first and a run
-    the second. UserError where they say another.
+    the second. UserError where they say anything else.
     """
     said: Any = usage.settings.get(_PADDING, "zeros" if usage.family else "silence")
     if said not in get_args(Padding):

@@ -149,9 +149,18 @@ class SpeechTask:
         raise NotImplementedError
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the window and the codec's symbols. Raises UserError for empty splits."""
-        for split in ("train", "validation"):
-            self.numbers(split)
+        """`model` with the window and the codec's symbols. Raises UserError for empty splits, and for those to be
+        judged that hold no word.
+        """
+        self.numbers("train")
+        for split in ("validation", self.final_split):
+            numbers = self.numbers(split)
+            if not any(self.compared(self.reference(split, number)) for number in numbers.tolist()):
+                text = self.reference(split, int(numbers[0]))
+                raise UserError(
+                    f"no text of the {split} split has a word to compare ({len(numbers):,} texts such as {text!r}); "
+                    "give texts that have"
+                )
         both = listening(model)
         decoder = replace(both.decoder, symbols=self.codec.size)
         return replace(both, encoder=with_window(both.encoder, self.frames), decoder=decoder)
