@@ -123,14 +123,18 @@ def test_what_does_not_fit_names_both_lengths(tmp_path: Path) -> None:
         transcription(folder, {"task.seconds": 0.2})
     with pytest.raises(UserError, match="has a text of 6 symbols, more than the 4 that the model writes"):
         transcription(folder, {"model.decoder.context": 4})
-    table = folder / "prompts.tsv"
-    table.write_text("path\ttext\n" + "".join(f"sounds/{i}.wav\t{'.' * (i + 1)}\n" for i in range(10)))
-    with pytest.raises(
-        UserError, match=r"no text of the validation split has a word to compare \(\d texts such as"
-    ):
-        transcription(folder).adapt(find_recipe("transcription").model)
     task = transcription(folder, {"task.split.validation": 0.0})
     with pytest.raises(UserError, match="the validation split of 10 sounds is empty"):
+        task.adapt(find_recipe("transcription").model)
+
+
+def test_what_is_judged_has_words(tmp_path: Path) -> None:
+    folder = prompts(tmp_path / "data")
+    lines = (folder / "prompts.tsv").read_text().splitlines()
+    (folder / "prompts.tsv").rename(folder / "train.tsv").write_text("\n".join(lines[:9]) + "\n")
+    (folder / "validation.tsv").write_text("path\ttext\nsounds/8.wav\t...\nsounds/9.wav\t?!\n")
+    task = transcription(folder)
+    with pytest.raises(UserError, match=r"no text of the validation split has a word to compare \(2 texts such as"):
         task.adapt(find_recipe("transcription").model)
 
 
