@@ -28,6 +28,7 @@ from headway.models import (
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.senses import matches, sees
 from headway.train import Task
+from headway.writing import Writes
 
 
 class Attention(NamedTuple):
