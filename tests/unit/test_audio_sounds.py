@@ -128,6 +128,7 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(1000, np.nan, np.float32), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "slow.wav", np.zeros(1000, np.float32), 500)
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "nothing.mp3").write_bytes(b"")
     (tmp_path / "a.raw").write_bytes(bytes(1000))
@@ -136,6 +137,7 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
         "empty.wav": "0 samples",
         "nan.wav": "no numbers",
         "text.wav": "no sound that can be read",
+        "slow.wav": "slow.wav: a rate of 500 samples a second is not within",
         "nothing.mp3": "no sound that can be read",
         "a.raw": "no sound that can be read",
         "absent.wav": "does not exist",

@@ -224,6 +224,10 @@ def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, ca
     assert "2 of 21 images cannot be read and are left out" in caplog.text
     with pytest.raises(UserError, match=r"3.png is no image that is known"):  # though the cache is there now
         opened(place, tmp_path)
+    for path in (place / "red").glob("*.png"):
+        path.write_text("a whole class")
+    with pytest.raises(UserError, match="no image of the class 'red' can be read; add images that can"):
+        opened(place, tmp_path, **{"task.skip_bad": True})
     for path in place.rglob("*.png"):
         path.write_text("all of them")
     with pytest.raises(UserError, match="the data hold no samples"):

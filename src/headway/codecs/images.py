@@ -55,7 +55,7 @@ def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
             return _rgb(image, place)
     except UserError:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{place} is no image that is known; give one of {', '.join(FORMATS)}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -178,3 +178,10 @@ def batch_size_of(recipe: Recipe) -> int:
             "are made by samples: set train.batch_size alone"
         )
     return train.batch_size
+
+
+def check_classes(given: Collection[str], kept: Collection[str], unit: str) -> None:
+    """UserError for a class of which nothing was left that can be read."""
+    lost = set(given) - set(kept)
+    if kept and lost:
+        raise UserError(f"no {unit} of the class {min(lost)!r} can be read; add {unit}s that can, or remove the class")

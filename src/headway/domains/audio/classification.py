@@ -19,11 +19,11 @@ from headway.domains.audio.mel import HOP, SHORTEST, log_mel
 from headway.domains.audio.pictures import class_pictures
 from headway.domains.audio.store import KINDS, open_sounds
 from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError
 from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.report import Picture
 from headway.train import Recipe, TaskConfig
-from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask
+from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask, check_classes
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SoundClasses(ClassTask):
         self.sounds = sounds
         self.files = [found.files[row] for row in self.kept]
         labels, places = ([column[row] for row in self.kept] for column in (found.labels, found.places))
-        _check_classes(set(found.labels) - set(labels))
+        check_classes(found.labels, labels, self.unit)
         lengths = sounds.lengths[self.kept]
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
         heard = with_window(recipe.model, self.frames)
@@ -139,8 +139,3 @@ def spectra(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Te
     """The frames of windows; those that are shorter than the shortest transform are followed by silence."""
     short = max(0, SHORTEST - windows.shape[-1])
     return log_mel(torch.nn.functional.pad(windows, (0, short)), bands)[..., :frames, :]
-
-
-def _check_classes(lost: set[str]) -> None:
-    if lost:
-        raise UserError(f"no sound of the class {min(lost)!r} can be read; add sounds that can, or remove the class")

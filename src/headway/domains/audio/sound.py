@@ -34,7 +34,10 @@ class FileSound:
         with self._opened() as file:
             if file.frames == 0:
                 raise UserError(f"{self.path} is a sound of 0 samples; leave it out, or record it again")
-            Resampler(file.samplerate, rate)
+            try:
+                Resampler(file.samplerate, rate)
+            except UserError as error:
+                raise UserError(f"{self.path}: {error}") from None
         _check_wav(self.path)
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:

@@ -20,7 +20,7 @@ from headway.data.order import epoch_seed
 from headway.data.packing import IGNORED
 from headway.domains.audio.augment import chance, masked
 from headway.domains.audio.classification import SoundTaskConfig
-from headway.domains.audio.framing import framed, padding_of, said_padding
+from headway.domains.audio.framing import Padding, framed, padding_of, said_padding
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.windows import bands_of, with_window
 from headway.errors import ConfigError, UserError
@@ -115,7 +115,7 @@ class SpeechTask:
         """
         self.codec, self.marks = codec, marks
         self.compared: Callable[[str], str] = words
-        self.padding = padding_of(read_usage(workspace))
+        self.padding: Padding = padding_of(read_usage(workspace))
         self.frames, self.bands = frames, bands_of(listening(recipe.model).encoder)
         self.seed = recipe.train.seed
         self.size = batch_size_of(recipe)

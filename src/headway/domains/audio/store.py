@@ -109,7 +109,9 @@ def _decoded(files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> 
 def _read(path: Path, skip: bool) -> Tensor | None:
     try:
         return read_sound(path)
-    except UserError:
-        if skip and os.path.isfile(path):
+    except UserError as error:
+        if not os.path.isfile(path):
+            raise
+        if skip:
             return None
-        raise
+        raise UserError(f"{error}; or leave such sounds out with task.skip_bad=true") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
-from headway.domains.audio.framing import Windows, padding_of
+from headway.domains.audio.framing import Padding, Windows, padding_of
 from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import HOP
@@ -66,7 +66,8 @@ class Transcriber:
             raise UserError("this model was trained to write no times, so its words have none; leave them out")
         config = replace(config, timestamps=config.timestamps and marks.timed)
         self.listener = Listener(model, generator, codec, marks)
-        self.config, self.codec, self.marks, self.padding = config, codec, marks, padding_of(usage)
+        self.config, self.codec, self.marks = config, codec, marks
+        self.padding: Padding = padding_of(usage)
         self.words = Words(model, codec, marks) if config.words else None
 
     def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:

@@ -111,7 +111,7 @@ class Transcription(SpeechTask):
     def _codec(self, workspace: Path) -> TokenizerCodec:
         if (workspace / FILE).exists():
             return cast(TokenizerCodec, load_codec(workspace))
-        texts = (f" {self.rows.texts[row]}" for row in self.sides["train"].tolist())
+        texts = (f" {self.rows.texts[row]}" for row in self.numbers("train").tolist())
         return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN))
 
     def numbers(self, split: str) -> np.ndarray:

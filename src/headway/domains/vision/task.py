@@ -36,7 +36,7 @@ from headway.models import (
 )
 from headway.report import Picture
 from headway.train import Recipe, TaskConfig
-from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask
+from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask, check_classes
 
 _MEASURED = 10_000  # images whose mean and deviation are taken
 
@@ -84,8 +84,10 @@ class Vision(ClassTask):
         self.images = images.pixels
         self.files = samples.files
         self.places = samples.places
+        labels = [samples.labels[row] for row in kept.tolist()]
+        check_classes(samples.labels, labels, self.unit)
         labelled = ClassSamples(
-            [samples.labels[row] for row in kept.tolist()],
+            labels,
             samples.named[kept],
             [images.keys[row] for row in kept.tolist()],
             lambda row: samples.places[int(kept[row])],
