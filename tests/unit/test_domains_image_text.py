@@ -199,6 +199,12 @@ def test_images_of_any_kind_are_decoded_once(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(open_pictures(files, PROCESSOR, False).pixels, found.pixels)
 
 
+def test_few_texts_fill_a_small_codec(tmp_path: Path) -> None:
+    """A size is the most that there may be: nothing stops who has a hundred captions."""
+    here = task(draw(tmp_path), **{"task.size": 2000})
+    assert here.codec.size < 600
+
+
 def test_bad_images_are_an_error_or_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

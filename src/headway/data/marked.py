@@ -12,7 +12,7 @@ import numpy as np
 from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.packing import IGNORED, Windows, best_fit, gather, ranges
-from headway.data.splits import SplitConfig, assign, key_of, side_number
+from headway.data.splits import SplitConfig, assign, key_of, larger_share, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.data.tokens import ids_type
 from headway.errors import UserError
@@ -80,7 +80,7 @@ class MarkedCache:
             found &= ~np.isin(keys, keys[~found])
         if not found.any():
             raise UserError(
-                f"the {side} split of {len(self):,} samples is empty; give files named {side}, or a larger share"
+                f"the {side} split of {len(self):,} samples is empty; give files named {side}, or {larger_share(side)}"
             )
         return np.flatnonzero(found)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.sources import Pair, PairSource, pair_sources, read_pairs
-from headway.data.splits import SplitConfig, assign, key_of, side_number
+from headway.data.splits import SplitConfig, assign, key_of, larger_share, side_number
 from headway.data.store import (
     Columns,
     cache_key,
@@ -76,7 +76,7 @@ class PairCache:
         pairs = np.flatnonzero(assign(np.asarray(self.keys), named, given, config) == side_number(side))
         if len(pairs) == 0:
             raise UserError(
-                f"the {side} split of {len(self):,} pairs is empty; give files named {side}, or a larger share"
+                f"the {side} split of {len(self):,} pairs is empty; give files named {side}, or {larger_share(side)}"
             )
         return pairs
 

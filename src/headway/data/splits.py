@@ -35,6 +35,11 @@ class SplitConfig:
             raise ConfigError(f"validation and test together take {total} of the data; leave some to train on")
 
 
+def larger_share(side: str) -> str:
+    """What to say of a split that is empty."""
+    return "smaller shares of the others" if side == "train" else f"a larger share, as task.split.{side}=0.2"
+
+
 def key_of(text: str) -> int:
     """The 64-bit key of a source, from its content: equal sources have equal keys on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -14,7 +14,7 @@ from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.packing import Spans
 from headway.data.sources import Chunk, TextSource, chunks, text_sources
-from headway.data.splits import SplitConfig, assign, shares_to_draw, side_number
+from headway.data.splits import SplitConfig, assign, larger_share, shares_to_draw, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.errors import UserError
 
@@ -74,7 +74,7 @@ class TokenCache:
         if spans.tokens == 0:
             raise UserError(
                 f"the {side} split of {self.documents:,} documents is empty; give a file or folder named {side}, "
-                "or a larger share"
+                f"or {larger_share(side)}"
             )
         return spans
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.data import SplitConfig, sides_of
+from headway.data.splits import larger_share
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import class_scores
@@ -104,8 +105,8 @@ class ClassTask:
         found = np.arange(len(self.classes)) if split == "all" else self.sides[split]
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.classes):,} samples is empty; give a folder named {split}, or a "
-                "larger share"
+                f"the {split} split of {len(self.classes):,} samples is empty; give a folder named {split}, or "
+                f"{larger_share(split)}"
             )
         return found
 

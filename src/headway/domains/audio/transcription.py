@@ -16,6 +16,7 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import register
 from headway.data import sides_of
+from headway.data.splits import larger_share
 from headway.domains.audio.alignment import alignment
 from headway.domains.audio.augment import chance, delayed, noisy, varied
 from headway.domains.audio.marks import languages_of
@@ -118,8 +119,8 @@ class Transcription(SpeechTask):
         found = np.arange(len(self.rows)) if split == "all" else self.sides[split]
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.rows):,} sounds is empty; give a table named {split}, or a larger "
-                "share"
+                f"the {split} split of {len(self.rows):,} sounds is empty; give a table named {split}, or "
+                f"{larger_share(split)}"
             )
         return found
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from headway.data.splits import SplitConfig
+from headway.data.splits import SplitConfig, larger_share
 from headway.domains.chess.positions import Positions
 from headway.errors import UserError
 from headway.train import WHOLE, Recipe, Shard, sharding
@@ -30,7 +30,8 @@ class PositionRows:
         found = np.arange(len(self.source)) if split == "all" else self.sides[split]
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.source):,} positions is empty; give more games, or a larger share"
+                f"the {split} split of {len(self.source):,} positions is empty; give more games, or "
+                f"{larger_share(split)}"
             )
         return found
 

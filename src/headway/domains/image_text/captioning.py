@@ -17,7 +17,7 @@ from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec
 from headway.codecs.processor import ImageProcessor
 from headway.config import override
-from headway.data.splits import SIDES
+from headway.data.splits import SIDES, larger_share
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_batches import CaptionBatch, shifted, text_batch
 from headway.domains.image_text.caption_config import CaptionsConfig
@@ -103,8 +103,8 @@ class Captioning:
             raise UserError(f"there is no split {split!r}; choose from {', '.join(self.sides)}, all")
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.ids):,} captions is empty; give more, a file named {split}, or a "
-                f"larger share, as task.split.{split}=0.2"
+                f"the {split} split of {len(self.ids):,} captions is empty; give more, a file named {split}, or "
+                f"{larger_share(split)}"
             )
         return found
 

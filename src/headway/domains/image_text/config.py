@@ -33,9 +33,9 @@ class ImageTextConfig(TaskConfig):
     of its own, drawn anew each epoch; as the loss couples them, train.accumulate is 1, and `at_once` images or texts
     are computed together, the others again on the way back. exp(scale) is held to `scale_limit`.
 
-    `codec`, `size` and `lowercase` are for the codec that is trained where the model starts from scratch. A text of
-    more tokens than the model reads is an error, or cut with `truncate`. An image that is corrupt is an error, or
-    left out and counted with `skip_bad`. `split` says what is held out where no table is named for it.
+    `codec`, `size` (at most) and `lowercase` are for the codec that is trained where the model starts from scratch. A
+    text of more tokens than the model reads is an error, or cut with `truncate`. An image that is corrupt is an error,
+    or left out and counted with `skip_bad`. `split` says what is held out where no table is named for it.
     """
 
     image: str = "path"
@@ -92,7 +92,13 @@ class ImageTextConfig(TaskConfig):
             return load_codec(workspace)
         spaced = self.codec in ("bpe", "wordpiece", "unigram")
         codec = train_codec(
-            self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL
+            self.codec,
+            texts,
+            self.size,
+            lowercase=self.lowercase,
+            prefix_space=spaced,
+            special=SPECIAL,
+            fewer=True,
         )
         frame(codec.tokenizer, "clip", codec.marks, {})  # for others who read the tokenizer.json
         return codec

@@ -19,7 +19,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.config import override
 from headway.data import epoch_seed, sides_of
 from headway.data.order import mixed
-from headway.data.splits import key_of
+from headway.data.splits import key_of, larger_share
 from headway.domains.image_text.config import ImageTextConfig, check_towers
 from headway.domains.image_text.contrast import of_parts, sigmoid_contrast, softmax_contrast
 from headway.domains.image_text.data import Captions
@@ -111,8 +111,8 @@ class ImageText:
         found = np.sort(np.concatenate(list(self.sides.values()))) if split == "all" else self.sides[split]
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.captions.images):,} images is empty; give tables named {split}, or a "
-                "larger share"
+                f"the {split} split of {len(self.captions.images):,} images is empty; give tables named {split}, or "
+                f"{larger_share(split)}"
             )
         return found
 

@@ -14,7 +14,7 @@ from torch import nn
 from headway.codecs.frame import frame_of
 from headway.config import register
 from headway.data import Table, read_table, sides_of
-from headway.data.splits import key_of
+from headway.data.splits import key_of, larger_share
 from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder
 from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, vectors
 from headway.errors import ConfigError, UserError
@@ -117,7 +117,7 @@ class Embedding:
         if len(found) == 0:
             raise UserError(
                 f"the {split} split of {len(self.texts):,} texts holds no two that belong together; give files named "
-                f"{split}, or a larger share"
+                f"{split}, or {larger_share(split)}"
             )
         return found
 

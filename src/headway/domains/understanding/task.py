@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.codecs import Codec
+from headway.data.splits import larger_share
 from headway.domains.understanding.config import batch_tokens
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
@@ -59,7 +60,8 @@ class EncoderTask:
         found = np.arange(len(self.rows)) if split == "all" else self.sides.get(split, np.zeros(0, np.int64))
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.rows):,} samples is empty; give files named {split}, or a larger share"
+                f"the {split} split of {len(self.rows):,} samples is empty; give files named {split}, or "
+                f"{larger_share(split)}"
             )
         return found
 
