@@ -3,12 +3,13 @@
 from headway.environments.copies import Copies, Step
 from headway.environments.making import check_stored, make_environment
 from headway.environments.policies import Policy, open_policy
-from headway.environments.recording import Mixture, Recorder
+from headway.environments.recording import Demonstrating, Mixture, Recorder
 from headway.environments.scores import normalised
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
     "Copies",
+    "Demonstrating",
     "Mixture",
     "Policy",
     "Recorder",
