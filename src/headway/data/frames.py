@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from headway.data.demonstrations import Frames
 from headway.data.store import read_column
+
+
+class Frames(Protocol):
+    """The pictures of one camera, of all steps one after the other. `size` is height and width."""
+
+    size: tuple[int, int]
+
+    def __len__(self) -> int: ...
+    def read(self, steps: np.ndarray) -> np.ndarray:
+        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        ...
 
 
 class MappedFrames:

@@ -60,7 +60,9 @@ def without_screen() -> None:
 
 def _import_maker(package: Any, name: str) -> None:
     """Import what makes an environment that is registered, with a version in its name or without."""
-    spec = next((each for known, each in package.registry.items() if known == name or known.startswith(f"{name}-v")), None)
+    spec = next(
+        (each for known, each in package.registry.items() if known == name or known.startswith(f"{name}-v")), None
+    )
     if spec is not None and isinstance(spec.entry_point, str):
         import_module(spec.entry_point.partition(":")[0])
 
@@ -134,7 +136,9 @@ def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
     try:
         return maker(render_mode="rgb_array") if drawn else maker()
     except Exception as error:
-        raise UserError(f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(
+            f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _takes_mode(maker: Callable[..., Any]) -> bool:

@@ -13,7 +13,6 @@ from headway.environments.making import METAWORLD, warned_in_the_log
 from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[robotics]'"
-ROBOT = 4  # leading numbers of a state that say how the robot stands: its hand's place, and how far the gripper is open
 _FILMED = "corner2"
 _TURNED = ("corner", "corner2", "corner3", "corner4")  # cameras that Meta-World hangs upside down
 _LIMIT = 500  # steps of an episode, after which Meta-World takes no more

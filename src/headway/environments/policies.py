@@ -62,6 +62,11 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
     raise UserError(f"the policy {name!r} is not known; give random, expert, the .npz of a network, or module:function")
 
 
+def default_policy(environment: str) -> str:
+    """Who acts in an environment if nobody is named: its expert, where it has one, else chance."""
+    return EXPERT if environment.startswith(METAWORLD) else RANDOM
+
+
 def _expert(environment: str) -> Policy:
     if not environment.startswith(METAWORLD):
         raise UserError(

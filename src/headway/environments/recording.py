@@ -13,7 +13,6 @@ from headway.environments.copies import Copies
 from headway.environments.policies import Policy
 from headway.errors import UserError
 
-
 _TRIES = 4  # episodes that are played at most for each that is kept
 
 
@@ -52,6 +51,7 @@ class Recorder:
     noise that depend on the seed and e alone.
 
     What is finished is in `finished`, by number, even if `run` is interrupted; `failed` counts what was not kept.
+    `keep` is given the pictures of each episode that is.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class Recorder:
         seed: int,
         horizon: int | None,
         demonstrating: Demonstrating | None = None,
-        keep: Keep = lambda number, pictures: None,
     ) -> None:
         """`horizon` is the most steps of an episode; an environment without a limit of its own needs one."""
         if horizon is None and copies.horizon is None:
@@ -70,7 +69,8 @@ class Recorder:
                 "give one with --horizon"
             )
         self.copies, self.mixtures, self.seed, self.horizon = copies, mixtures, seed, horizon
-        self.demonstrating, self.keep = demonstrating, keep
+        self.demonstrating = demonstrating
+        self.keep: Keep = lambda number, pictures: None
         self.finished: dict[int, Episode] = {}
         self.failed = 0
 
