@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--at-once",
         type=whole(1),
         metavar="N",
-        help=f"environments side by side (default: {_AT_ONCE}, with cameras 1)",
+        help=f"environments side by side (default: {_AT_ONCE}; of Meta-World's, and with cameras, 1)",
     )
     add("--horizon", type=whole(1), metavar="N", help="the most steps of an episode (default: the environment's)")
     add("--cameras", nargs="+", default=[], metavar="NAME", help="cameras of MuJoCo's that are filmed")
@@ -85,9 +85,7 @@ def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
-        raise UserError(
-            f"{path} is no name of an .npz file; end it with .npz, or with nothing for a LeRobotDataset folder"
-        )
+        raise UserError(f"{path} is no name of an .npz file; end it with .npz, or name a folder without an ending")
     if path.exists():
         raise UserError(f"{path} is there already; choose another place with --out")
     if not folder and args.cameras:
@@ -101,9 +99,10 @@ def _check_out(args: argparse.Namespace) -> None:
 
 
 def _copies(args: argparse.Namespace, name: str) -> Copies:
-    from headway.environments import Copies
+    from headway.environments import Copies, default_policy
 
-    at_once = args.at_once or (1 if args.cameras else _AT_ONCE)
+    heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 25 MB a copy
+    at_once = args.at_once or (1 if heavy else _AT_ONCE)
     return Copies(name, min(at_once, args.episodes), cameras=args.cameras, size=tuple(args.size))
 
 

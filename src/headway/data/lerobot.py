@@ -105,9 +105,8 @@ def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.nda
     said = np.concatenate([np.full(episode.length, episode.number) for episode in episodes])
     if not np.array_equal(found["episode_index"][:, 0], said):
         row = int(np.flatnonzero(found["episode_index"][:, 0] != said)[0])
-        raise UserError(
-            f"{path}, row {row} is of episode {int(found['episode_index'][row, 0])}, and meta/ says {said[row]}; {AGAIN}"
-        )
+        own = int(found["episode_index"][row, 0])
+        raise UserError(f"{path}, row {row} is of episode {own}, and meta/ says {said[row]}; {AGAIN}")
     for name in info.numbers:
         found[name] = found[name].astype(np.float32)
     found["task_index"] = found["task_index"][:, 0].astype(np.int64)

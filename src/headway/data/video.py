@@ -29,8 +29,8 @@ def check_film(path: Path) -> None:
 class Film:
     """A video in H.264 where that is here, written frame by frame: `with Film(path, rate) as film: film.add(frame)`.
 
-    `rate` is in frames a second. With `jumps`, one frame of so many stands by itself, where a reader may begin. What ends
-    with an error leaves nothing behind.
+    `rate` is in frames a second. With `jumps`, one frame of so many stands by itself, where a reader may begin. What
+    ends with an error leaves nothing behind.
     """
 
     def __init__(self, path: Path, rate: float, jumps: int | None = None) -> None:

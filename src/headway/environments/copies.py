@@ -15,8 +15,8 @@ from headway.errors import UserError
 
 
 class Step(NamedTuple):
-    """What an action led to. `ended` is the environment's word, `cut` a limit's; `success` says whether the task is done
-    at this moment, None where the environment does not say.
+    """What an action led to. `ended` is the environment's word, `cut` a limit's; `success` says whether the task is
+    done at this moment, None where the environment does not say.
     """
 
     state: State
@@ -40,7 +40,7 @@ class Copies:
         cameras: Sequence[str] = (),
         size: tuple[int, int] = (96, 96),
     ) -> None:
-        """Raises UserError for an environment that there is not, whose actions cannot be said, or that lacks a camera."""
+        """Raises UserError for an environment that there is not, that lacks a camera, or whose actions no head says."""
         self.name = name
         self._each: list[Any] = []
         for number in range(count):

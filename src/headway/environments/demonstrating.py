@@ -19,7 +19,7 @@ ROBOT = 4  # numbers of a state of Meta-World's that say where the hand is, and 
 
 
 class Shots:
-    """Pictures of finished episodes, in files of a folder that is gone afterwards: `with Shots(beside) as shots: ...`"""
+    """Pictures of finished episodes, in files of a folder that is gone afterwards: `with Shots(beside) as shots:`"""
 
     def __init__(self, beside: Path) -> None:
         """Raises UserError where the folder `beside`, to which all is written in the end, cannot be."""
@@ -38,22 +38,17 @@ class Shots:
         """The pictures of an episode of a task: of each camera uint8 [T, H, W, 3]."""
         if not pictures:
             return
-        with Columns(
-            Path(self._folder.name), {_file(task, number, camera): np.uint8 for camera in pictures}
-        ) as columns:
-            for camera, each in pictures.items():
+        files = {_file(task, number, camera): each for camera, each in pictures.items()}
+        with Columns(Path(self._folder.name), dict.fromkeys(files, np.uint8)) as columns:
+            for name, each in files.items():
                 self._size = (each.shape[1], each.shape[2])
-                columns.append(_file(task, number, camera), each)
+                columns.append(name, each)
 
     def frames(self, task: int, lengths: dict[int, int], camera: str) -> Frames:
         """What a camera saw in episodes of a task, whose numbers and lengths are given, one after the other."""
         folder = Path(self._folder.name)
-        return JoinedFrames(
-            [
-                MappedFrames(folder, _file(task, number, camera), length, self._size)
-                for number, length in lengths.items()
-            ]
-        )
+        files = {_file(task, number, camera): length for number, length in lengths.items()}
+        return JoinedFrames([MappedFrames(folder, name, length, self._size) for name, length in files.items()])
 
 
 def _file(task: int, number: int, camera: str) -> str:
@@ -61,7 +56,7 @@ def _file(task: int, number: int, camera: str) -> str:
 
 
 def demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], shots: Shots | None) -> Demonstrations:
-    """What has been finished, task after task. Raises UserError where a robot's actions are choices or states images."""
+    """What has been finished, task after task."""
     parts = []
     for task, recorder in enumerate(recorders):
         if not recorder.finished:

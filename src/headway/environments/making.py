@@ -36,9 +36,9 @@ def check_stored(name: str) -> str:
 
 
 def make_environment(name: str, *, drawn: bool = False) -> Any:
-    """An environment: gymnasium's by its id, Meta-World's as metaworld/NAME-v3, or what `module:Name` of the user's makes
-    (a class, a function, or an id that the module registers). `drawn` lets `render` give images. Raises UserError for
-    what there is not.
+    """An environment: gymnasium's by its id, Meta-World's as metaworld/NAME-v3, or what `module:Name` of the user's
+    makes (a class, a function, or an id that the module registers). `drawn` lets `render` give images. Raises UserError
+    for what there is not.
     """
     package = gymnasium()
     if drawn:
@@ -60,11 +60,10 @@ def without_screen() -> None:
 
 def _import_maker(package: Any, name: str) -> None:
     """Import what makes an environment that is registered, with a version in its name or without."""
-    spec = next(
-        (each for known, each in package.registry.items() if known == name or known.startswith(f"{name}-v")), None
-    )
-    if spec is not None and isinstance(spec.entry_point, str):
-        import_module(spec.entry_point.partition(":")[0])
+    known = next((each for each in package.registry if each == name or each.startswith(f"{name}-v")), None)
+    maker = None if known is None else package.registry[known].entry_point
+    if isinstance(maker, str):
+        import_module(maker.partition(":")[0])
 
 
 def warned_in_the_log() -> None:

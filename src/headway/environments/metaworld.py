@@ -1,4 +1,4 @@
-"""Meta-World's 50 tasks of a robot's arm, with their scripted experts (Yu et al. 2019). Imported when one is asked for."""
+"""Meta-World's 50 tasks of a robot's arm, with their scripted experts (Yu et al. 2019)."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class Network:
 
 
 def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | None:
-    """A policy for an environment by its name: an .npz file, module:function of the user's, or "expert" for the scripted
-    one of Meta-World's `environment`; None for "random".
+    """A policy for an environment by its name: an .npz file, module:function of the user's, or "expert" for the
+    scripted one of Meta-World's `environment`; None for "random".
 
     Raises UserError for one that there is not, or that does not fit the environment.
     """
@@ -70,8 +70,8 @@ def default_policy(environment: str) -> str:
 def _expert(environment: str) -> Policy:
     if not environment.startswith(METAWORLD):
         raise UserError(
-            f"there is no expert of {environment!r}, only of Meta-World's tasks ({METAWORLD}reach-v3); give random, the "
-            ".npz of a network, or module:function"
+            f"there is no expert of {environment!r}, only of Meta-World's tasks ({METAWORLD}reach-v3); give random, "
+            "the .npz of a network, or module:function"
         )
     from headway.environments.metaworld import Expert  # which imports gymnasium
 
