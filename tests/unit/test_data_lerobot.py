@@ -288,7 +288,7 @@ def wider(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: cut(folder / "meta/info.json"), r"info\.json is damaged or no JSON .*fetch the data set again"),
-        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; give one of v2\.0, v2\.1, v3\.0"),
+        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; give a folder of v2\.0, v2\.1, v3\.0"),
         (said(fps="fast"), "fps is 'fast'"),
         (said(features={}), "has no feature 'action'"),
         (said(data_path="../{chunk_index}.parquet"), "leads out of the folder"),

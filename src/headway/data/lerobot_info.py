@@ -67,9 +67,7 @@ def read_info_file(folder: Path) -> Info:
     raw = read_json(path)
     version = raw.get("codebase_version")
     if version not in VERSIONS:
-        raise UserError(
-            f"{path}: codebase_version is {version!r}; readable are {', '.join(VERSIONS)}: convert it to one"
-        )
+        raise UserError(f"{path}: codebase_version is {version!r}; give a folder of {', '.join(VERSIONS)}")
     rate = raw.get("fps")
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 100_000:
         raise UserError(f"{path}: fps is {rate!r}; give the steps of a second")

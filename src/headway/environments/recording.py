@@ -96,8 +96,10 @@ class Recorder:
         while running:
             actions = self._act(running)
             for row, action in actions.items():
+                before = len(self.finished)
                 if self._step(row, running[row], action):
-                    progress(len(self.finished))
+                    if len(self.finished) > before:
+                        progress(len(self.finished))
                     number = next(waiting, None)
                     if number is None:
                         del running[row]
