@@ -151,11 +151,11 @@ def test_cameras_show_each_copy() -> None:
 
 
 def test_the_robot_is_shown_the_right_way_up() -> None:
-    """The floor is bright and below; what is above the table is grey."""
+    """Above the table there is a wall of one grey, below it a floor of tiles."""
     with drawn_or_skipped(REACH, cameras=("corner2",), size=(64, 64)) as copies:
         copies.reset(0, 0)
-        seen = copies.pictures(0)["corner2"].astype(float).mean(axis=(1, 2))
-    assert seen[-8:].mean() > seen[:8].mean()
+        seen = copies.pictures(0)["corner2"]
+    assert (seen[:8].std(), seen[-8:].std() > 10) == (0, True)
 
 
 def test_cameras_that_there_are_not() -> None:

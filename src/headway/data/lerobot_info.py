@@ -265,10 +265,11 @@ def _place(info: Info, name: str, fields: Mapping[str, Any]) -> Path:
 
 def _side(info: Info, number: int) -> int:
     """The split of an episode; a folder whose episodes are all for training leaves it to others."""
-    splits = info.raw.get("splits")
-    for name, text in (splits if isinstance(splits, dict) else {}).items():
+    said = info.raw.get("splits")
+    splits = said if isinstance(said, dict) and len(said) > 1 else {}
+    for name, text in splits.items():
         side, found = named_side(name), _RANGE.fullmatch(str(text))
-        if side is not None and found and len(splits) > 1 and int(found[1]) <= number < int(found[2]):
+        if side is not None and found and int(found[1]) <= number < int(found[2]):
             return side_number(side)
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from headway.environments.making import METAWORLD, warned_in_the_log
 from headway.errors import UserError, nearest
@@ -39,7 +40,7 @@ class MetaWorld(gymnasium.Env):
         self.observation_space = self._simulation.sawyer_observation_space
         self.action_space = self._simulation.action_space
         self.metadata, self.render_mode = self._simulation.metadata, self._simulation.render_mode
-        self.spec = gymnasium.envs.registration.EnvSpec(METAWORLD + name, max_episode_steps=_LIMIT)
+        self.spec = EnvSpec(METAWORLD + name, max_episode_steps=_LIMIT)
 
     @property
     def unwrapped(self) -> Any:
