@@ -98,8 +98,8 @@ def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.nda
     wanted = dict.fromkeys(_WHOLE, 1) | dict(info.numbers)
     rows = sum(episode.length for episode in episodes)
     file = _opened(path)
-    _check_file(path, file, rows, wanted)
     with sound(path, "Parquet"):
+        _check_file(path, file, rows, wanted)
         table = file.read(list(wanted))
     found = {name: _column(f"{path}: {name}", path, table.column(name), rows, count) for name, count in wanted.items()}
     said = np.concatenate([np.full(episode.length, episode.number) for episode in episodes])
@@ -208,9 +208,10 @@ def _filmed(
 def _embedded(path: Path, camera: Camera, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """The pictures of a column of PNG or JPEG bytes."""
     file, row = _opened(path), 0
-    if camera.key not in file.schema_arrow.names:
-        raise UserError(f"{path} has no column {camera.key!r}; {AGAIN}")
-    batches = file.iter_batches(_ROWS, columns=[camera.key])
+    with sound(path, "Parquet"):
+        if camera.key not in file.schema_arrow.names:
+            raise UserError(f"{path} has no column {camera.key!r}; {AGAIN}")
+        batches = file.iter_batches(_ROWS, columns=[camera.key])
     while True:
         with sound(path, "Parquet"):
             batch = next(batches, None)

@@ -102,13 +102,9 @@ def read_tasks(info: Info) -> dict[int, str]:
     if info.version < "v3":
         rows = list(_lines(info.folder / "meta/tasks.jsonl"))
     else:
-        path = info.folder / "meta/tasks.parquet"
-        table = read_table(path).to_pydict()
-        texts = next((name for name, values in table.items() if all(isinstance(value, str) for value in values)), "")
-        rows = [
-            {"task_index": number, "task": text}
-            for number, text in zip(table.get("task_index", []), table.get(texts, []))
-        ]
+        rows = read_rows(info.folder / "meta/tasks.parquet")
+        for row in rows:  # the text is pandas' index, whose name depends on the version
+            row["task"] = next((value for value in row.values() if isinstance(value, str)), None)
     found = {}
     for row in rows:
         number, text = row.get("task_index"), row.get("task")
@@ -138,13 +134,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_table(path: Path, columns: Callable[[str], bool] = lambda name: True) -> Any:
-    """The named columns of a small Parquet file as a table of pyarrow's."""
+def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
+    """The wanted columns of a small Parquet file, row by row."""
     parquet = packaged_parquet(path)
     _check_small(path)
     with sound(path, "Parquet"):
         file = parquet.ParquetFile(path)
-        return file.read([name for name in file.schema_arrow.names if columns(name)])
+        return file.read([name for name in file.schema_arrow.names if columns(name)]).to_pylist()
 
 
 def packaged_parquet(path: Path) -> Any:
@@ -220,7 +216,7 @@ def _of_tables(info: Info) -> Iterator[Noted]:
         raise UserError(f"{folder} holds no chunk-000/file-000.parquet; {AGAIN}")
     rows: list[dict[str, Any]] = []
     for path in paths:
-        rows.extend(read_table(path, lambda name: not name.startswith("stats/")).to_pylist())
+        rows.extend(read_rows(path, lambda name: not name.startswith("stats/")))
         if len(rows) > _EPISODES:
             raise UserError(f"{path}: there are more than {_EPISODES:,} episodes; divide the data set")
     for row in sorted(rows, key=lambda row: _whole(info, row, "episode_index")):

@@ -107,9 +107,12 @@ def read_frames(
 
 
 def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
-    if (shown.height, shown.width) != size:
+    """That a stream, whose codec must be known, or a frame is of a size."""
+    with _sound(path):
+        height, width = shown.height, shown.width
+    if (height, width) != size:
         raise UserError(
-            f"{path} shows {shown.height} x {shown.width} pixels, and info.json says {size[0]} x {size[1]}; "
+            f"{path} shows {height} x {width} pixels, and info.json says {size[0]} x {size[1]}; "
             "correct it there, or fetch the data set again"
         )
 
