@@ -83,6 +83,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
+    from headway.data.lerobot_writing import check_lerobot
+
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
         raise UserError(f"{path} is no name of an .npz file; end it with .npz, or name a folder without an ending")
@@ -92,6 +94,8 @@ def _check_out(args: argparse.Namespace) -> None:
         raise UserError(f"{path} holds no pictures; name a folder with --out, without .npz, or leave --cameras out")
     if not folder and len(args.env) > 1:
         raise UserError(f"{path} holds one environment, and {len(args.env)} are given; name a folder, without .npz")
+    if folder:
+        check_lerobot(path, films=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
         raise UserError("an environment is given twice; name each once")
     if args.cameras and any(side % 2 for side in args.size):

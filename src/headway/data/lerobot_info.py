@@ -109,7 +109,7 @@ def read_tasks(info: Info) -> dict[int, str]:
     for row in rows:
         number, text = row.get("task_index"), row.get("task")
         if not isinstance(number, int) or not isinstance(text, str):
-            raise UserError(f"{info.folder}/meta has the task {row}, which has no task_index or no text; {AGAIN}")
+            raise UserError(f"{info.folder}/meta has the task {str(row)[:80]}, without task_index or text; {AGAIN}")
         found[number] = text
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 from headway.data.demonstrations import Demonstrations
 from headway.data.frames import Frames
 from headway.data.lerobot_info import ACTION, INFO, OWN, STATES, packaged_parquet
-from headway.data.video import Film
+from headway.data.video import Film, packaged_av
 from headway.errors import UserError
 
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -24,6 +24,13 @@ _PLACE = {"chunk_index": 0, "file_index": 0}
 _JUMPS = 2  # a reader may begin at every second frame
 _SHARES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _SAMPLED = 200  # pictures whose statistics stand for all
+
+
+def check_lerobot(folder: Path, films: bool) -> None:
+    """UserError where a folder cannot be written for want of a package, before any work; `films` says if with videos."""
+    packaged_parquet(folder)
+    if films:
+        packaged_av()
 
 
 def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None) -> None:
@@ -41,7 +48,8 @@ def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None)
         _write(part, found, robot)
         part.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another place with --out") from error
+        reason = error.strerror or error
+        raise UserError(f"{folder} cannot be written ({reason}); choose another place with --out") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
