@@ -226,6 +226,18 @@ def test_an_interrupt_keeps_what_is_finished(
     assert len(found) > 1
 
 
+@pytest.mark.parametrize(("package", "extra"), [("pyarrow.parquet", "robotics"), ("av", "rl")])
+def test_packages_are_asked_for_before_work(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(Copies, "step", lambda *given: 1 / 0)
+    out = tmp_path / "arm"
+    assert cli.main(["data", "collect", REACH, "--cameras", "corner2", "--out", str(out)]) == cli.USER_ERROR
+    assert f"pip install 'headway[{extra}]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

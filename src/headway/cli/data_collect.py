@@ -105,7 +105,7 @@ def _check_out(args: argparse.Namespace) -> None:
 def _copies(args: argparse.Namespace, name: str) -> Copies:
     from headway.environments import Copies, default_policy
 
-    heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 25 MB a copy
+    heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
     at_once = args.at_once or (1 if heavy else _AT_ONCE)
     return Copies(name, min(at_once, args.episodes), cameras=args.cameras, size=tuple(args.size))
 

@@ -27,7 +27,7 @@ _SAMPLED = 200  # pictures whose statistics stand for all
 
 
 def check_lerobot(folder: Path, films: bool) -> None:
-    """UserError where a folder cannot be written for want of a package, before any work; `films` says if with videos."""
+    """UserError where a package is missing that writes a folder, with videos if `films`, before any work."""
     packaged_parquet(folder)
     if films:
         packaged_av()
