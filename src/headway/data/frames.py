@@ -36,7 +36,7 @@ class MappedFrames:
 
     def read(self, steps: np.ndarray) -> np.ndarray:
         """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
-        return self._pixels[steps]
+        return np.asarray(self._pixels[steps])
 
 
 class JoinedFrames:
