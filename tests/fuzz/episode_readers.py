@@ -1,15 +1,19 @@
-"""Readers of episodes: .npz of three kinds, and HDF5 of two."""
+"""Readers of episodes: .npz of three kinds, HDF5 of two, and the parts of a LeRobotDataset folder."""
 
 from __future__ import annotations
 
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutate import damaged
+from mutate import damaged, damaged_json
 from run import Reader
 
+from headway.data.demonstrations import Demonstrations, read_demonstrations
+from headway.data.lerobot_writing import write_lerobot
 from headway.data.recordings import read_episodes
 
 
@@ -61,7 +65,57 @@ def read_one(path: Path) -> None:
     episodes.keys()
 
 
+class Grey:
+    """Pictures in memory."""
+
+    size = (16, 16)
+
+    def __len__(self) -> int:
+        return 5
+
+    def read(self, steps: np.ndarray) -> np.ndarray:
+        return np.full((len(steps), 16, 16, 3), 99, np.uint8)
+
+
+def part_of_lerobot(name: str) -> Callable[[Path], list[bytes]]:
+    """A whole folder, of which one file is what is damaged."""
+
+    def seeds(folder: Path) -> list[bytes]:
+        random = np.random.default_rng(0)
+        numbers = (random.normal(size=(5, width)).astype(np.float32) for width in (3, 2))
+        tasks, named = np.array([0, 1]), np.zeros(2, np.uint8)
+        told = (("reach", "push"), named, ("", ""))
+        write_lerobot(folder / "set", Demonstrations(*numbers, np.array([3, 5]), {"a": Grey()}, tasks, *told, 10.0))
+        return [(folder / "set" / name).read_bytes()]
+
+    return seeds
+
+
+def read_folder(path: Path) -> None:
+    """What can be read can be used."""
+    folder = next(parent for parent in path.parents if parent.name == "set")
+    try:
+        found = read_demonstrations([folder], folder.parent / "cache")
+        found.keys()
+        for frames in found.cameras.values():
+            frames.read(np.arange(len(found.actions)))
+    finally:
+        shutil.rmtree(folder.parent / "cache", ignore_errors=True)
+
+
+LEROBOT = {
+    "lerobot_info": ("meta/info.json", damaged_json),
+    "lerobot_episodes": ("meta/episodes/chunk-000/file-000.parquet", damaged),
+    "lerobot_tasks": ("meta/tasks.parquet", damaged),
+    "lerobot_rows": ("data/chunk-000/file-000.parquet", damaged),
+    "lerobot_video": ("videos/observation.images.a/chunk-000/file-000.mp4", damaged),
+}
+
 EPISODES = {
     "episodes": Reader("a.npz", npz_seeds, damaged, read_one),
     "hdf5": Reader("a.hdf5", hdf5_seeds, damaged, read_one),
+    **{
+        kind: Reader(f"set/{name}", part_of_lerobot(name), damage, read_folder)
+        for kind, (name, damage) in LEROBOT.items()
+    },
 }

@@ -13,6 +13,7 @@ from run import fuzz
 
 COUNT = 300
 NEEDS = {"gguf": ("gguf", "gguf"), "hdf5": ("h5py", "rl")}
+NEEDS |= {f"lerobot_{part}": ("av", "robotics") for part in ("info", "episodes", "tasks", "rows", "video")}
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from headway.data.recordings import read_episodes
+from headway.data.video import Film, check_film
 from headway.environments import (
     Copies,
     Mixture,
@@ -20,7 +21,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.film import Film, Reel, check_film, strip
+from headway.environments.film import Reel, strip
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")

@@ -42,7 +42,7 @@ COMMANDS = {
     "tokenizer train": "make a tokenizer.json from text",
     "data list": "known data sets with source and licence",
     "data get": "download a known data set and check it",
-    "data collect": "record episodes of mixed quality in an environment",
+    "data collect": "record episodes or demonstrations in environments",
     "data label": "positions of chess with the best moves and values that an engine finds",
 }
 DEFAULTS = {"data": "list"}  # what a group of commands does when none is named

@@ -72,10 +72,11 @@ class Episodes:
     def keys(self) -> list[str]:
         """A name of each episode by what it holds: equal ones have equal names."""
         pairs = zip(self.starts.tolist(), self.ends.tolist())
-        return [_digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
+        return [digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest(*arrays: np.ndarray) -> str:
+    """A name of arrays by what they hold."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

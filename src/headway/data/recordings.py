@@ -38,7 +38,7 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
             "no episodes are given; name at least one .npz or .hdf5 file (headway data collect records them)"
         )
     files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), KINDS)])
-    return joined([_read(file) for file in files], [str(file) for file in files])
+    return joined([read_recording(file) for file in files], [str(file) for file in files])
 
 
 def write_episodes(path: Path, episodes: Episodes) -> None:
@@ -58,7 +58,8 @@ def write_episodes(path: Path, episodes: Episodes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _read(file: File) -> Episodes:
+def read_recording(file: File) -> Episodes:
+    """The episodes of one file. A UserError says why it cannot be read."""
     side = 0 if file.side is None else side_number(file.side)
     if file.path.suffix.lower() == ".npz":
         with open_arrays(file.path) as columns:

@@ -1,22 +1,29 @@
 """Environments for agents: gymnasium's and the user's own, stepped side by side, recorded and filmed."""
 
 from headway.environments.copies import Copies, Step
+from headway.environments.demonstrating import Shots, check_demonstrable, demonstrations, robot_numbers
 from headway.environments.making import check_stored, make_environment
-from headway.environments.policies import Policy, open_policy
-from headway.environments.recording import Mixture, Recorder
+from headway.environments.policies import Policy, default_policy, open_policy
+from headway.environments.recording import Demonstrating, Mixture, Recorder
 from headway.environments.scores import normalised
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
     "Copies",
+    "Demonstrating",
     "Mixture",
     "Policy",
     "Recorder",
+    "Shots",
     "Spaces",
     "Step",
+    "check_demonstrable",
     "check_stored",
+    "default_policy",
+    "demonstrations",
     "make_environment",
     "normalised",
     "open_policy",
+    "robot_numbers",
     "spaces_of",
 ]

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from headway.environments.cameras import Cameras, cannot_draw, free_drawings
 from headway.environments.making import make_environment
 from headway.environments.spaces import Action, Spaces, State, flat, spaces_of
 from headway.errors import UserError
 
 
 class Step(NamedTuple):
-    """What an action led to. `ended` is the environment's word, `cut` a limit's."""
+    """What an action led to. `ended` is the environment's word, `cut` a limit's; `success` says whether the task is
+    done at this moment, None where the environment does not say.
+    """
 
     state: State
     reward: float
     ended: bool
     cut: bool
+    success: bool | None = None
 
 
 class Copies:
-    """`count` environments of a name, each with an episode of its own. `drawn` lets them be filmed."""
+    """`count` environments of a name, each with an episode of its own. `drawn` lets the first be filmed; `cameras` are
+    those of the environment that `pictures` shows, in `size`, height and width.
+    """
 
-    def __init__(self, name: str, count: int, *, drawn: bool = False) -> None:
-        """Raises UserError for an environment that there is not, or whose actions cannot be said."""
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        *,
+        drawn: bool = False,
+        cameras: Sequence[str] = (),
+        size: tuple[int, int] = (96, 96),
+    ) -> None:
+        """Raises UserError for an environment that there is not, that lacks a camera, or whose actions no head says."""
         self.name = name
         self._each: list[Any] = []
         for number in range(count):
             self._each.append(flat(make_environment(name, drawn=drawn and number == 0)))
         self.spaces: Spaces = spaces_of(self._each[0], name)
+        self._cameras = Cameras(name, self._each[0], cameras, size) if cameras else None
 
     def __enter__(self) -> Copies:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._cameras is not None:
+            self._cameras.close()
         for environment in self._each:
             with suppress(Exception):  # a drawing that failed cannot be closed, which is no news
+                free_drawings(environment)
                 environment.close()
 
     def __len__(self) -> int:
@@ -61,21 +80,23 @@ class Copies:
 
     def step(self, row: int, action: Action) -> Step:
         """UserError for a reward that is no number."""
-        observation, reward, ended, cut, _ = self._each[row].step(self.spaces.action(action))
+        observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
         if not np.isfinite(reward):
             raise UserError(f"the environment {self.name!r} gave the reward {reward}, which is no number; correct it")
-        return Step(self.spaces.state(observation), float(reward), bool(ended), bool(cut))
+        said = info.get("success", info.get("is_success"))
+        success = None if said is None else bool(said)
+        return Step(self.spaces.state(observation), float(reward), bool(ended), bool(cut), success)
+
+    def pictures(self, row: int) -> dict[str, np.ndarray]:
+        """What each of `cameras` sees of a copy now, uint8 [H, W, 3]. UserError where nothing can be drawn here."""
+        return {} if self._cameras is None else self._cameras.take(self._each[row])
 
     def frame(self) -> np.ndarray:
         """The first copy as an image, uint8 [H, W, 3]. UserError where it cannot be drawn here."""
         try:
             found = self._each[0].render()
         except Exception as error:  # each graphics library has errors of its own
-            reason = (str(error) or type(error).__name__).split("\n")[0]
-            raise UserError(
-                f"the environment {self.name!r} cannot be drawn here ({reason}); install EGL or OSMesa and set "
-                "MUJOCO_GL=egl or MUJOCO_GL=osmesa, or leave --render out"
-            ) from error
+            raise cannot_draw(self.name, error, "leave --render out") from error
         if not isinstance(found, np.ndarray) or found.ndim != 3 or found.shape[2] < 3:
             raise UserError(
                 f"the environment {self.name!r} draws {type(found).__name__}, no image [H, W, 3]; "

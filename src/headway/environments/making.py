@@ -1,8 +1,9 @@
-"""Environments by name: those that gymnasium knows, and the user's own as module:Name."""
+"""Environments by name: those that gymnasium knows, Meta-World's, and the user's own as module:Name."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[rl]'"
+METAWORLD = "metaworld/"
+_LOG = logging.getLogger(__name__)
 
 
 def gymnasium() -> Any:
@@ -33,18 +36,21 @@ def check_stored(name: str) -> str:
 
 
 def make_environment(name: str, *, drawn: bool = False) -> Any:
-    """An environment: gymnasium's by its id, or what `module:Name` of the user's makes (a class, a function, or an id
-    that the module registers). `drawn` lets `render` give images. Raises UserError for what there is not.
+    """An environment: gymnasium's by its id, Meta-World's as metaworld/NAME-v3, or what `module:Name` of the user's
+    makes (a class, a function, or an id that the module registers). `drawn` lets `render` give images. Raises UserError
+    for what there is not.
     """
     package = gymnasium()
     if drawn:
-        _without_screen()
+        without_screen()
     if ":" in name:
         return _own(package, name, drawn)
+    if name.startswith(METAWORLD):
+        return _of_metaworld(name, drawn)
     return _known(package, name, drawn)
 
 
-def _without_screen() -> None:
+def without_screen() -> None:
     """What draws without a window, where there is no screen and nothing else is asked for."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -52,18 +58,41 @@ def _without_screen() -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
+def _import_maker(package: Any, name: str) -> None:
+    """Import what makes an environment that is registered, with a version in its name or without."""
+    known = next((each for each in package.registry if each == name or each.startswith(f"{name}-v")), None)
+    maker = None if known is None else package.registry[known].entry_point
+    if isinstance(maker, str):
+        import_module(maker.partition(":")[0])
+
+
+def warned_in_the_log() -> None:
+    """What MuJoCo warns of goes to Python's log: left to itself it writes a file into the folder that one works in."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda message: _LOG.debug("MuJoCo: %s", message))
+
+
+def _of_metaworld(name: str, drawn: bool) -> Any:
+    from headway.environments.metaworld import MetaWorld  # which imports gymnasium
+
+    return MetaWorld(name.removeprefix(METAWORLD), drawn=drawn)
+
+
 def _known(package: Any, name: str, drawn: bool) -> Any:
     errors, mode = package.error, "rgb_array" if drawn else None
     try:
+        _import_maker(package, name)
+        warned_in_the_log()
         return package.make(name, render_mode=mode, disable_env_checker=True)
     except errors.DependencyNotInstalled as error:
-        raise UserError(f"the environment {name!r} needs a package ({_first(error)}); {INSTALL}") from error
+        raise UserError(f"the environment {name!r} needs a package ({first_line(error)}); {INSTALL}") from error
     except errors.NamespaceNotFound as error:
-        raise UserError(f"there is no environment {name!r} here ({_first(error)}); install its package") from error
+        raise UserError(f"there is no environment {name!r} here ({first_line(error)}); install its package") from error
     except errors.UnregisteredEnv as error:
         raise UserError(f"there is no environment {name!r}; {nearest(name, package.registry)}") from error
     except (ImportError, errors.Error) as error:
-        raise UserError(f"the environment {name!r} cannot be made ({_first(error)}); choose another") from error
+        raise UserError(f"the environment {name!r} cannot be made ({first_line(error)}); choose another") from error
 
 
 def _own(package: Any, name: str, drawn: bool) -> Any:
@@ -85,7 +114,7 @@ def own_function(name: str, what: str, missing_is_none: bool = False) -> Callabl
         loaded = import_module(module)
     except (ImportError, ValueError, SyntaxError) as error:
         raise UserError(
-            f"{what} {name!r}: the module {module!r} cannot be imported ({_first(error)}); "
+            f"{what} {name!r}: the module {module!r} cannot be imported ({first_line(error)}); "
             "run from the folder that holds it, or install it"
         ) from error
     found = getattr(loaded, attribute, None)
@@ -102,10 +131,13 @@ def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
     """What a class or function makes; it is told to draw if it can be."""
     if drawn and not _takes_mode(maker):
         raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
+    warned_in_the_log()
     try:
         return maker(render_mode="rgb_array") if drawn else maker()
     except Exception as error:
-        raise UserError(f"the environment {name!r} cannot be made ({type(error).__name__}: {_first(error)})") from error
+        raise UserError(
+            f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _takes_mode(maker: Callable[..., Any]) -> bool:
@@ -122,5 +154,6 @@ def _checked(package: Any, name: str, made: Any) -> Any:
     return made
 
 
-def _first(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
     return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")

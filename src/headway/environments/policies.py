@@ -1,4 +1,4 @@
-"""Who acts while episodes are recorded: chance, a network in a file, or a function of the user's."""
+"""Who acts while episodes are recorded: chance, an expert, a network in a file, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from headway.data.recordings import open_arrays
-from headway.environments.making import own_function
+from headway.environments.making import METAWORLD, own_function
 from headway.environments.spaces import Spaces
 from headway.errors import UserError
 
 Policy = Callable[[np.ndarray], np.ndarray]
 """States [B, *shape] to actions: choices int [B], or numbers [B, A]."""
 
-RANDOM = "random"
+RANDOM, EXPERT = "random", "expert"
 _LAYER = re.compile(r"weight_(\d+)")
 
 
@@ -40,13 +40,16 @@ class Network:
         return x.argmax(-1) if self.choices else x
 
 
-def open_policy(name: str, spaces: Spaces) -> Policy | None:
-    """A policy for an environment by its name: an .npz file, or module:function of the user's; None for "random".
+def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | None:
+    """A policy for an environment by its name: an .npz file, module:function of the user's, or "expert" for the
+    scripted one of Meta-World's `environment`; None for "random".
 
     Raises UserError for one that there is not, or that does not fit the environment.
     """
     if name == RANDOM:
         return None
+    if name == EXPERT:
+        return _expert(environment)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".npz":
         if not path.is_file():
@@ -56,7 +59,23 @@ def open_policy(name: str, spaces: Spaces) -> Policy | None:
         found = own_function(name, "the policy")
         assert found is not None
         return _fitting(found, name, spaces)
-    raise UserError(f"the policy {name!r} is not known; give random, the .npz of a network, or module:function")
+    raise UserError(f"the policy {name!r} is not known; give random, expert, the .npz of a network, or module:function")
+
+
+def default_policy(environment: str) -> str:
+    """Who acts in an environment if nobody is named: its expert, where it has one, else chance."""
+    return EXPERT if environment.startswith(METAWORLD) else RANDOM
+
+
+def _expert(environment: str) -> Policy:
+    if not environment.startswith(METAWORLD):
+        raise UserError(
+            f"there is no expert of {environment!r}, only of Meta-World's tasks ({METAWORLD}reach-v3); give random, "
+            "the .npz of a network, or module:function"
+        )
+    from headway.environments.metaworld import Expert  # which imports gymnasium
+
+    return Expert(environment.removeprefix(METAWORLD))
 
 
 def read_network(path: Path, spaces: Spaces) -> Network:

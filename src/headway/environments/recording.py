@@ -1,8 +1,9 @@
-"""Recording: episodes of mixed quality, many at once."""
+"""Recording: episodes of mixed quality or demonstrations, many at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from headway.environments.copies import Copies
 from headway.environments.policies import Policy
 from headway.errors import UserError
 
+_TRIES = 4  # episodes that are played at most for each that is kept
+
 
 class Mixture(NamedTuple):
     """A policy (None: chance) of whose actions a share is replaced by random ones."""
@@ -20,24 +23,45 @@ class Mixture(NamedTuple):
     noise: float
 
 
-class _Running(NamedTuple):
-    """An episode under way in one of the copies."""
+class Demonstrating(NamedTuple):
+    """Only episodes in which the task is done are kept; they end so many steps after it was done first."""
+
+    after: int = 20
+
+
+Keep = Callable[[int, dict[str, np.ndarray]], None]
+"""What takes the pictures of a finished episode: its number, and of each camera uint8 [T, H, W, 3]."""
+
+
+@dataclass
+class _Running:
+    """An episode under way in one of the copies. `done` is the step at which its task was done first."""
 
     number: int
     generator: np.random.Generator
     states: list[np.ndarray]
-    actions: list[np.ndarray | np.integer | int]
-    rewards: list[float]
+    pictures: list[dict[str, np.ndarray]]
+    actions: list[np.ndarray | np.integer | int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    done: int | None = None
 
 
 class Recorder:
     """Plays episodes in copies of an environment: episode e by mixture e modulo their number, from a start and with
     noise that depend on the seed and e alone.
 
-    What is finished is in `finished`, by number, even if `run` is interrupted.
+    What is finished is in `finished`, by number, even if `run` is interrupted; `failed` counts what was not kept.
+    `keep` is given the pictures of each episode that is.
     """
 
-    def __init__(self, copies: Copies, mixtures: Sequence[Mixture], seed: int, horizon: int | None) -> None:
+    def __init__(
+        self,
+        copies: Copies,
+        mixtures: Sequence[Mixture],
+        seed: int,
+        horizon: int | None,
+        demonstrating: Demonstrating | None = None,
+    ) -> None:
         """`horizon` is the most steps of an episode; an environment without a limit of its own needs one."""
         if horizon is None and copies.horizon is None:
             raise UserError(
@@ -45,17 +69,37 @@ class Recorder:
                 "give one with --horizon"
             )
         self.copies, self.mixtures, self.seed, self.horizon = copies, mixtures, seed, horizon
+        self.demonstrating = demonstrating
+        self.keep: Keep = lambda number, pictures: None
         self.finished: dict[int, Episode] = {}
+        self.failed = 0
 
     def run(self, episodes: int, at_once: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Record so many episodes, `at_once` side by side; `progress` is told how many are finished."""
-        waiting = iter(range(episodes))
+        """Record so many episodes, `at_once` side by side; `progress` is told how many are finished.
+
+        Where only those count in which the task is done, others are played in place of those that failed; a UserError
+        where most fail.
+        """
+        begun = 0
+        while (missing := episodes - len(self.finished)) > 0:
+            if begun >= _TRIES * episodes:
+                raise UserError(
+                    f"the task of {self.copies.name!r} was done in {len(self.finished):,} of {begun:,} episodes; "
+                    "give a policy that does it more often"
+                )
+            self._play(range(begun, begun + missing), at_once, progress)
+            begun += missing
+
+    def _play(self, numbers: range, at_once: int, progress: Callable[[int], None]) -> None:
+        waiting = iter(numbers)
         running = {row: self._begin(row, number) for row, number in zip(range(at_once), waiting)}
         while running:
             actions = self._act(running)
             for row, action in actions.items():
+                before = len(self.finished)
                 if self._step(row, running[row], action):
-                    progress(len(self.finished))
+                    if len(self.finished) > before:
+                        progress(len(self.finished))
                     number = next(waiting, None)
                     if number is None:
                         del running[row]
@@ -69,7 +113,8 @@ class Recorder:
 
     def _begin(self, row: int, number: int) -> _Running:
         generator = np.random.default_rng([self.seed, number])
-        return _Running(number, generator, [self.copies.reset(row, self.seed + number)], [], [])
+        state = self.copies.reset(row, self.seed + number)
+        return _Running(number, generator, [state], [self.copies.pictures(row)])
 
     def _act(self, running: dict[int, _Running]) -> dict[int, np.ndarray | np.integer | int]:
         """An action for each row; a policy is asked once for all its rows."""
@@ -86,15 +131,27 @@ class Recorder:
     def _step(self, row: int, each: _Running, action: np.ndarray | np.integer | int) -> bool:
         """One step of a row; whether its episode is finished. Actions are kept as the environment took them."""
         spaces = self.copies.spaces
-        state, reward, ended, cut = self.copies.step(row, action)
+        step = self.copies.step(row, action)
         each.actions.append(int(action) if spaces.choices is not None else np.clip(action, spaces.low, spaces.high))
-        each.rewards.append(reward)
-        limit = self.horizon is not None and len(each.rewards) >= self.horizon
-        if not (ended or cut or limit):
-            each.states.append(state)
+        each.rewards.append(step.reward)
+        if step.success and each.done is None:
+            each.done = len(each.rewards)
+        if not (step.ended or step.cut or self._enough(each)):
+            each.states.append(step.state)
+            each.pictures.append(self.copies.pictures(row))
             return False
+        if self.demonstrating is not None and each.done is None:
+            self.failed += 1
+            return True
         kind = np.int64 if spaces.choices is not None else np.float32
+        self.keep(each.number, {name: np.stack([seen[name] for seen in each.pictures]) for name in each.pictures[0]})
         self.finished[each.number] = Episode(
-            np.stack(each.states), np.array(each.actions, kind), np.array(each.rewards), not ended
+            np.stack(each.states), np.array(each.actions, kind), np.array(each.rewards), not step.ended
         )
         return True
+
+    def _enough(self, each: _Running) -> bool:
+        steps = len(each.rewards)
+        if self.demonstrating is not None and each.done is not None and steps >= each.done + self.demonstrating.after:
+            return True
+        return self.horizon is not None and steps >= self.horizon

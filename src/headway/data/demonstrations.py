@@ -1,0 +1,176 @@
+"""Demonstrations of robots: states, actions and pictures of cameras, as arrays that lie one after the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from headway.data.episodes import Episodes, digest
+from headway.data.files import File, find_files
+from headway.data.frames import Frames, JoinedFrames
+from headway.data.recordings import KINDS, read_recording
+from headway.data.splits import named_side, side_number
+from headway.errors import UserError
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """E episodes of N steps in all: what a robot saw and did.
+
+    `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], where
+    each episode ends; `cameras` by name, {} for states alone; `tasks` int64 [E], the number of each episode's task in
+    `names`, which say it as text; `named` uint8 [E], the split that a file's name states; `environments`, of each task,
+    where it can be played, "" where nothing says; `rate` in steps a second.
+    """
+
+    states: np.ndarray
+    actions: np.ndarray
+    ends: np.ndarray
+    cameras: Mapping[str, Frames]
+    tasks: np.ndarray
+    names: tuple[str, ...]
+    named: np.ndarray
+    environments: tuple[str, ...]
+    rate: float | None
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each episode starts, int64 [E]."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, int64 [E]."""
+        return self.ends - self.starts
+
+    def keys(self) -> list[str]:
+        """A name of each episode by what it holds: equal ones have equal names."""
+        pairs = zip(self.starts.tolist(), self.ends.tolist())
+        return [digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
+
+
+def read_demonstrations(
+    paths: Sequence[Path | str], cache: Path, size: tuple[int, int] | None = None
+) -> Demonstrations:
+    """The demonstrations of LeRobotDataset folders, of what `headway data collect` writes, and of files of episodes.
+
+    Pictures are decoded once, into memory maps under `cache`, scaled to `size`, height and width, if that is given. A
+    file of episodes is a task of its own, named by where it was recorded, or as the file. A UserError names what cannot
+    be read or does not fit together.
+    """
+    from headway.data.lerobot import is_lerobot, read_lerobot  # which is built on this module
+
+    if not paths:
+        raise UserError("no demonstrations are given; name a LeRobotDataset folder (headway data collect records them)")
+    parts: list[tuple[Demonstrations, str]] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        inside = [path] if is_lerobot(path) else _folders(path, is_lerobot)
+        for folder in inside:
+            parts.append((_sided(read_lerobot(folder, cache, size), named_side(folder.name)), str(folder)))
+        if not inside:
+            parts.extend((_of_episodes(read_recording(file), file), str(file)) for file in find_files(path, KINDS))
+    return join_demonstrations([part for part, _ in parts], [source for _, source in parts])
+
+
+def task_of(environment: str) -> str:
+    """What a task is called, by the name of its environment: "door open" of metaworld/door-open-v3."""
+    return re.sub(r"[-_:]+", " ", re.sub(r"-v\d+$", "", environment.rpartition("/")[2])).strip()
+
+
+def check_numbers(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:
+    """UserError for the first of values [N, K] that is no number, by its episode and step."""
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        place, column = wrong[0].tolist()
+        episode = int(np.searchsorted(ends, place, side="right"))
+        step = place - (int(ends[episode - 1]) if episode else 0)
+        raise UserError(
+            f"{source}, episode {episode}, step {step}: {name} hold {values[place, column]}, which is no number; "
+            "leave the episode out"
+        )
+
+
+def _folders(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """The folders in a folder that are wanted."""
+    return sorted(filter(wanted, path.iterdir())) if path.is_dir() else []
+
+
+def _sided(found: Demonstrations, side: str | None) -> Demonstrations:
+    """With the split that the folder's name states, where the folder says none itself."""
+    if side is None or found.named.any():
+        return found
+    return replace(found, named=np.full(len(found), side_number(side), np.uint8))
+
+
+def _of_episodes(episodes: Episodes, file: File) -> Demonstrations:
+    if episodes.discrete:
+        raise UserError(f"{file} has actions that are choices, and a robot's are numbers; train trajectories on it")
+    if episodes.states.ndim != 2:
+        raise UserError(f"{file} has states that are images; give a LeRobotDataset folder of pictures")
+    name = task_of(episodes.environment) or file.path.stem
+    return Demonstrations(
+        episodes.states,
+        episodes.actions,
+        episodes.ends,
+        {},
+        np.zeros(len(episodes), np.int64),
+        (name,),
+        episodes.named,
+        (episodes.environment,),
+        None,
+    )
+
+
+def join_demonstrations(parts: Sequence[Demonstrations], sources: Sequence[str]) -> Demonstrations:
+    """The demonstrations of several sources in one; tasks of one text are one task."""
+    first = parts[0]
+    for part, source in zip(parts, sources):
+        _check_alike(first, part, sources[0], source)
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    places = {name: place for part in reversed(parts) for name, place in zip(part.names, part.environments) if place}
+    numbers = [np.array([names.index(name) for name in part.names], np.int64)[part.tasks] for part in parts]
+    offsets = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
+    named = np.concatenate([part.named for part in parts])
+    if not (named <= side_number("train")).any():  # names of splits count only where something is left to train on
+        named = np.zeros_like(named)
+    return Demonstrations(
+        np.concatenate([part.states for part in parts]),
+        np.concatenate([part.actions for part in parts]),
+        np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
+        {camera: JoinedFrames([part.cameras[camera] for part in parts]) for camera in first.cameras},
+        np.concatenate(numbers),
+        tuple(names),
+        named,
+        tuple(places.get(name, "") for name in names),
+        next((part.rate for part in parts if part.rate), None),
+    )
+
+
+def _check_alike(one: Demonstrations, other: Demonstrations, first: str, source: str) -> None:
+    for what in ("states", "actions"):
+        sizes = [getattr(each, what).shape[1] for each in (one, other)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{source} has {what} of {sizes[1]} numbers, and {first} of {sizes[0]}; give one robot's")
+    seen = [{name: frames.size for name, frames in each.cameras.items()} for each in (one, other)]
+    if seen[0] != seen[1]:
+        raise UserError(
+            f"{source} has {_told(seen[1])}, and {first} has {_told(seen[0])}; give sets of the same cameras and sizes"
+        )
+    if one.rate and other.rate and one.rate != other.rate:
+        raise UserError(
+            f"{source} has {other.rate:g} steps a second, and {first} has {one.rate:g}; give sets of one rate"
+        )
+
+
+def _told(cameras: Mapping[str, tuple[int, int]]) -> str:
+    """Cameras with their sizes, for people."""
+    told = ", ".join(f"{name} ({height} x {width})" for name, (height, width) in cameras.items())
+    return f"the cameras {told}" if told else "no cameras"

@@ -1,0 +1,245 @@
+"""LeRobotDataset folders of v2.0, v2.1 and v3.0 as demonstrations."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headway.data.demonstrations import Demonstrations, check_numbers
+from headway.data.files import File
+from headway.data.fingerprint import fingerprint
+from headway.data.frames import Frames, MappedFrames
+from headway.data.lerobot_info import (
+    ACTION,
+    AGAIN,
+    INFO,
+    STATES,
+    Camera,
+    Info,
+    Noted,
+    packaged_parquet,
+    read_environments,
+    read_episodes_noted,
+    read_info_file,
+    read_tasks,
+    sound,
+)
+from headway.data.store import Columns, cache_key, open_or_build, writing
+from headway.data.video import read_frames
+from headway.errors import UserError
+
+_FORMAT = 1
+_ROWS = 64  # pictures of a column that are in memory at once
+_WHOLE = ("episode_index", "task_index")  # columns of one whole number a step
+
+
+class _Part(NamedTuple):
+    """Episodes whose rows lie in one file, and what the rows hold."""
+
+    data: Path
+    episodes: list[Noted]
+    columns: dict[str, np.ndarray]
+
+
+def is_lerobot(folder: Path) -> bool:
+    """Whether a folder is a LeRobotDataset."""
+    return (folder / INFO).is_file()
+
+
+def read_lerobot(folder: Path, cache: Path, size: tuple[int, int] | None = None) -> Demonstrations:
+    """The episodes of a folder; states are observation.state and then observation.environment_state.
+
+    Pictures are decoded once, into memory maps under `cache`, scaled to `size`, height and width, if that is given.
+    Raises UserError for what is damaged, missing, uneven or not a number, before pictures are decoded.
+    """
+    info = read_info_file(folder)
+    noted = read_episodes_noted(info)
+    texts = read_tasks(info)
+    parts = [
+        _Part(data, episodes, _rows(info, data, episodes))
+        for data, episodes in ((data, list(found)) for data, found in groupby(noted, lambda each: each.data))
+    ]
+    whole = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    ends = np.cumsum([episode.length for episode in noted], dtype=np.int64)
+    empty = np.zeros((len(whole[ACTION]), 0), np.float32)
+    states = np.concatenate([empty, *(whole[name] for name in STATES if name in whole)], axis=1)
+    for name, values in (("states", states), ("actions", whole[ACTION])):
+        check_numbers(values, ends, name, str(folder))
+    numbers, tasks = np.unique(whole["task_index"][ends - 1], return_inverse=True)
+    names = tuple(_task(folder, texts, number) for number in numbers.tolist())
+    places = read_environments(folder)
+    return Demonstrations(
+        states,
+        whole[ACTION],
+        ends,
+        {camera.name: _frames(info, parts, camera, cache, size or camera.size) for camera in info.cameras},
+        tasks.astype(np.int64).reshape(-1),
+        names,
+        np.array([episode.side for episode in noted], np.uint8),
+        tuple(places.get(name, "") for name in names),
+        info.rate,
+    )
+
+
+def _task(folder: Path, texts: dict[int, str], number: int) -> str:
+    if number not in texts:
+        raise UserError(f"{folder}: rows have the task {number}, which meta/ does not name; {AGAIN}")
+    return texts[number]
+
+
+def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.ndarray]:
+    """The columns of numbers of a file, whose rows are those of `episodes` and no others."""
+    wanted = dict.fromkeys(_WHOLE, 1) | dict(info.numbers)
+    rows = sum(episode.length for episode in episodes)
+    file = _opened(path)
+    with sound(path, "Parquet"):
+        _check_file(path, file, rows, wanted)
+        table = file.read(list(wanted))
+    found = {name: _column(f"{path}: {name}", path, table.column(name), rows, count) for name, count in wanted.items()}
+    said = np.concatenate([np.full(episode.length, episode.number) for episode in episodes])
+    if not np.array_equal(found["episode_index"][:, 0], said):
+        row = int(np.flatnonzero(found["episode_index"][:, 0] != said)[0])
+        own = int(found["episode_index"][row, 0])
+        raise UserError(f"{path}, row {row} is of episode {own}, and meta/ says {said[row]}; {AGAIN}")
+    for name in info.numbers:
+        found[name] = found[name].astype(np.float32)
+    found["task_index"] = found["task_index"][:, 0].astype(np.int64)
+    del found["episode_index"]
+    return found
+
+
+def _opened(path: Path) -> Any:
+    parquet = packaged_parquet(path)
+    if not path.is_file():
+        raise UserError(f"there is no {path}; {AGAIN}")
+    with sound(path, "Parquet"):
+        return parquet.ParquetFile(path)
+
+
+def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> None:
+    """That a file has the rows and the numbers that it should, by its own index, before any of it takes memory."""
+    if file.metadata.num_rows != rows:
+        raise UserError(f"{path} has {file.metadata.num_rows:,} rows, and meta/ says {rows:,}; {AGAIN}")
+    values = dict.fromkeys(wanted, 0)
+    for group in range(file.metadata.num_row_groups):
+        part = file.metadata.row_group(group)
+        for number in range(part.num_columns):
+            column = part.column(number)
+            name = next((name for name in wanted if f"{column.path_in_schema}.".startswith(f"{name}.")), None)
+            if name is not None:
+                values[name] += column.num_values
+    for name, count in wanted.items():
+        if name not in file.schema_arrow.names:
+            raise UserError(f"{path} has no column {name!r}; {AGAIN}")
+        if values[name] != rows * count:
+            raise UserError(
+                f"{path}: {name} holds {values[name]:,} numbers, and {rows:,} steps of {count} have {rows * count:,}; "
+                f"{AGAIN}"
+            )
+
+
+def _column(what: str, path: Path, column: Any, rows: int, count: int) -> np.ndarray:
+    """A column of numbers or of lists of them, [rows, count]."""
+    with sound(path, "Parquet"):
+        if column.null_count:
+            raise UserError(f"{what} has empty places; give {count} numbers a step")
+        array = column.combine_chunks()
+        while array.type.num_fields:
+            array = array.flatten()
+        found = array.to_numpy(zero_copy_only=False)
+    if found.dtype.kind not in "fiub" or len(found) != rows * count:
+        raise UserError(f"{what} holds {len(found):,} values of {found.dtype}; give {count} numbers a step")
+    return found.reshape(rows, count)
+
+
+def _frames(info: Info, parts: Sequence[_Part], camera: Camera, cache: Path, size: tuple[int, int]) -> Frames:
+    """The pictures of a camera, from the cache if these files have been decoded to this size before."""
+    places = [
+        (episode.videos.get(camera.key, (part.data, 0)), episode.length) for part in parts for episode in part.episodes
+    ]
+    files = sorted({path for (path, _), _ in places})
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"there is no {path}; {AGAIN}")
+    firsts = [(files.index(path), first, length) for (path, first), length in places]
+    how = (_FORMAT, fingerprint(map(File, files)), camera.key, camera.size, size, firsts, info.rate)
+    folder, count = cache / cache_key("frames", *how), sum(length for _, length in places)
+    if not folder.is_dir():
+        _check_room(cache, count * size[0] * size[1] * 3, f"{info.folder}, camera {camera.name}")
+    embedded = (_embedded(part.data, camera, size) for part in parts)
+    pictures = _filmed(info, places, camera, size) if camera.video else chain.from_iterable(embedded)
+    open_or_build(folder, lambda beside: _build(beside, pictures))
+    return MappedFrames(folder, "pixels", count, size)
+
+
+def _build(folder: Path, pictures: Iterable[np.ndarray]) -> None:
+    with Columns(folder, {"pixels": np.uint8}) as columns:
+        for picture in pictures:
+            columns.append("pixels", picture)
+
+
+def _check_room(cache: Path, size: int, what: str) -> None:
+    with writing(cache):
+        free = shutil.disk_usage(cache).free
+    if size > free:
+        raise UserError(
+            f"{what}: its pictures take {size / 1e9:,.1f} GB, and {cache} has {free / 1e9:,.1f} GB free; set "
+            "HEADWAY_CACHE to a folder on another disk, or give smaller pictures"
+        )
+
+
+def _filmed(
+    info: Info, places: Sequence[tuple[tuple[Path, int], int]], camera: Camera, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The frames of videos, each read once, from the first frame that is wanted of it to the last."""
+    for path, found in groupby(places, lambda each: each[0][0]):
+        wanted = np.concatenate([np.arange(first, first + length) for (_, first), length in found])
+        if (np.diff(wanted) <= 0).any():
+            raise UserError(f"{path}: episodes of meta/ share frames or go backwards; {AGAIN}")
+        yield from read_frames(path, wanted, info.rate, camera.size, size)
+
+
+def _embedded(path: Path, camera: Camera, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The pictures of a column of PNG or JPEG bytes."""
+    file, row = _opened(path), 0
+    with sound(path, "Parquet"):
+        if camera.key not in file.schema_arrow.names:
+            raise UserError(f"{path} has no column {camera.key!r}; {AGAIN}")
+        batches = file.iter_batches(_ROWS, columns=[camera.key])
+    while True:
+        with sound(path, "Parquet"):
+            batch = next(batches, None)
+            found = [] if batch is None else batch.column(0).to_pylist()
+        if batch is None:
+            break
+        for each in found:
+            data = each.get("bytes") if isinstance(each, dict) else each
+            if not isinstance(data, bytes):
+                raise UserError(f"{path}, row {row}: {camera.key} holds no picture; embed them as bytes of PNG")
+            yield _picture(data, f"{path}, row {row}, {camera.key}", camera.size, size)
+            row += 1
+
+
+def _picture(data: bytes, where: str, wanted: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(f"{where} needs the package pillow; pip install 'headway[robotics]'") from error
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if (image.height, image.width) == wanted:  # known before it is decoded
+            scaled = image.convert("RGB")
+            if size != wanted:
+                scaled = scaled.resize((size[1], size[0]), Image.Resampling.BOX)
+            return np.asarray(scaled)
+    except Exception as error:
+        raise UserError(f"{where} is damaged or no PNG or JPEG ({error}); {AGAIN}") from error
+    raise UserError(
+        f"{where} is {image.height} x {image.width}, and info.json says {wanted[0]} x {wanted[1]}; correct it there"
+    )

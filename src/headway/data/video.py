@@ -1,0 +1,172 @@
+"""Videos, written picture by picture and read back as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.errors import UserError
+
+_RATES = range(1, 241)  # frames a second that players show
+_CODECS = ("libx264", "h264", "mpeg4")
+_OFF = 0.25  # of a frame, by which the time of one may be beside its number
+SUFFIXES = (".mp4", ".mkv", ".mov")
+
+
+def check_film(path: Path) -> None:
+    """UserError for a place where no video can be written, before any work."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} is no name of a video; end it with {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}; make it first, or choose another place for the video")
+    packaged_av()
+
+
+class Film:
+    """A video in H.264 where that is here, written frame by frame: `with Film(path, rate) as film: film.add(frame)`.
+
+    `rate` is in frames a second. With `jumps`, one frame of so many stands by itself, where a reader may begin. What
+    ends with an error leaves nothing behind.
+    """
+
+    def __init__(self, path: Path, rate: float, jumps: int | None = None) -> None:
+        self._path, self._part = path, path.with_name(f".part.{path.name}")
+        self._rate, self._jumps = min(max(round(rate), _RATES[0]), _RATES[-1]), jumps
+        self._stream: Any = None
+        av = packaged_av()
+        self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
+        if self._codec is None:
+            raise UserError(f"the package av has none of {', '.join(_CODECS)}; install another build of it")
+
+    def __enter__(self) -> Film:
+        with self._told():
+            self._container = packaged_av().open(str(self._part), "w")
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                with self._told():
+                    self._container.mux(self._stream.encode())
+                    self._container.close()
+                    self._part.replace(self._path)
+        finally:
+            self._container.close()
+            self._part.unlink(missing_ok=True)
+
+    def add(self, frame: np.ndarray) -> None:
+        """The next frame, uint8 [H, W, 3]; all are of one size."""
+        height, width = (side - side % 2 for side in frame.shape[:2])  # which these codecs want even
+        with self._told():
+            if self._stream is None:
+                self._stream = self._opened(height, width)
+            plain = np.ascontiguousarray(frame[:height, :width])
+            self._container.mux(self._stream.encode(packaged_av().VideoFrame.from_ndarray(plain, format="rgb24")))
+
+    def _opened(self, height: int, width: int) -> Any:
+        stream = self._container.add_stream(self._codec, rate=self._rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if self._jumps is not None:
+            stream.codec_context.gop_size = self._jumps
+        return stream
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # what av raises, too
+            raise UserError(f"the video {self._path} cannot be written ({error.strerror or error})") from error
+
+
+def read_frames(
+    path: Path, wanted: np.ndarray, rate: float, size: tuple[int, int], scaled: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of a video by their rising numbers, int64 [K]: uint8 [H, W, 3] each.
+
+    `size` is what the video must have, height and width; `scaled` what is given instead. No more is decoded than up to
+    the last one. Raises UserError for a video that is not there, damaged, of another size or rate, or too short.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no video {path}; fetch the data set again")
+    place = 0
+    for number, frame in _numbered(path, rate, size):
+        if number < wanted[place]:
+            continue
+        if number > wanted[place]:
+            break
+        _check_size(path, frame, size)
+        yield _plain(frame, path, scaled)
+        place += 1
+        if place == len(wanted):
+            return
+    raise UserError(f"{path} has no frame {wanted[place]}, and the rows have one; fetch the data set again")
+
+
+def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
+    """That a stream, whose codec must be known, or a frame is of a size."""
+    with _sound(path):
+        height, width = shown.height, shown.width
+    if (height, width) != size:
+        raise UserError(
+            f"{path} shows {height} x {width} pixels, and info.json says {size[0]} x {size[1]}; "
+            "correct it there, or fetch the data set again"
+        )
+
+
+def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
+    """All frames with their numbers, which their times say."""
+    with _sound(path):
+        container = packaged_av().open(str(path))
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path} holds no video; fetch the data set again")
+        stream = container.streams.video[0]
+        _check_size(path, stream, size)  # before a frame takes memory
+        stream.thread_type = "AUTO"
+        frames = container.decode(stream)
+        while True:
+            with _sound(path):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            time = 0.0 if frame.time is None else frame.time * rate
+            number = round(time)
+            if abs(time - number) > _OFF:
+                raise UserError(
+                    f"{path} has a frame at {frame.time:.4f} s, between two of {rate:g} a second as info.json says; "
+                    "correct fps there"
+                )
+            yield number, frame
+
+
+def _plain(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray:
+    with _sound(path):
+        if scaled is None or scaled == (frame.height, frame.width):
+            return frame.to_ndarray(format="rgb24")
+        height, width = scaled
+        return frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """What the library says of a damaged file, in any of its many exceptions, is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0]
+        raise UserError(f"{path} is damaged or no video ({reason}); fetch the data set again") from error
+
+
+def packaged_av() -> Any:
+    """The package av; UserError where it is not."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("videos need the package av; pip install 'headway[rl]'") from error
+    return av

@@ -1,0 +1,393 @@
+"""LeRobotDataset folders: read back as they were written, and every kind of damage told in a line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headway.data.demonstrations import Demonstrations, join_demonstrations, read_demonstrations, task_of
+from headway.data.episodes import Episode, together
+from headway.data.frames import JoinedFrames, MappedFrames
+from headway.data.lerobot_writing import write_lerobot
+from headway.data.recordings import write_episodes
+from headway.data.splits import side_number
+from headway.data.store import Columns
+from headway.data.video import Film, read_frames
+from headway.errors import UserError
+
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
+pytest.importorskip("av", reason="av is not installed: pip install 'headway[robotics]'")
+import pyarrow.parquet as parquet  # noqa: E402
+
+LENGTHS = (5, 3, 7)
+SIZE = (16, 24)
+KEY = "observation.images.front"
+
+
+def pictures(steps: int, seed: int = 0) -> np.ndarray:
+    """Even areas, which a codec of videos keeps, of a grey that says the step: uint8 [steps, H, W, 3]."""
+    greys = (40 + 12 * np.arange(steps) + seed).astype(np.uint8)
+    return np.broadcast_to(greys[:, None, None, None], (steps, *SIZE, 3)).copy()
+
+
+class Held:
+    """Pictures in memory."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.size = pixels, pixels.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, steps: np.ndarray) -> np.ndarray:
+        return self.pixels[steps]
+
+
+def made(seed: int = 0, cameras: tuple[str, ...] = ("front",), states: int = 6, rate: float = 10.0) -> Demonstrations:
+    random = np.random.default_rng(seed)
+    steps = sum(LENGTHS)
+    return Demonstrations(
+        random.normal(size=(steps, states)).astype(np.float32),
+        random.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        np.cumsum(LENGTHS),
+        {name: Held(pictures(steps, seed + place)) for place, name in enumerate(cameras)},
+        np.array([0, 1, 0]),
+        ("reach", "open the door"),
+        np.zeros(3, np.uint8),
+        ("metaworld/reach-v3", ""),
+        rate,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_lerobot(tmp_path / "set", made(), robot=4)
+    return tmp_path / "set"
+
+
+def of(path: Path, **given: Any) -> Demonstrations:
+    return read_demonstrations([path], path.parent / "cache", **given)
+
+
+def check_same(found: Demonstrations, wanted: Demonstrations) -> None:
+    for name in ("states", "actions", "ends", "tasks"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert (found.names, found.environments, found.rate) == (wanted.names, wanted.environments, wanted.rate)
+    assert found.keys() == wanted.keys()
+    for name, frames in wanted.cameras.items():
+        places = np.array([14, 0, 7, 7])
+        seen = found.cameras[name].read(places)
+        assert (found.cameras[name].size, len(found.cameras[name]), seen.dtype) == (SIZE, len(frames), np.uint8)
+        assert np.abs(seen.astype(int) - frames.read(places)).max() <= 3
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
+
+
+def rewritten(path: Path, change: Callable[[dict[str, list[Any]]], None]) -> None:
+    """A Parquet file with its columns changed as lists."""
+    columns = parquet.read_table(path).to_pydict()
+    change(columns)
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def older(folder: Path, version: str) -> None:
+    """Turn a folder of v3.0 into one of v2: a file of rows and a video an episode, notes as lines."""
+    noted = parquet.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    tasks = parquet.read_table(folder / "meta/tasks.parquet").to_pylist()
+    rows = parquet.read_table(folder / "data/chunk-000/file-000.parquet")
+    film = folder / f"videos/{KEY}/chunk-000/file-000.mp4"
+    frames = list(read_frames(film, np.arange(sum(LENGTHS)), 10.0, SIZE))
+    shutil.rmtree(folder / "data")
+    shutil.rmtree(folder / "videos")
+    shutil.rmtree(folder / "meta/episodes")
+    (folder / "data/chunk-000").mkdir(parents=True)
+    (folder / f"videos/chunk-000/{KEY}").mkdir(parents=True)
+    for row in noted:
+        begin, end, name = row["dataset_from_index"], row["dataset_to_index"], f"episode_{row['episode_index']:06d}"
+        parquet.write_table(rows.slice(begin, end - begin), folder / f"data/chunk-000/{name}.parquet")
+        with Film(folder / f"videos/chunk-000/{KEY}/{name}.mp4", 10.0) as video:
+            for frame in frames[begin:end]:
+                video.add(frame)
+    lines = [{name: row[name] for name in ("episode_index", "tasks", "length")} for row in noted]
+    (folder / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    (folder / "meta/tasks.parquet").unlink()
+    edit(
+        folder / "meta/info.json",
+        lambda said: said.update(
+            codebase_version=version,
+            data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+            video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        ),
+    )
+
+
+def test_a_folder_is_read_back_as_it_was_written(folder: Path) -> None:
+    check_same(of(folder), made())
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert {name: each["shape"] for name, each in info["features"].items() if "observation" in name} == {
+        "observation.state": [4],
+        "observation.environment_state": [2],
+        KEY: [*SIZE, 3],
+    }
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_older_versions_hold_the_same(folder: Path, version: str) -> None:
+    older(folder, version)
+    check_same(of(folder), made())
+
+
+def test_pictures_may_be_a_column(folder: Path) -> None:
+    """PNG bytes, as LeRobot keeps them without videos."""
+    import io
+
+    from PIL import Image
+
+    def embedded(columns: dict[str, list[Any]]) -> None:
+        columns[KEY] = []
+        for pixels in pictures(sum(LENGTHS)):
+            Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
+            columns[KEY].append({"bytes": buffer.getvalue(), "path": None})
+
+    rewritten(folder / "data/chunk-000/file-000.parquet", embedded)
+    shutil.rmtree(folder / "videos")
+    edit(folder / "meta/info.json", lambda said: said["features"][KEY].update(dtype="image"))
+    found = of(folder)
+    check_same(found, made())
+    np.testing.assert_array_equal(found.cameras["front"].read(np.arange(15)), pictures(15))
+
+
+def test_pictures_are_decoded_once_and_scaled_if_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = of(folder, size=(8, 12)).cameras["front"]
+    assert (first.size, first.read(np.array([2])).shape) == ((8, 12), (1, 8, 12, 3))
+    assert np.abs(first.read(np.arange(15)).astype(int) - pictures(15)[:, :8, :12]).max() <= 3
+    monkeypatch.setattr("headway.data.lerobot.read_frames", lambda *given: 1 / 0)
+    np.testing.assert_array_equal(
+        of(folder, size=(8, 12)).cameras["front"].read(np.arange(15)), first.read(np.arange(15))
+    )
+    with pytest.raises(ZeroDivisionError):
+        of(folder)
+
+
+def test_a_stopped_decoding_leaves_nothing_half_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*given: Any) -> Any:
+        yield np.zeros((*SIZE, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("headway.data.lerobot.read_frames", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            of(folder)
+    check_same(of(folder), made())
+
+
+def test_several_sources_are_joined(tmp_path: Path, folder: Path) -> None:
+    """Tasks of one text are one task, whichever folder they are in; a folder of folders is all of them."""
+    write_lerobot(tmp_path / "more" / "test", made(seed=9))
+    write_lerobot(tmp_path / "more" / "other", made(seed=5))
+    found = read_demonstrations([folder, tmp_path / "more"], tmp_path / "cache")
+    assert (len(found), found.names, found.tasks.tolist()) == (9, ("reach", "open the door"), [0, 1, 0] * 3)
+    assert found.environments == ("metaworld/reach-v3", "")
+    assert found.named.tolist() == [0] * 6 + [side_number("test")] * 3
+    np.testing.assert_array_equal(found.actions[30:], made(seed=9).actions)
+    seen = found.cameras["front"].read(np.array([44, 0, 30]))
+    wanted = np.stack([pictures(15, 9)[14], pictures(15)[0], pictures(15, 9)[0]])
+    assert np.abs(seen.astype(int) - wanted).max() <= 3
+    lone = read_demonstrations([tmp_path / "more" / "test"], tmp_path / "cache")
+    assert lone.named.tolist() == [0] * 3  # nothing else would be left to train on
+
+
+def test_splits_of_a_folder_are_kept(folder: Path) -> None:
+    edit(folder / "meta/info.json", lambda said: said.update(splits={"train": "0:2", "val": "2:3"}))
+    assert of(folder).named.tolist() == [side_number("train")] * 2 + [side_number("validation")]
+
+
+def test_files_of_episodes_are_demonstrations(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    found = [Episode(random.normal(size=(4, 3)), random.normal(size=(4, 2)), np.zeros(4)) for _ in range(2)]
+    write_episodes(tmp_path / "a.npz", together(found, "a", environment="metaworld/door-open-v3"))
+    write_episodes(tmp_path / "stacked.npz", together(found, "b"))
+    both = read_demonstrations([tmp_path / "a.npz", tmp_path / "stacked.npz"], tmp_path / "cache")
+    assert (both.names, both.environments) == (("door open", "stacked"), ("metaworld/door-open-v3", ""))
+    assert (both.states.shape, both.lengths.tolist(), both.rate, dict(both.cameras)) == ((16, 3), [4] * 4, None, {})
+    choices = [Episode(np.zeros((4, 3)), np.zeros(4, int), np.zeros(4))]
+    write_episodes(tmp_path / "c.npz", together(choices, "c"))
+    with pytest.raises(UserError, match=r"c.npz has actions that are choices"):
+        read_demonstrations([tmp_path / "c.npz"], tmp_path / "cache")
+
+
+def test_names_of_tasks() -> None:
+    names = ("metaworld/door-open-v3", "Hopper-v5", "walks:Walk", "")
+    assert [task_of(name) for name in names] == ["door open", "Hopper", "walks Walk", ""]
+
+
+ROWS, NOTES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+FILM = f"videos/{KEY}/chunk-000/file-000.mp4"
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def spoil(column: str, row: int, value: Any) -> Callable[[Path], None]:
+    """Put a value into a column of the rows: the first number of a list, or a number."""
+
+    def change(columns: dict[str, list[Any]]) -> None:
+        before = columns[column][row]
+        columns[column][row] = [value, *before[1:]] if isinstance(before, list) else value
+
+    return lambda folder: rewritten(folder / ROWS, change)
+
+
+def noted(column: str, row: int, value: Any) -> Callable[[Path], None]:
+    def change(columns: dict[str, list[Any]]) -> None:
+        columns[column][row] = value
+
+    return lambda folder: rewritten(folder / NOTES, change)
+
+
+def said(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "meta/info.json", lambda info: info.update(changes))
+
+
+def feature(name: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "meta/info.json", lambda info: info["features"][name].update(changes))
+
+
+def shorter_film(folder: Path) -> None:
+    with Film(folder / FILM, 10.0) as film:
+        for frame in pictures(9):
+            film.add(frame)
+
+
+def no_episodes(folder: Path) -> None:
+    rewritten(folder / NOTES, lambda columns: [values.clear() for values in columns.values()] and None)
+
+
+def wider(folder: Path) -> None:
+    def change(columns: dict[str, list[Any]]) -> None:
+        columns["action"] = [[*values, 0.0] for values in columns["action"]]
+
+    rewritten(folder / ROWS, change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: cut(folder / "meta/info.json"), r"info\.json is damaged or no JSON .*fetch the data set again"),
+        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; give a folder of v2\.0, v2\.1, v3\.0"),
+        (said(fps="fast"), "fps is 'fast'"),
+        (said(features={}), "has no feature 'action'"),
+        (said(data_path="../{chunk_index}.parquet"), "leads out of the folder"),
+        (said(video_path="/etc/{video_key}.mp4"), "leads out of the folder"),
+        (said(data_path="data/{chunk_index.__class__}.parquet"), r"there is no .*__class__"),
+        (said(data_path="data/{secret}.parquet"), "has the field 'secret'"),
+        (feature("action", shape=[10**9]), r"'action' is of shape \[1000000000\]"),
+        (feature("action", shape=[3]), r"action holds 30 numbers, and 15 steps of 3 have 45"),
+        (feature(KEY, shape=[10**6, 10**6, 3]), "give pictures of"),
+        (feature(KEY, shape=[32, 24, 3]), r"shows 16 x 24 pixels, and info\.json says 32 x 24"),
+        (lambda folder: cut(folder / ROWS), r"file-000\.parquet is damaged or no Parquet"),
+        (lambda folder: (folder / ROWS).unlink(), r"there is no .*data/chunk-000/file-000\.parquet"),
+        (lambda folder: cut(folder / NOTES), r"file-000\.parquet is damaged or no Parquet"),
+        (lambda folder: cut(folder / "meta/tasks.parquet"), r"tasks\.parquet is damaged or no Parquet"),
+        (no_episodes, "holds 0 episodes"),
+        (noted("length", 1, 0), "episode 1 has 0 steps; leave it out"),
+        (noted("length", 1, 4), "has 15 rows, and meta/ says 16"),
+        (noted("length", 1, -3), "says the length -3"),
+        (noted("episode_index", 1, 5), "episode 2 stands where 1 is expected"),
+        (
+            spoil("action", 6, float("nan")),
+            "episode 1, step 1: actions hold nan, which is no number; leave the episode",
+        ),
+        (spoil("observation.state", 0, float("inf")), "episode 0, step 0: states hold inf"),
+        (spoil("action", 6, None), "episode 1, step 1: actions hold nan"),
+        (spoil("episode_index", 5, 2), "row 5 is of episode 2, and meta/ says 1"),
+        (spoil("task_index", 14, 7), "rows have the task 7, which meta/ does not name"),
+        (wider, "action holds 45 numbers, and 15 steps of 2 have 30"),
+        (lambda folder: (folder / FILM).unlink(), r"there is no .*file-000\.mp4"),
+        (lambda folder: cut(folder / FILM, 0.3), r"file-000\.mp4 is damaged or no video"),
+        (lambda folder: (folder / FILM).write_bytes(b"no video at all"), r"file-000\.mp4 is damaged or no video"),
+        (shorter_film, "has no frame 9, and the rows have one"),
+        (said(fps=13), r"between two of 13 a second as info\.json says; correct fps"),
+        (noted(f"videos/{KEY}/from_timestamp", 2, 0.2), "share frames or go backwards"),
+        (lambda folder: (folder / "meta/headway.json").write_text("[]"), r"headway\.json holds no object"),
+    ],
+)
+def test_damage_is_told(folder: Path, damage: Callable[[Path], Any], message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=message) as told:
+        of(folder)
+    assert "\n" not in str(told.value)
+    cache = folder.parent / "cache"
+    assert not [path for path in cache.glob("*") if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (made(states=7), "has states of 7 numbers, and .* of 6; give one robot's"),
+        (made(cameras=()), r"has no cameras, and .* has the cameras front \(16 x 24\)"),
+        (made(cameras=("side",)), r"has the cameras side \(16 x 24\), and .* front"),
+        (made(rate=50.0), "has 50 steps a second, and .* has 10"),
+    ],
+)
+def test_sets_that_do_not_fit_together(folder: Path, other: Demonstrations, message: str) -> None:
+    write_lerobot(folder.parent / "other", other)
+    with pytest.raises(UserError, match=message):
+        read_demonstrations([folder, folder.parent / "other"], folder.parent / "cache")
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for paths, message in (
+        ([], "no demonstrations are given"),
+        ([tmp_path / "empty"], "holds nothing"),
+        ([tmp_path / "x"], "there is no"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_demonstrations(paths, tmp_path / "cache")
+
+
+def test_a_full_disk_is_told_before_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(UserError, match=r"its pictures take 0.0 GB, and .* has 0.0 GB free; set HEADWAY_CACHE"):
+        of(folder)
+
+
+def test_a_folder_needs_its_rate_and_a_place(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="needs the steps of a second"):
+        write_lerobot(tmp_path / "a", replace(made(), rate=None))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*choose another place"):
+        write_lerobot(tmp_path / "file" / "a", made())
+
+
+def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
+    parts = [pictures(4, 0), pictures(2, 90), pictures(3, 140)]
+    with Columns(tmp_path, dict.fromkeys("abc", np.uint8)) as columns:
+        for name, part in zip("abc", parts):
+            columns.append(name, part)
+    joined = JoinedFrames([MappedFrames(tmp_path, name, len(part), SIZE) for name, part in zip("abc", parts)])
+    whole, places = np.concatenate(parts), np.array([8, 0, 4, 3, 5, 4])
+    assert (len(joined), joined.size) == (9, SIZE)
+    np.testing.assert_array_equal(joined.read(places), whole[places])
+
+
+def test_joining_names_both_sources() -> None:
+    with pytest.raises(UserError, match="two has states of 3 numbers, and one of 6"):
+        join_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])
