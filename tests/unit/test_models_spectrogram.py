@@ -13,15 +13,15 @@ from headway.models.sounds import ast, kwt, listener
 
 def test_patches_are_those_of_a_convolution() -> None:
     config = SpectrogramEmbedConfig(46, 36, (16, 16), (10, 10), tokens=2)
-    embed = config.build(8, 0, None)
+    embed = config.build(8, 0, None).double()
     for parameter in embed.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
-    frames = torch.randn(2, 46, 36)
+    frames = torch.randn(2, 46, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x, layout = embed(frames, embed.whole(frames))
     kernel = embed.project.weight.view(8, 1, 16, 16)
     wanted = F.conv2d(frames[:, None], kernel, embed.project.bias, stride=10).flatten(2).transpose(1, 2)
     assert x.shape == (2, config.length, 8) == (2, layout.length, 8)
-    torch.testing.assert_close(x[:, 2:], wanted + embed.positions.table[2:])
+    torch.testing.assert_close(x[:, 2:], wanted + embed.positions.table[2:], rtol=1e-12, atol=1e-12)
     assert torch.equal(x[0, :2], x[1, :2])
 
 
