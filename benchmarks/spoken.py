@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def digits(runs: Path, seed: int) -> None:
     write("spoken-digits", {"what": "the digit that is said, takes 0 to 4 of each speaker", "seed": seed, **found})
 
 
-def speakers(runs: Path, seed: int) -> None:
+def speakers(runs: Path, seed: int, names: Sequence[str]) -> None:
     by_speaker = {
-        name: train("spoken-digits", runs / f"without-{name}", {"task.hold_out": name}, seed=seed) for name in SPEAKERS
+        name: train("spoken-digits", runs / f"without-{name}", {"task.hold_out": name}, seed=seed) for name in names
     }
     accuracies = [found["scores"]["accuracy"] for found in by_speaker.values()]
     result = {
@@ -116,6 +117,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/spoken"), help="where the runs lie")
     parser.add_argument("--start", type=Path, help="the Whisper to fine-tune")
     parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument(
+        "--without", nargs="+", choices=SPEAKERS, default=SPEAKERS, help="speakers to hold out, in turn"
+    )
     args = parser.parse_args()
     os.environ.setdefault("HEADWAY_DATA", str(data_folder()))
     runs = args.runs.resolve()
@@ -123,8 +127,10 @@ def main() -> None:
         if args.start is None:
             parser.error("prompts needs --start FOLDER, a published Whisper")
         prompts(runs, args.seed, args.start.resolve())
+    elif args.part == "speakers":
+        speakers(runs, args.seed, args.without)
     else:
-        {"digits": digits, "speakers": speakers, "sequences": sequences}[args.part](runs, args.seed)
+        {"digits": digits, "sequences": sequences}[args.part](runs, args.seed)
     print(json.dumps(sorted(path.name for path in RESULTS.glob("spoken-*.json"))))
 
 
