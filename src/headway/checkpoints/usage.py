@@ -13,6 +13,7 @@ from headway.errors import UserError
 
 FILE = "usage.json"
 SCALES = "trajectories.json"  # beside a model of trajectories: how what it reads and says is scaled
+ROBOT = "robotics.json"  # beside a policy of a robot, likewise
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from headway.models.act import Act, ActConfig, act
 from headway.models.block import Block, BlockConfig
 from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
+from headway.models.chunks import ChunkHeadConfig, Chunks, Drawn, RegressionConfig
 from headway.models.describe import describe
+from headway.models.diffusion import DiffusionConfig
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
 from headway.models.frames import FramesEmbed, FramesEmbedConfig
@@ -19,6 +22,7 @@ from headway.models.observations import ConvolutionsConfig, NumbersConfig, Obser
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.probe import ProbeHead, ProbeHeadConfig
+from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
 from headway.models.spectrogram import SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.trajectories import (
@@ -39,6 +43,8 @@ def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
 
 
 __all__ = [
+    "Act",
+    "ActConfig",
     "Block",
     "BlockConfig",
     "BoardEmbed",
@@ -48,10 +54,14 @@ __all__ = [
     "Cache",
     "Captioner",
     "CaptionerConfig",
+    "ChunkHeadConfig",
+    "Chunks",
     "ConvolutionsConfig",
     "Decoding",
+    "DiffusionConfig",
     "DistilledHead",
     "DistilledHeadConfig",
+    "Drawn",
     "EmbedConfig",
     "Encoded",
     "EncoderDecoder",
@@ -67,6 +77,7 @@ __all__ = [
     "ModelConfig",
     "NumbersConfig",
     "ObservationConfig",
+    "Observations",
     "OneHotEmbedConfig",
     "PatchEmbed",
     "PatchEmbedConfig",
@@ -78,6 +89,9 @@ __all__ = [
     "Progress",
     "ProjectorConfig",
     "Prompt",
+    "RegressionConfig",
+    "RobotEmbed",
+    "RobotEmbedConfig",
     "SpectrogramEmbed",
     "SpectrogramEmbedConfig",
     "SquaresHeadConfig",
@@ -98,6 +112,7 @@ __all__ = [
     "TwoTowerConfig",
     "VocabularyHead",
     "VocabularyHeadConfig",
+    "act",
     "attention_maps",
     "build",
     "cycle",

@@ -19,6 +19,7 @@ from headway.mixers import (
     tree_map,
 )
 from headway.mixers.attention import Attention
+from headway.models.act import ActConfig
 from headway.models.block import BlockConfig
 from headway.models.captioner import CaptionerConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
@@ -124,6 +125,10 @@ def _tree(config: ModelConfig) -> list[str]:
         first = f"captioner, {config.prefix} tokens of an image before the text{_reading(config.decoder)}"
         parts = _parts(tower=config.tower, decoder=config.decoder)
         return [first, *parts, f"  projector of {config.projector.layers} layers"]
+    if isinstance(config, ActConfig):
+        first = f"chunks of {config.chunk} actions of {config.actions} numbers by {config.head.kind}"  # type: ignore[attr-defined]
+        parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
+        return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
     reads = config.embed.reads(config.symbols, config.context)
@@ -153,6 +158,8 @@ def _length(config: ModelConfig) -> int | None:
         return config.embed.length
     if isinstance(config, CaptionerConfig):
         return config.prefix + (config.context or 0)
+    if isinstance(config, ActConfig):
+        return config.observation.length
     return getattr(config, "context", None)
 
 

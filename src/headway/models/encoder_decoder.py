@@ -158,13 +158,13 @@ class EncoderDecoder(nn.Module):
         self,
         source: Any,
         source_layout: Layout,
-        target: Int[Tensor, "B T"],
+        target: Any,
         target_layout: Layout,
     ) -> Encoded:
-        """The decoder's features for whole targets (teacher forcing); `heads["vocabulary"]` reads them.
+        """The decoder's features for whole targets (teacher forcing); its heads read them.
 
         `source` is what the encoder's embed reads (symbols, Int[B, S], or frames, Float[B, S, M]), or what `hear` gave
-        of it.
+        of it; `target` what the decoder's reads (symbols, Int[B, T]).
         """
         heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)

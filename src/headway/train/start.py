@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import FILE, load_model, named_tensors, save_model
 from headway.checkpoints.open import Opened, open_model
-from headway.checkpoints.usage import SCALES
+from headway.checkpoints.usage import ROBOT, SCALES
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
 from headway.models import (
+    ActConfig,
     CaptionerConfig,
     EncoderDecoderConfig,
     ModelConfig,
@@ -77,9 +78,9 @@ def lay_out(opened: Opened, start: str, directory: Path) -> None:
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
-    scales = find_folder(start) / SCALES
-    if scales.is_file():
-        shutil.copyfile(scales, directory / SCALES)
+    for name in (SCALES, ROBOT):
+        if (find_folder(start) / name).is_file():
+            shutil.copyfile(find_folder(start) / name, directory / name)
 
 
 def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
@@ -220,3 +221,5 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from (*config.left.stack.blocks, *config.right.stack.blocks)
     elif isinstance(config, CaptionerConfig):
         yield from (*config.tower.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, ActConfig):
+        yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)

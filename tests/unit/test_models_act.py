@@ -1,0 +1,246 @@
+"""Chunks of actions: the latent and its posterior, padding, diffusion, and what a model refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headway.config import from_dict, override, to_dict
+from headway.errors import ConfigError, UserError
+from headway.models import (
+    Act,
+    ActConfig,
+    Chunks,
+    DiffusionConfig,
+    ModelConfig,
+    Observations,
+    RegressionConfig,
+    act,
+    build,
+    describe,
+)
+from headway.models.chunks import Noised
+from headway.models.diffusion import ddim, kept_signal, places_of
+
+close = torch.testing.assert_close
+HEADS: list[Any] = [
+    RegressionConfig(latent=4),
+    RegressionConfig(latent=0),
+    DiffusionConfig(10, 4),
+    DiffusionConfig(10, 4, says="noise", clip=1.0),
+]
+
+
+def config(head: Any = None, cameras: tuple[tuple[int, int], ...] = (), words: int = 0, states: int = 5) -> ActConfig:
+    found = act(width=16, depth=2, posterior=2, heads=2, chunk=6, dropout=0.0, head=head or RegressionConfig(latent=4))
+    seen = replace(found.observation, states=states, cameras=cameras)
+    return replace(found, actions=3, words=words, observation=seen)
+
+
+def built(settings: ActConfig) -> Act:
+    model: Any = build(settings, 1)
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1)
+    return model.requires_grad_(False).eval()
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shown(rows: int = 3) -> tuple[Observations, Chunks]:
+    keep = torch.arange(6) < torch.tensor([6, 4, 1])[:rows, None]
+    return Observations(normal(rows, 5)), Chunks(normal(rows, 6, 3, seed=1), keep)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_config_is_plain_data(head: Any) -> None:
+    one = config(head, cameras=((32, 48),), words=7)
+    assert from_dict(ModelConfig, to_dict(one)) == one
+    told = describe(one)
+    assert told["parameters"] == sum(p.numel() for p in built(one).parameters())
+    assert ("  posterior" in told["tree"]) == (head.size > 0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_weight_learns(head: Any) -> None:
+    model = built(config(head, cameras=((32, 16), (16, 16)), words=7)).requires_grad_(True).train()
+    seen, chunks = shown()
+    images = (normal(3, 3, 32, 16), normal(3, 3, 16, 16))
+    words = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 6]])
+    seen = seen._replace(images=images, words=words, lengths=torch.tensor([2, 1, 3]))
+    losses = model.losses(seen, chunks, model.draw(np.random.default_rng(0), 3))
+    sum((loss.total for loss in losses.values()), torch.zeros(())).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_the_latent_is_zero_in_use() -> None:
+    """The posterior is never asked, and what chance draws changes nothing."""
+    model, (seen, _) = built(config()), shown()
+    said = model(seen, model.draw(np.random.default_rng(0), 3))
+    close(said, model(seen._replace(latent=torch.zeros(3, 4)), model.draw(np.random.default_rng(1), 3)))
+    assert not torch.allclose(
+        said, model(seen._replace(latent=torch.ones(3, 4)), model.draw(np.random.default_rng(0), 3))
+    )
+    model.posterior = None
+    close(model(seen, model.draw(np.random.default_rng(0), 3)), said)
+
+
+def test_losses_of_regression_by_hand() -> None:
+    """Zhao et al. 2023, algorithm 1."""
+    model, (seen, chunks) = built(config(RegressionConfig(latent=4, beta=3.0))), shown()
+    drawn = model.draw(np.random.default_rng(0), 3)
+    losses = model.losses(seen, chunks, drawn)
+    mean, log_variance = model.infer(seen, chunks)
+    divergence = 0.0
+    for m, v in zip(mean.flatten().tolist(), log_variance.flatten().tolist()):
+        divergence += -0.5 * (1 + v - m * m - math.exp(v))
+    assert losses["kl"].count == 3
+    assert float(losses["kl"].total) == pytest.approx(3.0 * divergence, rel=1e-4)
+    said = model(seen._replace(latent=mean + log_variance.exp().sqrt() * drawn.noise), drawn)
+    error = sum(
+        float((said[row, place] - chunks.actions[row, place]).abs().mean())
+        for row in range(3)
+        for place in range(6)
+        if chunks.keep[row, place]
+    )
+    assert losses["actions"].count == 11
+    assert float(losses["actions"].total) == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[1]])
+def test_actions_after_the_end_teach_nothing(head: Any) -> None:
+    model, (seen, chunks) = built(config(head)), shown()
+    drawn = model.draw(np.random.default_rng(0), 3)
+    other = torch.where(chunks.keep[..., None], chunks.actions, 99.0)
+    for name, loss in model.losses(seen, chunks, drawn).items():
+        close(model.losses(seen, Chunks(other, chunks.keep), drawn)[name].total, loss.total)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_rows_are_alone(head: Any) -> None:
+    """Also where they have different numbers of words."""
+    model = built(config(head, words=7))
+    words, lengths = torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0]]), torch.tensor([3, 1, 2])
+    seen = shown()[0]._replace(words=words, lengths=lengths)
+    drawn = model.draw(np.random.default_rng(0), 3)
+    whole = model(seen, drawn)
+    for row in range(3):
+        one = Observations(seen.states[row : row + 1], (), words[row : row + 1, : lengths[row]], lengths[row : row + 1])
+        steps = None if drawn.steps is None else drawn.steps[row : row + 1]
+        alone = model(one, drawn._replace(noise=drawn.noise[row : row + 1], steps=steps))
+        close(alone[0], whole[row], rtol=1e-4, atol=1e-5)
+
+
+def test_the_schedule_is_a_squared_cosine() -> None:
+    kept = kept_signal(100)
+    wanted = [math.cos((t / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(101)]
+    for step in (0, 30, 80):
+        assert float(kept[step]) == pytest.approx(wanted[step + 1] / wanted[0], rel=1e-5)
+    assert bool((kept[1:] < kept[:-1]).all())
+    assert float(kept[-1]) > 0
+    assert places_of(100, 10) == [99, 89, 79, 69, 59, 49, 39, 29, 19, 9]
+    assert places_of(3, 3) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("says", ["noise", "sample"])
+def test_with_a_perfect_denoiser_the_sample_comes_back(says: Any) -> None:
+    """Whatever the noise and the number of steps, and also where the model says the noise."""
+    truth, kept = normal(2, 6, 3, seed=3).clamp(-1, 1), kept_signal(50)
+
+    class Perfect:
+        def look(self, seen: Observations) -> Any:
+            return None, {}
+
+        def say(self, heard: Any, noised: Any) -> Tensor:
+            left = kept[noised.steps][:, None, None]
+            return truth if says == "sample" else (noised.actions - left.sqrt() * truth) / (1 - left).sqrt()
+
+        def infer(self, seen: Observations, chunks: Chunks) -> Any:
+            raise AssertionError
+
+    for sampled in (1, 4, 50):
+        head = DiffusionConfig(50, sampled, says, clip=1.0)
+        drawn = head.draw(np.random.default_rng(5), 2, 6, 3)
+        close(head.said(Perfect(), Observations(), drawn), truth, rtol=1e-3, atol=1e-3)
+
+
+def test_ddim_takes_noise_away_by_its_equation() -> None:
+    """Song et al. 2021, equation 12, two steps by hand."""
+    kept = torch.tensor([0.9, 0.4])
+    said = {1: torch.full((1, 1, 1), 0.5), 0: torch.full((1, 1, 1), 0.25)}
+    seen: list[Tensor] = []
+
+    def clean(x: Tensor, steps: Tensor) -> Tensor:
+        seen.append(x)
+        return said[int(steps[0])]
+
+    x = torch.full((1, 1, 1), 2.0)
+    assert float(ddim(x, clean, kept, 2)) == 0.25
+    noise = (2.0 - math.sqrt(0.4) * 0.5) / math.sqrt(0.6)
+    assert float(seen[1]) == pytest.approx(math.sqrt(0.9) * 0.5 + math.sqrt(0.1) * noise, rel=1e-6)
+
+
+def test_diffusion_learns_what_it_says() -> None:
+    """Noise of the drawn step on the actions, and the error of what is wanted, over the actions that there are."""
+    for says in ("noise", "sample"):
+        model, (seen, chunks) = built(config(DiffusionConfig(10, 4, says, clip=1.0))), shown()
+        drawn = model.draw(np.random.default_rng(0), 3)
+        kept = kept_signal(10)[drawn.steps][:, None, None]
+        noised = Noised(kept.sqrt() * chunks.actions + (1 - kept).sqrt() * drawn.noise, drawn.steps)
+        error = model.say(model.look(seen)[0], noised) - (drawn.noise if says == "noise" else chunks.actions)
+        wanted = error.square().mean(-1)[chunks.keep].sum()
+        found = model.losses(seen, chunks, drawn)["actions"]
+        assert found.count == 11
+        close(found.total, wanted)
+
+
+def test_settings_reach_all_stacks() -> None:
+    one = override(config(), {"depth": [3, 2], "heads": 4, "width": 32, "dropout": 0.2})
+    assert [len(stack.blocks) for stack in (one.encoder, one.decoder, one.posterior)] == [3, 2, 3]
+    assert one.observation.dropout == one.decoder.blocks[0].dropout == 0.2
+    assert built(one)(shown()[0], built(one).draw(np.random.default_rng(0), 3)).shape == (3, 6, 3)
+    assert override(one, {"depth": [1, 1, 4]}).posterior.blocks[3:]
+    lstm = built(override(config(), {"mixer": "lstm"}))
+    assert lstm(shown()[0], lstm.draw(np.random.default_rng(0), 3)).shape == (3, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chunk": 0}, "chunks of 0 actions"),
+        ({"head.latent": -1}, "a latent of -1 numbers"),
+        ({"head": {"kind": "diffusion", "sampled": 101}}, "101 of 100 steps cannot be sampled"),
+        ({"head": {"kind": "diffusion", "says": "noise"}}, "set model.head.clip=1"),
+        ({"depth": [1, 2, 3, 4]}, r"model\.depth is \[1, 2, 3, 4\]"),
+        ({"observation": {"kind": "robot", "states": 0}}, "sees nothing"),
+        ({"observation.cameras": [[30, 32]]}, "are not whole 16 x 16 patches"),
+        ({"encoder": {"blocks": [{}]}}, "sees only earlier tokens"),
+    ],
+)
+def test_models_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(override(config(), settings))
+
+
+def test_observations_that_do_not_fit() -> None:
+    model, (seen, _) = built(config(words=7)), shown()
+    drawn = model.draw(np.random.default_rng(0), 3)
+    with pytest.raises(UserError, match="reads the words of tasks, and none are given"):
+        model(seen, drawn)
+    with pytest.raises(UserError, match="states of 4 numbers for a model that reads 5"):
+        model(Observations(normal(3, 4)), drawn)
+    with pytest.raises(UserError, match="pictures of 1 cameras for a model of 0"):
+        model(seen._replace(images=(normal(3, 3, 16, 16),)), drawn)
+    plain = built(config())
+    with pytest.raises(UserError, match="reads no words of tasks"):
+        plain(seen._replace(words=torch.ones(3, 1, dtype=torch.long), lengths=torch.ones(3, dtype=torch.long)), drawn)
