@@ -1,25 +1,33 @@
-"""`headway rollout`: a model of trajectories plays episodes in an environment."""
+"""`headway rollout`: a model of trajectories, or a robot's policy, plays episodes in an environment."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from headway.cli.options import load, torch_options, whole
+from headway.cli.options import load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
 headway rollout runs/cartpole
 headway rollout runs/cartpole --target-return 100 300 500 --episodes 20 --json
 headway rollout runs/mine --env my_module:MyEnv --render episode.mp4
+headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --episodes 50
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run of the recipes trajectories, cartpole, pendulum or hopper")
-    add("--env", metavar="NAME", help="an id of gymnasium's, or module:Name of your own (default: that of the run)")
-    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes for each return (default: 10)")
+    add("model", metavar="RUN", help="a run of a recipe of trajectories or robotics")
+    add(
+        "--env",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="an id of gymnasium's, metaworld/NAME, or module:Name of your own; several for a robot's policy "
+        "(default: those of the run)",
+    )
+    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes for each return or task (default: 10)")
     add(
         "--target-return",
         nargs="+",
@@ -34,15 +42,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="draw choices by their probabilities (default: as the run says)",
     )
+    add(
+        "--execute", type=whole(1), metavar="N", help="actions of a robot's chunk that are done before the next is said"
+    )
+    add(
+        "--ensemble",
+        type=_weight,
+        default="run",
+        metavar="M|none",
+        help="the m of a robot's temporal ensembling (default: as the run says)",
+    )
     add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episode")
+
+
+def _weight(text: str) -> float | str | None:
+    """A type for --ensemble."""
+    if text in ("run", "none"):
+        return None if text == "none" else text
+    return number(0)(text)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
-        found = model.rollout(args.env, args.episodes, args.target_return, args.seed, args.render, args.draw)
-    terminal.say(f"{found['environment']}, episodes from seed {found['seed']:,}\n")
-    terminal.table([_row(result) for result in found["results"]])
+        found = model.rollout(
+            args.env,
+            args.episodes,
+            args.target_return,
+            args.seed,
+            args.render,
+            args.draw,
+            args.execute,
+            args.ensemble,
+        )
+    robot = "task" in found["results"][0]
+    where = "" if robot else f"{found['environment']}, "
+    terminal.say(f"{where}episodes from seed {found['seed']:,}\n")
+    terminal.table([(_of_robot if robot else _row)(result) for result in found["results"]])
     if args.render is not None:
         terminal.say(f"\nvideo: {args.render}")
     terminal.result(found)
@@ -57,5 +93,19 @@ def _row(result: dict) -> dict:
         "95 % interval": f"{low:.5g} to {high:.5g}",
         **({} if hundredths is None else {"D4RL's scale": hundredths}),
         "steps": result["length_mean"],
+        "episodes": result["samples"],
+    }
+
+
+def _of_robot(result: dict) -> dict:
+    name = "success_rate" if "success_rate" in result else "return_mean"
+    low, high = result[f"{name}_interval"]
+    share = name == "success_rate"
+    return {
+        "task": result["task"],
+        "environment": result["environment"],
+        "success" if share else "return": f"{100 * result[name]:.1f} %" if share else result[name],
+        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.5g} to {high:.5g}",
+        "steps": result["steps_mean" if share else "length_mean"],
         "episodes": result["samples"],
     }

@@ -34,6 +34,9 @@ TITLES = {
     "return_mean": "mean return",
     "return_normalised": "return on D4RL's scale",
     "target_return": "return asked for",
+    "success_rate": "success rate",
+    "score": "success rate, and speed between equals",
+    "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
     "samples": "samples",
     "tokens": "tokens",
@@ -75,7 +78,7 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         title=recipe.name,
         subtitle=recipe.description,
         headline=_headline(run),
-        curves=curves(run.metrics, _unit(run)),
+        curves=curves(run.metrics, _measure(run)),
         scores=scores(summary.get("scores", {}), summary.get("best") or {}),
         samples=summary.get("samples", ()),
         pictures=pictures,
@@ -90,7 +93,8 @@ def _headline(run: Run) -> dict[str, Any]:
     judged = summary.get("scores") or summary.get("best") or {}
     split = judged.get("split", "validation")
     # The goal and what the field reports beside it, before the loss.
-    order = [summary.get("goal", "loss"), "exact_match", "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
+    goal = summary.get("goal", "loss")
+    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
     names = [name for name in dict.fromkeys(order) if name in judged][:2]
     figures = {f"{title(name)}, {split}": figure(name, judged[name]) for name in names}
     seconds = summary.get("seconds") or 0.0
@@ -117,15 +121,20 @@ def _unit(run: Run) -> str:
     return getattr(run.task, "unit", "token")
 
 
-def curves(metrics: Iterable[Mapping[str, Any]], unit: str = "token") -> list[Picture]:
+def _measure(run: Run) -> str:
+    """What a task's loss is."""
+    unit = _unit(run)
+    return getattr(run.task, "measure", f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}")
+
+
+def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
     """Loss, learning rate and every metric of the evaluations, by step."""
     lines = list(metrics)
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
     loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
-    each = f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
     found = [
-        Picture("Loss", each, line_chart(loss, "step", "loss", log=True)),
+        Picture("Loss", measure, line_chart(loss, "step", "loss", log=True)),
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
     numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
@@ -148,7 +157,7 @@ def families(names: Collection[str]) -> dict[str, list[str]]:
 
 def is_rate(name: str) -> bool:
     """Whether people read a metric in per cent."""
-    return name in RATES or _AT.search(name) is not None
+    return name in RATES or name.startswith("success_rate") or _AT.search(name) is not None
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:

@@ -1,0 +1,135 @@
+"""What a robot sees and does as a model reads and says it: the scales and names that travel with it. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.usage import ROBOT as FILE
+from headway.config import from_dict, to_dict
+from headway.errors import UserError
+
+UNKNOWN = 0  # the symbol of a word that no demonstrated task has
+_FLAT = 1e-6  # a spread below it is none: the number is left as it is, less its mean
+_FARTHEST = 10.0  # of a state's number that hardly moved in the demonstrations, and does now
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera's name, and the sizes (height, width) of its pictures as they were recorded and as the model reads
+    them.
+    """
+
+    name: str
+    recorded: Size
+    read: Size
+
+
+@dataclass(frozen=True)
+class RobotCodec:
+    """States are of `recorded` numbers, of which the first are read, as many as there are of `mean`: less their `mean`,
+    divided by their `std`. Actions less their `shift`, divided by their `scale`.
+
+    `names` are the tasks, `environments` where each can be played ("" where nothing says), `words` those of the names
+    where a model reads them. A new chunk is said every `execute` actions; `ensemble` is the m of temporal ensembling,
+    None for the newest chunk alone. `longest` is the length of the longest demonstration.
+    """
+
+    recorded: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    names: tuple[str, ...]
+    environments: tuple[str, ...]
+    words: tuple[str, ...]
+    cameras: tuple[Camera, ...]
+    execute: int
+    ensemble: float | None
+    longest: int
+    rate: float | None = None
+
+    @property
+    def symbols(self) -> int:
+        """Symbols of words, 0 where none are read."""
+        return len(self.words) + 1 if self.words else 0
+
+    def states(self, states: np.ndarray) -> np.ndarray:
+        """[..., recorded] as the model reads them, float32 [..., S]."""
+        read = np.asarray(states, np.float32)[..., : len(self.mean)]
+        found = (read - _array(self.mean)) / _array(self.std)
+        return found.clip(-_FARTHEST, _FARTHEST)
+
+    def read_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Of the data, [..., A], to the model's."""
+        return ((actions - _array(self.shift)) / _array(self.scale)).astype(np.float32)
+
+    def said_actions(self, said: np.ndarray) -> np.ndarray:
+        """Of the model, [..., A], to the robot's."""
+        return said * _array(self.scale) + _array(self.shift)
+
+    def text(self, name: str) -> list[int]:
+        """The symbols of a task. UserError for one of which no word is known."""
+        numbers = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
+        found = [numbers.get(word, UNKNOWN) for word in words_of(name)]
+        if not any(found):
+            known = ", ".join(map(repr, self.names))
+            raise UserError(f"the task {name!r} has no word that this policy knows; name one of its tasks: {known}")
+        return found
+
+    def texts(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The symbols of several tasks, int64 [B, W], and how many each has, int64 [B]."""
+        found = [self.text(name) for name in names]
+        lengths = np.array([len(each) for each in found], np.int64)
+        rows = np.zeros((len(found), int(lengths.max())), np.int64)
+        for row, each in zip(rows, found):
+            row[: len(each)] = each
+        return rows, lengths
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, to_dict(self))
+
+
+def words_of(name: str) -> list[str]:
+    """The words and marks of a task's name, lower-cased."""
+    return _WORD.findall(name.lower().replace("_", " ").replace("-", " "))
+
+
+def read_codec(directory: Path) -> RobotCodec:
+    """What lies beside a policy. UserError for a folder that has none."""
+    path = directory / FILE
+    if not path.is_file():
+        raise UserError(
+            f"{directory} has no {FILE}, which says how states and actions are scaled; give a run of the recipes "
+            "robotics or metaworld"
+        )
+    return from_dict(RobotCodec, read_json(path), str(path))
+
+
+def spread(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of numbers [N, S]; 1 where they do not move."""
+    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    return _numbers(mean), _numbers(np.where(std > _FLAT, std, 1.0))
+
+
+def reach(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Middle and half of the range of numbers [N, A]; 1 where they do not move."""
+    low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
+    half = (high - low) / 2
+    return _numbers((high + low) / 2), _numbers(np.where(half > _FLAT, half, 1.0))
+
+
+def _array(values: tuple[float, ...]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def _numbers(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(values.tolist())

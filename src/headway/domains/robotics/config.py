@@ -1,0 +1,139 @@
+"""The task as data, and what it makes of files: demonstrations, their scales, where a policy is judged."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from headway.config import register
+from headway.data import SplitConfig, sides_of
+from headway.data.demonstrations import Demonstrations, read_demonstrations
+from headway.data.store import cache_root
+from headway.domains.robotics.checks import check_known, check_model, check_start
+from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, read_codec, spread, words_of
+from headway.domains.robotics.task import Robotics
+from headway.environments import check_stored
+from headway.errors import ConfigError, UserError, nearest
+from headway.train import Recipe, TaskConfig
+
+VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
+_LOG = logging.getLogger(__name__)
+
+
+@register("robotics")
+@dataclass(frozen=True)
+class RoboticsConfig(TaskConfig):
+    """Say the next actions of demonstrations, `model.chunk` of them, from what is seen at a step.
+
+    Of a state the first `state` numbers are read, none for all, 0 for no state; `cameras` are those that are read, none
+    for all, () for no pictures, made `size` (height, width) large, none as they are. With `text` the words of a task's
+    name are read; none reads them where there are several tasks. In training scaled states are moved by `noise`, a
+    standard deviation: what the last step did is then no longer seen in them, and a robot that strays finds back.
+    `scaling` is by mean and deviation of actions, or by
+    their range. A chunk is said anew every `execute` actions; `ensemble` is the m of temporal ensembling, none lets the
+    newest chunk decide alone.
+
+    Where a task's environment is known (what the data say, or for all others `env`), `episodes` of each task are played
+    at each evaluation and `final` at the end, from seeds of their own; with 0 held-out demonstrations judge alone.
+    Demonstrations that are equal never stand on two sides of the `split`.
+    """
+
+    state: int | None = None
+    cameras: tuple[str, ...] | None = None
+    size: Size | None = None
+    text: bool | None = None
+    noise: float = 0.0
+    scaling: Literal["deviation", "range"] = "deviation"
+    execute: int = 1
+    ensemble: float | None = 0.01
+    env: str | None = None
+    episodes: int = 20
+    final: int = 50
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.state or 0) < 0 or min(self.execute, self.final) < 1:
+            raise ConfigError(
+                f"task.state is {self.state}, task.episodes {self.episodes}, task.execute {self.execute} and "
+                f"task.final {self.final}; give nothing below 0, and to the last two 1 or more"
+            )
+        if self.size is not None and min(self.size) < 1:
+            raise ConfigError(f"task.size is {self.size}; give height and width above 0, or none")
+        if not self.noise >= 0:
+            raise ConfigError(f"task.noise is {self.noise}; give 0 or more, such as 0.02")
+        if self.ensemble is not None and not self.ensemble >= 0:
+            raise ConfigError(f"task.ensemble is {self.ensemble}; give 0 or more, or none")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Robotics:
+        """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
+        model = check_model(recipe.model, self.execute)
+        rows = recipe.train.rows(model.chunk)
+        found = read_demonstrations(recipe.files(data), cache_root(), self.size)
+        if not found.actions.shape[1]:
+            raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; give others")
+        sides = sides_of(found.keys(), found.named, self.split)
+        if not len(sides["train"]):
+            raise UserError(f"none of {len(found)} demonstrations is left to train on; hold out fewer with task.split")
+        codec = self._codec(found, sides["train"], self._environments(found), workspace)
+        check_known(codec, found)
+        check_start(model, codec, recipe.start)
+        return Robotics(self, model, found, sides, codec, rows, recipe.train.seed)
+
+    def _environments(self, data: Demonstrations) -> tuple[str, ...]:
+        """Where each task can be played; "" where nothing is known that may be asked for."""
+        given = os.environ.get(VARIABLE)
+        if given:
+            return (given,) * len(data.names)
+        other = "" if self.env is None else check_stored(self.env)
+        refused = [name for name in data.environments if ":" in name]
+        if refused and self.episodes and not other:
+            _LOG.warning(
+                "the data were recorded in %s, code that they may not ask for: policies are judged by held-out "
+                "demonstrations; set %s=%s to have them play there",
+                refused[0],
+                VARIABLE,
+                refused[0],
+            )
+        return tuple(other if not name or ":" in name else name for name in data.environments)
+
+    def _codec(
+        self, data: Demonstrations, training: np.ndarray, environments: tuple[str, ...], workspace: Path
+    ) -> RobotCodec:
+        """That of the run or of the policy that it starts from, else of the training data; with what this task says."""
+        found = read_codec(workspace) if (workspace / FILE).is_file() else self._fitted(data, training)
+        how = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
+        longest = int(data.lengths.max())
+        return replace(found, names=data.names, environments=environments, longest=longest, **how)
+
+    def _fitted(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
+        pairs = zip(data.starts[training].tolist(), data.ends[training].tolist())
+        steps = np.concatenate([np.arange(start, end) for start, end in pairs])
+        actions, offered = data.actions[steps], data.states.shape[1]
+        read = offered if self.state is None else self.state
+        if read > offered:
+            raise ConfigError(f"task.state is {read}, and states have {offered} numbers; give at most so many, or none")
+        mean, std = spread(data.states[steps, :read])
+        shift, scale = spread(actions) if self.scaling == "deviation" else reach(actions)
+        cameras = self._cameras(data)
+        if not read and not cameras:
+            raise UserError("neither states nor cameras are read, so a policy sees nothing; give task.state or cameras")
+        text = len(data.names) > 1 if self.text is None else self.text
+        words = tuple(sorted({word for name in data.names for word in words_of(name)})) if text else ()
+        if text and not words:
+            raise UserError("the tasks have no names, so there is no text to read; name them, or set task.text=false")
+        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, self.execute, self.ensemble, 0)
+
+    def _cameras(self, data: Demonstrations) -> tuple[Camera, ...]:
+        chosen = sorted(data.cameras) if self.cameras is None else self.cameras
+        for name in chosen:
+            if name not in data.cameras:
+                known = nearest(name, data.cameras) if data.cameras else "they have none"
+                raise UserError(f"the demonstrations have no camera {name!r}; {known}")
+        sizes = {name: data.cameras[name].size for name in chosen}
+        return tuple(Camera(name, sizes[name], self.size or sizes[name]) for name in chosen)

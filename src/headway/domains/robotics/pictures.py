@@ -1,0 +1,75 @@
+"""How often tasks succeed, episodes as strips of film, and chunks beside what was demonstrated, for a run's page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from headway.domains.robotics.codec import RobotCodec
+from headway.domains.robotics.policy import Acting
+from headway.domains.robotics.rollout import open_copies, play
+from headway.domains.robotics.windows import Windows
+from headway.environments.film import Reel, strip
+from headway.errors import UserError
+from headway.models import Act
+from headway.report import Picture, bar_chart, line_chart
+
+SEED = 3_000_000  # the start of seeds that no evaluation has
+_NUMBERS = 3  # of an action that are drawn
+_LOG = logging.getLogger(__name__)
+
+
+def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
+    """The success rate of each task with its interval."""
+    told = {name: result for name, result in results.items() if "success_rate" in result}
+    if not told:
+        return []
+    rates = {name: 100 * result["success_rate"] for name, result in told.items()}
+    spread = {name: tuple(100 * edge for edge in result["success_rate_interval"]) for name, result in told.items()}
+    episodes = next(iter(told.values()))["samples"]
+    chart = bar_chart(rates, "success rate (%)", spread)  # type: ignore[arg-type]
+    return [Picture("Success", f"{episodes} episodes of each task, with 95 % intervals", chart)]
+
+
+def film_strips(model: Act, codec: RobotCodec, tasks: Sequence[str]) -> list[Picture]:
+    """An episode of each task in frames; nothing, with a line in the log, where it cannot be drawn."""
+    places = dict(zip(codec.names, codec.environments))
+    try:
+        return [_film_strip(model, codec, name, places[name]) for name in tasks]
+    except UserError as error:
+        _LOG.warning("the report has no pictures of episodes: %s", error)
+        return []
+
+
+def _film_strip(model: Act, codec: RobotCodec, task: str, environment: str) -> Picture:
+    reel = Reel()
+    with open_copies(codec, environment, 1, drawn=True) as copies:
+        played = play(model, codec, copies, task, [SEED], reel.take)
+    if played.succeeded is None:
+        caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
+    else:
+        caption = f"succeeds after {played.succeeded[0]} steps" if played.succeeded[0] else "does not succeed"
+    return Picture(f"An episode: {task}", caption, strip(reel.frames), wide=True)
+
+
+def chunk_beside(model: Act, windows: Windows) -> list[Picture]:
+    """What is said at one step of a demonstration, a third on its way, and what was done."""
+    data = windows.data
+    episode = int(windows.numbers[0])
+    step = int(data.starts[episode] + data.lengths[episode] // 3)
+    said = Acting(model, windows.codec, [SEED]).chunk(windows.seen(np.array([step])))[0]
+    chunks = windows.chunks(np.array([step]))
+    keep = chunks.keep[0]
+    done = windows.codec.said_actions(chunks.actions[0][keep].numpy())
+    moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_NUMBERS]
+    series = {}
+    for number in sorted(moving.tolist()):
+        for what, values in (("demonstrated", done), ("said", said[: int(torch.count_nonzero(keep))])):
+            series[f"{number} {what}"] = [(float(place), float(value)) for place, value in enumerate(values[:, number])]
+    where = f"{data.names[data.tasks[episode]]}, step {step - data.starts[episode]} of a demonstration"
+    chart = line_chart(series, "step of the chunk", "numbers of the action")
+    return [Picture("A chunk of actions", where, chart)] if chart else []

@@ -1,0 +1,148 @@
+"""A policy at work: chunks of actions, of which those that speak of the present step are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from headway.domains.robotics.codec import RobotCodec
+from headway.domains.robotics.windows import observed
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import Act, Drawn, Observations
+
+_DRAWS = 12  # so that what is drawn here has nothing to do with what environments draw from the same seed
+_FLAT = "observation."
+
+Observation = Mapping[str, Any]
+"""{"state": [S], "cameras": {name: uint8 [H, W, 3]}, "task": text}, or LeRobot's flat keys: "observation.state",
+"observation.environment_state", "observation.images.NAME", "task". What a policy does not read may be left out."""
+
+
+class Said(NamedTuple):
+    """A chunk of each row, [B, C, A] in the robot's numbers, and the step at which it was said."""
+
+    step: int
+    actions: np.ndarray
+
+
+class Acting:
+    """Acts in B episodes that are equally old. What a diffusion draws depends on the seed of each row alone."""
+
+    def __init__(self, model: Act, codec: RobotCodec, seeds: Sequence[int]) -> None:
+        self.model, self.codec = model, codec
+        self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
+        self._device = device_of(model)
+        self._said: list[Said] = []
+        self._step = 0
+
+    def act(self, look: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
+        """The actions of this step. Every `execute` steps `look` is asked what is seen, and a new chunk is said."""
+        if self._step % self.codec.execute == 0:
+            self._said.append(Said(self._step, self.chunk(look())))
+        length = self.model.config.chunk
+        self._said = [said for said in self._said if self._step - said.step < length]
+        present = np.stack([said.actions[:, self._step - said.step] for said in self._said])
+        self._step += 1
+        return ensembled(present, self.codec.ensemble)
+
+    @torch.no_grad()
+    def chunk(self, seen: Observations) -> Float[np.ndarray, "B C A"]:
+        """The next actions by what is seen now, in the robot's numbers."""
+        each = [self.model.draw(chance, 1) for chance in self._chances]
+        steps = [drawn.steps for drawn in each if drawn.steps is not None]
+        drawn = Drawn(torch.cat([one.noise for one in each]), torch.cat(steps) if steps else None)
+        with evaluating(self.model):
+            said = self.model(seen.to(self._device), drawn.to(self._device))
+        return self.codec.said_actions(said.float().cpu().numpy())
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on in some of the episodes."""
+        self._chances = [self._chances[row] for row in rows.tolist()]
+        self._said = [Said(said.step, said.actions[rows]) for said in self._said]
+
+
+def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
+    """Zhao et al. 2023, section IV-B: what K chunks, the oldest first, say of the same step, in a mean whose weights
+    are exp(-m i); None takes the newest.
+    """
+    if weight is None:
+        return present[-1]
+    weights = np.exp(-weight * np.arange(len(present)))
+    return np.tensordot(weights / weights.sum(), present, 1).astype(np.float32)
+
+
+class Policy:
+    """One robot, step by step. `task` is what it does where an observation does not say."""
+
+    def __init__(self, model: Act, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
+        """UserError for a task of which the policy knows no word."""
+        self.model, self.codec, self.seed = model, codec, seed
+        self.task = task if task is not None else codec.names[0] if len(codec.names) == 1 else None
+        if codec.words and self.task is not None:
+            codec.text(self.task)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self._acting = Acting(self.model, self.codec, [self.seed])
+
+    def select_action(self, observation: Observation) -> Float[np.ndarray, "A"]:
+        """The action of this step, which is then over."""
+        seen = self._read(observation)
+        return self._acting.act(lambda: seen)[0]
+
+    def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
+        """The next actions by this observation alone; no step is over."""
+        acting = Acting(self.model, self.codec, [self.seed])
+        return acting.chunk(self._read(observation))[0]
+
+    def _read(self, observation: Observation) -> Observations:
+        """UserError for an observation that lacks what the policy reads, or has it in another size."""
+        given = structured(observation)
+        states = self._state(given.get("state"))
+        pictures = {each.name: self._picture(each.name, given["cameras"]) for each in self.codec.cameras}
+        name = given.get("task") or self.task
+        if self.codec.words and not name:
+            known = ", ".join(map(repr, self.codec.names))
+            raise UserError(f"the observation names no task, and this policy knows several; add task, one of {known}")
+        return observed(self.codec, states, pictures, [name or ""])
+
+    def _state(self, given: Any) -> np.ndarray:
+        read, recorded = len(self.codec.mean), self.codec.recorded
+        if given is None and read:
+            raise UserError(f"the observation has no state, and this policy reads {read} numbers; add state")
+        found = np.asarray(given if read else [], np.float32).reshape(1, -1)
+        if read and found.shape[1] not in (read, recorded):
+            raise UserError(f"a state of {found.shape[1]} numbers for a policy that knows {recorded}; give its robot's")
+        if not np.isfinite(found).all():
+            raise UserError(f"the state holds {found[~np.isfinite(found)][0]}, which is no number; correct it")
+        return self.codec.states(found)
+
+    def _picture(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:
+        if name not in cameras:
+            known = ", ".join(cameras) or "none"
+            raise UserError(f"the observation has no picture of the camera {name!r} (its cameras: {known}); add it")
+        found = np.asarray(cameras[name])
+        if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+            raise UserError(
+                f"the picture of the camera {name!r} is {found.dtype} of shape {found.shape}; give uint8 [H, W, 3]"
+            )
+        return found[None]
+
+
+def structured(observation: Observation) -> dict[str, Any]:
+    """An observation with LeRobot's flat keys as one with state, cameras and task; others stay as they are."""
+    if not any(str(key).startswith(_FLAT) for key in observation):
+        return {"cameras": {}, **observation}
+    images = f"{_FLAT}images."
+    cameras = {key.removeprefix(images): value for key, value in observation.items() if key.startswith(images)}
+    if f"{_FLAT}image" in observation:
+        cameras["image"] = observation[f"{_FLAT}image"]
+    states = [observation[key] for key in (f"{_FLAT}state", f"{_FLAT}environment_state") if key in observation]
+    state = np.concatenate([np.ravel(each) for each in states]) if states else None
+    return {"state": state, "cameras": cameras, "task": observation.get("task")}

@@ -1,0 +1,43 @@
+"""Recipes for robots: demonstrations of the user's, and Meta-World's tasks."""
+
+from __future__ import annotations
+
+from headway.data import SplitConfig
+from headway.domains.robotics.config import RoboticsConfig
+from headway.models import RegressionConfig, act
+from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+
+
+def robotics() -> Recipe:
+    """Any demonstrations, of states and of cameras."""
+    return Recipe(
+        name="robotics",
+        domain="robotics",
+        description="demonstrations of a robot: LeRobot's folders, .npz, HDF5; chunks of actions (ACT)",
+        data=(),
+        model=act(),
+        task=RoboticsConfig(),
+        optim=AdamWConfig(lr=3e-4, weight_decay=1e-4),
+        schedule=CosineConfig(warmup=0.05, floor=0.05),
+        train=TrainConfig(steps=10_000, batch_size=64, clip=1.0),
+        expected="an hour on 2 cores",
+    )
+
+
+def metaworld() -> Recipe:
+    """A small model for a few core-minutes a task. There is no latent, as one expert acts in one way."""
+    return Recipe(
+        name="metaworld",
+        domain="robotics",
+        description="tasks of Meta-World from demonstrations (headway data collect metaworld/...; extra robotics)",
+        data=(),
+        model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
+        task=RoboticsConfig(scaling="range", split=SplitConfig(validation=0.0, test=0.0)),
+        optim=AdamWConfig(lr=1e-3, weight_decay=1e-4),
+        schedule=CosineConfig(warmup=0.05, floor=0.02),
+        train=TrainConfig(steps=3000, batch_size=64, clip=1.0),
+        expected="not measured yet",
+    )
+
+
+RECIPES = (robotics, metaworld)

@@ -1,0 +1,151 @@
+"""Episodes that a policy plays in simulators, and how often it succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headway.domains.robotics.codec import RobotCodec
+from headway.domains.robotics.policy import Acting
+from headway.domains.robotics.windows import observed
+from headway.environments import Copies
+from headway.errors import UserError
+from headway.metrics import bootstrap_mean, wilson
+from headway.models import Act, Observations
+
+AT_ONCE = 25  # episodes side by side
+_TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own
+
+Watch = Callable[[Callable[[], np.ndarray]], None]
+"""Is given, at each step, what draws it: uint8 [H, W, 3]."""
+
+
+class Played(NamedTuple):
+    """E episodes: the step, from 1, at which each succeeded, 0 where it did not (None: the environment does not say),
+    how many steps it took, and the sum of its rewards.
+    """
+
+    succeeded: np.ndarray | None
+    lengths: np.ndarray
+    returns: np.ndarray
+
+
+def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -> Copies:
+    """Copies of an environment with the cameras of a policy. UserError for one that does not fit it."""
+    sizes = {camera.recorded for camera in codec.cameras}
+    if len(sizes) > 1:
+        raise UserError(
+            f"the cameras of this policy have pictures of {len(sizes)} sizes, and environments draw one; judge it by "
+            "held-out demonstrations (task.episodes=0)"
+        )
+    names = [camera.name for camera in codec.cameras]
+    copies = Copies(name, count, drawn=drawn, cameras=names, **({"size": sizes.pop()} if sizes else {}))
+    try:
+        check_fits(codec, copies)
+    except UserError:
+        copies.__exit__()
+        raise
+    return copies
+
+
+def check_fits(codec: RobotCodec, copies: Copies) -> None:
+    """UserError for an environment whose states or actions are not those of the policy."""
+    spaces = copies.spaces
+    if spaces.numbers != len(codec.scale):
+        raise UserError(
+            f"the environment {copies.name!r} takes actions of {spaces.told}, and this policy says {len(codec.scale)} "
+            "numbers; choose an environment that fits (--env), or train on demonstrations of this one"
+        )
+    if spaces.image or spaces.shape[0] < codec.recorded or (spaces.shape[0] > codec.recorded and not codec.cameras):
+        seen = " x ".join(map(str, spaces.shape))
+        raise UserError(
+            f"the environment {copies.name!r} shows states of {seen} numbers, and this policy knows {codec.recorded}; "
+            "choose an environment that fits (--env), or train on demonstrations of this one"
+        )
+
+
+def play(
+    model: Act, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
+) -> Played:
+    """An episode of a task from each seed, until it succeeds or ends; `watch` sees each step of the first one."""
+    parts = []
+    for start in range(0, len(seeds), len(copies)):
+        some = seeds[start : start + len(copies)]
+        parts.append(_side_by_side(model, codec, copies, task, some, watch if not start else None))
+    succeeded, lengths, returns = zip(*parts)
+    known = None if any(each is None for each in succeeded) else np.concatenate(succeeded)
+    return Played(known, np.concatenate(lengths), np.concatenate(returns))
+
+
+def _side_by_side(
+    model: Act, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
+) -> Played:
+    acting = Acting(model, codec, seeds)
+    limit = copies.horizon or _TIMES * codec.longest
+    rows = np.arange(len(seeds))
+    states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
+    succeeded, says = np.zeros(len(seeds), np.int64), True
+    lengths, returns = np.zeros(len(seeds), np.int64), np.zeros(len(seeds))
+    while len(rows):
+        if watch is not None and rows[0] == 0:
+            watch(copies.frame)
+        here, present = rows, states
+        actions = acting.act(lambda: _looked(codec, copies, task, here, present))  # noqa: B023 (called at once)
+        steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
+        returns[rows] += [step.reward for step in steps]
+        lengths[rows] += 1
+        says = says and all(step.success is not None for step in steps)
+        done = np.array([bool(step.success) for step in steps])
+        succeeded[rows[done]] = lengths[rows[done]]
+        over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
+        going = np.flatnonzero(~over)
+        if len(going) < len(rows):
+            acting.select(going)
+        rows, states = rows[going], np.array([steps[place].state for place in going])
+    return Played(succeeded if says else None, lengths, returns)
+
+
+def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
+    """What the robots of some rows see now."""
+    each = [copies.pictures(row) for row in rows.tolist()] if codec.cameras else []
+    pictures = {camera.name: np.stack([one[camera.name] for one in each]) for camera in codec.cameras}
+    return observed(codec, codec.states(states), pictures, [task] * len(rows))
+
+
+def worth(played: Played, horizon: int) -> dict[str, Any]:
+    """How many of the episodes succeed, with Wilson's interval, and after how many steps (a failed one counts the
+    `horizon`); where an environment does not say, the mean of the returns.
+    """
+    count = len(played.lengths)
+    if played.succeeded is None:
+        mean = float(played.returns.mean())
+        scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(played.returns)}
+        return {**scores, "length_mean": float(played.lengths.mean()), "samples": count}
+    right = played.succeeded > 0
+    return {
+        "success_rate": float(right.mean()),
+        "success_rate_interval": wilson(int(right.sum()), count),
+        "steps_mean": float(np.where(right, played.succeeded, horizon).mean()),
+        "samples": count,
+    }
+
+
+def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the results of several tasks are in one: all episodes count alike."""
+    count = sum(result["samples"] for result in results)
+
+    def mean(name: str) -> float:
+        return sum(result[name] * result["samples"] for result in results) / count
+
+    if not all("success_rate" in result for result in results):
+        told = [result for result in results if "return_mean" in result]
+        return {"return_mean": float(np.mean([result["return_mean"] for result in told])), "samples": count}
+    right = round(sum(result["success_rate"] * result["samples"] for result in results))
+    return {
+        "success_rate": right / count,
+        "success_rate_interval": wilson(right, count),
+        "steps_mean": mean("steps_mean"),
+        "samples": count,
+    }

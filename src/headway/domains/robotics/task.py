@@ -1,0 +1,201 @@
+"""The task over demonstrations: chunks of actions from what is seen, judged by playing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from headway.data.demonstrations import Demonstrations
+from headway.domains.robotics import pictures
+from headway.domains.robotics.codec import RobotCodec, words_of
+from headway.domains.robotics.rollout import AT_ONCE, open_copies, play, together, worth
+from headway.domains.robotics.windows import RobotBatch, Windows
+from headway.environments import Copies
+from headway.errors import ConfigError, UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import Act, ActConfig, Loss, ModelConfig
+from headway.report import Picture
+from headway.train import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from headway.domains.robotics.config import RoboticsConfig
+
+SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
+"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
+
+_JUDGED_AT_ONCE = 64  # windows
+_DRAWS = 13  # so that what training draws has nothing to do with other draws from the same seed
+
+
+class Robotics:
+    """`rows` is the number of windows in a training batch. Where tasks can be played, the goal is "score", the success
+    rate with less than an episode's worth for speed; else the loss on held-out demonstrations.
+    """
+
+    unit, measure = "action", "mean error of an action"
+
+    def __init__(
+        self,
+        config: RoboticsConfig,
+        model: ActConfig,
+        data: Demonstrations,
+        sides: dict[str, np.ndarray],
+        codec: RobotCodec,
+        rows: int,
+        seed: int,
+    ) -> None:
+        """`sides` are the numbers of the demonstrations of each split."""
+        self.config, self.model, self.data, self.sides, self.codec = config, model, data, sides, codec
+        self.rows, self.seed = rows, seed
+        self._judged: dict[str, dict[str, Any]] = {}  # what each task came to at the last evaluation
+        self.played = self._open() if config.episodes else {}
+        self.goal = "score" if self.played else "loss"
+        self.goal_better: Literal["min", "max"] = "max" if self.played else "min"
+        if not self.played:
+            self._windows("validation")  # which must have some
+
+    def _open(self) -> dict[str, Copies]:
+        """Copies of the environment of each task that has one, by its name."""
+        count = max(1, min(AT_ONCE, max(self.config.episodes, self.config.final)))
+        found = {}
+        for name, environment in zip(self.codec.names, self.codec.environments):
+            if environment:
+                try:
+                    found[name] = open_copies(self.codec, environment, count)
+                except UserError as error:
+                    raise UserError(
+                        f"{error}; or set task.episodes=0 to judge by held-out demonstrations alone"
+                    ) from error
+        return found
+
+    def adapt(self, model: ModelConfig) -> ActConfig:
+        """`model` with the sizes of states, pictures and actions, and the words of tasks."""
+        config = cast(ActConfig, model)
+        cameras = tuple(camera.read for camera in self.codec.cameras)
+        observation = replace(config.observation, states=len(self.codec.mean), cameras=cameras)
+        try:
+            _ = observation.eyes
+        except ConfigError as error:
+            raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
+        return replace(config, observation=observation, actions=len(self.codec.scale), words=self.codec.symbols)
+
+    def _windows(self, split: str) -> Windows:
+        numbers = np.arange(len(self.data)) if split == "all" else self.sides.get(split, np.zeros(0, int))
+        if not len(numbers):
+            raise UserError(
+                f"the {split} split of {len(self.data)} demonstrations is empty; give files named {split}, a larger "
+                "share (task.split), or an environment to be judged in (task.env)"
+            )
+        return Windows(self.data, numbers, self.codec, self.model.chunk)
+
+    @cached_property
+    def _training(self) -> Windows:
+        return self._windows("train")
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged."""
+        return "test" if self.played or len(self.sides["test"]) else "validation"
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[RobotBatch]:
+        """Batch k of training and what chance gives to it are functions of the seed and k."""
+        if split == "train":
+            for number, steps in self._training.endless(self.rows, self.seed, shard, start):
+                yield self._batch(self._training, steps, number, self.config.noise)
+            return
+        windows = self._windows(split)
+        steps = windows.once()
+        for first in range(shard.rank * _JUDGED_AT_ONCE, len(steps), shard.world * _JUDGED_AT_ONCE):
+            yield self._batch(windows, steps[first : first + _JUDGED_AT_ONCE], first)
+
+    def _batch(self, windows: Windows, steps: np.ndarray, number: int, noise: float = 0.0) -> RobotBatch:
+        chunks, seen = windows.chunks(steps), windows.seen(steps)
+        random = np.random.default_rng([_DRAWS, self.seed, number])
+        drawn = self.model.head.draw(random, len(steps), self.model.chunk, len(self.codec.scale))
+        if noise and seen.states is not None:
+            moved = random.standard_normal(tuple(seen.states.shape), np.float32)
+            seen = seen._replace(states=seen.states + noise * torch.from_numpy(moved))
+        return RobotBatch(seen, chunks, drawn, int(chunks.keep.sum()), chunks.keep.numel())
+
+    def counts(self, batch: RobotBatch) -> dict[str, int]:
+        """Actions that there are and, where there is a latent, rows."""
+        found = {"actions": batch.tokens}
+        return found | {"kl": len(batch.chunks.keep)} if self.model.head.size else found
+
+    def loss(self, model: nn.Module, batch: RobotBatch) -> dict[str, Loss]:
+        return cast(Act, model).losses(batch.seen, batch.chunks, batch.drawn)
+
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+        """How often each task succeeds that can be played, from seeds of this split alone; and the mean absolute error
+        of the actions of held-out demonstrations, in the codec's numbers, where there are any. `limit` is the most
+        episodes and windows of each.
+        """
+        scores: dict[str, Any] = {}
+        if self.played:
+            scores = self._playing(cast(Act, model), split, limit)
+        if not self.played or split == "all" or len(self.sides[split]):
+            scores |= self._held_out(cast(Act, model), split, limit)
+        return scores
+
+    def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
+        episodes = self.config.episodes if split == "validation" else self.config.final
+        seeds = range(SEEDS[split], SEEDS[split] + min(episodes, limit or episodes))
+        results = {}
+        for name, copies in self.played.items():
+            results[name] = worth(play(model, self.codec, copies, name, seeds), self._longest(copies))
+        self._judged = results
+        found = together(list(results.values()))
+        scores = {"score": self._score(found), **found}
+        for name, result in results.items() if len(results) > 1 else ():
+            ending = "_".join(words_of(name))
+            scores |= {f"{key}_{ending}": value for key, value in result.items() if key.startswith("success_rate")}
+        return scores
+
+    def _longest(self, copies: Copies) -> int:
+        """Steps that a failed episode counts as."""
+        return copies.horizon or self.codec.longest
+
+    def _score(self, found: dict[str, Any]) -> float:
+        """One number to judge by: of two equal success rates the one that takes fewer steps is better."""
+        if "success_rate" not in found:
+            return found["return_mean"]
+        longest = max(map(self._longest, self.played.values()))
+        return found["success_rate"] + (1 - min(1.0, found["steps_mean"] / longest)) / (2 * found["samples"])
+
+    @torch.no_grad()
+    def _held_out(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
+        total, actions = 0.0, 0
+        with evaluating(model):
+            for batch in self.batches(split):
+                if limit is not None and actions and actions >= limit * self.model.chunk:
+                    break
+                batch = batch.to(device_of(model))
+                error = (model(batch.seen, batch.drawn) - batch.chunks.actions).abs().mean(-1)
+                total += float(error[batch.chunks.keep].sum())
+                actions += batch.tokens
+        scores: dict[str, Any] = {"loss": total / actions}
+        return scores if self.played else {**scores, "samples": actions}
+
+    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+        """Nothing: how often each task succeeds is a picture."""
+        return []
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """How often tasks succeed, an episode of each as a strip of film, and a chunk beside what was demonstrated."""
+        act = cast(Act, model)
+        beside = self._windows(next(side for side in ("test", "validation", "train") if len(self.sides[side])))
+        return [
+            *pictures.success(self._judged),
+            *pictures.film_strips(act, self.codec, list(self.played)),
+            *pictures.chunk_beside(act, beside),
+        ]
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)

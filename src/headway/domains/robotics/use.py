@@ -1,0 +1,121 @@
+"""A trained policy at work: step by step, or in a simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from headway.data.demonstrations import task_of
+from headway.data.video import Film, check_film
+from headway.domains.robotics.codec import RobotCodec, read_codec
+from headway.domains.robotics.policy import Policy
+from headway.domains.robotics.rollout import AT_ONCE, Watch, open_copies, play, together, worth
+from headway.domains.robotics.task import SEEDS
+from headway.environments import check_stored
+from headway.errors import UserError
+from headway.models import Act
+
+_RATE = 30.0  # frames a second, where nothing says
+
+
+def acts_in_chunks(model: nn.Module) -> bool:
+    """Whether a model is a policy of a robot."""
+    return isinstance(model, Act)
+
+
+def policy(model: nn.Module, directory: Path, task: str | None = None, seed: int = 0) -> Policy:
+    """The policy of a run. UserError for another model, and for a task of which the policy knows no word."""
+    if not isinstance(model, Act):
+        raise UserError(f"{directory} is no policy of a robot; give a run of the recipes robotics or metaworld")
+    return Policy(model, read_codec(directory), task, seed)
+
+
+def rollout(
+    model: Act,
+    directory: Path,
+    envs: Sequence[str] = (),
+    episodes: int = 10,
+    seed: int | None = None,
+    render: Path | None = None,
+    execute: int | None = None,
+    ensemble: float | Literal["run"] | None = "run",
+) -> dict[str, Any]:
+    """Episodes that a policy plays of each task: `results` for each, and what they come to in all.
+
+    `envs` are named by the user: ids of gymnasium's, metaworld/NAME or module:Name; none are those where the run was
+    judged. Episode i of each starts from `seed` + i (None: the seeds of the test). `render` is a video of the first
+    one. `execute` and `ensemble` are those of the task, None and "run" as the run has them. Raises UserError, before
+    any work, for environments that do not fit.
+    """
+    codec = _carried_out(read_codec(directory), model, execute, ensemble)
+    known = _known(codec, directory, bool(envs))
+    for name in envs or known.values():  # all fit, before the first is played
+        with open_copies(codec, name, 1):
+            pass
+    pairs = [(_task_of(name, codec, known), name) for name in envs] or list(known.items())
+    if render is not None:
+        check_film(render)
+    start = SEEDS["test"] if seed is None else seed
+    seeds = range(start, start + episodes)
+    results = []
+    for number, (task, name) in enumerate(pairs):
+        film = render if number == 0 else None
+        results.append({"environment": name, "task": task, **_played(model, codec, task, name, seeds, film)})
+    whole = together(results)
+    names = [name for _, name in pairs]
+    return {"environment": names[0] if len(names) == 1 else names, "seed": start, **whole, "results": results} | {
+        "render": render
+    }
+
+
+def _carried_out(
+    codec: RobotCodec, model: Act, execute: int | None, ensemble: float | Literal["run"] | None
+) -> RobotCodec:
+    chunk = model.config.chunk
+    if execute is not None and not 1 <= execute <= chunk:
+        raise UserError(f"{execute} actions of a chunk of {chunk} cannot be executed; give 1 to {chunk}")
+    codec = codec if execute is None else replace(codec, execute=execute)
+    return codec if ensemble == "run" else replace(codec, ensemble=ensemble)
+
+
+def _played(
+    model: Act, codec: RobotCodec, task: str, name: str, seeds: Sequence[int], render: Path | None
+) -> dict[str, Any]:
+    drawn = render is not None
+    with open_copies(codec, name, min(AT_ONCE, len(seeds)), drawn) as copies, ExitStack() as stack:
+        watch: Watch | None = None
+        if render is not None:
+            film = stack.enter_context(Film(render, copies.frame_rate or codec.rate or _RATE))
+            watch = lambda draw: film.add(draw())  # noqa: E731
+        played = play(model, codec, copies, task, seeds, watch)
+        scores = worth(played, copies.horizon or codec.longest)
+    steps = None if played.succeeded is None else [int(step) or None for step in played.succeeded]
+    return {**scores, "success_steps": steps}
+
+
+def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:
+    """Where each task was judged. UserError where that is not known and others are not `named`."""
+    found = {task: name for task, name in zip(codec.names, codec.environments) if name}
+    if named:
+        return found
+    if not found:
+        raise UserError(f"{directory} does not say where it acts; name an environment with --env")
+    return {task: check_stored(name) for task, name in found.items()}
+
+
+def _task_of(name: str, codec: RobotCodec, known: Mapping[str, str]) -> str:
+    """The task that is played in an environment: the one that was judged there, the only one, or what the environment's
+    name says. UserError for one of which the policy knows no word.
+    """
+    for task, place in known.items():
+        if place == name:
+            return task
+    told = codec.names[0] if len(codec.names) == 1 else task_of(name)
+    if codec.words:
+        codec.text(told)
+    return told

@@ -1,0 +1,123 @@
+"""What is learnt at once: the observation at a step of a demonstration, and the actions from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headway.data.demonstrations import Demonstrations
+from headway.data.order import epoch_seed, sample_at
+from headway.domains.robotics.codec import RobotCodec, Size
+from headway.models import Chunks, Drawn, Observations
+from headway.train import WHOLE, Shard
+
+_MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pictures then lie within -2 to 2
+
+
+@dataclass(frozen=True)
+class RobotBatch:
+    """Observations of B steps and the chunks that follow. `tokens` counts actions that there are, `computed` all."""
+
+    seen: Observations
+    chunks: Chunks
+    drawn: Drawn
+    tokens: int
+    computed: int
+
+    def to(self, device: torch.device | str) -> Self:
+        if self.chunks.actions.device == torch.device(device):
+            return self
+        moved = self.seen.to(device), self.chunks.to(device), self.drawn.to(device)
+        return type(self)(*moved, self.tokens, self.computed)
+
+
+class Windows:
+    """Windows over the steps of some demonstrations: one begins at each step and has `chunk` actions, of which those
+    after the episode's end are not there.
+    """
+
+    def __init__(self, data: Demonstrations, numbers: np.ndarray, codec: RobotCodec, chunk: int) -> None:
+        """`numbers` int64 [E] are the episodes."""
+        self.data, self.codec, self.chunk = data, codec, chunk
+        self.numbers = numbers
+        self._ends = np.repeat(data.ends, data.lengths)  # of each step's episode
+        self._tasks = np.repeat(data.tasks, data.lengths)
+
+    @cached_property
+    def _states(self) -> np.ndarray:
+        return self.codec.states(self.data.states)
+
+    @cached_property
+    def _actions(self) -> np.ndarray:
+        return self.codec.read_actions(self.data.actions)
+
+    @cached_property
+    def steps(self) -> list[np.ndarray]:
+        """The steps of each task that has any, int64 [N] each."""
+        starts, ends, tasks = self.data.starts, self.data.ends, self.data.tasks
+        found = []
+        for task in np.unique(tasks[self.numbers]):
+            own = self.numbers[tasks[self.numbers] == task]
+            pairs = zip(starts[own].tolist(), ends[own].tolist())
+            found.append(np.concatenate([np.arange(start, end) for start, end in pairs]))
+        return found
+
+    def endless(self, rows: int, seed: int, shard: Shard = WHOLE, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """The numbers of batches and their steps, without end: tasks take turns, and of each one the steps come in
+        shuffled epochs of its own, so that none is seen more for having longer demonstrations.
+        """
+        tasks = len(self.steps)
+        for number in count(start + shard.rank, shard.world):
+            turns, owners = np.divmod(np.arange(number * rows, (number + 1) * rows), tasks)
+            steps = np.empty(rows, np.int64)
+            for owner, own in enumerate(self.steps):
+                here = owners == owner
+                steps[here] = own[sample_at(turns[here], len(own), epoch_seed(seed, owner))]
+            yield number, steps
+
+    def once(self) -> np.ndarray:
+        """The first steps of chunks one after the other, int64 [N]."""
+        pairs = zip(self.data.starts[self.numbers].tolist(), self.data.ends[self.numbers].tolist())
+        return np.concatenate([np.arange(start, end, self.chunk) for start, end in pairs])
+
+    def seen(self, steps: np.ndarray) -> Observations:
+        """What is seen at steps, int64 [B]."""
+        names = [self.data.names[task] for task in self._tasks[steps].tolist()]
+        pictures = {each.name: self.data.cameras[each.name].read(steps) for each in self.codec.cameras}
+        return observed(self.codec, self._states[steps], pictures, names)
+
+    def chunks(self, steps: np.ndarray) -> Chunks:
+        """The actions from steps on, int64 [B]; after an episode's end its last one stands for those that are not."""
+        places = steps[:, None] + np.arange(self.chunk)
+        last = self._ends[steps][:, None] - 1
+        actions = self._actions[np.minimum(places, last)]
+        return Chunks(torch.from_numpy(actions), torch.from_numpy(places <= last))
+
+
+def observed(
+    codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
+) -> Observations:
+    """Scaled states [B, S], pictures of each camera (uint8 [B, H, W, 3]) and the names of B tasks, for a model."""
+    images = tuple(pixels(pictures[each.name], each.read) for each in codec.cameras)
+    state = torch.from_numpy(states) if codec.mean else None
+    if not codec.words:
+        return Observations(state, images)
+    words, lengths = codec.texts(names)
+    return Observations(state, images, torch.from_numpy(words), torch.from_numpy(lengths))
+
+
+def pixels(pictures: UInt8[np.ndarray, "B H W 3"], size: Size) -> Float[Tensor, "B 3 h w"]:
+    """Pictures as numbers around 0, in the size that a model reads."""
+    found = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
+    if tuple(found.shape[2:]) != tuple(size):
+        found = F.interpolate(found, size=size, mode="bilinear", antialias=True)
+    return (found - _MIDDLE) / _HALF

@@ -1,0 +1,173 @@
+"""Runs of robots from end to end: train, resume, evaluate, roll out, film, by the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import cut_back, weights
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
+
+from robot_data import LEFT, REACH, given, made, tiny  # noqa: E402
+
+import headway as hw  # noqa: E402
+from headway.cli import main as cli  # noqa: E402
+from headway.errors import ConfigError, UserError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two tasks, judged in their environments, with its report."""
+    place = tmp_path_factory.mktemp("runs") / "robot"
+    with pytest.MonkeyPatch.context() as patch:
+        given(patch, made(("reach", "left")))
+        found = hw.train(tiny(), data="any.npz", run=place, progress=False, samples=1)
+    assert found.summary["goal"] == "score"
+    return place
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_run_says_how_often_it_succeeds(run: Path) -> None:
+    scores = json.loads((run / "run.json").read_text(encoding="utf-8"))["scores"]
+    low, high = scores["success_rate_interval"]
+    assert low <= scores["success_rate"] <= high
+    assert (scores["split"], scores["samples"]) == ("test", 8)
+    rates = [scores[f"success_rate_{name}"] for name in ("reach", "left")]
+    assert scores["success_rate"] == pytest.approx(sum(rates) / 2)
+    assert scores["success_rate"] <= scores["score"] < scores["success_rate"] + 1 / 8
+
+
+def test_the_report_shows_success_film_and_chunks(run: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'headway[report]'")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "4 episodes of each task" in page
+    assert page.count("data:image/png;base64,") >= 2
+    assert "An episode: left" in page
+    assert "0 demonstrated" in page
+
+
+def test_a_run_goes_on_bit_for_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made(("reach", "left")))
+    before = cut_back(run, tmp_path / "again", step=3)
+    hw.train(tiny(), data="any.npz", run=before, resume=True, progress=False, samples=1)
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(before)[name]), name
+    lines = [(each / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for each in (run, before)]
+    losses = [[json.loads(line).get("score", json.loads(line).get("loss")) for line in each] for each in lines]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("head", ["regression", "diffusion"])
+def test_a_run_repeats_bit_for_bit(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made())
+    recipe = tiny(**{"model.head.kind": head, "task.episodes": 0, "task.split.validation": 0.3})
+    found = [hw.train(recipe, "any.npz", run=tmp_path / name, progress=False, samples=0) for name in "ab"]
+    first, second = (weights(tmp_path / name) for name in "ab")
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert found[0].summary["scores"]["loss"] == found[1].summary["scores"]["loss"]
+
+
+def test_rollout(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["rollout", str(run), "--episodes", "3", "--seed", "7"]
+    assert cli.main([*command, "--json"]) == cli.DONE
+    found = said(capsys)
+    assert found["samples"] == 6
+    assert [(each["task"], each["environment"]) for each in found["results"]] == [("reach", REACH), ("left", LEFT)]
+    assert all(len(each["success_steps"]) == 3 for each in found["results"])
+    low, high = found["success_rate_interval"]
+    assert low <= found["success_rate"] <= high
+    assert hw.load(run).rollout(episodes=3, seed=7)["results"] == found["results"]
+    assert cli.main([*command, "--env", LEFT, "--execute", "4", "--ensemble", "none", "--json"]) == cli.DONE
+    assert [each["task"] for each in said(capsys)["results"]] == ["left"]
+    assert cli.main(command) == cli.DONE
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_rollouts_start_from_the_seeds_of_the_test(run: Path) -> None:
+    scores = json.loads((run / "run.json").read_text(encoding="utf-8"))["scores"]
+    assert hw.load(run).rollout(episodes=4)["steps_mean"] == scores["steps_mean"]
+
+
+def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made(("reach", "left")))
+    assert cli.main(["evaluate", str(run), "--json"]) == cli.DONE
+    assert said(capsys)["samples"] == 8
+    assert cli.main(["evaluate", str(run), "--data", "other.npz", "--json"]) == cli.DONE
+    found = said(capsys)
+    assert (found["split"], found["loss"] > 0) == ("all", True)
+
+
+def test_a_rollout_is_filmed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
+    film = tmp_path / "a.mp4"
+    assert cli.main(["rollout", str(run), "--episodes", "1", "--render", str(film), "--json"]) == cli.DONE
+    steps = said(capsys)["results"][0]["success_steps"][0] or 30
+    with av.open(str(film)) as opened:
+        assert sum(1 for _ in opened.decode(video=0)) == steps
+
+
+def test_a_policy_of_a_run(run: Path) -> None:
+    policy = hw.load(run).policy("left")
+    action = policy.select_action({"state": np.zeros(4)})
+    assert action.shape == (2,)
+    with pytest.raises(UserError, match="the task 'swim' has no word that this policy knows"):
+        hw.load(run).policy("swim")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this policy says 2 numbers"),
+        (["--env", "HeadwayReech-v0"], "did you mean 'HeadwayReach-v0'"),
+        (["--env", REACH, "CartPole-v1"], "takes actions of 2 choices"),
+        (["--render", "film.gif"], "film.gif is no name of a video"),
+        (["--target-return", "3"], "is asked for no return"),
+        (["--execute", "6"], "6 actions of a chunk of 5 cannot be executed"),
+        (["--ensemble", "much"], "'much'"),
+    ],
+)
+def test_rollouts_that_cannot_be(words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rollout", str(run), *words]) == cli.USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made(("reach", "left"), seed=4))
+    place = tmp_path / "on"
+    hw.train(tiny(**{"train.steps": 1}), "any.npz", run=place, start=run, progress=False, samples=0)
+    before, after = (json.loads((each / "robotics.json").read_text()) for each in (run, place))
+    assert before["mean"] == after["mean"]
+    data = made(("reach", "left"))
+    given(monkeypatch, replace(data, states=np.hstack([data.states, data.states])))
+    with pytest.raises(
+        (ConfigError, UserError), match="the policy knows states of 4 numbers, and the data have states of 8"
+    ):
+        hw.train(tiny(), "any.npz", run=tmp_path / "no", start=run, progress=False)
+    assert not (tmp_path / "no").exists()
+
+
+def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(run), "--json"]) == cli.DONE
+    shown = said(capsys)
+    assert shown["tree"][0] == "chunks of 5 actions of 2 numbers by regression"
+    assert shown["generates"] is None
+
+
+def test_other_models_are_no_policies(run: Path, tmp_path: Path) -> None:
+    (run / "robotics.json").rename(tmp_path / "kept.json")
+    try:
+        with pytest.raises(UserError, match=r"has no robotics\.json"):
+            hw.load(run).rollout()
+    finally:
+        (tmp_path / "kept.json").rename(run / "robotics.json")
