@@ -1,0 +1,172 @@
+"""Policies of robots in Meta-World: five tasks from 50 demonstrations each, and what the parts of the method bring.
+
+    python benchmarks/robotics.py collect --data DIR                      # 50 demonstrations of each task by its expert
+    python benchmarks/robotics.py tasks --data DIR --runs DIR [--minutes M --threads 2]       # a policy for each task
+    python benchmarks/robotics.py together --data DIR --runs DIR           # one policy of all, told the task's name
+    python benchmarks/robotics.py ablation --data DIR --runs DIR           # chunk size, and how chunks are carried out
+    python benchmarks/robotics.py heads --data DIR --runs DIR              # with a latent, and diffusion
+    python benchmarks/robotics.py cameras --data DIR --runs DIR             # from pictures and the state of the robot
+    python benchmarks/robotics.py train reach --data DIR --runs DIR        # one task alone, printed
+
+A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
+seeds that no demonstration and no evaluation during training has. Settings were chosen by the seeds of validation.
+`seconds` count the whole of a training with its evaluations, on --threads cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import child, report, since_start, write
+
+TASKS = ("reach", "drawer-open", "door-open", "button-press-topdown", "window-open")
+DEMONSTRATIONS = 50
+CHUNKS = (1, 5, 10, 20, 50)
+WAYS: tuple[tuple[str, int, float | None], ...] = (  # name, actions carried out of a chunk, weight of ensembling
+    ("ensembled", 1, 0.01),
+    ("newest", 1, None),
+    ("half", 2, None),
+    ("whole", 1, None),
+)
+HEADS: dict[str, dict[str, Any]] = {
+    "no latent": {},
+    "latent": {"model.head.latent": 16},
+    "diffusion": {"model.head": {"kind": "diffusion"}},
+}
+CAMERA = {"task.state": 4, "task.size": [96, 96], "task.episodes": 5, "train.batch_size": 32}
+
+
+def environment(task: str) -> str:
+    return f"metaworld/{task}-v3"
+
+
+def data_of(args: argparse.Namespace, task: str) -> Path:
+    return Path(args.data) / task
+
+
+def collect(args: argparse.Namespace) -> None:
+    from headway.cli.main import main
+
+    for task in TASKS:
+        if not data_of(args, task).exists():
+            words = ["data", "collect", environment(task), "--policy", "expert", "--episodes", str(DEMONSTRATIONS)]
+            assert main([*words, "--out", str(data_of(args, task))]) == 0
+
+
+def train(args: argparse.Namespace, name: str, tasks: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    """A run of its name, from where it is, and what it came to."""
+    import headway as hw
+
+    run = hw.train(
+        "metaworld",
+        data=[data_of(args, task) for task in tasks],
+        run=Path(args.runs) / name,
+        set=settings,
+        minutes=args.minutes,
+        seed=args.seed,
+        threads=args.threads,
+        resume=True,
+        spent=since_start(),
+    )
+    return {
+        "settings": settings,
+        "minutes_asked": args.minutes,
+        "threads": run.summary["threads"],
+        "parameters": run.summary["parameters"],
+        "steps": run.summary["steps"],
+        "seconds": run.summary["elapsed"],
+        "seconds_training": run.summary["seconds"],
+        "core_seconds_of_this_process": round(time.process_time(), 1),
+        "validation": run.summary["best"],
+        "test": run.summary["scores"],
+    }
+
+
+def whole(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over tasks, and the interval of all their episodes."""
+    from headway.metrics import wilson
+
+    scores = [result["test"] for result in results]
+    count = sum(score["samples"] for score in scores)
+    right = round(sum(score["success_rate"] * score["samples"] for score in scores))
+    return {
+        "success_rate": statistics.mean(score["success_rate"] for score in scores),
+        "success_rate_interval": wilson(right, count),
+        "episodes": count,
+    }
+
+
+def ablation(args: argparse.Namespace, task: str, chunk: int) -> dict[str, Any]:
+    """One chunk size; the same model carries its chunks out in several ways."""
+    import headway as hw
+
+    name = f"{task}-chunk-{chunk}"
+    found = train(args, name, (task,), {"model.chunk": chunk, "task.ensemble": None if chunk == 1 else 0.01})
+    model = hw.load(Path(args.runs) / name)
+    ways = {}
+    for way, execute, ensemble in WAYS:
+        acted = {"half": max(1, chunk // 2), "whole": chunk}.get(way, execute)
+        scores = model.rollout(episodes=found["test"]["samples"], execute=acted, ensemble=ensemble)
+        ways[way] = {key: scores[key] for key in ("success_rate", "success_rate_interval", "steps_mean", "samples")}
+    return {**found, "carried_out": ways}
+
+
+def part(args: argparse.Namespace) -> dict[str, Any]:
+    """What runs in a process of its own: TASK, TASK with a chunk size, a head or a camera, or all tasks."""
+    kind, _, task = args.name.partition(":")
+    if kind == "together":
+        return train(args, "together", TASKS, {"task.ensemble": 0.01})
+    if kind == "task":
+        return train(args, task, (task,), {})
+    if kind == "cameras":
+        return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA)
+    task, _, variant = task.partition(":")
+    if kind == "chunk":
+        return ablation(args, task, int(variant))
+    return train(args, f"{task}-{variant.replace(' ', '-')}", (task,), HEADS[variant])
+
+
+def run_part(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    words = ["--data", args.data, "--runs", args.runs, "--minutes", str(args.minutes), "--seed", str(args.seed)]
+    return child("robotics.py", "part", name, *words, "--threads", str(args.threads))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "what", choices=("collect", "tasks", "together", "ablation", "heads", "cameras", "train", "part")
+    )
+    parser.add_argument("name", nargs="?", default="door-open", help="a task, for what is tried on one")
+    parser.add_argument("--data", required=True, help="folder of the demonstrations")
+    parser.add_argument("--runs", default="runs/robotics", help="folder that keeps the runs and lets them go on")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of each training (default: 8)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1234)
+    args = parser.parse_args()
+    if args.what == "collect":
+        collect(args)
+    elif args.what == "part":
+        report(part(args))
+    elif args.what == "train":
+        print(run_part(args, f"task:{args.name}"))
+    elif args.what == "tasks":
+        results = {task: run_part(args, f"task:{task}") for task in TASKS}
+        write("robotics", {**whole(list(results.values())), "seed": args.seed, "tasks": results})
+    elif args.what == "together":
+        write("robotics-together", run_part(args, "together"))
+    elif args.what == "ablation":
+        chunks = {chunk: run_part(args, f"chunk:{args.name}:{chunk}") for chunk in CHUNKS}
+        write("robotics-chunks", {"task": args.name, "chunks": chunks})
+    elif args.what == "heads":
+        heads = {head: run_part(args, f"head:{args.name}:{head}") for head in HEADS}
+        write("robotics-heads", {"task": args.name, "heads": heads})
+    else:
+        write("robotics-cameras", {"task": args.name, **run_part(args, f"cameras:{args.name}")})
+
+
+if __name__ == "__main__":
+    main()
