@@ -43,6 +43,8 @@ def test_a_run_says_how_often_it_succeeds(run: Path) -> None:
     assert (scores["split"], scores["samples"]) == ("test", 8)
     rates = [scores[f"success_rate_{name}"] for name in ("reach", "left")]
     assert scores["success_rate"] == pytest.approx(sum(rates) / 2)
+    low, high = scores["success_rate_left_interval"]
+    assert low <= scores["success_rate_left"] <= high
     assert scores["success_rate"] <= scores["score"] < scores["success_rate"] + 1 / 8
 
 

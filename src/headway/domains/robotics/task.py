@@ -154,8 +154,9 @@ class Robotics:
         found = together(list(results.values()))
         scores = {"score": self._score(found), **found}
         for name, result in results.items() if len(results) > 1 else ():
-            ending = "_".join(words_of(name))
-            scores |= {f"{key}_{ending}": value for key, value in result.items() if key.startswith("success_rate")}
+            if "success_rate" in result:
+                own = "_".join(["success_rate", *words_of(name)])
+                scores |= {own: result["success_rate"], f"{own}_interval": result["success_rate_interval"]}
         return scores
 
     def _longest(self, copies: Copies) -> int:
