@@ -26,7 +26,9 @@ def test_python(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     assert 8 <= len([line for line in code.splitlines() if line.strip()]) <= 12
-    short = code.replace('"shakespeare", minutes=1)', '"shakespeare", set={"train.steps": 10, "train.evaluate_limit": 20})')
+    short = code.replace(
+        '"shakespeare", minutes=1)', '"shakespeare", set={"train.steps": 10, "train.evaluate_limit": 20})'
+    )
     assert short != code
     exec(compile(short, "README.md", "exec"), {})
     assert "loss" in capsys.readouterr().out
