@@ -32,10 +32,10 @@ def metaworld() -> Recipe:
         description="tasks of Meta-World from demonstrations (headway data collect metaworld/...; extra robotics)",
         data=(),
         model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
-        task=RoboticsConfig(scaling="range", noise=0.02, split=SplitConfig(validation=0.0, test=0.0)),
+        task=RoboticsConfig(scaling="range", noise=0.05, split=SplitConfig(validation=0.0, test=0.0)),
         optim=AdamWConfig(lr=1e-3, weight_decay=1e-4),
         schedule=CosineConfig(warmup=0.05, floor=0.02),
-        train=TrainConfig(steps=3000, batch_size=64, clip=1.0),
+        train=TrainConfig(steps=3000, batch_size=64, clip=1.0, ema=0.998, evaluate_every=300),
         expected="not measured yet",
     )
 
