@@ -59,6 +59,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "emoji-caption": senses.emoji_caption,
     "chess": acting.chess,
     **{f"trajectories-{name}": acting.trajectories for name in ("cartpole", "pendulum", "double", "hopper", "cheetah")},
+    "robotics": acting.robotics,
     "padding": texts.padding,
     "memory": texts.memory,
     **{
