@@ -102,6 +102,11 @@ def together(found: Sequence[Episode], source: str, side: int = 0, environment: 
     )
 
 
+def steps_within(starts: np.ndarray, ends: np.ndarray, every: int = 1) -> np.ndarray:
+    """The steps of episodes, or each `every`-th from their first on, one after the other: int64 [N]."""
+    return np.concatenate([np.arange(start, end, every) for start, end in zip(starts.tolist(), ends.tolist())])
+
+
 def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
     """The episodes of several sources in one; UserError where they do not fit together."""
     first = parts[0]

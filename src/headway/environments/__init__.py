@@ -2,13 +2,14 @@
 
 from headway.environments.copies import Copies, Step
 from headway.environments.demonstrating import Shots, check_demonstrable, demonstrations, robot_numbers
-from headway.environments.making import check_stored, make_environment
+from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import Demonstrating, Mixture, Recorder
 from headway.environments.scores import normalised
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
+    "VARIABLE",
     "Copies",
     "Demonstrating",
     "Mixture",

@@ -14,6 +14,7 @@ from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[rl]'"
 METAWORLD = "metaworld/"
+VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,7 +31,7 @@ def check_stored(name: str) -> str:
     if ":" in name:
         raise UserError(
             f"the environment {name!r} is code of its own, which no file may ask for; name it yourself: --env {name}, "
-            f"or HEADWAY_ENV={name} in training"
+            f"or {VARIABLE}={name} in training"
         )
     return name
 

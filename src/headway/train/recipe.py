@@ -113,6 +113,18 @@ class Recipe:
     start: str | None = None
     adapter: AdapterConfig | None = None
 
+    def row_length(self, wanted: int | None) -> int:
+        """Tokens of a row: the `wanted` ones (task.context), none for all that the model takes. ConfigError for none at
+        all and for more than that.
+        """
+        most = getattr(self.model, "context", None)
+        context = wanted or most
+        if context is None:
+            raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens of a row")
+        if most is not None and context > most:
+            raise ConfigError(f"task.context {context} exceeds model.context {most}; lower it, or raise model.context")
+        return context
+
     def files(self, data: Sequence[Path] | None) -> list[Path]:
         """The files that are given, or else those of the recipe's known sets. UserError for a set that is not here."""
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)

@@ -23,7 +23,7 @@ from headway.domains.masked.fill import best_symbols
 from headway.domains.masked.masking import Masking, MaskingConfig
 from headway.domains.masked.rows import Pairs, Pieces, texts_of
 from headway.domains.masked.symbols import SPECIAL, read, symbols_of
-from headway.errors import ConfigError, UserError
+from headway.errors import UserError
 from headway.metrics import perplexity, wilson
 from headway.models import (
     Encoded,
@@ -69,21 +69,12 @@ class MaskedConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Masked:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        context = self._context(recipe.model)
+        context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
         paths = recipe.files(data)
         codec = self._codec(paths, workspace)
         masking = Masking(self.masking, symbols_of(codec))
         return Masked(self, open_tokens(paths, codec), codec, masking, context, rows, recipe.train.seed)
-
-    def _context(self, model: ModelConfig) -> int:
-        most = getattr(model, "context", None)
-        context = self.context or most
-        if context is None:
-            raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens of a row")
-        if most is not None and context > most:
-            raise ConfigError(f"task.context {context} exceeds model.context {most}; lower it, or raise model.context")
-        return context
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""

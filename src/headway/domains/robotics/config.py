@@ -14,15 +14,15 @@ import numpy as np
 from headway.config import register
 from headway.data import SplitConfig, sides_of
 from headway.data.demonstrations import Demonstrations, read_demonstrations
+from headway.data.episodes import steps_within
 from headway.data.store import cache_root
 from headway.domains.robotics.checks import check_known, check_model, check_start
 from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, read_codec, spread, words_of
 from headway.domains.robotics.task import Robotics
-from headway.environments import check_stored
+from headway.environments import VARIABLE, check_stored
 from headway.errors import ConfigError, UserError, nearest
 from headway.train import Recipe, TaskConfig
 
-VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
 _LOG = logging.getLogger(__name__)
 
 
@@ -112,8 +112,7 @@ class RoboticsConfig(TaskConfig):
         return replace(found, names=data.names, environments=environments, longest=longest, **how)
 
     def _fitted(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
-        pairs = zip(data.starts[training].tolist(), data.ends[training].tolist())
-        steps = np.concatenate([np.arange(start, end) for start, end in pairs])
+        steps = steps_within(data.starts[training], data.ends[training])
         actions, offered = data.actions[steps], data.states.shape[1]
         read = offered if self.state is None else self.state
         if read > offered:

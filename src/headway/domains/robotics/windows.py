@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.data.demonstrations import Demonstrations
+from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import RobotCodec, Size
 from headway.models import Chunks, Drawn, Observations
@@ -67,8 +68,7 @@ class Windows:
         found = []
         for task in np.unique(tasks[self.numbers]):
             own = self.numbers[tasks[self.numbers] == task]
-            pairs = zip(starts[own].tolist(), ends[own].tolist())
-            found.append(np.concatenate([np.arange(start, end) for start, end in pairs]))
+            found.append(steps_within(starts[own], ends[own]))
         return found
 
     def endless(self, rows: int, seed: int, shard: Shard = WHOLE, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,8 +86,7 @@ class Windows:
 
     def once(self) -> np.ndarray:
         """The first steps of chunks one after the other, int64 [N]."""
-        pairs = zip(self.data.starts[self.numbers].tolist(), self.data.ends[self.numbers].tolist())
-        return np.concatenate([np.arange(start, end, self.chunk) for start, end in pairs])
+        return steps_within(self.data.starts[self.numbers], self.data.ends[self.numbers], self.chunk)
 
     def seen(self, steps: np.ndarray) -> Observations:
         """What is seen at steps, int64 [B]."""

@@ -52,7 +52,7 @@ class LanguageConfig(TaskConfig):
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
         from headway.domains.text.task import Language, StreamedLanguage
 
-        context, train = self._context(recipe.model), recipe.train
+        context, train = recipe.row_length(self.context), recipe.train
         rows = train.rows(context)
         if self.carry_state:
             _check_carried(recipe.model)
@@ -62,15 +62,6 @@ class LanguageConfig(TaskConfig):
         if self.carry_state:
             return StreamedLanguage(self, cache, codec, context, rows, train.seed, train.accumulate)
         return Language(self, cache, codec, context, rows, train.seed)
-
-    def _context(self, model: ModelConfig) -> int:
-        most = getattr(model, "context", None)
-        context = self.context or most
-        if context is None:
-            raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens of a row")
-        if most is not None and context > most:
-            raise ConfigError(f"task.context {context} exceeds model.context {most}; lower it, or raise model.context")
-        return context
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""

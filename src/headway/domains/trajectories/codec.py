@@ -10,7 +10,7 @@ import numpy as np
 from headway.checkpoints.durable import read_json, write_json
 from headway.checkpoints.usage import SCALES as FILE
 from headway.config import from_dict, to_dict
-from headway.data.episodes import Episodes
+from headway.data.episodes import Episodes, steps_within
 from headway.errors import UserError
 
 
@@ -116,8 +116,7 @@ def fitted(
     Without a `scale` returns are divided by the largest there is; without a `target` the best one is asked for. Numbers
     of actions that stay within 1 are left as they are. `choices` are those of the environment, where it is known.
     """
-    pairs = zip(episodes.starts[training].tolist(), episodes.ends[training].tolist())
-    steps = np.concatenate([np.arange(start, end) for start, end in pairs])
+    steps = steps_within(episodes.starts[training], episodes.ends[training])
     states, actions = episodes.states[steps], episodes.actions[steps]
     image, returns = states.ndim == 4, episodes.returns[training]
     largest = float(np.abs(episodes.returns_to_go()[steps]).max())

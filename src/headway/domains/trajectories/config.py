@@ -17,12 +17,11 @@ from headway.data.recordings import read_episodes
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
 from headway.domains.trajectories.rollout import AT_ONCE, check_fits
 from headway.domains.trajectories.task import Trajectories
-from headway.environments import Copies, Mixture, Recorder, check_stored
+from headway.environments import VARIABLE, Copies, Mixture, Recorder, check_stored
 from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, TrajectoryEmbedConfig, TransformerConfig
 from headway.train import Recipe, TaskConfig
 
-VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
 _LOG = logging.getLogger(__name__)
 
 
