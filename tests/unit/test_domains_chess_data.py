@@ -23,9 +23,10 @@ from headway.models import build
 chess = pytest.importorskip("chess")
 
 from headway.domains.chess.batches import board_batch  # noqa: E402
+from headway.domains.chess.judge import BoardJudge, judge_of, place_of  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score  # noqa: E402
+from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -48,7 +49,7 @@ def test_a_game_has_its_moves_its_result_and_the_engines_judgement(tmp_path: Pat
     assert targets.values[0].tolist() == [1, 0, 0]  # nothing was judged before the first move
     after = outcome(30.0)  # after e4; black is to move, who lost
     np.testing.assert_allclose(targets.values[1], ((after + np.array([1, 0, 0])) / 2)[::-1], atol=2e-3)
-    assert targets.worths[5, 0] == pytest.approx(0, abs=1e-3)  # what allows the mate is worth nothing
+    assert targets.worths[5, 0] == pytest.approx(-0.1, abs=1e-3)  # what allows a mate at once
     assert targets.worths[6, 0] == 1
     records, known = source.records(np.array([0, 3]), 2)
     assert known.tolist() == [[False, False], [True, True]]
@@ -62,6 +63,9 @@ def test_evaluations_are_chances() -> None:
     assert outcome(300.0)[2] < 0.01
     assert [read_score(text) for text in ("0.34", "-1.2", "#3", "#-2")] == [34, -120, mate(3), mate(-2)]
     assert mate(1) > mate(5) > 5000 > -5000 > mate(-5) > mate(-1)
+    won = worth(np.array([-20.0, 300.0, 900.0, mate(9), mate(2), mate(1)]))
+    assert (np.diff(won) > 0.01).all()  # what `outcome` takes for one and the same win
+    assert worth(-np.array([300.0, mate(2)])) == pytest.approx(1 - won[[1, 4]])
     assert centipawns(float(expected(outcome(123.0)))) == pytest.approx(123, abs=2)
 
 
@@ -98,7 +102,7 @@ def test_forms_of_lists(tmp_path: Path) -> None:
     labels = "position,bestmove,scores,wdl\n" + f"{start} 0 1,e2e4,e2e4:35 d2d4:#3,900 50 50\n"
     found = open_positions([write(tmp_path, "labels.csv", labels)], 0.5, False).targets(np.arange(1))
     np.testing.assert_allclose(found.values[0], [0.9, 0.05, 0.05], atol=1e-3)
-    assert found.worths[0].tolist() == pytest.approx([float(expected(outcome(35.0))), 1.0], abs=1e-3)
+    assert found.worths[0].tolist() == pytest.approx([float(worth(35.0)), 1 + 0.1 / 3], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,22 @@ def test_a_run_trains_reports_and_is_the_same_again(tmp_path: Path) -> None:
     assert again["loss"] == pytest.approx(scores["loss"])
     puzzles = write(tmp_path, "p.csv", "position,bestmove\n6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1,a1a8\n")
     assert hw.load(tmp_path / "one").evaluate([puzzles])["puzzle_accuracy"] in (0.0, 1.0)
+
+
+def test_a_model_of_single_positions_reads_nothing_into_earlier_ones(tmp_path: Path) -> None:
+    board, rows = chess.Board(), ["position,bestmove"]
+    for number in range(60):
+        moves = list(board.legal_moves)
+        move = moves[5 * number % len(moves)]
+        rows.append(f"{board.fen()},{move}")
+        board.push(move)
+    run = train(tmp_path / "run", write(tmp_path, "labels.csv", "\n".join(rows) + "\n"))
+    judge = judge_of(run.model, run.recipe, "run")
+    assert isinstance(judge, BoardJudge)
+    assert judge.history == 1
+    alone, after = (judge.judge([place_of(some, 1)])[0] for some in (chess.Board(board.fen()), board))
+    assert np.array_equal(alone.policy, after.policy)
+    assert np.array_equal(alone.outcome, after.outcome)
 
 
 def test_left_and_right_are_exchanged_where_no_one_may_castle(tmp_path: Path) -> None:

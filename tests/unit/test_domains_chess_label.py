@@ -74,7 +74,7 @@ def test_the_real_stockfish_labels_positions_and_games(stockfish: str, tmp_path:
     source = open_positions([out], 0.5, False)
     assert len(source) == 2
     targets = source.targets(np.arange(2))
-    assert targets.worths[1, 0] == pytest.approx(1, abs=1e-3)
+    assert targets.worths[1, 0] == pytest.approx(1.1, abs=1e-3)
     assert (targets.moves >= 0).all()
     played = tmp_path / "a.pgn"
     played.write_text(game())

@@ -44,14 +44,17 @@ class BoardEmbedConfig(EmbedConfig):
 
 
 class BoardEmbed(nn.Module):
-    """One linear map of what is on a square, plus a learned vector for each square."""
+    """One linear map of what is on a square, plus a learned vector for each square. Where the map starts at 0
+    (`init.residual="zero"`), planes that training never shows, as earlier positions in labels of single ones, weigh
+    nothing.
+    """
 
     scales: Tensor
 
     def __init__(self, config: BoardEmbedConfig, width: int) -> None:
         super().__init__()
         count = planes_for(config.history)
-        self.project = Projection(count, width, bias=False)
+        self.project = Projection(count, width, bias=False, writes=True)
         self.table = nn.Parameter(torch.empty(SQUARES, width))
         scales = torch.ones(count)
         scales[count - STATE_PLANES + 5] = 1 / CLOCK

@@ -44,7 +44,7 @@ class BoardBatch:
 
 
 def shares_of(targets: Targets, temperature: float) -> np.ndarray:
-    """How much of the policy each move is to get, float32 [B, K]: a softmax of the expected scores over the temperature
+    """How much of the policy each move is to get, float32 [B, K]: a softmax of their worths over the temperature
     where several are known, else all to the first.
     """
     several = (targets.moves >= 0).sum(1) > 1

@@ -48,13 +48,13 @@ class GamesConfig(TaskConfig):
 class ChessConfig(GamesConfig):
     """Moves and outcomes on 64 squares, with the heads "policy" and "value".
 
-    Where several moves have evaluations, the policy is a softmax of their expected scores over `temperature`; else it
+    Where several moves have evaluations, the policy is a softmax of their worths over `temperature`; else it
     is the move played. `value_weight` is that of the outcome's cross-entropy beside the policy's. In training
     `forget` of the positions are shown without those before them, as positions of puzzles and labels have none, and
     `turn` of those in which no one may castle with left and right exchanged.
     """
 
-    temperature: float = 0.05
+    temperature: float = 0.03
     value_weight: float = 1.0
     forget: float = 0.5
     turn: float = 0.5
@@ -62,7 +62,7 @@ class ChessConfig(GamesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
-            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.05")
+            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.03")
         if self.value_weight < 0:
             raise ConfigError(f"task.value_weight is {self.value_weight}; give 0 or more")
         for name in ("forget", "turn"):

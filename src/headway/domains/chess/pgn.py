@@ -10,7 +10,7 @@ import numpy as np
 
 from headway.data.files import File, lines
 from headway.domains.chess.rules import Record, chess, notation, number_of, record, same
-from headway.domains.chess.values import outcome, read_score, result_of
+from headway.domains.chess.values import read_score, result_of
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
@@ -28,7 +28,7 @@ class Game:
     headers: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    judged: list[np.ndarray | None] = field(default_factory=list)
+    judged: list[float | None] = field(default_factory=list)  # centipawns for White after each move
     result: np.ndarray | None = None
     fault: str = ""
     ended: bool = False
@@ -73,7 +73,7 @@ class Reader(notation.BaseVisitor[Game]):
         found = _EVAL.search(comment)
         if found and self.game.judged:
             try:
-                self.game.judged[-1] = outcome(read_score(found[1]))
+                self.game.judged[-1] = read_score(found[1])
             except ValueError:
                 self.game.fault = f"has the evaluation {found[1]!r}, which is no number"
 

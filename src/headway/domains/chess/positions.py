@@ -19,7 +19,7 @@ from headway.domains.chess.rules import Record, positions_of
 from headway.domains.chess.sources import Sample, Tally, chess_files, samples
 from headway.errors import UserError
 
-_VERSION = 1  # of the arrays: a change of what they mean makes older caches unread
+_VERSION = 2  # of the arrays: a change of what they mean makes older caches unread
 _EARLIER = 7  # the most positions of a game that are looked back to
 _AT_ONCE = 4096
 _TYPES = {
@@ -35,8 +35,8 @@ _TYPES = {
 
 
 class Targets(NamedTuple):
-    """What is known of positions: moves, int64 [B, K], the best first, -1 where there are fewer; the expected score of
-    each, float32 [B, K]; (win, draw, loss), float32 [B, 3]. NaN where no one knows.
+    """What is known of positions: moves, int64 [B, K], the best first, -1 where there are fewer; the worth of each,
+    float32 [B, K]; (win, draw, loss), float32 [B, 3]. NaN where no one knows.
     """
 
     moves: np.ndarray

@@ -32,8 +32,8 @@ from headway.train.classes import ClassBatch
 
 
 def bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
-    """The bin, int64, of expected scores between 0 and 1."""
-    return np.minimum((scores * bins).astype(np.int64), bins - 1)
+    """The bin, int64, of expected scores between 0 and 1, or of worths, whose mates are in the outermost."""
+    return np.clip((scores * bins).astype(np.int64), 0, bins - 1)
 
 
 class SearchlessTask(PositionRows):

@@ -15,7 +15,7 @@ from headway.codecs.moves import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.domains.chess.pgn import Game, games
 from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
-from headway.domains.chess.values import expected, outcome, read_score
+from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, nearest
 
 KINDS = (".pgn", ".epd", ".csv", ".zip")
@@ -28,8 +28,9 @@ _EPD = re.compile(r"(\w+)\s+([^;]+);")
 class Sample:
     """Positions that follow each other in a game, or a single one.
 
-    For each: the moves to learn, the best or played one first, from the mover's side; the expected score of each move,
-    NaN where no one knows; and (win, draw, loss) of the mover, NaN where no one knows. `key` is what equal ones share.
+    For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
+    (`values.worth`), NaN where no one knows; and (win, draw, loss) of the mover, NaN where no one knows. `key` is what
+    equal ones share.
     """
 
     key: str
@@ -115,11 +116,17 @@ def _of_game(game: Game, evals: float) -> Sample:
         value = UNKNOWN if best is None else best
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
-        worth = after if after is not None else game.result
         found.values.append(value[::-1] if black else value)
-        found.worths.append([math.nan if worth is None else float(expected(worth[::-1] if black else worth))])
-        before = after
+        found.worths.append([_worth_played(after, game.result, black)])
+        before = None if after is None else outcome(after)
     return found
+
+
+def _worth_played(after: float | None, result: np.ndarray | None, black: bool) -> float:
+    """What a move is worth by the judgement after it, in centipawns for White, or else by the game's result."""
+    if after is not None:
+        return float(worth(-after if black else after))
+    return math.nan if result is None else float(expected(result[::-1] if black else result))
 
 
 def _single(board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray) -> Sample:
@@ -136,8 +143,9 @@ def _of_epd(file: File) -> Iterator[Sample]:
         board = board_of(" ".join(parts[:4]), where)
         known = dict(_EPD.findall(parts[4])) if len(parts) > 4 else {}
         moves = [move_named(board, text.rstrip("+#"), where) for text in known.get("bm", "").split()]
-        value = outcome(_number(known["ce"], where)) if "ce" in known else UNKNOWN
-        yield _single(board, moves, [float(expected(value))] * len(moves), value)
+        score = _number(known["ce"], where) if "ce" in known else math.nan
+        value, worths = outcome(score), [float(worth(score))] * len(moves)
+        yield _single(board, moves, worths, value)
 
 
 def _of_csv(file: File) -> Iterator[Sample]:
@@ -173,7 +181,7 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
             move_named(board, text, where)  # says what is wrong
         moves.append(number)
         scores.append(_number(score, where))
-    worths = expected(outcome(np.array(scores))).tolist()
+    worths = worth(np.array(scores)).tolist()
     if row.get("wdl"):
         parts = [_number(part, where) for part in row["wdl"].split()]
         if len(parts) != 3 or not 999 <= sum(parts) <= 1001:

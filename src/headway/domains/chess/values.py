@@ -7,6 +7,8 @@ import numpy as np
 _EVEN = 100.0  # centipawns at which a win is as likely as not, as Stockfish scales its own
 _SLOPE = 75.0  # centipawns by which the odds change e times
 _MATE = 10_000.0  # what stands for a mate, less a centipawn a move
+_LONGEST = 1000  # moves of a mate
+_CHANCE = 0.00368208  # a centipawn, in the chance to win
 
 
 def outcome(centipawns: np.ndarray | float) -> np.ndarray:
@@ -14,6 +16,16 @@ def outcome(centipawns: np.ndarray | float) -> np.ndarray:
     score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
     win, loss = (1 / (1 + np.exp((_EVEN - side) / _SLOPE)) for side in (score, -score))
     return np.stack([win, 1 - win - loss, loss], axis=-1)
+
+
+def worth(centipawns: np.ndarray | float) -> np.ndarray:
+    """What a move is worth beside the others of its position, float64 of any shape: the chance to win of Ruoss et al.
+    2024, section 2, which still tells much won from just won, where `outcome` is 1 for both. A mate in n moves lies
+    beyond it, at 1 + 0.1 / n, and being mated in n at -0.1 / n.
+    """
+    score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
+    left = np.maximum(1.0, _MATE - np.abs(score))  # moves to the mate, if it is one
+    return np.where(left <= _LONGEST, 0.5 + np.sign(score) * (0.5 + 0.1 / left), 1 / (1 + np.exp(-_CHANCE * score)))
 
 
 def expected(outcomes: np.ndarray) -> np.ndarray:
