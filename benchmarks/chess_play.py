@@ -1,6 +1,7 @@
 """A run of chess: positions a second beside plain torch, puzzles, and games against random moves and Stockfish.
 
-    python benchmarks/chess_play.py RUN                # two hours of one core, most of them games
+    python benchmarks/chess_play.py RUN                # an hour and a half of one core, most of it games
+    python benchmarks/chess_play.py RUN speed elo      # some of the parts: each is kept in RUN/measured
     python benchmarks/chess_play.py RUN --quick        # a few games of each, to see that it works
 
 Speeds are those of one process with the threads that torch takes. "Plain torch" is the model's own forward on inputs
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,34 +77,41 @@ def command(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def parts(run: str, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name."""
+    puzzles = ("chess", "puzzles", run, str(data_folder() / "chess/lichess_puzzles_8k.csv"))
+    games, more, some = ("2", "2", "50") if quick else ("200", "40", "2000")
+    match = ("chess", "match", run, "--weights", "int8", "--movetime", "0.1", "--games")
+    ladder = ("--nodes", "1", "10", "100", "1000", "--elo", "1500", "1800")
+    return {
+        "speed": partial(child, "chess_play.py", "--part", run),
+        "policy": partial(command, *puzzles, "--search", "policy", *(("--limit", some) if quick else ())),
+        "value": partial(command, *puzzles, "--search", "value", "--limit", some),
+        "puct": partial(command, *puzzles, "--nodes", "200", "--limit", some, "--weights", "int8"),
+        "random": partial(command, *match, games, "--opponent", "random"),
+        "elo": partial(command, *match, games, "--elo", "1320"),
+        "ladder": partial(command, *match, more, *ladder),
+    }
+
+
 def main() -> int:
     if sys.argv[1] == "--part":
         speed(sys.argv[2])
         return 0
     run, quick = sys.argv[1], "--quick" in sys.argv
-    puzzles = str(data_folder() / "chess/lichess_puzzles_8k.csv")
-    count, some = ("2", "50") if quick else ("200", "2000")
+    wanted = parts(run, quick)
+    chosen = [name for name in sys.argv[2:] if name in wanted] or list(wanted)
+    kept = Path(run) / ("measured-quick" if quick else "measured")
+    kept.mkdir(exist_ok=True)
+    files = {name: kept / f"{name}.json" for name in wanted}
+    for name in chosen:
+        if not files[name].exists():
+            files[name].write_text(json.dumps(wanted[name]()))
     summary = json.loads((Path(run) / "run.json").read_text())
-    match = ("chess", "match", run, "--weights", "int8", "--movetime", "0.1", "--games", count)
-    write(
-        "chess",
-        {
-            "run": {name: summary.get(name) for name in ("parameters", "steps", "tokens", "seconds", "elapsed")},
-            "speed": child("chess_play.py", "--part", run),
-            "puzzles": {
-                "policy": command(
-                    "chess", "puzzles", run, puzzles, "--search", "policy", *(("--limit", some) if quick else ())
-                ),
-                "value": command("chess", "puzzles", run, puzzles, "--search", "value", "--limit", some),
-                "puct": command(
-                    "chess", "puzzles", run, puzzles, "--nodes", "400", "--limit", some, "--weights", "int8"
-                ),
-            },
-            "random": command(*match, "--opponent", "random"),
-            "elo": command(*match, "--elo", "1320"),
-            "ladder": command(*match[:-1], "2" if quick else "40", "--nodes", "1", "10", "100", "1000"),
-        },
-    )
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    tree = {how: found.pop(how) for how in ("policy", "value", "puct") if how in found}
+    told = {name: summary.get(name) for name in ("parameters", "steps", "tokens", "seconds", "elapsed", "scores")}
+    write("chess", {"run": told, "puzzles": tree, **found})
     return 0
 
 

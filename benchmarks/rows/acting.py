@@ -11,7 +11,7 @@ def chess(found: Found) -> Iterator[Row]:
     what = f"chess, {found['run']['parameters'] / 1e6:.1f}M parameters"
     rates = {how: part["puzzle_accuracy"] for how, part in found["puzzles"].items()}
     yield (
-        f"{what}: puzzles of Lichess solved by policy, one move ahead, a tree of 400 nodes",
+        f"{what}: puzzles of Lichess solved by policy, one move ahead, a tree of 200 nodes",
         ", ".join(f"{100 * rate:.1f} %" for rate in rates.values()),
         "",
     )
