@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def words(line: str) -> tuple[str, ...]:
     return tuple(line.split())
 
 
+SMALL = {  # the size of the recipe pendulum, an eighth of the paper's
+    "model.width": 64,
+    "model.depth": 2,
+    "model.mixer": {"kind": "attention", "heads": 2, "dropout": 0.0},
+    "model.dropout": 0.0,
+    "train.steps": 3000,
+}
 EXPERIMENTS = {
     "cartpole": Experiment(
         "cartpole", "CartPole-v1", (500.0, *(float(asked) for asked in range(50, 500, 50))), draw=True
@@ -54,36 +62,37 @@ EXPERIMENTS = {
         "trajectories",
         "InvertedDoublePendulum-v5",
         (9300.0, 1000.0, 3000.0, 5000.0, 7000.0),
-        {"task.target": 9300.0},
-        search=words("--minutes 10"),
+        {**SMALL, "task.target": 9300.0},
+        search=words("--minutes 8"),
         collect=words("--mix 0 0.2 --episodes 400"),
     ),
     "hopper": Experiment(
-        "hopper",
+        "trajectories",
         "Hopper-v5",
-        (3600.0, 500.0, 1000.0, 1500.0, 2000.0, 2500.0, 3000.0),
-        {"task.target": 3600.0},
-        search=words("--minutes 18 --bonus 1 --scale 0.025 --rate 0.01 --directions 8 --best 4"),
+        (3600.0, 500.0, 1000.0, 2000.0, 3000.0),
+        {**SMALL, "task.target": 3600.0},
+        search=words("--minutes 12 --bonus 1 --scale 0.025 --rate 0.01 --directions 8 --best 4"),
         collect=words("--mix 0 0.1 0.3 --episodes 900"),
     ),
     "cheetah": Experiment(
-        "hopper",
+        "trajectories",
         "HalfCheetah-v5",
-        settings={"task.env": "HalfCheetah-v5"},
-        search=words("--minutes 18 --directions 32 --best 4"),
+        settings=SMALL,
+        search=words("--minutes 12 --directions 32 --best 4"),
         collect=words("--mix 0 0.1 0.3 --episodes 400"),
     ),
 }
 
 
-def recorded(name: str, experiment: Experiment, work: Path) -> tuple[Path | None, list[dict[str, Any]]]:
+def recorded(name: str, experiment: Experiment, work: Path, processes: int) -> tuple[Path | None, list[dict[str, Any]]]:
     """The file of episodes, and what the search said of its policies; made where they are not there yet."""
     if not experiment.search:
         return None, []
     data, notes = work / f"{name}.npz", work / f"{name}-policies.json"
     if not notes.exists():
         line = [sys.executable, str(HERE / "policy_search.py"), experiment.environment, *experiment.search]
-        found = subprocess.run([*line, "--out", str(work / name)], stdout=subprocess.PIPE, text=True, check=True)
+        line += ["--out", str(work / name), "--processes", str(processes)]
+        found = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
         notes.write_text(json.dumps([json.loads(line) for line in found.stdout.splitlines()]))
     policies = json.loads(notes.read_text())
     if not data.exists():
@@ -141,11 +150,11 @@ def learned_from(data: Path | None, recipe: str) -> dict[str, Any]:
     }
 
 
-def experiment(name: str, seeds: list[int], work: Path) -> dict[str, Any]:
+def experiment(name: str, seeds: list[int], work: Path, processes: int) -> dict[str, Any]:
     chosen = EXPERIMENTS[name]
     work.mkdir(parents=True, exist_ok=True)
-    data, policies = recorded(name, chosen, work)
-    found: dict[str, Any] = {"environment": chosen.environment, "policies": policies}
+    data, policies = recorded(name, chosen, work, processes)
+    found: dict[str, Any] = {"environment": chosen.environment, "processes": processes, "policies": policies}
     found["data"] = learned_from(data, chosen.recipe)
     for kind in ("conditioned", *(("cloning",) if chosen.cloning else ())):
         given = [*(("--data", str(data)) if data else ()), "--work", str(work)]
@@ -162,6 +171,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=EXPERIMENTS)
     parser.add_argument("--work", type=Path, required=True, help="folder of data and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of the search for policies")
     parser.add_argument("--part", action="store_true")
     parser.add_argument("--cloning", action="store_true")
     parser.add_argument("--data", type=Path)
@@ -170,7 +180,7 @@ def main() -> None:
         report(trained(args.names[0], args.seeds[0], args.cloning, args.work, args.data))
         return
     for name in args.names:
-        write(f"trajectories-{name}", experiment(name, args.seeds, args.work))
+        write(f"trajectories-{name}", experiment(name, args.seeds, args.work, args.processes))
 
 
 if __name__ == "__main__":

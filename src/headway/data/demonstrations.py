@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.data.episodes import Episodes, digest
+from headway.data.episodes import Episodes, Recorded
 from headway.data.files import File, find_files
 from headway.data.frames import Frames, JoinedFrames
 from headway.data.recordings import KINDS, read_recording
@@ -18,7 +18,7 @@ from headway.errors import UserError
 
 
 @dataclass(frozen=True)
-class Demonstrations:
+class Demonstrations(Recorded):
     """E episodes of N steps in all: what a robot saw and did.
 
     `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], where
@@ -36,24 +36,6 @@ class Demonstrations:
     named: np.ndarray
     environments: tuple[str, ...]
     rate: float | None
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Where each episode starts, int64 [E]."""
-        return np.concatenate([[0], self.ends[:-1]])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Steps of each episode, int64 [E]."""
-        return self.ends - self.starts
-
-    def keys(self) -> list[str]:
-        """A name of each episode by what it holds: equal ones have equal names."""
-        pairs = zip(self.starts.tolist(), self.ends.tolist())
-        return [digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
 
 
 def read_demonstrations(

@@ -21,8 +21,34 @@ class Episode(NamedTuple):
     cut: bool = False
 
 
+class Recorded:
+    """What recordings of E episodes share: arrays of their steps, one episode after the other, and where each ends."""
+
+    states: np.ndarray
+    actions: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each episode starts, int64 [E]."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, int64 [E]."""
+        return self.ends - self.starts
+
+    def keys(self) -> list[str]:
+        """A name of each episode by what it holds: equal ones have equal names."""
+        pairs = zip(self.starts.tolist(), self.ends.tolist())
+        return [_digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
+
+
 @dataclass(frozen=True)
-class Episodes:
+class Episodes(Recorded):
     """E episodes of N steps in all.
 
     `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N], the numbers
@@ -38,19 +64,6 @@ class Episodes:
     cut: np.ndarray
     named: np.ndarray
     environment: str = ""
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Where each episode starts, int64 [E]."""
-        return np.concatenate([[0], self.ends[:-1]])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Steps of each episode, int64 [E]."""
-        return self.ends - self.starts
 
     @property
     def discrete(self) -> bool:
@@ -69,13 +82,8 @@ class Episodes:
             found[start:end] = self.rewards[start:end][::-1].cumsum()[::-1]
         return found
 
-    def keys(self) -> list[str]:
-        """A name of each episode by what it holds: equal ones have equal names."""
-        pairs = zip(self.starts.tolist(), self.ends.tolist())
-        return [digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
 
-
-def digest(*arrays: np.ndarray) -> str:
+def _digest(*arrays: np.ndarray) -> str:
     """A name of arrays by what they hold."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:

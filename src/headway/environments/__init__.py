@@ -5,10 +5,11 @@ from headway.environments.demonstrating import Shots, check_demonstrable, demons
 from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import Demonstrating, Mixture, Recorder
-from headway.environments.scores import normalised
+from headway.environments.scores import SEEDS, normalised
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
+    "SEEDS",
     "VARIABLE",
     "Copies",
     "Demonstrating",

@@ -1,6 +1,9 @@
-"""Returns on D4RL's scale: 0 is what chance gets, 100 what an expert gets (Fu et al. 2020)."""
+"""How agents are judged: from which seeds, and on D4RL's scale: 0 is chance, 100 an expert (Fu et al. 2020)."""
 
 from __future__ import annotations
+
+SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
+"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
 _BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
     "HalfCheetah": (-280.178953, 12135.0),

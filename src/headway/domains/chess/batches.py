@@ -34,7 +34,7 @@ class BoardBatch:
 
     @property
     def computed(self) -> int:
-        return len(self.inputs)
+        return self.inputs.shape[0] * self.inputs.shape[1]
 
     def to(self, device: torch.device | str) -> Self:
         if self.inputs.device == torch.device(device):

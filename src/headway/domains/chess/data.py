@@ -17,6 +17,7 @@ from headway.train.classes import batch_size_of
 class PositionRows:
     """The numbers of positions, by split and in batches."""
 
+    unit = "position"
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     at_once = 256  # positions that are judged together

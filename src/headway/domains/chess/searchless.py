@@ -124,10 +124,10 @@ class SearchlessTask(PositionRows):
         positions, targets = np.asarray(self.source.positions[rows]), self.source.targets(rows)
         if self.config.target == "state_value":
             labels, inputs = bins_of(expected(targets.values), self.config.bins), token_inputs(positions)
-            return ClassBatch(torch.from_numpy(inputs), torch.from_numpy(labels))
+            return _to_learn(inputs, labels)
         if self.config.target == "behaviour":
             labels = absolute(positions, targets.moves[:, 0])
-            return ClassBatch(torch.from_numpy(token_inputs(positions)), torch.from_numpy(labels))
+            return _to_learn(token_inputs(positions), labels)
         known = ~np.isnan(targets.worths)
         draw = np.zeros(len(rows), np.int64) if places is None else places // max(1, len(self.sides["train"]))
         nth = draw % known.sum(1)  # another one in each epoch
@@ -135,7 +135,11 @@ class SearchlessTask(PositionRows):
         every = np.arange(len(rows))
         inputs = token_inputs(positions, absolute(positions, targets.moves[every, column]))
         labels = bins_of(targets.worths[every, column], self.config.bins)
-        return ClassBatch(torch.from_numpy(inputs), torch.from_numpy(labels))
+        return _to_learn(inputs, labels)
+
+
+def _to_learn(inputs: np.ndarray, labels: np.ndarray) -> ClassBatch:
+    return ClassBatch(torch.from_numpy(inputs), torch.from_numpy(labels), inputs.shape[1])
 
 
 def _known_moves(source: Positions) -> np.ndarray:

@@ -17,7 +17,7 @@ from headway.domains.robotics import pictures
 from headway.domains.robotics.codec import RobotCodec, words_of
 from headway.domains.robotics.rollout import AT_ONCE, open_copies, play, together, worth
 from headway.domains.robotics.windows import RobotBatch, Windows
-from headway.environments import Copies
+from headway.environments import SEEDS, Copies
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Act, ActConfig, Loss, ModelConfig
@@ -26,9 +26,6 @@ from headway.train import WHOLE, Shard
 
 if TYPE_CHECKING:
     from headway.domains.robotics.config import RoboticsConfig
-
-SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
-"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
 _JUDGED_AT_ONCE = 64  # windows
 _DRAWS = 13  # so that what training draws has nothing to do with other draws from the same seed

@@ -15,8 +15,7 @@ from headway.data.video import Film, check_film
 from headway.domains.robotics.codec import RobotCodec, read_codec
 from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.rollout import AT_ONCE, Watch, open_copies, play, together, worth
-from headway.domains.robotics.task import SEEDS
-from headway.environments import check_stored
+from headway.environments import SEEDS, check_stored
 from headway.errors import UserError
 from headway.models import Act
 

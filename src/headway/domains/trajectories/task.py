@@ -18,7 +18,7 @@ from headway.domains.trajectories import pictures
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.domains.trajectories.rollout import play, worth
 from headway.domains.trajectories.windows import TrajectoryBatch, Windows
-from headway.environments import Copies
+from headway.environments import SEEDS, Copies
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson
@@ -40,9 +40,6 @@ from headway.train import WHOLE, Shard, sharding
 
 if TYPE_CHECKING:
     from headway.domains.trajectories.config import TrajectoriesConfig
-
-SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
-"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
 _JUDGED_AT_ONCE = 64  # windows
 

@@ -11,8 +11,7 @@ from typing import Any
 from headway.data.video import Film, check_film
 from headway.domains.trajectories.codec import read_codec
 from headway.domains.trajectories.rollout import AT_ONCE, Watch, check_fits, play, worth
-from headway.domains.trajectories.task import SEEDS
-from headway.environments import Copies, check_stored
+from headway.environments import SEEDS, Copies, check_stored
 from headway.errors import UserError
 from headway.models import TrajectoryEmbedConfig, Transformer
 
