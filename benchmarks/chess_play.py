@@ -82,7 +82,7 @@ def parts(run: str, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     puzzles = ("chess", "puzzles", run, str(data_folder() / "chess/lichess_puzzles_8k.csv"))
     games, more, some = ("2", "2", "50") if quick else ("200", "40", "2000")
     match = ("chess", "match", run, "--weights", "int8", "--movetime", "0.1", "--games")
-    ladder = ("--nodes", "1", "10", "100", "1000", "--elo", "1500", "1800")
+    rungs = [("nodes", n) for n in ("1", "10", "100", "1000")] + [("elo", n) for n in ("1500", "1800")]
     return {
         "speed": partial(child, "chess_play.py", "--part", run),
         "policy": partial(command, *puzzles, "--search", "policy", *(("--limit", some) if quick else ())),
@@ -90,7 +90,7 @@ def parts(run: str, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "puct": partial(command, *puzzles, "--nodes", "200", "--limit", some, "--weights", "int8"),
         "random": partial(command, *match, games, "--opponent", "random"),
         "elo": partial(command, *match, games, "--elo", "1320"),
-        "ladder": partial(command, *match, more, *ladder),
+        **{f"{kind}-{much}": partial(command, *match, more, f"--{kind}", much) for kind, much in rungs},
     }
 
 

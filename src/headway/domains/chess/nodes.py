@@ -20,7 +20,7 @@ class PuctConfig:
     ends after `most` nodes, some 2 kB each.
     """
 
-    explore: float = 1.5
+    explore: float = 0.8
     base: float = 10_000.0
     unknown: float = 0.2
     batch: int = 32
