@@ -38,6 +38,10 @@ TITLES = {
     "score": "success rate, and speed between equals",
     "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
+    "policy": "nats of a move",
+    "value": "nats of an outcome",
+    "score_error": "error of the expected score",
+    "legal_rate": "most probable moves that are legal",
     "samples": "samples",
     "tokens": "tokens",
 }
@@ -53,7 +57,18 @@ RATES = (
 )
 _AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours among so many
 # Lines of metrics.jsonl hold these beside the metrics.
-_NO_METRICS = ("step", "split", "weights", "seconds", "evaluation_seconds", "samples", "tokens", "beam", "boundaries")
+_NO_METRICS = (
+    "step",
+    "split",
+    "weights",
+    "seconds",
+    "evaluation_seconds",
+    "samples",
+    "positions",
+    "tokens",
+    "beam",
+    "boundaries",
+)
 
 
 @runtime_checkable
@@ -94,7 +109,7 @@ def _headline(run: Run) -> dict[str, Any]:
     split = judged.get("split", "validation")
     # The goal and what the field reports beside it, before the loss.
     goal = summary.get("goal", "loss")
-    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "loss", "bits_per_byte"]
+    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "accuracy", "loss", "bits_per_byte"]
     names = [name for name in dict.fromkeys(order) if name in judged][:2]
     figures = {f"{title(name)}, {split}": figure(name, judged[name]) for name in names}
     seconds = summary.get("seconds") or 0.0

@@ -8,13 +8,13 @@ import numpy as np
 
 from headway.domains.chess.judge import BoardJudge, Judge, place_of
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.rules import chess
+from headway.domains.chess.rules import chess, drawing
 from headway.domains.chess.show import boards_of, thought_of
 from headway.models import attention_maps
 from headway.report import Picture
 
-_CELL = 30
-_GLYPHS = "♟♞♝♜♛♚"
+_SIZE = 330  # of a board, in pixels at most
+_GREEN, _BLUE = "#15781b", "#1565c0"
 _ARROWS = 3  # moves that are drawn
 _MAPS = 2  # heads whose attention is drawn
 
@@ -45,24 +45,18 @@ def board_svg(
     """A board seen from White, with moves as arrows, the more probable the bolder, and squares marked by weights from 0
     to 1.
     """
-    size, marks = 8 * _CELL + 16, []
-    for square in range(64):
-        x, y = _corner(square)
-        dark = (square // 8 + square % 8) % 2 == 0
-        place = f'x="{x}" y="{y}" width="{_CELL}" height="{_CELL}"'
-        marks.append(f'<rect {place} fill="{"#b58863" if dark else "#f0d9b5"}"/>')
-        if weights and weights.get(square, 0.0) > 0.01:
-            tip = f"<title>{chess.square_name(square)}: {weights[square]:.2f}</title>"
-            marks.append(f'<rect {place} fill="#1565c0" fill-opacity="{min(0.85, weights[square]):.3f}">{tip}</rect>')
-    marks += [_piece(square, piece) for square, piece in board.piece_map().items()]
-    marks += [_arrow(move, share) for move, share in reversed(moves)]
-    for n in range(8):
-        x = 16 + _CELL * n + _CELL // 2
-        marks.append(f'<text class="tick" x="{x}" y="{size - 3}" text-anchor="middle">{"abcdefgh"[n]}</text>')
-        marks.append(f'<text class="tick" x="2" y="{_CELL * (7 - n) + 20}">{n + 1}</text>')
+    arrows = [
+        drawing.Arrow(move.from_square, move.to_square, color=_shade(_GREEN, share)) for move, share in reversed(moves)
+    ]
+    fill = {square: _shade(_BLUE, weight) for square, weight in (weights or {}).items() if weight > 0.01}
+    shown = drawing.board(board, arrows=arrows, fill=fill)
     label = f"chess position {board.fen()}"
-    style = f'style="max-width:{size}px"'
-    return f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="{label}" {style}>{"".join(marks)}</svg>'
+    return shown.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{_SIZE}px" ', 1)
+
+
+def _shade(color: str, weight: float) -> str:
+    """A color of #rrggbb that covers by a weight from 0 to 1."""
+    return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
 
 
 def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[Picture]:
@@ -81,29 +75,3 @@ def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[
         shown = {square ^ turned: weight for square, weight in enumerate(share)}
         found.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shown)))
     return found
-
-
-def _corner(square: int) -> tuple[int, int]:
-    return 16 + _CELL * (square % 8), _CELL * (7 - square // 8)
-
-
-def _middle(square: int) -> tuple[float, float]:
-    x, y = _corner(square)
-    return x + _CELL / 2, y + _CELL / 2
-
-
-def _piece(square: int, piece: chess.Piece) -> str:
-    x, y = _middle(square)
-    fill, line = ("#fff", "#000") if piece.color else ("#000", "#ddd")
-    style = f'font-size="{_CELL - 4}" fill="{fill}" stroke="{line}" stroke-width="0.7" text-anchor="middle"'
-    return f'<text x="{x}" y="{y + 9}" {style}>{_GLYPHS[piece.piece_type - 1]}\ufe0e</text>'
-
-
-def _arrow(move: chess.Move, share: float) -> str:
-    (x, y), (to_x, to_y) = _middle(move.from_square), _middle(move.to_square)
-    style = f'stroke="#15781b" stroke-opacity="{0.25 + 0.7 * share:.2f}" stroke-width="{2 + 5 * share:.1f}"'
-    head = f'r="{3 + 4 * share:.1f}" fill="#15781b" fill-opacity="{0.3 + 0.7 * share:.2f}"'
-    return (
-        f'<line x1="{x}" y1="{y}" x2="{to_x}" y2="{to_y}" {style}><title>{move.uci()}: {share:.2f}</title></line>'
-        f'<circle cx="{to_x}" cy="{to_y}" {head}/>'
-    )

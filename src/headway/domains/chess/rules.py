@@ -14,10 +14,11 @@ from headway.errors import UserError
 try:
     import chess
     import chess.pgn
+    import chess.svg
 except ImportError:
     raise UserError("chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'") from None
 
-notation = chess.pgn  # for those who import both from here
+notation, drawing = chess.pgn, chess.svg  # for those who import all from here
 Record = tuple[int, ...]  # eight bit boards and five states, in the order of `from_bitboards`
 
 
