@@ -60,6 +60,10 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "chess": acting.chess,
     **{f"trajectories-{name}": acting.trajectories for name in ("cartpole", "pendulum", "double", "hopper", "cheetah")},
     "robotics": acting.robotics,
+    "robotics-together": acting.robotics_together,
+    "robotics-chunks": acting.robotics_chunks,
+    "robotics-heads": acting.robotics_heads,
+    "robotics-cameras": acting.robotics_cameras,
     "padding": texts.padding,
     "memory": texts.memory,
     **{

@@ -52,3 +52,54 @@ def robotics(found: Found) -> Iterator[Row]:
         f"{reached} after {longest / 60:.0f} minutes of one core a task at most: {each}",
         "",
     )
+
+
+def _share(scores: Found) -> str:
+    low, high = scores["success_rate_interval"]
+    return f"{100 * scores['success_rate']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _time(part: Found) -> str:
+    return f"{part['seconds'] / 60:.0f} minutes of {'one core' if part['threads'] == 1 else '2 cores'}"
+
+
+def robotics_together(found: Found) -> Iterator[Row]:
+    """One policy of all tasks, told their names."""
+    scores = found["test"]
+    marks = {
+        name: value for name, value in scores.items() if name.startswith("success_rate_") and "interval" not in name
+    }
+    each = ", ".join(
+        f"{name.removeprefix('success_rate_').replace('_', '-')} {100 * value:.0f}" for name, value in marks.items()
+    )
+    yield (
+        f"one policy of these {len(marks)} tasks, told their names",
+        f"{_share(scores)} after {_time(found)}: {each}",
+        "",
+    )
+
+
+def robotics_chunks(found: Found) -> Iterator[Row]:
+    """Success by the size of chunks, ensembled and with the newest chunk alone."""
+    parts = found["chunks"]
+    rates = {
+        way: ", ".join(f"{size}: {100 * part['carried_out'][way]['success_rate']:.0f}" for size, part in parts.items())
+        for way in ("ensembled", "whole")
+    }
+    longest = max(parts.values(), key=lambda part: part["seconds"])
+    yield (
+        f"{found['task']}, success in % by the size of chunks, {_time(longest)} each",
+        f"all that speak of a step averaged: {rates['ensembled']}",
+        f"one after the other as a whole: {rates['whole']}",
+    )
+
+
+def robotics_heads(found: Found) -> Iterator[Row]:
+    parts = found["heads"]
+    told = ", ".join(f"{name} {_share(part['test'])}" for name, part in parts.items())
+    longest = max(parts.values(), key=lambda part: part["seconds"])
+    yield f"{found['task']}, success by head, {_time(longest)} each at most", told, ""
+
+
+def robotics_cameras(found: Found) -> Iterator[Row]:
+    yield f"{found['task']} from two cameras and the hand's state", f"{_share(found['test'])} after {_time(found)}", ""
