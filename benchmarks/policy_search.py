@@ -57,9 +57,9 @@ def episode(name: str, weight: np.ndarray, mean: np.ndarray, std: np.ndarray, se
     while True:
         sums += state
         squares += state.astype(np.float64) ** 2
-        state, reward, ended, cut = copies.step(0, weight @ ((state - mean) / std))
-        total, steps = total + reward - bonus, steps + 1
-        if ended or cut:
+        step = copies.step(0, weight @ ((state - mean) / std))
+        state, total, steps = step.state, total + step.reward - bonus, steps + 1
+        if step.ended or step.cut:
             return total, steps, sums, squares
 
 
