@@ -284,6 +284,16 @@ def wider(folder: Path) -> None:
     rewritten(folder / ROWS, change)
 
 
+def test_columns_with_longer_names_are_others(folder: Path) -> None:
+    before = of(folder)
+
+    def change(columns: dict[str, list[Any]]) -> None:
+        columns["action.original"] = [[1.0, 2.0, 3.0]] * len(columns["action"])
+
+    rewritten(folder / ROWS, change)
+    assert np.array_equal(of(folder).actions, before.actions)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

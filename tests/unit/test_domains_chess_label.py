@@ -160,6 +160,17 @@ def test_what_was_labelled_before_a_program_died_is_kept(tmp_path: Path) -> None
     assert (whole.positions, whole.new) == (3, 2)
 
 
+def test_labels_go_on_with_the_positions_that_they_were_begun_with(tmp_path: Path) -> None:
+    two, out = positions(tmp_path, *[chess.STARTING_FEN] * 2), tmp_path / "labels.csv"
+    config = LabelConfig(fake(tmp_path), lines=1)
+    label([two], out, config)
+    assert label([two], out, config, resume=True).new == 0
+    other = positions(tmp_path, *[MATE] * 4)
+    with pytest.raises(UserError, match="was made of other positions"):
+        label([other], out, config, resume=True)
+    assert len(list(csv.DictReader(out.read_text().splitlines()))) == 2
+
+
 def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
     with pytest.raises(UserError, match="at an Elo from 1320 to 3190, not 5"):
         EngineSide(fake(tmp_path), None, 5, 0.1)

@@ -402,7 +402,7 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="actions of 0 numbers"):
         opened(tmp_path)
     given(monkeypatch, replace(data, names=("",)))
-    with pytest.raises(UserError, match="no names"):
+    with pytest.raises(UserError, match="a task has no name"):
         opened(tmp_path, **{"task.text": True})
 
 

@@ -60,11 +60,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 with open(args.pgn, "a", encoding="utf-8") as file:
                     file.write(as_pgn(played, tally.games))
 
-        for nodes, elo in rungs(args.nodes, args.elo):
-            with closing(_opponent(args, nodes, elo)) as theirs:
-                terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
-                found = play_match(ours, theirs, starts, args.games, done).scores()
-                matches.append({"opponent": theirs.name, **found})
+        try:
+            for nodes, elo in rungs(args.nodes, args.elo):
+                with closing(_opponent(args, nodes, elo)) as theirs:
+                    terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
+                    found = play_match(ours, theirs, starts, args.games, done).scores()
+                    matches.append({"opponent": theirs.name, **found})
+        except BaseException:
+            terminal.table([_row(match) for match in matches])  # what is finished is not lost
+            raise
     terminal.table([_row(match) for match in matches])
     rate = ours.looked / max(1e-9, ours.spent)
     terminal.say(f"{rate:,.0f} positions a second")

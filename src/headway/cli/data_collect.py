@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,7 +65,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import Shots
+    from headway.environments import Shots, check_together
 
     _check_out(args)
     recorders: list[Recorder] = []
@@ -72,18 +73,21 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
         copies = [stack.enter_context(_copies(args, name)) for name in args.env]
         recorders = [_recorder(args, each, task, shots) for task, each in enumerate(copies)]
+        if not args.out.suffix:
+            check_together(recorders)
         try:
             for recorder in recorders:
                 _record(recorder, args.episodes, terminal)
+            _write(recorders, args, shots)
         except BaseException as error:
             raise _kept(recorders, args, shots, error) from error
-        _write(recorders, args, shots)
         _show(recorders, args.out, terminal)
 
 
 def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
     from headway.data.lerobot_writing import check_lerobot
+    from headway.environments import SEEDS
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -98,8 +102,24 @@ def _check_out(args: argparse.Namespace) -> None:
         check_lerobot(path, films=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
         raise UserError("an environment is given twice; name each once")
+    if (args.seed or 0) + args.episodes > SEEDS["validation"]:
+        raise UserError(
+            f"--seed {args.seed} with {args.episodes:,} episodes reaches the starts from which models are judged; give "
+            f"a number below {SEEDS['validation'] - args.episodes:,}"
+        )
+    _try(path)
     if args.cameras and any(side % 2 for side in args.size):
         raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
+
+
+def _try(path: Path) -> None:
+    """UserError for a place beside which nothing can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out") from error
 
 
 def _copies(args: argparse.Namespace, name: str) -> Copies:
@@ -149,13 +169,24 @@ def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots
     return sum(len(recorder.finished) for recorder in recorders)
 
 
+def _write_somewhere(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:
+    """Write what is finished, where --out cannot take it into a new folder for what is temporary."""
+    if args.out.exists():  # it was written just before all was stopped
+        return sum(len(recorder.finished) for recorder in recorders)
+    try:
+        return _write(recorders, args, shots)
+    except UserError:
+        args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
+        return _write(recorders, args, shots)
+
+
 def _kept(
     recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None, error: BaseException
 ) -> BaseException:
     """What stopped a recording, after its finished episodes have been written."""
     if not any(recorder.finished for recorder in recorders):
         return error
-    count = _write(recorders, args, shots)
+    count = _write_somewhere(recorders, args, shots)
     text = str(error) or "stopped"
     kind = type(error) if isinstance(error, (UserError, KeyboardInterrupt)) else UserError
     return kind(f"{text}; {count:,} finished episodes are in {args.out}")

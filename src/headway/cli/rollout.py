@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--target-return",
         nargs="+",
-        type=float,
+        type=number(-1e12, 1e12),
         default=[],
         metavar="R",
         help="returns to ask for (default: the run's, the best of its data)",

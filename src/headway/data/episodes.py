@@ -126,6 +126,12 @@ def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
                     f"{source} has {what} of {described(other)}, and {sources[0]} of {described(one)}; "
                     "give files of one environment"
                 )
+        one, other = (each.environment.partition("-v")[0] for each in (first, part))
+        if one and other and one != other:
+            raise UserError(
+                f"{source} was recorded in {part.environment}, and {sources[0]} in {first.environment}; "
+                "give files of one environment"
+            )
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     return Episodes(
         np.concatenate([part.states for part in parts]),

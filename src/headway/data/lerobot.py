@@ -131,8 +131,10 @@ def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> Non
         part = file.metadata.row_group(group)
         for number in range(part.num_columns):
             column = part.column(number)
-            name = next((name for name in wanted if f"{column.path_in_schema}.".startswith(f"{name}.")), None)
-            if name is not None:
+            path_of = f"{column.path_in_schema}."
+            owners = [name for name in file.schema_arrow.names if path_of.startswith(f"{name}.")]
+            name = max(owners, key=len, default="")  # names have dots, too: action beside action.original
+            if name in values:
                 values[name] += column.num_values
     for name, count in wanted.items():
         if name not in file.schema_arrow.names:

@@ -11,7 +11,7 @@ import numpy as np
 
 from headway.errors import UserError
 
-_RATES = range(1, 241)  # frames a second that players show
+FASTEST = 240  # frames a second that players show
 _CODECS = ("libx264", "h264", "mpeg4")
 _OFF = 0.25  # of a frame, by which the time of one may be beside its number
 SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -35,7 +35,7 @@ class Film:
 
     def __init__(self, path: Path, rate: float, jumps: int | None = None) -> None:
         self._path, self._part = path, path.with_name(f".part.{path.name}")
-        self._rate, self._jumps = min(max(round(rate), _RATES[0]), _RATES[-1]), jumps
+        self._rate, self._jumps = min(max(round(rate), 1), FASTEST), jumps
         self._stream: Any = None
         av = packaged_av()
         self._codec = next((name for name in _CODECS if name in av.codecs_available), None)

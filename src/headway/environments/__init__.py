@@ -1,11 +1,11 @@
 """Environments for agents: gymnasium's and the user's own, stepped side by side, recorded and filmed."""
 
 from headway.environments.copies import Copies, Step
-from headway.environments.demonstrating import Shots, check_demonstrable, demonstrations, robot_numbers
+from headway.environments.demonstrating import Shots, check_demonstrable, check_together, demonstrations, robot_numbers
 from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import Demonstrating, Mixture, Recorder
-from headway.environments.scores import SEEDS, normalised
+from headway.environments.scores import SEEDS, normalised, start_of
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "check_demonstrable",
     "check_stored",
+    "check_together",
     "default_policy",
     "demonstrations",
     "make_environment",
@@ -28,4 +29,5 @@ __all__ = [
     "open_policy",
     "robot_numbers",
     "spaces_of",
+    "start_of",
 ]

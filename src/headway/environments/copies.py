@@ -76,16 +76,25 @@ class Copies:
     def reset(self, row: int, seed: int) -> State:
         """Begin an episode, whose start depends on the seed alone."""
         observation, _ = self._each[row].reset(seed=seed)
-        return self.spaces.state(observation)
+        return self._seen(observation)
 
     def step(self, row: int, action: Action) -> Step:
-        """UserError for a reward that is no number."""
+        """UserError for a reward or a state that is no number."""
         observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
         if not np.isfinite(reward):
             raise UserError(f"the environment {self.name!r} gave the reward {reward}, which is no number; correct it")
         said = info.get("success", info.get("is_success"))
         success = None if said is None else bool(said)
-        return Step(self.spaces.state(observation), float(reward), bool(ended), bool(cut), success)
+        return Step(self._seen(observation), float(reward), bool(ended), bool(cut), success)
+
+    def _seen(self, observation: Any) -> State:
+        state = self.spaces.state(observation)
+        if state.dtype != np.uint8 and not np.isfinite(state).all():
+            wrong = state[~np.isfinite(state)][0]
+            raise UserError(
+                f"the environment {self.name!r} shows a state that holds {wrong}, which is no number; correct it"
+            )
+        return state
 
     def pictures(self, row: int) -> dict[str, np.ndarray]:
         """What each of `cameras` sees of a copy now, uint8 [H, W, 3]. UserError where nothing can be drawn here."""

@@ -11,6 +11,7 @@ import numpy as np
 from headway.data.demonstrations import Demonstrations, join_demonstrations, task_of
 from headway.data.frames import Frames, JoinedFrames, MappedFrames
 from headway.data.store import Columns
+from headway.data.video import FASTEST
 from headway.environments.making import METAWORLD
 from headway.environments.recording import Recorder
 from headway.errors import UserError
@@ -89,6 +90,22 @@ def robot_numbers(environments: Sequence[str]) -> int | None:
     return ROBOT if all(name.startswith(METAWORLD) for name in environments) else None
 
 
+def check_together(recorders: Sequence[Recorder]) -> None:
+    """UserError for environments that one folder does not hold, as their sizes or rates differ."""
+    first = recorders[0].copies
+    for copies in (recorder.copies for recorder in recorders[1:]):
+        for what, own, theirs in (
+            ("states of {} numbers", copies.spaces.shape[0], first.spaces.shape[0]),
+            ("actions of {} numbers", copies.spaces.numbers, first.spaces.numbers),
+            ("{} steps a second", copies.frame_rate, first.frame_rate),
+        ):
+            if own != theirs:
+                raise UserError(
+                    f"{copies.name!r} has {what.format(own)}, and {first.name!r} {what.format(theirs)}; record them "
+                    "into folders of their own"
+                )
+
+
 def check_demonstrable(recorder: Recorder) -> None:
     """UserError for an environment whose episodes a LeRobotDataset folder does not hold."""
     copies = recorder.copies
@@ -101,4 +118,8 @@ def check_demonstrable(recorder: Recorder) -> None:
         raise UserError(
             f"a folder says how many steps are a second, and {copies.name!r} does not; name an .npz file, or let the "
             "environment's metadata say render_fps"
+        )
+    if copies.frame_rate > FASTEST:
+        raise UserError(
+            f"{copies.name!r} has {copies.frame_rate:g} steps a second, and videos {FASTEST} at most; name an .npz file"
         )

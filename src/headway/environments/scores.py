@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
 """Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
+_LOG = logging.getLogger(__name__)
 _BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
@@ -19,3 +22,17 @@ def normalised(environment: str, value: float) -> float | None:
     """
     bounds = _BOUNDS.get(environment.partition("-v")[0])
     return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def start_of(seed: int | None) -> int:
+    """The seed of the first episode that is played: the one given, with a warning where recordings may have begun from
+    it, or the first of the test.
+    """
+    if seed is not None and seed < SEEDS["validation"]:
+        _LOG.warning(
+            "recordings begin from seeds such as %d, so a model may have learnt these very episodes; "
+            "leave --seed out, or give one from %d on",
+            seed,
+            SEEDS["validation"],
+        )
+    return SEEDS["test"] if seed is None else seed

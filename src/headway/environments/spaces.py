@@ -35,10 +35,10 @@ class Spaces:
         return f"{self.choices} choices" if self.choices is not None else f"{self.numbers} numbers"
 
     def state(self, observation: Any) -> State:
-        """An observation as a model reads it."""
+        """An observation as a model reads it; a copy, as environments may write the next one into the same memory."""
         if self.image:
-            return np.asarray(observation)
-        return np.asarray(observation, dtype=np.float32).reshape(self.shape)
+            return np.array(observation)
+        return np.array(observation, dtype=np.float32).reshape(self.shape)
 
     def action(self, action: Action) -> Any:
         """An action as the environment takes it, within its bounds."""

@@ -107,6 +107,12 @@ class Trainer:
             train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
         if train.precision == "auto":
             train = replace(train, precision=recorded.train.precision)
+        goal = status.get("goal", self.task.goal)
+        if goal != self.task.goal:
+            raise UserError(
+                f"{self.directory.path} was judged by {goal}, and is now by {self.task.goal}; give it the data and the "
+                "environment that it was started with (HEADWAY_ENV, where that is one of your own)"
+            )
         changed = difference(recorded, replace(self.recipe, train=train))
         if changed:
             raise UserError(

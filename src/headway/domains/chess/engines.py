@@ -19,6 +19,7 @@ from headway.errors import UserError
 
 _PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # where programs lie that PATH may lack
 _MULTIPV = re.compile(r" multipv (\d+) ")
+SLOWEST = 1000.0  # nodes a second that any machine has
 _PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and beyond the time it was given
 
 

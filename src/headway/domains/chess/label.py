@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.domains.chess.engines import Answer, UciEngine
+from headway.domains.chess.engines import SLOWEST, Answer, UciEngine
 from headway.domains.chess.rules import chess
 from headway.domains.chess.sources import bare_positions, chess_files
 from headway.errors import UserError
 
-HEADER = ("position", "bestmove", "scores", "wdl")
+HEADER = ("position", "bestmove", "scores", "wdl", "game")
+Position = tuple[chess.Board, str]  # with the name of its game
 _AHEAD = 64  # positions that wait for each worker
-_SLOWEST = 1000.0  # nodes a second that any machine has
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,18 @@ def label(
     dies, positions that are none.
     """
     files = chess_files(paths)
-    done = _begin(out, resume)
+    done, last = _begin(out, resume)
     started, new = time.monotonic(), 0
-    boards = islice(_varied((b for file in files for b in bare_positions(file, True)), config), done, config.limit)
+    boards = _varied((found for file in files for found in bare_positions(file)), config)
+    _pass_over(boards, done, last, out)
+    left = islice(boards, None if config.limit is None else max(0, config.limit - done))
     until = None if config.minutes is None else started + 60 * config.minutes
-    with open(out, "a", newline="", encoding="utf-8") as file, _Workers(config) as workers:
+    with _Workers(config) as workers, open(out, "a", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             rows.writerow(HEADER)
-        for fen, answer in workers.answers(boards, until):
-            rows.writerow(_row(fen, answer))
+        for (board, game), answer in workers.answers(left, until):
+            rows.writerow((*_row(board, answer), game))
             new += 1
             if progress is not None and new % 100 == 0:
                 progress(new, time.monotonic() - started)
@@ -82,36 +84,46 @@ def label(
     return Labelled(done + new, new, time.monotonic() - started)
 
 
-def _row(fen: str, answer: Answer) -> tuple[str, str, str, str]:
+def _pass_over(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
+    """Go past what has its labels already. UserError where that was something else."""
+    found = next(islice(boards, done - 1, None), None) if done else None
+    if done and (found is None or found[0].fen() != last):
+        raise UserError(
+            f"{out} was made of other positions; give the files, --vary and --seed that it was begun with, or choose "
+            "another name"
+        )
+
+
+def _row(board: chess.Board, answer: Answer) -> tuple[str, str, str, str]:
     scores = " ".join(f"{line.move}:{line.score}" for line in answer.lines)
     wdl = answer.lines[0].wdl if answer.lines else None
     best = answer.lines[0].move if answer.lines else answer.best or ""
-    return fen, best, scores, "" if wdl is None else " ".join(map(str, wdl))
+    return board.fen(), best, scores, "" if wdl is None else " ".join(map(str, wdl))
 
 
-def _begin(out: Path, resume: bool) -> int:
-    """How many labels are in the file already; what was cut off at its end is taken away."""
-    if not out.exists():
+def _begin(out: Path, resume: bool) -> tuple[int, str]:
+    """How many labels are in the file already, and the last position; what was cut off at its end is taken away."""
+    if not out.exists() or out.stat().st_size == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return 0
+        return 0, ""
     if not resume:
         raise UserError(f"{out} is there already; add --resume to go on with it, or choose another name")
     with open(out, "rb+") as file:
-        whole = 0
-        for number, line in enumerate(file):
+        whole, number, last = 0, -1, b""
+        for line in file:
             if not line.endswith(b"\n"):
                 break
+            number, last = number + 1, line
             if number == 0 and line.decode(errors="replace").strip() != ",".join(HEADER):
                 raise UserError(f"{out} holds no labels of headway ({','.join(HEADER)}); choose another name")
             whole += len(line)
         file.truncate(whole)
-        file.seek(0)
-        return max(0, sum(1 for _ in file) - 1)
+        return max(0, number), last.decode(errors="replace").partition(",")[0] if number > 0 else ""
 
 
-def _varied(boards: Iterator[chess.Board], config: LabelConfig) -> Iterator[chess.Board]:
+def _varied(boards: Iterator[Position], config: LabelConfig) -> Iterator[Position]:
     """Positions that a side can move in; some of them after random moves, which depend on their number alone."""
-    for number, board in enumerate(boards):
+    for number, (board, game) in enumerate(boards):
         draw = random.Random(config.seed * 1_000_003 + number)
         if draw.random() < config.vary:
             for _ in range(draw.randint(1, 4)):
@@ -120,7 +132,7 @@ def _varied(boards: Iterator[chess.Board], config: LabelConfig) -> Iterator[ches
                     break
                 board.push(draw.choice(moves))
         if any(board.generate_legal_moves()):
-            yield board
+            yield board, game
 
 
 class _Workers:
@@ -146,24 +158,23 @@ class _Workers:
         for engine in self.engines:
             engine.close()
 
-    def answers(self, boards: Iterator[chess.Board], until: float | None) -> Iterator[tuple[str, Answer]]:
+    def answers(self, boards: Iterator[Position], until: float | None) -> Iterator[tuple[Position, Answer]]:
         """Each position with its answer; no new ones are asked after `until`."""
-        waiting: deque[tuple[str, Future[Answer]]] = deque()
-        for board in boards:
+        waiting: deque[tuple[Position, Future[Answer]]] = deque()
+        for position in boards:
             if until is not None and time.monotonic() > until:
                 break
-            fen = board.fen()
-            waiting.append((fen, self._pool.submit(self._ask, fen)))
+            waiting.append((position, self._pool.submit(self._ask, position[0].fen())))
             if len(waiting) >= _AHEAD * self.config.workers:
-                fen, answer = waiting.popleft()
-                yield fen, answer.result()
+                position, answer = waiting.popleft()
+                yield position, answer.result()
         while waiting:
-            fen, answer = waiting.popleft()
-            yield fen, answer.result()
+            position, answer = waiting.popleft()
+            yield position, answer.result()
 
     def _ask(self, fen: str) -> Answer:
         engine = getattr(self._own, "engine", None) or self._engine()
-        return engine.ask(fen, (), f"nodes {self.config.nodes}", self.config.nodes / _SLOWEST)
+        return engine.ask(fen, (), f"nodes {self.config.nodes}", self.config.nodes / SLOWEST)
 
     def _engine(self) -> UciEngine:
         wished = {"Threads": 1, "Hash": 16, "UCI_ShowWDL": "true"}

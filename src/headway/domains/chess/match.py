@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from headway.domains.chess.engines import UciEngine
+from headway.domains.chess.engines import SLOWEST, UciEngine
 from headway.domains.chess.limits import Limits
 from headway.domains.chess.player import Player
 from headway.domains.chess.rules import Record, chess, move_named, notation, record, same
@@ -66,7 +66,9 @@ class EngineSide:
         self.name = f"{Path(self.engine.program).name} at " + (
             f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit
         )
-        self.go, self.seconds = f"nodes {nodes}" if nodes is not None else f"movetime {round(1000 * seconds)}", seconds
+        self.go, self.seconds = f"movetime {round(1000 * seconds)}", seconds
+        if nodes is not None:
+            self.go, self.seconds = f"nodes {nodes}", nodes / SLOWEST
 
     def new_game(self) -> None:
         self.engine.new_game()

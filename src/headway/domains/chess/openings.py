@@ -23,7 +23,8 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
     files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
     """
     files = [file for path in paths or find_set(SET) for file in find_files(path, _KINDS)]
-    found = [board for file in files for board in _boards(file)]
+    every = (board for file in files for board in _boards(file))
+    found = list({board.epd(): board for board in every if not board.is_game_over()}.values())
     if len(found) < count:
         raise UserError(f"{len(found):,} openings are too few for {2 * count:,} games, two each; play fewer games")
     return random.Random(seed).sample(found, count)

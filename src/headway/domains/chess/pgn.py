@@ -58,10 +58,27 @@ class Reader(notation.BaseVisitor[Game]):
     def end_headers(self) -> object:
         return notation.SKIP if self.game.variant is not None else None
 
+    def visit_board(self, board: chess.Board) -> None:
+        """The position that a game begins from, which a header may give."""
+        if self.game.moves or self.game.fault or "FEN" not in self.game.headers:
+            return
+        if board.chess960:
+            self.game.headers["Variant"] = "Chess960"  # which its castling says, whatever its headers do
+        elif not board.is_valid():
+            self.game.fault = f"begins from {board.fen()!r}, which is no position of chess"
+
+    def parse_san(self, board: chess.Board, san: str) -> chess.Move:
+        move = board.parse_san(san)
+        if not move:
+            raise ValueError(f"{san!r} passes, which is no move of chess")
+        return move
+
     def begin_variation(self) -> object:
         return notation.SKIP
 
     def visit_move(self, board: chess.Board, move: chess.Move) -> None:
+        if self.game.fault or self.game.variant is not None:
+            return
         position = record(board)
         before = self.stood.get(same(position), 0)
         self.stood[same(position)] = before + 1

@@ -44,6 +44,7 @@ class Tree:
         self.root: Node | None = None
         self.board = chess.Board()
         self.judged = 0  # positions, in all
+        self.kept = 0  # looks at the root that an earlier search has left
         self.rate = 50.0  # positions a second, from what was measured last
 
     def clear(self) -> None:
@@ -57,13 +58,24 @@ class Tree:
         only: Sequence[chess.Move] = (),
     ) -> tuple[list[Line], int]:
         """Lines of the root, the best first, and the nodes looked at. `only` leaves the root no other moves."""
-        self._begin(board)
-        root = self.root
-        assert root is not None  # _begin has made it
+        try:
+            return self._search(board, limits, report, only)
+        except BaseException:
+            self.clear()  # what was under way is half counted
+            raise
+
+    def _search(
+        self,
+        board: chess.Board,
+        limits: Limits,
+        report: Callable[[list[Line], int], None] | None,
+        only: Sequence[chess.Move],
+    ) -> tuple[list[Line], int]:
+        root = self._begin(board)
         if only:
             root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
         find_mates(root, board)
-        nodes = 0
+        nodes, self.kept = 0, int(root.visits.sum())
         while not self._enough(root, limits, nodes):
             size = self._size(limits, nodes)
             found, done = self._simulate(root, size)
@@ -94,7 +106,7 @@ class Tree:
                 return moves
             here, place, turn = child, int(child.best_first()[0]), not turn
 
-    def _begin(self, board: chess.Board) -> None:
+    def _begin(self, board: chess.Board) -> Node:
         """Make the board the root: the node that was found for it, or a new one."""
         found = self._kept(board)
         self.board = board.copy()
@@ -109,6 +121,7 @@ class Tree:
             self._take(start, self._judged([self._place(board, [], start)])[0])
             found = start
         self.root = found
+        return found
 
     def _kept(self, board: chess.Board) -> Node | None:
         """The node of a board that follows from the last one by moves that were looked at."""
@@ -128,7 +141,7 @@ class Tree:
     def _enough(self, root: Node, limits: Limits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
             return limits.stop.is_set()  # one look at least, however little time there is
-        if limits.over or nodes >= min(limits.nodes or self.config.most, self.config.most):
+        if limits.over or nodes >= (limits.nodes or self.config.most) or self.kept + nodes >= self.config.most:
             return True
         if limits.depth is not None:
             deep = len(self._principal(root, int(root.best_first()[0]))) >= limits.depth
@@ -140,7 +153,8 @@ class Tree:
         """Leaves to judge at once: what fits into the time, and few while the tree is small."""
         time_left = min(self.config.patience, max(0.0, limits.left) / 2)
         size = min(self.config.batch, 1 + nodes // 4, max(1, int(self.rate * time_left)))
-        return size if limits.nodes is None else min(size, max(1, limits.nodes - nodes))
+        room = min(limits.nodes or self.config.most, self.config.most - self.kept) - nodes
+        return min(size, max(1, room))
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
         """Look at up to `size` leaves. Whether anything was found, and how many there were."""

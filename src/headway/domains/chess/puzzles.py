@@ -40,6 +40,8 @@ def puzzles(path: Path) -> Iterator[Puzzle]:
             if move.lower() != "moves":
                 yield Puzzle(where, board, [[move_named(board, text, where) for text in moves]], [])
                 continue
+            if len(moves) < 2:
+                raise UserError(f"{where}: {row[move]!r} is one move; give the opponent's move and the answer")
             line, along = [], board.copy()
             for text in moves:
                 line.append(move_named(along, text, where))

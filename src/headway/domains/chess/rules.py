@@ -24,6 +24,8 @@ Record = tuple[int, ...]  # eight bit boards and five states, in the order of `f
 
 _RANK = "[1-8pnbrqkPNBRQK]{1,8}"
 _PLAIN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
+_COORDINATES = re.compile(r"[a-h][1-8][a-h][1-8][nbrqk]?|0000")
+_REMEDY = ("write moves as e2e4 or Nf3", "correct the move or the position")
 _INDEX = [-1] * (6 << 12)
 for _move, _number in NUMBERS.items():
     _piece = PROMOTIONS.find(_move[4]) + 2 if len(_move) == 5 else 0
@@ -92,21 +94,22 @@ def _parsed(fen: str, front: str) -> chess.Board:
         parse(fen)
     except UserError as error:
         raise UserError(f"{front}{error}") from None
-    return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+    try:
+        return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+    except ValueError as error:
+        raise UserError(f"{front}FEN {fen.strip()!r} cannot be read ({error}); correct it") from None
 
 
 def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:
     """A legal move written as e2e4 or as Nf3. UserError for what is unknown or illegal here."""
     front = f"{where}: " if where else ""
+    coordinates = _COORDINATES.fullmatch(text) is not None
     try:
-        move = chess.Move.from_uci(text)
-    except ValueError:
-        try:
-            return board.parse_san(text)
-        except ValueError as error:
-            known = isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
-            kind = "no legal move" if known else "no move of chess"
-            raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; write moves as e2e4 or Nf3") from None
-    if not board.is_legal(move):
-        raise UserError(f"{front}{text!r} is no legal move in {board.fen()!r}; correct the move or the position")
+        move = board.parse_uci(text) if coordinates else board.parse_san(text)  # e1h1, as some write castling, is e1g1
+    except ValueError as error:
+        known = coordinates or isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
+        kind = "no legal move" if known else "no move of chess"
+        raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; {_REMEDY[coordinates]}") from None
+    if not move:
+        raise UserError(f"{front}{text!r} passes, which is no move of chess; correct it")
     return move

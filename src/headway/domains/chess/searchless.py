@@ -30,6 +30,8 @@ from headway.report import Picture
 from headway.train import WHOLE, Recipe, Shard
 from headway.train.classes import ClassBatch
 
+_SPREAD, _ROUND = 2_654_435_761, 1_000_003  # neighbours begin with different moves
+
 
 def bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
     """The bin, int64, of expected scores between 0 and 1, or of worths, whose mates are in the outermost."""
@@ -120,7 +122,9 @@ class SearchlessTask(PositionRows):
         """There is no codec to keep: positions are what they are."""
 
     def _batch(self, rows: np.ndarray, places: np.ndarray | None = None) -> ClassBatch:
-        """Of several moves with values one is drawn by its place in the stream of samples; the best, without places."""
+        """Of several moves with values one is taken: which one depends on the position's number and, by its place in
+        the stream of samples, on the epoch.
+        """
         positions, targets = np.asarray(self.source.positions[rows]), self.source.targets(rows)
         if self.config.target == "state_value":
             labels, inputs = bins_of(expected(targets.values), self.config.bins), token_inputs(positions)
@@ -130,7 +134,7 @@ class SearchlessTask(PositionRows):
             return _to_learn(token_inputs(positions), labels)
         known = ~np.isnan(targets.worths)
         draw = np.zeros(len(rows), np.int64) if places is None else places // max(1, len(self.sides["train"]))
-        nth = draw % known.sum(1)  # another one in each epoch
+        nth = (draw + rows * _SPREAD % _ROUND) % known.sum(1)
         column = (known.cumsum(1) == nth[:, None] + 1).argmax(1)
         every = np.arange(len(rows))
         inputs = token_inputs(positions, absolute(positions, targets.moves[every, column]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +20,12 @@ from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, 
 from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, nearest
 
+_LOG = logging.getLogger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
 POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # of columns, in any case
 _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
-_EPD = re.compile(r"(\w+)\s+([^;]+);")
+_EPD = re.compile(r"(\w+)\s+([^;]+)(?:;|$)")
+_COUNTERS = re.compile(r"^\d+\s+\d+\s*")  # of a FEN, before the operations
 
 
 @dataclass
@@ -79,20 +83,31 @@ def samples(file: File, evals: float, skip_bad: bool, tally: Tally) -> Iterator[
             tally.unlabelled += 1
 
 
-def bare_positions(file: File, skip_bad: bool = False) -> Iterator[chess.Board]:
-    """The positions of a file, whatever is known of them: those of a game before each move, and those of a list."""
+def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
+    """The positions of a file, whatever is known of them: those of a game before each move, and those of a list; and a
+    name of the game, "" where there is none. Of damaged games what stands before the damage, with a warning.
+    """
     if file.kind == ".pgn":
-        for game in games(file, skip_bad):
-            if game.variant is None and game.moves:
-                yield from _boards(game)
+        yield from _of_games(file)
         return
     if file.kind == ".epd":
         for number, line in enumerate(lines(file), 1):
             if line.strip():
-                yield board_of(" ".join(line.split()[:4]), f"{file}, line {number}")
+                yield board_of(" ".join(line.split()[:4]), f"{file}, line {number}"), ""
         return
     for where, row, names in rows_of(file):
-        yield board_of(row[names[0]], where)
+        yield board_of(row[names[0]], where), row.get("game", "")
+
+
+def _of_games(file: File) -> Iterator[tuple[chess.Board, str]]:
+    damaged = 0
+    for game in games(file, True):
+        damaged += bool(game.fault) and game.variant is None
+        if game.variant is None and game.moves:
+            name = hashlib.blake2b(game.key.encode(), digest_size=6).hexdigest()
+            yield from ((board, name) for board in _boards(game))
+    if damaged:
+        _LOG.warning("%s: %d damaged games; of them what stands before the damage is taken", file, damaged)
 
 
 def _boards(game: Game) -> Iterator[chess.Board]:
@@ -129,9 +144,11 @@ def _worth_played(after: float | None, result: np.ndarray | None, black: bool) -
     return math.nan if result is None else float(expected(result[::-1] if black else result))
 
 
-def _single(board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray) -> Sample:
+def _single(
+    board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray, key: str = ""
+) -> Sample:
     numbers = [number_of(move, board.turn) for move in moves]
-    return Sample(board.epd(), [record(board)], [numbers], [list(worths)], [value])
+    return Sample(key or board.epd(), [record(board)], [numbers], [list(worths)], [value])
 
 
 def _of_epd(file: File) -> Iterator[Sample]:
@@ -141,7 +158,7 @@ def _of_epd(file: File) -> Iterator[Sample]:
             continue
         where, parts = f"{file}, line {number}", line.split(maxsplit=4)
         board = board_of(" ".join(parts[:4]), where)
-        known = dict(_EPD.findall(parts[4])) if len(parts) > 4 else {}
+        known = dict(_EPD.findall(_COUNTERS.sub("", parts[4].strip()))) if len(parts) > 4 else {}
         moves = [move_named(board, text.rstrip("+#"), where) for text in known.get("bm", "").split()]
         score = _number(known["ce"], where) if "ce" in known else math.nan
         value, worths = outcome(score), [float(worth(score))] * len(moves)
@@ -164,10 +181,11 @@ def _of_csv(file: File) -> Iterator[Sample]:
 
 
 def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator[Sample]:
+    key = board.epd()  # one of all its positions, so that they stand on the same side of a split
     for place, text in enumerate(moves):
         move = move_named(board, text, where)
         if place % 2:
-            yield _single(board, [move], [math.nan], UNKNOWN)
+            yield _single(board, [move], [math.nan], UNKNOWN, key)
         board.push(move)
 
 
@@ -178,7 +196,7 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
         number = NUMBERS.get(text, -1)
         number = number if board.turn or number < 0 else _MIRROR[number]
         if number not in legal:
-            move_named(board, text, where)  # says what is wrong
+            number = number_of(move_named(board, text, where), board.turn)
         moves.append(number)
         scores.append(_number(score, where))
     worths = worth(np.array(scores)).tolist()
@@ -189,7 +207,7 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
         value = np.array(parts) / sum(parts)
     else:
         value = outcome(scores[0])
-    return Sample(board.epd(), [record(board)], [moves], [worths], [value])
+    return Sample(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
 
 
 def found_moves(text: str, where: str) -> list[str]:

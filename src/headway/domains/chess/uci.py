@@ -18,6 +18,7 @@ from headway.domains.chess.values import centipawns
 from headway.errors import UserError
 
 _REPORT_EVERY = 0.5  # seconds
+_UNCLEAR = 0.1  # seconds for a move where `go` cannot be read: an answer is waited for all the same
 _MARGIN = 50  # milliseconds of the clock that are left to the way between two programs
 
 
@@ -58,8 +59,8 @@ class Uci:
                 continue  # the protocol wants what is unknown to be passed over
             try:
                 command(words[1:])
-            except UserError as error:
-                self._say(f"info string {error}")
+            except Exception as error:  # a fault in one command must not end the game
+                self._say(f"info string {_told(error)}")
         self._stop()
 
     def _uci(self, words: list[str]) -> None:
@@ -71,7 +72,6 @@ class Uci:
         self._say(f"option name Move Overhead type spin default {_MARGIN} min 0 max 5000")
         self._say("option name UCI_ShowWDL type check default false")
         self._say("option name Ponder type check default false")
-        self._say("option name UCI_Chess960 type check default false")
         self._say("uciok")
 
     def _set(self, words: list[str]) -> None:
@@ -120,8 +120,12 @@ class Uci:
             self._say("bestmove (none)")
             return
         board, values = self.board, _values(words)
-        only = [move_named(board, text) for text in values.get("searchmoves", [])]
-        limits = Limits(_number(values, "nodes"), _number(values, "depth"), self._seconds(board, values))
+        try:
+            only = [move_named(board, text) for text in values.get("searchmoves", [])]
+            limits = Limits(_number(values, "nodes"), _number(values, "depth"), self._seconds(board, values))
+        except UserError as error:
+            self._say(f"info string {error}")
+            only, limits = [], Limits(seconds=_UNCLEAR)
         waits = "infinite" in values or "ponder" in values
         if waits:
             self._pondered, limits.seconds = limits.seconds, None
@@ -158,7 +162,7 @@ class Uci:
             self._tell(thought.lines, thought.nodes, limits)
             best = thought.lines[0].moves
         except Exception as error:  # whatever happens, the other program waits for a legal move
-            self._say(f"info string {type(error).__name__}: {' '.join(str(error).split())}")
+            self._say(f"info string {_told(error)}")
             best = [next(iter(board.legal_moves))]
         self._released.wait()
         follows = f" ponder {best[1].uci()}" if len(best) > 1 else ""
@@ -222,6 +226,12 @@ def _number(values: dict[str, list[str]], name: str) -> int | None:
         return int(values[name][0])
     except (IndexError, ValueError):
         raise UserError(f"go {name} {' '.join(values[name])}: give a whole number") from None
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _thousandths(line: Line) -> tuple[int, int, int]:

@@ -124,8 +124,8 @@ class RoboticsConfig(TaskConfig):
             raise UserError("neither states nor cameras are read, so a policy sees nothing; give task.state or cameras")
         text = len(data.names) > 1 if self.text is None else self.text
         words = tuple(sorted({word for name in data.names for word in words_of(name)})) if text else ()
-        if text and not words:
-            raise UserError("the tasks have no names, so there is no text to read; name them, or set task.text=false")
+        if text and not all(map(words_of, data.names)):
+            raise UserError("a task has no name, so there is no text to read; name it, or set task.text=false")
         return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, self.execute, self.ensemble, 0)
 
     def _cameras(self, data: Demonstrations) -> tuple[Camera, ...]:

@@ -86,7 +86,7 @@ def _side_by_side(
     limit = copies.horizon or _TIMES * codec.longest
     rows = np.arange(len(seeds))
     states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
-    succeeded, says = np.zeros(len(seeds), np.int64), True
+    succeeded, told = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), bool)
     lengths, returns = np.zeros(len(seeds), np.int64), np.zeros(len(seeds))
     while len(rows):
         if watch is not None and rows[0] == 0:
@@ -96,7 +96,7 @@ def _side_by_side(
         steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
         returns[rows] += [step.reward for step in steps]
         lengths[rows] += 1
-        says = says and all(step.success is not None for step in steps)
+        told[rows] |= [step.success is not None for step in steps]  # some say so at the end alone
         done = np.array([bool(step.success) for step in steps])
         succeeded[rows[done]] = lengths[rows[done]]
         over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
@@ -104,7 +104,7 @@ def _side_by_side(
         if len(going) < len(rows):
             acting.select(going)
         rows, states = rows[going], np.array([steps[place].state for place in going])
-    return Played(succeeded if says else None, lengths, returns)
+    return Played(succeeded if told.all() else None, lengths, returns)
 
 
 def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:

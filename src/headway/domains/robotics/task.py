@@ -60,7 +60,9 @@ class Robotics:
 
     def _open(self) -> dict[str, Copies]:
         """Copies of the environment of each task that has one, by its name."""
-        count = max(1, min(AT_ONCE, max(self.config.episodes, self.config.final)))
+        tasks = sum(map(bool, self.codec.environments))
+        most = AT_ONCE if tasks < 3 else max(1, 2 * AT_ONCE // tasks)  # a copy takes some 28 MB
+        count = max(1, min(most, max(self.config.episodes, self.config.final)))
         found = {}
         for name, environment in zip(self.codec.names, self.codec.environments):
             if environment:

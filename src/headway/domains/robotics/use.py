@@ -15,7 +15,7 @@ from headway.data.video import Film, check_film
 from headway.domains.robotics.codec import RobotCodec, read_codec
 from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.rollout import AT_ONCE, Watch, open_copies, play, together, worth
-from headway.environments import SEEDS, check_stored
+from headway.environments import check_stored, start_of
 from headway.errors import UserError
 from headway.models import Act
 
@@ -59,7 +59,7 @@ def rollout(
     pairs = [(_task_of(name, codec, known), name) for name in envs] or list(known.items())
     if render is not None:
         check_film(render)
-    start = SEEDS["test"] if seed is None else seed
+    start = start_of(seed)
     seeds = range(start, start + episodes)
     results = []
     for number, (task, name) in enumerate(pairs):

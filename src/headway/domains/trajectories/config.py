@@ -15,7 +15,7 @@ from headway.data import SplitConfig, sides_of
 from headway.data.episodes import Episodes, joined
 from headway.data.recordings import read_episodes
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
-from headway.domains.trajectories.rollout import AT_ONCE, check_fits
+from headway.domains.trajectories.rollout import AT_ONCE, check_fits, check_known
 from headway.domains.trajectories.task import Trajectories
 from headway.environments import VARIABLE, Copies, Mixture, Recorder, check_stored
 from headway.errors import ConfigError, UserError
@@ -85,6 +85,7 @@ class TrajectoriesConfig(TaskConfig):
             raise UserError(f"no one of {len(episodes)} episodes is left to train on; hold out fewer with task.split")
         sides["train"] = self._best(episodes, sides["train"])
         codec = self._codec(episodes, sides["train"], name, copies, workspace)
+        check_known(codec, episodes)
         if copies is not None:
             check_fits(codec, copies)
         _check_spaces(model, codec, episodes, recipe.start is not None)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.data.episodes import described
+from headway.data.episodes import Episodes, described
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import Copies, normalised
@@ -45,6 +45,22 @@ def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:
             f"the environment {copies.name!r} shows states of {seen}, and this model reads {wanted}; choose an "
             "environment that fits (--env), or train on episodes of this one"
         )
+
+
+def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
+    """UserError for episodes whose states or actions are not those that the codec scales."""
+    shape, choices = tuple(episodes.states.shape[1:]), codec.choices
+    if shape != codec.shape:
+        seen, wanted = (described(np.empty((1, *each))) for each in (shape, codec.shape))
+        raise UserError(
+            f"the data have states of {seen}, and this model reads {wanted}; give episodes of its environment"
+        )
+    largest = int(episodes.actions.max()) if episodes.discrete else -1
+    fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
+    if not fits:
+        told = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
+        own = f"{choices} choices, from 0 on" if choices is not None else f"{len(codec.reach)} numbers"
+        raise UserError(f"the data have actions of {told}, and there are {own}; give episodes of one environment")
 
 
 def play(

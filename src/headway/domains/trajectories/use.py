@@ -11,7 +11,7 @@ from typing import Any
 from headway.data.video import Film, check_film
 from headway.domains.trajectories.codec import read_codec
 from headway.domains.trajectories.rollout import AT_ONCE, Watch, check_fits, play, worth
-from headway.environments import SEEDS, Copies, check_stored
+from headway.environments import Copies, check_stored, start_of
 from headway.errors import UserError
 from headway.models import TrajectoryEmbedConfig, Transformer
 
@@ -45,7 +45,7 @@ def rollout(
         raise UserError(f"{directory} does not say where it acts; name an environment with --env")
     if render is not None:
         check_film(render)
-    start = SEEDS["test"] if seed is None else seed
+    start = start_of(seed)
     seeds = range(start, start + episodes)
     with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies, ExitStack() as stack:
         check_fits(codec, copies)

@@ -1,0 +1,214 @@
+"""What goes wrong while episodes are recorded and models are judged: nothing is lost, or wrong without a word."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trajectory_data import made, saved, tiny
+
+import headway as hw
+from headway.cli import main as cli
+from headway.data import recordings
+from headway.data.episodes import joined
+from headway.data.recordings import read_episodes, write_episodes
+from headway.environments import SEEDS, Copies, Step, start_of
+from headway.errors import UserError
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
+
+OWN = '''
+import gymnasium
+import numpy as np
+
+class Canvas(gymnasium.Env):
+    """Draws each state into the same memory; from step `wrong` of its third episode on it is NaN."""
+    metadata = {"render_fps": 10}
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    wrong = None
+
+    def __init__(self):
+        self.seen, self.episode = np.zeros(2, np.float32), 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.steps = self.episode + 1, 0
+        self.seen[:] = 0
+        return self.seen, {}
+
+    def step(self, action):
+        self.steps += 1
+        self.seen[:] = np.nan if self.episode == 3 and self.steps == self.wrong else self.steps
+        return self.seen, 1.0, self.steps == 4, False, {}
+
+class Diverges(Canvas):
+    wrong = 2
+
+class Fast(Canvas):
+    metadata = {"render_fps": 500}
+
+class Slow(Canvas):
+    metadata = {"render_fps": 20}
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "canvas.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "canvas", raising=False)
+    return tmp_path
+
+
+def collect(*words: str) -> int:
+    return cli.main(["data", "collect", *words])
+
+
+def test_states_are_those_of_their_steps_in_memory_that_is_used_again(own: Path) -> None:
+    assert collect("canvas:Canvas", "--episodes", "2", "--at-once", "1", "--horizon", "9", "--out", "a.npz") == 0
+    assert read_episodes([own / "a.npz"]).states[:, 0].tolist() == [0, 1, 2, 3] * 2
+
+
+def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, capsys: Any) -> None:
+    words = ("canvas:Diverges", "--episodes", "5", "--at-once", "1", "--horizon", "9", "--out", "a.npz")
+    assert collect(*words) == 2
+    said = capsys.readouterr().err
+    assert "shows a state that holds nan, which is no number" in said
+    assert "2 finished episodes are in a.npz" in said
+    assert len(read_episodes([own / "a.npz"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("canvas:Canvas", "canvas:Slow", "--horizon", "9", "--out", "both"),
+            "20 steps a second, and 'canvas:Canvas' 10",
+        ),
+        (("canvas:Fast", "--horizon", "9", "--out", "fast"), "500 steps a second, and videos 240 at most"),
+        (("canvas:Canvas", "--horizon", "9", "--out", "canvas.py/a.npz"), "cannot be written"),
+        (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "give a number below 999,900"),
+    ],
+)
+def test_what_cannot_be_recorded_is_told_before(
+    words: tuple[str, ...], message: str, own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
+    monkeypatch.setattr(Copies, "reset", lambda *given: pytest.fail("an episode was begun"))
+    assert collect(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_its_place_does_not_take_is_written_elsewhere(
+    own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recordings.write_episodes
+
+    def full(path: Path, episodes: Any) -> None:
+        if path == Path("a.npz"):
+            raise UserError("a.npz cannot be written (No space left on device); choose another place with --out")
+        real(path, episodes)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    monkeypatch.setattr(recordings, "write_episodes", full)
+    assert collect("canvas:Canvas", "--episodes", "3", "--horizon", "9", "--out", "a.npz") == 2
+    said = capsys.readouterr().err
+    assert "No space left" in said
+    place = Path(said.rstrip().rpartition(" ")[2])
+    assert len(read_episodes([place])) == 3
+
+
+def test_seeds_of_recordings_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert start_of(None) == SEEDS["test"]
+    assert start_of(SEEDS["validation"]) == SEEDS["validation"]
+    assert not caplog.records
+    assert start_of(0) == 0
+    assert "may have learnt these very episodes" in caplog.text
+
+
+def test_episodes_of_two_environments_are_not_one_set() -> None:
+    one, other = made(), made()
+    object.__setattr__(other, "environment", "CartPole-v0")
+    assert len(joined([one, other], ["a", "b"])) == 60  # versions of one
+    object.__setattr__(other, "environment", "Acrobot-v1")
+    with pytest.raises(UserError, match="b was recorded in Acrobot-v1, and a in CartPole-v1"):
+        joined([one, other], ["a", "b"])
+
+
+def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(tmp_path)
+    run = hw.train(tiny(), data=data, run=tmp_path / "run", progress=False, samples=0)
+    for other, message in (
+        ({"states": 3}, "the data have states of 3 numbers, and this model reads 4 numbers"),
+        ({"discrete": False}, "the data have actions of 1 numbers, and there are 2 choices"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hw.load(run.directory).evaluate(saved(tmp_path, f"{len(message)}.npz", **other))
+    with pytest.raises(UserError, match="there is no split 'train' to judge by; use validation, test or all"):
+        hw.load(run.directory).evaluate(split="train")
+    status = json.loads((run.directory / "run.json").read_text())
+    (run.directory / "run.json").write_text(json.dumps(status | {"goal": "loss", "status": "interrupted"}))
+    with pytest.raises(UserError, match="was judged by loss, and is now by return_mean"):
+        hw.train(tiny(), data=data, run=run.directory, resume=True, progress=False)
+
+
+def test_more_choices_than_an_environment_has_are_told(tmp_path: Path) -> None:
+    episodes = made()
+    episodes.actions[5] = 3
+    write_episodes(tmp_path / "a.npz", episodes)
+    with pytest.raises(UserError, match="the choice 3, and there are 2 choices, from 0 on"):
+        hw.train(tiny(), data=tmp_path / "a.npz", run=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "much"])
+def test_a_return_is_a_number(value: str, capsys: Any) -> None:
+    assert cli.main(["rollout", "runs/none", "--target-return", value]) == 2
+    assert "is no number" in capsys.readouterr().err
+
+
+def test_success_that_is_told_at_the_end_alone_counts() -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
+    rollout = importlib.import_module("headway.domains.robotics.rollout")  # the package has a function of this name
+
+    class Told:
+        """Each episode lasts three steps, and says with the last whether it succeeded."""
+
+        spaces, horizon, name = None, 10, "told"
+
+        def __init__(self) -> None:
+            self.steps = {0: 0, 1: 0}
+
+        def __len__(self) -> int:
+            return 2
+
+        def reset(self, row: int, seed: int) -> np.ndarray:
+            return np.zeros(2, np.float32)
+
+        def step(self, row: int, action: Any) -> Step:
+            self.steps[row] += 1
+            last = self.steps[row] == 3
+            return Step(np.zeros(2, np.float32), 0.0, last, False, (row == 1) if last else None)
+
+    class Still:
+        def __init__(self, *given: Any) -> None:
+            self.rows = 2
+
+        def act(self, look: Any) -> np.ndarray:
+            return np.zeros((self.rows, 1))
+
+        def select(self, rows: np.ndarray) -> None:
+            self.rows = len(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "Acting", Still)
+        played = rollout.play(None, None, Told(), "task", range(2))  # type: ignore[arg-type]
+    assert played.succeeded is not None
+    assert played.succeeded.tolist() == [0, 3]
