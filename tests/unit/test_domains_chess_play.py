@@ -113,6 +113,12 @@ def test_the_rules_end_a_line() -> None:
     lines, _ = tree.search(lost, Limits(nodes=60))
     assert expected_of(lines[0].outcome) == 0.5
     board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
+    for text in ("a2b3", "g1f1", "b3a2"):
+        board.push_uci(text)
+    lines, _ = Tree(Even(counts=True), PuctConfig()).search(board, Limits(nodes=60))
+    before = next(line for line in lines if line.moves[0].uci() == "f1g1")
+    assert expected_of(before.outcome) == 0.5  # it stood there before
+    board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
     for text in ("a2b3", "g1f1", "b3a2", "f1g1", "a2b3", "g1f1", "b3a2", "f1g1"):
         board.push_uci(text)
     assert repetitions(board) == 2

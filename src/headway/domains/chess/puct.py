@@ -202,7 +202,7 @@ class Tree:
             child = node.children[at]
             position = child.position if child is not None else record(board)
             key = same(position)
-            if key in stood or self.past.get(key, 0) > 1:
+            if key in stood or key in self.past:  # what comes back has gained nothing
                 undo(path)
                 return path, None, None, DRAW
             stood.add(key)
