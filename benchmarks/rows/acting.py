@@ -36,7 +36,7 @@ def trajectories(found: Found) -> Iterator[Row]:
     yield (
         f"{found['environment']}: mean return over {len(found['conditioned'])} seeds of a Decision Transformer",
         told("conditioned"),
-        f"{cloning}episodes in the data: {data['return_mean']:,.0f} in the mean",
+        f"{cloning}episodes in the files: {data['return_mean']:,.0f} in the mean",
     )
 
 
