@@ -65,6 +65,7 @@ _NO_METRICS = (
     "evaluation_seconds",
     "samples",
     "positions",
+    "target_return",
     "tokens",
     "beam",
     "boundaries",

@@ -49,6 +49,8 @@ class Trajectories:
     mean return that is reached there; else the loss on held-out episodes.
     """
 
+    unit = "step"
+
     def __init__(
         self,
         config: TrajectoriesConfig,
@@ -62,6 +64,7 @@ class Trajectories:
         """`sides` are the numbers of the episodes of each split."""
         self.config, self.episodes, self.sides, self.codec = config, episodes, sides, codec
         self.copies = copies if config.episodes else None
+        self.measure = "squared error of an action" if codec.choices is None else "nats of a choice"
         self.rows, self.seed = rows, seed
         self.goal = "return_mean" if self.copies is not None else "loss"
         self.goal_better: Literal["min", "max"] = "max" if self.copies is not None else "min"
