@@ -27,7 +27,7 @@ from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import Tree  # noqa: E402
-from headway.domains.chess.puzzles import puzzles  # noqa: E402
+from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
 from headway.domains.chess.rules import board_of, move_named  # noqa: E402
 from headway.domains.chess.sources import bare_positions  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
@@ -194,3 +194,9 @@ def test_openings_are_different_and_not_over(tmp_path: Path) -> None:
 def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is one move; give the opponent's move and the answer"):
         list(puzzles(write(tmp_path, "a.csv", f"FEN,Moves\n{MATE},a1a8\n")))
+
+
+def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
+    with pytest.raises(UserError, match="line 3: 'a1b8' is no legal move .*; of the 1 puzzles before it 1 are solved"):
+        solve(Player(Even(), "value"), path, Limits(nodes=30))

@@ -64,7 +64,8 @@ def solve(
     """
     solved = first = illegal = count = nodes = 0
     started = time.monotonic()
-    for puzzle in islice(puzzles(path), limit):
+    given = islice(puzzles(path), limit)
+    while (puzzle := _next(given, count, solved)) is not None:
         player.new_game()
         board, whole = puzzle.board.copy(), True
         for number, right in enumerate(puzzle.right):
@@ -94,6 +95,16 @@ def solve(
         "seconds": seconds,
         "positions_per_second": nodes / max(1e-9, seconds),
     }
+
+
+def _next(given: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
+    """The next puzzle; a UserError for one that is none says what the others before it came to."""
+    try:
+        return next(given, None)
+    except UserError as error:
+        if not count:
+            raise
+        raise UserError(f"{error}; of the {count:,} puzzles before it {solved:,} are solved") from error
 
 
 def _mates(board: chess.Board, move: chess.Move, right: list[chess.Move]) -> bool:
