@@ -198,5 +198,5 @@ def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
 
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
-    with pytest.raises(UserError, match="line 3: 'a1b8' is no legal move .*; of the 1 puzzles before it 1 are solved"):
+    with pytest.raises(UserError, match=r"line 3: 'a1b8' is no legal move .*; of the 1 puzzles before it 1 are solved"):
         solve(Player(Even(), "value"), path, Limits(nodes=30))
