@@ -19,7 +19,7 @@ def chess() -> Recipe:
         optim=MuonConfig(lr=0.02, weight_decay=0.01, adam_lr=2e-3),
         schedule=WSDConfig(warmup=100, decay=0.5),
         train=TrainConfig(steps=4000, batch_size=256, evaluate_limit=2048),
-        expected="see docs/decisions/0011 for what an hour gives on 2 cores",
+        expected="51 % of Lichess puzzles by policy after 14 minutes of labels and 51 of training on 2 cores",
     )
 
 
