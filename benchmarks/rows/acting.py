@@ -15,11 +15,16 @@ def chess(found: Found) -> Iterator[Row]:
         ", ".join(f"{100 * rate:.1f} %" for rate in rates.values()),
         "",
     )
-    for kind, beside in (("random", "random moves"), ("elo", "Stockfish at UCI_Elo 1320")):
+    opponents = (
+        ("random", "random moves"),
+        ("elo", "Stockfish at UCI_Elo 1320"),
+        ("elo-1500", "Stockfish at UCI_Elo 1500"),
+    )
+    for kind, beside in opponents:
         match = found[kind]["matches"][0]
         yield (
             f"{what}: {match['games']} games at 0.1 s a move against {beside}",
-            f"{100 * match['score']:.1f} % of the points ({match['wins']} won, {match['draws']} drawn)",
+            f"{100 * match['score']:.1f} % of the points ({match['wins']} won, {match['draws']} drawn, {match['losses']} lost)",
             "",
         )
 
