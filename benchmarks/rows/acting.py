@@ -22,9 +22,10 @@ def chess(found: Found) -> Iterator[Row]:
     )
     for kind, beside in opponents:
         match = found[kind]["matches"][0]
+        games = f"{match['wins']} won, {match['draws']} drawn, {match['losses']} lost"
         yield (
             f"{what}: {match['games']} games at 0.1 s a move against {beside}",
-            f"{100 * match['score']:.1f} % of the points ({match['wins']} won, {match['draws']} drawn, {match['losses']} lost)",
+            f"{100 * match['score']:.1f} % of the points ({games})",
             "",
         )
 
