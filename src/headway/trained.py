@@ -187,8 +187,6 @@ class Model(Writes, Acts):
         "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
         model is judged as what it is, on `data`: a language model, or one that matches images with texts.
         """
-        if split not in (None, "validation", "test", "all"):
-            raise UserError(f"there is no split {split!r} to judge by; use validation, test or all")
         task = self._task(data)
         wanted = split or (final_split(task) if data is None else "all")
         if stride is None:

@@ -151,7 +151,7 @@ def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypat
     ):
         with pytest.raises(UserError, match=message):
             hw.load(run.directory).evaluate(saved(tmp_path, f"{len(message)}.npz", **other))
-    with pytest.raises(UserError, match="there is no split 'train' to judge by; use validation, test or all"):
+    with pytest.raises(UserError, match="there is no split 'train' to play in; use validation, test, all"):
         hw.load(run.directory).evaluate(split="train")
     status = json.loads((run.directory / "run.json").read_text())
     (run.directory / "run.json").write_text(json.dumps(status | {"goal": "loss", "status": "interrupted"}))

@@ -5,7 +5,7 @@ from headway.environments.demonstrating import Shots, check_demonstrable, check_
 from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import Demonstrating, Mixture, Recorder
-from headway.environments.scores import SEEDS, normalised, start_of
+from headway.environments.scores import SEEDS, normalised, seeds_of, start_of
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "normalised",
     "open_policy",
     "robot_numbers",
+    "seeds_of",
     "spaces_of",
     "start_of",
 ]

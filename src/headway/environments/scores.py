@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from headway.errors import UserError
+
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
 """Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
@@ -22,6 +24,13 @@ def normalised(environment: str, value: float) -> float | None:
     """
     bounds = _BOUNDS.get(environment.partition("-v")[0])
     return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def seeds_of(split: str, episodes: int) -> range:
+    """The seeds of an evaluation. UserError for a split in which no one plays."""
+    if split not in SEEDS:
+        raise UserError(f"there is no split {split!r} to play in; use {', '.join(SEEDS)}")
+    return range(SEEDS[split], SEEDS[split] + episodes)
 
 
 def start_of(seed: int | None) -> int:

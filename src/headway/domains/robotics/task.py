@@ -17,7 +17,7 @@ from headway.domains.robotics import pictures
 from headway.domains.robotics.codec import RobotCodec, words_of
 from headway.domains.robotics.rollout import AT_ONCE, open_copies, play, together, worth
 from headway.domains.robotics.windows import RobotBatch, Windows
-from headway.environments import SEEDS, Copies
+from headway.environments import Copies, seeds_of
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Act, ActConfig, Loss, ModelConfig
@@ -145,7 +145,7 @@ class Robotics:
 
     def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
-        seeds = range(SEEDS[split], SEEDS[split] + min(episodes, limit or episodes))
+        seeds = seeds_of(split, min(episodes, limit or episodes))
         results = {}
         for name, copies in self.played.items():
             results[name] = worth(play(model, self.codec, copies, name, seeds), self._longest(copies))

@@ -18,7 +18,7 @@ from headway.domains.trajectories import pictures
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.domains.trajectories.rollout import play, worth
 from headway.domains.trajectories.windows import TrajectoryBatch, Windows
-from headway.environments import SEEDS, Copies
+from headway.environments import Copies, seeds_of
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson
@@ -174,7 +174,7 @@ class Trajectories:
         """
         scores: dict[str, Any] = {}
         if self.copies is not None:
-            seeds = range(SEEDS[split], SEEDS[split] + min(self.config.episodes, limit or self.config.episodes))
+            seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
             played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
             scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
         if self.copies is None or split == "all" or len(self.sides[split]):
