@@ -86,7 +86,7 @@ def robotics_together(found: Found) -> Iterator[Row]:
 
 
 def robotics_chunks(found: Found) -> Iterator[Row]:
-    """Success by the size of chunks, ensembled and with the newest chunk alone."""
+    """Success by the size of chunks, ensembled and carried out whole."""
     parts = found["chunks"]
     rates = {
         way: ", ".join(f"{size}: {100 * part['carried_out'][way]['success_rate']:.0f}" for size, part in parts.items())

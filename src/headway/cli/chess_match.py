@@ -66,10 +66,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
                     found = play_match(ours, theirs, starts, args.games, done).scores()
                     matches.append({"opponent": theirs.name, **found})
-        except BaseException:
-            terminal.table([_row(match) for match in matches])  # what is finished is not lost
-            raise
-    terminal.table([_row(match) for match in matches])
+        finally:  # what is finished is not lost
+            terminal.table([_row(match) for match in matches])
     rate = ours.looked / max(1e-9, ours.spent)
     terminal.say(f"{rate:,.0f} positions a second")
     terminal.result({"search": player.search, "matches": matches, "positions_per_second": rate})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import math
 import re
@@ -15,6 +14,7 @@ import numpy as np
 
 from headway.codecs.moves import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
+from headway.data.splits import key_of
 from headway.domains.chess.pgn import Game, games
 from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
 from headway.domains.chess.values import expected, outcome, read_score, worth
@@ -104,7 +104,7 @@ def _of_games(file: File) -> Iterator[tuple[chess.Board, str]]:
     for game in games(file, True):
         damaged += bool(game.fault) and game.variant is None
         if game.variant is None and game.moves:
-            name = hashlib.blake2b(game.key.encode(), digest_size=6).hexdigest()
+            name = f"{key_of(game.key):016x}"
             yield from ((board, name) for board in _boards(game))
     if damaged:
         _LOG.warning("%s: %d damaged games; of them what stands before the damage is taken", file, damaged)

@@ -61,7 +61,7 @@ class Robotics:
     def _open(self) -> dict[str, Copies]:
         """Copies of the environment of each task that has one, by its name."""
         tasks = sum(map(bool, self.codec.environments))
-        most = AT_ONCE if tasks < 3 else max(1, 2 * AT_ONCE // tasks)  # a copy takes some 28 MB
+        most = min(AT_ONCE, 2 * AT_ONCE // max(1, tasks))  # a copy takes some 28 MB
         count = max(1, min(most, max(self.config.episodes, self.config.final)))
         found = {}
         for name, environment in zip(self.codec.names, self.codec.environments):

@@ -40,6 +40,11 @@ class TrajectoryCodec:
         return len(self.reach) if self.choices is None else self.choices
 
     @property
+    def told(self) -> str:
+        """The actions, for people."""
+        return f"{self.choices} choices" if self.choices is not None else f"{len(self.reach)} numbers"
+
+    @property
     def image(self) -> bool:
         return len(self.shape) == 3
 

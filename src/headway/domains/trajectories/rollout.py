@@ -33,11 +33,10 @@ class Played(NamedTuple):
 def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:
     """UserError for an environment whose states or actions are not those of the model."""
     spaces = copies.spaces
-    own = f"{codec.choices} choices" if codec.choices is not None else f"{len(codec.reach)} numbers"
     if codec.choices != spaces.choices or (codec.choices is None and len(codec.reach) != spaces.numbers):
         raise UserError(
-            f"the environment {copies.name!r} takes actions of {spaces.told}, and this model says {own}; choose an "
-            "environment that fits (--env), or train on episodes of this one"
+            f"the environment {copies.name!r} takes actions of {spaces.told}, and this model says {codec.told}; "
+            "choose an environment that fits (--env), or train on episodes of this one"
         )
     if codec.shape != spaces.shape:
         seen, wanted = (described(np.empty((1, *shape))) for shape in (spaces.shape, codec.shape))
@@ -59,7 +58,7 @@ def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
     fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
     if not fits:
         told = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
-        own = f"{choices} choices, from 0 on" if choices is not None else f"{len(codec.reach)} numbers"
+        own = codec.told if choices is None else f"{codec.told}, from 0 on"
         raise UserError(f"the data have actions of {told}, and there are {own}; give episodes of one environment")
 
 
