@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from own_module import own_module
 from trajectory_data import made, saved, tiny
 
 import headway as hw
@@ -60,11 +60,7 @@ class Slow(Canvas):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "canvas.py").write_text(OWN, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "canvas", raising=False)
-    return tmp_path
+    return own_module(tmp_path, "canvas", OWN, monkeypatch)
 
 
 def collect(*words: str) -> int:

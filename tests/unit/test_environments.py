@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_module import own_module
 
 from headway.data.recordings import read_episodes
 from headway.data.video import Film, check_film
@@ -87,11 +88,7 @@ nothing = dict
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a module of the user's, from which commands run."""
-    (tmp_path / "walks.py").write_text(OWN, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "walks", raising=False)
-    return tmp_path
+    return own_module(tmp_path, "walks", OWN, monkeypatch)
 
 
 def recorded(name: str, mixtures: list[Mixture], episodes: int = 7, at_once: int = 3, **given: Any) -> Any:

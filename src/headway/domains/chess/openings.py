@@ -58,7 +58,7 @@ def _of_games(file: File) -> list[chess.Board]:
     found = []
     for game in games(file):
         if game.variant is None:
-            board = chess.Board(game.headers["FEN"]) if "FEN" in game.headers else chess.Board()
+            board = game.start
             for number in game.moves[: _LENGTHS[-1]]:
                 board.push(move_of(number, board.turn))
             found.append(board)

@@ -40,6 +40,11 @@ class Game:
         return None if name.lower() in _STANDARD else name
 
     @property
+    def start(self) -> chess.Board:
+        """The board that the game begins from."""
+        return chess.Board(self.headers.get("FEN", chess.STARTING_FEN))
+
+    @property
     def key(self) -> str:
         """What equal games share."""
         return " ".join([self.headers.get("FEN", ""), *map(str, self.moves)])

@@ -113,7 +113,7 @@ def _of_games(file: File) -> Iterator[tuple[chess.Board, str]]:
 def _boards(game: Game) -> Iterator[chess.Board]:
     from headway.domains.chess.rules import move_of
 
-    board = chess.Board(game.headers["FEN"]) if "FEN" in game.headers else chess.Board()
+    board = game.start
     for number in game.moves:
         yield board.copy(stack=False)
         board.push(move_of(number, board.turn))
