@@ -114,12 +114,11 @@ def _check_out(args: argparse.Namespace) -> None:
 
 def _try(path: Path) -> None:
     """UserError for a place beside which nothing can be written."""
-    try:
+    from headway.data.store import taking
+
+    with taking(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out") from error
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _copies(args: argparse.Namespace, name: str) -> Copies:

@@ -15,6 +15,7 @@ import numpy as np
 from headway.data.demonstrations import Demonstrations
 from headway.data.frames import Frames
 from headway.data.lerobot_info import ACTION, INFO, OWN, STATES, packaged_parquet
+from headway.data.store import taking
 from headway.data.video import Film, packaged_av
 from headway.errors import UserError
 
@@ -44,12 +45,10 @@ def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None)
         raise UserError(f"{folder} needs the steps of a second, which are not known; write an .npz file")
     part = folder.with_name(f".{secrets.token_hex(4)}.part.{folder.name}")
     try:
-        part.mkdir(parents=True)
-        _write(part, found, robot)
-        part.rename(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{folder} cannot be written ({reason}); choose another place with --out") from error
+        with taking(folder):
+            part.mkdir(parents=True)
+            _write(part, found, robot)
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

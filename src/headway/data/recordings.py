@@ -17,6 +17,7 @@ import numpy as np
 from headway.data.episodes import Episode, Episodes, joined, together
 from headway.data.files import File, find_files, honoured
 from headway.data.splits import side_number
+from headway.data.store import taking
 from headway.errors import UserError, nearest
 
 KINDS = (".npz", ".hdf5", ".h5")
@@ -46,14 +47,13 @@ def write_episodes(path: Path, episodes: Episodes) -> None:
     arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
     part = path.with_name(f".{secrets.token_hex(4)}.part.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez_compressed(file, environment=np.array(episodes.environment), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out") from error
+        with taking(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                np.savez_compressed(file, environment=np.array(episodes.environment), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -83,6 +83,16 @@ def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
 
 
 @contextmanager
+def taking(place: Path) -> Iterator[None]:
+    """Write to a place that the user chose with --out: what it does not take is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{place} cannot be written ({reason}); choose another place with --out") from error
+
+
+@contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold a lock that the system gives back when a process dies; none where there are no such locks."""
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from headway.data.demonstrations import Demonstrations, join_demonstrations, task_of
 from headway.data.frames import Frames, JoinedFrames, MappedFrames
-from headway.data.store import Columns
+from headway.data.store import Columns, taking
 from headway.data.video import FASTEST
 from headway.environments.making import METAWORLD
 from headway.environments.recording import Recorder
@@ -28,13 +28,9 @@ class Shots:
         self._size: tuple[int, int] = (0, 0)
 
     def __enter__(self) -> Shots:
-        try:
+        with taking(self._beside):
             self._beside.mkdir(parents=True, exist_ok=True)
             self._folder = tempfile.TemporaryDirectory(prefix=".pictures.", dir=self._beside)
-        except OSError as error:
-            raise UserError(
-                f"{self._beside} cannot be written ({error.strerror}); choose another place with --out"
-            ) from error
         return self
 
     def __exit__(self, *error: object) -> None:
