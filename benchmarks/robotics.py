@@ -10,6 +10,7 @@
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
 seeds that no demonstration and no evaluation during training has. Settings were chosen by the seeds of validation.
+What compares (`ablation`, `heads`) trains with each of --seeds and counts all their episodes, the same 50 for each.
 `seconds` count the whole of a training with its evaluations, on --threads cores.
 """
 
@@ -96,15 +97,23 @@ def whole(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "success_rate": statistics.mean(score["success_rate"] for score in scores),
         "success_rate_interval": wilson(right, count),
+        "steps_mean": statistics.mean(score["steps_mean"] for score in scores),
         "episodes": count,
     }
+
+
+def over_seeds(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a part comes to with each seed, and all of their episodes together."""
+    runs = [{"seed": seed, **run_part(args, name, seed)} for seed in args.seeds]
+    ways = {way: whole([{"test": run["carried_out"][way]} for run in runs]) for way in runs[0].get("carried_out", ())}
+    return {**whole(runs), **({"carried_out": ways} if ways else {}), "runs": runs}
 
 
 def ablation(args: argparse.Namespace, task: str, chunk: int) -> dict[str, Any]:
     """One chunk size; the same model carries its chunks out in several ways."""
     import headway as hw
 
-    name = f"{task}-chunk-{chunk}"
+    name = f"{task}-chunk-{chunk}-{args.seed}"
     found = train(args, name, (task,), {"model.chunk": chunk, "task.ensemble": None if chunk == 1 else 0.01})
     model = hw.load(Path(args.runs) / name)
     ways = {}
@@ -127,11 +136,11 @@ def part(args: argparse.Namespace) -> dict[str, Any]:
     task, _, variant = task.partition(":")
     if kind == "chunk":
         return ablation(args, task, int(variant))
-    return train(args, f"{task}-{variant.replace(' ', '-')}", (task,), HEADS[variant])
+    return train(args, f"{task}-{variant.replace(' ', '-')}-{args.seed}", (task,), HEADS[variant])
 
 
-def run_part(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    words = ["--data", args.data, "--runs", args.runs, "--minutes", str(args.minutes), "--seed", str(args.seed)]
+def run_part(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    words = ["--data", args.data, "--runs", args.runs, "--minutes", str(args.minutes), "--seed", str(seed)]
     return child("robotics.py", "part", name, *words, "--threads", str(args.threads))
 
 
@@ -146,26 +155,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of each training (default: 8)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of what is compared")
     args = parser.parse_args()
     if args.what == "collect":
         collect(args)
     elif args.what == "part":
         report(part(args))
     elif args.what == "train":
-        print(run_part(args, f"task:{args.name}"))
+        print(run_part(args, f"task:{args.name}", args.seed))
     elif args.what == "tasks":
-        results = {task: run_part(args, f"task:{task}") for task in TASKS}
+        results = {task: run_part(args, f"task:{task}", args.seed) for task in TASKS}
         write("robotics", {**whole(list(results.values())), "seed": args.seed, "tasks": results})
     elif args.what == "together":
-        write("robotics-together", run_part(args, "together"))
+        write("robotics-together", run_part(args, "together", args.seed))
     elif args.what == "ablation":
-        chunks = {chunk: run_part(args, f"chunk:{args.name}:{chunk}") for chunk in CHUNKS}
+        chunks = {chunk: over_seeds(args, f"chunk:{args.name}:{chunk}") for chunk in CHUNKS}
         write("robotics-chunks", {"task": args.name, "chunks": chunks})
     elif args.what == "heads":
-        heads = {head: run_part(args, f"head:{args.name}:{head}") for head in HEADS}
+        heads = {head: over_seeds(args, f"head:{args.name}:{head}") for head in HEADS}
         write("robotics-heads", {"task": args.name, "heads": heads})
     else:
-        write("robotics-cameras", {"task": args.name, **run_part(args, f"cameras:{args.name}")})
+        write("robotics-cameras", {"task": args.name, **run_part(args, f"cameras:{args.name}", args.seed)})
 
 
 if __name__ == "__main__":

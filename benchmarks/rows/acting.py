@@ -69,6 +69,12 @@ def _time(part: Found) -> str:
     return f"{part['seconds'] / 60:.0f} minutes of {'one core' if part['threads'] == 1 else '2 cores'}"
 
 
+def _longest(parts: Found) -> str:
+    runs = [run for part in parts.values() for run in part["runs"]]
+    seeds = len({run["seed"] for run in runs})
+    return f"{seeds} seeds, {_time(max(runs, key=lambda run: run['seconds']))} each at most"
+
+
 def robotics_together(found: Found) -> Iterator[Row]:
     """One policy of all tasks, told their names."""
     scores = found["test"]
@@ -92,9 +98,8 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
         way: ", ".join(f"{size}: {100 * part['carried_out'][way]['success_rate']:.0f}" for size, part in parts.items())
         for way in ("ensembled", "whole")
     }
-    longest = max(parts.values(), key=lambda part: part["seconds"])
     yield (
-        f"{found['task']}, success in % by the size of chunks, {_time(longest)} each",
+        f"{found['task']}, success in % by the size of chunks, {_longest(parts)}",
         f"all that speak of a step averaged: {rates['ensembled']}",
         f"one after the other as a whole: {rates['whole']}",
     )
@@ -102,9 +107,8 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
 
 def robotics_heads(found: Found) -> Iterator[Row]:
     parts = found["heads"]
-    told = ", ".join(f"{name} {_share(part['test'])}" for name, part in parts.items())
-    longest = max(parts.values(), key=lambda part: part["seconds"])
-    yield f"{found['task']}, success by head, {_time(longest)} each at most", told, ""
+    told = ", ".join(f"{name} {_share(part)}" for name, part in parts.items())
+    yield f"{found['task']}, success by head, {_longest(parts)}", told, ""
 
 
 def robotics_cameras(found: Found) -> Iterator[Row]:
