@@ -1,6 +1,6 @@
 """Policies of robots in Meta-World: five tasks from 50 demonstrations each, and what the parts of the method bring.
 
-    python benchmarks/robotics.py collect --data DIR                      # 50 demonstrations of each task by its expert
+    python benchmarks/robotics.py collect --data DIR          # 50 demonstrations of each task, of one with pictures
     python benchmarks/robotics.py tasks --data DIR --runs DIR [--minutes M --threads 2]       # a policy for each task
     python benchmarks/robotics.py together --data DIR --runs DIR           # one policy of all, told the task's name
     python benchmarks/robotics.py ablation --data DIR --runs DIR           # chunk size, and how chunks are carried out
@@ -10,7 +10,7 @@
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
 seeds that no demonstration and no evaluation during training has. Settings were chosen by the seeds of validation.
-What compares (`ablation`, `heads`) trains with each of --seeds and counts all their episodes, the same 50 for each.
+What compares (`ablation`, `heads`) trains with each of --seeds, which play the same 50 episodes.
 `seconds` count the whole of a training with its evaluations, on --threads cores.
 """
 
@@ -27,12 +27,7 @@ from measure import child, report, since_start, write
 TASKS = ("reach", "drawer-open", "door-open", "button-press-topdown", "window-open")
 DEMONSTRATIONS = 50
 CHUNKS = (1, 5, 10, 20, 50)
-WAYS: tuple[tuple[str, int, float | None], ...] = (  # name, actions carried out of a chunk, weight of ensembling
-    ("ensembled", 1, 0.01),
-    ("newest", 1, None),
-    ("half", 2, None),
-    ("whole", 1, None),
-)
+WAYS = ("ensembled", "newest", "half", "whole")  # what is carried out of a chunk, before another is asked for
 HEADS: dict[str, dict[str, Any]] = {
     "no latent": {},
     "latent": {"model.head.latent": 16},
@@ -52,10 +47,12 @@ def data_of(args: argparse.Namespace, task: str) -> Path:
 def collect(args: argparse.Namespace) -> None:
     from headway.cli.main import main
 
-    for task in TASKS:
-        if not data_of(args, task).exists():
+    seen = ["--cameras", "corner2", "gripperPOV", "--size", "96", "96"]
+    wanted = [(task, task, []) for task in TASKS] + [(args.name, f"{args.name}-cameras", seen)]
+    for task, name, cameras in wanted:
+        if not data_of(args, name).exists():
             words = ["data", "collect", environment(task), "--policy", "expert", "--episodes", str(DEMONSTRATIONS)]
-            assert main([*words, "--out", str(data_of(args, task))]) == 0
+            assert main([*words, *cameras, "--out", str(data_of(args, name))]) == 0
 
 
 def train(args: argparse.Namespace, name: str, tasks: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
@@ -97,16 +94,25 @@ def whole(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "success_rate": statistics.mean(score["success_rate"] for score in scores),
         "success_rate_interval": wilson(right, count),
-        "steps_mean": statistics.mean(score["steps_mean"] for score in scores),
         "episodes": count,
     }
 
 
+def spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """Success and steps over seeds of training, which play the same episodes: median, lowest and highest."""
+    told = {}
+    for name in ("success_rate", "steps_mean"):
+        values = [score[name] for score in scores]
+        told[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {**told, "episodes": scores[0]["samples"]}
+
+
 def over_seeds(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """What a part comes to with each seed, and all of their episodes together."""
+    """What a part comes to with each seed, as the run carries its chunks out and, for sizes of them, in other ways."""
     runs = [{"seed": seed, **run_part(args, name, seed)} for seed in args.seeds]
-    ways = {way: whole([{"test": run["carried_out"][way]} for run in runs]) for way in runs[0].get("carried_out", ())}
-    return {**whole(runs), **({"carried_out": ways} if ways else {}), "runs": runs}
+    ways = runs[0].get("carried_out", ())
+    told = {way: spread([run["carried_out"][way] for run in runs]) for way in ways}
+    return {**spread([run["test"] for run in runs]), **({"carried_out": told} if told else {}), "runs": runs}
 
 
 def ablation(args: argparse.Namespace, task: str, chunk: int) -> dict[str, Any]:
@@ -117,9 +123,10 @@ def ablation(args: argparse.Namespace, task: str, chunk: int) -> dict[str, Any]:
     found = train(args, name, (task,), {"model.chunk": chunk, "task.ensemble": None if chunk == 1 else 0.01})
     model = hw.load(Path(args.runs) / name)
     ways = {}
-    for way, execute, ensemble in WAYS:
-        acted = {"half": max(1, chunk // 2), "whole": chunk}.get(way, execute)
-        scores = model.rollout(episodes=found["test"]["samples"], execute=acted, ensemble=ensemble)
+    for way in WAYS:
+        execute = {"half": max(1, chunk // 2), "whole": chunk}.get(way, 1)
+        ensemble = 0.01 if way == "ensembled" else None
+        scores = model.rollout(episodes=found["test"]["samples"], execute=execute, ensemble=ensemble)
         ways[way] = {key: scores[key] for key in ("success_rate", "success_rate_interval", "steps_mean", "samples")}
     return {**found, "carried_out": ways}
 
@@ -149,7 +156,7 @@ def main() -> None:
     parser.add_argument(
         "what", choices=("collect", "tasks", "together", "ablation", "heads", "cameras", "train", "part")
     )
-    parser.add_argument("name", nargs="?", default="door-open", help="a task, for what is tried on one")
+    parser.add_argument("name", nargs="?", default="reach", help="a task, for what is tried on one")
     parser.add_argument("--data", required=True, help="folder of the demonstrations")
     parser.add_argument("--runs", default="runs/robotics", help="folder that keeps the runs and lets them go on")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each training (default: 8)")

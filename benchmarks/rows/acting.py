@@ -9,10 +9,11 @@ from rows.told import Found, Row
 
 def chess(found: Found) -> Iterator[Row]:
     what = f"chess, {found['run']['parameters'] / 1e6:.1f}M parameters"
-    rates = {how: part["puzzle_accuracy"] for how, part in found["puzzles"].items()}
     yield (
         f"{what}: puzzles of Lichess solved by policy, one move ahead, a tree of 200 nodes",
-        ", ".join(f"{100 * rate:.1f} %" for rate in rates.values()),
+        ", ".join(
+            f"{100 * part['puzzle_accuracy']:.1f} % of {part['samples']:,}" for part in found["puzzles"].values()
+        ),
         "",
     )
     opponents = (
@@ -42,7 +43,7 @@ def trajectories(found: Found) -> Iterator[Row]:
     yield (
         f"{found['environment']}: mean return over {len(found['conditioned'])} seeds of a Decision Transformer",
         told("conditioned"),
-        f"{cloning}episodes in the files: {data['return_mean']:,.0f} in the mean",
+        f"{cloning}the {data['episodes']:,} recorded episodes: {data['return_mean']:,.0f} in the mean",
     )
 
 
@@ -55,7 +56,7 @@ def robotics(found: Found) -> Iterator[Row]:
     yield (
         f"Meta-World, {len(found['tasks'])} tasks from 50 demonstrations each, policies of "
         f"{next(iter(found['tasks'].values()))['parameters'] / 1e6:.1f}M parameters: success",
-        f"{reached} after {longest / 60:.0f} minutes of one core a task at most: {each}",
+        f"{reached} after {longest / 60:.1f} minutes of one core a task at most: {each}",
         "",
     )
 
@@ -67,6 +68,12 @@ def _share(scores: Found) -> str:
 
 def _time(part: Found) -> str:
     return f"{part['seconds'] / 60:.0f} minutes of {'one core' if part['threads'] == 1 else '2 cores'}"
+
+
+def _spread(scores: Found) -> str:
+    """Over seeds, in %: one number where all came to the same."""
+    median, low, high = (round(100 * scores["success_rate"][name]) for name in ("median", "low", "high"))
+    return str(median) if low == high else f"{median} ({low} to {high})"
 
 
 def _longest(parts: Found) -> str:
@@ -95,7 +102,7 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
     """Success by the size of chunks, ensembled and carried out whole."""
     parts = found["chunks"]
     rates = {
-        way: ", ".join(f"{size}: {100 * part['carried_out'][way]['success_rate']:.0f}" for size, part in parts.items())
+        way: ", ".join(f"{size}: {_spread(part['carried_out'][way])}" for size, part in parts.items())
         for way in ("ensembled", "whole")
     }
     yield (
@@ -107,8 +114,8 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
 
 def robotics_heads(found: Found) -> Iterator[Row]:
     parts = found["heads"]
-    told = ", ".join(f"{name} {_share(part)}" for name, part in parts.items())
-    yield f"{found['task']}, success by head, {_longest(parts)}", told, ""
+    told = ", ".join(f"{name} {_spread(part)}" for name, part in parts.items())
+    yield f"{found['task']}, success in % by head, {_longest(parts)}", told, ""
 
 
 def robotics_cameras(found: Found) -> Iterator[Row]:

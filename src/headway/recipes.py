@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import open_config
 from headway.config import override
 from headway.data.catalogue import KNOWN
@@ -140,6 +141,7 @@ def find_model(name: str) -> ModelConfig:
     if place.exists():
         place.read_status()
         return read_recipe(place.recipe).model
-    if path.exists():
-        return open_config(path)
+    published = find_folder(name)
+    if published.exists():
+        return open_config(published)
     raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*recipes(), *PRESETS])}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +94,14 @@ def test_all_forms_of_a_model_are_told_without_their_weights(
     assert found[0] == found[2] == expected
     with pytest.raises(UserError, match="holds no model"):
         find_model(str(tmp_path))
+
+
+def test_a_model_of_the_hub_is_told_by_its_name(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = SimpleNamespace(snapshot_download=lambda name, **_: {"owner/name": str(published)}[name])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert find_model("owner/name") == hw.load(published).module.config
+    with pytest.raises(UserError, match="no hub gave it"):
+        find_model("owner/other")
 
 
 def test_control_groups_bound_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
