@@ -1,4 +1,4 @@
-"""A small robot for tests: a hand that moves to a goal in the plane, its demonstrations, recipes and tasks."""
+"""A small robot for tests: a hand that moves to a goal in the plane, its demonstrations, recipes, tasks and models."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from headway.config import override
 from headway.data.demonstrations import Demonstrations
 from headway.domains import recipe as find_recipe
 from headway.domains.robotics import config as robotics_config
 from headway.domains.robotics.task import Robotics
-from headway.models import act
+from headway.models import Act, act, build
 from headway.recipes import configured, open_task
 from headway.train import Recipe
 
@@ -30,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "task.final": 4,
 }
 OFFLINE = {"task.episodes": 0, "task.split.validation": 0.2}
+PATCHES = {"model.observation.images.patch": [8, 8]}
 
 
 class Reach(gymnasium.Env):
@@ -141,3 +143,12 @@ def tiny(name: str = "metaworld", **settings: Any) -> Recipe:
 def opened(workspace: Path, **settings: Any) -> Robotics:
     task: Any = open_task(configured(tiny(**settings), str(workspace / "any.npz"), {}, None), workspace)
     return task
+
+
+def built(task: Any, **settings: Any) -> Act:
+    model: Any = build(task.adapt(tiny(**settings).model), 1)
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1)
+    return model.eval()

@@ -1,31 +1,38 @@
-"""Transcription: the rules of times, windows of any sound, what is done with each, words, and files of subtitles."""
+"""Transcription: the rules of times, what is done with each window, words, and files of subtitles."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from generate_models import language_model, translator
-from torch import Tensor
-from whisper_models import BANDS, END, FIRST_TIME, POSITIONS, SYMBOLS, USAGE, Scripted, codec, folder, model, time
+from whisper_models import (
+    BANDS,
+    END,
+    FIRST_TIME,
+    POSITIONS,
+    SYMBOLS,
+    USAGE,
+    codec,
+    folder,
+    model,
+    noise,
+    time,
+    transcriber,
+)
 
 from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
 from headway.cli.main import main
 from headway.domains.audio import Transcriber, Transcribing, Transcription, Word, written
-from headway.domains.audio.framing import Padding, Windows, padding_of
 from headway.domains.audio.listener import compression_ratio
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import log_mel
-from headway.domains.audio.resample import RATE, Resampler, resample
-from headway.domains.audio.sound import ArraySound
+from headway.domains.audio.resample import RATE
 from headway.domains.audio.timestamps import WhisperRule, parts
 from headway.domains.audio.timing import align, warp
 from headway.domains.audio.transcribe import Segment
@@ -37,10 +44,6 @@ from headway.models import EncoderDecoder
 from headway.trained import Model
 
 MARKS = Marks.of(codec(), USAGE, SYMBOLS)
-
-
-def noise(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
 def test_marks() -> None:
@@ -117,13 +120,6 @@ def test_segments_of_a_window(ids: Sequence[int], spans: list[tuple[float, float
     found, frames = parts(ids, MARKS, 100)
     assert [(pytest.approx(part.start), pytest.approx(part.end)) for part in found] == spans
     assert frames == done
-
-
-def transcriber(texts: Sequence[Sequence[int] | float], **settings: Any) -> tuple[Transcriber, Scripted]:
-    said = Scripted(texts)
-    config = Transcribing(**{"language": "en", **settings})
-    made = Transcriber(model(), said, codec(), USAGE, config)  # type: ignore[arg-type]
-    return made, said
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -207,77 +203,6 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Transcribing(**settings)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("padding", ["zeros", "silence"])
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.345])
-def test_windows_are_parts_of_the_whole(seconds: float, padding: Padding) -> None:
-    sound = noise(round(seconds * RATE))
-    windows = Windows(ArraySound(sound), BANDS, 100, padding)
-    whole = log_mel(torch.cat([sound, torch.zeros(RATE)]), BANDS)
-    whole = whole[: windows.frames] if padding == "zeros" else whole
-    assert windows.frames == len(sound) // 160
-    for start in (0, 1, 17, 90, 150, windows.frames - 1):
-        if start >= windows.frames:
-            break
-        found = windows.window(start)[0]
-        wanted = whole[start : start + 100]
-        torch.testing.assert_close(found[: len(wanted)], wanted, rtol=0, atol=2e-5)
-        assert (found[len(wanted) :] == 0).all()
-        assert padding == "zeros" or len(wanted) == 100
-
-
-def test_files_say_what_is_heard_past_the_end() -> None:
-    assert [padding_of(usage) for usage in (USAGE, Usage())] == ["zeros", "silence"]
-    assert padding_of(replace(USAGE, settings={"sound_padding": "silence"})) == "silence"
-    with pytest.raises(UserError, match="sound_padding is 'noise' beside the model"):
-        padding_of(Usage(settings={"sound_padding": "noise"}))
-
-
-class Endless:
-    """Some minutes of sound, made as they are read."""
-
-    source = "a long sound"
-
-    def blocks(self) -> Iterator[Tensor]:
-        for number in range(120):
-            yield noise(10 * RATE, number)
-
-
-def test_long_sounds_are_held_in_part_only() -> None:
-    windows: Any = Windows(Endless(), BANDS, 3000, "zeros")  # type: ignore[arg-type]
-    assert windows.samples == 1200 * RATE
-    held = []
-    for start in range(0, windows.frames, 2900):
-        windows.window(start)
-        held.append(len(windows._framed._held))
-    assert max(held) < 100 * RATE
-    assert len(windows._framed._held) < 40 * RATE
-
-
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 16000])
-def test_rates_by_blocks_are_the_rate_of_the_whole(rate: int) -> None:
-    sound, draw = noise(rate), np.random.default_rng(rate)
-    resampler, found, start = Resampler(rate), [], 0
-    while start < len(sound):
-        size = int(draw.integers(1, rate // 3))
-        found.append(resampler.push(sound[start : start + size]))
-        start += size
-    whole = torch.cat([*found, resampler.finish()])
-    assert len(whole) == RATE
-    torch.testing.assert_close(whole, resample(sound, rate), rtol=0, atol=1e-6)
-
-
-def test_samples_that_are_no_sound() -> None:
-    for samples, message in (
-        (torch.zeros(0), "0 samples"),
-        (torch.zeros(100), "100 samples, fewer than a frame"),
-        (torch.zeros(16000, dtype=torch.int16), r"torch\.int16"),
-        (torch.full((16000,), torch.nan), "no numbers"),
-    ):
-        made, _ = transcriber([[time(0)]])
-        with pytest.raises(UserError, match=message):
-            made.transcribe(samples)
 
 
 def test_words_and_their_marks() -> None:

@@ -10,59 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lerobot_data import KEY, LENGTHS, SIZE, made, pictures
 
-from headway.data.demonstrations import Demonstrations, join_demonstrations, read_demonstrations, task_of
+from headway.data.demonstrations import Demonstrations, read_demonstrations, task_of
 from headway.data.episodes import Episode, together
-from headway.data.frames import JoinedFrames, MappedFrames
 from headway.data.lerobot_writing import write_lerobot
 from headway.data.recordings import write_episodes
 from headway.data.splits import side_number
-from headway.data.store import Columns
 from headway.data.video import Film, read_frames
 from headway.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
 pytest.importorskip("av", reason="av is not installed: pip install 'headway[robotics]'")
 import pyarrow.parquet as parquet  # noqa: E402
-
-LENGTHS = (5, 3, 7)
-SIZE = (16, 24)
-KEY = "observation.images.front"
-
-
-def pictures(steps: int, seed: int = 0) -> np.ndarray:
-    """Even areas, which a codec of videos keeps, of a grey that says the step: uint8 [steps, H, W, 3]."""
-    greys = (40 + 12 * np.arange(steps) + seed).astype(np.uint8)
-    return np.broadcast_to(greys[:, None, None, None], (steps, *SIZE, 3)).copy()
-
-
-class Held:
-    """Pictures in memory."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels, self.size = pixels, pixels.shape[1:3]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, steps: np.ndarray) -> np.ndarray:
-        return self.pixels[steps]
-
-
-def made(seed: int = 0, cameras: tuple[str, ...] = ("front",), states: int = 6, rate: float = 10.0) -> Demonstrations:
-    random = np.random.default_rng(seed)
-    steps = sum(LENGTHS)
-    return Demonstrations(
-        random.normal(size=(steps, states)).astype(np.float32),
-        random.uniform(-1, 1, (steps, 2)).astype(np.float32),
-        np.cumsum(LENGTHS),
-        {name: Held(pictures(steps, seed + place)) for place, name in enumerate(cameras)},
-        np.array([0, 1, 0]),
-        ("reach", "open the door"),
-        np.zeros(3, np.uint8),
-        ("metaworld/reach-v3", ""),
-        rate,
-    )
 
 
 @pytest.fixture
@@ -385,19 +345,3 @@ def test_a_folder_needs_its_rate_and_a_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .*choose another place"):
         write_lerobot(tmp_path / "file" / "a", made())
-
-
-def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
-    parts = [pictures(4, 0), pictures(2, 90), pictures(3, 140)]
-    with Columns(tmp_path, dict.fromkeys("abc", np.uint8)) as columns:
-        for name, part in zip("abc", parts):
-            columns.append(name, part)
-    joined = JoinedFrames([MappedFrames(tmp_path, name, len(part), SIZE) for name, part in zip("abc", parts)])
-    whole, places = np.concatenate(parts), np.array([8, 0, 4, 3, 5, 4])
-    assert (len(joined), joined.size) == (9, SIZE)
-    np.testing.assert_array_equal(joined.read(places), whole[places])
-
-
-def test_joining_names_both_sources() -> None:
-    with pytest.raises(UserError, match="two has states of 3 numbers, and one of 6"):
-        join_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])

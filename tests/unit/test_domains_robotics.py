@@ -1,10 +1,8 @@
-"""The task over demonstrations: windows, order, scales, policies, ensembling, and what it refuses."""
+"""The task over demonstrations: windows, order, scales, what is learnt, and what it refuses."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,15 @@ import torch
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
-from robot_data import OFFLINE, Pictures, given, made, opened, picture, tiny  # noqa: E402
+from robot_data import OFFLINE, PATCHES, Pictures, given, made, opened, picture, tiny  # noqa: E402
 
-from headway.domains.robotics.codec import read_codec, words_of  # noqa: E402
-from headway.domains.robotics.policy import Acting, Policy, ensembled, structured  # noqa: E402
-from headway.domains.robotics.rollout import Played, play, together, worth  # noqa: E402
-from headway.environments import Copies  # noqa: E402
+from headway.domains.robotics.codec import read_codec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
-from headway.models import Act, Observations, build  # noqa: E402
+from headway.models import build  # noqa: E402
 from headway.models.presets import preset  # noqa: E402
 from headway.train import WHOLE, Shard  # noqa: E402
 
 close = torch.testing.assert_close
-PATCHES = {"model.observation.images.patch": [8, 8]}
-
-
-def built(task: Any, **settings: Any) -> Act:
-    model: Any = build(task.adapt(tiny(**settings).model), 1)
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1)
-    return model.eval()
 
 
 def test_a_window_holds_the_actions_from_a_step_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,185 +163,6 @@ def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pyt
     assert len(seen.images) == 1
     wanted = (picture(data.states[3], (32, 48)).astype(np.float32) - 127.5) / 64
     np.testing.assert_allclose(seen.images[0][0].permute(1, 2, 0).numpy(), wanted)
-
-
-def test_ensembling_by_hand() -> None:
-    """Zhao et al. 2023, section IV-B: the oldest chunk has the weight 1."""
-    said = np.array([[[1.0]], [[2.0]], [[4.0]]])
-    weights = [1.0, math.exp(-0.3), math.exp(-0.6)]
-    wanted = (1 * weights[0] + 2 * weights[1] + 4 * weights[2]) / sum(weights)
-    assert ensembled(said, 0.3)[0, 0] == pytest.approx(wanted)
-    assert ensembled(said, 0.0)[0, 0] == pytest.approx(7 / 3)
-    assert ensembled(said, None)[0, 0] == 4.0
-
-
-@pytest.mark.parametrize(("execute", "ensemble"), [(1, 0.5), (1, None), (3, None), (2, 0.5), (5, 0.1)])
-def test_an_actor_does_what_its_chunks_say(
-    execute: int, ensemble: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against a plain table of all chunks; rows that leave change nothing for the others."""
-    given(monkeypatch, made())
-    task = opened(tmp_path, **{"task.execute": execute, "task.ensemble": ensemble})
-    model = built(task)
-    random = np.random.default_rng(0)
-    states = [task.codec.states(random.normal(size=(3, 4))) for _ in range(9)]
-    acting, table, rows = Acting(model, task.codec, [1, 2, 3]), {}, np.arange(3)
-    for step, seen in enumerate(states):
-        if step == 6:
-            acting.select(np.array([0, 2]))
-            rows = np.array([0, 2])
-        found = acting.act(lambda now=seen[rows]: Observations(torch.from_numpy(now)))
-        if step % execute == 0:
-            table[step] = Acting(model, task.codec, [1, 2, 3]).chunk(Observations(torch.from_numpy(seen)))
-        live = [table[first][:, step - first] for first in sorted(table) if step - first < 5]
-        weights = np.exp(-(ensemble or 0.0) * np.arange(len(live)))
-        wanted = live[-1] if ensemble is None else sum(w * x for w, x in zip(weights / weights.sum(), live))
-        np.testing.assert_allclose(found, wanted[rows], rtol=1e-4, atol=1e-5)
-
-
-def test_what_diffusion_draws_is_each_rows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, made())
-    settings = {"model.head": {"kind": "diffusion", "steps": 10, "sampled": 3}}
-    task = opened(tmp_path, **settings)
-    model, seen = built(task, **settings), torch.zeros(2, 4)
-    both = Acting(model, task.codec, [1, 2]).chunk(Observations(seen))
-    alone = Acting(model, task.codec, [2]).chunk(Observations(seen[:1]))
-    np.testing.assert_allclose(both[1], alone[0], rtol=1e-4, atol=1e-5)
-    assert np.abs(both[0] - both[1]).max() > 1e-3
-
-
-def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, made(cameras=("top",)))
-    settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
-    task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.codec)
-    image, state = picture(np.zeros(4), (24, 24)), np.arange(4) / 4
-    one = {"state": state, "cameras": {"top": image}}
-    flat = {"observation.state": state, "observation.images.top": image, "task": "reach"}
-    chunk = policy.predict_action_chunk(one)
-    assert chunk.shape == (5, 2)
-    np.testing.assert_array_equal(policy.predict_action_chunk(flat), chunk)
-    first = policy.select_action(one)
-    np.testing.assert_allclose(first, chunk[0], atol=1e-6)
-    policy.select_action({**one, "state": -state})
-    policy.reset()
-    np.testing.assert_array_equal(policy.select_action(flat), first)
-    parts = {"observation.state": state[:1], "observation.environment_state": state[1:], "observation.image": image}
-    found = structured(parts)
-    assert (found["state"].tolist(), list(found["cameras"])) == (state.tolist(), ["image"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"state": None}, "has no state, and this policy reads 4 numbers"),
-        ({"state": [1, 2, 3]}, "a state of 3 numbers for a policy that knows 4"),
-        ({"state": [1, 2, np.nan, 4]}, "the state holds nan"),
-        ({"cameras": {}}, r"no picture of the camera 'top' \(its cameras: none\)"),
-        ({"cameras": {"top": np.zeros((24, 24, 3))}}, r"is float64 of shape \(24, 24, 3\); give uint8"),
-        ({"cameras": {"top": np.zeros((24, 24), np.uint8)}}, r"uint8 of shape \(24, 24\)"),
-        ({"task": None}, "names no task, and this policy knows several; add task, one of 'reach', 'left'"),
-        ({"task": "swim"}, "the task 'swim' has no word that this policy knows"),
-    ],
-)
-def test_observations_that_do_not_fit(
-    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given(monkeypatch, made(("reach", "left"), cameras=("top",)))
-    settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
-    task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.codec)
-    sound = {"state": np.zeros(4), "cameras": {"top": np.zeros((24, 24, 3), np.uint8)}, "task": "reach"}
-    assert policy.select_action(sound).shape == (2,)
-    with pytest.raises(UserError, match=message):
-        policy.select_action({**sound, **change})
-
-
-def test_the_words_of_a_task_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, made(("reach it", "to the left")))
-    task = opened(tmp_path)
-    policy = Policy(built(task), task.codec)
-    chunks = [policy.predict_action_chunk({"state": np.zeros(4), "task": name}) for name in task.codec.names]
-    assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
-    assert words_of("Pick_up the-CUBE!") == ["pick", "up", "the", "cube", "!"]
-    assert task.codec.text("reach the unknown") == [3, 4, 0]
-    assert opened(tmp_path, **{"task.text": False}).codec.symbols == 0
-
-
-def expert(codec: Any) -> Any:
-    """In the place of a model: it moves straight to the goal."""
-
-    class Straight:
-        config = type("", (), {"chunk": 5})
-
-        def parameters(self) -> Any:
-            return iter([torch.zeros(1)])
-
-        def draw(self, random: Any, rows: int) -> Any:
-            from headway.models import Drawn
-
-            return Drawn(torch.zeros(rows, 0))
-
-        def __call__(self, seen: Observations, drawn: Any) -> torch.Tensor:
-            places = seen.states.numpy() * np.array(codec.std) + np.array(codec.mean)
-            action = np.clip(5 * (places[:, 2:] - places[:, :2]), -1, 1)
-            said = codec.read_actions(action)
-            return torch.from_numpy(said)[:, None].expand(-1, 5, -1)
-
-        training = False
-
-        def eval(self) -> None: ...
-        def train(self, mode: bool) -> None: ...
-
-    return Straight()
-
-
-def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Side by side as alone; the film sees every step of the first episode."""
-    given(monkeypatch, made(("reach", "left")))
-    codec = opened(tmp_path, **{"task.ensemble": None}).codec
-    frames: list[np.ndarray] = []
-    with Copies(codec.environments[0], 3, drawn=True) as copies:
-        played = play(expert(codec), codec, copies, "reach", range(7), lambda draw: frames.append(draw()))
-        one = play(expert(codec), codec, copies, "reach", [4])
-    assert played.succeeded is not None
-    assert played.succeeded.min() > 0
-    assert one.succeeded is not None
-    assert one.succeeded[0] == played.succeeded[4]
-    assert len(frames) == played.lengths[0] == played.succeeded[0]
-    assert played.returns.tolist() == [-float(length) for length in played.lengths]
-    with Copies(codec.environments[1], 3) as copies:  # where the same actions lead away
-        lost = worth(play(expert(codec), codec, copies, "left", range(6)), 30)
-    assert lost["success_rate"] < 0.5
-    found = worth(played, 30)
-    assert (found["success_rate"], found["samples"]) == (1.0, 7)
-    assert found["success_rate_interval"][0] == pytest.approx(0.6457, abs=1e-3)
-    both = together([found, lost])
-    assert both["samples"] == 13
-    assert both["success_rate"] == pytest.approx((7 + 6 * lost["success_rate"]) / 13)
-    silent = worth(Played(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
-    assert (silent["return_mean"], silent["samples"]) == (1.5, 2)
-
-
-def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[int] = []
-
-    class Seen(Copies):
-        def __init__(self, name: str, count: int, *, drawn: bool = False, cameras: Any = (), size: Any = ()) -> None:
-            assert (list(cameras), size) == (["top"], (24, 24))
-            super().__init__(name, count, drawn=drawn)
-
-        def pictures(self, row: int) -> dict[str, np.ndarray]:
-            looked.append(row)
-            return {"top": picture(self._each[row].unwrapped.places, (24, 24))}
-
-    monkeypatch.setattr(import_module("headway.domains.robotics.rollout"), "Copies", Seen)
-    given(monkeypatch, made(cameras=("top",)))
-    settings = {"task.state": 0, "task.execute": 5, "task.ensemble": None, **PATCHES}
-    task = opened(tmp_path, **settings)
-    scores = task.evaluate(built(task, **settings), "validation", 2)
-    assert scores["samples"] == 2
-    assert len(looked) == 2 * 30 / 5
 
 
 @pytest.mark.parametrize(

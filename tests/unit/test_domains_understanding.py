@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,45 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from understanding_data import opened, overfit, small, write_questions, write_sentences
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import train_codec
 from headway.codecs.frame import frame_of
 from headway.codecs.words import word_pieces
 from headway.config import override
-from headway.data import IGNORED, SplitConfig
+from headway.data import IGNORED
 from headway.domains.understanding import classify, embed, tag
-from headway.domains.understanding.contrast import Partners, contrast
-from headway.domains.understanding.recipes import (
-    RECIPES,
-    banking77,
-    classification,
-    embedding,
-    encoder,
-    pairs,
-    tagging,
-)
+from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
 from headway.models import PooledHeadConfig, build
-from headway.train import Recipe, Shard
+from headway.train import Shard
 from headway.train.rows import Limit, framed
-
-SPLIT = SplitConfig(validation=0.2, test=0.2)
 
 
 @pytest.fixture(scope="module")
 def questions(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of six of the intents of banking77, thirty questions each."""
-    with (data_dir / "textcls/banking77/train.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted({row["category"] for row in rows})[:6]
-    path = tmp_path_factory.mktemp("questions") / "questions.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["text", "label"])
-        for name in names:
-            out.writerows([row["text"], name] for row in [r for r in rows if r["category"] == name][:30])
-    return path
+    return write_questions(data_dir, tmp_path_factory.mktemp("questions"))
 
 
 @pytest.fixture
@@ -72,37 +50,7 @@ def speeches(data_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sentences(data_dir: Path, tmp_path: Path) -> Path:
-    """English sentences of Tatoeba and their translations."""
-    with zipfile.ZipFile(data_dir / "translation/tatoeba-deu-eng.zip") as archive:
-        name = next(name for name in archive.namelist() if "deu" in name)
-        lines = archive.read(name).decode().splitlines()[2000:2400]
-    path = tmp_path / "sentences.tsv"
-    path.write_text("text\ttext2\n" + "".join("\t".join(line.split("\t")[:2]) + "\n" for line in lines))
-    return path
-
-
-def small(recipe: Recipe, **settings: Any) -> Recipe:
-    model = encoder(width=32, depth=1, heads=2, dropout=0.0)
-    sizes = {"train.batch_size": 16} if recipe.name == "embedding" else {"train.batch_tokens": 256}
-    return override(replace(recipe, model=model), {"task.size": 400, **sizes, **settings})
-
-
-def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
-    task = replace(recipe.task, split=SPLIT)
-    return task.open(replace(recipe, task=task), [path], workspace or path.parent / "none")
-
-
-def overfit(task: Any, recipe: Recipe, steps: int = 80) -> tuple[torch.nn.Module, float]:
-    """A model after some steps on the first batch, and its loss there."""
-    model = build(task.adapt(recipe.model))
-    batch = next(task.batches("train"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = task.loss(model, batch)["loss"]
-        (loss.total / loss.count).backward()
-        optimizer.step()
-    return model, loss.total.item() / loss.count
+    return write_sentences(data_dir, tmp_path)
 
 
 def test_the_recipes_have_the_promised_names() -> None:
@@ -256,67 +204,6 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
     assert len(set(pieces.first[:5])) == 5
     for word, first in zip(words[:5], pieces.first):
         assert word.startswith(codec.decode([pieces.ids[first]]).strip())
-
-
-def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> None:
-    recipe = small(embedding())
-    task = opened(recipe, sentences)
-    batch = next(task.batches("train"))
-    assert batch.tokens == 16
-    kept = sum(int(part.layout.keep.sum()) for part in batch.texts.parts)
-    assert kept / batch.computed > 0.9
-    model, loss = overfit(task, recipe, steps=60)
-    assert loss < 0.05
-    scores = task.evaluate(model)
-    assert scores.keys() >= {"recall_at_1", "recall_at_5", "recall_at_1_interval", "samples"}
-    sample = task.samples(model, 3)[0]
-    assert sample["source"] in task.texts
-    assert sample["output"] in task.partners
-    assert model.config.heads == {"embedding": PooledHeadConfig(pool="mean", unit=True)}
-
-
-def test_texts_of_a_label_are_partners_and_no_negatives(questions: Path) -> None:
-    recipe = small(embedding())
-    task = opened(recipe, questions)
-    assert task.goal == "accuracy"
-    batch = next(task.batches("train"))
-    assert torch.equal(batch.same, batch.same.T)
-    assert batch.same.diagonal().all()
-    assert batch.same.float().mean() < 0.5
-    again = [b.texts.order.tolist() for b in islice(task.batches("train", start=3), 2)]
-    assert again == [b.texts.order.tolist() for b in islice(task.batches("train"), 5)][3:]
-    model, loss = overfit(task, recipe, steps=60)
-    assert loss < 0.05
-    scores = task.evaluate(model)
-    assert scores["accuracy"] > 1 / 6
-    assert scores["recall_at_5"] >= scores["recall_at_1"]
-
-
-def test_every_text_of_a_label_is_the_partner_of_one_other(questions: Path) -> None:
-    task = opened(small(embedding()), questions)
-    texts = task.pairs("train")
-    draw = Partners(task.labels[texts], seed=5)
-    places = np.arange(len(texts))
-    drawn = [draw.of(places, epoch) for epoch in range(4)]
-    for found in drawn:
-        assert sorted(found.tolist()) == places.tolist()
-        assert (found != places).all()
-        assert (task.labels[texts[found]] == task.labels[texts]).all()
-    assert any((one != drawn[0]).any() for one in drawn[1:])
-
-
-def test_the_contrast_by_hand() -> None:
-    generator = torch.Generator().manual_seed(0)
-    one, other = (torch.nn.functional.normalize(torch.randn(3, 4, generator=generator), dim=1) for _ in range(2))
-    same = torch.eye(3, dtype=torch.bool)
-    scores = one @ other.T / 0.5
-    forth = -scores.log_softmax(1).diagonal().sum()
-    back = -scores.log_softmax(0).diagonal().sum()
-    assert contrast(one, other, same, 0.5) == pytest.approx(float(forth + back) / 2, rel=1e-6)
-    same[0, 1] = same[1, 0] = True
-    scores[0, 1] = scores[1, 0] = float("-inf")
-    wanted = -(scores.log_softmax(1).diagonal().sum() + scores.log_softmax(0).diagonal().sum()) / 2
-    assert contrast(one, other, same, 0.5) == pytest.approx(float(wanted), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from headway.checkpoints.published import save_published
 from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec
 from headway.codecs.stream import BYTES
+from headway.domains.audio import Transcriber, Transcribing
 from headway.models import EncoderDecoder, EncoderDecoderConfig, Heard
 from headway.models.whisper import whisper
 
@@ -54,6 +55,10 @@ def folder(place: Path) -> Path:
     save_published(made, made.config, place, USAGE)
     codec().save(place)
     return place
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
 def time(seconds: float) -> int:
@@ -127,3 +132,10 @@ class Scripted:
 
     def parameters(self) -> Any:
         yield torch.zeros(1)
+
+
+def transcriber(texts: Sequence[Sequence[int] | float], **settings: Any) -> tuple[Transcriber, Scripted]:
+    said = Scripted(texts)
+    config = Transcribing(**{"language": "en", **settings})
+    made = Transcriber(model(), said, codec(), USAGE, config)  # type: ignore[arg-type]
+    return made, said

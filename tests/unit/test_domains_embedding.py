@@ -1,0 +1,86 @@
+"""Embeddings of texts: batches, partners, the contrast, and what is found again."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from understanding_data import opened, overfit, small, write_questions, write_sentences
+
+from headway.domains.understanding.contrast import Partners, contrast
+from headway.domains.understanding.recipes import embedding
+from headway.models import PooledHeadConfig
+
+
+@pytest.fixture(scope="module")
+def questions(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(data_dir, tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture
+def sentences(data_dir: Path, tmp_path: Path) -> Path:
+    return write_sentences(data_dir, tmp_path)
+
+
+def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> None:
+    recipe = small(embedding())
+    task = opened(recipe, sentences)
+    batch = next(task.batches("train"))
+    assert batch.tokens == 16
+    kept = sum(int(part.layout.keep.sum()) for part in batch.texts.parts)
+    assert kept / batch.computed > 0.9
+    model, loss = overfit(task, recipe, steps=60)
+    assert loss < 0.05
+    scores = task.evaluate(model)
+    assert scores.keys() >= {"recall_at_1", "recall_at_5", "recall_at_1_interval", "samples"}
+    sample = task.samples(model, 3)[0]
+    assert sample["source"] in task.texts
+    assert sample["output"] in task.partners
+    assert model.config.heads == {"embedding": PooledHeadConfig(pool="mean", unit=True)}
+
+
+def test_texts_of_a_label_are_partners_and_no_negatives(questions: Path) -> None:
+    recipe = small(embedding())
+    task = opened(recipe, questions)
+    assert task.goal == "accuracy"
+    batch = next(task.batches("train"))
+    assert torch.equal(batch.same, batch.same.T)
+    assert batch.same.diagonal().all()
+    assert batch.same.float().mean() < 0.5
+    again = [b.texts.order.tolist() for b in islice(task.batches("train", start=3), 2)]
+    assert again == [b.texts.order.tolist() for b in islice(task.batches("train"), 5)][3:]
+    model, loss = overfit(task, recipe, steps=60)
+    assert loss < 0.05
+    scores = task.evaluate(model)
+    assert scores["accuracy"] > 1 / 6
+    assert scores["recall_at_5"] >= scores["recall_at_1"]
+
+
+def test_every_text_of_a_label_is_the_partner_of_one_other(questions: Path) -> None:
+    task = opened(small(embedding()), questions)
+    texts = task.pairs("train")
+    draw = Partners(task.labels[texts], seed=5)
+    places = np.arange(len(texts))
+    drawn = [draw.of(places, epoch) for epoch in range(4)]
+    for found in drawn:
+        assert sorted(found.tolist()) == places.tolist()
+        assert (found != places).all()
+        assert (task.labels[texts[found]] == task.labels[texts]).all()
+    assert any((one != drawn[0]).any() for one in drawn[1:])
+
+
+def test_the_contrast_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.nn.functional.normalize(torch.randn(3, 4, generator=generator), dim=1) for _ in range(2))
+    same = torch.eye(3, dtype=torch.bool)
+    scores = one @ other.T / 0.5
+    forth = -scores.log_softmax(1).diagonal().sum()
+    back = -scores.log_softmax(0).diagonal().sum()
+    assert contrast(one, other, same, 0.5) == pytest.approx(float(forth + back) / 2, rel=1e-6)
+    same[0, 1] = same[1, 0] = True
+    scores[0, 1] = scores[1, 0] = float("-inf")
+    wanted = -(scores.log_softmax(1).diagonal().sum() + scores.log_softmax(0).diagonal().sum()) / 2
+    assert contrast(one, other, same, 0.5) == pytest.approx(float(wanted), rel=1e-6)
