@@ -10,7 +10,7 @@
 
 A run is a folder in --runs that goes on where it was stopped. Success is at any step of 500, over 50 episodes from
 seeds that no demonstration and no evaluation during training has. Settings were chosen by the seeds of validation.
-What compares (`ablation`, `heads`) trains with each of --seeds, which play the same 50 episodes.
+What compares (`ablation`, `heads`) trains for --steps with each of --seeds, which play the same 50 episodes.
 `seconds` count the whole of a training with its evaluations, on --threads cores.
 """
 
@@ -55,8 +55,14 @@ def collect(args: argparse.Namespace) -> None:
             assert main([*words, *cameras, "--out", str(data_of(args, name))]) == 0
 
 
-def train(args: argparse.Namespace, name: str, tasks: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
-    """A run of its name, from where it is, and what it came to."""
+def train(
+    args: argparse.Namespace,
+    name: str,
+    tasks: tuple[str, ...],
+    settings: dict[str, Any],
+    minutes: float | None = None,
+) -> dict[str, Any]:
+    """A run of its name, from where it is, and what it came to; without `minutes` by the steps in its settings."""
     import headway as hw
 
     run = hw.train(
@@ -64,7 +70,7 @@ def train(args: argparse.Namespace, name: str, tasks: tuple[str, ...], settings:
         data=[data_of(args, task) for task in tasks],
         run=Path(args.runs) / name,
         set=settings,
-        minutes=args.minutes,
+        minutes=minutes,
         seed=args.seed,
         threads=args.threads,
         resume=True,
@@ -72,7 +78,7 @@ def train(args: argparse.Namespace, name: str, tasks: tuple[str, ...], settings:
     )
     return {
         "settings": settings,
-        "minutes_asked": args.minutes,
+        "minutes_asked": minutes,
         "threads": run.summary["threads"],
         "parameters": run.summary["parameters"],
         "steps": run.summary["steps"],
@@ -120,7 +126,8 @@ def ablation(args: argparse.Namespace, task: str, chunk: int) -> dict[str, Any]:
     import headway as hw
 
     name = f"{task}-chunk-{chunk}-{args.seed}"
-    found = train(args, name, (task,), {"model.chunk": chunk, "task.ensemble": None if chunk == 1 else 0.01})
+    settings = {"model.chunk": chunk, "task.ensemble": None if chunk == 1 else 0.01, "train.steps": args.steps}
+    found = train(args, name, (task,), settings)
     model = hw.load(Path(args.runs) / name)
     ways = {}
     for way in WAYS:
@@ -135,20 +142,22 @@ def part(args: argparse.Namespace) -> dict[str, Any]:
     """What runs in a process of its own: TASK, TASK with a chunk size, a head or a camera, or all tasks."""
     kind, _, task = args.name.partition(":")
     if kind == "together":
-        return train(args, "together", TASKS, {"task.ensemble": 0.01})
+        return train(args, "together", TASKS, {"task.ensemble": 0.01}, args.minutes)
     if kind == "task":
-        return train(args, task, (task,), {})
+        return train(args, task, (task,), {}, args.minutes)
     if kind == "cameras":
-        return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA)
+        return train(args, f"{task}-cameras", (f"{task}-cameras",), CAMERA, args.minutes)
     task, _, variant = task.partition(":")
     if kind == "chunk":
         return ablation(args, task, int(variant))
-    return train(args, f"{task}-{variant.replace(' ', '-')}-{args.seed}", (task,), HEADS[variant])
+    return train(
+        args, f"{task}-{variant.replace(' ', '-')}-{args.seed}", (task,), {**HEADS[variant], "train.steps": args.steps}
+    )
 
 
 def run_part(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     words = ["--data", args.data, "--runs", args.runs, "--minutes", str(args.minutes), "--seed", str(seed)]
-    return child("robotics.py", "part", name, *words, "--threads", str(args.threads))
+    return child("robotics.py", "part", name, *words, "--threads", str(args.threads), "--steps", str(args.steps))
 
 
 def main() -> None:
@@ -160,6 +169,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of the demonstrations")
     parser.add_argument("--runs", default="runs/robotics", help="folder that keeps the runs and lets them go on")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each training (default: 8)")
+    parser.add_argument("--steps", type=int, default=2400, help="of each training that is compared (default: 2,400)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of what is compared")

@@ -76,10 +76,10 @@ def _spread(scores: Found) -> str:
     return str(median) if low == high else f"{median} ({low} to {high})"
 
 
-def _longest(parts: Found) -> str:
+def _trained(parts: Found) -> str:
     runs = [run for part in parts.values() for run in part["runs"]]
     seeds = len({run["seed"] for run in runs})
-    return f"{seeds} seeds, {_time(max(runs, key=lambda run: run['seconds']))} each at most"
+    return f"{seeds} seeds of {runs[0]['steps']:,} steps"
 
 
 def robotics_together(found: Found) -> Iterator[Row]:
@@ -106,7 +106,7 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
         for way in ("ensembled", "whole")
     }
     yield (
-        f"{found['task']}, success in % by the size of chunks, {_longest(parts)}",
+        f"{found['task']}, success in % by the size of chunks, {_trained(parts)}",
         f"all that speak of a step averaged: {rates['ensembled']}",
         f"one after the other as a whole: {rates['whole']}",
     )
@@ -115,7 +115,7 @@ def robotics_chunks(found: Found) -> Iterator[Row]:
 def robotics_heads(found: Found) -> Iterator[Row]:
     parts = found["heads"]
     told = ", ".join(f"{name} {_spread(part)}" for name, part in parts.items())
-    yield f"{found['task']}, success in % by head, {_longest(parts)}", told, ""
+    yield f"{found['task']}, success in % by head, {_trained(parts)}", told, ""
 
 
 def robotics_cameras(found: Found) -> Iterator[Row]:

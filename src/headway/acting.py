@@ -56,6 +56,8 @@ class Acts(Loaded):
         are done before the next is said, and the m of temporal ensembling (None: none; "run": as the run says).
         Raises UserError for what does not fit.
         """
+        if episodes < 1 or (seed is not None and seed < 0):
+            raise UserError(f"{episodes} episodes from seed {seed} cannot be played; give 1 or more, and 0 or more")
         targets = [target_return] if isinstance(target_return, (int, float)) else list(target_return)
         film = None if render is None else Path(render)
         names = [env] if isinstance(env, str) else list(env or ())
@@ -63,6 +65,8 @@ class Acts(Loaded):
             if targets or draw is not None:
                 raise UserError(f"{self.directory} is a robot's policy, which is asked for no return and draws nothing")
             return robotics.rollout(self.module, self.directory, names, episodes, seed, film, execute, ensemble)
+        if execute is not None or ensemble != "run":
+            raise UserError(f"{self.directory} says one action at a time; leave execute and ensemble out")
         if len(names) > 1:
             raise UserError(f"{self.directory} plays in one environment, and {len(names)} are named; name one")
         module = cast(Transformer, self.module)

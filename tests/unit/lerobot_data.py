@@ -21,7 +21,8 @@ class Held:
     """Pictures in memory."""
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels, self.size = pixels, pixels.shape[1:3]
+        self.pixels = pixels
+        self.size = self.recorded = pixels.shape[1:3]
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -80,8 +80,8 @@ def picture(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Pictures:
     """Frames that are drawn from states when they are read."""
 
-    def __init__(self, states: np.ndarray, size: tuple[int, int]) -> None:
-        self.states, self.size = states, size
+    def __init__(self, states: np.ndarray, size: tuple[int, int], recorded: tuple[int, int] | None = None) -> None:
+        self.states, self.size, self.recorded = states, size, recorded or size
 
     def __len__(self) -> int:
         return len(self.states)
@@ -131,7 +131,7 @@ def made(
 
 def given(monkeypatch: pytest.MonkeyPatch, data: Demonstrations) -> None:
     """Whatever files are named hold these demonstrations."""
-    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size: data)
+    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
 
 
 def tiny(name: str = "metaworld", **settings: Any) -> Recipe:

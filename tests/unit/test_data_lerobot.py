@@ -141,6 +141,17 @@ def test_pictures_are_decoded_once_and_scaled_if_asked(folder: Path, monkeypatch
         of(folder)
 
 
+def test_cameras_that_are_not_read_are_not_decoded(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "two", made(cameras=("front", "wrist")))
+    found = of(tmp_path / "two", cameras=["wrist"], size=(8, 12))
+    assert list(found.cameras) == ["wrist"]
+    assert (found.cameras["wrist"].size, found.cameras["wrist"].recorded) == ((8, 12), SIZE)
+    sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert sum(sizes) < 1.5 * len(found.actions) * 8 * 12 * 3
+    with pytest.raises(UserError, match="has no camera 'rist'; did you mean 'wrist'"):
+        of(tmp_path / "two", cameras=["rist"])
+
+
 def test_a_stopped_decoding_leaves_nothing_half_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*given: Any) -> Any:
         yield np.zeros((*SIZE, 3), np.uint8)
@@ -333,7 +344,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_before_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    with pytest.raises(UserError, match=r"its pictures take 0.0 GB, and .* has 0.0 GB free; set HEADWAY_CACHE"):
+    with pytest.raises(UserError, match=r"pictures of front take 0.0 GB, and .* has 0.0 GB free; set HEADWAY_CACHE"):
         of(folder)
 
 

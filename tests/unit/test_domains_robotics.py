@@ -12,7 +12,7 @@ import torch
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
-from robot_data import OFFLINE, PATCHES, Pictures, given, made, opened, picture, tiny  # noqa: E402
+from robot_data import OFFLINE, PATCHES, Pictures, built, given, made, opened, picture, tiny  # noqa: E402
 
 from headway.domains.robotics.codec import read_codec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
@@ -163,6 +163,21 @@ def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pyt
     assert len(seen.images) == 1
     wanted = (picture(data.states[3], (32, 48)).astype(np.float32) - 127.5) / 64
     np.testing.assert_allclose(seen.images[0][0].permute(1, 2, 0).numpy(), wanted)
+
+
+def test_simulators_draw_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what it was scaled to: a camera of another shape sees other things."""
+    data = made(cameras=("top",))
+    given(monkeypatch, replace(data, cameras={"top": Pictures(data.states, (16, 16), recorded=(32, 48))}))
+    (camera,) = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.size": [16, 16]}).codec.cameras
+    assert (camera.recorded, camera.read) == ((32, 48), (16, 16))
+
+
+def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made())
+    task = opened(tmp_path, **OFFLINE)
+    whole, some = (task.evaluate(built(task), "validation", limit)["samples"] for limit in (None, 2))
+    assert some <= 2 * 5 < whole
 
 
 @pytest.mark.parametrize(

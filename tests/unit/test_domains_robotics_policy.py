@@ -174,11 +174,45 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     found = worth(played, 30)
     assert (found["success_rate"], found["samples"]) == (1.0, 7)
     assert found["success_rate_interval"][0] == pytest.approx(0.6457, abs=1e-3)
-    both = together([found, lost])
+    both = together([found, lost], [played, played])
     assert both["samples"] == 13
     assert both["success_rate"] == pytest.approx((7 + 6 * lost["success_rate"]) / 13)
     silent = worth(Played(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
     assert (silent["return_mean"], silent["samples"]) == (1.5, 2)
+    mixed = together([found, silent], [played, Played(None, np.array([3, 4]), np.array([1.0, 2.0]))])
+    assert mixed["return_mean"] == pytest.approx((played.returns.sum() + 3) / 9)
+    low, high = mixed["return_mean_interval"]
+    assert low < mixed["return_mean"] < high
+    assert (mixed["samples"], mixed["length_mean"]) == (9, pytest.approx((played.lengths.sum() + 7) / 9))
+
+
+@pytest.mark.parametrize(("episodes", "succeeded"), [(range(4), [1, 0, 0, 0]), (range(1, 4), None)])
+def test_who_ends_without_a_word_has_not_succeeded(
+    episodes: range, succeeded: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The episode of seed 0 says so as it ends; the others are cut off by their limit, untold."""
+    given(monkeypatch, made())
+    codec = opened(tmp_path).codec
+
+    class Telling(Copies):
+        def reset(self, row: int, seed: int) -> Any:
+            self.ends = {**getattr(self, "ends", {}), row: seed == 0}
+            return super().reset(row, seed)
+
+        def step(self, row: int, action: Any) -> Any:
+            return super().step(row, action)._replace(success=True if self.ends[row] else None)
+
+    with Telling(codec.environments[0], 2) as copies:
+        played = play(expert(codec), codec, copies, "reach", episodes)
+    assert (None if played.succeeded is None else played.succeeded.tolist()) == succeeded
+
+
+def test_any_success_is_better_than_returns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, made())
+    task = opened(tmp_path)
+    told = task._score({"success_rate": 0.0, "steps_mean": 30.0, "samples": 4})
+    poor, rich = (task._score({"return_mean": value}) for value in (-500.0, 4000.0))
+    assert poor < rich < told
 
 
 def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

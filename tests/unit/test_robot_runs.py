@@ -159,11 +159,51 @@ def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task.state": 2}, "task.state is 2, and the policy that goes on has 4; leave task.state out"),
+        ({"task.text": False}, "task.text is False, and the policy that goes on has True"),
+        ({"task.cameras": ["top"]}, r"task.cameras is \('top',\), and the policy that goes on has \(\)"),
+    ],
+)
+def test_settings_that_a_start_does_not_have(
+    settings: dict[str, Any], message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, made(("reach", "left"), cameras=("top",)))
+    with pytest.raises(ConfigError, match=message):
+        hw.train(tiny(**settings), "any.npz", run=tmp_path / "no", start=run, progress=False)
+    assert not (tmp_path / "no").exists()
+
+
+def test_tasks_that_a_start_has_no_words_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given(monkeypatch, replace(made(("reach", "left")), names=("swim", "left")))
+    with pytest.raises(
+        UserError, match="'swim' has no word that this policy knows; name one of its tasks: 'reach', 'l"
+    ):
+        hw.train(tiny(), "any.npz", run=tmp_path / "no", start=run, progress=False)
+    assert not (tmp_path / "no").exists()
+    given(monkeypatch, made(("reach", "left")))
+    hw.train(
+        tiny(**{"task.scaling": "deviation", "train.steps": 1}), "any.npz", run=tmp_path / "on", start=run, samples=0
+    )
+    assert "task.scaling is deviation, and the policy that goes on scales by range" in caplog.text
+
+
 def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(run), "--json"]) == cli.DONE
     shown = said(capsys)
     assert shown["tree"][0] == "chunks of 5 actions of 2 numbers by regression"
     assert shown["generates"] is None
+
+
+def test_models_that_do_not_act_are_told(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 episodes from seed None cannot be played"):
+        hw.load(run).rollout(episodes=0)
+    with pytest.raises(UserError, match="1 episodes from seed -1 cannot be played"):
+        hw.load(run).rollout(episodes=1, seed=-1)
 
 
 def test_other_models_are_no_policies(run: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     robot = "task" in found["results"][0]
     where = "" if robot else f"{found['environment']}, "
     terminal.say(f"{where}episodes from seed {found['seed']:,}\n")
-    terminal.table([(_of_robot if robot else _row)(result) for result in found["results"]])
+    terminal.table(_filled([(_of_robot if robot else _row)(result) for result in found["results"]]))
     if args.render is not None:
         terminal.say(f"\nvideo: {args.render}")
     terminal.result(found)
@@ -86,26 +86,31 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _row(result: dict) -> dict:
     low, high = result["return_mean_interval"]
-    hundredths = result.get("return_normalised")
     return {
         "asked for": result["target_return"],
         "return": result["return_mean"],
         "95 % interval": f"{low:.5g} to {high:.5g}",
-        **({} if hundredths is None else {"D4RL's scale": hundredths}),
+        "D4RL's scale": result.get("return_normalised"),
         "steps": result["length_mean"],
         "episodes": result["samples"],
     }
 
 
 def _of_robot(result: dict) -> dict:
-    name = "success_rate" if "success_rate" in result else "return_mean"
-    low, high = result[f"{name}_interval"]
-    share = name == "success_rate"
+    share = "success_rate" in result
+    low, high = result["success_rate_interval" if share else "return_mean_interval"]
     return {
         "task": result["task"],
         "environment": result["environment"],
-        "success" if share else "return": f"{100 * result[name]:.1f} %" if share else result[name],
+        "success": f"{100 * result['success_rate']:.1f} %" if share else None,
+        "return": None if share else result["return_mean"],
         "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.5g} to {high:.5g}",
         "steps": result["steps_mean" if share else "length_mean"],
         "episodes": result["samples"],
     }
+
+
+def _filled(rows: list[dict]) -> list[dict]:
+    """Without columns that are empty in all rows."""
+    empty = {name for name in rows[0] if all(row[name] is None for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]

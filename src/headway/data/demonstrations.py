@@ -39,13 +39,16 @@ class Demonstrations(Recorded):
 
 
 def read_demonstrations(
-    paths: Sequence[Path | str], cache: Path, size: tuple[int, int] | None = None
+    paths: Sequence[Path | str],
+    cache: Path,
+    size: tuple[int, int] | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> Demonstrations:
     """The demonstrations of LeRobotDataset folders, of what `headway data collect` writes, and of files of episodes.
 
-    Pictures are decoded once, into memory maps under `cache`, scaled to `size`, height and width, if that is given. A
-    file of episodes is a task of its own, named by where it was recorded, or as the file. A UserError names what cannot
-    be read or does not fit together.
+    Pictures of `cameras` (None: of all) are decoded once, into memory maps under `cache`, scaled to `size`, height and
+    width, if that is given. A file of episodes is a task of its own, named by where it was recorded, or as the file. A
+    UserError names what cannot be read or does not fit together.
     """
     from headway.data.lerobot import is_lerobot, read_lerobot  # which is built on this module
 
@@ -56,7 +59,7 @@ def read_demonstrations(
         path = Path(given).expanduser()
         inside = [path] if is_lerobot(path) else _folders(path, is_lerobot)
         for folder in inside:
-            parts.append((_sided(read_lerobot(folder, cache, size), named_side(folder.name)), str(folder)))
+            parts.append((_sided(read_lerobot(folder, cache, size, cameras), named_side(folder.name)), str(folder)))
         if not inside:
             parts.extend((_of_episodes(read_recording(file), file), str(file)) for file in find_files(path, KINDS))
     return join_demonstrations([part for part, _ in parts], [source for _, source in parts])

@@ -12,9 +12,12 @@ from headway.data.store import read_column
 
 
 class Frames(Protocol):
-    """The pictures of one camera, of all steps one after the other. `size` is height and width."""
+    """The pictures of one camera, of all steps one after the other. `size` is height and width, `recorded` what they
+    were before they were scaled.
+    """
 
     size: tuple[int, int]
+    recorded: tuple[int, int]
 
     def __len__(self) -> int: ...
     def read(self, steps: np.ndarray) -> np.ndarray:
@@ -25,9 +28,11 @@ class Frames(Protocol):
 class MappedFrames:
     """N pictures in a file that `Columns` wrote as one column of bytes."""
 
-    def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, folder: Path, name: str, count: int, size: tuple[int, int], recorded: tuple[int, int] | None = None
+    ) -> None:
         """Raises UserError for a file that is not of this length."""
-        self.size = size
+        self.size, self.recorded = size, recorded or size
         shape = (count, *size, 3)
         self._pixels = read_column(folder, name, np.uint8, int(np.prod(shape))).reshape(shape)
 
@@ -43,7 +48,7 @@ class JoinedFrames:
     """The pictures of several, one after the other; all are of one size."""
 
     def __init__(self, parts: Sequence[Frames]) -> None:
-        self.size = parts[0].size
+        self.size, self.recorded = parts[0].size, parts[0].recorded
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 

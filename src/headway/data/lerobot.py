@@ -32,7 +32,7 @@ from headway.data.lerobot_info import (
 )
 from headway.data.store import Columns, cache_key, open_or_build, writing
 from headway.data.video import read_frames
-from headway.errors import UserError
+from headway.errors import UserError, nearest
 
 _FORMAT = 1
 _ROWS = 64  # pictures of a column that are in memory at once
@@ -47,15 +47,30 @@ class _Part(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
+class _Shown(NamedTuple):
+    """What a camera saw: `count` pictures, decoded in `folder` or still to be; `places` are file, first picture and
+    length of each episode.
+    """
+
+    camera: Camera
+    size: tuple[int, int]
+    folder: Path
+    places: list[tuple[tuple[Path, int], int]]
+    count: int
+
+
 def is_lerobot(folder: Path) -> bool:
     """Whether a folder is a LeRobotDataset."""
     return (folder / INFO).is_file()
 
 
-def read_lerobot(folder: Path, cache: Path, size: tuple[int, int] | None = None) -> Demonstrations:
+def read_lerobot(
+    folder: Path, cache: Path, size: tuple[int, int] | None = None, cameras: Sequence[str] | None = None
+) -> Demonstrations:
     """The episodes of a folder; states are observation.state and then observation.environment_state.
 
-    Pictures are decoded once, into memory maps under `cache`, scaled to `size`, height and width, if that is given.
+    Pictures of `cameras` (None: of all) are decoded once, into memory maps under `cache`, scaled to `size`, height and
+    width, if that is given.
     Raises UserError for what is damaged, missing, uneven or not a number, before pictures are decoded.
     """
     info = read_info_file(folder)
@@ -74,11 +89,13 @@ def read_lerobot(folder: Path, cache: Path, size: tuple[int, int] | None = None)
     numbers, tasks = np.unique(whole["task_index"][ends - 1], return_inverse=True)
     names = tuple(_task(folder, texts, number) for number in numbers.tolist())
     places = read_environments(folder)
+    shown = [_shown(info, parts, camera, cache, size or camera.size) for camera in _chosen(info, cameras)]
+    _check_room(info, cache, shown)
     return Demonstrations(
         states,
         whole[ACTION],
         ends,
-        {camera.name: _frames(info, parts, camera, cache, size or camera.size) for camera in info.cameras},
+        {each.camera.name: _decoded(info, parts, each) for each in shown},
         tasks.astype(np.int64).reshape(-1),
         names,
         np.array([episode.side for episode in noted], np.uint8),
@@ -160,8 +177,18 @@ def _column(what: str, path: Path, column: Any, rows: int, count: int) -> np.nda
     return found.reshape(rows, count)
 
 
-def _frames(info: Info, parts: Sequence[_Part], camera: Camera, cache: Path, size: tuple[int, int]) -> Frames:
-    """The pictures of a camera, from the cache if these files have been decoded to this size before."""
+def _chosen(info: Info, names: Sequence[str] | None) -> list[Camera]:
+    """The cameras of these names, all for None."""
+    known = {camera.name: camera for camera in info.cameras}
+    for name in names or ():
+        if name not in known:
+            told = nearest(name, known) if known else "it has none"
+            raise UserError(f"{info.folder} has no camera {name!r}; {told}")
+    return list(info.cameras) if names is None else [known[name] for name in names]
+
+
+def _shown(info: Info, parts: Sequence[_Part], camera: Camera, cache: Path, size: tuple[int, int]) -> _Shown:
+    """Where the pictures of a camera are, before any of them is decoded."""
     places = [
         (episode.videos.get(camera.key, (part.data, 0)), episode.length) for part in parts for episode in part.episodes
     ]
@@ -171,13 +198,16 @@ def _frames(info: Info, parts: Sequence[_Part], camera: Camera, cache: Path, siz
             raise UserError(f"there is no {path}; {AGAIN}")
     firsts = [(files.index(path), first, length) for (path, first), length in places]
     how = (_FORMAT, fingerprint(map(File, files)), camera.key, camera.size, size, firsts, info.rate)
-    folder, count = cache / cache_key("frames", *how), sum(length for _, length in places)
-    if not folder.is_dir():
-        _check_room(cache, count * size[0] * size[1] * 3, f"{info.folder}, camera {camera.name}")
+    return _Shown(camera, size, cache / cache_key("frames", *how), places, sum(length for _, length in places))
+
+
+def _decoded(info: Info, parts: Sequence[_Part], shown: _Shown) -> Frames:
+    """The pictures of a camera, from the cache if these files have been decoded to this size before."""
+    camera, size, folder, places, count = shown
     embedded = (_embedded(part.data, camera, size) for part in parts)
     pictures = _filmed(info, places, camera, size) if camera.video else chain.from_iterable(embedded)
     open_or_build(folder, lambda beside: _build(beside, pictures))
-    return MappedFrames(folder, "pixels", count, size)
+    return MappedFrames(folder, "pixels", count, size, camera.size)
 
 
 def _build(folder: Path, pictures: Iterable[np.ndarray]) -> None:
@@ -186,13 +216,17 @@ def _build(folder: Path, pictures: Iterable[np.ndarray]) -> None:
             columns.append("pixels", picture)
 
 
-def _check_room(cache: Path, size: int, what: str) -> None:
+def _check_room(info: Info, cache: Path, shown: Sequence[_Shown]) -> None:
+    """UserError where the pictures that are not decoded yet have no room, before the first of them is."""
+    missing = [each for each in shown if not each.folder.is_dir()]
+    size = sum(each.count * each.size[0] * each.size[1] * 3 for each in missing)
     with writing(cache):
         free = shutil.disk_usage(cache).free
     if size > free:
+        named = ", ".join(each.camera.name for each in missing)
         raise UserError(
-            f"{what}: its pictures take {size / 1e9:,.1f} GB, and {cache} has {free / 1e9:,.1f} GB free; set "
-            "HEADWAY_CACHE to a folder on another disk, or give smaller pictures"
+            f"{info.folder}: the pictures of {named} take {size / 1e9:,.1f} GB, and {cache} has {free / 1e9:,.1f} GB "
+            "free; set HEADWAY_CACHE to a folder on another disk, or take smaller pictures or fewer cameras"
         )
 
 

@@ -5,10 +5,11 @@ from headway.environments.demonstrating import Shots, check_demonstrable, check_
 from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import Demonstrating, Mixture, Recorder
-from headway.environments.scores import SEEDS, normalised, seeds_of, start_of
+from headway.environments.scores import PICTURED, SEEDS, normalised, seeds_of, start_of
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
+    "PICTURED",
     "SEEDS",
     "VARIABLE",
     "Copies",

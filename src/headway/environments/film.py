@@ -1,15 +1,33 @@
-"""Frames of an episode as a strip of small pictures."""
+"""Episodes on film: as a video, or as a strip of small pictures."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
+from headway.data.video import Film
 from headway.environments.making import INSTALL
 from headway.errors import UserError
+
+Watch = Callable[[Callable[[], np.ndarray]], None]
+"""Is given, at each step of an episode, what draws it: uint8 [H, W, 3]."""
+
+_RATE = 30.0  # frames a second, where nothing says
+
+
+@contextmanager
+def filming(path: Path | None, rate: float | None) -> Iterator[Watch | None]:
+    """What films an episode, `rate` steps a second where that is known; None without a path."""
+    if path is None:
+        yield None
+        return
+    with Film(path, rate or _RATE) as film:
+        yield lambda draw: film.add(draw())
 
 
 class Reel:

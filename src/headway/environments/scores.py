@@ -9,6 +9,9 @@ from headway.errors import UserError
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
 """Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
 
+PICTURED = 3_000_000
+"""Episodes that a report shows start from these seeds on, which no evaluation has."""
+
 _LOG = logging.getLogger(__name__)
 _BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
     "HalfCheetah": (-280.178953, 12135.0),

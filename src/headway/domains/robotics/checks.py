@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics.codec import RobotCodec
 from headway.errors import ConfigError, UserError
@@ -40,6 +43,18 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
             told = ", ".join(data.cameras) or "none"
             raise UserError(
                 f"the policy has the camera {camera.name!r}, and the data have {told}; give demonstrations of its robot"
+            )
+
+
+def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
+    """ConfigError for settings of the task (None: not set) that a policy which goes on does not have."""
+    theirs = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
+    if codec.cameras:
+        theirs["size"] = codec.size
+    for name, wanted in settings.items():
+        if wanted is not None and wanted != theirs.get(name, wanted):
+            raise ConfigError(
+                f"task.{name} is {wanted}, and the policy that goes on has {theirs[name]}; leave task.{name} out"
             )
 
 

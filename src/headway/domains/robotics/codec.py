@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class RobotCodec:
 
     `names` are the tasks, `environments` where each can be played ("" where nothing says), `words` those of the names
     where a model reads them. A new chunk is said every `execute` actions; `ensemble` is the m of temporal ensembling,
-    None for the newest chunk alone. `longest` is the length of the longest demonstration.
+    None for the newest chunk alone. `longest` is the length of the longest demonstration; `scaling` is what shift and
+    scale are of: mean and deviation, or the range (None: not known).
     """
 
     recorded: int
@@ -56,6 +58,17 @@ class RobotCodec:
     ensemble: float | None
     longest: int
     rate: float | None = None
+    scaling: Literal["deviation", "range"] | None = None
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def size(self) -> Size | None:
+        """The size in which all pictures are read; None where cameras differ, or where there are none."""
+        sizes = {tuple(camera.read) for camera in self.cameras}
+        return sizes.pop() if len(sizes) == 1 else None  # type: ignore[return-value]
 
     @property
     def symbols(self) -> int:

@@ -16,7 +16,7 @@ from headway.data import SplitConfig, sides_of
 from headway.data.demonstrations import Demonstrations, read_demonstrations
 from headway.data.episodes import steps_within
 from headway.data.store import cache_root
-from headway.domains.robotics.checks import check_known, check_model, check_start
+from headway.domains.robotics.checks import check_known, check_model, check_settings, check_start
 from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, read_codec, spread, words_of
 from headway.domains.robotics.task import Robotics
 from headway.environments import VARIABLE, check_stored
@@ -74,14 +74,16 @@ class RoboticsConfig(TaskConfig):
         """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
         model = check_model(recipe.model, self.execute)
         rows = recipe.train.rows(model.chunk)
-        found = read_demonstrations(recipe.files(data), cache_root(), self.size)
+        known = read_codec(workspace) if (workspace / FILE).is_file() else None
+        size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
+        found = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not found.actions.shape[1]:
             raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; give others")
         sides = sides_of(found.keys(), found.named, self.split)
         if not len(sides["train"]):
             raise UserError(f"none of {len(found)} demonstrations is left to train on; hold out fewer with task.split")
-        codec = self._codec(found, sides["train"], self._environments(found), workspace)
-        check_known(codec, found)
+        codec = self._fitted(found, sides["train"]) if known is None else self._kept(known, found)
+        codec = self._told(codec, found)
         check_start(model, codec, recipe.start)
         return Robotics(self, model, found, sides, codec, rows, recipe.train.seed)
 
@@ -102,14 +104,24 @@ class RoboticsConfig(TaskConfig):
             )
         return tuple(other if not name or ":" in name else name for name in data.environments)
 
-    def _codec(
-        self, data: Demonstrations, training: np.ndarray, environments: tuple[str, ...], workspace: Path
-    ) -> RobotCodec:
-        """That of the run or of the policy that it starts from, else of the training data; with what this task says."""
-        found = read_codec(workspace) if (workspace / FILE).is_file() else self._fitted(data, training)
+    def _told(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
+        """With what the data and this task say."""
         how = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
-        longest = int(data.lengths.max())
-        return replace(found, names=data.names, environments=environments, longest=longest, **how)
+        longest, places = int(data.lengths.max()), self._environments(data)
+        return replace(codec, names=data.names, environments=places, longest=longest, **how)
+
+    def _kept(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
+        """That of the run, or of the policy that is started from. ConfigError for settings that say otherwise."""
+        check_known(codec, data)
+        check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
+        if not codec.words and len(data.names) > 1:
+            _LOG.warning("the policy reads no words, so it cannot tell the %d tasks apart", len(data.names))
+        if codec.scaling not in (None, self.scaling):
+            _LOG.warning("task.scaling is %s, and the policy that goes on scales by %s", self.scaling, codec.scaling)
+        for name in data.names if codec.words else ():
+            codec.text(name)
+        recorded = {name: frames.recorded for name, frames in data.cameras.items()}
+        return replace(codec, cameras=tuple(replace(each, recorded=recorded[each.name]) for each in codec.cameras))
 
     def _fitted(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
         steps = steps_within(data.starts[training], data.ends[training])
@@ -126,7 +138,8 @@ class RoboticsConfig(TaskConfig):
         words = tuple(sorted({word for name in data.names for word in words_of(name)})) if text else ()
         if text and not all(map(words_of, data.names)):
             raise UserError("a task has no name, so there is no text to read; name it, or set task.text=false")
-        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, self.execute, self.ensemble, 0)
+        how = (self.execute, self.ensemble, 0, None, self.scaling)
+        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, *how)
 
     def _cameras(self, data: Demonstrations) -> tuple[Camera, ...]:
         chosen = sorted(data.cameras) if self.cameras is None else self.cameras
@@ -134,5 +147,5 @@ class RoboticsConfig(TaskConfig):
             if name not in data.cameras:
                 known = nearest(name, data.cameras) if data.cameras else "they have none"
                 raise UserError(f"the demonstrations have no camera {name!r}; {known}")
-        sizes = {name: data.cameras[name].size for name in chosen}
-        return tuple(Camera(name, sizes[name], self.size or sizes[name]) for name in chosen)
+        frames = {name: data.cameras[name] for name in chosen}
+        return tuple(Camera(name, each.recorded, self.size or each.size) for name, each in frames.items())

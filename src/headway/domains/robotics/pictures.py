@@ -13,12 +13,12 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.rollout import open_copies, play
 from headway.domains.robotics.windows import Windows
+from headway.environments import PICTURED
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
 from headway.models import Act
 from headway.report import Picture, bar_chart, line_chart
 
-SEED = 3_000_000  # the start of seeds that no evaluation has
 _NUMBERS = 3  # of an action that are drawn
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def film_strips(model: Act, codec: RobotCodec, tasks: Sequence[str]) -> list[Pic
 def _film_strip(model: Act, codec: RobotCodec, task: str, environment: str) -> Picture:
     reel = Reel()
     with open_copies(codec, environment, 1, drawn=True) as copies:
-        played = play(model, codec, copies, task, [SEED], reel.take)
+        played = play(model, codec, copies, task, [PICTURED], reel.take)
     if played.succeeded is None:
         caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
     else:
@@ -61,7 +61,7 @@ def chunk_beside(model: Act, windows: Windows) -> list[Picture]:
     data = windows.data
     episode = int(windows.numbers[0])
     step = int(data.starts[episode] + data.lengths[episode] // 3)
-    said = Acting(model, windows.codec, [SEED]).chunk(windows.seen(np.array([step])))[0]
+    said = Acting(model, windows.codec, [PICTURED]).chunk(windows.seen(np.array([step])))[0]
     chunks = windows.chunks(np.array([step]))
     keep = chunks.keep[0]
     done = windows.codec.said_actions(chunks.actions[0][keep].numpy())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.windows import observed
 from headway.environments import Copies
+from headway.environments.film import Watch
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
 from headway.models import Act, Observations
@@ -18,13 +20,10 @@ from headway.models import Act, Observations
 AT_ONCE = 25  # episodes side by side
 _TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own
 
-Watch = Callable[[Callable[[], np.ndarray]], None]
-"""Is given, at each step, what draws it: uint8 [H, W, 3]."""
-
 
 class Played(NamedTuple):
-    """E episodes: the step, from 1, at which each succeeded, 0 where it did not (None: the environment does not say),
-    how many steps it took, and the sum of its rewards.
+    """E episodes: the step, from 1, at which each succeeded, 0 where it did not (None: the environment said of none
+    whether it did), how many steps it took, and the sum of its rewards.
     """
 
     succeeded: np.ndarray | None
@@ -48,6 +47,22 @@ def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -
         copies.__exit__()
         raise
     return copies
+
+
+def open_each(codec: RobotCodec, names: Sequence[str], episodes: int, drawn: bool = False) -> list[Copies]:
+    """Copies of several environments, for so many episodes of each; `drawn` lets the first be filmed. A copy takes some
+    28 MB, so the more environments there are, the fewer each has. UserError for one that does not fit the policy.
+    """
+    count = max(1, min(AT_ONCE, 2 * AT_ONCE // max(1, len(names)), episodes))
+    with ExitStack() as stack:
+        found = [stack.enter_context(open_copies(codec, name, count, drawn and not n)) for n, name in enumerate(names)]
+        stack.pop_all()
+    return found
+
+
+def limit_of(codec: RobotCodec, copies: Copies) -> int:
+    """The most steps of an episode, which a failed one counts as."""
+    return copies.horizon or _TIMES * codec.longest
 
 
 def check_fits(codec: RobotCodec, copies: Copies) -> None:
@@ -75,7 +90,9 @@ def play(
         some = seeds[start : start + len(copies)]
         parts.append(_side_by_side(model, codec, copies, task, some, watch if not start else None))
     succeeded, lengths, returns = zip(*parts)
-    known = None if any(each is None for each in succeeded) else np.concatenate(succeeded)
+    known = None
+    if any(each is not None for each in succeeded):
+        known = np.concatenate([np.zeros_like(own) if each is None else each for each, own in zip(succeeded, lengths)])
     return Played(known, np.concatenate(lengths), np.concatenate(returns))
 
 
@@ -83,10 +100,10 @@ def _side_by_side(
     model: Act, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
 ) -> Played:
     acting = Acting(model, codec, seeds)
-    limit = copies.horizon or _TIMES * codec.longest
+    limit = limit_of(codec, copies)
     rows = np.arange(len(seeds))
     states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
-    succeeded, told = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), bool)
+    succeeded, told = np.zeros(len(seeds), np.int64), False
     lengths, returns = np.zeros(len(seeds), np.int64), np.zeros(len(seeds))
     while len(rows):
         if watch is not None and rows[0] == 0:
@@ -96,7 +113,7 @@ def _side_by_side(
         steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
         returns[rows] += [step.reward for step in steps]
         lengths[rows] += 1
-        told[rows] |= [step.success is not None for step in steps]  # some say so at the end alone
+        told |= any(step.success is not None for step in steps)  # some say so only where an episode ends by itself
         done = np.array([bool(step.success) for step in steps])
         succeeded[rows[done]] = lengths[rows[done]]
         over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
@@ -104,7 +121,7 @@ def _side_by_side(
         if len(going) < len(rows):
             acting.select(going)
         rows, states = rows[going], np.array([steps[place].state for place in going])
-    return Played(succeeded if told.all() else None, lengths, returns)
+    return Played(succeeded if told else None, lengths, returns)
 
 
 def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
@@ -120,9 +137,7 @@ def worth(played: Played, horizon: int) -> dict[str, Any]:
     """
     count = len(played.lengths)
     if played.succeeded is None:
-        mean = float(played.returns.mean())
-        scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(played.returns)}
-        return {**scores, "length_mean": float(played.lengths.mean()), "samples": count}
+        return _returned([played])
     right = played.succeeded > 0
     return {
         "success_rate": float(right.mean()),
@@ -132,16 +147,27 @@ def worth(played: Played, horizon: int) -> dict[str, Any]:
     }
 
 
-def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the results of several tasks are in one: all episodes count alike."""
+def _returned(played: Sequence[Played]) -> dict[str, Any]:
+    returns = np.concatenate([each.returns for each in played])
+    return {
+        "return_mean": float(returns.mean()),
+        "return_mean_interval": bootstrap_mean(returns),
+        "length_mean": float(np.concatenate([each.lengths for each in played]).mean()),
+        "samples": len(returns),
+    }
+
+
+def together(results: Sequence[dict[str, Any]], played: Sequence[Played]) -> dict[str, Any]:
+    """What several tasks come to in one, where all episodes count alike: success or, where it is not told of all tasks,
+    returns. `results` are what they are worth.
+    """
+    if any(each.succeeded is None for each in played):
+        return _returned(played)
     count = sum(result["samples"] for result in results)
 
     def mean(name: str) -> float:
         return sum(result[name] * result["samples"] for result in results) / count
 
-    if not all("success_rate" in result for result in results):
-        told = [result for result in results if "return_mean" in result]
-        return {"return_mean": float(np.mean([result["return_mean"] for result in told])), "samples": count}
     right = round(sum(result["success_rate"] * result["samples"] for result in results))
     return {
         "success_rate": right / count,

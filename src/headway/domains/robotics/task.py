@@ -15,7 +15,7 @@ from torch import nn
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics import pictures
 from headway.domains.robotics.codec import RobotCodec, words_of
-from headway.domains.robotics.rollout import AT_ONCE, open_copies, play, together, worth
+from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.domains.robotics.windows import RobotBatch, Windows
 from headway.environments import Copies, seeds_of
 from headway.errors import ConfigError, UserError
@@ -60,19 +60,12 @@ class Robotics:
 
     def _open(self) -> dict[str, Copies]:
         """Copies of the environment of each task that has one, by its name."""
-        tasks = sum(map(bool, self.codec.environments))
-        most = min(AT_ONCE, 2 * AT_ONCE // max(1, tasks))  # a copy takes some 28 MB
-        count = max(1, min(most, max(self.config.episodes, self.config.final)))
-        found = {}
-        for name, environment in zip(self.codec.names, self.codec.environments):
-            if environment:
-                try:
-                    found[name] = open_copies(self.codec, environment, count)
-                except UserError as error:
-                    raise UserError(
-                        f"{error}; or set task.episodes=0 to judge by held-out demonstrations alone"
-                    ) from error
-        return found
+        places = {name: place for name, place in zip(self.codec.names, self.codec.environments) if place}
+        try:
+            copies = open_each(self.codec, list(places.values()), max(self.config.episodes, self.config.final))
+        except UserError as error:
+            raise UserError(f"{error}; or set task.episodes=0 to judge by held-out demonstrations alone") from error
+        return dict(zip(places, copies))
 
     def adapt(self, model: ModelConfig) -> ActConfig:
         """`model` with the sizes of states, pictures and actions, and the words of tasks."""
@@ -146,11 +139,10 @@ class Robotics:
     def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
         seeds = seeds_of(split, min(episodes, limit or episodes))
-        results = {}
-        for name, copies in self.played.items():
-            results[name] = worth(play(model, self.codec, copies, name, seeds), self._longest(copies))
+        played = {name: play(model, self.codec, copies, name, seeds) for name, copies in self.played.items()}
+        results = {name: worth(each, limit_of(self.codec, self.played[name])) for name, each in played.items()}
         self._judged = results
-        found = together(list(results.values()))
+        found = together(list(results.values()), list(played.values()))
         scores = {"score": self._score(found), **found}
         for name, result in results.items() if len(results) > 1 else ():
             if "success_rate" in result:
@@ -158,25 +150,23 @@ class Robotics:
                 scores |= {own: result["success_rate"], f"{own}_interval": result["success_rate_interval"]}
         return scores
 
-    def _longest(self, copies: Copies) -> int:
-        """Steps that a failed episode counts as."""
-        return copies.horizon or self.codec.longest
-
     def _score(self, found: dict[str, Any]) -> float:
-        """One number to judge by: of two equal success rates the one that takes fewer steps is better."""
+        """One number to judge by: of two equal success rates the one that takes fewer steps is better. Where no episode
+        told whether it succeeded, it is the return as a number from -1 to 0, below that of any success.
+        """
         if "success_rate" not in found:
-            return found["return_mean"]
-        longest = max(map(self._longest, self.played.values()))
+            return (found["return_mean"] / (1 + abs(found["return_mean"])) - 1) / 2
+        longest = max(limit_of(self.codec, copies) for copies in self.played.values())
         return found["success_rate"] + (1 - min(1.0, found["steps_mean"] / longest)) / (2 * found["samples"])
 
     @torch.no_grad()
     def _held_out(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
-        total, actions = 0.0, 0
+        windows = self._windows(split)
+        total, actions, steps = 0.0, 0, windows.once()[:limit]
         with evaluating(model):
-            for batch in self.batches(split):
-                if limit is not None and actions and actions >= limit * self.model.chunk:
-                    break
-                batch = batch.to(device_of(model))
+            for first in range(0, len(steps), _JUDGED_AT_ONCE):
+                some = steps[first : first + _JUDGED_AT_ONCE]
+                batch = self._batch(windows, some, first).to(device_of(model))
                 error = (model(batch.seen, batch.drawn) - batch.chunks.actions).abs().mean(-1)
                 total += float(error[batch.chunks.keep].sum())
                 actions += batch.tokens

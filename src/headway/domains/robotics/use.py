@@ -11,15 +11,14 @@ from typing import Any, Literal
 from torch import nn
 
 from headway.data.demonstrations import task_of
-from headway.data.video import Film, check_film
+from headway.data.video import check_film
 from headway.domains.robotics.codec import RobotCodec, read_codec
 from headway.domains.robotics.policy import Policy
-from headway.domains.robotics.rollout import AT_ONCE, Watch, open_copies, play, together, worth
+from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.environments import check_stored, start_of
+from headway.environments.film import filming
 from headway.errors import UserError
 from headway.models import Act
-
-_RATE = 30.0  # frames a second, where nothing says
 
 
 def acts_in_chunks(model: nn.Module) -> bool:
@@ -53,23 +52,28 @@ def rollout(
     """
     codec = _carried_out(read_codec(directory), model, execute, ensemble)
     known = _known(codec, directory, bool(envs))
-    for name in envs or known.values():  # all fit, before the first is played
-        with open_copies(codec, name, 1):
-            pass
-    pairs = [(_task_of(name, codec, known), name) for name in envs] or list(known.items())
+    names = list(envs) or list(known.values())
     if render is not None:
         check_film(render)
     start = start_of(seed)
     seeds = range(start, start + episodes)
-    results = []
-    for number, (task, name) in enumerate(pairs):
-        film = render if number == 0 else None
-        results.append({"environment": name, "task": task, **_played(model, codec, task, name, seeds, film)})
-    whole = together(results)
-    names = [name for _, name in pairs]
-    return {"environment": names[0] if len(names) == 1 else names, "seed": start, **whole, "results": results} | {
-        "render": render
-    }
+    results, all_played = [], []
+    with ExitStack() as stack:
+        opened = open_each(codec, names, episodes, render is not None)  # all fit, before the first is played
+        for copies in opened:
+            stack.enter_context(copies)
+        tasks = [_task_of(name, codec, known) for name in envs] or list(known)
+        for number, (task, name, copies) in enumerate(zip(tasks, names, opened)):
+            with filming(None if number else render, copies.frame_rate or codec.rate) as watch:
+                played = play(model, codec, copies, task, seeds, watch)
+            told = played.succeeded
+            steps = None if told is None else [int(step) or None for step in told]
+            scores = worth(played, limit_of(codec, copies))
+            results.append({"environment": name, "task": task, **scores, "success_steps": steps})
+            all_played.append(played)
+    where = names[0] if len(names) == 1 else names
+    whole = together(results, all_played)
+    return {"environment": where, "seed": start, **whole, "results": results, "render": render}
 
 
 def _carried_out(
@@ -80,21 +84,6 @@ def _carried_out(
         raise UserError(f"{execute} actions of a chunk of {chunk} cannot be executed; give 1 to {chunk}")
     codec = codec if execute is None else replace(codec, execute=execute)
     return codec if ensemble == "run" else replace(codec, ensemble=ensemble)
-
-
-def _played(
-    model: Act, codec: RobotCodec, task: str, name: str, seeds: Sequence[int], render: Path | None
-) -> dict[str, Any]:
-    drawn = render is not None
-    with open_copies(codec, name, min(AT_ONCE, len(seeds)), drawn) as copies, ExitStack() as stack:
-        watch: Watch | None = None
-        if render is not None:
-            film = stack.enter_context(Film(render, copies.frame_rate or codec.rate or _RATE))
-            watch = lambda draw: film.add(draw())  # noqa: E731
-        played = play(model, codec, copies, task, seeds, watch)
-        scores = worth(played, copies.horizon or codec.longest)
-    steps = None if played.succeeded is None else [int(step) or None for step in played.succeeded]
-    return {**scores, "success_steps": steps}
 
 
 def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:

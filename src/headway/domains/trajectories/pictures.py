@@ -10,14 +10,13 @@ import numpy as np
 
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.domains.trajectories.rollout import AT_ONCE, play
-from headway.environments import Copies
+from headway.environments import PICTURED, Copies
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean
 from headway.models import Transformer
 from headway.report import Picture, line_chart
 
-SEED = 3_000_000  # the start of seeds that no evaluation has
 _EPISODES = 4  # for each return that is asked for
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Point(NamedTuple):
 
 def asked(model: Transformer, codec: TrajectoryCodec, copies: Copies, targets: Sequence[float]) -> list[Point]:
     """A few episodes for each target, the same starts for all."""
-    seeds = range(SEED, SEED + min(_EPISODES, AT_ONCE, len(copies)))
+    seeds = range(PICTURED, PICTURED + min(_EPISODES, AT_ONCE, len(copies)))
     return [Point(target, play(model, codec, copies, target, seeds).returns) for target in targets]
 
 
@@ -68,6 +67,6 @@ def film_strips(
 
 def _film_strip(model: Transformer, codec: TrajectoryCodec, copies: Copies, target: float) -> Picture:
     reel = Reel()
-    played = play(model, codec, copies, target, [SEED], reel.take)
+    played = play(model, codec, copies, target, [PICTURED], reel.take)
     caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
     return Picture(f"An episode that is asked for {target:.5g}", caption, strip(reel.frames), wide=True)

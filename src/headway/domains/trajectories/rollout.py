@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +11,13 @@ from headway.data.episodes import Episodes, described
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import Copies, normalised
+from headway.environments.film import Watch
 from headway.errors import UserError
 from headway.generate.prompts import evaluating
 from headway.metrics import bootstrap_mean
 from headway.models import TrajectoryEmbed, Transformer
 
 AT_ONCE = 16  # episodes side by side
-
-Watch = Callable[[Callable[[], np.ndarray]], None]
-"""Is given, at each step, what draws it: uint8 [H, W, 3]."""
 
 
 class Played(NamedTuple):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.data.video import Film, check_film
+from headway.data.video import check_film
 from headway.domains.trajectories.codec import read_codec
-from headway.domains.trajectories.rollout import AT_ONCE, Watch, check_fits, play, worth
+from headway.domains.trajectories.rollout import AT_ONCE, check_fits, play, worth
 from headway.environments import Copies, check_stored, start_of
+from headway.environments.film import filming
 from headway.errors import UserError
 from headway.models import TrajectoryEmbedConfig, Transformer
-
-_RATE = 30.0  # frames a second, where an environment does not say
 
 
 def rollout(
@@ -36,7 +34,7 @@ def rollout(
     probabilities, or does not (None: as the run says). Raises UserError, before any
     work, for an environment that does not fit.
     """
-    if not isinstance(model.config.embed, TrajectoryEmbedConfig):
+    if not isinstance(getattr(model.config, "embed", None), TrajectoryEmbedConfig):
         raise UserError(f"{directory} is no model of trajectories; give a run of the recipes trajectories or cartpole")
     codec = read_codec(directory)
     codec = codec if draw is None else replace(codec, draw=draw)
@@ -47,15 +45,12 @@ def rollout(
         check_film(render)
     start = start_of(seed)
     seeds = range(start, start + episodes)
-    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies, ExitStack() as stack:
+    results = []
+    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies:
         check_fits(codec, copies)
-        watch: Watch | None = None
-        if render is not None:
-            film = stack.enter_context(Film(render, copies.frame_rate or _RATE))
-            watch = lambda draw: film.add(draw())  # noqa: E731
-        results = []
         for number, target in enumerate(targets or [codec.target]):
-            played = play(model, codec, copies, target, seeds, None if number else watch)
+            with filming(None if number else render, copies.frame_rate) as watch:
+                played = play(model, codec, copies, target, seeds, watch)
             scores = worth(played, copies.name)
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
