@@ -14,7 +14,7 @@ from headway.train.schedule import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Carries, Counts, Loss, Shard, Task, TaskConfig
+from headway.train.task import WHOLE, Batch, Carries, Counts, Loss, Shard, Sided, Task, TaskConfig
 from headway.train.trainer import Trainer
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "SGDConfig",
     "ScheduleConfig",
     "Shard",
+    "Sided",
     "Task",
     "TaskConfig",
     "TrainConfig",

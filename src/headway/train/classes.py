@@ -22,7 +22,7 @@ from headway.models import Loss, Transformer
 from headway.train import sharding
 from headway.train.labels import labels_of, save_labels, unknown_label
 from headway.train.recipe import Recipe
-from headway.train.task import WHOLE, Shard
+from headway.train.task import WHOLE, Shard, Sided
 
 HEAD = "classes"
 
@@ -63,7 +63,7 @@ class ClassSamples:
     place: Callable[[int], str]
 
 
-class ClassTask:
+class ClassTask(Sided):
     """Cross-entropy of the head "classes", judged by accuracy. A batch is train.batch_size samples.
 
     A domain says what the inputs of samples are (`inputs`) and how people see them (`shown`).
@@ -109,11 +109,6 @@ class ClassTask:
                 f"{larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        return "test" if len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ClassBatch]:
         """Batch k of training holds the samples k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""

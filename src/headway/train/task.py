@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -80,6 +81,20 @@ class Task(Protocol):
     def save(self, directory: Path) -> None:
         """Write what generation needs beside the model: the codec."""
         ...
+
+
+class Sided:
+    """A task whose samples are divided: `sides` holds the numbers of those of each split. The test of one that `plays`
+    needs none.
+    """
+
+    sides: dict[str, np.ndarray]
+    plays: bool = False
+
+    @property
+    def final_split(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        return "test" if self.plays or len(self.sides["test"]) else "validation"
 
 
 @runtime_checkable

@@ -114,6 +114,7 @@ class SpokenSequences(SpeechTask):
 
     @property
     def final_split(self) -> str:
+        """What is divided here are the voices."""
         return "test" if self.voices["test"] else "validation"
 
     def stream(self, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

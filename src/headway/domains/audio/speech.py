@@ -31,7 +31,7 @@ from headway.layout import Layout
 from headway.metrics import language_scores
 from headway.metrics.errors import word_error_rate
 from headway.models import EncoderDecoder, EncoderDecoderConfig, Loss, ModelConfig, Prompt, VocabularyHead
-from headway.train import Recipe, Shard, sharding
+from headway.train import Recipe, Shard, Sided, sharding
 from headway.train.classes import batch_size_of
 from headway.train.task import WHOLE
 
@@ -96,7 +96,7 @@ class SpeechBatch:
         return type(self)(frames, target, self.layout.to(device), labels, self.tokens)
 
 
-class SpeechTask:
+class SpeechTask(Sided):
     """Cross-entropy of the symbols after the prompt, judged by word error rate. A batch is train.batch_size sounds.
 
     A domain's task says which sounds there are (`numbers`) and what each is (`example`, `reference`, `shown`).
@@ -141,11 +141,6 @@ class SpeechTask:
 
     def shown(self, split: str, number: int) -> str:
         """A sound as a line of text."""
-        raise NotImplementedError
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
         raise NotImplementedError
 
     def adapt(self, model: ModelConfig) -> ModelConfig:

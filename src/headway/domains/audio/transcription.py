@@ -124,10 +124,6 @@ class Transcription(SpeechTask):
             )
         return found
 
-    @property
-    def final_split(self) -> str:
-        return "test" if len(self.sides["test"]) else "validation"
-
     def example(self, split: str, number: int, place: int | None = None) -> Example:
         """A sound from the start of its window, as Whisper hears it."""
         sound, length = self.sounds[self.kept[number]], self.frames * HOP

@@ -10,11 +10,11 @@ import numpy as np
 from headway.data.splits import SplitConfig, larger_share
 from headway.domains.chess.positions import Positions
 from headway.errors import UserError
-from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train import WHOLE, Recipe, Shard, Sided, sharding
 from headway.train.classes import batch_size_of
 
 
-class PositionRows:
+class PositionRows(Sided):
     """The numbers of positions, by split and in batches."""
 
     unit = "position"
@@ -35,11 +35,6 @@ class PositionRows:
                 f"{larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        return "test" if len(self.sides["test"]) else "validation"
 
     def endless(self, split: str, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places in the shuffled stream of epochs, and the positions there."""

@@ -28,7 +28,7 @@ from headway.generate import SearchConfig
 from headway.metrics import caption_scores, language_scores
 from headway.models import Captioner, CaptionerConfig, Loss, ModelConfig, VocabularyHead
 from headway.report import Picture
-from headway.train import Recipe, Shard, sharding
+from headway.train import Recipe, Shard, Sided, sharding
 from headway.train.classes import batch_size_of
 from headway.train.task import WHOLE
 
@@ -38,7 +38,7 @@ _SHOWN = 24  # images of the report
 _LOOKED_AT = 4  # of which the attention is shown
 
 
-class Captioning:
+class Captioning(Sided):
     """Cross-entropy of captions after their images. A batch is train.batch_size samples."""
 
     def __init__(
@@ -107,11 +107,6 @@ class Captioning:
                 f"{larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        return "test" if len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[CaptionBatch]:
         """Batch k of training holds the samples k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""

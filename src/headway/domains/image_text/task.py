@@ -32,7 +32,7 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Loss, ModelConfig, TwoTower
 from headway.report import Picture
-from headway.train import WHOLE, Recipe, Shard, TrainConfig, sharding
+from headway.train import WHOLE, Recipe, Shard, Sided, TrainConfig, sharding
 from headway.train.rows import Parts, in_parts
 
 _IMAGES_AT_ONCE = 64
@@ -65,7 +65,7 @@ class PairBatch:
         return type(self)(*moved, self.patches)
 
 
-class ImageText:
+class ImageText(Sided):
     """The task over captions."""
 
     goal = "recall_at_1"
@@ -115,10 +115,6 @@ class ImageText:
                 f"{larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        return "test" if len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[PairBatch]:
         """Batch k of training holds the images k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""

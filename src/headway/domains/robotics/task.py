@@ -22,7 +22,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Act, ActConfig, Loss, ModelConfig
 from headway.report import Picture
-from headway.train import WHOLE, Shard
+from headway.train import WHOLE, Shard, Sided
 
 if TYPE_CHECKING:
     from headway.domains.robotics.config import RoboticsConfig
@@ -31,7 +31,7 @@ _JUDGED_AT_ONCE = 64  # windows
 _DRAWS = 13  # so that what training draws has nothing to do with other draws from the same seed
 
 
-class Robotics:
+class Robotics(Sided):
     """`rows` is the number of windows in a training batch. Where tasks can be played, the goal is "score", the success
     rate with less than an episode's worth for speed; else the loss on held-out demonstrations.
     """
@@ -53,6 +53,7 @@ class Robotics:
         self.rows, self.seed = rows, seed
         self._judged: dict[str, dict[str, Any]] = {}  # what each task came to at the last evaluation
         self.played = self._open() if config.episodes else {}
+        self.plays = bool(self.played)
         self.goal = "score" if self.played else "loss"
         self.goal_better: Literal["min", "max"] = "max" if self.played else "min"
         if not self.played:
@@ -90,11 +91,6 @@ class Robotics:
     @cached_property
     def _training(self) -> Windows:
         return self._windows("train")
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged."""
-        return "test" if self.played or len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[RobotBatch]:
         """Batch k of training and what chance gives to it are functions of the seed and k."""

@@ -36,7 +36,7 @@ from headway.models import (
     step_heads,
 )
 from headway.report import Picture
-from headway.train import WHOLE, Shard, sharding
+from headway.train import WHOLE, Shard, Sided, sharding
 
 if TYPE_CHECKING:
     from headway.domains.trajectories.config import TrajectoriesConfig
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _JUDGED_AT_ONCE = 64  # windows
 
 
-class Trajectories:
+class Trajectories(Sided):
     """`rows` is the number of windows in a training batch. Where there are `copies` of an environment, the goal is the
     mean return that is reached there; else the loss on held-out episodes.
     """
@@ -64,11 +64,12 @@ class Trajectories:
         """`sides` are the numbers of the episodes of each split."""
         self.config, self.episodes, self.sides, self.codec = config, episodes, sides, codec
         self.copies = copies if config.episodes else None
+        self.plays = self.copies is not None
         self.measure = "squared error of an action" if codec.choices is None else "nats of a choice"
         self.rows, self.seed = rows, seed
-        self.goal = "return_mean" if self.copies is not None else "loss"
-        self.goal_better: Literal["min", "max"] = "max" if self.copies is not None else "min"
-        if self.copies is None:
+        self.goal = "return_mean" if self.plays else "loss"
+        self.goal_better: Literal["min", "max"] = "max" if self.plays else "min"
+        if not self.plays:
             self._windows("validation")  # which must have some
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
@@ -121,11 +122,6 @@ class Trajectories:
     def _training(self) -> Windows:
         return self._windows("train")
 
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged."""
-        return "test" if self.copies is not None or len(self.sides["test"]) else "validation"
-
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TrajectoryBatch]:
         """Batch k of training holds the windows that end at the steps k rows, ... of a shuffled stream of epochs."""
         if split == "train":
@@ -177,7 +173,7 @@ class Trajectories:
             seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
             played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
             scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
-        if self.copies is None or split == "all" or len(self.sides[split]):
+        if not self.plays or split == "all" or len(self.sides[split]):
             scores |= self._held_out(model, split, limit)
         return scores
 
@@ -202,7 +198,7 @@ class Trajectories:
         scores: dict[str, Any] = {"loss": total / steps}
         if self.codec.choices is not None:
             scores |= {"accuracy": right / steps, "accuracy_interval": wilson(right, steps)}
-        return scores if self.copies is not None else {**scores, "samples": steps}
+        return scores if self.plays else {**scores, "samples": steps}
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         """What the model reaches where it is asked for returns from the worst to the best of the training data."""

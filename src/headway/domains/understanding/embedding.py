@@ -21,7 +21,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
-from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train import WHOLE, Recipe, Shard, Sided, sharding
 from headway.train.rows import Rows, framed, in_parts, output
 
 HEAD = "embedding"
@@ -71,7 +71,7 @@ def _check(recipe: Recipe, temperature: float) -> None:
         raise ConfigError(f"train.batch_size is {train.batch_size}; give the pairs of a batch, 2 or more")
 
 
-class Embedding:
+class Embedding(Sided):
     """The task over pairs, or over texts with labels."""
 
     goal_better: Literal["min", "max"] = "max"
@@ -120,10 +120,6 @@ class Embedding:
                 f"{split}, or {larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        return "test" if len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ContrastBatch]:
         """Batch k of training holds the pairs k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""

@@ -17,7 +17,7 @@ from headway.domains.understanding.config import batch_tokens
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Transformer
-from headway.train import WHOLE, Recipe, Shard, sharding
+from headway.train import WHOLE, Recipe, Shard, Sided, sharding
 from headway.train.rows import Inputs, Rows, output
 
 _EVALUATED_AT_ONCE = 2048  # tokens
@@ -41,7 +41,7 @@ class LabelledBatch:
         return type(self)(self.inputs.to(device), self.labels.to(device), self.tokens)
 
 
-class EncoderTask:
+class EncoderTask(Sided):
     """Labelled rows, and the numbers of those on each side."""
 
     goal: str = "accuracy"
@@ -64,11 +64,6 @@ class EncoderTask:
                 f"{larger_share(split)}"
             )
         return found
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        return "test" if len(self.sides["test"]) else "validation"
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[LabelledBatch]:
         numbers = self.numbers(split)
