@@ -180,6 +180,29 @@ def test_several_sources_are_joined(tmp_path: Path, folder: Path) -> None:
     assert lone.named.tolist() == [0] * 3  # nothing else would be left to train on
 
 
+def test_sets_are_found_however_deep_and_files_beside_them(tmp_path: Path) -> None:
+    """But for hidden ones, such as a writer leaves that was killed; a link that leads back is not followed again."""
+    mine = tmp_path / "mine"
+    for place, seed in (("robot/a", 1), ("robot/test/b", 2), (".0123.part.c", 3), ("robot/.d/e", 4), ("robot/a/f", 5)):
+        write_lerobot(mine / place, made(seed=seed, cameras=()))
+    (mine / "robot" / "round").symlink_to(mine, target_is_directory=True)
+    episodes = [Episode(np.zeros((4, 6)), np.full((4, 2), 0.5), np.zeros(4))]
+    for place in ("open.npz", "robot/a/g.npz", "robot/.h.npz"):
+        write_episodes(mine / place, together(episodes, place, environment="mine:Open-v0"))
+    found = read_demonstrations([mine], tmp_path / "cache")
+    wanted = [made(seed=1).actions, made(seed=2).actions, np.full((4, 2), 0.5, np.float32)]
+    np.testing.assert_array_equal(found.actions, np.concatenate(wanted))
+    assert found.names == ("reach", "open the door", "mine Open")
+    assert found.named.tolist() == [0] * 3 + [side_number("test")] * 3 + [0]
+
+
+def test_a_file_beside_a_set_that_it_does_not_fit_is_told(tmp_path: Path, folder: Path) -> None:
+    episodes = [Episode(np.zeros((4, 6)), np.zeros((4, 2)), np.zeros(4))]
+    write_episodes(tmp_path / "b.npz", together(episodes, "b"))
+    with pytest.raises(UserError, match=r"b\.npz has no cameras, and .*set has the cameras front"):
+        read_demonstrations([tmp_path], tmp_path / "cache")
+
+
 def test_splits_of_a_folder_are_kept(folder: Path) -> None:
     edit(folder / "meta/info.json", lambda said: said.update(splits={"train": "0:2", "val": "2:3"}))
     assert of(folder).named.tolist() == [side_number("train")] * 2 + [side_number("validation")]

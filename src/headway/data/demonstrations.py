@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,8 @@ def read_demonstrations(
     size: tuple[int, int] | None = None,
     cameras: Sequence[str] | None = None,
 ) -> Demonstrations:
-    """The demonstrations of LeRobotDataset folders, of what `headway data collect` writes, and of files of episodes.
+    """The demonstrations of LeRobotDataset folders, of what `headway data collect` writes, and of files of episodes;
+    of a folder that is none itself, all that lie in it, however deep, but for hidden ones.
 
     Pictures of `cameras` (None: of all) are decoded once, into memory maps under `cache`, scaled to `size`, height and
     width, if that is given. A file of episodes is a task of its own, named by where it was recorded, or as the file. A
@@ -57,11 +59,11 @@ def read_demonstrations(
     parts: list[tuple[Demonstrations, str]] = []
     for given in paths:
         path = Path(given).expanduser()
-        inside = [path] if is_lerobot(path) else _folders(path, is_lerobot)
-        for folder in inside:
-            parts.append((_sided(read_lerobot(folder, cache, size, cameras), named_side(folder.name)), str(folder)))
-        if not inside:
-            parts.extend((_of_episodes(read_recording(file), file), str(file)) for file in find_files(path, KINDS))
+        folders = _folders(path, is_lerobot)
+        for folder in folders:
+            parts.append((_sided(read_lerobot(folder, cache, size, cameras), _side(folder, path)), str(folder)))
+        for file in find_files(path, KINDS, apart=folders):
+            parts.append((_of_episodes(read_recording(file), file), str(file)))
     return join_demonstrations([part for part, _ in parts], [source for _, source in parts])
 
 
@@ -84,8 +86,25 @@ def check_numbers(values: np.ndarray, ends: np.ndarray, name: str, source: str) 
 
 
 def _folders(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """The folders in a folder that are wanted."""
-    return sorted(filter(wanted, path.iterdir())) if path.is_dir() else []
+    """The folders that are wanted, of a folder and those in it, however deep, sorted; none of them is hidden, in
+    another, or there twice by a link.
+    """
+    found, seen = list[Path](), set[str]()
+    for above, names, _ in os.walk(path, followlinks=True):
+        folder, place = Path(above), os.path.realpath(above)
+        again = place in seen  # links may lead round in a circle
+        seen.add(place)
+        if not again and wanted(folder):
+            found.append(folder)
+        ends = again or folder in found
+        names[:] = [] if ends else sorted(name for name in names if not name.startswith("."))
+    return found
+
+
+def _side(folder: Path, given: Path) -> str | None:
+    """The split that the nearest name states, of a folder and those above it up to the given one."""
+    names = (given.name, *folder.relative_to(given).parts)
+    return next(filter(None, map(named_side, reversed(names))), None)
 
 
 def _sided(found: Demonstrations, side: str | None) -> Demonstrations:

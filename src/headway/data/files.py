@@ -49,10 +49,15 @@ def kind_of(name: str) -> str:
     return PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
-def find_files(path: Path, kinds: Collection[str]) -> list[File]:
-    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted)."""
+def find_files(path: Path, kinds: Collection[str], apart: Collection[Path] = ()) -> list[File]:
+    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted).
+
+    What lies in the folders `apart`, which are read by themselves, is left out; a folder that has some needs no files.
+    """
+    if path in apart:
+        return []
     if path.is_dir():
-        return _in_folder(path, kinds)
+        return _in_folder(path, kinds, apart)
     check_file(path)
     if kind_of(path.name) not in kinds:
         raise UserError(f"{path} has an unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
@@ -85,7 +90,7 @@ def honoured(files: list[File]) -> list[File]:
     return [replace(file, side=None) for file in files]
 
 
-def _in_folder(folder: Path, kinds: Collection[str]) -> list[File]:
+def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) -> list[File]:
     found: list[File] = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -93,10 +98,12 @@ def _in_folder(folder: Path, kinds: Collection[str]) -> list[File]:
         # An empty file among others says nothing, so it is passed over; given by itself it is an error.
         if hidden or kind_of(path.name) not in kinds or not path.is_file() or path.stat().st_size == 0:
             continue
+        if any(above in apart for above in path.parents):
+            continue
         outer = next(filter(None, map(named_side, [*reversed(parts[:-1]), folder.name])), None)
         files = find_files(path, kinds)
         found.extend(replace(file, side=file.side or outer) for file in files)
-    if not found:
+    if not found and not apart:
         raise UserError(f"folder {folder} holds nothing that can be read; {readable(kinds)}")
     return found
 
