@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from headway.cli import main as cli
 from headway.data import recordings
 from headway.data.episodes import joined
 from headway.data.recordings import read_episodes, write_episodes
-from headway.environments import SEEDS, Copies, Step, start_of
+from headway.environments import SEEDS, Copies, Demonstrating, Mixture, Recorder, Shots, Step, start_of
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -29,6 +31,7 @@ import numpy as np
 
 class Canvas(gymnasium.Env):
     """Draws each state into the same memory; from step `wrong` of its third episode on it is NaN."""
+    closed = 0
     metadata = {"render_fps": 10}
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
@@ -47,8 +50,23 @@ class Canvas(gymnasium.Env):
         self.seen[:] = np.nan if self.episode == 3 and self.steps == self.wrong else self.steps
         return self.seen, 1.0, self.steps == 4, False, {}
 
+    def close(self):
+        type(self).closed += 1
+
 class Diverges(Canvas):
     wrong = 2
+
+class Several(Canvas):
+    action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+class Once(Canvas):
+    """Its task is done in the episode of seed 0 alone."""
+    def reset(self, *, seed=None, options=None):
+        self.lucky = seed == 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        return *super().step(action)[:4], {"success": self.lucky}
 
 class Fast(Canvas):
     metadata = {"render_fps": 500}
@@ -90,7 +108,12 @@ def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, ca
         ),
         (("canvas:Fast", "--horizon", "9", "--out", "fast"), "500 steps a second, and videos 240 at most"),
         (("canvas:Canvas", "--horizon", "9", "--out", "canvas.py/a.npz"), "cannot be written"),
-        (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "give a number below 999,900"),
+        (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "give a number below 999,901"),
+        (("canvas:Canvas", "--out", "a.npz", "--episodes", "1000001"), "give 1,000,000 at most"),
+        (("metaworld/reach-v3", "--out", "a.npz", "--episodes", "250001"), "give 250,000 at most"),
+        (("metaworld/reach-v3", "--out", "a.npz", "--seed", "999900"), "give a number below 999,601"),
+        (("canvas:Canvas", "--policy", "expert", "--out", "a.npz", "--seed", "999601"), "give a number below 999,601"),
+        (("canvas:Canvas", "--policy", "expert", "--out", "a.npz", "--seed", "999600"), "there is no expert"),
     ],
 )
 def test_what_cannot_be_recorded_is_told_before(
@@ -102,14 +125,56 @@ def test_what_cannot_be_recorded_is_told_before(
     assert message in capsys.readouterr().err
 
 
+def test_episodes_in_place_of_failures_are_so_many_at_most(own: Path) -> None:
+    """Their numbers, and so their seeds, are below four times the episodes that are asked for."""
+    with Copies("canvas:Once", 1) as copies:
+        recorder = Recorder(copies, [Mixture(None, 0.0)], 0, 2, Demonstrating())
+        with pytest.raises(UserError, match="was done in 1 of 12 episodes"):
+            recorder.run(3, 1)
+    assert (list(recorder.finished), recorder.failed) == ([0], 11)
+
+
+@pytest.mark.parametrize(
+    ("name", "cameras", "message"),
+    [("canvas:Several", (), "takes actions of MultiDiscrete"), ("canvas:Canvas", ("front",), "has no cameras")],
+)
+def test_environments_of_copies_that_cannot_be_are_closed(
+    name: str, cameras: tuple[str, ...], message: str, own: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Copies(name, 3, cameras=cameras)
+    assert getattr(sys.modules["canvas"], name.partition(":")[2]).closed == 3
+
+
+def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="this system does not limit open files so")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as file:
+        few = file.fileno() + 64  # beside those that other tests have left open
+    pictures = {number: np.full((2, 4, 6, 3), number, np.uint8) for number in range(100)}
+    with Shots(tmp_path) as shots:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        try:
+            for number, each in pictures.items():
+                shots.keep(0, number, {"front": each, "side": each + 100})
+            frames = [shots.frames(0, dict.fromkeys(pictures, 2), camera) for camera in ("front", "side")]
+            seen = [each.read(np.arange(200)[::-1]) for each in frames]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    wanted = np.concatenate(list(pictures.values()))[::-1]
+    np.testing.assert_array_equal(seen, [wanted, wanted + 100])
+    assert [(len(each), each.size) for each in frames] == [(200, (4, 6))] * 2
+
+
+@pytest.mark.parametrize("kind", [UserError, OSError])
 def test_what_its_place_does_not_take_is_written_elsewhere(
-    own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = recordings.write_episodes
 
     def full(path: Path, episodes: Any) -> None:
         if path == Path("a.npz"):
-            raise UserError("a.npz cannot be written (No space left on device); choose another place with --out")
+            raise kind("a.npz cannot be written (No space left on device); choose another place with --out")
         real(path, episodes)
 
     monkeypatch.setattr(tempfile, "tempdir", str(own))

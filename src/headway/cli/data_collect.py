@@ -87,7 +87,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
     from headway.data.lerobot_writing import check_lerobot
-    from headway.environments import SEEDS
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -102,14 +101,40 @@ def _check_out(args: argparse.Namespace) -> None:
         check_lerobot(path, films=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
         raise UserError("an environment is given twice; name each once")
-    if (args.seed or 0) + args.episodes > SEEDS["validation"]:
-        raise UserError(
-            f"--seed {args.seed} with {args.episodes:,} episodes reaches the starts from which models are judged; give "
-            f"a number below {SEEDS['validation'] - args.episodes:,}"
-        )
+    _check_seeds(args)
     _try(path)
     if args.cameras and any(side % 2 for side in args.size):
         raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
+
+
+def _check_seeds(args: argparse.Namespace) -> None:
+    """UserError where an episode, or one in place of a failure, could start as those by which models are judged."""
+    from headway.environments import SEEDS, TRIES
+
+    tries = TRIES if any(_successes_alone(args, name) for name in args.env) else 1
+    starts, judged = tries * args.episodes, SEEDS["validation"]
+    if starts > judged:
+        raise UserError(
+            f"--episodes {args.episodes}, which may take {starts:,} starts, reaches those from which models are "
+            f"judged, {judged:,} and on; give {judged // tries:,} at most"
+        )
+    if (args.seed or 0) + starts > judged:
+        raise UserError(
+            f"--seed {args.seed} with {args.episodes:,} episodes, which may take {starts:,} starts, reaches those from "
+            f"which models are judged, {judged:,} and on; give a number below {judged - starts + 1:,}"
+        )
+
+
+def _policies(args: argparse.Namespace, environment: str) -> list[str]:
+    """Who acts in an environment, by name."""
+    from headway.environments import default_policy
+
+    return args.policy or [default_policy(environment)]
+
+
+def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
+    """Whether only episodes are kept in which the task is done: where the expert alone acts."""
+    return set(_policies(args, environment)) == {"expert"}
 
 
 def _try(path: Path) -> None:
@@ -130,12 +155,11 @@ def _copies(args: argparse.Namespace, name: str) -> Copies:
 
 
 def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots | None) -> Recorder:
-    from headway.environments import Demonstrating, Mixture, Recorder, check_demonstrable, default_policy, open_policy
+    from headway.environments import Demonstrating, Mixture, Recorder, check_demonstrable, open_policy
 
-    names = args.policy or [default_policy(copies.name)]
-    policies = [open_policy(name, copies.spaces, copies.name) for name in names]
+    policies = [open_policy(name, copies.spaces, copies.name) for name in _policies(args, copies.name)]
     mixtures = [Mixture(policy, share) for policy in policies for share in args.mix]
-    demonstrating = Demonstrating() if set(names) == {"expert"} else None
+    demonstrating = Demonstrating() if _successes_alone(args, copies.name) else None
     recorder = Recorder(copies, mixtures, args.seed or 0, args.horizon, demonstrating)
     if shots is not None:
         recorder.keep = lambda number, pictures: shots.keep(task, number, pictures)
@@ -174,7 +198,7 @@ def _write_somewhere(recorders: Sequence[Recorder], args: argparse.Namespace, sh
         return sum(len(recorder.finished) for recorder in recorders)
     try:
         return _write(recorders, args, shots)
-    except UserError:
+    except Exception:  # what is finished is lost if it is written nowhere
         args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
         return _write(recorders, args, shots)
 

@@ -4,13 +4,14 @@ from headway.environments.copies import Copies, Step
 from headway.environments.demonstrating import Shots, check_demonstrable, check_together, demonstrations, robot_numbers
 from headway.environments.making import VARIABLE, check_stored, make_environment
 from headway.environments.policies import Policy, default_policy, open_policy
-from headway.environments.recording import Demonstrating, Mixture, Recorder
+from headway.environments.recording import TRIES, Demonstrating, Mixture, Recorder
 from headway.environments.scores import PICTURED, SEEDS, normalised, seeds_of, start_of
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
     "PICTURED",
     "SEEDS",
+    "TRIES",
     "VARIABLE",
     "Copies",
     "Demonstrating",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,15 +43,23 @@ class Copies:
         """Raises UserError for an environment that there is not, that lacks a camera, or whose actions no head says."""
         self.name = name
         self._each: list[Any] = []
-        for number in range(count):
-            self._each.append(flat(make_environment(name, drawn=drawn and number == 0)))
-        self.spaces: Spaces = spaces_of(self._each[0], name)
-        self._cameras = Cameras(name, self._each[0], cameras, size) if cameras else None
+        self._cameras: Cameras | None = None
+        with ExitStack() as made:
+            made.callback(self._close)
+            for number in range(count):
+                self._each.append(flat(make_environment(name, drawn=drawn and number == 0)))
+            self.spaces: Spaces = spaces_of(self._each[0], name)
+            if cameras:
+                self._cameras = Cameras(name, self._each[0], cameras, size)
+            made.pop_all()  # they stay open but where this raises
 
     def __enter__(self) -> Copies:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._cameras is not None:
             self._cameras.close()
         for environment in self._each:

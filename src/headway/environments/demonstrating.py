@@ -50,7 +50,24 @@ class Shots:
         """What a camera saw in episodes of a task, whose numbers and lengths are given, one after the other."""
         folder = Path(self._folder.name)
         files = {_file(task, number, camera): length for number, length in lengths.items()}
-        return JoinedFrames([MappedFrames(folder, name, length, self._size) for name, length in files.items()])
+        return JoinedFrames([KeptFrames(folder, name, length, self._size) for name, length in files.items()])
+
+
+class KeptFrames:
+    """The N pictures of an episode in a file of `Shots`, mapped only while they are read: each map holds a file open,
+    and a recording has more of them than a process may open.
+    """
+
+    def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
+        self.size = self.recorded = size
+        self._folder, self._name, self._count = folder, name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, steps: np.ndarray) -> np.ndarray:
+        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        return MappedFrames(self._folder, self._name, self._count, self.size).read(steps)
 
 
 def _file(task: int, number: int, camera: str) -> str:

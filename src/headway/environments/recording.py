@@ -13,7 +13,7 @@ from headway.environments.copies import Copies
 from headway.environments.policies import Policy
 from headway.errors import UserError
 
-_TRIES = 4  # episodes that are played at most for each that is kept
+TRIES = 4  # episodes that are played at most for each that is kept
 
 
 class Mixture(NamedTuple):
@@ -77,18 +77,19 @@ class Recorder:
     def run(self, episodes: int, at_once: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Record so many episodes, `at_once` side by side; `progress` is told how many are finished.
 
-        Where only those count in which the task is done, others are played in place of those that failed; a UserError
-        where most fail.
+        Where only those count in which the task is done, others are played in place of those that failed, with numbers
+        below `TRIES` times `episodes`; a UserError where most fail.
         """
         begun = 0
         while (missing := episodes - len(self.finished)) > 0:
-            if begun >= _TRIES * episodes:
+            if begun >= TRIES * episodes:
                 raise UserError(
                     f"the task of {self.copies.name!r} was done in {len(self.finished):,} of {begun:,} episodes; "
                     "give a policy that does it more often"
                 )
-            self._play(range(begun, begun + missing), at_once, progress)
-            begun += missing
+            some = min(missing, TRIES * episodes - begun)
+            self._play(range(begun, begun + some), at_once, progress)
+            begun += some
 
     def _play(self, numbers: range, at_once: int, progress: Callable[[int], None]) -> None:
         waiting = iter(numbers)
