@@ -36,7 +36,7 @@ from headway.domains.audio.speech import (
     check_targets,
     listening,
 )
-from headway.domains.audio.store import Sounds, open_sounds
+from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import settled
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoder
@@ -98,7 +98,8 @@ class SpokenSequences(SpeechTask):
         self.config, self.takes = config, takes
         self.sounds = open_sounds(takes.files, config.skip_bad)
         sides = {**sides_of(self.sounds.keys, takes.named(None), config.split), "all": np.arange(len(takes.files))}
-        self.voices = {side: _by_speaker(takes, rows, self.sounds) for side, rows in sides.items()}
+        self.sides = {side: np.setdiff1d(rows, self.sounds.bad) for side, rows in sides.items()}
+        self.voices = {side: _by_speaker(takes, rows) for side, rows in self.sides.items()}
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         codec = sequence_codec(frames * HOP / RATE) if not (workspace / FILE).exists() else _saved(workspace)
         super().__init__(recipe, codec, _marks(codec), frames, config, workspace)
@@ -111,11 +112,6 @@ class SpokenSequences(SpeechTask):
         if split not in self.voices or not self.voices[split]:
             raise UserError(f"there are no recordings for the split {split!r}; choose from train, validation and test")
         return np.arange(self.config.held_out)
-
-    @property
-    def final_split(self) -> str:
-        """What is divided here are the voices."""
-        return "test" if self.voices["test"] else "validation"
 
     def stream(self, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each place of training has a sequence of its own."""
@@ -232,8 +228,7 @@ def _marks(codec: TokenizerCodec) -> Marks:
     return Marks((start,), end, (start, plain))
 
 
-def _by_speaker(takes: Takes, rows: np.ndarray, sounds: Sounds) -> list[np.ndarray]:
-    """The recordings of each speaker that can be read."""
-    good = np.setdiff1d(rows, sounds.bad)
-    names = np.array(takes.speakers)[good]
-    return [good[names == name] for name in sorted(set(names.tolist()))]
+def _by_speaker(takes: Takes, rows: np.ndarray) -> list[np.ndarray]:
+    """The recordings of each speaker."""
+    names = np.array(takes.speakers)[rows]
+    return [rows[names == name] for name in sorted(set(names.tolist()))]

@@ -54,9 +54,9 @@ class Robotics(Sided):
         self._judged: dict[str, dict[str, Any]] = {}  # what each task came to at the last evaluation
         self.played = self._open() if config.episodes else {}
         self.plays = bool(self.played)
-        self.goal = "score" if self.played else "loss"
-        self.goal_better: Literal["min", "max"] = "max" if self.played else "min"
-        if not self.played:
+        self.goal = "score" if self.plays else "loss"
+        self.goal_better: Literal["min", "max"] = "max" if self.plays else "min"
+        if not self.plays:
             self._windows("validation")  # which must have some
 
     def _open(self) -> dict[str, Copies]:
@@ -126,9 +126,9 @@ class Robotics(Sided):
         episodes and windows of each.
         """
         scores: dict[str, Any] = {}
-        if self.played:
+        if self.plays:
             scores = self._playing(cast(Act, model), split, limit)
-        if not self.played or split == "all" or len(self.sides[split]):
+        if not self.plays or split == "all" or len(self.sides[split]):
             scores |= self._held_out(cast(Act, model), split, limit)
         return scores
 
@@ -167,7 +167,7 @@ class Robotics(Sided):
                 total += float(error[batch.chunks.keep].sum())
                 actions += batch.tokens
         scores: dict[str, Any] = {"loss": total / actions}
-        return scores if self.played else {**scores, "samples": actions}
+        return scores if self.plays else {**scores, "samples": actions}
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         """Nothing: how often each task succeeds is a picture."""
