@@ -12,11 +12,12 @@ from torch import Tensor
 
 from headway.acting import Acts
 from headway.codecs import Codec
+from headway.data import SIDES
 from headway.domains import audio, image_text, masked, understanding, vision
 from headway.domains.text.task import Language, language_task
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
-from headway.errors import UserError
+from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
 from headway.layout import Layout
 from headway.loaded import Texts
@@ -189,6 +190,9 @@ class Model(Writes, Acts):
         """
         task = self._task(data)
         wanted = split or (final_split(task) if data is None else "all")
+        known = {*SIDES, "all", *getattr(task, "sides", ())}
+        if wanted not in known:
+            raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
         if stride is None:
             return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
         if not isinstance(task, Language):

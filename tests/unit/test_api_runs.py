@@ -125,6 +125,10 @@ def test_resume_needs_no_setting_again_and_refuses_another(text_run: Path) -> No
     assert run.summary["step"] == SMALL_TEXT["train.steps"]
     with pytest.raises(hw.UserError, match=r"optim.lr is 0.02, not 0.5"):
         hw.train("shakespeare", set={"optim.lr": 0.5}, run=text_run, resume=True, device="cpu", progress=False)
+    with pytest.raises(hw.UserError, match=r"was started with train.steps .*, not 99999; leave it out to resume"):
+        hw.train("shakespeare", set={"train.steps": 99999}, run=text_run, resume=True, device="cpu", progress=False)
+    with pytest.raises(hw.UserError, match="there is no split 'val'; did you mean"):
+        hw.load(text_run).evaluate(split="val")
     with pytest.raises(hw.UserError, match=r"is a run of recipe 'shakespeare', not 'pronounce'"):
         hw.train("pronounce", run=text_run, resume=True, device="cpu", progress=False)
     with pytest.raises(hw.UserError, match="already holds a run"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str
         (["train", "x", "y"], "'y' is one argument too many; headway train --help shows how"),
         (["train", "x", "--threads", "0"], "argument --threads: '0' is not a whole number from 1 on"),
         (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is no number above 0"),
+        (["train", "x", "--minutes", "inf"], "argument --minutes: 'inf' is no number above 0"),
         (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is no number above 0 to 1"),
         (["recipes", "--backend", "gpu"], "'gpu' is no backend; use auto, torch or cpu"),
         (["recipes", "--threads", "5000"], "5000 threads on"),
@@ -68,6 +70,21 @@ def test_a_wrong_argument_is_one_line_and_exit_2(
     assert err.startswith("headway: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_input_that_is_no_unicode_is_one_line() -> None:
+    """Whatever the locale says."""
+    program = "import sys; from headway.cli import main as m; m._dispatch = lambda given: sys.stdin.read(); "
+    program += "sys.exit(m.main([]))"
+    for locale in ("C", "C.UTF-8"):
+        surroundings = {**os.environ, "LC_ALL": locale}
+        found = subprocess.run(
+            [sys.executable, "-c", program], input=b"caf\xe9\n", capture_output=True, env=surroundings, check=False
+        )
+        assert found.returncode == cli.USER_ERROR
+        assert found.stderr.decode() == (
+            "headway: the input is no UTF-8 at byte 3; convert it, for example: iconv -f ISO-8859-1 -t UTF-8\n"
+        )
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

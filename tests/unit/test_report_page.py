@@ -12,7 +12,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.report import Picture, Sections, bar_chart, heatmap, line_chart, write_report
-from headway.report.charts import Axis, short, thin
+from headway.report.charts import WIDTH, Axis, short, thin
 from headway.report.page import branches, value
 from headway.report.run import curves, families, is_rate
 
@@ -107,6 +107,7 @@ def test_without_jinja2_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         line_chart({"a": [(i, math.exp(-i)) for i in range(1000)]}, "x", "y", log=True),
         line_chart({"a": [(0, math.nan), (1, math.inf), (2, 3.0)]}, "x", "y"),
         bar_chart({"a": 0.0}, "none"),
+        bar_chart({"a": -1.0, "b": 2.0}, "both sides", {"a": (-1.5, 0.5)}),
         bar_chart({"a": 1.0, "b & c": 2.0}, "two", {"a": (0.5, 1.5)}),
         heatmap([[1.0, 0.0], [0.25, 0.75]], ["a", "b"], ["long name", "d"], "x"),
     ],
@@ -116,6 +117,14 @@ def test_drawings_are_well_formed_and_finite(drawing: str) -> None:
     assert root.find("svg") is not None
     assert "nan" not in drawing
     assert "inf" not in drawing
+
+
+@pytest.mark.parametrize("values", [{"a": -150.0, "b": -900.0}, {"a": -1.0, "b": 2.0}, {"a": 0.5, "b": 2.0}])
+def test_bars_are_as_long_as_their_numbers(values: dict[str, float]) -> None:
+    bars = ET.fromstring(f"<div>{bar_chart(values, 'returns')}</div>").findall(".//rect")
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert widths[1] / widths[0] == pytest.approx(abs(values["b"] / values["a"]), rel=0.01)
+    assert all(float(bar.attrib["x"]) + width <= WIDTH for bar, width in zip(bars, widths))
 
 
 def test_a_chart_without_points_is_nothing() -> None:

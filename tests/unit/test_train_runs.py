@@ -21,9 +21,13 @@ from tiny_task import Counting, CountingConfig, counting_recipe, train
 
 from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
+from headway.kernels import deterministic
+from headway.models import Transformer
+from headway.report.run import repeat
 from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.train.budget import Speed
 from headway.train.log import read_metrics
+from headway.train.loop import Loop
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
 
@@ -129,6 +133,96 @@ def test_interrupt_within_an_evaluation_is_made_up_for(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("where", ["eval", "train"])
+def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the moving average stands in their place: as the model is made ready for it, and as it is given back."""
+    settings = {**SETTINGS, "ema": 0.5, "average": 0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, counting_recipe(**settings))
+    turned, measured, calls = getattr(Transformer, where), Loop._measured, []
+
+    def counted(self: Loop) -> dict[str, float] | None:
+        calls.append(1)
+        return measured(self)
+
+    def interrupted(self: Transformer, *given: Any) -> Any:
+        if len(calls) == 3 and given != (False,):  # eval() is train(False)
+            calls.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return turned(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_measured", counted)
+        patch.setattr(Transformer, where, interrupted)
+        with pytest.raises(UserInterrupt):
+            train(stopped, counting_recipe(**settings))
+    train(stopped, counting_recipe(**settings), resume=True)
+    assert _same(whole, stopped)
+
+
+def test_an_evaluation_that_is_broken_off_is_no_time_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Counting, *arguments: Any) -> dict[str, float]:
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "evaluate", slow)
+        with pytest.raises(UserInterrupt):
+            train(tmp_path / "a", counting_recipe(**SETTINGS))
+    summary = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert summary["seconds"] < 0.5 < summary["elapsed"]
+    resumed = train(tmp_path / "a", counting_recipe(**SETTINGS), resume=True).summary
+    assert resumed["elapsed"] > summary["elapsed"]
+
+
+def test_an_evaluation_that_is_made_up_for_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run that made up for it is killed before its next checkpoint."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, counting_recipe(**SETTINGS))
+
+    def interrupted(self: Counting, *arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    def killed(*given: Any) -> None:
+        raise RuntimeError("killed")
+
+    for target, name, fault, error in (
+        (Counting, "evaluate", interrupted, UserInterrupt),
+        (Loop, "_step", killed, RuntimeError),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, fault)
+            with pytest.raises(error):
+                train(stopped, counting_recipe(**SETTINGS), resume=True)
+    train(stopped, counting_recipe(**SETTINGS), resume=True)
+    assert _same(whole, stopped)
+
+
+def test_what_is_asked_beside_the_recipe_is_as_it_was(tmp_path: Path) -> None:
+    def trainer_of(minutes: float | None) -> Trainer:
+        recipe = counting_recipe(steps=4)
+        return Trainer(recipe, recipe.task.open(recipe, None, tmp_path), tmp_path, progress=False, minutes=minutes)
+
+    trainer_of(None).fit()
+    with pytest.raises(UserError, match="was started without minutes, not for 3; leave --minutes out"):
+        trainer_of(3).fit(resume=True)
+    with deterministic(), pytest.raises(UserError, match="was started without --deterministic; resume it without it"):
+        trainer_of(None).fit(resume=True)
+    with deterministic():
+        run = train(tmp_path / "same", counting_recipe(steps=4))
+    assert run.summary["deterministic"] is True
+    assert repeat(run).endswith(" --deterministic")
+    with pytest.raises(UserError, match="was started with --deterministic; resume it with it"):
+        train(tmp_path / "same", counting_recipe(steps=4), resume=True)
+
+
 def test_resume_starts_where_there_is_nothing_and_reads_what_is_finished(tmp_path: Path) -> None:
     first = train(tmp_path, counting_recipe(), resume=True)
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -187,6 +281,14 @@ def test_no_space_names_the_space(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"), durable.beside(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert target.read_text() == "old"
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+    names = {"file": os.fsdecode(b"caf\xe9.png")}
+    durable.write_json(tmp_path / "a.json", names)
+    assert durable.read_json(tmp_path / "a.json") == names
+    durable.write_text(tmp_path / "a.html", names["file"])
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9.png"
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:

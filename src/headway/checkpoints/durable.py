@@ -53,9 +53,11 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the text file at `path` in one step."""
+    """Replace the text file at `path` in one step. What is no Unicode, as of names of files, is written as an escape,
+    which is JSON's own.
+    """
     with beside(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
     parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data, all of it")
     parser.add_argument("--split", help="validation, test or all (default: test, or all of --data)")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on the first N samples only")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on N samples only")
     parser.add_argument(
         "--stride",
         type=whole(1),

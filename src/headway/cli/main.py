@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from keyword import iskeyword
 
 from headway.cli.options import Parser, add_common
@@ -56,11 +57,15 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a bad argument or input, 130 Ctrl-C, 1 else."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _speak_unicode()
     try:
         _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), USER_ERROR, arguments)
+    except UnicodeDecodeError as error:
+        told = f"the input is no UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
+        return _fail(told, USER_ERROR, arguments)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", INTERRUPTED, arguments)
     except BrokenPipeError:  # the reader of our output (`| head`) has had enough
@@ -69,6 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _fail(_describe(error), FAILED, arguments)
     return DONE
+
+
+def _speak_unicode() -> None:
+    """Lines of files are UTF-8 in every locale; names of files that are no Unicode are shown as escapes."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not (low < value <= high or (value == low and not above)):
+        if not math.isfinite(value) or not (low < value <= high or (value == low and not above)):
             limit = f" to {high:g}" if high < float("inf") else ""
             raise argparse.ArgumentTypeError(f"{text!r} is no number {'above' if above else 'from'} {low:g}{limit}")
         return value

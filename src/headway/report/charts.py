@@ -47,20 +47,23 @@ def bar_chart(
     row, left, right = 30, 150, 70
     height = row * len(values) + 26
     spread = intervals or {}
-    top = max([*values.values(), *(high for _, high in spread.values())], default=0.0)
-    axis = Axis(0.0, top or 1.0, left, WIDTH - right)
+    edges = [0.0, *values.values(), *(edge for pair in spread.values() for edge in pair)]
+    axis = Axis(min(edges), max(edges) if any(edges) else 1.0, left, WIDTH - right)
+    zero = axis.place(0.0)
     marks = []
     for index, (name, value) in enumerate(values.items()):
         y, end = index * row + 5, axis.place(value)
         kind = f"bar s{index % COLOURS}"
-        marks.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{end - left:.1f}" height="20" rx="2"/>')
+        marks.append(
+            f'<rect class="{kind}" x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="20" rx="2"/>'
+        )
         tip = end
         if name in spread:
             low, tip = (axis.place(edge) for edge in spread[name])
             path = f"M{low:.1f} {y + 10}H{tip:.1f}M{low:.1f} {y + 5}v10M{tip:.1f} {y + 5}v10"
             marks.append(f'<path class="whisker" d="{path}"/>')
         marks.append(text("name", left - 8, y + 14, shorten(name, 22), "end"))
-        marks.append(text("value", max(end, tip) + 6, y + 14, short(value)))
+        marks.append(text("value", max(zero, end, tip) + 6, y + 14, short(value)))
     marks.append(text("label", left, height - 6, label))
     return svg(WIDTH, height, marks, label)
 

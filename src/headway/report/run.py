@@ -233,6 +233,8 @@ def repeat(run: Run) -> str:
     words += ["--threads", str(run.summary.get("threads", 1))]
     if run.summary.get("device") == "cpu":
         words += ["--device", "cpu"]
+    if run.summary.get("deterministic"):
+        words.append("--deterministic")
     return shlex.join(words)
 
 

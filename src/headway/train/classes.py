@@ -130,8 +130,8 @@ class ClassTask(Sided):
         return {"loss": Loss(total, batch.tokens)}
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or its first `limit` samples."""
-        rows = self.numbers(split)[:limit]
+        """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or `limit` samples of it."""
+        rows = sharding.spread(self.numbers(split), limit)
         logits = self.logits(model, rows)
         right = torch.from_numpy(self.classes[rows])
         nats = float(F.cross_entropy(logits, right))

@@ -96,16 +96,16 @@ class Learner:
     def evaluating(self) -> Iterator[nn.Module]:
         """The model as it is judged and kept: averaged weights where there are, no dropout, full precision."""
         trained = self.flat.data.clone() if self.average is not None else None
-        if self.average is not None:
-            self.flat.data.copy_(self.average)
-        self.model.eval()
         try:
+            if self.average is not None:
+                self.flat.data.copy_(self.average)
+            self.model.eval()
             with products("fp32", self.device), torch.no_grad():
                 yield self.model
         finally:
-            self.model.train()
-            if trained is not None:
+            if trained is not None:  # first: a second Ctrl-C may break off what follows
                 self.flat.data.copy_(trained)
+            self.model.train()
 
     @property
     def trained(self) -> int:

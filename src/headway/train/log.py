@@ -55,9 +55,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return list(_lines(path)) if path.exists() else []
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which will be written again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
+    """Drop what will be written again: lines after `step`, evaluations after `evaluated` and of a mean at the end."""
+
+    def stays(line: dict[str, Any]) -> bool:
+        if "split" not in line:
+            return line["step"] <= step
+        return line["step"] <= evaluated and not str(line.get("weights")).startswith("mean of")
+
+    kept = filter(stays, read_metrics(path))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 

@@ -136,17 +136,15 @@ class Loop:
     def _evaluate(self, weights: str | None = None) -> None:
         weights = weights or ("trained" if self.learner.average is None else "moving average")
         with self.journal.paused():
-            try:
-                with self.interrupts.breakable():
-                    start = time.perf_counter()
-                    metrics = self.processes.tell(self._measure() if self.processes.first else None)
-                    seconds = time.perf_counter() - start
-            except KeyboardInterrupt:
-                self._stop()
-            better = self._judge(metrics)
-            self.journal.evaluation(metrics, seconds, weights, better)
-            if better and self.processes.first:
-                self._keep()
+            start = time.perf_counter()
+            metrics = self._measured()
+            if metrics is not None:
+                better = self._judge(metrics)
+                self.journal.evaluation(metrics, time.perf_counter() - start, weights, better)
+                if better and self.processes.first:
+                    self._keep()
+        if metrics is None:
+            self._stop()
 
     def _keep(self) -> None:
         """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""
@@ -156,9 +154,19 @@ class Loop:
                 family = read_usage(self.directory.path).family
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
-    def _measure(self) -> dict[str, float]:
-        with self.learner.evaluating() as model:
-            return self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
+    def _measured(self) -> dict[str, float] | None:
+        """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not
+        broken off.
+        """
+        try:
+            if not self.processes.first:
+                with self.interrupts.breakable():
+                    return self.processes.tell(None)
+            with self.learner.evaluating() as model, self.interrupts.breakable():
+                found = self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
+            return self.processes.tell(found)
+        except KeyboardInterrupt:
+            return None
 
     def _judge(self, metrics: dict[str, Any]) -> bool:
         """Note an evaluation; whether it is the best so far."""

@@ -15,6 +15,7 @@ from torch import nn
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.errors import UserError
+from headway.kernels import is_deterministic
 from headway.train.log import read_metrics
 from headway.train.recipe import Recipe, read_recipe
 from headway.train.task import Task
@@ -120,6 +121,7 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
         "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "deterministic": is_deterministic(),
         "processes": world,
     }
 

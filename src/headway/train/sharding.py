@@ -29,6 +29,13 @@ def once(samples: int, size: int, shard: Shard) -> Iterator[Int[np.ndarray, "B"]
         yield np.arange(first, min(first + size, samples))
 
 
+def spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of some rows, spread evenly over them: the first ones are often of one class or one file."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+
+
 def planned(plan: PairBatches, shard: Shard, start: int) -> Iterator[Int[np.ndarray, "B"]]:
     """The plan's batches without end: batch k is the k-th of a row of shuffled epochs."""
     batches: Sequence[np.ndarray] = ()

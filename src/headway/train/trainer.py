@@ -13,6 +13,7 @@ from headway.checkpoints import native
 from headway.checkpoints.durable import remove
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
+from headway.kernels import is_deterministic
 from headway.models import EncoderDecoderConfig, TwoTowerConfig, build, describe
 from headway.train.budget import SecondLook, measure, plan
 from headway.train.checkpoint import Checkpoints, Progress
@@ -68,6 +69,7 @@ class Trainer:
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self._look: SecondLook | None = None
+        self._before = 0.0  # seconds that earlier processes were at this run
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
 
@@ -103,6 +105,7 @@ class Trainer:
         """Take over the recipe of the run that is here, which must be the same one."""
         recorded = read_recipe(self.directory.recipe)
         train = self.recipe.train
+        self._check_asked(status)
         if status.get("minutes") is not None:
             train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
         if train.precision == "auto":
@@ -122,7 +125,22 @@ class Trainer:
         self.recipe = recorded
         self.fresh = tuple(status.get("fresh", ()))
         self.minutes = status.get("minutes")
+        self._before = status.get("elapsed") or 0.0
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
+
+    def _check_asked(self, status: dict[str, Any]) -> None:
+        """UserError for what is asked beside the recipe and is not as it was."""
+        minutes = status.get("minutes")
+        if self.minutes is not None and self.minutes != minutes:
+            begun = "without minutes" if minutes is None else f"for {minutes:g} minutes"
+            raise UserError(
+                f"{self.directory.path} was started {begun}, not for {self.minutes:g}; leave --minutes out, or choose "
+                "another directory with --run"
+            )
+        deterministic = status.get("deterministic", False)
+        if deterministic != is_deterministic():
+            way = "with" if deterministic else "without"
+            raise UserError(f"{self.directory.path} was started {way} --deterministic; resume it {way} it")
 
     def _begin(self) -> None:
         """Settle what is left open (precision, steps) and write down what will be trained."""
@@ -170,6 +188,7 @@ class Trainer:
         model = initial_model(recipe, self.fresh, self.directory.base, bool(checkpoints.all()), first)
         learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
         progress = checkpoints.load_newest(learner) or Progress()
+        self._before = max(self._before, progress.seconds)  # of a run that was killed nothing later is known
         metrics = self._open_metrics(progress) if first else None
         display = self._open_display()
         loggers = [metrics, *open_loggers(self.directory.path, to_dict(recipe))] if metrics else []
@@ -198,7 +217,7 @@ class Trainer:
             self._write_status("running", progress)
 
     def _open_metrics(self, progress: Progress) -> MetricsFile:
-        truncate_metrics(self.directory.metrics, progress.step)
+        truncate_metrics(self.directory.metrics, progress.step, progress.evaluated)
         return MetricsFile(self.directory.metrics)
 
     def _open_display(self) -> Display:
@@ -241,7 +260,7 @@ class Trainer:
                 "step": progress.step,
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
-                "elapsed": round(time.perf_counter() - self.start, 3),
+                "elapsed": round(self._before + time.perf_counter() - self.start, 3),
                 "minutes": self.minutes,
                 "precision": self.precision.name,
                 "precision_reason": self.precision.reason,

@@ -202,7 +202,7 @@ class SpeechTask(Sided):
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         """Loss and perplexity of what is said, without smoothing, and the scores of what is written."""
-        numbers = self.numbers(split)[:limit]
+        numbers = sharding.spread(self.numbers(split), limit)
         nats, count = 0.0, 0
         said: list[list[int]] = []
         with evaluating(model):

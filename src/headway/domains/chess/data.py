@@ -44,9 +44,7 @@ class PositionRows(Sided):
 
     def once(self, split: str, shard: Shard = WHOLE, limit: int | None = None) -> Iterator[np.ndarray]:
         """The positions of a split in order, or spread evenly over it where they are limited."""
-        rows = self.numbers(split)
-        if limit is not None and limit < len(rows):
-            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+        rows = sharding.spread(self.numbers(split), limit)
         for some in sharding.once(len(rows), self.at_once, shard):
             yield rows[some]
 

@@ -26,7 +26,7 @@ from headway.errors import UserError
 from headway.metrics import class_scores, correlation_scores
 from headway.models import Loss, ModelConfig, Transformer
 from headway.models.pooled import Pool
-from headway.train import Recipe
+from headway.train import Recipe, sharding
 from headway.train.labels import labels_of, save_labels, unknown_label
 from headway.train.rows import Rows, framed, output
 
@@ -149,8 +149,8 @@ class Classes(TextTask):
         return {"loss": Loss(total, batch.tokens)}
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a text, without smoothing), accuracy and macro F1 over a split, or its first `limit` texts."""
-        numbers = self.numbers(split)[:limit]
+        """Loss (nats a text, without smoothing), accuracy and macro F1 over a split, or `limit` texts of it."""
+        numbers = sharding.spread(self.numbers(split), limit)
         said, nats = np.zeros(len(self.rows), np.int64), 0.0
         for some, batch, logits in self.outputs(model, numbers):
             said[some] = logits.argmax(-1).cpu().numpy()
@@ -201,8 +201,8 @@ class Numbers(TextTask):
         return {"loss": Loss(((said - batch.labels) / self.scale).square().sum(), batch.tokens)}
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Mean squared error in units of the variance, and both correlations, over a split or its first `limit`."""
-        numbers = self.numbers(split)[:limit]
+        """Mean squared error in units of the variance, and both correlations, over a split or `limit` of it."""
+        numbers = sharding.spread(self.numbers(split), limit)
         said = self._said(model, numbers)
         errors = (said[numbers] - self.values[numbers]) / self.scale
         return {"loss": float(np.square(errors).mean()), **correlation_scores(said[numbers], self.values[numbers])}

@@ -1,0 +1,19 @@
+"""What is judged where not all is: samples spread over a split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headway.train import sharding
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(None, 20), (50, 20), (20, 20), (7, 7), (1, 1)])
+def test_rows_are_spread_over_all(limit: int | None, wanted: int) -> None:
+    """The first ones are of one class, where files lie in folders by classes."""
+    rows = np.arange(100, 120)
+    found = sharding.spread(rows, limit)
+    assert len(found) == len(np.unique(found)) == wanted
+    assert np.isin(found, rows).all()
+    if wanted > 1:
+        assert (found[0], found[-1]) == (100, 119)
