@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -15,25 +11,13 @@ from typing import Any, NamedTuple
 from headway.api import find_device, train
 from headway.config import override, to_dict
 from headway.errors import UserError
-from headway.models import ModelConfig, describe
-from headway.recipes import Paths, configured, open_task
+from headway.models import ModelConfig
+from headway.recipes import Paths, configured
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
 from headway.report.run import figure, heading, points, scaled, title
-from headway.train import Recipe, Task, TaskConfig
-
-# Values of these make models of different sizes, which cannot be compared at equal sizes.
-_SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One combination of the compared settings; `width` is None where it stayed as it was."""
-
-    name: str
-    recipe: Recipe
-    parameters: int
-    width: int | None = None
+from headway.train import Recipe
+from headway.variants import Tasks, Variant, variants
 
 
 class Trial(NamedTuple):
@@ -93,110 +77,20 @@ def compare(
     base = configured(recipe, data, {}, seed)
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty; choose another directory with --run")
-    tasks: dict[TaskConfig, Task] = {}
-    found = variants(base, grid, lambda chosen: _opened(chosen, directory, tasks))
+    tasks = Tasks(directory)
     results = []
-    for variant in found:
-        task = _opened(variant.recipe, directory, tasks)
-        trials = []
+    for variant in variants(base, grid, tasks.adapted):
+        task, trials = tasks.of(variant.recipe), []
         for number in range(seeds):
             place = directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
             task.save(place)  # the codec: trained once, used by all
             chosen = override(variant.recipe, {"train.seed": base.train.seed + number})
             run = train(chosen, minutes=minutes, run=place, device=device, threads=threads)
             trials.append(Trial(run.directory, run.summary, run.metrics))
-        results.append(Result(variant, trials))
-    first = _opened(found[0].recipe, directory, tasks)
-    return Comparison(base, list(grid), first.goal, first.goal_better, results, _notes(found, minutes, seeds))
-
-
-def _opened(recipe: Recipe, workspace: Path, tasks: dict[TaskConfig, Task]) -> Task:
-    if recipe.task not in tasks:
-        tasks[recipe.task] = open_task(recipe, workspace)
-    return tasks[recipe.task]
-
-
-def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]], open_data: Any) -> list[Variant]:
-    """Every combination of the grid's values, with its size; `open_data` gives the task of a recipe."""
-    if not any(len(values) > 1 for values in grid.values()):
-        raise UserError("there is only one variant; give several values, as in --set model.mixer=attention,lstm")
-    found: list[Variant] = []
-    for values in product(*grid.values()):
-        settings = dict(zip(grid, values))
-        chosen = override(recipe, settings)
-        model = open_data(chosen).adapt(chosen.model)
-        name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
-        size = describe(model)["parameters"]
-        matched = None
-        if found and any(key.startswith("model.") for key in grid) and not _sized(grid):
-            matched = matching_width(model, found[0].parameters)
-        if matched is not None:
-            chosen = override(chosen, {"model.width": matched})
-            size = describe(override(model, {"width": matched}))["parameters"]
-        found.append(Variant(name, chosen, size, matched))
-    return found
-
-
-def _sized(grid: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether the grid itself says how large models are: by a width, or by what makes some larger than others."""
-    return "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
-
-
-def matching_width(model: ModelConfig, parameters: int) -> int | None:
-    """The width, a multiple of what the model needs, that brings the parameters nearest; None to leave it as it is."""
-    own = describe(model)["parameters"]
-    if own == parameters:
-        return None
-    plain = to_dict(model)
-    step = math.lcm(*_heads(plain)) * (2 if _has(plain, "rotary") else 1)  # rotary positions need even heads
-    if any(key == "kind" and item == "sinusoidal" for key, item in _settings(plain)):
-        step = math.lcm(step, 2)
-
-    def size(width: int) -> int:
-        return describe(override(model, {"width": width}))["parameters"]
-
-    width = nearest_width(size, parameters, step)
-    return width if abs(size(width) - parameters) < abs(own - parameters) else None
-
-
-def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) -> int:
-    """The width, a multiple of `step`, whose `size` is nearest to so many parameters; sizes grow with the width."""
-    low, high = 1, 2
-    while size(step * high) < parameters:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(step * middle) < parameters else (low, middle)
-    return step * min((low, high), key=lambda n: abs(size(step * n) - parameters))
-
-
-def _heads(plain: Any) -> list[int]:
-    return [1, *(item for key, item in _settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
-
-
-def _has(plain: Any, name: str) -> bool:
-    return any(key == name and item is not None for key, item in _settings(plain))
-
-
-def _settings(plain: Any) -> Iterator[tuple[str, Any]]:
-    """All names and values in plain data, at any depth."""
-    inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
-    yield from plain.items() if isinstance(plain, Mapping) else ()
-    for item in inner:
-        yield from _settings(item)
-
-
-def _name(settings: Mapping[str, Any]) -> str:
-    """The value that is compared, or each under the last word of its key."""
-    if len(settings) == 1:
-        return _text(next(iter(settings.values())))
-    return ",".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in settings.items())
-
-
-def _text(value: Any) -> str:
-    """A value as part of a name that is also a folder's."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^\w.,:=+-]+", "", text)
+        results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+    first = tasks.of(results[0].variant.recipe)
+    notes = _notes([result.variant for result in results], minutes, seeds)
+    return Comparison(base, list(grid), first.goal, first.goal_better, results, notes)
 
 
 def _notes(found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:

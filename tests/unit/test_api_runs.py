@@ -16,13 +16,13 @@ import torch
 import headway as hw
 from headway.cli.compare import parse_grid
 from headway.cli.main import main
-from headway.compare import matching_width, variants
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
 from headway.errors import ConfigError
 from headway.generate import Limits, Sampling
 from headway.models import describe
 from headway.recipes import configured
+from headway.variants import matching_width, variants
 
 CHARACTERS = 30_000
 SMALL_TEXT = {
@@ -287,6 +287,7 @@ def test_a_tokenizer_is_trained_from_text(plays: Path, tmp_path: Path, capsys: p
         (["data", "get", "multi3k"], "did you mean 'multi30k'?"),
         (["compare", "shakespeare", "--set", "model.depth=2"], "there is only one variant"),
         (["compare", "shakespeare", "--set", "model.depth="], "has no values"),
+        (["compare", "scenes", "--set", "model.depth=2,2"], "two variants would be called '2'"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(
@@ -328,16 +329,9 @@ def test_compare_trains_each_variant_at_equal_size(
     assert f"Each was trained for {SMALL_TEXT['train.steps']} steps" in page
 
 
-class Unadapted:
-    """A task that leaves models as they are."""
-
-    def adapt(self, model: object) -> object:
-        return model
-
-
 @pytest.mark.parametrize(("name", "depths"), [("pronounce", [2, 1, 3]), ("shakespeare", [4, 2])])
 def test_sizes_are_matched_by_the_width(name: str, depths: list[int]) -> None:
-    found = variants(find_recipe(name), {"model.depth": depths}, lambda recipe: Unadapted())
+    found = variants(find_recipe(name), {"model.depth": depths}, lambda recipe: recipe.model)
     assert [variant.name for variant in found] == [str(depth) for depth in depths]
     assert all(abs(variant.parameters / found[0].parameters - 1) < 0.05 for variant in found)
     assert found[0].width is None
@@ -345,13 +339,13 @@ def test_sizes_are_matched_by_the_width(name: str, depths: list[int]) -> None:
 
 def test_a_setting_that_all_variants_share_leaves_widths_free() -> None:
     grid = {"model.mixer": ["attention", "lstm"], "task.codec": ["char"], "task.size": [None]}
-    found = variants(find_recipe("shakespeare"), grid, lambda recipe: Unadapted())
+    found = variants(find_recipe("shakespeare"), grid, lambda recipe: recipe.model)
     assert found[1].width is not None
     assert abs(found[1].parameters / found[0].parameters - 1) < 0.05
 
 
 def test_widths_that_are_compared_stay_as_they_are() -> None:
-    found = variants(find_recipe("shakespeare"), {"model.width": [128, 64]}, lambda recipe: Unadapted())
+    found = variants(find_recipe("shakespeare"), {"model.width": [128, 64]}, lambda recipe: recipe.model)
     assert [variant.width for variant in found] == [None, None]
     assert (
         matching_width(find_recipe("shakespeare").model, describe(find_recipe("shakespeare").model)["parameters"])

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.compare import nearest_width
 from headway.layout import Layout
 from headway.mixers import (
     AttentionConfig,
@@ -35,6 +34,7 @@ from headway.parts.init import InitConfig
 from headway.parts.norm import RMSNormConfig
 from headway.parts.projection import Projection
 from headway.parts.rotary import RotaryConfig
+from headway.variants import nearest_width
 
 # Gradients keep their size at the start of Elman networks whose matrices have variance 1 / in: the best start for them.
 START = InitConfig(matrices="fan_in", residual="same", embedding=1.0)

@@ -16,12 +16,12 @@ from headway.claims.claim import Values
 from headway.claims.clock import one_thread
 from headway.claims.networks import START
 from headway.claims.training import Training, descend
-from headway.compare import matching_width, nearest_width
 from headway.config import override
 from headway.domains.translation.task import PairTask
 from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
 from headway.recipes import configured, named, open_task
 from headway.train import ScheduleConfig, WSDConfig
+from headway.variants import matching_width, nearest_width
 
 ATTENTION = "attention"
 WITHOUT_ORDER = "attention, without positions"

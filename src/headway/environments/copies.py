@@ -45,7 +45,7 @@ class Copies:
         self._each: list[Any] = []
         self._cameras: Cameras | None = None
         with ExitStack() as made:
-            made.callback(self._close)
+            made.callback(self.close)
             for number in range(count):
                 self._each.append(flat(make_environment(name, drawn=drawn and number == 0)))
             self.spaces: Spaces = spaces_of(self._each[0], name)
@@ -57,9 +57,10 @@ class Copies:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close all copies, and free what they draw with."""
         if self._cameras is not None:
             self._cameras.close()
         for environment in self._each:

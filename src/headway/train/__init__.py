@@ -14,7 +14,7 @@ from headway.train.schedule import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Carries, Counts, Loss, Shard, Sided, Task, TaskConfig
+from headway.train.task import WHOLE, Batch, Carries, Closes, Counts, Loss, Shard, Sided, Task, TaskConfig
 from headway.train.trainer import Trainer
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "AdamWConfig",
     "Batch",
     "Carries",
+    "Closes",
     "ConstantConfig",
     "CosineConfig",
     "Counts",

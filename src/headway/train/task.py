@@ -127,6 +127,13 @@ class Carries(Protocol):
         ...
 
 
+@runtime_checkable
+class Closes(Protocol):
+    """A task that holds what it should give back once it is needed no more: simulators, and what they draw with."""
+
+    def close(self) -> None: ...
+
+
 @family
 @dataclass(frozen=True)
 class TaskConfig:

@@ -185,3 +185,7 @@ class Robotics(Sided):
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
+
+    def close(self) -> None:
+        for copies in self.played.values():
+            copies.close()

@@ -224,6 +224,10 @@ class Trajectories(Sided):
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
 
+    def close(self) -> None:
+        if self.copies is not None:
+            self.copies.close()
+
 
 def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
     return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
