@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from headway.api import find_device, train
-from headway.config import override, to_dict
+from headway.checkpoints.durable import read_json, write_json
+from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.models import ModelConfig
 from headway.recipes import Paths, configured
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
 from headway.report.run import figure, heading, points, scaled, title
-from headway.train import Recipe
+from headway.train import Recipe, Task, UserInterrupt
+from headway.train.log import read_metrics
+from headway.train.recipe import difference
+from headway.train.run import RunDirectory
 from headway.variants import Tasks, Variant, variants
+
+FILE = "compare.json"  # what is compared, in the directory of a comparison
+CODECS = "codecs"  # those of its task configs, in the order of the variants
 
 
 class Trial(NamedTuple):
@@ -62,6 +72,7 @@ def compare(
     data: Paths | None = None,
     minutes: float | None = None,
     seeds: int = 1,
+    resume: bool = False,
     *,
     directory: Path,
     device: str = "auto",
@@ -71,26 +82,89 @@ def compare(
     """Train every combination of the grid's values, `seeds` times each, below `directory`.
 
     Each gets the same steps, or the same `minutes`. Where settings of the model are compared, the width is adjusted so
-    that all have about as many parameters as the first. Raises UserError before any training.
+    that all have about as many parameters as the first. `resume` goes on with the comparison that is there, or begins.
+    Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
     find_device(device)
     base = configured(recipe, data, {}, seed)
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; choose another directory with --run")
-    tasks = Tasks(directory)
+    plan = {"recipe": to_dict(base), "grid": to_dict(grid), "seeds": seeds}
+    plan["minutes"] = None if minutes is None else float(minutes)
+    begun = _claim(directory, resume, base, plan)
+    tasks = Tasks(directory / CODECS)
+    found = variants(base, grid, tasks.adapted)
+    RunDirectory(directory).create()
+    if not begun:
+        write_json(directory / FILE, plan)
+    tasks.save()
     results = []
-    for variant in variants(base, grid, tasks.adapted):
+    for variant in found:
         task, trials = tasks.of(variant.recipe), []
         for number in range(seeds):
-            place = directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
-            task.save(place)  # the codec: trained once, used by all
+            name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
             chosen = override(variant.recipe, {"train.seed": base.train.seed + number})
-            run = train(chosen, minutes=minutes, run=place, device=device, threads=threads)
-            trials.append(Trial(run.directory, run.summary, run.metrics))
+            with _resumable(name, directory):
+                trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
         results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
     first = tasks.of(results[0].variant.recipe)
     notes = _notes([result.variant for result in results], minutes, seeds)
     return Comparison(base, list(grid), first.goal, first.goal_better, results, notes)
+
+
+def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any]) -> bool:
+    """Whether this comparison is here to go on with. UserError for anything else, and for one that is not resumed."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    file = directory / FILE
+    if not resume:
+        remedy = "go on with it with --resume, or choose" if file.is_file() else "choose"
+        raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
+    if not file.is_file():
+        raise UserError(f"{directory} holds no comparison (no {FILE}); choose another directory with --run")
+    changed = _changed(read_json(file), file, base, plan)
+    if changed:
+        raise UserError(
+            f"{directory} was started with another comparison: {changed}; resume it with its own settings, or choose "
+            "another directory with --run"
+        )
+    return True
+
+
+def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
+    """The first setting in which a comparison differs from the one that was begun `before`."""
+    found = before if isinstance(before, dict) else {}
+    recipe = from_dict(Recipe, found.get("recipe"), f"{file}: recipe")
+    if recipe.name != base.name:
+        return f"recipe is {recipe.name}, not {base.name}"
+    for name in ("grid", "minutes", "seeds"):
+        one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
+        if one != two:
+            return f"{name} is {one}, not {two}"
+    return difference(recipe, base)
+
+
+def _trial(recipe: Recipe, task: Task, place: Path, minutes: float | None, device: str, threads: int | None) -> Trial:
+    """The run at `place`: as it lies there where it was trained and judged before; else it goes on, or begins with the
+    codec of `task`.
+    """
+    there = RunDirectory(place)
+    summary = there.read_status() if there.exists() else {}
+    if summary.get("scores"):
+        return Trial(place, summary, read_metrics(there.metrics))
+    if not summary:
+        task.save(place)
+    run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads)
+    return Trial(run.directory, run.summary, run.metrics)
+
+
+@contextmanager
+def _resumable(name: str, directory: Path) -> Iterator[None]:
+    """Tells after Ctrl-C which run it stopped, and how the comparison goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
+        remedy = f"the same command with --run {shlex.quote(str(directory))} --resume goes on"
+        raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
 
 
 def _notes(found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:

@@ -33,17 +33,25 @@ class Variant:
 
 
 class Tasks:
-    """One task for each task config, whose codec all variants with that config use."""
+    """One task for each task config, whose codec all variants with that config use: trained once, and kept below
+    `directory`.
+    """
 
-    def __init__(self, workspace: Path) -> None:
-        self.workspace = workspace
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._opened: dict[TaskConfig, tuple[Task, ModelConfig]] = {}
 
     def of(self, recipe: Recipe) -> Task:
         """The task that was opened for the first recipe with this task config."""
         if recipe.task not in self._opened:
-            self._opened[recipe.task] = open_task(recipe, self.workspace), recipe.model
+            place = self.directory / str(len(self._opened) + 1)
+            self._opened[recipe.task] = open_task(recipe, place), recipe.model
         return self._opened[recipe.task][0]
+
+    def save(self) -> None:
+        """Keep the codecs of all that was opened."""
+        for number, (task, _) in enumerate(self._opened.values(), 1):
+            task.save(self.directory / str(number))
 
     def adapted(self, recipe: Recipe) -> ModelConfig:
         """The model of a recipe as it will be trained.

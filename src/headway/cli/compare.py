@@ -14,11 +14,12 @@ from headway.cli.options import torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.cli.train import add_training
 from headway.config import parse_value
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 
 EXAMPLE = """
 headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
 headway compare pronounce --set optim.lr=0.001,0.004 model.depth=2,4 --minutes 1 --seeds 3
+headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cells --resume
 """
 
 
@@ -27,10 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
     parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="runs of each variant (default: 1)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="directory (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     grid = parse_grid(args.set)
+    if args.resume and args.run is None:
+        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR")
     from headway.compare import compare, sections, table
     from headway.report import available, write_report
     from headway.report.page import HOW_TO_INSTALL
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             args.data,
             args.minutes,
             args.seeds,
+            args.resume,
             directory=directory,
             device=args.device,
             threads=args.threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ from headway.cli.options import number, torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = "headway demo --minutes 2"
+RECIPE = "pronounce"
 WORDS = 20
 # Seconds kept for what follows training: test scores, samples, pictures and the report.
 RESERVE = 15.0
@@ -25,27 +27,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     started = time.monotonic()
     import headway as hw
+    from headway.train import UserInterrupt
 
+    program = "headway" if shutil.which("headway") else sys.argv[0]
     directory = args.run or free_directory(Path("runs/pronounce"))
     terminal.note("A transformer of 2017 learns to pronounce English from the CMU dictionary.")
-    with torch_options(args):
-        result = hw.train(
-            "pronounce",
-            minutes=args.minutes - RESERVE / 60,
-            run=directory,
-            device=args.device,
-            threads=args.threads,
-            seed=args.seed,
-            samples=WORDS,
-            spent=time.monotonic() - started,
-        )
+    try:
+        with torch_options(args):
+            result = hw.train(
+                RECIPE,
+                minutes=args.minutes - RESERVE / 60,
+                run=directory,
+                device=args.device,
+                threads=args.threads,
+                seed=args.seed,
+                samples=WORDS,
+                spent=time.monotonic() - started,
+            )
+    except UserInterrupt as interrupt:
+        same = ["--deterministic"] if args.deterministic else []
+        command = shlex.join([program, "train", RECIPE, "--run", str(directory), "--resume", *same])
+        raise UserInterrupt(interrupt.where, f"{command} goes on from there") from interrupt
     terminal.say("\nWords it has never seen:\n")
     terminal.table(result.summary["samples"])
     scores = result.summary["scores"]
     terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
-    program = "headway" if shutil.which("headway") else sys.argv[0]
     terminal.say(f"try: echo headway | {program} translate {directory}")
     terminal.result({"run": directory, **result.summary, "seconds": time.monotonic() - started})
 

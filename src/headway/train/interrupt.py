@@ -11,7 +11,17 @@ from typing import Any
 
 
 class UserInterrupt(KeyboardInterrupt):
-    """Training was stopped by the user, and can go on from its last checkpoint. The command line exits with 130."""
+    """Training was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
+
+    `where` says how far it came, `remedy` how it goes on.
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        super().__init__(where, remedy)
+        self.where, self.remedy = where, remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}; {self.remedy}"
 
 
 class Interrupts:

@@ -192,6 +192,6 @@ class Loop:
             self._flush()
             self._checkpoint()
         raise UserInterrupt(
-            f"stopped at step {self.progress.step:,} of {self.recipe.train.steps:,}; "
-            f"{self.directory.path} goes on from there with --resume"
+            f"stopped at step {self.progress.step:,} of {self.recipe.train.steps:,}",
+            f"{self.directory.path} goes on from there with --resume",
         )
