@@ -94,9 +94,8 @@ def load(
     `draft` is a smaller model of the same tokenizer that guesses what this one will write, its weights in the same form
     or quantised as they lie. Raises UserError for what cannot be.
     """
+    _check_choices(weights, backend, cache)
     where = find_device(device)
-    if cache not in get_args(Cache):
-        raise UserError(f"a cache of {cache} is none that there is; use {' or '.join(get_args(Cache))}")
     if cache != "fp32" and (where.type != "cpu" or backend == "torch"):
         asked = f"device {where}" if where.type != "cpu" else "backend torch"
         raise UserError(f"a cache of {cache} is the CPU engine's and cannot be had with {asked}; leave one of them out")
@@ -115,6 +114,16 @@ def load(
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
     guessing = None if draft is None else _load_draft(draft, device, weights)
     return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache, guessing)
+
+
+def _check_choices(weights: str | None, backend: str, cache: str) -> None:
+    """UserError for a form of weights, a backend or a cache that there is not."""
+    if weights is not None and weights not in get_args(Weights):
+        raise UserError(f"weights in {weights} are none that there are; use {' or '.join(get_args(Weights))}")
+    if backend not in get_args(Backend):
+        raise UserError(f"a backend {backend} is none that there is; use {' or '.join(get_args(Backend))}")
+    if cache not in get_args(Cache):
+        raise UserError(f"a cache of {cache} is none that there is; use {' or '.join(get_args(Cache))}")
 
 
 def _load_draft(path: str | Path, device: str, weights: Weights | None) -> Model:

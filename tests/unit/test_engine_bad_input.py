@@ -65,6 +65,7 @@ QUANTISED = [
     (lambda t, h: h.update(weights="int9"), "weights 'int9'"),
     (lambda t, h: h.update(group="32"), "groups of 32"),
     (lambda t, h: t.pop("embed.table.scales"), "with their scales"),
+    (lambda t, h: t.update({"stack.norm.weight.codes": t.pop("stack.norm.weight")}), "only matrices are rounded"),
     (put("embed.table.scales", math.nan), "a scale that is NaN or infinite"),
     (put("embed.positions.table", math.inf), r"embed\.positions\.table' holds a NaN or an infinity"),
 ]

@@ -14,13 +14,18 @@ from typing import Any
 
 import pytest
 import tiny_runs
+import torch
+from generate_models import language_model, translator
 
 import headway as hw
 from headway.checkpoints.native import save_model
+from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs import train_codec
+from headway.config import override
 from headway.engine import Engine, PackedTensor
 from headway.errors import UserError
+from headway.generate import GREEDY, Limits
 from headway.kernels import deterministic
 from headway.mixers import GRUConfig
 from headway.models import BlockConfig, OneHotEmbedConfig, StackConfig, TransformerConfig, build
@@ -85,6 +90,42 @@ def test_what_cannot_be_quantized_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.fixture
+def dropping(tmp_path: Path) -> Path:
+    """A language model and a translator with dropout."""
+    for name, config in (("writes", language_model().config), ("translates", translator().config)):
+        config = override(config, {"dropout": 0.5})
+        save_model(build(config), config, tmp_path / name)
+        Usage(decoder_start=2, ends=(1,)).save(tmp_path / name)
+        train_codec("char", iter(["abc"])).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_what_generates_leaves_no_dropout_on(dropping: Path, weights: Any) -> None:
+    model = hw.load(dropping / "writes", weights=weights, backend="cpu")
+    before = model.logits([[2, 3, 4]])
+    model.generate_ids([2, 3], 3, seed=1)
+    assert not model.module.training
+    assert torch.equal(model.logits([[2, 3, 4]]), before)
+    events = model.session.events([[2, 3]], GREEDY, Limits(9, ignore_end=True))
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert torch.equal(model.logits([[2, 3, 4]]), before)
+    model = hw.load(dropping / "translates", weights=weights, backend="cpu")
+    before = model.logits([[2, 3]], [[3, 4]])
+    model.translate(["ab"], beam=2)
+    assert torch.equal(model.logits([[2, 3]], [[3, 4]]), before)
+
+
+def test_an_engine_is_in_the_mode_of_its_model(dropping: Path) -> None:
+    model = hw.load(dropping / "writes", backend="cpu")
+    for training in (False, True, False):
+        model.module.train(training)
+        model.generate_ids([2, 3], 3, seed=1)
+        assert model.module.training == model.module.stack.training == training  # type: ignore[union-attr]
+
+
 def test_a_backend_that_cannot_be_had_is_refused(run: Path, tmp_path: Path) -> None:
     config = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)), OneHotEmbedConfig(), tie="none")
     save_model(build(config), config, tmp_path)
@@ -117,11 +158,13 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
     ("settings", "message"),
     [
         ({"cache": "int4"}, "a cache of int4 is none that there is; use fp32 or int8"),
+        ({"weights": "int3"}, "weights in int3 are none that there are; use fp32 or int8 or int4"),
+        ({"backend": "gpu"}, "a backend gpu is none that there is; use auto or torch or cpu"),
         ({"cache": "int8", "backend": "torch"}, "cannot be had with backend torch"),
         ({"cache": "int8", "device": "meta"}, "cannot be had with device meta"),
     ],
 )
-def test_a_cache_that_cannot_be_had_is_refused(run: Path, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be_had_are_refused(run: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         hw.load(run, **settings)
 

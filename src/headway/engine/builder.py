@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from headway.engine.operations import ADD, GATED, STORE
+from headway.engine.operations import ADD, GATED, MOST_SPLITS, STORE
 from headway.engine.packed import PackedTensor
 from headway.engine.packing import Packed, pack
 from headway.engine.parts import norm_parts, offset_of
@@ -20,7 +20,6 @@ from headway.engine.tiles import FP32, GROUP
 from headway.parts.projection import Projection
 
 STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
-_MOST_SPLITS = 64
 FEW = 16  # rows of which each thread makes for itself what is small
 
 
@@ -122,7 +121,7 @@ class Builder:
 
     def pieces(self, heads: int, size: int) -> Place:
         """Where attention leaves its pieces."""
-        return self.shared(heads * _MOST_SPLITS * (size + 2))
+        return self.shared(heads * MOST_SPLITS * (size + 2))
 
     def constant(self, values: Tensor | None) -> int:
         """The address of numbers; 0 for none."""

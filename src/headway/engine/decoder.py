@@ -92,6 +92,15 @@ class Engine(nn.Module):
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
 
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the model is in training mode: an engine has none of its own, by which the model's could be lost."""
+        return self.model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """`train` sets it for this module and then for the model, whose mode it is."""
+
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
         """Read the prompts: by the program where weights are packed and what is kept are keys and values, else by
         torch, whose products of many rows are faster in fp32.

@@ -104,6 +104,11 @@ def _packed(
     form: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
 ) -> PackedTensor:
     """UserError for codes or scales that are not those of a matrix of this shape."""
+    if len(shape) != 2:
+        raise UserError(
+            f"{path}: {name!r} has codes, but its shape is {tuple(shape)} and only matrices are rounded; "
+            "quantize the model again"
+        )
     rows, columns = shape
     tall, groups = -(-rows // TILE), -(-columns // GROUP)
     kind, size = (torch.uint8, TILE4) if CODES[form] == INT4 else (torch.int8, TILE8)

@@ -13,6 +13,7 @@ LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
 STORE, ADD, GATED = 0, 1, 2
 BLOCK = 32  # positions of a block of keys and values
+MOST_SPLITS = 64  # pieces of a context that there is room for
 
 
 @compiled
@@ -35,15 +36,15 @@ def at(address: int, scratch: int) -> int:
 
 @compiled
 def splits_of(groups: int, threads: int) -> int:
-    """Into how many pieces contexts are cut, so that all threads have alike work on one row. It does not depend on the
-    number of rows, so that neither does what a row gives.
+    """Into how many pieces contexts are cut, so that all threads have alike work on one row; at most MOST_SPLITS. It
+    does not depend on the number of rows, so that neither does what a row gives.
     """
     if groups >= 4 * threads:
         return 1
     a, b = groups, threads
     while b:
         a, b = b, a % b
-    return threads // a
+    return min(threads // a, MOST_SPLITS)
 
 
 @compiled
