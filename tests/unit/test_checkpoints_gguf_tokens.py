@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
 
 from headway.checkpoints.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
-from headway.checkpoints.gguf.tokens import read_codec
+from headway.checkpoints.gguf.tokens import read_codec, read_marks
 from headway.checkpoints.llama2c import load_llama2c, load_pieces
 from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec, load_codec, train_codec
+from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
+from headway.codecs.styles import frame
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Session
 from headway.models import Transformer
@@ -39,6 +42,11 @@ def round_trip(codec: TokenizerCodec, path: Path, usage: Usage | None = None) ->
     found = load_gguf_codec(path)
     assert found is not None
     return found
+
+
+def framed(codec: TokenizerCodec, text: str) -> list[int]:
+    """As a prompt is read."""
+    return codec.tokenizer.encode(text, add_special_tokens=True).ids
 
 
 def test_bytes_come_back(tmp_path: Path, text: str) -> None:
@@ -81,6 +89,8 @@ def test_stories_come_back_with_their_tokenizer(tmp_path: Path, data_dir: Path, 
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), model.state_dict().values(), strict=True))
     for each in (*TEXTS, text[:3000]):
         assert own.encode(each) == codec.encode(each)
+        assert framed(own, each) == framed(codec, each)
+    assert framed(own, "a")[0] == usage.begin
     done = Session(found, own).generate([[1]], GREEDY, Limits(max_new_tokens=40))[0]
     assert done.text.startswith("Once upon a time, there was a little girl named Lily.")
 
@@ -92,12 +102,60 @@ def test_marks_and_template(tmp_path: Path, text: str) -> None:
     assert end is not None
     assert turn is not None
     usage = Usage(begin=begin, ends=(end, turn), template="{{ messages }}")
+    frame(codec.tokenizer, "", codec.marks, {"add_bos_token": True})
     round_trip(codec, tmp_path / "a.gguf", usage)
     said = load_gguf(tmp_path / "a.gguf")[1]
     assert (said.begin, said.ends, said.template) == (begin, (end, turn), "{{ messages }}")
     values = GgufFile(tmp_path / "a.gguf").values
     without = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
     assert read_codec(without, "here") is None
+
+
+BEGIN, END = 1, 2
+PIECES = {
+    "model": "llama",
+    "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), SPACE, "a"],
+    "token_type": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, NORMAL, NORMAL],
+}
+BYTES = {"model": "gpt2", "tokens": ["a", "<s>", "</s>"], "token_type": [NORMAL, CONTROL, CONTROL], "merges": []}
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "after"),
+    [
+        (PIECES, [BEGIN], []),
+        ({**PIECES, "add_bos_token": False, "add_eos_token": True}, [], [END]),
+        (BYTES, [], []),
+        ({**BYTES, "pre": "qwen2"}, [], []),
+        ({**BYTES, "pre": "llama-bpe"}, [BEGIN], []),
+        ({**BYTES, "pre": "llama3", "add_bos_token": False}, [], []),
+        ({**BYTES, "pre": "qwen2", "add_bos_token": True, "add_eos_token": True}, [BEGIN], [END]),
+    ],
+)
+def test_marks_stand_around_a_prompt_as_llama_cpp_puts_them(
+    said: dict[str, Any], before: list[int], after: list[int]
+) -> None:
+    marks = {"bos_token_id": BEGIN, "eos_token_id": END}
+    values = {f"tokenizer.ggml.{name}": value for name, value in {**said, **marks}.items()}
+    codec = read_codec(values, "here")
+    assert codec is not None
+    assert framed(codec, "a") == [*before, *codec.encode("a"), *after]
+    assert read_marks(values, "here")["begin"] == (BEGIN if before else None)
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, False), (True, False), (True, True)])
+def test_what_a_tokenizer_puts_around_a_text_is_said(tmp_path: Path, text: str, before: bool, after: bool) -> None:
+    """And not what config.json names: Qwen 2's has a begin that no prompt gets."""
+    codec = train_codec("bpe", [text], 300, special=("<s>", "</s>", "<|end|>"))
+    frame(codec.tokenizer, "", codec.marks, {"add_bos_token": before, "add_eos_token": after})
+    turn = codec.token("<|end|>")
+    assert turn is not None
+    found = round_trip(codec, tmp_path / "a.gguf", Usage(begin=codec.begin, ends=(turn,)))
+    values = GgufFile(tmp_path / "a.gguf").values
+    assert values["tokenizer.ggml.add_bos_token"] == before
+    assert values["tokenizer.ggml.bos_token_id"] == codec.begin
+    assert framed(found, "a") == framed(codec, "a")
+    assert turn in load_gguf(tmp_path / "a.gguf")[1].ends
 
 
 def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: str) -> None:

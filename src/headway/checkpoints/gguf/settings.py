@@ -53,14 +53,16 @@ def read_values(file: Described, architecture: str, dialect: Dialect) -> dict[st
 def _attention(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     width, heads = said.get("hidden_size"), said.get("num_attention_heads")
     sizes = type(width) is int and type(heads) is int and heads > 0
-    found: dict[str, Any] = {"sliding_window": said.get("sliding_window") or None}
+    found: dict[str, Any] = {}
+    if "sliding_window" in said:  # else the family's own holds
+        found["sliding_window"] = said["sliding_window"] or None
     if "head_dim" not in said and sizes:
         found["head_dim"] = width // heads  # type: ignore[operator]
     family = said["model_type"]
     if family == "llama":
         found["attention_bias"] = "blk.0.attn_q.bias" in file.names()
         found["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
-        if found["sliding_window"] is not None:
+        if found.get("sliding_window") is not None:
             found["model_type"] = "mistral"
     if family in _WIDE_SCORES and sizes:
         wide = said.get("num_hidden_layers") == _WIDE_SCORES[family]
@@ -92,8 +94,8 @@ def _scaling(file: Described, values: dict[str, Any], said: dict[str, Any]) -> d
     if SHORT_FACTORS in file.names() and LONG_FACTORS in file.names():
         given = {"short_factor": _factors(file, SHORT_FACTORS), "long_factor": _factors(file, LONG_FACTORS)}
         return {"rope_type": "longrope", "attention_factor": values.get("rope.scaling.attn_factor"), **given}
-    kind = values.get("rope.scaling.type", "none")
     factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
+    kind = values.get("rope.scaling.type", "linear" if factor else "none")  # older files say a factor alone
     if kind == "none":
         return {"rope_type": "default"}
     return {"rope_type": kind, "factor": factor}

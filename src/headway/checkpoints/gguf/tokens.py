@@ -14,6 +14,7 @@ from headway.codecs.bytepairs import CL100K, GPT2, QWEN2, byte_pairs
 from headway.codecs.files import library_errors
 from headway.codecs.marks import Marks
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Pieces, build
+from headway.codecs.styles import frame
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 
@@ -45,6 +46,7 @@ WORDS = {
     "qwen2": Words(QWEN2, compose=True),
     "deepseek-r1-qwen": Words(QWEN2, compose=True),
 }
+_BEGINS = ("llama-bpe", "llama3", "llama-v3")  # ways to find words with which llama.cpp puts a begin before a text
 
 
 class Values(NamedTuple):
@@ -71,6 +73,14 @@ class Values(NamedTuple):
             raise UserError(f"{self.source}: {len(found)} {name} for {len(tokens)} tokens; get the file again")
         return found
 
+    def framing(self) -> dict[str, bool]:
+        """Whether a begin stands before a text and an end after it; what a file does not say is as llama.cpp has it."""
+        begins = self.get("model", str) == "llama" or self.get("pre", str) in _BEGINS
+        return {
+            "add_bos_token": self.get("add_bos_token", bool, begins),
+            "add_eos_token": self.get("add_eos_token", bool, False),
+        }
+
 
 def read_codec(given: Mapping[str, Any], source: str) -> TokenizerCodec | None:
     """The codec, None where a file has no tokenizer. UserError for one that is not read or does not hold together."""
@@ -87,7 +97,9 @@ def read_codec(given: Mapping[str, Any], source: str) -> TokenizerCodec | None:
     if not set(types) <= set(_KINDS):
         raise UserError(f"{source}: a token has type {max(types)}, which is not known; get the file again")
     tokenizer = _pieces(values, tokens, types) if kind == "llama" else _byte_pairs(values, tokens, types)
-    return TokenizerCodec(tokenizer, _marks(values, tokens))
+    marks = _marks(values, tokens)
+    frame(tokenizer, "", marks, values.framing())
+    return TokenizerCodec(tokenizer, marks)
 
 
 def _pieces(values: Values, tokens: list[str], types: list[int]) -> Tokenizer:
@@ -132,12 +144,11 @@ def _marks(values: Values, tokens: list[str]) -> Marks:
 
 
 def read_marks(given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a Usage says of marks: the begin is put before a prompt where the file says so, or has pieces."""
+    """What a Usage says of marks: a begin only where it is put before a prompt."""
     values = Values(given, source)
-    before = values.get("add_bos_token", bool, values.get("model", str) == "llama")
     ends = [values.get(f"{name}_token_id", int) for name in ("eos", "eot", "eom")]
     return {
-        "begin": values.get("bos_token_id", int) if before else None,
+        "begin": values.get("bos_token_id", int) if values.framing()["add_bos_token"] else None,
         "ends": tuple(dict.fromkeys(end for end in ends if end is not None)),
         "pad": values.get("padding_token_id", int),
         "template": from_dict(str, given.get("tokenizer.chat_template", ""), f"{source}: chat_template") or None,

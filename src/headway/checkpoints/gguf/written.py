@@ -10,6 +10,7 @@ from headway.checkpoints.gguf.tokens import START, WORDS, read_codec
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.bytepairs import byte_pairs
+from headway.codecs.marks import around
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from headway.errors import UserError
 
@@ -96,16 +97,31 @@ def _manner(state: Mapping[str, Any]) -> str:
 
 
 def _marks(codec: TokenizerCodec, usage: Usage) -> dict[str, Any]:
-    end = usage.ends[0] if usage.ends else codec.end
-    ids = {"bos": usage.begin if usage.begin is not None else codec.begin, "eos": end, "unknown": codec.unknown}
-    ids |= {"padding": codec.pad, "eot": usage.ends[1] if len(usage.ends) > 1 else None}
+    """The ids of marks, and whether the tokenizer puts one before a text, which is then the bos, and one after it, the
+    eos.
+    """
+    before, after = (codec.token(name) for name in around(codec.tokenizer))
+    begin = _first(before, usage.begin, codec.begin)
+    ends = list(dict.fromkeys(([] if after is None else [after]) + list(usage.ends))) or [codec.end]
+    ids = {"bos": begin, "eos": ends[0], "unknown": codec.unknown}
+    ids |= {"padding": codec.pad, "eot": ends[1] if len(ends) > 1 else None}
     return {
         **{f"{role}_token_id": i for role, i in ids.items() if i is not None},
-        "add_bos_token": usage.begin is not None,
+        "add_bos_token": before is not None,
+        "add_eos_token": after is not None,
     }
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
 
 
 def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
     found = read_codec(values, "the tokenizer as GGUF")
-    if found is None or any(found.encode(probe) != codec.encode(probe) for probe in _PROBES):
+    if found is None or any(_framed(found, probe) != _framed(codec, probe) for probe in _PROBES):
         raise UserError("the tokenizer cannot be said in GGUF: its ids would be others; export without a tokenizer")
+
+
+def _framed(codec: TokenizerCodec, text: str) -> list[int]:
+    """The ids of a text with the marks that the tokenizer puts around it."""
+    return codec.tokenizer.encode(text, add_special_tokens=True).ids
