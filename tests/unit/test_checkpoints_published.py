@@ -105,6 +105,31 @@ def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[s
     assert words in refused(folder)
 
 
+@pytest.mark.parametrize(("said", "words"), [
+    ([], "generation_config.json is no mapping of settings"),
+    ({"bad_words_ids": 5}, "bad_words_ids is 5; give a list"),
+    ({"bad_words_ids": [5]}, "bad_words_ids.0 is 5; give a list"),
+    ({"eos_token_id": [[1]]}, "eos_token_id.0 is [1]; give a whole number"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; give a whole number"),
+])  # fmt: skip
+def test_marks_that_are_none(folder: Path, said: Any, words: str) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    assert words in refused(folder)
+
+
+def test_labels_that_have_no_numbers(folder: Path) -> None:
+    set_in(folder, id2label={"a": "x"})
+    assert "id2label is {'a': 'x'}; its keys should be the numbers of classes" in refused(folder)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 0), (), (1, 1, 8), (2, 4), (0, 2, 8), (1025, 2, 1)])
+def test_experts_that_are_no_stack(folder: Path, shape: tuple[int, ...]) -> None:
+    """In a file without numbers there may be any number of experts; it is not tried to name them all."""
+    set_in(folder, model_type="mixtral")
+    save_file({"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(shape)}, folder / "model.safetensors")
+    assert f"experts.gate_up_proj has shape {shape}; it should be one of 1 to 1024 matrices" in refused(folder)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin", "model.ckpt"])
 def test_pickled_weights_are_never_opened(folder: Path, name: str) -> None:
     """What opening it would run is not run, and the way out is named."""

@@ -8,6 +8,7 @@ from typing import Any
 from headway.checkpoints.durable import read_json, write_json
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.usage import Usage
+from headway.errors import UserError
 
 FILE = "generation_config.json"
 
@@ -16,21 +17,38 @@ def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
     """What config.json and generation_config.json say of them, as the fields of Usage; the latter has the last word."""
     path = directory / FILE
     later = read_json(path) if path.is_file() else {}
+    if not isinstance(later, dict):
+        raise UserError(f"{path} is no mapping of settings; download it again")
     said = Settings({**settings.values, **{k: v for k, v in later.items() if v is not None}}, settings.source)
-    ends = said.values.get("eos_token_id")
-    labels = settings.part("id2label").values
     forced = said.optional("forced_bos_token_id", int)
-    bad = said.values.get("bad_words_ids") or []
+    bad = said.optional("bad_words_ids", list[list[int]]) or []
     return {
         "generation": later,
         "begin": said.optional("bos_token_id", int),
-        "ends": tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
+        "ends": _ends(said),
         "pad": said.optional("pad_token_id", int),
         "decoder_start": said.optional("decoder_start_token_id", int),
         "forced": () if forced is None else (forced,),
         "suppressed": tuple(row[0] for row in bad if len(row) == 1),
-        "labels": tuple(str(labels[key]) for key in sorted(labels, key=int)),
+        "labels": _labels(settings.part("id2label")),
     }
+
+
+def _ends(said: Settings) -> tuple[int, ...]:
+    """One id or several, as files have either."""
+    if isinstance(said.values.get("eos_token_id"), list):
+        return tuple(said.get("eos_token_id", list[int]))
+    end = said.optional("eos_token_id", int)
+    return () if end is None else (end,)
+
+
+def _labels(said: Settings) -> tuple[str, ...]:
+    """The names of classes by their numbers, which JSON writes as texts."""
+    try:
+        return tuple(str(said.values[key]) for key in sorted(said.values, key=int))
+    except (TypeError, ValueError):
+        found = str(dict(said.values))
+        raise UserError(f"{said.source} is {found:.80}; its keys should be the numbers of classes") from None
 
 
 def written_marks(usage: Usage) -> dict[str, Any]:

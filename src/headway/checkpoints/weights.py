@@ -16,6 +16,8 @@ from headway.checkpoints.rules import Family, Rule, Stacked
 from headway.errors import UserError, nearest
 from headway.parts.projection import Projection
 
+_MOST_ITEMS = 1024  # of a stack; the largest models have some hundred experts
+
 
 class Weights(Protocol):
     """Named tensors that are read when they are asked for; `source` is the file or folder, for messages."""
@@ -61,13 +63,24 @@ class Renamed:
     def _pieces(self, name: str, renamed: str, stacked: Sequence[Stacked]) -> dict[str, Piece]:
         for each in stacked:
             if re.search(each.pattern, renamed):
-                items, parts = self._weights.get(name).shape[0], len(each.names)
+                items, parts = self._items(name, len(each.names)), len(each.names)
                 return {
                     re.sub(each.pattern, new.format(item), renamed): Piece(name, item, part, parts)
                     for item in range(items)
                     for part, new in enumerate(each.names)
                 }
         return {renamed: Piece(name)}
+
+    def _items(self, name: str, parts: int) -> int:
+        """How many matrices a tensor stacks, each of so many parts; UserError where it is no such stack."""
+        found = self._weights.get(name)
+        shape = found.shape
+        if found.dim() != 3 or not found.numel() or shape[0] > _MOST_ITEMS or shape[1] % parts:
+            raise UserError(
+                f"{self.source}: {name} has shape {tuple(shape)}; it should be one of 1 to {_MOST_ITEMS} matrices "
+                f"whose rows are a multiple of {parts}: download the model again"
+            )
+        return shape[0]
 
     def names(self) -> Collection[str]:
         return self._own.keys()
