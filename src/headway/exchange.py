@@ -56,25 +56,32 @@ def open_quantised(place: Path, weights: Weights | None) -> Opened:
     return Opened(load_quantised(place, weights), *use_of(place))
 
 
-def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str = "f32") -> str:
+def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None) -> str:
     """Write a published format and give the family's name.
 
-    "hf": config.json, safetensors and tokenizer.json, which transformers reads. "gguf": one file, `dtype` f32, f16 or
-    q8_0. UserError for a model that the format cannot say.
+    "hf": config.json, safetensors and tokenizer.json, which transformers reads. "gguf": one file, `dtype` f32 (or
+    None), f16 or q8_0. UserError for a model that the format cannot say.
     """
-    if form not in get_args(Format):
-        raise UserError(f"there is no format {form!r}; {nearest(form, get_args(Format))}")
+    check_format(form, dtype)
     check_free(directory)
     model, usage, codec = opened
     config: ModelConfig = model.config  # type: ignore[assignment]
     if form == "gguf":
-        precision: Any = dtype.upper()
+        precision: Any = (dtype or "f32").upper()
         return save_gguf(model, config, directory, codec, usage, precision)
     family = save_published(model, config, directory, usage)
     if codec is not None:
         codec.save(directory)
         _describe_tokenizer(usage, codec, directory)
     return family
+
+
+def check_format(form: str, dtype: str | None) -> None:
+    """UserError for a format that there is not, and for a `dtype` of one that has none."""
+    if form not in get_args(Format):
+        raise UserError(f"there is no format {form!r}; {nearest(form, get_args(Format))}")
+    if dtype is not None and form != "gguf":
+        raise UserError(f"--dtype {dtype} is of gguf files, and the format is {form}; add --format gguf")
 
 
 def check_free(directory: Path) -> None:
@@ -93,8 +100,9 @@ def _save_use(opened: Opened, directory: Path) -> None:
 def _describe_tokenizer(usage: Usage, codec: Codec, directory: Path) -> None:
     """The ids of the special symbols, where config.json does not say them, and the chat template."""
     ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
-    said = {name: symbol for name, symbol in ids.items() if symbol is not None}
-    write_json(directory / CONFIG, said | read_json(directory / CONFIG))
+    known = read_json(directory / CONFIG)
+    said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
+    write_json(directory / CONFIG, known | said)
     if usage.template is not None:
         path = directory / _TOKENIZER_CONFIG
         write_json(path, read_json(path) | {"chat_template": usage.template})

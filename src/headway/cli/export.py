@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from headway.cli.options import torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -17,14 +18,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN|MODEL", help="a run directory or a model")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder or, for gguf, the file to write")
     parser.add_argument("--format", choices=["hf", "gguf"], default="hf", help="hf: what transformers reads (default)")
-    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], default="f32", help="of a gguf file (default: f32)")
+    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="of a gguf file (default: f32)")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.checkpoints.hub import find_folder
     from headway.checkpoints.open import open_model
-    from headway.exchange import export_model
+    from headway.exchange import check_format, export_model
 
-    family = export_model(open_model(find_folder(args.model)), args.out, args.format, args.dtype)
+    check_format(args.format, args.dtype)
+    with torch_options(args):
+        family = export_model(open_model(find_folder(args.model)), args.out, args.format, args.dtype)
     terminal.say(f"{args.model} is now in {args.out}, as {family}")
     terminal.result({"out": args.out, "family": family, "format": args.format})

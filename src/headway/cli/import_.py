@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from headway.cli.options import torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -25,8 +26,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.models import describe
 
     check_free(args.out)
-    opened = open_model(find_folder(args.model))
-    import_model(opened, args.out)
+    with torch_options(args):
+        opened = open_model(find_folder(args.model))
+        import_model(opened, args.out)
     count = describe(opened.model.config)["parameters"]  # type: ignore[arg-type]
     terminal.say(f"{args.model}: {opened.usage.family or 'a model'} of {count:,} parameters, now in {args.out}")
     terminal.result({"out": args.out, "family": opened.usage.family, "parameters": count})

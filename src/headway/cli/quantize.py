@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from headway.cli.options import torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.checkpoints.hub import find_folder
     from headway.exchange import quantise_model
 
-    before, after = quantise_model(find_folder(args.model), args.out, args.weights)
+    with torch_options(args):
+        before, after = quantise_model(find_folder(args.model), args.out, args.weights)
     terminal.say(f"{args.model}: {before:,} bytes of weights, {after:,} in {args.weights}, now in {args.out}")
     terminal.result({"out": args.out, "weights": args.weights, "bytes_before": before, "bytes": after})

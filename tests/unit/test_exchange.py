@@ -1,0 +1,60 @@
+"""Models between formats: what an export says beside the weights, and the options of the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from format_models import LLAMA, drawn, published_config
+
+from headway.checkpoints.gguf import GgufFile
+from headway.checkpoints.open import Opened, open_model
+from headway.checkpoints.published import save_published
+from headway.checkpoints.usage import Usage
+from headway.cli import main as cli
+from headway.codecs import train_codec
+from headway.exchange import export_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A published Llama without a tokenizer."""
+    config = published_config(LLAMA)
+    save_published(drawn(config), config, tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.mark.parametrize("usage", [Usage(), Usage(ends=(7,))])
+def test_an_export_says_what_ends_a_text(folder: Path, usage: Usage) -> None:
+    """The model's own ends, and where nobody named any those of its tokenizer."""
+    codec = train_codec("char", iter(["abc"]))
+    assert codec.end not in (None, 7)
+    export_model(Opened(open_model(folder).model, usage, codec), folder / "out")
+    said, wanted = json.loads((folder / "out/config.json").read_text()), usage.ends or (codec.end,)
+    assert (said["bos_token_id"], said["eos_token_id"]) == (codec.begin, wanted[0])
+    assert open_model(folder / "out").usage.ends == wanted
+
+
+def test_numbers_of_a_gguf_file_are_of_no_other_format(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
+    assert cli.main(["export", "nowhere", str(tmp_path / "out"), "--dtype", "f16"]) == cli.USER_ERROR
+    assert "--dtype f16 is of gguf files, and the format is hf; add --format gguf" in capsys.readouterr().err
+    for given, kind in ((), "F32"), (("--dtype", "f16"), "F16"):
+        place = tmp_path / f"{kind}.gguf"
+        assert cli.main(["export", str(folder), str(place), "--format", "gguf", *given]) == cli.DONE
+        assert GgufFile(place).kind("blk.0.attn_q.weight").name == kind
+
+
+@pytest.mark.parametrize("words", [("import",), ("export",), ("quantize", "--weights", "int8")])
+def test_threads_are_as_many_as_are_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    command, *options = words
+    assert cli.main([command, str(folder), str(tmp_path / "out"), *options, "--threads", "1"]) == cli.DONE
+    assert asked == [1]
