@@ -53,7 +53,9 @@ class HarnessModel(LM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A greedy (or, where the task asks, sampled) continuation of each context, up to a stop string."""
+        """A greedy (or, where the task asks, sampled) continuation of each context, up to a stop string or any end that
+        the model names.
+        """
         return [self._continue(*request.args) for request in requests]
 
     def _continue(self, context: str, wanted: dict[str, Any]) -> str:
@@ -65,7 +67,7 @@ class HarnessModel(LM):
         prompt = self.model.prompt_ids(context)
         if self.model.context is not None:
             prompt = prompt[-max(1, self.model.context - most) :]
-        return self.model.session.generate([prompt], sampling, Limits(most, stop))[0].text
+        return self.model.session.generate([prompt], sampling, Limits(most, stop, self.model.usage.ends))[0].text
 
     def _parts(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, split where the continuation begins; spaces at the end of a context belong to what follows."""

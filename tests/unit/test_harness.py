@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +73,15 @@ def test_generation_ends_at_the_stop_string(model: HarnessModel) -> None:
     [text] = model.generate_until([asked("Once upon a time", {"until": ["."], "max_gen_toks": 40})])
     assert text.strip(" ,").startswith("there was a little girl named Lily")
     assert "." not in text
+
+
+def test_generation_ends_at_any_end_that_the_model_names(data_dir: Path) -> None:
+    found = hw.load(data_dir / STORIES)
+    stop = found.codec.encode("little")[-1]
+    found.usage = replace(found.usage, ends=(*found.usage.ends, stop))
+    [text] = HarnessModel(found).generate_until([asked("Once upon a time", {"max_gen_toks": 40})])
+    assert text.strip(" ,") == found.generate("Once upon a time", 40, temperature=0).strip(" ,")
+    assert len(text) < 40
 
 
 @pytest.fixture
