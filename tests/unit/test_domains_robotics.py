@@ -227,6 +227,22 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.
         opened(tmp_path, **{"task.text": True})
 
 
+def test_a_few_demonstrations_judge_a_policy_that_plays_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever side of a split they would stand on; training needs some on both."""
+    given(monkeypatch, made())
+    task = opened(tmp_path, **OFFLINE)
+    task.save(tmp_path)
+    model, one = built(task), made(count=1)
+    given(monkeypatch, one)
+    for share, message in ((0.99, "none of 1 demonstrations is left to train on"), (0.0, "the validation split of 1")):
+        few = opened(tmp_path, **OFFLINE, **{"task.split": {"validation": share, "test": 0.0}})
+        assert few.evaluate(model, "all")["samples"] >= len(one.actions)
+        with pytest.raises(UserError, match=message):
+            few.adapt(tiny().model)
+
+
 def test_environments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
         ("CartPole-v1", "takes actions of 2 choices, and this policy says 2 numbers"),

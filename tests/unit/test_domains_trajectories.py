@@ -318,8 +318,13 @@ def test_what_does_not_fit_is_told_before_any_work(
     path = saved(tmp_path, **given)
     recipe = "trajectories" if isinstance(settings.get("model"), str) else tiny()
     every = {**SETTINGS, **OFFLINE, **settings}
+
+    def begin() -> None:
+        chosen = configured(recipe, str(path), every, None)
+        open_task(chosen, tmp_path).adapt(chosen.model)
+
     with pytest.raises(UserError, match=message):
-        open_task(configured(recipe, str(path), every, None), tmp_path)
+        begin()
 
 
 @pytest.mark.parametrize(

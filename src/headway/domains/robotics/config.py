@@ -18,7 +18,7 @@ from headway.data.episodes import steps_within
 from headway.data.store import cache_root
 from headway.domains.robotics.checks import check_known, check_model, check_settings, check_start
 from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, read_codec, spread, words_of
-from headway.domains.robotics.task import Robotics
+from headway.domains.robotics.task import Robotics, nothing_left
 from headway.environments import VARIABLE, check_stored
 from headway.errors import ConfigError, UserError, nearest
 from headway.train import Recipe, TaskConfig
@@ -80,8 +80,8 @@ class RoboticsConfig(TaskConfig):
         if not found.actions.shape[1]:
             raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; give others")
         sides = sides_of(found.keys(), found.named, self.split)
-        if not len(sides["train"]):
-            raise UserError(f"none of {len(found)} demonstrations is left to train on; hold out fewer with task.split")
+        if known is None and not len(sides["train"]):
+            raise nothing_left(found)
         codec = self._fitted(found, sides["train"]) if known is None else self._kept(known, found)
         codec = self._told(codec, found)
         check_start(model, codec, recipe.start)

@@ -56,8 +56,6 @@ class Robotics(Sided):
         self.plays = bool(self.played)
         self.goal = "score" if self.plays else "loss"
         self.goal_better: Literal["min", "max"] = "max" if self.plays else "min"
-        if not self.plays:
-            self._windows("validation")  # which must have some
 
     def _open(self) -> dict[str, Copies]:
         """Copies of the environment of each task that has one, by its name."""
@@ -69,7 +67,14 @@ class Robotics(Sided):
         return dict(zip(places, copies))
 
     def adapt(self, model: ModelConfig) -> ActConfig:
-        """`model` with the sizes of states, pictures and actions, and the words of tasks."""
+        """`model` with the sizes of states, pictures and actions, and the words of tasks.
+
+        UserError where nothing is left to train on or, without an environment, to judge by.
+        """
+        if not len(self.sides["train"]):
+            raise nothing_left(self.data)
+        if not self.plays:
+            self._windows("validation")
         config = cast(ActConfig, model)
         cameras = tuple(camera.read for camera in self.codec.cameras)
         observation = replace(config.observation, states=len(self.codec.mean), cameras=cameras)
@@ -189,3 +194,8 @@ class Robotics(Sided):
     def close(self) -> None:
         for copies in self.played.values():
             copies.close()
+
+
+def nothing_left(data: Demonstrations) -> UserError:
+    """What is raised where all demonstrations are held out."""
+    return UserError(f"none of {len(data)} demonstrations is left to train on; hold out fewer with task.split")

@@ -48,6 +48,13 @@ class TrajectoryCodec:
     def image(self) -> bool:
         return len(self.shape) == 3
 
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of a state as a model reads it."""
+        if self.image and last_is_channels(self.shape):
+            return (self.shape[2], *self.shape[:2])
+        return self.shape
+
     def states(self, states: np.ndarray) -> np.ndarray:
         """[..., *shape] as float32; images become [..., C, H, W]."""
         if not self.image:

@@ -16,7 +16,7 @@ from headway.data.episodes import Episodes, joined
 from headway.data.recordings import read_episodes
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
 from headway.domains.trajectories.rollout import AT_ONCE, check_fits, check_known
-from headway.domains.trajectories.task import Trajectories
+from headway.domains.trajectories.task import Trajectories, nothing_left
 from headway.environments import VARIABLE, Copies, Mixture, Recorder, check_stored
 from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, TrajectoryEmbedConfig, TransformerConfig
@@ -38,8 +38,8 @@ class TrajectoriesConfig(TaskConfig):
     Where an environment is known (`env`, or what the data say, or HEADWAY_ENV), `episodes` are played there at each
     evaluation, asked for the return `target`, none for the best of the training data; with 0 held-out episodes judge
     alone. `draw` draws choices by their probabilities, as the paper does for Atari, in place of the most probable.
-    `random` episodes of a policy of chance are recorded there and added to the data. Episodes that are equal never
-    stand on two sides of the `split`.
+    `random` episodes of a policy of chance are recorded there and added to the data, though not to its split "all".
+    Episodes that are equal never stand on two sides of the `split`.
     """
 
     context: int = 20
@@ -74,22 +74,23 @@ class TrajectoriesConfig(TaskConfig):
         """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
         model = check_model(recipe.model)
         rows = recipe.train.rows(self.context)
-        paths = recipe.files(data)
-        episodes = read_episodes(paths)
+        known = read_codec(workspace) if (workspace / FILE).is_file() else None
+        episodes = read_episodes(recipe.files(data))
+        given = len(episodes)
         name = self._environment(episodes)
         copies = self._copies(name)
         if self.random:
             episodes = self._with_random(episodes, copies)
         sides = sides_of(episodes.keys(), episodes.named, self.split)
-        if not len(sides["train"]):
-            raise UserError(f"no one of {len(episodes)} episodes is left to train on; hold out fewer with task.split")
+        if known is None and not len(sides["train"]):
+            raise nothing_left(episodes)
         sides["train"] = self._best(episodes, sides["train"])
-        codec = self._codec(episodes, sides["train"], name, copies, workspace)
+        codec = self._codec(episodes, sides["train"], name, copies, known)
         check_known(codec, episodes)
         if copies is not None:
             check_fits(codec, copies)
-        _check_spaces(model, codec, episodes, recipe.start is not None)
-        return Trajectories(self, episodes, sides, codec, copies, rows, recipe.train.seed)
+        _check_spaces(model, codec, recipe.start is not None)
+        return Trajectories(self, episodes, given, sides, codec, copies, rows, recipe.train.seed)
 
     def _environment(self, episodes: Episodes) -> str:
         """The name of the environment in which the model is judged; "" where none is known."""
@@ -133,13 +134,17 @@ class TrajectoriesConfig(TaskConfig):
         return np.sort(training[order])
 
     def _codec(
-        self, episodes: Episodes, training: np.ndarray, name: str, copies: Copies | None, workspace: Path
+        self,
+        episodes: Episodes,
+        training: np.ndarray,
+        name: str,
+        copies: Copies | None,
+        known: TrajectoryCodec | None,
     ) -> TrajectoryCodec:
-        """That of the run, or of the model that it starts from; else one of the training data."""
-        if (workspace / FILE).is_file():
-            found = read_codec(workspace)
-            target = found.target if self.target is None else self.target
-            return replace(found, target=target, context=self.context, environment=name, draw=self.draw)
+        """The one that is `known`, of the run or of the model that it starts from; else one of the training data."""
+        if known is not None:
+            target = known.target if self.target is None else self.target
+            return replace(known, target=target, context=self.context, environment=name, draw=self.draw)
         choices = copies.spaces.choices if copies is not None else None
         return fitted(
             episodes,
@@ -165,13 +170,13 @@ def check_model(model: ModelConfig) -> TransformerConfig:
     return model
 
 
-def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, episodes: Episodes, started: bool) -> None:
+def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: bool) -> None:
     """ConfigError for a model that reads numbers where the data have images, or the reverse; and for one that is
     `started` from whose weights are for other states or actions than the data's. Others get the data's sizes.
     """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)
-    shape, wanted = codec.states(episodes.states[:1]).shape[1:], embed.states.shape
+    shape, wanted = codec.seen, embed.states.shape
     if len(wanted) != len(shape):
         kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(

@@ -30,6 +30,7 @@ from headway.models import (
     NumbersConfig,
     PatchesConfig,
     StepHeadConfig,
+    TrajectoryEmbed,
     TrajectoryEmbedConfig,
     Transformer,
     TransformerConfig,
@@ -55,38 +56,40 @@ class Trajectories(Sided):
         self,
         config: TrajectoriesConfig,
         episodes: Episodes,
+        given: int,
         sides: dict[str, np.ndarray],
         codec: TrajectoryCodec,
         copies: Copies | None,
         rows: int,
         seed: int,
     ) -> None:
-        """`sides` are the numbers of the episodes of each split."""
-        self.config, self.episodes, self.sides, self.codec = config, episodes, sides, codec
+        """The first `given` episodes are those of the data, which the split "all" has alone; `sides` are the numbers of
+        the episodes of each other split.
+        """
+        self.config, self.episodes, self.given, self.sides, self.codec = config, episodes, given, sides, codec
         self.copies = copies if config.episodes else None
         self.plays = self.copies is not None
         self.measure = "squared error of an action" if codec.choices is None else "nats of a choice"
         self.rows, self.seed = rows, seed
         self.goal = "return_mean" if self.plays else "loss"
         self.goal_better: Literal["min", "max"] = "max" if self.plays else "min"
-        if not self.plays:
-            self._windows("validation")  # which must have some
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
         """`model` with the sizes of states and actions, timesteps for the longest episode, and the heads that are
-        trained beside those it has.
+        trained beside those it has. UserError for data and settings that nothing can be trained by.
         """
+        self._check_training()
         config = cast(TransformerConfig, model)
-        embed = cast(TrajectoryEmbedConfig, config.embed)
+        before = cast(TrajectoryEmbedConfig, config.embed)
         longest = int(self.episodes.lengths.max())
         limit = None if self.copies is None else self.copies.horizon
         embed = replace(
-            embed,
-            states=self._sized(embed.states),
+            before,
+            states=self._sized(before.states),
             actions=self.codec.actions,
             discrete=self.codec.choices is not None,
             returns=self.config.condition,
-            timesteps=max(embed.timesteps, longest, limit or 0),
+            timesteps=max(before.timesteps, longest, limit or 0),
         )
         if config.context is not None and config.context < self.codec.context * embed.tokens:
             raise ConfigError(
@@ -95,21 +98,33 @@ class Trajectories(Sided):
             )
         wanted = {"states": bool(self.config.states), "returns": bool(self.config.returns)}
         heads = step_heads(embed, **{name: is_set or name in config.heads for name, is_set in wanted.items()})
-        own = config.heads.get("actions")
-        if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
+        own, same = config.heads.get("actions"), before.discrete == embed.discrete
+        if same and isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
             heads["actions"] = own  # with the bias and the activation that it has
         return replace(config, embed=embed, heads=heads)
+
+    def _check_training(self) -> None:
+        """UserError where nothing is left to train on, or to judge by; ConfigError for next states that are images."""
+        if not len(self.sides["train"]):
+            raise nothing_left(self.episodes)
+        if not self.plays:
+            self._windows("validation")
+        weight = self.config.states
+        if weight and self.codec.image:
+            raise ConfigError(
+                f"task.states is {weight}, and the data's states are images, which no head says; set it to 0"
+            )
 
     def _sized(self, states: Any) -> Any:
         if isinstance(states, NumbersConfig):
             return replace(states, size=self.codec.shape[0])
         if isinstance(states, (PatchesConfig, ConvolutionsConfig)):
-            channels, *size = self.codec.states(self.episodes.states[:1]).shape[1:]
+            channels, *size = self.codec.seen
             return replace(states, channels=channels, size=tuple(size))
         return states
 
     def _windows(self, split: str) -> Windows:
-        numbers = np.arange(len(self.episodes)) if split == "all" else self.sides.get(split, np.zeros(0, int))
+        numbers = np.arange(self.given) if split == "all" else self.sides.get(split, np.zeros(0, int))
         if not len(numbers):
             raise UserError(
                 f"the {split} split of {len(self.episodes)} episodes is empty; give files named {split}, a larger "
@@ -167,19 +182,23 @@ class Trajectories(Sided):
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         """What episodes are worth that are played from seeds of this split alone, asked for the target; and the loss
         on held-out episodes, with the accuracy of choices, where there are any. `limit` is the most episodes of each.
+        Raises UserError, before any work, for an episode that is too long for the model.
         """
         scores: dict[str, Any] = {}
+        windows = None
+        if not self.plays or split == "all" or len(self.sides.get(split, ())):
+            windows = self._windows(split)
+            _check_lengths(model, windows, limit)
         if self.copies is not None:
             seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
             played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
             scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
-        if not self.plays or split == "all" or len(self.sides[split]):
-            scores |= self._held_out(model, split, limit)
+        if windows is not None:
+            scores |= self._held_out(model, windows, limit)
         return scores
 
     @torch.no_grad()
-    def _held_out(self, model: nn.Module, split: str, limit: int | None) -> dict[str, Any]:
-        windows = self._windows(split)
+    def _held_out(self, model: nn.Module, windows: Windows, limit: int | None) -> dict[str, Any]:
         total, right, steps = 0.0, 0, 0
         with evaluating(model):
             for first, last, owner in windows.once(_JUDGED_AT_ONCE):
@@ -227,6 +246,22 @@ class Trajectories(Sided):
     def close(self) -> None:
         if self.copies is not None:
             self.copies.close()
+
+
+def nothing_left(episodes: Episodes) -> UserError:
+    """What is raised where all episodes are held out."""
+    return UserError(f"no one of {len(episodes)} episodes is left to train on; hold out fewer with task.split")
+
+
+def _check_lengths(model: nn.Module, windows: Windows, limit: int | None) -> None:
+    """UserError for an episode, of the first `limit`, of more steps than the model has timesteps for."""
+    longest = int((windows.ends - windows.starts)[:limit].max())
+    known = cast(TrajectoryEmbed, model.embed).config.timesteps
+    if longest > known:
+        raise UserError(
+            f"an episode has {longest:,} steps, and this model knows {known:,} timesteps; leave the episode out, or "
+            f"train a model with model.embed.timesteps={longest}"
+        )
 
 
 def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:

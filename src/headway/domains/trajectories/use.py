@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.data.video import check_film
-from headway.domains.trajectories.codec import read_codec
+from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
 from headway.domains.trajectories.rollout import AT_ONCE, check_fits, play, worth
 from headway.environments import Copies, check_stored, start_of
 from headway.environments.film import filming
@@ -32,11 +32,17 @@ def rollout(
     `env` is named by the user: an id of gymnasium's or module:Name; None is where the run was judged. Episode i starts
     from `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws choices by their
     probabilities, or does not (None: as the run says). Raises UserError, before any
-    work, for an environment that does not fit.
+    work, for scales or an environment that do not fit, and for what the model has no use for.
     """
-    if not isinstance(getattr(model.config, "embed", None), TrajectoryEmbedConfig):
+    embed = getattr(model.config, "embed", None)
+    if not isinstance(embed, TrajectoryEmbedConfig):
         raise UserError(f"{directory} is no model of trajectories; give a run of the recipes trajectories or cartpole")
     codec = read_codec(directory)
+    _check_scales(embed, codec, directory)
+    if targets and not embed.returns:
+        raise UserError(f"{directory} reads no returns, so none can be asked for; leave --target-return out")
+    if draw and codec.choices is None:
+        raise UserError(f"{directory} says actions of {codec.told}, which are not drawn; leave --draw out")
     codec = codec if draw is None else replace(codec, draw=draw)
     name = env or check_stored(codec.environment)
     if not name:
@@ -55,3 +61,16 @@ def rollout(
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
     return {"environment": name, "seed": start, **first, "results": results, "render": render}
+
+
+def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:
+    """UserError for scales of other states or actions than the model's."""
+    own, theirs = (
+        f"states of {' x '.join(map(str, shape))} numbers and actions of {count} {'choices' if discrete else 'numbers'}"
+        for shape, count, discrete in (
+            (embed.states.shape, embed.actions, embed.discrete),
+            (codec.seen, codec.actions, codec.choices is not None),
+        )
+    )
+    if own != theirs:
+        raise UserError(f"{directory} has a model of {own}, and its {FILE} is of {theirs}; put that of its data there")
