@@ -20,6 +20,7 @@ from headway.cli import main as cli
 from headway.data import recordings
 from headway.data.episodes import joined
 from headway.data.recordings import read_episodes, write_episodes
+from headway.domains.trajectories.pictures import film_strips
 from headway.environments import SEEDS, Copies, Demonstrating, Mixture, Recorder, Shots, Step, start_of
 from headway.errors import UserError
 
@@ -74,6 +75,20 @@ class Fast(Canvas):
 class Slow(Canvas):
     metadata = {"render_fps": 20}
 '''
+
+REGISTERED = """
+import gymnasium
+from canvas import Canvas
+
+class Bare(Canvas):
+    metadata = {"render_modes": ["rgb_array"]}
+
+def lost(**given):
+    raise KeyError("a map")
+
+gymnasium.register("HeadwayBare-v0", entry_point=Bare)
+gymnasium.register("HeadwayLost-v0", entry_point=lost)
+"""
 
 
 @pytest.fixture
@@ -144,6 +159,24 @@ def test_environments_of_copies_that_cannot_be_are_closed(
     with pytest.raises(UserError, match=message):
         Copies(name, 3, cameras=cameras)
     assert getattr(sys.modules["canvas"], name.partition(":")[2]).closed == 3
+
+
+def test_a_registered_environment_needs_no_render_mode(
+    own: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be drawn, or made, is told, and a finished run goes on to its report."""
+    own_module(own, "registered", REGISTERED, monkeypatch)
+    with Copies("registered:HeadwayBare-v0", 1) as copies:
+        assert copies.reset(0, 0).tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"'HeadwayBare-v0' cannot be made .TypeError: .*render_mode"):
+        Copies("HeadwayBare-v0", 1, drawn=True)
+    with pytest.raises(UserError, match=r"'HeadwayLost-v0' cannot be made .KeyError: 'a map'.; correct what makes it"):
+        Copies("HeadwayLost-v0", 1)
+    assert film_strips(None, None, "HeadwayBare-v0", [1.0]) == []  # type: ignore[arg-type]
+    assert "the report has no pictures of episodes" in caplog.text
+    (own / "spoilt.py").write_text("nothing.at_all\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"the module 'spoilt' cannot be imported .name 'nothing' is not defined"):
+        Copies("spoilt:Any", 1)
 
 
 def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None:

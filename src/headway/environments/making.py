@@ -81,11 +81,12 @@ def _of_metaworld(name: str, drawn: bool) -> Any:
 
 
 def _known(package: Any, name: str, drawn: bool) -> Any:
-    errors, mode = package.error, "rgb_array" if drawn else None
+    errors = package.error
+    drawing = {"render_mode": "rgb_array"} if drawn else {}  # which not every maker takes
     try:
         _import_maker(package, name)
         warned_in_the_log()
-        return package.make(name, render_mode=mode, disable_env_checker=True)
+        return package.make(name, disable_env_checker=True, **drawing)
     except errors.DependencyNotInstalled as error:
         raise UserError(f"the environment {name!r} needs a package ({first_line(error)}); {INSTALL}") from error
     except errors.NamespaceNotFound as error:
@@ -94,6 +95,8 @@ def _known(package: Any, name: str, drawn: bool) -> Any:
         raise UserError(f"there is no environment {name!r}; {nearest(name, package.registry)}") from error
     except (ImportError, errors.Error) as error:
         raise UserError(f"the environment {name!r} cannot be made ({first_line(error)}); choose another") from error
+    except Exception as error:  # its maker may raise anything
+        raise _unmade(name, error) from error
 
 
 def _own(package: Any, name: str, drawn: bool) -> Any:
@@ -113,7 +116,7 @@ def own_function(name: str, what: str, missing_is_none: bool = False) -> Callabl
         sys.path.insert(0, os.getcwd())
     try:
         loaded = import_module(module)
-    except (ImportError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a module may raise anything
         raise UserError(
             f"{what} {name!r}: the module {module!r} cannot be imported ({first_line(error)}); "
             "run from the folder that holds it, or install it"
@@ -136,9 +139,13 @@ def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
     try:
         return maker(render_mode="rgb_array") if drawn else maker()
     except Exception as error:
-        raise UserError(
-            f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise _unmade(name, error) from error
+
+
+def _unmade(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)}); correct what makes it"
+    )
 
 
 def _takes_mode(maker: Callable[..., Any]) -> bool:
