@@ -10,6 +10,7 @@ import pytest
 
 from headway.codecs.moves import NUMBERS
 from headway.config import override
+from headway.data import SplitConfig
 from headway.data.files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
@@ -96,7 +97,7 @@ def test_positions_that_are_none_are_told_and_the_program_goes_on(fen: str, mess
     assert said[-1].startswith("bestmove ")
 
 
-@pytest.mark.parametrize("go", ["searchmoves e2e5", "movetime soon", "wtime 1234.5 btime 1000"])
+@pytest.mark.parametrize("go", ["searchmoves e2e5", "movetime soon", "wtime 1234.5 btime 1000", "mate 3"])
 def test_every_go_has_its_answer(go: str) -> None:
     said = session(f"position startpos\ngo {go}\n")
     assert said[0].startswith("info string ")
@@ -158,6 +159,26 @@ def test_positions_of_one_game_stand_on_one_side(tmp_path: Path) -> None:
     assert keys[0] == keys[2] == keys[4]
     own = "FEN,Moves\nr6k/pp2r2p/4Rp1Q/3p4/8/1N1P2R1/PqP2bPP/7K b - - 0 24,f2g3 e6e7 b2b1 b3c1\n"
     assert len(set(open_positions([write(tmp_path, "c.csv", own)], 0.5, False).keys.tolist())) == 1
+
+
+def test_games_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    """Where files are named, as where none is."""
+    both, one, other = (f'[Result "1-0"]\n\n1. {moves} 1-0\n\n' for moves in ("e4 e5", "d4 d5 2. c4", "c4 c5"))
+    write(tmp_path, "train.pgn", both + one)
+    write(tmp_path, "test.pgn", both + other)
+    source = open_positions([tmp_path], 0.5, False)
+    sides = source.split(SplitConfig(0.0, 0.0))
+    assert [len(sides[side]) for side in ("train", "validation", "test")] == [3, 0, 4]
+    assert not set(source.keys[sides["train"]]) & set(source.keys[sides["test"]])
+
+
+def test_tables_of_positions_alone_are_labelled(tmp_path: Path) -> None:
+    table = write(tmp_path, "a.csv", f"id,FEN\n1,{CASTLES}\n2,{MATE}\n")
+    assert [board.fen() for board, _ in bare_positions(File(table))] == [CASTLES, MATE]
+    with pytest.raises(UserError, match="no column 'bestmove' or 'moves'"):
+        open_positions([table], 0.5, False)
+    with pytest.raises(UserError, match="no column 'position' or 'fen'"):
+        list(bare_positions(File(write(tmp_path, "b.csv", "id,board\n"))))
 
 
 def test_all_moves_with_values_are_learnt_from_in_the_first_epoch(tmp_path: Path) -> None:

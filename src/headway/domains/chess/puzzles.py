@@ -13,7 +13,7 @@ from headway.data.files import find_files, unpacked
 from headway.domains.chess.limits import Limits
 from headway.domains.chess.player import Player
 from headway.domains.chess.rules import board_of, chess, move_named
-from headway.domains.chess.sources import KINDS, found_moves, rows_of
+from headway.domains.chess.sources import KINDS, MOVE_NAMES, POSITION_NAMES, found_moves, rows_of
 from headway.errors import UserError
 from headway.metrics import wilson
 
@@ -35,7 +35,7 @@ def puzzles(path: Path) -> Iterator[Puzzle]:
     for file in unpacked(find_files(path, KINDS), KINDS):
         if file.kind != ".csv":
             raise UserError(f"{file} holds no puzzles; give a .csv of position and bestmove, or Lichess's")
-        for where, row, (position, move) in rows_of(file):
+        for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
             board, moves = board_of(row[position], where), found_moves(row[move], where)
             if move.lower() != "moves":
                 yield Puzzle(where, board, [[move_named(board, text, where) for text in moves]], [])

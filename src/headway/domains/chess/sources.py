@@ -95,8 +95,8 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
             if line.strip():
                 yield board_of(" ".join(line.split()[:4]), f"{file}, line {number}"), ""
         return
-    for where, row, names in rows_of(file):
-        yield board_of(row[names[0]], where), row.get("game", "")
+    for where, row, (position,) in rows_of(file, POSITION_NAMES):
+        yield board_of(row[position], where), row.get("game", "")
 
 
 def _of_games(file: File) -> Iterator[tuple[chess.Board, str]]:
@@ -169,7 +169,7 @@ def _of_csv(file: File) -> Iterator[Sample]:
     """Labels of an engine (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles, whose
     first move is the opponent's.
     """
-    for where, row, (position, move) in rows_of(file):
+    for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
         board = board_of(row[position], where)
         moves = found_moves(row[move], where)
         if move.lower() == "moves":
@@ -226,12 +226,12 @@ def _number(text: str, where: str) -> float:
         raise UserError(f"{where}: {text!r} is no evaluation; write centipawns as 34, a mate as #3") from None
 
 
-def rows_of(file: File) -> Iterator[tuple[str, dict[str, str], tuple[str, str]]]:
-    """Where a row stands, its values by name, and the names of the columns of positions and of moves."""
+def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+    """Where a row stands, its values by name, and the name of each column that is `wanted`, by one of its names."""
     reader = csv.reader((line + "\n" for line in lines(file)), strict=True)
     try:
         header = next(reader, [])
-        names = _column(file, header, POSITION_NAMES), _column(file, header, MOVE_NAMES)
+        names = [_column(file, header, each) for each in wanted]
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if len(row) != len(header):

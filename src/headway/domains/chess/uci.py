@@ -121,6 +121,8 @@ class Uci:
             return
         board, values = self.board, _values(words)
         try:
+            if "mate" in values:
+                raise UserError("go mate: mates in so many moves are not looked for; give nodes, depth or movetime")
             only = [move_named(board, text) for text in values.get("searchmoves", [])]
             limits = Limits(_number(values, "nodes"), _number(values, "depth"), self._seconds(board, values))
         except UserError as error:
