@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_the_command_and_going_on(stockfish: str, tmp_path: Path, capsys: pytest
     ("go", "message"),
     [
         ("time.sleep(60)", "said nothing for 0.5 s and was ended; check that it speaks UCI"),
+        ('print("info depth 1", flush=True); time.sleep(60)', "said nothing for 0.5 s and was ended"),
         ("sys.exit(3)", "ended by itself with code 3"),
     ],
 )
@@ -135,6 +137,30 @@ def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str,
         with pytest.raises(UserError, match=message):
             engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
         assert engine._process.wait(5) is not None
+
+
+def test_a_program_that_tells_of_its_thinking_is_waited_for(tmp_path: Path) -> None:
+    thinks = f'[(print("info depth 1", flush=True), time.sleep(0.1)) for _ in range(25)]; {ANSWER}'
+    with UciEngine(fake(tmp_path, thinks), patience=20) as engine:
+        engine.patience = 1.0
+        assert engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0).best == "a2a3"
+
+
+def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\n{fake(tmp_path, 'time.sleep(30)')}\nexit 0\n")
+    script.chmod(0o755)
+    with UciEngine(str(script), patience=20) as engine:
+        engine.patience = 0.5
+        with pytest.raises(UserError, match=r"said nothing for 0\.5 s and was ended"):
+            engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
+        asked = time.monotonic()
+    idle = UciEngine(str(script), patience=20)
+    idle._say("go")
+    idle.close()
+    assert time.monotonic() - asked < 20
+    assert not engine._listener.is_alive()  # no one is left who could speak
+    assert not idle._listener.is_alive()
 
 
 def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from headway.domains.chess.match import Side
+    from headway.domains.chess.match import ModelSide, Side
 
 EXAMPLE = """
 headway chess match runs/chess --opponent stockfish --elo 1320 --games 200
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.match import ModelSide, as_pgn, play_match, rungs
+    from headway.domains.chess.match import ModelSide, Tally, as_pgn, play_match, rungs
     from headway.domains.chess.openings import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         seconds = None if args.our_nodes else args.movetime
         ours = ModelSide(player, args.model.name, seconds, args.our_nodes)
 
-        def done(tally: Any, played: Any) -> None:
+        def done(tally: Tally, played: Any) -> None:
             terminal.note(
                 f"game {tally.games}: {played.result} ({played.end}); +{tally.wins} ={tally.draws} -{tally.losses}"
             )
@@ -64,13 +64,22 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             for nodes, elo in rungs(args.nodes, args.elo):
                 with closing(_opponent(args, nodes, elo)) as theirs:
                     terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
-                    found = play_match(ours, theirs, starts, args.games, done).scores()
-                    matches.append({"opponent": theirs.name, **found})
-        finally:  # what is finished is not lost
-            terminal.table([_row(match) for match in matches])
+                    tally = Tally()
+                    try:
+                        play_match(ours, theirs, starts, args.games, tally, done)
+                    finally:
+                        if tally.games:
+                            matches.append({"opponent": theirs.name, **tally.scores()})
+        finally:  # games that are finished are not lost
+            if matches:
+                _tell(terminal, ours, matches)
+
+
+def _tell(terminal: Terminal, ours: ModelSide, matches: list[dict[str, Any]]) -> None:
     rate = ours.looked / max(1e-9, ours.spent)
+    terminal.table([_row(match) for match in matches])
     terminal.say(f"{rate:,.0f} positions a second")
-    terminal.result({"search": player.search, "matches": matches, "positions_per_second": rate})
+    terminal.result({"search": ours.player.search, "matches": matches, "positions_per_second": rate})
 
 
 def _row(match: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -21,6 +22,7 @@ _PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # where program
 _MULTIPV = re.compile(r" multipv (\d+) ")
 SLOWEST = 1000.0  # nodes a second that any machine has
 _PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and beyond the time it was given
+_END = 1.0  # seconds that a program has to end when it is asked to
 
 
 class Line(NamedTuple):
@@ -53,8 +55,9 @@ def find_engine(name: str) -> list[str]:
 
 
 class UciEngine:
-    """A program that is asked over UCI. A UserError, and its end, where it says nothing for too long. Options that it
-    does not have are an error, unless they are among the `wished`.
+    """A program that is asked over UCI. A UserError, and its end, where it says nothing for too long; one that thinks
+    longer than it should and goes on to tell of it is waited for. Options that it does not have are an error, unless
+    they are among the `wished`.
     """
 
     def __init__(
@@ -74,13 +77,15 @@ class UciEngine:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is for us, who then end it
+                start_new_session=True,  # Ctrl-C is for us, who then end it and what it has started
             )
         except OSError as error:
             raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._told: dict[int, str] = {}  # the last line of each of the best moves
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._heard = time.monotonic()  # when it said anything last
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.options: dict[str, str] = {}
         try:
             self._start(options or {}, wished or {})
@@ -107,27 +112,37 @@ class UciEngine:
         self._say(f"position fen {fen}{played}\ngo {go}")
         until = time.monotonic() + seconds + self.patience
         while True:
-            words = self._hear(until).split()
+            words = self._hear(until, thinks=True).split()
             if words[:1] == ["bestmove"]:
                 best = words[1] if len(words) > 1 and words[1] not in ("(none)", "0000") else None
                 lines = (_line(told.split()) for _, told in sorted(self._told.items()))
                 return Answer(best, tuple(lines))
 
     def close(self) -> None:
-        """End the program: asked first, then killed."""
+        """End the program and what it has started: asked first, then killed."""
         process = self._process
-        try:
+        with suppress(OSError, ValueError, subprocess.TimeoutExpired):
             if process.poll() is None and process.stdin is not None:
                 process.stdin.write("quit\n")
                 process.stdin.flush()
-            process.wait(timeout=1)
-        except (OSError, ValueError, subprocess.TimeoutExpired):
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout):
+            process.wait(_END)
+            self._listener.join(_END)
+        if process.poll() is None or self._listener.is_alive():  # whoever could still speak goes on
+            self._kill()
+            self._listener.join(_END)
+        pipes = [process.stdin] if self._listener.is_alive() else [process.stdin, process.stdout]
+        for pipe in pipes:  # one that is still read cannot be closed
             if pipe is not None:
                 with suppress(OSError):  # what was not written yet goes to no one
                     pipe.close()
+
+    def _kill(self) -> None:
+        """End the program, which leads a group of processes, as a script does that starts another program."""
+        if os.name == "posix":
+            with suppress(ProcessLookupError, PermissionError):  # macOS does not permit what has ended already
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
 
     def _start(self, options: Mapping[str, str | int], wished: Mapping[str, str | int]) -> None:
         until = time.monotonic() + self.patience
@@ -157,17 +172,26 @@ class UciEngine:
         except (OSError, ValueError):
             raise self._died() from None
 
-    def _hear(self, until: float) -> str:
-        try:
-            line = self._said.get(timeout=max(0.001, until - time.monotonic()))
-        except queue.Empty:
-            self._process.kill()
-            raise UserError(
-                f"{self.program} said nothing for {self.patience:g} s and was ended; check that it speaks UCI"
-            ) from None
+    def _hear(self, until: float, thinks: bool = False) -> str:
+        """The next line that is no info. A UserError where there is none by then; one that `thinks` has longer, as long
+        as it tells of it.
+        """
+        while True:
+            try:
+                line = self._said.get(timeout=max(0.001, until - time.monotonic()))
+                break
+            except queue.Empty:
+                until = self._heard + self.patience
+                if not thinks or until <= time.monotonic():
+                    raise self._silent() from None
         if line is None:
             raise self._died()
         return line
+
+    def _silent(self) -> UserError:
+        self._kill()
+        told = f"said nothing for {self.patience:g} s and was ended"
+        return UserError(f"{self.program} {told}; check that it speaks UCI")
 
     def _died(self) -> UserError:
         try:
@@ -180,6 +204,7 @@ class UciEngine:
         assert self._process.stdout is not None  # opened as a pipe
         try:
             for line in self._process.stdout:
+                self._heard = time.monotonic()
                 if not line.startswith("info "):
                     self._said.put(line)
                 elif " pv " in line and " score " in line:  # of fifty a position the last few count

@@ -137,10 +137,12 @@ def play_match(
     second: Side,
     openings: Sequence[chess.Board],
     count: int,
+    tally: Tally,
     done: Callable[[Tally, Played], None] | None = None,
-) -> Tally:
-    """`count` games, two from each opening with colours swapped. UserError where the second side fails."""
-    tally = Tally()
+) -> None:
+    """`count` games, two from each opening with colours swapped; `tally` counts each as it ends. UserError where the
+    second side fails.
+    """
     for number in range(count):
         board = openings[number // 2].copy()
         swapped = number % 2 == 1
@@ -154,7 +156,6 @@ def play_match(
         tally.ends[played.end] = tally.ends.get(played.end, 0) + 1
         if done is not None:
             done(tally, played)
-    return tally
 
 
 def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: Tally) -> Played:
