@@ -205,7 +205,7 @@ def test_a_run_is_judged_and_shown(run: Path) -> None:
     assert "exact match, novel pairs" in page
     model = hw.load(run)
     assert model.evaluate(split="novel", limit=3)["samples"] == 3
-    with pytest.raises(UserError, match="no split 'tset'; choose from train, validation, test, novel, all"):
+    with pytest.raises(UserError, match="no split 'tset'; did you mean 'test'"):
         model.evaluate(split="tset")
 
 
