@@ -192,7 +192,7 @@ def main() -> None:
         heads = {head: over_seeds(args, f"head:{args.name}:{head}") for head in HEADS}
         write("robotics-heads", {"task": args.name, "heads": heads})
     else:
-        write("robotics-cameras", {"task": args.name, **run_part(args, f"cameras:{args.name}", args.seed)})
+        write(f"robotics-cameras-{args.name}", {"task": args.name, **run_part(args, f"cameras:{args.name}", args.seed)})
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "robotics-together": acting.robotics_together,
     "robotics-chunks": acting.robotics_chunks,
     "robotics-heads": acting.robotics_heads,
-    "robotics-cameras": acting.robotics_cameras,
+    **{f"robotics-cameras-{task}": acting.robotics_cameras for task in ("reach", "door-open", "drawer-open")},
     "padding": texts.padding,
     "memory": texts.memory,
     **{
