@@ -13,10 +13,14 @@ from headway.checkpoints.native import Weights
 from headway.checkpoints.open import Opened, open_model, use_of
 from headway.checkpoints.published import CONFIG, save_published
 from headway.checkpoints.usage import Usage
-from headway.codecs import Codec
+from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.marks import Marks
+from headway.codecs.styles import frame
+from headway.domains import recipes
+from headway.domains.text import LanguageConfig
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
-from headway.train.run import RunDirectory
+from headway.train.run import RunDirectory, open_recipe
 
 Format = Literal["hf", "gguf"]
 _OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
@@ -54,6 +58,22 @@ def open_quantised(place: Path, weights: Weights | None) -> Opened:
     from headway.engine import load_quantised
 
     return Opened(load_quantised(place, weights), *use_of(place))
+
+
+def open_to_export(place: Path) -> Opened:
+    """A model or run. The tokenizer of a run that learnt from whole documents puts a begin symbol before a text, as its
+    prompts have it.
+    """
+    opened = open_model(place)
+    codec = opened.codec
+    if not RunDirectory(place).exists() or not isinstance(codec, TokenizerCodec) or codec.begin is None:
+        return opened
+    recipes()  # registers the kinds of tasks
+    task = open_recipe(place).task
+    if isinstance(task, LanguageConfig) and not task.crops:
+        begin = codec.tokenizer.id_to_token(codec.begin)
+        frame(codec.tokenizer, "", Marks(bos=begin), {"add_bos_token": True})
+    return opened
 
 
 def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
+from tiny_runs import play_file, train
 
+import headway as hw
 from headway.checkpoints.gguf import GgufFile
 from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.published import save_published
@@ -16,6 +18,8 @@ from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs import train_codec
 from headway.exchange import export_model
+
+TINY = {"model": "gpt2", "model.width": 32, "model.depth": 1, "model.heads": 2}
 
 
 @pytest.fixture
@@ -35,6 +39,22 @@ def test_an_export_says_what_ends_a_text(folder: Path, usage: Usage) -> None:
     said, wanted = json.loads((folder / "out/config.json").read_text()), usage.ends or (codec.end,)
     assert (said["bos_token_id"], said["eos_token_id"]) == (codec.begin, wanted[0])
     assert open_model(folder / "out").usage.ends == wanted
+
+
+@pytest.mark.parametrize("packing", ["documents", "windows"])
+def test_prompts_of_an_export_begin_as_those_of_the_run(packing: str, data_dir: Path, tmp_path: Path) -> None:
+    """Whole documents were learnt from after a begin symbol."""
+    play, run, place = play_file(data_dir, tmp_path), tmp_path / "run", tmp_path / "out"
+    train(
+        run,
+        play,
+        "text",
+        set={"task.packing": packing, "task.codec": "byte", "task.size": 257, "train.steps": 1, **TINY},
+    )
+    assert cli.main(["export", str(run), str(place)]) == cli.DONE
+    ids = hw.load(run).prompt_ids("To be")
+    assert hw.load(place).prompt_ids("To be") == ids
+    assert len(ids) == 5 + (packing == "documents")
 
 
 def test_numbers_of_a_gguf_file_are_of_no_other_format(
