@@ -89,10 +89,10 @@ def recorded(
     found = read_recipe(RunDirectory(directory).recipe)
     if found.name != name:
         raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
-    for name in ("steps", "evaluate_every"):  # which the trainer takes over, where minutes made them
-        wanted, own = (settings or {}).get(f"train.{name}"), getattr(found.train, name)
+    for key in ("steps", "evaluate_every"):  # which the trainer takes over, where minutes made them
+        wanted, own = (settings or {}).get(f"train.{key}"), getattr(found.train, key)
         if wanted is not None and wanted != own:
-            raise UserError(f"{directory} was started with train.{name} {own}, not {wanted}; leave it out to resume")
+            raise UserError(f"{directory} was started with train.{key} {own}, not {wanted}; leave it out to resume")
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
     return configured(found, data, settings, seed, lora=lora)

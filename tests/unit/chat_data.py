@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import headway as hw
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.text.recipes import modern
-from headway.models import build
 from headway.train import Recipe
 
 SYSTEM = {"role": "system", "content": "Say what the customer wants."}
@@ -75,16 +72,3 @@ def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
 def train(run: Path, data: Path, recipe: Recipe, **given: Any) -> hw.Run:
     settings = {"train.steps": 6, "train.keep": 9, "optim.lr": 0.001, **given.pop("set", {})}
     return hw.train(recipe, data=data, set=settings, run=run, progress=False, samples=2, **given)
-
-
-def overfit(task: Any, recipe: Recipe, steps: int) -> tuple[torch.nn.Module, Any, float]:
-    """A model after some steps on the first batch, the batch, and the loss there."""
-    model = build(task.adapt(recipe.model))
-    batch = next(task.batches("train"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = task.loss(model, batch)["loss"]
-        (loss.total / loss.count).backward()
-        optimizer.step()
-    return model, batch, loss.total.item() / loss.count

@@ -10,14 +10,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
+from tiny_models import stirred
 
 from headway.config import override
 from headway.data.demonstrations import Demonstrations
 from headway.domains import recipe as find_recipe
 from headway.domains.robotics import config as robotics_config
 from headway.domains.robotics.task import Robotics
-from headway.models import Act, act, build
+from headway.models import Act, act
 from headway.recipes import configured, open_task
 from headway.train import Recipe
 
@@ -146,9 +146,4 @@ def opened(workspace: Path, **settings: Any) -> Robotics:
 
 
 def built(task: Any, **settings: Any) -> Act:
-    model: Any = build(task.adapt(tiny(**settings).model), 1)
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1)
-    return model.eval()
+    return stirred(task, tiny(**settings), 0.1)

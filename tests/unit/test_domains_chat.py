@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from chat_data import chats, choices, opened, overfit, small, train, write
+from chat_data import chats, choices, opened, small, train, write
+from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 from headway.checkpoints.open import open_model

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from understanding_data import opened, overfit, small, write_questions, write_sentences
+from tiny_models import overfit
+from understanding_data import opened, small, write_questions, write_sentences
 
 from headway.domains.understanding.contrast import Partners, contrast
 from headway.domains.understanding.recipes import embedding
@@ -32,7 +33,7 @@ def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> Non
     assert batch.tokens == 16
     kept = sum(int(part.layout.keep.sum()) for part in batch.texts.parts)
     assert kept / batch.computed > 0.9
-    model, loss = overfit(task, recipe, steps=60)
+    model, _, loss = overfit(task, recipe, steps=60)
     assert loss < 0.05
     scores = task.evaluate(model)
     assert scores.keys() >= {"recall_at_1", "recall_at_5", "recall_at_1_interval", "samples"}
@@ -52,7 +53,7 @@ def test_texts_of_a_label_are_partners_and_no_negatives(questions: Path) -> None
     assert batch.same.float().mean() < 0.5
     again = [b.texts.order.tolist() for b in islice(task.batches("train", start=3), 2)]
     assert again == [b.texts.order.tolist() for b in islice(task.batches("train"), 5)][3:]
-    model, loss = overfit(task, recipe, steps=60)
+    model, _, loss = overfit(task, recipe, steps=60)
     assert loss < 0.05
     scores = task.evaluate(model)
     assert scores["accuracy"] > 1 / 6

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from chat_data import SYSTEM, chats, choices, opened, overfit, questions, say, small, train, write
+from chat_data import SYSTEM, chats, choices, opened, questions, say, small, train, write
 from safetensors.torch import load_file
+from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 import headway as hw

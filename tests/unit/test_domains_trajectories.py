@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import stirred
 from torch import nn
 from trajectory_data import SETTINGS, made, opened, saved, tiny
 
@@ -27,12 +28,7 @@ OFFLINE = {"task.episodes": 0}
 
 
 def built(task: Any, **settings: Any) -> Transformer:
-    model: Any = build(task.adapt(tiny(**settings).model), 1)
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.2)
-    return model.eval()
+    return stirred(task, tiny(**settings), 0.2)
 
 
 def test_a_window_holds_the_steps_that_an_agent_sees(tmp_path: Path) -> None:

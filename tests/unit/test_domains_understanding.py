@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from understanding_data import opened, overfit, small, write_questions, write_sentences
+from tiny_models import overfit
+from understanding_data import opened, small, write_questions, write_sentences
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import train_codec
@@ -82,7 +83,7 @@ def test_hardly_anything_is_padding(data_dir: Path, tmp_path: Path, monkeypatch:
 def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path: Path) -> None:
     recipe = small(classification())
     task = opened(recipe, questions)
-    model, loss = overfit(task, recipe)
+    model, _, loss = overfit(task, recipe)
     assert loss < 0.05
     scores = task.evaluate(model, "train")
     assert scores["accuracy"] > 0.3  # it has seen a batch
@@ -135,7 +136,7 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
     marks = ids == task.codec.end
     assert torch.equal(marks.sum(1), torch.full((len(ids),), 2))
     assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.keep).long())
-    model, loss = overfit(task, recipe)
+    model, _, loss = overfit(task, recipe)
     assert loss < 0.05
     found = classify(model, task.codec, task.labels, [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")])
     assert set(found[0]) == {"same", "other"}
@@ -149,7 +150,7 @@ def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCapt
     task = opened(recipe, path)
     assert "all labels are numbers" in caplog.text
     assert task.goal == "spearman"
-    model, loss = overfit(task, recipe)
+    model, _, loss = overfit(task, recipe)
     assert loss < 0.1
     scores = task.evaluate(model)
     assert scores.keys() >= {"pearson", "pearson_interval", "spearman", "spearman_interval", "samples"}
@@ -163,7 +164,7 @@ def test_tagging_overfits_one_batch_and_is_used(speeches: Path, tmp_path: Path) 
     task = opened(recipe, speeches)
     assert task.goal == "f1"
     assert task.labels == ("B-WHO", "I-WHO", "O")
-    model, loss = overfit(task, recipe)
+    model, _, loss = overfit(task, recipe)
     assert loss < 0.02
     scores = task.evaluate(model)
     assert scores["f1"] > 0.7  # who speaks stands first, before a colon

@@ -8,12 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.understanding.recipes import encoder
-from headway.models import build
 from headway.train import Recipe
 
 SPLIT = SplitConfig(validation=0.2, test=0.2)
@@ -52,16 +49,3 @@ def small(recipe: Recipe, **settings: Any) -> Recipe:
 def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
     task = replace(recipe.task, split=SPLIT)
     return task.open(replace(recipe, task=task), [path], workspace or path.parent / "none")
-
-
-def overfit(task: Any, recipe: Recipe, steps: int = 80) -> tuple[torch.nn.Module, float]:
-    """A model after some steps on the first batch, and its loss there."""
-    model = build(task.adapt(recipe.model))
-    batch = next(task.batches("train"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = task.loss(model, batch)["loss"]
-        (loss.total / loss.count).backward()
-        optimizer.step()
-    return model, loss.total.item() / loss.count

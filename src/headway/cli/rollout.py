@@ -63,6 +63,8 @@ def _weight(text: str) -> float | str | None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.report.run import filled
+
     with torch_options(args):
         model = load(args)
         found = model.rollout(
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     robot = "task" in found["results"][0]
     where = "" if robot else f"{found['environment']}, "
     terminal.say(f"{where}episodes from seed {found['seed']:,}\n")
-    terminal.table(_filled([(_of_robot if robot else _row)(result) for result in found["results"]]))
+    terminal.table(filled([(_of_robot if robot else _row)(result) for result in found["results"]]))
     if args.render is not None:
         terminal.say(f"\nvideo: {args.render}")
     terminal.result(found)
@@ -108,9 +110,3 @@ def _of_robot(result: dict) -> dict:
         "steps": result["steps_mean" if share else "length_mean"],
         "episodes": result["samples"],
     }
-
-
-def _filled(rows: list[dict]) -> list[dict]:
-    """Without columns that are empty in all rows."""
-    empty = {name for name in rows[0] if all(row[name] is None for row in rows)}
-    return [{name: value for name, value in row.items() if name not in empty} for row in rows]

@@ -91,15 +91,19 @@ def assign(keys: np.ndarray, named: np.ndarray, given: Collection[int], config: 
     return np.where(named <= side_number("train"), drawn, named).astype(np.uint8)
 
 
-def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
-    """The samples of each split, int64 [N], from the texts that are their keys and what files' names say [N].
+def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
+    """The samples of each split, int64 [N], from their keys, uint64 [N], and what files' names say [N].
 
     Equal keys are never both trained on and held out: where files are named, such samples of the training side are left
     out of it.
     """
-    numbers = np.fromiter(map(key_of, keys), np.uint64, len(keys))
-    assigned = assign(numbers, named, frozenset(np.unique(named).tolist()), config)
+    assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config)
     found = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
-    held_out = numbers[assigned != side_number("train")]
-    found["train"] = found["train"][~np.isin(numbers[found["train"]], held_out)]
+    held_out = np.unique(keys[assigned != side_number("train")])
+    found["train"] = found["train"][~np.isin(keys[found["train"]], held_out)]
     return found
+
+
+def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
+    """The samples of each split, `divided` by the texts that are their keys."""
+    return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config)

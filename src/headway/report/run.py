@@ -204,6 +204,11 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, 
             row["best validation"] = figure(name, best[name]) if name in best else None
         row["signature"] = final.get(f"{name}_signature")
         rows.append(row)
+    return filled(rows)
+
+
+def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table without the columns that are empty (None) in all of them."""
     empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
 

@@ -158,8 +158,7 @@ class ClassTask(Sided):
 
     def spread(self, count: int) -> np.ndarray:
         """Samples of the split that is judged last, spread evenly over it."""
-        rows = self.numbers(self.final_split)
-        return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+        return sharding.spread(self.numbers(self.final_split), count)
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)

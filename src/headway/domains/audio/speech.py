@@ -257,8 +257,7 @@ class SpeechTask(Sided):
 
     def spread(self, count: int) -> list[int]:
         """Sounds of the split that is judged last, spread evenly over it."""
-        numbers = self.numbers(self.final_split)
-        return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))].tolist()
+        return sharding.spread(self.numbers(self.final_split), count).tolist()
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -24,7 +24,7 @@ from headway.domains.chat.config import ChatConfig
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, Session
 from headway.models import ModelConfig, Transformer, VocabularyHead
-from headway.train import Recipe
+from headway.train import Recipe, sharding
 
 _LOG = logging.getLogger(__name__)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
@@ -115,8 +115,7 @@ class ChatTask:
 
     def spread(self, count: int) -> list[int]:
         """Samples of the final split, spread evenly over it."""
-        samples = self.split(self.final_split)
-        return samples[np.unique(np.linspace(0, len(samples) - 1, count).astype(int))].tolist()
+        return sharding.spread(self.split(self.final_split), count).tolist()
 
 
 def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], place: str) -> Chat:

@@ -50,5 +50,4 @@ class PositionRows(Sided):
 
     def spread(self, count: int) -> np.ndarray:
         """Positions of the split that is judged last, spread evenly over it."""
-        rows = self.numbers(self.final_split)
-        return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]
+        return sharding.spread(self.numbers(self.final_split), count)

@@ -13,7 +13,7 @@ from headway.codecs.fen import POSITION
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
 from headway.data.packing import ranges
-from headway.data.splits import SIDES, SplitConfig, assign, key_of, side_number
+from headway.data.splits import SplitConfig, divided, key_of, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.domains.chess.rules import Record, positions_of
 from headway.domains.chess.sources import Sample, Tally, chess_files, samples
@@ -78,16 +78,8 @@ class Positions:
         return Targets(moves, worths, np.asarray(self.values[rows], np.float32))
 
     def split(self, config: SplitConfig) -> dict[str, np.ndarray]:
-        """The positions of each split, int64 [N]; those of a game fall on the same side.
-
-        Where files are named, games of the training side that are held out too are left out of it.
-        """
-        keys, named = np.asarray(self.keys), np.asarray(self.sides)
-        assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config)
-        found = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
-        held_out = np.unique(keys[assigned != side_number("train")])
-        found["train"] = found["train"][~np.isin(keys[found["train"]], held_out)]
-        return found
+        """The positions of each split, int64 [N]; those of a game fall on the same side."""
+        return divided(np.asarray(self.keys), np.asarray(self.sides), config)
 
 
 def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) -> Positions:

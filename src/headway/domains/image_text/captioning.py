@@ -197,8 +197,7 @@ class Captioning(Sided):
 
     def _spread(self, count: int) -> Int[np.ndarray, "K"]:
         """Samples of the split that is judged last, spread evenly over it."""
-        rows = self.numbers(self.final_split)
-        return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+        return sharding.spread(self.numbers(self.final_split), count)
 
 
 _EXACT = ("exact_match", "exact_match_interval")

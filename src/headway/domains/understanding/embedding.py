@@ -183,7 +183,7 @@ class Embedding(Sided):
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         """Held-out texts with the nearest of the others (of the partners, where there are some)."""
         texts = self.pairs(self.final_split)
-        asked = texts[np.unique(np.linspace(0, len(texts) - 1, count).astype(int))]
+        asked = sharding.spread(texts, count)
         offered = texts if self.partners is None else texts + len(self.texts)
         similar = self.vectors(model, asked) @ self.vectors(model, offered).T
         similar[offered == asked[:, None]] = -np.inf

@@ -95,5 +95,4 @@ class EncoderTask(Sided):
 
     def spread(self, count: int) -> np.ndarray:
         """Samples of the split that is judged last, spread evenly over it."""
-        numbers = self.numbers(self.final_split)
-        return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))]
+        return sharding.spread(self.numbers(self.final_split), count)

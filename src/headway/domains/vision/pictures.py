@@ -10,6 +10,7 @@ from headway.domains.vision.looking import Look, weights_of
 from headway.models import Transformer
 from headway.report import Picture, Tile, tiled
 from headway.report.confusion import confusion_chart
+from headway.train import sharding
 
 if TYPE_CHECKING:
     from headway.domains.vision.task import Vision
@@ -24,7 +25,9 @@ def pictures(task: Vision, model: Transformer) -> list[Picture]:
     right = task.classes[rows]
     chart = confusion_chart(right, said, task.labels)
     wrong = rows[said != right]
-    chosen = np.sort(np.concatenate([_spread(wrong, _SHOWN // 2), _spread(rows[said == right], _SHOWN // 2)]))
+    chosen = np.sort(
+        np.concatenate([sharding.spread(wrong, _SHOWN // 2), sharding.spread(rows[said == right], _SHOWN // 2)])
+    )
     answers = dict(zip(rows.tolist(), said.tolist()))
     tiles = [each for row in chosen.tolist() for each in _tiles(task, model, row, answers[row])]
     caption = "of the images that are right, and of those that are not; beside each one where the model looks"
@@ -45,9 +48,3 @@ def _tiles(task: Vision, model: Transformer, row: int, said: int) -> list[Tile]:
     for weights in weights_of(model, task.inputs(np.array([row]))):
         found.append(Tile(Look(seen, weights).picture()))
     return found
-
-
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    if len(rows) == 0:
-        return rows
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
