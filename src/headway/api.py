@@ -18,6 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
+from headway.fitting import fitting
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
@@ -27,6 +28,7 @@ from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
+from headway.train.budget import FEW, Clock
 from headway.train.run import RunDirectory
 from headway.trained import Model
 
@@ -40,6 +42,7 @@ def train(
     minutes: float | None = None,
     run: str | Path | None = None,
     resume: bool = False,
+    finish: bool = False,
     start: str | Path | None = None,
     lora: int | None = None,
     *,
@@ -53,14 +56,15 @@ def train(
     """Train a recipe and give the run with its best model, test scores, samples and, with the extra, a report.
 
     `recipe` is a name, a recipe.json or a Recipe; `data` are the user's own files in place of its own; `set` dotted
-    settings such as {"model.width": 256}; `minutes` a time to train for instead of steps, of which `spent` seconds
-    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there. `start`
+    settings such as {"model.width": 256}; `minutes` a time for all of it instead of steps, of which `spent` seconds
+    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there, a
+    finished one for `minutes` more; with `finish` one that was stopped ends within a tenth of its steps so far. `start`
     is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of the task.
     `lora` trains an adapter of that rank in place of its weights.
     Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
     checkpoint is written.
     """
-    started = time.perf_counter()
+    clock = Clock(spent)
     where = find_device(device)
     name = named(recipe).name
     directory = Path(run) if run is not None else Path("runs") / name
@@ -69,14 +73,34 @@ def train(
         task = open_task(chosen, directory)
     else:
         chosen = configured(recipe, data, set, seed, start, lora)
-        task = begin_task(chosen, directory)
-    gone = spent + time.perf_counter() - started
+        chosen, task = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
     trainer = Trainer(
-        chosen, task, directory, device=where, threads=threads, progress=progress, minutes=minutes, spent=gone
+        chosen, task, directory, device=where, threads=threads, progress=progress, minutes=minutes, clock=clock
     )
-    result = trainer.fit(resume)
+    result = trainer.fit(resume, finish)
     judged = bool(result.summary.get("scores"))  # a run that was finished before
-    return result if judged or not trainer.processes.first else _finish(result, task, samples, progress)
+    return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
+
+
+def _begun(
+    recipe: Recipe,
+    asked: str | Path | Recipe,
+    user: Mapping[str, Any],
+    minutes: float | None,
+    clock: Clock,
+    device: torch.device,
+    threads: int | None,
+    directory: Path,
+) -> tuple[Recipe, Task]:
+    """The recipe and its task; a generic recipe that was asked for by its name is fitted to the minutes."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    by_name = isinstance(asked, str) and asked == recipe.name
+    found = fitting(recipe, user, minutes, clock, device) if minutes is not None and by_name else None
+    if found is None:
+        return recipe, begin_task(recipe, directory)
+    with found:
+        return found.fit()
 
 
 def load(
@@ -162,13 +186,14 @@ def _attention(run: Run) -> list[Picture]:
     )
 
 
-def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
-    """Judge the best model on the final split, let it show samples, and write both and the page."""
+def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None) -> Run:
+    """Judge the best model on the final split, let it show samples, and write both and the page; `left` are the seconds
+    that there are for it.
+    """
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    split = final_split(task)
-    scores = {"split": split, **task.evaluate(run.model, split)}
+    scores = _judged(run, task, left)
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
@@ -179,3 +204,18 @@ def _finish(run: Run, task: Task, count: int, progress: bool) -> Run:
         print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
     RunDirectory(run.directory).write_status(run.summary)
     return run
+
+
+def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
+    """The scores of the final split, of as many of its samples as there is time for."""
+    split = final_split(task)
+    if left is None:
+        return {"split": split, **task.evaluate(run.model, split)}
+    started, whole = time.perf_counter(), task.count(split)
+    few = min(FEW, whole)
+    scores = task.evaluate(run.model, split, few)
+    took = time.perf_counter() - started
+    limit = min(whole, max(few, int(few * (left - took) / took)))
+    if limit > few:
+        scores = task.evaluate(run.model, split, None if limit == whole else limit)
+    return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}

@@ -17,6 +17,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,6 +25,7 @@ from headway.errors import ConfigError, nearest
 
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
+_waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
 
 
 def family(base: type[T]) -> type[T]:
@@ -185,16 +187,53 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def checked(cls: type[T]) -> type[T]:
+    """A config whose `__post_init__` compares several of its settings: while `override` takes settings one after the
+    other it waits for the last of them.
+    """
+    check = cls.__post_init__  # type: ignore[attr-defined]
+
+    def wait_or_check(config: Any) -> None:
+        if not _waiting.get():
+            check(config)
+
+    cls.__post_init__ = wait_or_check  # type: ignore[attr-defined]
+    return cls
+
+
 def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
     A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a
     model's depth, say, which changes how many blocks there are). `schedule.kind=cosine` is short for
-    `schedule=cosine`: another kind, with its own defaults. Raises ConfigError for anything else.
+    `schedule=cosine`: another kind, with its own defaults. Settings are taken together: what they come to is checked,
+    not what lies between them. Raises ConfigError for anything else.
     """
-    for key, value in settings.items():
-        config = _replace(config, key.split("."), value, key)
+    token = _waiting.set(True)
+    try:
+        for key, value in settings.items():
+            config = _replace(config, key.split("."), value, key)
+    finally:
+        _waiting.reset(token)
+    if settings:
+        _check(config)
     return config
+
+
+def _check(config: Any) -> None:
+    """Run the checks of a config and of all that it holds, the innermost first."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        for field in dataclasses.fields(config):
+            _check(getattr(config, field.name))
+        check = getattr(config, "__post_init__", None)
+        if check is not None:
+            check()
+    elif isinstance(config, (list, tuple)):
+        for item in config:
+            _check(item)
+    elif isinstance(config, Mapping):
+        for item in config.values():
+            _check(item)
 
 
 def settings_of(config: Any) -> list[str]:

@@ -105,3 +105,21 @@ def test_kinds_are_registered_once() -> None:
     assert set(kinds(Shape)) == {"square", "circle"}
     with pytest.raises(ConfigError, match="registered twice"):
         register("square")(type("Other", (Shape,), {}))
+
+
+def test_settings_are_taken_together() -> None:
+    from headway.domains import recipe
+
+    vision = recipe("vision")
+    both = {"model.size": 28, "model.embed.patch": [4, 4]}
+    for settings in (both, dict(reversed(both.items()))):
+        embed = override(vision, settings).model.embed  # type: ignore[attr-defined]
+        assert (embed.size, embed.patch) == ((28, 28), (4, 4))
+    conflicting = {"model.embed.stem": "linear", "model.size": 28, "model.embed.patch": [7, 7]}  # neither holds alone
+    assert override(vision, conflicting).model.embed.patch == (7, 7)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="not whole 8 x 8 patches"):
+        override(vision, {"model.size": 28})
+    shares = {"task.split.validation": 0.5, "task.split.test": 0.4}
+    assert override(override(vision, shares), {"task.split.test": 0.05, "task.split.validation": 0.9})
+    with pytest.raises(ConfigError, match="leave some to train on"):
+        override(vision, {"task.split.validation": 0.99})

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
+from headway.config import from_dict, to_dict
 from headway.errors import UserError
 from headway.models import TransformerConfig
-from headway.train import CosineConfig, Recipe, ScheduleConfig, TaskConfig, TrainConfig, WSDConfig
-from headway.train.budget import SecondLook, Speed, plan
+from headway.train import (
+    ConstantConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    Recipe,
+    ScheduleConfig,
+    TaskConfig,
+    TrainConfig,
+    WSDConfig,
+)
+from headway.train.budget import Budget, Clock, Speed, plan, planned
 from headway.train.display import Live, Plain, Silent, open_display
 
 
@@ -31,43 +42,99 @@ def test_slow_evaluations_become_fewer() -> None:
     for evaluation in (0.5, 3.0, 50.0):
         train = plan(TrainConfig(), Speed(0.01, evaluation), 60)
         numbers.append(-(-train.steps // train.evaluation_interval))
-    assert numbers == [10, 2, 1]
+    assert numbers == [9, 1, 1]
 
 
 def test_too_little_time_says_what_is_needed() -> None:
-    with pytest.raises(UserError, match=r"5 s are left for training, but a step takes 7 s .* give more --minutes"):
-        plan(TrainConfig(), Speed(7.0, 0.1), 5)
+    with pytest.raises(UserError, match=r"5 s are left for training, but a step takes 7 s, .* give more --minutes"):
+        plan(TrainConfig(), Speed(7.0, 0.1), 5.0)
+
+
+class Stopped:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def worked(self) -> float:
+        return self.now
+
+    def leave_out(self, seconds: float) -> None:
+        self.now -= seconds
 
 
 def _recipe(train: TrainConfig, schedule: ScheduleConfig) -> Recipe:
     return Recipe("a", "text", "", (), TransformerConfig(), TaskConfig(), schedule=schedule, train=train)
 
 
-def test_a_second_look_keeps_the_rates_of_the_steps_so_far() -> None:
-    asked, speed = TrainConfig(steps=7), Speed(0.1, 0.0)
-    look = SecondLook(asked, speed, time.perf_counter() + 90)
-    train = plan(asked, speed, 100)
-    done = look.at(train)
-    assert done == train.evaluation_interval == 97
-    flat, falling = WSDConfig(warmup=10, decay=0.6), CosineConfig()
-    faster = look.plan(_recipe(train, flat), done, 0.02)
-    assert 3000 < faster.steps < 97 + 4500
-    assert 10 <= -(-faster.steps // faster.evaluation_interval) <= 11
-    slower = look.plan(_recipe(train, flat), done, 0.2)
-    assert 500 < slower.steps < 97 + 450
-    assert slower.evaluation_interval == done  # the first evaluation is still to come
-    assert look.plan(_recipe(train, flat), done, 0.1) == train  # nothing has changed
-    assert look.plan(_recipe(train, falling), done, 0.02) == train  # its first rates depend on the number of steps
-    assert look.plan(_recipe(train, flat), done, 2.0) == train  # it would have to fall already
+def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig) -> tuple[Recipe, float, list[float]]:
+    """A run of so many seconds whose step k takes speeds(k): its last recipe, the seconds it took, and its rates."""
+    clock = Stopped()
+    recipe = planned(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
+    budget = Budget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
+    done, spent, rates = 0, 0.0, []
+    budget.begin(0, 0.0)
+    while done < recipe.train.steps:
+        rates.append(recipe.schedule.factor(done, recipe.train.steps))
+        took = speeds(done)
+        clock.now, spent, done = clock.now + took, spent + took, done + 1
+        budget.stepped(took)
+        if budget.due(done, recipe.train.steps):
+            found = budget.revise(recipe, done, spent, judged=True)
+            recipe = recipe if found is None else found.of(recipe)
+    return recipe, clock.now + 1.0, rates
 
 
-def test_a_second_look_keeps_the_evaluations_that_were_asked_for() -> None:
-    asked, speed = TrainConfig(evaluate_every=20), Speed(0.1, 0.0)
-    look = SecondLook(asked, speed, time.perf_counter() + 90)
-    train = plan(asked, speed, 100)
-    assert look.at(train) == train.steps // 4
-    anew = look.plan(_recipe(train, WSDConfig(warmup=10)), look.at(train), 0.02)
-    assert (anew.evaluate_every, anew.steps > 2 * train.steps) == (20, True)
+FLAT = WSDConfig(warmup=0.02, decay=0.6)
+
+
+@pytest.mark.parametrize("change", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("after", [10, 400, 800])
+def test_a_machine_that_changes_its_speed_keeps_the_minutes(change: float, after: int) -> None:
+    recipe, took, rates = _run(100.0, lambda step: 0.1 * (change if step >= after else 1.0), FLAT)
+    assert took == pytest.approx(100, rel=0.05)
+    steps = recipe.train.steps
+    assert rates == [recipe.schedule.factor(step, steps) for step in range(steps)]  # the recipe repeats the run
+    assert rates[-1] < 0.02
+    assert from_dict(ScheduleConfig, to_dict(recipe.schedule)) == recipe.schedule
+
+
+def test_a_schedule_whose_rates_hang_on_its_steps_keeps_its_plan() -> None:
+    recipe, _, _ = _run(100.0, lambda step: 0.1 if step < 300 else 0.2, CosineConfig())
+    assert recipe.train.steps == pytest.approx(975, abs=10)
+
+
+def test_time_in_which_the_machine_slept_is_not_counted() -> None:
+    recipe, took, _ = _run(100.0, lambda step: 0.1 if step != 500 else 3600.0, FLAT)
+    assert recipe.train.steps == pytest.approx(975, abs=15)
+    assert took == pytest.approx(100, rel=0.03)
+
+
+def test_evaluations_that_were_made_stay_where_they_are() -> None:
+    recipe = _recipe(TrainConfig(steps=1000, evaluate_every=100), FLAT.planned(1000))
+    for judged, every in ((True, 100), (False, 217)):
+        budget = Budget(cast(Clock, Stopped()), 100.0, Speed(0.1, 0.0, 1.0))
+        budget.begin(0, 0.0)
+        found = budget.revise(recipe, 50, 2.3, judged)
+        assert found is not None
+        assert found.steps == pytest.approx(2169, abs=5)
+        assert found.evaluate_every == pytest.approx(every, abs=4)
+
+
+def test_a_warm_up_takes_a_tenth_at_most_and_parts_become_steps() -> None:
+    assert WSDConfig(warmup=1000, decay=0.6).planned(171) == WSDConfig(warmup=17.0, decay=103.0)
+    assert FLAT.planned(1000) == WSDConfig(warmup=20.0, decay=600.0)
+    assert InverseSqrtConfig(warmup=1000).planned(50).warmup == 5
+
+
+def test_a_longer_run_goes_back_to_before_its_rate_fell() -> None:
+    first = FLAT.planned(1000).moved(700, 1000, 900)
+    assert first is not None
+    assert first.flat(900) == 400
+    longer = first.again(400, 900, 3000)
+    assert longer == WSDConfig(warmup=20.0, decay=1800.0)
+    assert CosineConfig().flat(100) is None
+    assert ConstantConfig().flat(100) == 100
 
 
 def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture[str]) -> None:

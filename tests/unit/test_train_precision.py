@@ -41,12 +41,14 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32() -> None:
     assert losses["bf16"] != losses["fp32"]  # Newton-Schulz runs in bf16 on any machine
 
 
-def test_auto_measures_and_says_what_it_chose() -> None:
-    model = build(counting_recipe(**{"model.symbols": SYMBOLS}).model, 0)
-    found = choose("auto", model, 256, CPU)
-    assert found.name in ("fp32", "bf16")
-    assert found.reason.startswith("measured GFLOP/s: fp32 ")
-    assert choose("bf16", model, 256, CPU) == ("bf16", "as set")
+@pytest.mark.parametrize(("unit", "width", "name"), [(True, 128, "bf16"), (True, 32, "fp32"), (False, 128, "fp32")])
+def test_auto_goes_by_the_processor_and_the_shapes(
+    monkeypatch: pytest.MonkeyPatch, unit: bool, width: int, name: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: unit)
+    model = nn.Sequential(nn.Linear(width, 4 * width), nn.Linear(4 * width, width))
+    assert {choose("auto", model, CPU).name for _ in range(5)} == {name}
+    assert choose("bf16", model, CPU) == ("bf16", "as set")
 
 
 def test_the_heaviest_shapes_are_measured() -> None:

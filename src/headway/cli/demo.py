@@ -6,17 +6,14 @@ import argparse
 import shlex
 import shutil
 import sys
-import time
 from pathlib import Path
 
-from headway.cli.options import number, torch_options
+from headway.cli.options import number, seconds_so_far, torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = "headway demo --minutes 2"
 RECIPE = "pronounce"
 WORDS = 20
-# Seconds kept for what follows training: test scores, samples, pictures and the report.
-RESERVE = 15.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +22,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    started = time.monotonic()
     import headway as hw
     from headway.train import UserInterrupt
 
@@ -36,13 +32,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         with torch_options(args):
             result = hw.train(
                 RECIPE,
-                minutes=args.minutes - RESERVE / 60,
+                minutes=args.minutes,
                 run=directory,
                 device=args.device,
                 threads=args.threads,
                 seed=args.seed,
                 samples=WORDS,
-                spent=time.monotonic() - started,
+                spent=seconds_so_far(),
             )
     except UserInterrupt as interrupt:
         same = ["--deterministic"] if args.deterministic else []
@@ -55,7 +51,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
     terminal.say(f"try: echo headway | {program} translate {directory}")
-    terminal.result({"run": directory, **result.summary, "seconds": time.monotonic() - started})
+    terminal.result({"run": directory, **result.summary, "seconds": seconds_so_far()})
 
 
 def free_directory(wanted: Path) -> Path:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.cli.options import number, torch_options, whole
+from headway.cli.options import number, seconds_so_far, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
+from headway.errors import UserError
 
 if TYPE_CHECKING:
     from headway.train import Run
@@ -28,7 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="begin from its weights and tokenizer")
     parser.add_argument("--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter, not its weights")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue the run, or start it")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run, or start it; a finished one for more --minutes"
+    )
+    parser.add_argument(
+        "--finish", action="store_true", help="with --resume: end a stopped run well, in a tenth of its steps so far"
+    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +52,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    if args.finish and (not args.resume or args.minutes is not None):
+        raise UserError("--finish ends a run that was stopped; give it with --resume, and without --minutes")
     import headway as hw
 
     with torch_options(args):
@@ -61,6 +69,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             device=args.device,
             threads=args.threads,
             seed=args.seed,
+            finish=args.finish,
+            spent=seconds_so_far(),
         )
     show(result, terminal)
     terminal.result({"run": result.directory, **result.summary})

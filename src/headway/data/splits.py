@@ -10,6 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from headway.config import checked
 from headway.data.order import mixed
 from headway.errors import ConfigError, UserError, nearest
 
@@ -18,6 +19,7 @@ _WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev"
 _NAMED = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(?:[-_.]?\d[\w.-]*)?$", re.IGNORECASE)
 
 
+@checked
 @dataclass(frozen=True)
 class SplitConfig:
     """Shares of the training side that are held out where no files are named for it."""

@@ -6,9 +6,11 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 from headway.errors import UserError, nearest
 from headway.train import Recipe
+from headway.train.scale import Scale
 
 
 @cache
@@ -33,4 +35,20 @@ def recipe(name: str) -> Recipe:
     return _makers()[name]()
 
 
-__all__ = ["recipe", "recipes"]
+def scale_of(name: str) -> Scale | None:
+    """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
+    return _scales().get(name)
+
+
+@cache
+def _scales() -> dict[str, Scale]:
+    """Those of the folders that have a module `scale` with SCALES."""
+    found: dict[str, Scale] = {}
+    for module in pkgutil.iter_modules(__path__):
+        name = f"{__name__}.{module.name}.scale"
+        if find_spec(name) is not None:
+            found |= import_module(name).SCALES
+    return found
+
+
+__all__ = ["recipe", "recipes", "scale_of"]

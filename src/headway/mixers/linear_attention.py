@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config import checked, register
 from headway.errors import ConfigError
 from headway.kernels import linear_scan
 from headway.kernels.chunks import check_chunk
@@ -20,6 +20,7 @@ from headway.parts.norm import NormConfig
 
 
 @register("linear_attention")
+@checked
 @dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
     """`features` of queries and keys are elu + 1 (Katharopoulos et al. 2020) or dpfp with `nu` (Schlag et al. 2021);

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config import checked, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.models.embeds import EmbedConfig
@@ -23,6 +23,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 @register("patches")
+@checked
 @dataclass(frozen=True)
 class PatchEmbedConfig(EmbedConfig):
     """Images [B, `channels`, H, W], cut into patches of `patch` (height, width) pixels, row by row.

@@ -1,5 +1,5 @@
-"""How many steps fit into a given time: measured on a copy of the model that is thrown away, and looked at once more
-during the run.
+"""How many steps fit into a given time: measured on a copy of the model that is thrown away, and looked at again and
+again during the run.
 """
 
 from __future__ import annotations
@@ -17,59 +17,134 @@ from headway.train.distributed import Processes
 from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
+from headway.train.schedule import ScheduleConfig
 from headway.train.task import Task
 
-_WARM_UP = 3  # steps not timed
-_SHARE = 0.04  # of the time goes into measuring, but within these seconds
-_LEAST, _MOST = 0.5, 6.0
-_MARGIN = 0.97  # of what is left is planned: checkpoints, and a machine that slows down
+_WARM_UP = 2  # steps not timed
+_SHARE = 0.02  # of the time goes into measuring, but within these seconds
+_LEAST, _MOST = 0.3, 6.0
+_MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
-_EVALUATION_SHARE = 0.15
-_CHANGE = 0.1  # a plan that would change by less stays as it is
+_EVALUATION_SHARE = 0.08
+_CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would change by less stays as it is
+_LOOKS = 12  # a plan is looked at after such a part of what is left
+_REPORT = 2.0  # seconds for samples, pictures and the page
+_ENDING_SHARE = 0.06  # of the time: the most that the judgement at the end takes
+FEW = 64  # samples from which the time of that judgement is told
+_NAP = 20.0  # times as long as the others, and these seconds: a step in which the machine was asleep, or stopped
+_NAP_SECONDS = 5.0
 
 
 class Speed(NamedTuple):
-    """Seconds for a step and for an evaluation."""
+    """Seconds for a step, for an evaluation, and for all that follows the last step."""
 
     step: float
     evaluation: float
+    ending: float = 0.0
+
+
+class Clock:
+    """Seconds that were worked since a run was begun, `spent` of them before. It neither jumps with the time of the day
+    nor counts what is taken out of it (`leave_out`).
+    """
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self._start = time.perf_counter() - spent
+
+    def worked(self) -> float:
+        return time.perf_counter() - self._start
+
+    def leave_out(self, seconds: float) -> None:
+        self._start += seconds
+
+
+class Meter:
+    """Times steps of a recipe as it would be trained, on a model that is thrown away."""
+
+    def __init__(
+        self, recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str
+    ) -> None:
+        model = prepared(build(recipe.model, recipe.train.seed), recipe, fresh)
+        self.task = task
+        self.processes = processes
+        self.learner = Learner(model, recipe, task, processes, precision)
+        self._share = processes.share_of(recipe.train.accumulate)
+        self._stream = task.batches("train", processes.shard)
+        self._done = 0
+        self.targets = 0.0  # of a step, in the mean
+
+    def steps(self, count: int) -> float:
+        """Seconds for so many steps."""
+        wait(self.processes.device)
+        start = time.perf_counter()
+        tokens = 0
+        for _ in range(count):
+            batches = [next(self._stream) for _ in range(self._share)]
+            self.learner.update(self._done, batches)
+            self._done += 1
+            tokens += sum(batch.tokens for batch in batches)
+        wait(self.processes.device)
+        self.targets = self.processes.world * tokens / count
+        return time.perf_counter() - start
+
+    def overhead(self) -> float:
+        """Seconds of a step that do not grow with its batch: those of the optimiser."""
+        times = []
+        for _ in range(_WARM_UP + 1):
+            wait(self.processes.device)
+            start = time.perf_counter()
+            self.learner.optimizer.step(0.0)
+            wait(self.processes.device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def each(self, seconds: float) -> float:
+        """Seconds for a step, measured for about `seconds`."""
+        self.steps(_WARM_UP)
+        rough = self.steps(1)
+        count = self.processes.tell(max(2, min(1000, round(seconds / rough))))
+        return self.steps(count) / count
+
+    def evaluation(self, split: str, limit: int | None) -> float:
+        """Seconds for an evaluation of at most `limit` samples."""
+        start = time.perf_counter()
+        if self.processes.first:
+            with self.learner.evaluating() as model:
+                self.task.evaluate(model, split, limit)
+        return time.perf_counter() - start
 
 
 def measure(
     recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str, seconds: float
 ) -> Speed:
-    """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`."""
-    model = prepared(build(recipe.model, recipe.train.seed), recipe, fresh)
-    learner = Learner(model, recipe, task, processes, precision)
-    share = processes.share_of(recipe.train.accumulate)
-    stream = task.batches("train", processes.shard)
+    """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
-    def steps(first: int, count: int) -> float:
-        _wait(processes.device)
-        start = time.perf_counter()
-        for step in range(first, first + count):
-            learner.update(step, [next(stream) for _ in range(share)])
-        _wait(processes.device)
-        return time.perf_counter() - start
+    What follows the last step is the judgement of the best model on the final split, and its samples.
+    """
+    meter = Meter(recipe, fresh, task, processes, precision)
+    each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
+    evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
+    ending = _ending(meter, seconds)
+    return Speed(*processes.tell([each, evaluation, ending]))
 
-    steps(0, _WARM_UP)
-    rough = steps(_WARM_UP, 2) / 2
-    window = min(max(_SHARE * seconds, _LEAST), _MOST)
-    count = processes.tell(max(2, min(1000, round(window / rough))))
-    each = steps(_WARM_UP + 2, count) / count
-    start = time.perf_counter()
-    if processes.first:
-        with learner.evaluating() as model:
-            task.evaluate(model, "validation", recipe.train.evaluate_limit)
-    return Speed(*processes.tell([each, time.perf_counter() - start]))
+
+def _ending(meter: Meter, seconds: float) -> float:
+    """Seconds for what follows the last step, told from a few samples of the final split. Where that is much it gets
+    its share of the time, and judges fewer samples: a model that has learnt nothing may write without end.
+    """
+    task = meter.task
+    split = getattr(task, "final_split", "validation")
+    count = task.count(split)
+    few = min(FEW, count)
+    return min(meter.evaluation(split, few) * count / max(1, few), _ENDING_SHARE * seconds) + _REPORT
 
 
 def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
-    """`train` with the steps that fit into `seconds`, evaluations included.
+    """`train` with the steps that fit into `seconds`, evaluations and the end included.
 
-    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 15 % of the time.
+    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 8 % of the time.
     """
-    usable = _MARGIN * seconds
+    usable = _MARGIN * seconds - speed.ending
     if train.evaluate_every:
         steps = int(usable / (speed.step + speed.evaluation / train.evaluate_every))
         every = train.evaluate_every
@@ -77,53 +152,105 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
         fitting = int(_EVALUATION_SHARE * usable / speed.evaluation) if speed.evaluation > 0 else _EVALUATIONS
         evaluations = min(max(1, fitting), _EVALUATIONS)
         steps = int((usable - evaluations * speed.evaluation) / speed.step)
-        every = 0 if evaluations == _EVALUATIONS else -(-max(steps, 1) // evaluations)
+        every = -(-max(steps, 1) // evaluations)
     if steps < 1:
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, but a step takes {speed.step:.2g} s and an evaluation "
-            f"{speed.evaluation:.2g} s; give more --minutes, or set train.evaluate_limit lower"
+            f"{max(seconds, 0):.0f} s are left for training, but a step takes {speed.step:.2g} s, an evaluation "
+            f"{speed.evaluation:.2g} s and what follows them {speed.ending:.2g} s; give more --minutes, or set "
+            "train.evaluate_limit lower"
         )
     return replace(train, steps=steps, evaluate_every=every)
 
 
-@dataclass(frozen=True)
-class SecondLook:
-    """Whether other programs slowed the machine down while it was measured, or do so since, is seen during the run.
+def planned(recipe: Recipe, speed: Speed, seconds: float) -> Recipe:
+    """`recipe` with the steps that fit into `seconds`, and a schedule whose parts are steps."""
+    train = plan(recipe.train, speed, seconds)
+    return replace(recipe, train=train, schedule=recipe.schedule.planned(train.steps))
 
-    `asked` are the settings before any plan, `deadline` is a time of time.perf_counter. The look is before the first
-    evaluation of either plan, and only a plan is taken under which all steps so far would have had the same rates, as
-    those of a flat start have: so the recipe with the new steps repeats the run bit for bit, from its first step.
+
+class Revision(NamedTuple):
+    """A plan that takes the place of another: how many steps, under which schedule, and how often they are judged."""
+
+    steps: int
+    schedule: ScheduleConfig
+    evaluate_every: int
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """`recipe` under this plan."""
+        train = replace(recipe.train, steps=self.steps, evaluate_every=self.evaluate_every)
+        return replace(recipe, train=train, schedule=self.schedule)
+
+
+@dataclass
+class Budget:
+    """The time of a run, `seconds` of the `clock`, and what is known of its costs.
+
+    Other programs slow a machine down while it is measured, or later, or leave it. So the plan is looked at after every
+    twelfth of what is left, by the speed since the last look, and only a plan is taken under which all steps so far
+    would have had the same rates: the recipe with the new steps repeats the run bit for bit, from its first step.
     """
 
-    asked: TrainConfig
+    clock: Clock
+    seconds: float
     speed: Speed
-    deadline: float
+    _since: tuple[int, float] = (0, 0.0)
+    _next: int = 0
+    _typical: float = 0.0
+    _slept: float = 0.0
 
-    def at(self, train: TrainConfig) -> int:
-        """The step after which the plan `train` is looked at."""
-        quarter = train.steps // 4
-        return quarter if self.asked.evaluate_every else min(quarter, train.evaluation_interval)
+    def left(self) -> float:
+        return self.seconds - self.clock.worked()
 
-    def plan(self, recipe: Recipe, done: int, seconds: float) -> TrainConfig:
-        """The plan after `done` steps, the last of which took `seconds` each: a new one, or that of the recipe."""
-        train, schedule = recipe.train, recipe.schedule
-        evaluation = self.speed.evaluation * seconds / self.speed.step
-        left = self.deadline - time.perf_counter()
-        try:
-            rest = plan(self.asked, Speed(seconds, evaluation), left)
-        except UserError:  # no time is left: it goes on as it was planned
-            return train
-        steps = done + rest.steps
-        if abs(steps - train.steps) < _CHANGE * train.steps:
-            return train
-        if any(schedule.factor(step, steps) != schedule.factor(step, train.steps) for step in range(done)):
-            return train
-        whole = replace(rest, precision=train.precision, steps=steps)
-        if self.asked.evaluate_every:
-            return whole
-        return replace(whole, evaluate_every=max(done, whole.evaluation_interval))
+    def for_judgement(self) -> float:
+        """Seconds for the judgement of the finished model: what is left of the time, or half of what was planned."""
+        return max(self.left() - _REPORT, 0.5 * _ENDING_SHARE * self.seconds)
+
+    def stepped(self, seconds: float) -> None:
+        """After a step: one that took far longer than the others is one in which the machine slept."""
+        if self._typical and seconds > _NAP * self._typical + _NAP_SECONDS:
+            self.clock.leave_out(seconds - self._typical)
+            self._slept += seconds - self._typical
+        else:
+            self._typical = seconds if not self._typical else 0.9 * self._typical + 0.1 * seconds
+
+    def evaluated(self, seconds: float) -> None:
+        """After an evaluation: what it took is expected of the others, and the end in proportion."""
+        if self.speed.evaluation > 0:
+            ending = self.speed.ending * min(1.0, seconds / self.speed.evaluation)
+            self.speed = self.speed._replace(evaluation=seconds, ending=ending)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the plan is to be looked at after `step` of `steps`; the first call tells from where on."""
+        if not self._next:
+            self._next = step + max(2, (steps - step) // _LOOKS)
+        return step == self._next
+
+    def begin(self, step: int, seconds: float) -> None:
+        """Count from here: `step` updates are done, and took `seconds`."""
+        self._since, self._slept = (step, seconds), 0.0
+
+    def revise(self, recipe: Recipe, done: int, seconds: float, judged: bool) -> Revision | None:
+        """The plan after `done` steps that took `seconds`, where it is to be another one. Evaluations that were made
+        (`judged`) stay where they are.
+        """
+        steps = recipe.train.steps
+        begun, before = self._since
+        each = (seconds - before - self._slept) / max(1, done - begun)
+        self.begin(done, seconds)
+        self._next = done + max(2, (steps - done) // _LOOKS)
+        every = recipe.train.evaluation_interval
+        usable = _MARGIN * self.left() - self.speed.ending - self.speed.evaluation
+        rest = max(1, int(usable / (each + self.speed.evaluation / every)))
+        wanted = done + rest
+        if abs(wanted - steps) <= max(_FEW_STEPS, _CHANGE * (steps - done)):
+            return None
+        schedule = recipe.schedule.moved(done, steps, wanted)
+        if not judged:
+            every = max(done + 1, round(every * wanted / steps))
+        return None if schedule is None else Revision(wanted, schedule, every)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until all that was asked of a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

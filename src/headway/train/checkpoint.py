@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,22 @@ class Checkpoints:
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
         *older, _ = self.all()
-        regular = [path for path in older if int(path.name.removeprefix("step-")) % self.interval == 0]
+        regular = [path for path in older if step_of(path) % self.interval == 0]
         kept = regular[max(0, len(regular) - self.keep + 1) :]
         for path in older:
             if path not in kept:
                 remove(path)
+
+    def go_back_to(self, path: Path, best: dict[str, Any] | None) -> None:
+        """Make the checkpoint at `path`, of this folder or another, the newest one here; `best` is the best evaluation
+        that a run has had, later ones included.
+        """
+        for other in self.all():
+            if step_of(other) > step_of(path):
+                remove(other)
+        with beside(self.directory / path.name) as draft:
+            shutil.copytree(path, draft)
+            write_json(draft / "state.json", {**read_json(path / "state.json"), "best": best})
 
     @torch.no_grad()
     def load_newest(self, learner: Learner) -> Progress | None:
@@ -92,6 +104,11 @@ class Checkpoints:
             total += learner.flat.data
         learner.flat.data.copy_(total / len(paths))
         return len(paths)
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
 
 
 @torch.no_grad()

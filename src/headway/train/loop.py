@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from headway.checkpoints import native
 from headway.checkpoints.usage import read_usage
+from headway.config import from_dict, to_dict
 from headway.train.adapters import merged
-from headway.train.budget import SecondLook
+from headway.train.budget import Budget
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
@@ -33,8 +33,11 @@ class Loop:
         metrics: MetricsFile | None,
         journal: Journal,
         interrupts: Interrupts,
+        budget: Budget | None = None,
     ) -> None:
-        """`metrics` is None in all processes but the first, which writes nothing to disk."""
+        """`metrics` is None in all processes but the first, which writes nothing to disk; `budget` is the time there is
+        for a run that has one.
+        """
         self.learner = learner
         self.task = learner.task
         self.recipe = learner.recipe
@@ -45,27 +48,27 @@ class Loop:
         self.metrics = metrics
         self.journal = journal
         self.interrupts = interrupts
+        self.budget = budget
+        self.trunk = Checkpoints(directory.trunk, 1, 1)
         self._saved = progress.step
 
-    def run(self, look: SecondLook | None = None, adopt: Callable[[Recipe], None] = lambda recipe: None) -> None:
+    def run(self, adopt: Callable[[Recipe], None] = lambda recipe: None) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
 
-        `look` may change the number of steps on the way; `adopt` is told the recipe with the new one.
+        The budget may change the number of steps on the way; `adopt` is told the recipe with the new one.
         """
         progress, accumulate = self.progress, self.recipe.train.accumulate
         share = self.processes.share_of(accumulate)
         stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
-        moment = look.at(self.recipe.train) if look is not None else 0
-        half = (0, 0.0)
         if self._evaluation_due() and progress.evaluated < progress.step:  # stopped between a step and its evaluation
             self._evaluate()
+        if self.budget is not None:
+            self.budget.begin(progress.step, progress.seconds)
         while progress.step < self.recipe.train.steps and not self._exhausted():
+            self._keep_trunk()
             self._step(stream, share)
-            if look is not None and progress.step == moment // 2:
-                self._flush()
-                half = progress.step, progress.seconds
-            if look is not None and progress.step == moment:
-                self._look(look, *half, adopt)
+            if self.budget is not None and self.budget.due(progress.step, self.recipe.train.steps):
+                self._look(self.budget, adopt)
             if self._should_stop():
                 self._stop()
             if self._evaluation_due():
@@ -80,6 +83,7 @@ class Loop:
         self._evaluate(f"mean of {count} checkpoints")
 
     def _step(self, stream: Iterator[Batch], share: int) -> None:
+        start = time.perf_counter()
         batches = [next(stream) for _ in range(share)]
         self._update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
         self.progress.step += 1
@@ -89,21 +93,30 @@ class Loop:
             self._flush()
             self.learner.gather()
         self.journal.show()
+        if self.budget is not None:
+            self.budget.stepped(time.perf_counter() - start)
 
-    def _look(self, look: SecondLook, step: int, seconds: float, adopt: Callable[[Recipe], None]) -> None:
-        """Plan anew by the speed since `step`, when training had taken `seconds`."""
+    def _look(self, budget: Budget, adopt: Callable[[Recipe], None]) -> None:
+        """Plan anew by the speed since the last look."""
         self._flush()
         progress = self.progress
-        each = (progress.seconds - seconds) / (progress.step - step)
-        train = look.plan(self.recipe, progress.step, each)
-        found = self.processes.tell([train.steps, train.evaluate_every])
-        if found == [self.recipe.train.steps, self.recipe.train.evaluate_every]:
+        found = budget.revise(self.recipe, progress.step, progress.seconds, progress.evaluated > 0)
+        told = self.processes.tell(None if found is None else to_dict(found.of(self.recipe)))
+        if told is None:
             return
-        train = replace(self.recipe.train, steps=found[0], evaluate_every=found[1])
-        self.recipe = self.learner.recipe = replace(self.recipe, train=train)
-        self.checkpoints.interval = train.checkpoint_interval
-        self.journal.plan(train.steps)
+        self.recipe = self.learner.recipe = from_dict(Recipe, told)
+        self.checkpoints.interval = self.recipe.train.checkpoint_interval
+        self.journal.plan(self.recipe.train.steps)
         adopt(self.recipe)
+
+    def _keep_trunk(self) -> None:
+        """Save where the rate begins to fall: a longer run goes on from there."""
+        if self.progress.step == self.recipe.schedule.flat(self.recipe.train.steps) and self.progress.step > 0:
+            self._flush()
+            self.learner.gather()
+            if self.metrics is not None:
+                with self.journal.paused():
+                    self.trunk.save(self.learner, self.progress)
 
     def _checkpoint_due(self) -> bool:
         step, train = self.progress.step, self.recipe.train
@@ -140,7 +153,10 @@ class Loop:
             metrics = self._measured()
             if metrics is not None:
                 better = self._judge(metrics)
-                self.journal.evaluation(metrics, time.perf_counter() - start, weights, better)
+                took = time.perf_counter() - start
+                self.journal.evaluation(metrics, took, weights, better)
+                if self.budget is not None:
+                    self.budget.evaluated(took)
                 if better and self.processes.first:
                     self._keep()
         if metrics is None:

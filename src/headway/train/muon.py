@@ -22,12 +22,15 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 @register("muon")
 @dataclass(frozen=True)
 class MuonConfig(OptimConfig):
-    """`lr` is for the matrices inside stacks; embeddings, heads, norms and biases are under AdamW with `adam_lr`."""
+    """`lr` is for the matrices inside stacks; embeddings, heads, norms and biases are under AdamW with `adam_lr`, heads
+    with `head_lr` where it is given.
+    """
 
     lr: float = 0.02
     momentum: float = 0.95
     weight_decay: float = 0.0
     adam_lr: float = 3e-3
+    head_lr: float | None = None
     adam_betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-8
     adam_weight_decay: float = 0.0
@@ -39,7 +42,12 @@ class MuonConfig(OptimConfig):
         others = [name for name in parameters if name not in matrices]
         settings = AdamSettings(self.adam_lr, self.adam_betas, self.adam_eps, self.adam_weight_decay)
         muon = Group(names, lambda flat, part: Muon(flat, part, names, matrices, self, precision))
-        return [muon, *adam_groups(others, model, settings)]
+        if self.head_lr is None:
+            return [muon, *adam_groups(others, model, settings)]
+        heads = [name for name in others if "heads" in name.split(".")]
+        rest = [name for name in others if name not in heads]
+        own = settings._replace(lr=self.head_lr)
+        return [muon, *adam_groups(rest, model, settings), *adam_groups(heads, model, own)]
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:

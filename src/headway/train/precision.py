@@ -1,20 +1,17 @@
-"""The precision of matrix products: what it costs on this machine, and how it is set."""
+"""The precision of matrix products: which pays on this processor, and how it is set."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headway import kernels
 
-_GAIN = 1.2  # bf16 must be so much faster to be worth its rounding
-_FLOP = 4e8  # the most that one measured product costs: a few milliseconds on any processor
-_REPEATS = 3
+_TILE = 64  # rows and columns from which on a matrix unit is kept busy
 
 
 class Precision(NamedTuple):
@@ -24,8 +21,14 @@ class Precision(NamedTuple):
     reason: str
 
 
-def choose(setting: str, model: nn.Module, tokens: int, device: torch.device) -> Precision:
-    """The precision for `setting` ("auto", "fp32", "bf16"); "auto" measures products of `tokens` rows on a CPU."""
+def choose(setting: str, model: nn.Module, device: torch.device) -> Precision:
+    """The precision for `setting` ("auto", "fp32", "bf16").
+
+    "auto" is decided by what the processor is and by the shapes of the model, never by a measurement: the same machine
+    always gives the same answer. On a CPU bf16 pays with a unit that multiplies tiles of it, from matrices of 64 rows
+    and columns on (docs/decisions/0001). Instructions for bf16 vectors alone (AVX512_BF16) bring a step of ours nothing
+    (docs/decisions/0014).
+    """
     if setting != "auto":
         return Precision(setting, "as set")
     if device.type == "cuda":
@@ -33,11 +36,12 @@ def choose(setting: str, model: nn.Module, tokens: int, device: torch.device) ->
         return Precision("bf16", "the GPU has it") if fits else Precision("fp32", "the GPU has no bf16")
     if device.type != "cpu":
         return Precision("fp32", f"the only one used on {device.type}")
-    shapes = representative(model)
-    rates = {name: _rate(name, shapes, tokens) for name in ("fp32", "bf16")}
-    name = "bf16" if rates["bf16"] > _GAIN * rates["fp32"] else "fp32"
-    figures = ", ".join(f"{key} {rate / 1e9:.0f}" for key, rate in rates.items())
-    return Precision(name, f"measured GFLOP/s: {figures}")
+    if not torch.cpu._is_amx_tile_supported():
+        return Precision("fp32", "the processor has no matrix unit for bf16")
+    narrow = min(min(shape) for shape in representative(model))
+    if narrow < _TILE:
+        return Precision("fp32", f"matrices of {narrow} rows or columns gain nothing from bf16")
+    return Precision("bf16", "the processor has a matrix unit for it")
 
 
 def representative(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
@@ -74,24 +78,3 @@ def _setting(backend: Any, value: str) -> Iterator[None]:
         yield
     finally:
         backend.fp32_precision = before
-
-
-def _rate(name: str, shapes: list[tuple[int, int]], tokens: int) -> float:
-    """flop/s over products of the shapes, each the best of a few repeats."""
-    flop = seconds = 0.0
-    with products(name, torch.device("cpu")), torch.no_grad():
-        for out, width in shapes:
-            rows = int(min(max(tokens, 64), 2048, max(16, _FLOP / (2 * out * width))))
-            x, weight = torch.ones(rows, width), torch.ones(out, width)
-            seconds += _fastest(lambda x=x, weight=weight: kernels.linear(x, weight))
-            flop += 2.0 * rows * out * width
-    return flop / seconds
-
-
-def _fastest(product: Callable[[], Tensor]) -> float:
-    times = []
-    for _ in range(_REPEATS + 1):  # the first prepares the kernel
-        start = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])

@@ -31,7 +31,7 @@ class TrainConfig:
     keep: how many checkpoints stay, the newest.
     ema: the decay of a moving average of the weights, which is then what is evaluated and kept.
     average: the run ends with the mean of so many last checkpoints, which is kept if it is better.
-    precision: of matrix products in training; "auto" measures. Evaluation is always fp32.
+    precision: of matrix products in training; "auto" goes by the processor. Evaluation is always fp32.
     patience: training ends after so many evaluations without a better one.
     frozen: parts of the model that stay as they are ("tower"), parameters, or patterns of their names ("*.bias").
     """
@@ -54,7 +54,15 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counted = ("steps", "accumulate", "keep", "batch_tokens", "batch_size", "patience", "evaluate_limit")
+        counted = (
+            "steps",
+            "accumulate",
+            "keep",
+            "batch_tokens",
+            "batch_size",
+            "patience",
+            "evaluate_limit",
+        )
         for name in (*counted, "evaluate_every", "checkpoint_every", "average", "seed"):
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
@@ -96,6 +104,7 @@ class TrainConfig:
 class Recipe:
     """`data` names known sets; () means the user's own data. `expected` says in words what the run should give.
 
+    `reasons` say why what was chosen for data, minutes and machine was chosen.
     `start` is the run or published model whose weights the run begins with; None draws them from the seed.
     With an `adapter` these weights stay as they are, and it is trained in their place.
     """
@@ -112,6 +121,7 @@ class Recipe:
     expected: str = ""
     start: str | None = None
     adapter: AdapterConfig | None = None
+    reasons: tuple[str, ...] = ()
 
     def row_length(self, wanted: int | None) -> int:
         """Tokens of a row: the `wanted` ones (task.context), none for all that the model takes. ConfigError for none at
@@ -146,7 +156,7 @@ def difference(first: Recipe, second: Recipe) -> str | None:
     Names and descriptions do not count.
     """
     for field in fields(Recipe):
-        if field.name not in ("name", "description", "expected"):
+        if field.name not in ("name", "description", "expected", "reasons"):
             one, two = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
             found = _difference(one, two, field.name)
             if found:

@@ -48,6 +48,7 @@ class RunDirectory:
         self.base = self.path / "base"  # the weights under an adapter
         self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
+        self.trunk = self.path / "trunk"  # the checkpoint from which a longer run goes on
         self.status = self.path / "run.json"
 
     def exists(self) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from headway.config import family, register
 from headway.errors import ConfigError
+
+_RISE = 10  # a planned warm-up takes at most one part in so many
 
 
 @family
@@ -31,6 +34,27 @@ class ScheduleConfig:
         """The factor after a warm-up of `rise` steps."""
         raise NotImplementedError
 
+    def planned(self, steps: int) -> Self:
+        """The schedule of a run whose number of steps is a plan: the warm-up in steps, a tenth of the run at most."""
+        return replace(self, warmup=float(min(in_steps(self.warmup, steps), max(1, steps // _RISE))))
+
+    def moved(self, done: int, steps: int, wanted: int) -> Self | None:
+        """The schedule for `wanted` steps in place of `steps`, when `done` of them have been made: those have the same
+        rates under both. None where there is no such schedule.
+        """
+        same = all(self.factor(step, steps) == self.factor(step, wanted) for step in range(done))
+        return self if same else None
+
+    def again(self, done: int, steps: int, wanted: int) -> Self | None:
+        """`moved`, for a run of `steps` that goes back to `done`, before its rate fell."""
+        return self.moved(done, steps, wanted)
+
+    def flat(self, steps: int) -> int | None:
+        """The steps after which the rate begins to fall to the end of the run, and from which it could go on as it is;
+        None for a schedule that falls all the time or never.
+        """
+        return None
+
 
 def in_steps(piece: float, steps: int) -> int:
     """The length of a piece of a run in steps: below 1 it is a part of the run, from 1 on a number of steps."""
@@ -44,6 +68,9 @@ class ConstantConfig(ScheduleConfig):
 
     def after(self, step: int, rise: int, steps: int) -> float:
         return 1.0
+
+    def flat(self, steps: int) -> int | None:
+        return steps
 
 
 @register("cosine")
@@ -61,17 +88,49 @@ class CosineConfig(ScheduleConfig):
 @register("wsd")
 @dataclass(frozen=True)
 class WSDConfig(ScheduleConfig):
-    """Warm-up, a stable rate, and over the last `decay` part of the run a line to 0 (Hu et al. 2024)."""
+    """Warm-up, a stable rate, and over the last `decay` part of the run a line to 0 (Hu et al. 2024); a decay above 1
+    is a number of steps.
+
+    `bends` are where on the way down the plan of a run was changed, as (step, the end that was planned before): from
+    there a line leads from the rate of that moment to the new end.
+    """
 
     decay: float = 0.6
+    bends: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"schedule.decay is {self.decay}; give a part of the run above 0 and at most 1")
+        if self.decay <= 0:
+            raise ConfigError(f"schedule.decay is {self.decay}; give a part of the run above 0, or a number of steps")
 
     def after(self, step: int, rise: int, steps: int) -> float:
-        return min(1.0, (steps - step) / max(1.0, self.decay * steps))
+        ends = (*(end for _, end in self.bends), steps)
+        top, end, span = 1.0, ends[0], self._decline(ends[0])
+        for (bend, _), following in zip(self.bends, ends[1:]):
+            if step < bend:
+                break
+            top, end, span = min(1.0, top * (end - bend) / span), following, max(1, following - bend)
+        return min(1.0, top * (end - step) / span)
+
+    def planned(self, steps: int) -> WSDConfig:
+        return replace(super().planned(steps), decay=float(max(2, round(self._decline(steps)))))
+
+    def moved(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
+        if self.bends or done > steps - self._decline(steps):
+            return replace(self, bends=(*self.bends, (done, steps)))
+        decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
+        return replace(self, decay=float(max(2, decline)))
+
+    def again(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
+        end = self.bends[0][1] if self.bends else steps
+        return replace(self, bends=()).moved(done, end, wanted)
+
+    def flat(self, steps: int) -> int | None:
+        end = self.bends[0][1] if self.bends else steps
+        return max(in_steps(self.warmup, end), int(end - self._decline(end)))
+
+    def _decline(self, steps: int) -> float:
+        return max(1.0, self.decay * steps) if self.decay <= 1 else self.decay
 
 
 @register("halving")
@@ -107,6 +166,9 @@ class InverseSqrtConfig(ScheduleConfig):
 
     def after(self, step: int, rise: int, steps: int) -> float:
         return math.sqrt(max(1, rise) / (step + 1))
+
+    def flat(self, steps: int) -> int | None:
+        return steps if self.warmup >= 1 else None
 
 
 def noam_peak(width: int, warmup: int, scale: float = 1.0) -> float:

@@ -74,6 +74,10 @@ class Task(Protocol):
         """Metrics on at most `limit` samples of a split; `goal` is one of them."""
         ...
 
+    def count(self, split: str) -> int:
+        """What `evaluate` judges on all of a split, in the samples of its `limit`."""
+        ...
+
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         """Examples for display: columns by name, such as prompt and output, or source, output and reference."""
         ...
@@ -95,6 +99,9 @@ class Sided:
     def final_split(self) -> str:
         """The split on which a finished model is judged: test, or validation where there is no test."""
         return "test" if self.plays or len(self.sides["test"]) else "validation"
+
+    def count(self, split: str) -> int:
+        return len(self.sides[split])
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.kernels import is_deterministic
 from headway.models import EncoderDecoderConfig, TwoTowerConfig, build, describe
-from headway.train.budget import SecondLook, measure, plan
-from headway.train.checkpoint import Checkpoints, Progress
+from headway.train.budget import Budget, Clock, Speed, measure, plan, planned
+from headway.train.checkpoint import Checkpoints, Progress, step_of
 from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
 from headway.train.heap import kept_heap
@@ -32,13 +31,17 @@ from headway.train.run import Run, RunDirectory, environment
 from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
 from headway.train.task import Task
 
+_TOLD = 0.1  # a plan that changes by less is changed in silence
+_FINISH = 10  # a run that is to end soon takes one step for so many that it has made
+
 
 class Trainer:
     """Trains the model of a recipe on a task.
 
-    `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long; `spent` are the seconds
-    of it that have gone already (starting the process, reading the data). The recipe written to the run's directory has
-    these steps and the precision chosen: trained again, on the same machine and threads, it gives the same bits.
+    `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
+    (starting the process, reading the data) and comes after it included; the `clock` tells what has gone. The recipe
+    written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
+    threads, it gives the same bits.
     """
 
     def __init__(
@@ -51,13 +54,13 @@ class Trainer:
         threads: int | None = None,
         progress: bool = True,
         minutes: float | None = None,
-        spent: float = 0.0,
+        clock: Clock | None = None,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
         if threads is not None:
             torch.set_num_threads(threads)
-        self.start = time.perf_counter() - spent
+        self.clock = clock or Clock()
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processes = Processes(torch.device(chosen))
         self.task = task
@@ -68,46 +71,66 @@ class Trainer:
         self.minutes = minutes
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
-        self._look: SecondLook | None = None
+        self._budget: Budget | None = None
         self._before = 0.0  # seconds that earlier processes were at this run
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
 
-    def fit(self, resume: bool = False) -> Run:
+    def fit(self, resume: bool = False, finish: bool = False) -> Run:
         """Train to the end and give the run with its best model.
 
-        With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped.
+        With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped. One
+        that was finished, or was begun for other minutes, goes on for `minutes` more, from where its rate began to
+        fall. With `finish`, one that was stopped ends soon: its rate falls to 0 within a tenth of the steps so far.
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         try:
             with kept_heap():
-                self._fit(resume)
+                self._fit(resume, finish)
         finally:  # after an interrupt too: a process that ends within its group may be aborted
             self.processes.leave()
         return self._open()
 
-    def _fit(self, resume: bool) -> None:
+    def left(self) -> float | None:
+        """The seconds that its minutes leave for what follows; None for a run without minutes."""
+        return None if self._budget is None else self._budget.for_judgement()
+
+    def _fit(self, resume: bool, finish: bool) -> None:
         self.processes.share_of(self.recipe.train.accumulate)
         check_loggers()
         found = self.processes.tell(self.directory.claim(resume) if self.processes.first else None)
         status = self.directory.read_status() if found else {}
-        if found:
+        ended = status.get("status") == "finished"
+        if not found:
+            self._begin()
+        else:
+            more = self._more(status)
             self._follow(status)
-        if status.get("status") != "finished":
-            if not found:
-                self._begin()
-            else:
-                check_memory(self.recipe, self.fresh, self.processes.device)
+            if more is not None:
+                self._extend(more, status)
+            elif finish:
+                self._shorten(ended)
+        if not ended or self._budget is not None:
             self._train()
         self.processes.tell(None)  # all wait until the first has written
+
+    def _more(self, status: dict[str, Any]) -> float | None:
+        """The minutes that are asked for beyond those that the run was begun for."""
+        asked = self.minutes
+        again = status.get("status") == "finished" and bool(status.get("scores"))
+        return asked if asked is not None and (again or asked != status.get("minutes")) else None
 
     def _follow(self, status: dict[str, Any]) -> None:
         """Take over the recipe of the run that is here, which must be the same one."""
         recorded = read_recipe(self.directory.recipe)
-        train = self.recipe.train
-        self._check_asked(status)
+        train, schedule = self.recipe.train, self.recipe.schedule
+        deterministic = status.get("deterministic", False)
+        if deterministic != is_deterministic():
+            way = "with" if deterministic else "without"
+            raise UserError(f"{self.directory.path} was started {way} --deterministic; resume it {way} it")
         if status.get("minutes") is not None:
             train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
+            schedule = recorded.schedule
         if train.precision == "auto":
             train = replace(train, precision=recorded.train.precision)
         goal = status.get("goal", self.task.goal)
@@ -116,7 +139,7 @@ class Trainer:
                 f"{self.directory.path} was judged by {goal}, and is now by {self.task.goal}; give it the data and the "
                 "environment that it was started with (HEADWAY_ENV, where that is one of your own)"
             )
-        changed = difference(recorded, replace(self.recipe, train=train))
+        changed = difference(recorded, replace(self.recipe, train=train, schedule=schedule))
         if changed:
             raise UserError(
                 f"{self.directory.path} was started with another recipe: {changed}; "
@@ -127,20 +150,7 @@ class Trainer:
         self.minutes = status.get("minutes")
         self._before = status.get("elapsed") or 0.0
         self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
-
-    def _check_asked(self, status: dict[str, Any]) -> None:
-        """UserError for what is asked beside the recipe and is not as it was."""
-        minutes = status.get("minutes")
-        if self.minutes is not None and self.minutes != minutes:
-            begun = "without minutes" if minutes is None else f"for {minutes:g} minutes"
-            raise UserError(
-                f"{self.directory.path} was started {begun}, not for {self.minutes:g}; leave --minutes out, or choose "
-                "another directory with --run"
-            )
-        deterministic = status.get("deterministic", False)
-        if deterministic != is_deterministic():
-            way = "with" if deterministic else "without"
-            raise UserError(f"{self.directory.path} was started {way} --deterministic; resume it {way} it")
+        check_memory(self.recipe, self.fresh, self.processes.device)
 
     def _begin(self) -> None:
         """Settle what is left open (precision, steps) and write down what will be trained."""
@@ -154,14 +164,10 @@ class Trainer:
         if self.processes.first:
             self.directory.create()
         self.precision = self._choose_precision()
-        train = replace(self.recipe.train, precision=self.precision.name)
+        recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
-            left = 60 * self.minutes - (time.perf_counter() - self.start)
-            speed = measure(self.recipe, self.fresh, self.task, self.processes, self.precision.name, left)
-            deadline = self.start + 60 * self.minutes
-            self._look = SecondLook(train, speed, deadline)
-            train = plan(train, speed, deadline - time.perf_counter())
-        recipe = replace(self.recipe, train=train)
+            speed = self._measured(recipe, 60 * self.minutes)
+            recipe = planned(recipe, speed, 60 * self.minutes - self.clock.worked())
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
@@ -171,12 +177,76 @@ class Trainer:
             write_recipe(self.recipe, self.directory.recipe)
             self._write_status("running", Progress())
 
+    def _measured(self, recipe: Recipe, seconds: float) -> Speed:
+        """The speed of a recipe on this machine; the budget of the run begins with it."""
+        left = seconds - self.clock.worked()
+        speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left)
+        self._budget = Budget(self.clock, seconds, speed)
+        return speed
+
+    def _extend(self, minutes: float, status: dict[str, Any]) -> None:
+        """Go on for so many minutes more, from where the rate began to fall, or from the last step before."""
+        recipe, directory = self.recipe, self.directory
+        steps = recipe.train.steps
+        flat = recipe.schedule.flat(steps)
+        places = [] if flat is None else [*Checkpoints(directory.trunk, 1, 1).all(), *self._saved()]
+        begun = max((place for place in places if step_of(place) <= (flat or 0)), key=step_of, default=None)
+        if begun is None:
+            raise UserError(
+                f"{directory.path} has no checkpoint of a time before its rate fell, from which it could go on; start "
+                "another run with more --minutes" + ("" if flat is not None else ", and with schedule=wsd")
+            )
+        done = step_of(begun)
+        speed = self._measured(recipe, 60 * minutes)
+        rest = plan(recipe.train, speed, 60 * minutes - self.clock.worked())
+        wanted = done + rest.steps
+        if wanted <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
+            needed = 1.1 * minutes * (steps - done) / rest.steps
+            raise UserError(
+                f"{directory.path} has made {steps:,} steps, and its rate began to fall after {done:,}: {minutes:g} "
+                f"minutes more lead to {wanted:,}; give at least {needed:.2g}"
+            )
+        schedule = recipe.schedule.again(done, steps, wanted)
+        if schedule is None:
+            raise UserError(
+                f"the schedule of {directory.path} hangs on its steps; start another run with more --minutes"
+            )
+        recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
+        self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
+        self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 2))
+        if self.processes.first:
+            Checkpoints(directory.checkpoints, 1, 1).go_back_to(begun, status.get("best"))
+            write_recipe(self.recipe, directory.recipe)
+            self._write_status("running", Progress(step=done, best=status.get("best")))
+        self.processes.tell(None)
+
+    def _saved(self) -> list[Path]:
+        return Checkpoints(self.directory.checkpoints, 1, 1).all()
+
+    def _shorten(self, ended: bool) -> None:
+        """Let the rate fall to 0 within a tenth of the steps so far."""
+        recipe, directory = self.recipe, self.directory
+        done = max(map(step_of, self._saved()), default=0)
+        if ended or not done:
+            state = "is finished already" if ended else "has no checkpoint yet"
+            raise UserError(f"{directory.path} {state}; leave --finish out")
+        wanted = min(recipe.train.steps, done + max(2, done // _FINISH))
+        schedule = recipe.schedule.moved(done, recipe.train.steps, wanted)
+        if schedule is None:
+            raise UserError(
+                f"the rates of {directory.path} so far hang on its number of steps; leave --finish out, or start "
+                "another run with schedule=wsd"
+            )
+        self.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
+        if self.processes.first:
+            write_recipe(self.recipe, directory.recipe)
+        self.processes.tell(None)
+
     def _choose_precision(self) -> Precision:
         setting = self.recipe.train.precision
         with torch.device("meta"):  # only the shapes of its matrices are looked at
             model = build(self.recipe.model, seed=None)
-        tokens = next(iter(self.task.batches("train"))).computed if setting == "auto" else 0
-        found = choose(setting, model, tokens, self.processes.device)
+        found = choose(setting, model, self.processes.device)
         return Precision(*self.processes.tell(list(found)))
 
     def _train(self) -> None:
@@ -196,8 +266,8 @@ class Trainer:
         self._announce(display, progress, learner)
         try:
             with Interrupts() as interrupts:
-                loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts)
-                loop.run(self._look, lambda recipe: self._adopt(recipe, progress, display))
+                loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts, self._budget)
+                loop.run(lambda recipe: self._adopt(recipe, progress, display))
                 if recipe.train.average:
                     loop.average_checkpoints()
             self._write_status("finished", progress)
@@ -210,7 +280,9 @@ class Trainer:
 
     def _adopt(self, recipe: Recipe, progress: Progress, display: Display) -> None:
         """Go on with another number of steps than was planned."""
-        display.say(f"planned anew by the speed since: {recipe.train.steps:,} steps, not {self.recipe.train.steps:,}")
+        steps, before = recipe.train.steps, self.recipe.train.steps
+        if abs(steps - before) > _TOLD * before:
+            display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
         self.recipe = recipe
         if self.processes.first:
             write_recipe(recipe, self.directory.recipe)
@@ -260,7 +332,7 @@ class Trainer:
                 "step": progress.step,
                 "tokens": progress.tokens,
                 "seconds": round(progress.seconds, 3),
-                "elapsed": round(self._before + time.perf_counter() - self.start, 3),
+                "elapsed": round(self._before + self.clock.worked(), 3),
                 "minutes": self.minutes,
                 "precision": self.precision.name,
                 "precision_reason": self.precision.reason,

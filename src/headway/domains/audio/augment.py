@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.config import checked
 from headway.data.order import epoch_seed
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.resample import RATE, resample
@@ -18,6 +19,7 @@ from headway.errors import ConfigError
 _QUIET = 1e-12  # power of a sound that noise of some decibels below it would not be heard beside
 
 
+@checked
 @dataclass(frozen=True)
 class AugmentConfig:
     """What training changes. All of it is off where a number is 0, `speeds` is (1.0,) and `noise` is none.

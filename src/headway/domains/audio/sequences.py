@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
-from headway.config import register
+from headway.config import checked, register
 from headway.data import sides_of
 from headway.data.order import epoch_seed
 from headway.domains.audio.alignment import alignment
@@ -57,6 +57,7 @@ class Spoken(NamedTuple):
 
 
 @register("spoken_sequences")
+@checked
 @dataclass(frozen=True)
 class SpokenSequencesConfig(SpeechConfig):
     """Write the digits that are said in a window of `seconds`, each between the times of its start and its end.

@@ -78,6 +78,9 @@ class ChatTask:
             return "validation"
         return "test"
 
+    def count(self, split: str) -> int:
+        return len(self.split(split))
+
     def save(self, directory: Path) -> None:
         """The codec, and with the template what a chat needs to know."""
         self.codec.save(directory)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from headway.config import checked
 from headway.data import IGNORED
 from headway.data.order import mixed
 from headway.domains.masked.symbols import Symbols
@@ -16,6 +17,7 @@ SPAN_STOP, SPAN_LONGEST = 0.2, 10  # words (Joshi et al. 2020, section 3.1)
 _ORDER, _CHANGE, _SYMBOL, _SPANS = range(4)  # streams of random numbers
 
 
+@checked
 @dataclass(frozen=True)
 class MaskingConfig:
     """Devlin et al. 2019, section 3.1: a share `rate` of the text is foretold; of it, the share `mask` is replaced by

@@ -192,6 +192,9 @@ class Masked:
             losses["next"] = Loss(total, len(batch.unrelated))
         return losses
 
+    def count(self, split: str) -> int:
+        return len(self._rows(split))
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         """Loss (nats a hidden symbol), its perplexity, the share of hidden symbols found, and the same of pairs.

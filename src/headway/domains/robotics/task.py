@@ -137,6 +137,9 @@ class Robotics(Sided):
             scores |= self._held_out(cast(Act, model), split, limit)
         return scores
 
+    def count(self, split: str) -> int:
+        return self.config.final if self.plays else len(self.sides[split])
+
     def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
         seeds = seeds_of(split, min(episodes, limit or episodes))

@@ -105,6 +105,13 @@ class Language:
         for batch in self._consecutive(split).once(self._evaluated_rows, WHOLE, limit):
             yield self.loss(model, batch.to(device))["loss"]
 
+    def tokens(self, split: str) -> int:
+        """The symbols of a split that are foretold."""
+        return int(np.maximum(self._spans(split).lengths - 1, 0).sum())
+
+    def count(self, split: str) -> int:
+        return len(self._consecutive(split))
+
     def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, float]:
         """`evaluate` in windows of the context that advance by `stride`, so that each token follows at least context -
         stride others where its document has them; over the documents of a split, or its first `limit`.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.config import register
+from headway.config import checked, register
 from headway.data import SplitConfig, sides_of
 from headway.data.episodes import Episodes, joined
 from headway.data.recordings import read_episodes
@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @register("trajectories")
+@checked
 @dataclass(frozen=True)
 class TrajectoriesConfig(TaskConfig):
     """Say the actions of episodes from the states and, with `condition`, the returns that were still to come.

@@ -197,6 +197,9 @@ class Trajectories(Sided):
             scores |= self._held_out(model, windows, limit)
         return scores
 
+    def count(self, split: str) -> int:
+        return len(self.sides[split]) if self.copies is None else self.config.episodes
+
     @torch.no_grad()
     def _held_out(self, model: nn.Module, windows: Windows, limit: int | None) -> dict[str, Any]:
         total, right, steps = 0.0, 0, 0

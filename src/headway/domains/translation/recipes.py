@@ -16,7 +16,7 @@ from headway.visibility import Full
 
 
 def encoder_decoder(
-    width: int, depth: int, heads: int, hidden: int, symbols: int, dropout: float
+    width: int, depth: int, heads: int, hidden: int | None, symbols: int, dropout: float
 ) -> EncoderDecoderConfig:
     """The transformer of 2017 with norms before the branches, which trains without a long warm-up."""
     feed = MLPConfig(hidden=hidden, activation="relu")
@@ -53,12 +53,12 @@ def translation() -> Recipe:
         domain="translation",
         description="any pairs of sentences: two line-aligned files, .tsv or .jsonl",
         data=(),
-        model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, symbols=8000, dropout=0.2),
+        model=encoder_decoder(width=192, depth=4, heads=6, hidden=None, symbols=8000, dropout=0.1),
         task=TranslationConfig(size=8000, longest=128),
-        optim=AdamWConfig(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
-        schedule=InverseSqrtConfig(warmup=1000),
-        train=TrainConfig(steps=10000, batch_tokens=4096, evaluate_limit=500),
-        expected="two hours for 40 million tokens on 2 cores",
+        optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
+        train=TrainConfig(steps=10000, batch_tokens=2048, evaluate_limit=500),
+        expected="--minutes chooses size and steps for your data; an hour for 20 million tokens on 2 cores without",
     )
 
 

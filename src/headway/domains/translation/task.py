@@ -158,6 +158,9 @@ class PairTask:
         outputs = self.translate(model, sources.texts, beam)
         return {**language_scores(nats, count), **self.scores(outputs, sources.references), "beam": beam}
 
+    def count(self, split: str) -> int:
+        return len(self.pairs(split))
+
     def sources(self, split: str, limit: int | None = None) -> Sources:
         """The texts of a split, at most `limit`."""
         if split not in self._texts:

@@ -1,0 +1,198 @@
+"""The choice of `--minutes` beside a grid of sizes and rates, at equal core-seconds.
+
+    python benchmarks/budget.py grid NAME ...       # one flat trunk a cell, annealed for each budget
+    python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --minutes` gives in the same time
+
+A cell trains on one thread, two of them side by side; what a step costs is the least CPU time of many, so that other
+programs hardly count. A budget of M minutes is that of two cores: 120 M core-seconds of training. The results are kept
+cell by cell, and what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from measure import RESULTS, ROOT, data_folder, machine
+
+NAME = "budget"
+BUDGETS = (2.0, 5.0)  # minutes of two cores
+DECAY, WARM_UP, TIMED = 0.6, 30, 25
+FOLDER = ROOT / ".cache" / "budget"
+
+
+@dataclass(frozen=True)
+class Set:
+    """A generic recipe with data, settings that a user would give, and the sizes and rates of its grid."""
+
+    recipe: str
+    data: tuple[str, ...]
+    settings: dict[str, Any]
+    sizes: tuple[tuple[int, int, int], ...]  # width, depth, heads
+    rates: tuple[float, ...] = (0.01, 0.02)
+    score: str = "loss"
+
+
+TEXT = ((64, 3, 2), (128, 4, 4), (192, 5, 6), (256, 6, 8))
+PAIRS = ((64, 2, 2), (96, 3, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8))
+SETS = {
+    "shakespeare": Set("text", ("lm/tinyshakespeare.txt",), {"task.size": 1024}, TEXT),
+    "wikitext-2": Set("text", ("wikitext",), {"task.size": 2048}, TEXT),
+    "multi30k": Set("translation", ("multi30k.en", "multi30k.de"), {"task.size": 4000}, PAIRS, score="bleu"),
+    "tatoeba": Set("translation", ("tatoeba.tsv",), {"task.size": 4000}, PAIRS, score="bleu"),
+}
+
+
+def prepared(name: str) -> list[str]:
+    """The files of a set, unpacked from the shared data where they are packed there."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    shared = data_folder()
+    if name == "wikitext":
+        with tarfile.open(shared / "lm/wikitext-2-raw-valid-test.tar.xz") as archive:
+            archive.extractall(FOLDER, filter="data")
+        return [str(next(FOLDER.rglob("*valid*"))), str(next(FOLDER.rglob("*test*")))]
+    if name.startswith("multi30k"):
+        side = name.rpartition(".")[2]
+        found = []
+        for split, part in (("train", "train"), ("val", "val"), ("test", "test_2016_flickr")):
+            path = FOLDER / f"{split}.{side}"
+            path.write_bytes(gzip.decompress((shared / f"translation/multi30k-{part}.{side}.gz").read_bytes()))
+            found.append(str(path))
+        return found
+    if name == "tatoeba.tsv":
+        path = FOLDER / name
+        with zipfile.ZipFile(shared / "translation/tatoeba-deu-eng.zip") as archive:
+            lines = [line.split("\t")[:2] for line in archive.read("deu.txt").decode().splitlines()]
+        path.write_text("".join(f"{german}\t{english}\n" for english, german in lines), encoding="utf-8")
+        return [str(path)]
+    return [str(shared / name)]
+
+
+def files(found: Set) -> list[str]:
+    """The data of a set as the command line takes them: the two sides of each split one after the other."""
+    sides = [prepared(name) for name in found.data]
+    return [path for paths in zip(*sides) for path in paths] if len(sides) > 1 else sides[0]
+
+
+def cell(name: str, size: Sequence[int], rate: float, budgets: Sequence[float], more: dict[str, Any]) -> dict[str, Any]:
+    """One trunk at a flat rate; at the point of each budget it is annealed, judged, and taken up again."""
+    import torch
+
+    from headway.models import build
+    from headway.recipes import begin_task, configured
+    from headway.train import WSDConfig
+    from headway.train.distributed import Processes
+    from headway.train.heap import kept_heap
+    from headway.train.learner import Learner
+    from headway.train.scale import computing
+
+    torch.set_num_threads(1)
+    found, (width, depth, heads) = SETS[name], size
+    settings = {**found.settings, "model.width": width, "model.depth": depth, "model.heads": heads, "optim.lr": rate}
+    recipe = configured(found.recipe, files(found), {**settings, **more}, None)
+    with TemporaryDirectory() as folder, kept_heap():
+        task = begin_task(recipe, Path(folder))
+        recipe = replace(recipe, model=task.adapt(recipe.model), train=replace(recipe.train, precision="fp32"))
+        learner = Learner(build(recipe.model, 1), recipe, task, Processes(torch.device("cpu")))
+        stream, step, times, points, tokens = task.batches("train"), 0, [], [], 0
+
+        def go(until: int) -> None:
+            nonlocal step, tokens
+            while step < until:
+                batch, start = next(stream), time.process_time()
+                learner.update(step, [batch])
+                times.append(time.process_time() - start)
+                step, tokens = step + 1, tokens + batch.tokens
+
+        learner.recipe = replace(recipe, schedule=WSDConfig(float(WARM_UP)), train=replace(recipe.train, steps=1 << 30))
+        go(TIMED)
+        cost = sorted(times[2:])[len(times) // 3]
+        for minutes in budgets:
+            steps = int(120 * minutes / cost)
+            flat = int((1 - DECAY) * steps)
+            go(flat)
+            weights = learner.flat.data.clone()
+            kept = {key: value.clone() for key, value in learner.state_dict().items()}
+            trunk, before = learner.recipe, (step, tokens, stream)
+            schedule = WSDConfig(float(WARM_UP), float(steps - flat))
+            learner.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=steps))
+            stream = task.batches("train", start=step)
+            go(steps)
+            with learner.evaluating() as model:
+                scores = task.evaluate(model, "validation", recipe.train.evaluate_limit)
+            told = {key: round(value, 4) for key, value in scores.items() if isinstance(value, float)}
+            points.append({"minutes": minutes, "steps": steps, "targets": tokens, **told})
+            print(name, size, rate, more, points[-1], file=sys.stderr, flush=True)
+            step, tokens, stream = before
+            stream = task.batches("train", start=step)
+            learner.flat.data.copy_(weights)
+            learner.load_state_dict(kept)
+            learner.recipe = trunk
+        return {
+            "set": name,
+            "size": list(size),
+            "rate": rate,
+            "more": more,
+            "parameters": computing(recipe.model),
+            "step_seconds": round(cost, 5),
+            "points": points,
+        }
+
+
+def read() -> dict[str, Any]:
+    path = RESULTS / f"{NAME}.json"
+    return json.loads(path.read_text()) if path.exists() else {"benchmark": NAME, "machine": machine(), "cells": []}
+
+
+def keep(found: dict[str, Any]) -> None:
+    (RESULTS / f"{NAME}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
+    """Every cell that is not there yet, two at a time, each in a process of its own."""
+    result = read()
+    done = {(one["set"], tuple(one["size"]), one["rate"]) for one in result["cells"]}
+    jobs = [(n, size, rate) for n in names for size in SETS[n].sizes for rate in SETS[n].rates]
+    jobs = [job for job in jobs if job not in done]
+    running: list[subprocess.Popen[str]] = []
+    while jobs or running:
+        while jobs and len(running) < 2:
+            name, size, rate = jobs.pop(0)
+            command = [sys.executable, __file__, "cell", name, json.dumps([size, rate, list(budgets), {}])]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        time.sleep(1)
+        for process in [one for one in running if one.poll() is not None]:
+            running.remove(process)
+            assert process.stdout is not None
+            result["cells"].append(json.loads(process.stdout.read().strip().splitlines()[-1]))
+            keep(result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("grid", "cell"))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    args = parser.parse_args()
+    if args.part == "cell":
+        size, rate, budgets, more = json.loads(args.names[1])
+        print(json.dumps(cell(args.names[0], size, rate, budgets, more)))
+    else:
+        grid(args.names or list(SETS), args.budgets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How a translator of a user's pairs is fitted to their amount and to the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from headway.data import pairs
+from headway.domains.translation.task import PairTask
+from headway.train import Recipe
+from headway.train.scale import Scale, Settings, Settled
+
+_SHAPES = ((64, 2, 2), (96, 3, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 5, 6), (512, 6, 8))
+_COUNTED = 2_000_000  # pairs
+_VOCABULARIES = ((500_000, 1000), (2_000_000, 2000), (20_000_000, 4000), (200_000_000, 8000))
+_MOST_SYMBOLS = 16000
+
+
+@dataclass(frozen=True)
+class PairsScale(Scale):
+    """Encoder and decoder of the same size; vocabularies that grow with the text."""
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        count = size = 0
+        for source, target in islice(pairs(paths), _COUNTED):
+            count, size = count + 1, size + len(source) + len(target)
+        symbols = next((number for most, number in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        reason = f"a vocabulary of {symbols:,} for {count:,} pairs of {size / max(1, count):.0f} characters"
+        return Settled({"task.size": symbols, **self.held_out(count)}, reason)
+
+    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
+        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
+
+    def amount(self, task: PairTask) -> int:
+        found = task.pairs("train")
+        return int(found.target.lengths.sum()) + len(found)
+
+    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2 if epochs < 25 else 0.25}
+
+
+SCALES = {"translation": PairsScale()}

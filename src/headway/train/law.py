@@ -1,0 +1,47 @@
+"""How the loss of a model falls with its size and with what it reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Law:
+    """L(N, D) = floor + size N^-alpha + data D'^-beta in nats a target, for N parameters that compute and D targets
+    (Hoffmann et al. 2022, equation 2), of which `unique` are different ones.
+
+    What is read again is worth less each time (Muennighoff et al. 2023, equation 5): after U different targets and R
+    readings more, D' = U + U r (1 - exp(-R / r)) with r `repeats`; and parameters beyond those that U targets feed are
+    worth less in the same way, with `excess`. The defaults for texts are those of the two papers, whose exponents hold
+    well below their sizes; only differences between sizes matter here, so `floor` is no forecast.
+    """
+
+    floor: float = 1.69
+    size: float = 406.4
+    alpha: float = 0.34
+    data: float = 410.7
+    beta: float = 0.28
+    repeats: float = 15.39
+    excess: float = 5.31
+
+    def loss(self, parameters: float, seen: float, unique: float) -> float:
+        """The loss after `seen` targets, of which `unique` are different ones; infinite after none."""
+        if seen <= 0 or unique <= 0:
+            return math.inf
+        fed = min(seen, unique)
+        read = _discounted(fed, seen / fed - 1, self.repeats)
+        fitting = min(parameters, self.fed(fed))
+        sized = _discounted(fitting, parameters / fitting - 1, self.excess)
+        return self.floor + self.size * sized**-self.alpha + self.data * read**-self.beta
+
+    def fed(self, targets: float) -> float:
+        """The parameters at which one more is worth as much as the targets that its time would read."""
+        return (self.alpha * self.size / (self.beta * self.data)) ** (1 / self.alpha) * targets ** (
+            self.beta / self.alpha
+        )
+
+
+def _discounted(first: float, more: float, worth: float) -> float:
+    """So many, and `more` times as many that are worth less and less: `worth` times as many at the most."""
+    return first * (1 + worth * (1 - math.exp(-more / worth)))

@@ -1,0 +1,233 @@
+"""What a generic recipe leaves open, and how it is chosen: by the data, the minutes and the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headway.config import override
+from headway.errors import UserError
+from headway.models import ModelConfig, describe
+from headway.train.law import Law
+from headway.train.recipe import Recipe
+
+Settings = Mapping[str, Any]
+
+_WIDTH, _DEPTH = 128, 4  # of the models for which rates were tried
+_FEW = 60  # steps from which on a model has learnt something
+_GROWTH = 8  # the largest step up the ladder that is looked at: so many times the parameters
+
+
+class Settled(NamedTuple):
+    """Settings that the data decide before they are opened, and why, in a few words."""
+
+    settings: Settings
+    reason: str = ""
+
+
+class Pace(NamedTuple):
+    """How fast a model learns on this machine: targets a second, and seconds a step that no batch makes shorter (the
+    optimiser's).
+    """
+
+    targets: float
+    overhead: float
+
+
+class Fit(NamedTuple):
+    """A size of the ladder with what it comes to in the time there is: `seen` targets, `batch` of them a step, the loss
+    foretold.
+    """
+
+    settings: Settings
+    model: ModelConfig
+    parameters: int
+    pace: Pace
+    batch: int
+    seen: float
+    loss: float
+
+    @property
+    def steps(self) -> int:
+        return int(self.seen / self.batch)
+
+    @staticmethod
+    def size(recipe: Recipe) -> int:
+        """The parameters of a recipe's model that multiply."""
+        return computing(recipe.model)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a generic recipe grows. A domain lists one for each of its own in `scale.SCALES`, by the recipe's name.
+
+    `law` foretells losses by size. `batch` is the setting that batches are counted by, `least` and `most` are the
+    smallest and largest of them, and `noise` times the square root of what is seen is where a larger batch stops to
+    help (McCandlish et al. 2018; that it grows like a root: Bergsma et al. 2025). A batch counts `share` targets for
+    each of its units: a half where only half of its tokens are foretold.
+    """
+
+    law: Law = field(default_factory=Law)
+    batch: str = "train.batch_tokens"
+    least: int = 512
+    most: int = 16384
+    noise: float = 8.0
+    unit: str = "token"
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held
+        out.
+        """
+        return Settled({})
+
+    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
+        """Settings of models, from small to large."""
+        raise NotImplementedError
+
+    def amount(self, task: Any) -> int:
+        """The different targets there are to learn from: tokens, or samples."""
+        raise NotImplementedError
+
+    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+        """What keeps a model from learning by heart what it reads so many times."""
+        return {}
+
+    def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
+        """The rates of a size.
+
+        Muon's steps have a spectral norm of their own, whatever the width, so that its rate carries over (Yang et al.
+        2023); what is summed over layers grows by the root of their number, and steps shrink by it; the head's rate
+        falls with the width that it sums over. All were tried at width 128, 4 layers, and each recipe's own batches.
+        """
+        optim = recipe.optim
+        if getattr(optim, "kind", "") != "muon":
+            return {"optim.lr": optim.lr * _WIDTH / width}
+        deep = math.sqrt(_DEPTH / depth)
+        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}  # type: ignore[attr-defined]
+
+    def held_out(self, samples: int, most: int = 1000) -> Settings:
+        """Shares held out of so many samples: a twentieth, but no more than is needed to judge by; more of a few."""
+        share = min(max(0.05, min(0.2, 100 / max(1, samples))), most / max(1, samples))
+        return {"task.split.validation": round(share, 6), "task.split.test": round(share, 6)}
+
+
+class Choice(NamedTuple):
+    """The recipe that was chosen, its size, and why, in lines for people."""
+
+    recipe: Recipe
+    fit: Fit
+    reasons: tuple[str, ...]
+
+
+def taken(settings: Settings, user: Collection[str]) -> dict[str, Any]:
+    """Settings without those that the user decides, as a whole (`optim`), in part, or by another name."""
+    return {key: value for key, value in settings.items() if not any(_overlap(key, own) for own in user)}
+
+
+def _overlap(key: str, own: str) -> bool:
+    return key == own or key.startswith(own + ".") or own.startswith(key + ".")
+
+
+def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
+    """`recipe` with what was chosen and, above it, what the user sets."""
+    return override(recipe, {**taken(settings, user), **user})
+
+
+def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[tuple[Settings, Recipe]]:
+    """The sizes that the user's settings leave, each once, from small to large."""
+    found: list[tuple[Settings, Recipe]] = []
+    for settings in scale.sizes(recipe):
+        sized = with_user(recipe, settings, user)
+        if all(sized.model != other.model for _, other in found):
+            found.append((taken(settings, user), sized))
+    return found
+
+
+def choose(
+    recipe: Recipe,
+    scale: Scale,
+    user: Settings,
+    unique: int,
+    seconds: float,
+    pace: Callable[[Recipe], Pace],
+) -> tuple[Fit, list[Fit]]:
+    """The size of least loss foretold for so many seconds of training on `unique` targets, and all that were looked at.
+
+    The way leads up the ladder while the loss falls. UserError where even the smallest learns nothing in the time.
+    """
+    fits: list[Fit] = []
+    for settings, sized in ladder(recipe, scale, user):
+        if len(fits) > 1 and fits[-1].loss > fits[-2].loss:
+            break
+        fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
+    best = min(fits, key=lambda fit: fit.loss)
+    if best.steps < _FEW:
+        minutes = seconds / 60 * _FEW / max(best.seen / best.batch, 0.01)
+        raise UserError(
+            f"{max(seconds, 0):.0f} s are left for training, in which the smallest model makes {best.steps} steps and "
+            f"learns nothing of use; give {minutes:.2g} --minutes more"
+        )
+    return best, fits
+
+
+def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, seconds: float, pace: Pace) -> Fit:
+    """What a size comes to in so many seconds.
+
+    A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
+    + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
+    """
+    parameters = computing(recipe.model)
+    seen = seconds * pace.targets
+    noise = scale.noise * math.sqrt(max(seen, 1.0))
+    wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
+    batch = min(max(scale.least, 2 ** round(math.log2(max(wanted, 1.0)))), scale.most)
+    seen = seconds * batch / (pace.overhead + batch / pace.targets)
+    worth = seen / (1 + batch / noise)
+    return Fit(settings, recipe.model, parameters, pace, batch, seen, scale.law.loss(parameters, worth, unique))
+
+
+def computing(model: ModelConfig) -> int:
+    """The parameters that a target is multiplied by: half of the floating point operations of a forward pass."""
+    return max(1, describe(model)["flop_per_token"] // 2)
+
+
+def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings) -> Recipe:
+    """The recipe at a size, with the batches, rates and regularisation that go with it."""
+    sized = with_user(recipe, fit.settings, user)
+    width, depth = shape_of(sized.model)
+    batch = {scale.batch: fit.batch}
+    regular = scale.regularised(sized, fit.seen / max(1, unique))
+    settings = {**fit.settings, **batch, **regular, **scale.rates(recipe, width, depth, fit.batch)}
+    return with_user(recipe, settings, user)
+
+
+def shape_of(model: Any) -> tuple[int, int]:
+    """Width and depth; of several stacks those of the one that writes."""
+    part = getattr(model, "decoder", model)
+    part = getattr(part, "left", part)
+    stack = getattr(part, "stack", part)
+    return getattr(part, "width", _WIDTH), len(getattr(stack, "blocks", ())) or _DEPTH
+
+
+def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
+    """Why a size was chosen, for people."""
+    width, depth = shape_of(choice.model)
+    epochs = choice.seen / max(1, unique)
+    first = (
+        f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in steps of {choice.batch:,} "
+        f"{scale.unit}s: {_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are, fit into "
+        f"{seconds / 60:.2g} minutes"
+    )
+    others = [fit for fit in fits if fit is not choice]
+    told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)
+    return (first, f"of {len(fits)} sizes the least loss foretold ({told})") if others else (first,)
+
+
+def _count(number: float) -> str:
+    for size, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2g}{name}" if number < 100 * size else f"{number / size:.0f}{name}"
+    return f"{number:.0f}"
