@@ -75,7 +75,15 @@ def train(
         chosen = configured(recipe, data, set, seed, start, lora)
         chosen, task = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
     trainer = Trainer(
-        chosen, task, directory, device=where, threads=threads, progress=progress, minutes=minutes, clock=clock
+        chosen,
+        task,
+        directory,
+        device=where,
+        threads=threads,
+        progress=progress,
+        minutes=minutes,
+        clock=clock,
+        judged=True,
     )
     result = trainer.fit(resume, finish)
     judged = bool(result.summary.get("scores"))  # a run that was finished before

@@ -11,16 +11,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
+
 from headway.api import find_device, train
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
+from headway.fitting import fitting
 from headway.models import ModelConfig
 from headway.recipes import Paths, configured
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
 from headway.report.run import figure, heading, points, scaled, title
 from headway.train import Recipe, Task, UserInterrupt
+from headway.train.budget import Clock
 from headway.train.log import read_metrics
 from headway.train.recipe import difference
 from headway.train.run import RunDirectory
@@ -86,10 +90,15 @@ def compare(
     Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
     find_device(device)
-    base = configured(recipe, data, {}, seed)
-    plan = {"recipe": to_dict(base), "grid": to_dict(grid), "seeds": seeds}
+    asked = configured(recipe, data, {}, seed)
+    plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds}
     plan["minutes"] = None if minutes is None else float(minutes)
-    begun = _claim(directory, resume, base, plan)
+    begun = _claim(directory, resume, asked, plan)
+    if begun:
+        base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
+    else:
+        base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
+        plan["fitted"] = to_dict(base)
     tasks = Tasks(directory / CODECS)
     found = variants(base, grid, tasks.adapted)
     RunDirectory(directory).create()
@@ -108,6 +117,29 @@ def compare(
     first = tasks.of(results[0].variant.recipe)
     notes = _notes([result.variant for result in results], minutes, seeds)
     return Comparison(base, list(grid), first.goal, first.goal_better, results, notes)
+
+
+def _fitted(
+    name: str | Recipe,
+    recipe: Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    minutes: float | None,
+    device: torch.device,
+    threads: int | None,
+) -> Recipe:
+    """A generic recipe with the size that fits the minutes, with the first value of each setting: all variants have it,
+    but for what is compared.
+    """
+    if minutes is None or name != recipe.name:
+        return recipe
+    if threads is not None:
+        torch.set_num_threads(threads)
+    first = {key: values[0] for key, values in grid.items()}
+    found = fitting(recipe, first, minutes, Clock(), device)
+    if found is None:
+        return recipe
+    with found:
+        return found.fit().recipe
 
 
 def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any]) -> bool:

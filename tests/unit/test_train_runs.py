@@ -28,6 +28,7 @@ from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_rec
 from headway.train.budget import Speed
 from headway.train.log import read_metrics
 from headway.train.loop import Loop
+from headway.train.run import RunDirectory
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
 
@@ -211,7 +212,7 @@ def test_what_is_asked_beside_the_recipe_is_as_it_was(tmp_path: Path) -> None:
         return Trainer(recipe, recipe.task.open(recipe, None, tmp_path), tmp_path, progress=False, minutes=minutes)
 
     trainer_of(None).fit()
-    with pytest.raises(UserError, match="was started without minutes, not for 3; leave --minutes out"):
+    with pytest.raises(UserError, match=r"no checkpoint of a time before its rate fell, .* and with schedule=wsd"):
         trainer_of(3).fit(resume=True)
     with deterministic(), pytest.raises(UserError, match="was started without --deterministic; resume it without it"):
         trainer_of(None).fit(resume=True)
@@ -336,7 +337,7 @@ def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) 
     assert run.summary["minutes"] == 2 / 60
     train(repeated, read_recipe(timed / "recipe.json"))
     assert _same(timed, repeated)
-    assert train(timed, counting_recipe(), resume=True).summary == run.summary
+    assert train(timed, counting_recipe(), resume=True).summary == run.summary  # a cosine's plan is never changed
     with pytest.raises(UserError, match="are left for training"):
         train(tmp_path / "short", counting_recipe(), minutes=0.001)
     with pytest.raises(UserError, match="-1 minutes; give a number above 0"):
@@ -349,7 +350,7 @@ def test_a_plan_by_a_wrong_speed_is_made_anew(
 ) -> None:
     timed, repeated = tmp_path / "timed", tmp_path / "repeated"
     monkeypatch.setattr(trainer, "measure", lambda *_: Speed(0.004 * pessimism, 0.001))
-    recipe = counting_recipe(schedule="constant", **{"schedule.warmup": 2})
+    recipe = counting_recipe(schedule="wsd")
     start = time.perf_counter()
     run = train(timed, recipe, minutes=2 / 60, delay=0.002)
     assert 1.0 < time.perf_counter() - start < 8.0
@@ -363,6 +364,54 @@ def test_a_plan_by_a_wrong_speed_is_made_anew(
     assert all((timed / name).read_bytes() == (repeated / name).read_bytes() for name in names)
     evaluated = [[line for line in _figures(place) if "split" in line] for place in (timed, repeated)]
     assert evaluated[0] == evaluated[1]
+
+
+def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> None:
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    recipe = counting_recipe(steps=20, schedule="wsd", checkpoint_every=7)
+    first = train(short, recipe)
+    assert [path.name for path in (short / "trunk").iterdir()] == ["step-00000008"]
+    run = train(short, recipe, resume=True, minutes=2 / 60, delay=0.002)
+    steps = run.recipe.train.steps
+    assert steps > 50
+    assert run.summary["minutes"] > 2 / 60
+    assert {line["step"] for line in _figures(short)} >= {7, steps}
+    assert run.summary["best"]["loss"] <= first.summary["best"]["loss"]
+    train(whole, read_recipe(short / "recipe.json"))
+    names = [path.name for path in (whole / "checkpoints").iterdir()]
+    assert names == [path.name for path in (short / "checkpoints").iterdir()]
+    for name in names:
+        place = Path("checkpoints", name, native.FILE)
+        assert (short / place).read_bytes() == (whole / place).read_bytes()
+    run.summary["scores"] = {"loss": 1.0}  # as judged: then only more minutes go on with it
+    RunDirectory(short).write_status(run.summary)
+    with pytest.raises(UserError, match=r"minutes more lead to [\d,]+; give at least"):
+        train(short, recipe, resume=True, minutes=0.8 / 60, delay=0.01)
+
+
+def test_a_stopped_run_ends_soon_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = counting_recipe(steps=500, schedule="wsd", checkpoint_every=50)
+    seen = []
+
+    def stopped(self: Loop, *given: Any) -> Any:
+        seen.append(step(self, *given))
+        if self.progress.step == 150:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    step = Loop._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", stopped)
+        with pytest.raises(UserInterrupt):
+            train(tmp_path, recipe)
+    task = Counting(recipe.task, recipe.train.seed, 0.0)  # type: ignore[arg-type]
+    given = {"device": "cpu", "threads": 1, "progress": False}
+    run = Trainer(recipe, task, tmp_path, **given).fit(resume=True, finish=True)  # type: ignore[arg-type]
+    assert (run.recipe.train.steps, run.summary["status"]) == (165, "finished")
+    rates = [line["lr"] for line in run.metrics if "split" not in line]
+    assert rates[100] == rates[149] == max(rates)
+    assert rates[-1] < 0.1 * max(rates)
+    with pytest.raises(UserError, match="is finished already; leave --finish out"):
+        Trainer(run.recipe, task, tmp_path, **given).fit(resume=True, finish=True)  # type: ignore[arg-type]
 
 
 def test_recipes_are_read_strictly(tmp_path: Path) -> None:

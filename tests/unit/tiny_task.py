@@ -94,6 +94,9 @@ class Counting:
         losses = [self.loss(model, batch)["next"] for batch in self.batches(split)]
         return {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
 
+    def count(self, split: str) -> int:
+        return 2
+
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return []
 

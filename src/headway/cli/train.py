@@ -78,10 +78,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def show(run: Run, terminal: Terminal) -> None:
     """What a finished run is worth, what it does, and where it lies."""
-    from headway.report.run import scores
+    from headway.report.run import notes, scores
 
     summary = run.summary
     terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}))
+    for note in notes((), summary.get("scores") or {}):
+        terminal.say(note)
     for sample in summary.get("samples", [])[:SHOWN]:
         terminal.say()
         for name, text in sample.items():

@@ -98,10 +98,23 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         scores=scores(summary.get("scores", {}), summary.get("best") or {}),
         samples=summary.get("samples", ()),
         pictures=pictures,
+        notes=notes(recipe.reasons, summary.get("scores") or {}),
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
         facts=_facts(summary, _unit(run)),
         command=repeat(run),
     )
+
+
+def notes(reasons: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
+    """Why the run is as it is, and what its scores are of, in sentences."""
+    found = [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
+    if scores.get("judged") is not None:
+        part, whole = scores["judged"], scores["judged_of"]
+        found.append(
+            f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
+            "`headway evaluate` judges by all of them."
+        )
+    return found
 
 
 def _headline(run: Run) -> dict[str, Any]:
@@ -214,7 +227,7 @@ def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_score(name: str, value: Any) -> bool:
-    return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam")
+    return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam", "judged", "judged_of")
 
 
 def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:

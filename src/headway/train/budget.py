@@ -115,16 +115,23 @@ class Meter:
 
 
 def measure(
-    recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str, seconds: float
+    recipe: Recipe,
+    fresh: Collection[str],
+    task: Task,
+    processes: Processes,
+    precision: str,
+    seconds: float,
+    judged: bool,
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
-    What follows the last step is the judgement of the best model on the final split, and its samples.
+    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, its samples
+    and its page.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    ending = _ending(meter, seconds)
+    ending = _ending(meter, seconds) if judged else 0.0
     return Speed(*processes.tell([each, evaluation, ending]))
 
 

@@ -89,6 +89,10 @@ class Journal:
         best = " (best so far)" if better else ""
         self.display.say(f"step {self.progress.step:,} after {after}: validation {figures}{best}")
 
+    def seconds(self) -> float:
+        """Of training so far."""
+        return self.progress.seconds + time.perf_counter() - self._mark
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside is not training."""

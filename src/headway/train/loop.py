@@ -98,9 +98,8 @@ class Loop:
 
     def _look(self, budget: Budget, adopt: Callable[[Recipe], None]) -> None:
         """Plan anew by the speed since the last look."""
-        self._flush()
-        progress = self.progress
-        found = budget.revise(self.recipe, progress.step, progress.seconds, progress.evaluated > 0)
+        step = self.progress.step
+        found = budget.revise(self.recipe, step, self.journal.seconds(), self.progress.evaluated > 0)
         told = self.processes.tell(None if found is None else to_dict(found.of(self.recipe)))
         if told is None:
             return

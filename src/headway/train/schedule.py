@@ -116,7 +116,7 @@ class WSDConfig(ScheduleConfig):
         return replace(super().planned(steps), decay=float(max(2, round(self._decline(steps)))))
 
     def moved(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
-        if self.bends or done > steps - self._decline(steps):
+        if self.bends or done >= steps - self._decline(steps):
             return replace(self, bends=(*self.bends, (done, steps)))
         decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
         return replace(self, decay=float(max(2, decline)))

@@ -39,7 +39,8 @@ class Trainer:
     """Trains the model of a recipe on a task.
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
-    (starting the process, reading the data) and comes after it included; the `clock` tells what has gone. The recipe
+    (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
+    whether the finished model is judged in that time, too. The recipe
     written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
@@ -55,6 +56,7 @@ class Trainer:
         progress: bool = True,
         minutes: float | None = None,
         clock: Clock | None = None,
+        judged: bool = False,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
@@ -69,6 +71,7 @@ class Trainer:
         self.directory = RunDirectory(run_directory)
         self.shown = progress and self.processes.first
         self.minutes = minutes
+        self.judged = judged
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self._budget: Budget | None = None
@@ -180,7 +183,7 @@ class Trainer:
     def _measured(self, recipe: Recipe, seconds: float) -> Speed:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
         left = seconds - self.clock.worked()
-        speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left)
+        speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left, self.judged)
         self._budget = Budget(self.clock, seconds, speed)
         return speed
 
@@ -307,6 +310,8 @@ class Trainer:
         display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
         if self.minutes is not None:
             display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
+        for reason in self.recipe.reasons if not progress.step else ():
+            display.say(reason)
         if self._agreement is not None:
             display.say(f"from {self.recipe.start}: {self._agreement}")
         if self.recipe.adapter is not None:
