@@ -18,7 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
-from headway.fitting import fitting
+from headway.fitting import fitting, outgrown
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
@@ -86,6 +86,9 @@ def train(
         judged=True,
     )
     result = trainer.fit(resume, finish)
+    if trainer.extended and progress and trainer.processes.first:
+        limit = outgrown(result.recipe, task, result.summary["tokens"], result.summary["minutes"])
+        print(limit or "its size still fits the time", file=sys.stderr, flush=True)
     judged = bool(result.summary.get("scores"))  # a run that was finished before
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
 

@@ -19,7 +19,7 @@ from headway.train import Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes
 from headway.train.precision import choose as choose_precision
-from headway.train.scale import Fit, Pace, Scale, choose, explained, settled, with_user
+from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, with_user
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
@@ -127,6 +127,26 @@ def fitting(
     if scale is None or recipe.start is not None or "model" in user:
         return None
     return Fitting(recipe, user, minutes, clock, device, scale)
+
+
+def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:
+    """What to tell of a run that went on for longer than its size was chosen for: that a larger model would have learnt
+    more in all of its time; None where that is not so.
+    """
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is not None:
+        return None
+    unique, own = scale.amount(task), Fit.size(recipe)
+    sizes = {Fit.size(replace(sized, model=task.adapt(sized.model))) for _, sized in ladder(recipe, scale, {})}
+    larger = min((size for size in sizes if size > 1.2 * own), default=None)
+    if larger is None:
+        return None
+    if scale.law.loss(larger, seen * own / larger, unique) > scale.law.loss(own, seen, unique):
+        return None
+    return (
+        f"its size is the limit now: in {minutes:.3g} minutes a model of {larger / own:.2g} times the parameters, "
+        "started anew, would learn more"
+    )
 
 
 def _shapes(recipe: Recipe) -> nn.Module:

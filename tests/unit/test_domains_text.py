@@ -150,8 +150,7 @@ def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:
     task = open_task(recipe, play)
     with pytest.raises(UserError, match="validation split"):
         task.adapt(recipe.model)
-    with pytest.raises(UserError, match="larger than the data can fill"):
-        open_task(small(text(), size=8000), play)
+    assert open_task(small(text(), size=8000), play).codec.size < 8000  # the most: the data fill less
     with pytest.raises(UserError, match="no file or folder"):
         open_task(small(text()), tmp_path / "none.txt")
 

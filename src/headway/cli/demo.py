@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from headway.cli.options import number, seconds_so_far, torch_options
+from headway.cli.options import number, torch_options
 from headway.cli.terminal import Terminal
 
 EXAMPLE = "headway demo --minutes 2"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 threads=args.threads,
                 seed=args.seed,
                 samples=WORDS,
-                spent=seconds_so_far(),
+                spent=terminal.seconds(),
             )
     except UserInterrupt as interrupt:
         same = ["--deterministic"] if args.deterministic else []
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
     terminal.say(f"try: echo headway | {program} translate {directory}")
-    terminal.result({"run": directory, **result.summary, "seconds": seconds_so_far()})
+    terminal.result({"run": directory, **result.summary, "seconds": terminal.seconds()})
 
 
 def free_directory(wanted: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,7 +14,6 @@ from headway.errors import UserError, nearest
 if TYPE_CHECKING:
     from headway.trained import Model
 
-_STARTED = time.perf_counter()
 BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
 
 
@@ -64,11 +62,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", action="store_true", help="print one JSON object as the last line of stdout")
     add("--debug", action="store_true", help="show the traceback of an error")
-
-
-def seconds_so_far() -> float:
-    """Since the command began."""
-    return time.perf_counter() - _STARTED
 
 
 def whole(least: int) -> Callable[[str], int]:

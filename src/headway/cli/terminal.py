@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ class Terminal:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the command began."""
+        return time.perf_counter() - self._began
 
     def say(self, text: str = "", end: str = "\n") -> None:
         """Results for a person; nothing with --json."""

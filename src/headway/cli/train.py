@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.cli.options import number, seconds_so_far, torch_options, whole
+from headway.cli.options import number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             threads=args.threads,
             seed=args.seed,
             finish=args.finish,
-            spent=seconds_so_far(),
+            spent=terminal.seconds(),
         )
     show(result, terminal)
     terminal.result({"run": result.directory, **result.summary})

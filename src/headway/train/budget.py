@@ -20,7 +20,7 @@ from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
 from headway.train.task import Task
 
-_WARM_UP = 2  # steps not timed
+_WARM_UP = 1  # steps after the first not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
 _LEAST, _MOST = 0.3, 6.0
 _MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
@@ -99,7 +99,10 @@ class Meter:
         return min(times)
 
     def each(self, seconds: float) -> float:
-        """Seconds for a step, measured for about `seconds`."""
+        """Seconds for a step, measured for about `seconds`; by the first one where that takes longer."""
+        first = self.steps(1)
+        if self.processes.tell(first > seconds):
+            return first
         self.steps(_WARM_UP)
         rough = self.steps(1)
         count = self.processes.tell(max(2, min(1000, round(seconds / rough))))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.config import override
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, describe
 from headway.train.law import Law
 from headway.train.recipe import Recipe
@@ -18,7 +18,6 @@ Settings = Mapping[str, Any]
 
 _WIDTH, _DEPTH = 128, 4  # of the models for which rates were tried
 _FEW = 60  # steps from which on a model has learnt something
-_GROWTH = 8  # the largest step up the ladder that is looked at: so many times the parameters
 
 
 class Settled(NamedTuple):
@@ -137,12 +136,22 @@ def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[tuple[Settings, Recipe]]:
-    """The sizes that the user's settings leave, each once, from small to large."""
+    """The sizes that the user's settings leave, each once, from small to large, without those whose heads do not divide
+    a width that the user set. ConfigError where there is none.
+    """
     found: list[tuple[Settings, Recipe]] = []
+    faults: list[ConfigError] = []
     for settings in scale.sizes(recipe):
         sized = with_user(recipe, settings, user)
+        try:
+            computing(sized.model)
+        except ConfigError as error:
+            faults.append(error)
+            continue
         if all(sized.model != other.model for _, other in found):
             found.append((taken(settings, user), sized))
+    if not found:
+        raise faults[0]
     return found
 
 
@@ -160,15 +169,16 @@ def choose(
     """
     fits: list[Fit] = []
     for settings, sized in ladder(recipe, scale, user):
-        if len(fits) > 1 and fits[-1].loss > fits[-2].loss:
+        if fits and (fits[-1].steps < _FEW or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
             break
         fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
     best = min(fits, key=lambda fit: fit.loss)
     if best.steps < _FEW:
-        minutes = seconds / 60 * _FEW / max(best.seen / best.batch, 0.01)
+        needed = _FEW * (best.pace.overhead + best.batch / best.pace.targets)
+        which = "a model of this size" if len(ladder(recipe, scale, user)) == 1 else "the smallest model"
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which the smallest model makes {best.steps} steps and "
-            f"learns nothing of use; give {minutes:.2g} --minutes more"
+            f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
+            f"nothing of use; give {max(0.1, (needed - seconds) / 60):.2g} --minutes more"
         )
     return best, fits
 
@@ -180,11 +190,11 @@ def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, second
     + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
     """
     parameters = computing(recipe.model)
-    seen = seconds * pace.targets
+    seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
     batch = min(max(scale.least, 2 ** round(math.log2(max(wanted, 1.0)))), scale.most)
-    seen = seconds * batch / (pace.overhead + batch / pace.targets)
+    seen = max(seconds, 0.0) * batch / (pace.overhead + batch / pace.targets)
     worth = seen / (1 + batch / noise)
     return Fit(settings, recipe.model, parameters, pace, batch, seen, scale.law.loss(parameters, worth, unique))
 

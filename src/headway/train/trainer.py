@@ -74,6 +74,7 @@ class Trainer:
         self.judged = judged
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
+        self.extended = False  # whether it goes on for longer than it was begun for
         self._budget: Budget | None = None
         self._before = 0.0  # seconds that earlier processes were at this run
         self.precision = Precision(recipe.train.precision, "as set")
@@ -216,6 +217,7 @@ class Trainer:
             )
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
+        self.extended = True
         self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 2))
         if self.processes.first:
             Checkpoints(directory.checkpoints, 1, 1).go_back_to(begun, status.get("best"))

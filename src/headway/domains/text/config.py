@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 class LanguageConfig(TaskConfig):
     """Predict each symbol of documents from those before it.
 
-    `codec` and `size` say how text becomes symbols (`size` none: as many as there are), unless `tokenizer` names a
-    published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's. `packing`
-    "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows at any
-    offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A batch has
-    train.batch_size rows or, without it, as many as train.batch_tokens holds.
+    `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), unless `tokenizer`
+    names a published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's.
+    `packing` "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows
+    at any offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A
+    batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
 
     `carry_state` is for recurrent and linear mixers: in place of either packing, the text is cut into as many streams
     as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
@@ -70,7 +70,7 @@ class LanguageConfig(TaskConfig):
         if self.tokenizer is not None:
             return load_codec(find_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        return train_codec(self.codec, texts, self.size)
+        return train_codec(self.codec, texts, self.size, fewer=True)
 
 
 def _check_carried(model: ModelConfig) -> None:

@@ -103,7 +103,7 @@ class PairsConfig(TaskConfig):
 class TranslationConfig(PairsConfig):
     """Translate sentences.
 
-    `codec` and `size` say how text becomes symbols (`size` none: as many as there are), `shared` whether one
+    `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), `shared` whether one
     vocabulary serves both languages. `reverse` translates the second language into the first. `grouped` scores each
     source once, against all the translations it has. `lowercase_bleu` adds BLEU of lower-cased text (as
     `bleu_lowercase`), which many papers report. `goal` picks the best model.
@@ -141,7 +141,13 @@ class TranslationConfig(PairsConfig):
         # A word is the same symbol at the start of a sentence as inside it, for kinds that can tell the two apart.
         spaced = self.codec in ("bpe", "wordpiece", "unigram")
         return train_codec(
-            self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=(BEGIN, END)
+            self.codec,
+            texts,
+            self.size,
+            lowercase=self.lowercase,
+            prefix_space=spaced,
+            special=(BEGIN, END),
+            fewer=True,
         )
 
 

@@ -1,0 +1,163 @@
+"""How a generic recipe is fitted to data, minutes and machine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import headway as hw
+from headway.cli import main as cli
+from headway.domains import recipe as named
+from headway.domains import scale_of
+from headway.errors import UserError
+from headway.train import Recipe
+from headway.train.law import Law
+from headway.train.scale import Fit, Pace, Scale, choose, computing, settled, taken, with_user
+
+TEXT = scale_of("text")
+assert TEXT is not None
+
+
+def paced(rate: float = 1e10) -> Callable[[Recipe], Pace]:
+    """A machine that does so many multiplications a second, and three optimiser steps of a million weights in 10 ms."""
+    return lambda recipe: Pace(rate / (3 * computing(recipe.model)), computing(recipe.model) * 1e-8)
+
+
+def chosen(minutes: float, unique: float, user: dict[str, object] | None = None) -> tuple[Fit, list[Fit]]:
+    return choose(named("text"), TEXT, user or {}, int(unique), 60 * minutes, paced())  # type: ignore[arg-type]
+
+
+def test_more_time_takes_a_larger_model_and_more_of_the_same_text_does_too() -> None:
+    sizes = [chosen(minutes, 1e8)[0].parameters for minutes in (1, 5, 30, 240, 2000)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) >= 4
+    by_text = [chosen(2000, unique)[0].parameters for unique in (3e4, 3e5, 3e6, 3e8)]
+    assert by_text == sorted(by_text)
+    assert by_text[0] < by_text[-1]
+
+
+def test_the_chosen_size_is_the_best_of_all_and_only_a_few_are_timed() -> None:
+    timed = []
+    pace = paced()
+
+    def noted(recipe: Recipe) -> Pace:
+        timed.append(recipe)
+        return pace(recipe)
+
+    best, fits = choose(named("text"), TEXT, {}, 10**8, 300.0, noted)  # type: ignore[arg-type]
+    assert best.loss == min(fit.loss for fit in fits)
+    assert len(timed) == len(fits) < len(TEXT.sizes(named("text")))  # type: ignore[union-attr]
+
+
+def test_what_the_user_sets_is_not_chosen() -> None:
+    user = {"model.width": 96, "model.heads": 3, "optim.lr": 0.5}
+    fit, fits = chosen(5, 1e7, user)
+    recipe = settled(named("text"), fit, TEXT, 10**7, user)  # type: ignore[arg-type]
+    assert {one.model.width for one in fits} == {96}  # type: ignore[attr-defined]
+    assert len({len(one.model.stack.blocks) for one in fits}) > 1  # type: ignore[attr-defined]
+    assert recipe.optim.lr == 0.5
+    assert recipe.optim.head_lr == pytest.approx(0.003 * 128 / 96)  # type: ignore[attr-defined]
+    assert taken({"optim.lr": 1, "optim.head_lr": 2, "model.width": 3}, {"optim": "adamw"}) == {"model.width": 3}
+    assert taken({"model.width": 3}, {"model.width.x": 1}) == {}
+    assert (
+        with_user(named("text"), {"model.width": 64, "optim.head_lr": 1e-3}, {"optim": "adamw"}).optim.kind == "adamw"
+    )  # type: ignore[attr-defined]
+
+
+def test_too_little_time_says_how_much_would_do() -> None:
+    with pytest.raises(UserError, match=r"the smallest model makes \d+ steps and learns nothing of use; give .* more"):
+        chosen(0.001, 1e6)
+    with pytest.raises(UserError, match=r"-?\d+ s are left for training, in which a model of this size"):
+        choose(
+            named("text"),
+            TEXT,  # type: ignore[arg-type]
+            {"model.width": 4096, "model.depth": 24, "model.heads": 32},
+            10**6,
+            60.0,
+            paced(),
+        )
+
+
+def test_repeats_are_worth_less_and_less() -> None:
+    law = Law()
+    once = [law.loss(1e6, 1e6, unique) for unique in (1e6, 1e5, 1e4)]
+    assert once == sorted(once)
+    assert law.loss(1e6, 1e9, 1e5) == pytest.approx(law.loss(1e6, 1e10, 1e5), rel=1e-3)
+    assert law.loss(1e6, 4e6, 1e6) == pytest.approx(law.loss(1e6, 4e6, 1e9), rel=0.03)  # four epochs: nearly as new
+    assert law.loss(1e6, 0, 10) == math.inf
+
+
+@pytest.mark.parametrize(("samples", "share"), [(100, 0.2), (1000, 0.1), (10_000, 0.05), (1_000_000, 0.001)])
+def test_enough_is_held_out_and_no_more(samples: int, share: float) -> None:
+    assert Scale().held_out(samples) == {"task.split.validation": share, "task.split.test": share}
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("book") / "book.txt"
+    path.write_text("".join(f"{i} birds sang in the {i % 7} trees of the {i % 13} gardens.\n" for i in range(4000)))
+    return path
+
+
+def test_minutes_choose_and_the_recipe_repeats_the_bits(book: Path, tmp_path: Path) -> None:
+    run = hw.train("text", data=book, minutes=0.15, run=tmp_path / "a", threads=1, samples=0, progress=False)
+    recipe = run.recipe
+    assert len(recipe.reasons) >= 2
+    assert "parameters (width" in recipe.reasons[1]
+    assert recipe.schedule.factor(recipe.train.steps - 1, recipe.train.steps) < 0.1
+    assert run.summary["elapsed"] < 12
+    again = hw.train(tmp_path / "a/recipe.json", run=tmp_path / "b", threads=1, samples=0, progress=False)
+    model = "model.safetensors"
+    assert (tmp_path / "a" / model).read_bytes() == (tmp_path / "b" / model).read_bytes()
+    assert again.recipe.reasons == recipe.reasons
+    if (tmp_path / "a/report.html").is_file():
+        assert "parameters (width" in (tmp_path / "a/report.html").read_text(encoding="utf-8")
+
+
+def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ["train", "text", "--data", str(book), "--run", str(tmp_path / "r"), "--threads", "1"]
+    few = tmp_path / "few.txt"
+    few.write_text("word")
+    cases: Sequence[tuple[list[str], str]] = (
+        ([*begin, "--minutes", "0.001"], "learns nothing of use; give "),
+        ([*begin, "--minutes", "0.05", "--set", "model.width=101"], "width 101 is not divisible by heads"),
+        (["train", "text", "--data", str(few), "--minutes", "1", "--run", str(tmp_path / "r")], "validation split"),
+        ([*begin, "--finish"], "--finish ends a run that was stopped; give it with --resume"),
+    )
+    for arguments, message in cases:
+        assert cli.main(arguments) == cli.USER_ERROR
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("headway: ")
+        assert message in told
+        assert not (tmp_path / "r").exists()
+
+
+def test_generic_recipes_are_flat_and_end_at_zero() -> None:
+    from headway.domains import recipes
+
+    for name, recipe in recipes().items():
+        if scale_of(name) is not None:
+            planned = recipe.schedule.planned(500)
+            assert planned.factor(499, 500) < 0.02, name
+            assert planned.flat(500) is not None, name
+            assert planned.warmup <= 50, name
+            assert recipe.optim.kind == "muon", name  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_goes_on(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ["train", "text", "--data", str(book), "--run", str(tmp_path / "r"), "--threads", "1", "--json"]
+    assert cli.main([*begin, "--minutes", "0.12"]) == cli.DONE
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert cli.main([*begin, "--resume"]) == cli.DONE  # it is finished: nothing is done
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == first["steps"]
+    assert cli.main([*begin, "--resume", "--minutes", "0.15"]) == cli.DONE
+    captured = capsys.readouterr()
+    second = json.loads(captured.out.splitlines()[-1])
+    assert second["steps"] > first["steps"]
+    assert second["minutes"] == pytest.approx(0.27)
+    assert "its size " in captured.err
+    assert second["best"]["loss"] <= first["best"]["loss"]
