@@ -18,7 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
-from headway.fitting import fitting, outgrown
+from headway.fitting import fitting, foretelling, outgrown
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
@@ -84,6 +84,7 @@ def train(
         minutes=minutes,
         clock=clock,
         judged=True,
+        foretell=foretelling(chosen, task),
     )
     result = trainer.fit(resume, finish)
     if trainer.extended and progress and trainer.processes.first:

@@ -18,6 +18,7 @@ from headway.recipes import open_task
 from headway.train import Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes
+from headway.train.loop import Foretell
 from headway.train.precision import choose as choose_precision
 from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, with_user
 
@@ -127,6 +128,16 @@ def fitting(
     if scale is None or recipe.start is not None or "model" in user:
         return None
     return Fitting(recipe, user, minutes, clock, device, scale)
+
+
+def foretelling(recipe: Recipe, task: Task) -> Foretell | None:
+    """How the end of a run is told from its first evaluation; None where no law is known for its loss."""
+    scale = scale_of(recipe.name)
+    if scale is None or not scale.foretells or recipe.start is not None:
+        return None
+    unique = scale.amount(task)
+    size = Fit.size(replace(recipe, model=task.adapt(recipe.model)))
+    return lambda loss, seen, end: scale.law.forecast(loss, size, seen, end, unique)
 
 
 def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:

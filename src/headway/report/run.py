@@ -98,7 +98,7 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         scores=scores(summary.get("scores", {}), summary.get("best") or {}),
         samples=summary.get("samples", ()),
         pictures=pictures,
-        notes=notes(recipe.reasons, summary.get("scores") or {}),
+        notes=[*notes(recipe.reasons, summary.get("scores") or {}), *_foretold(summary)],
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
         facts=_facts(summary, _unit(run)),
         command=repeat(run),
@@ -115,6 +115,18 @@ def notes(reasons: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
             "`headway evaluate` judges by all of them."
         )
     return found
+
+
+def _foretold(summary: Mapping[str, Any]) -> list[str]:
+    """What was told early of the end, beside how it came."""
+    forecast, best = summary.get("forecast"), summary.get("best") or {}
+    if not forecast or "loss" not in best:
+        return []
+    low, high = (short(edge) for edge in forecast["loss_interval"])
+    return [
+        f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
+        f"foretold for the end; the best is {short(best['loss'])}."
+    ]
 
 
 def _headline(run: Run) -> dict[str, Any]:

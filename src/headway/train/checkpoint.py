@@ -24,7 +24,8 @@ class Progress:
     """Where a run stands: `step` updates are done.
 
     There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
-    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one.
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
+    `forecast` what the first evaluation said of the end.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class Progress:
     evaluated: int = 0
     stale: int = 0
     best: dict[str, Any] | None = None
+    forecast: dict[str, Any] | None = None
 
 
 class Checkpoints:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Forecast(NamedTuple):
+    """The loss that a run is to end with, and an interval in which nine of ten runs ended."""
+
+    low: float
+    loss: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Law:
     beta: float = 0.28
     repeats: float = 15.39
     excess: float = 5.31
+    falls: tuple[float, float, float] = (0.9, 1.08, 1.4)
 
     def loss(self, parameters: float, seen: float, unique: float) -> float:
         """The loss after `seen` targets, of which `unique` are different ones; infinite after none."""
@@ -36,6 +46,16 @@ class Law:
         fitting = min(parameters, self.fed(fed))
         sized = _discounted(fitting, parameters / fitting - 1, self.excess)
         return self.floor + self.size * sized**-self.alpha + self.data * read**-self.beta
+
+    def forecast(self, loss: float, parameters: float, seen: float, end: float, unique: float) -> Forecast:
+        """The end of a run whose validation loss was `loss` after `seen` of `end` targets, at a flat rate.
+
+        The law tells how far it will fall, of which `falls` are the parts that runs fell in truth: the least, the
+        middle and the most of them (their rate falls to 0 meanwhile, which the law's models did at both ends).
+        """
+        fall = self.loss(parameters, seen, unique) - self.loss(parameters, end, unique)
+        least, middle, most = (loss - part * fall for part in self.falls)
+        return Forecast(most, middle, least)
 
     def fed(self, targets: float) -> float:
         """The parameters at which one more is worth as much as the targets that its time would read."""

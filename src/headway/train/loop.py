@@ -14,11 +14,16 @@ from headway.train.budget import Budget
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
+from headway.train.law import Forecast
 from headway.train.learner import Learner
 from headway.train.log import MetricsFile
 from headway.train.recipe import Recipe
 from headway.train.run import RunDirectory
 from headway.train.task import Batch
+
+# The loss at the end from the loss now, what was seen until now, and what will have been seen then.
+Foretell = Callable[[float, float, float], Forecast]
+_EARLY = 0.05  # of a run, before which nothing is foretold
 
 
 class Loop:
@@ -34,9 +39,10 @@ class Loop:
         journal: Journal,
         interrupts: Interrupts,
         budget: Budget | None = None,
+        foretell: Foretell | None = None,
     ) -> None:
         """`metrics` is None in all processes but the first, which writes nothing to disk; `budget` is the time there is
-        for a run that has one.
+        for a run that has one, and `foretell` says from an evaluation how it will end.
         """
         self.learner = learner
         self.task = learner.task
@@ -49,6 +55,7 @@ class Loop:
         self.journal = journal
         self.interrupts = interrupts
         self.budget = budget
+        self.foretell = foretell
         self.trunk = Checkpoints(directory.trunk, 1, 1)
         self._saved = progress.step
 
@@ -154,12 +161,23 @@ class Loop:
                 better = self._judge(metrics)
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
+                self._foretell(metrics)
                 if self.budget is not None:
                     self.budget.evaluated(took)
                 if better and self.processes.first:
                     self._keep()
         if metrics is None:
             self._stop()
+
+    def _foretell(self, metrics: dict[str, Any]) -> None:
+        """After the first evaluation, early in a run, tell how it will end."""
+        progress, steps = self.progress, self.recipe.train.steps
+        early = _EARLY * steps <= progress.step <= steps / 2
+        if self.foretell is None or progress.forecast is not None or not early or "loss" not in metrics:
+            return
+        low, loss, high = self.foretell(metrics["loss"], progress.tokens, progress.tokens * steps / progress.step)
+        progress.forecast = {"step": progress.step, "loss": loss, "loss_interval": [low, high]}
+        self.journal.display.say(f"foretold from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
 
     def _keep(self) -> None:
         """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""

@@ -63,10 +63,10 @@ class Fit(NamedTuple):
 class Scale:
     """How a generic recipe grows. A domain lists one for each of its own in `scale.SCALES`, by the recipe's name.
 
-    `law` foretells losses by size. `batch` is the setting that batches are counted by, `least` and `most` are the
-    smallest and largest of them, and `noise` times the square root of what is seen is where a larger batch stops to
-    help (McCandlish et al. 2018; that it grows like a root: Bergsma et al. 2025). A batch counts `share` targets for
-    each of its units: a half where only half of its tokens are foretold.
+    `law` foretells losses by size; where it has been compared with runs, it `foretells` the end of a run, too. `batch`
+    is the setting that batches are counted by, in `unit`s, `least` and `most` are the smallest and largest of them, and
+    `noise` times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it
+    grows like a root: Bergsma et al. 2025).
     """
 
     law: Law = field(default_factory=Law)
@@ -75,6 +75,7 @@ class Scale:
     most: int = 16384
     noise: float = 8.0
     unit: str = "token"
+    foretells: bool = False
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held

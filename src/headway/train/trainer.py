@@ -23,7 +23,7 @@ from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
 from headway.train.learner import Learner
 from headway.train.log import MetricsFile, check_loggers, open_loggers, read_metrics, truncate_metrics
-from headway.train.loop import Loop
+from headway.train.loop import Foretell, Loop
 from headway.train.memory import check_memory
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
@@ -40,7 +40,7 @@ class Trainer:
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too. The recipe
+    whether the finished model is judged in that time, too. `foretell` says early how it will end. The recipe
     written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
@@ -57,6 +57,7 @@ class Trainer:
         minutes: float | None = None,
         clock: Clock | None = None,
         judged: bool = False,
+        foretell: Foretell | None = None,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
@@ -72,6 +73,7 @@ class Trainer:
         self.shown = progress and self.processes.first
         self.minutes = minutes
         self.judged = judged
+        self.foretell = foretell
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self.extended = False  # whether it goes on for longer than it was begun for
@@ -271,7 +273,9 @@ class Trainer:
         self._announce(display, progress, learner)
         try:
             with Interrupts() as interrupts:
-                loop = Loop(learner, progress, self.directory, checkpoints, metrics, journal, interrupts, self._budget)
+                place = self.directory
+                known = self._budget, self.foretell
+                loop = Loop(learner, progress, place, checkpoints, metrics, journal, interrupts, *known)
                 loop.run(lambda recipe: self._adopt(recipe, progress, display))
                 if recipe.train.average:
                     loop.average_checkpoints()
@@ -346,6 +350,7 @@ class Trainer:
                 "fresh": list(self.fresh),
                 "goal": self.task.goal,
                 "best": progress.best,
+                "forecast": progress.forecast,
                 **environment(self.processes.device, self.processes.world),
             }
         )

@@ -41,4 +41,4 @@ class TextScale(Scale):
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
 
 
-SCALES = {"text": TextScale()}
+SCALES = {"text": TextScale(foretells=True)}

@@ -41,4 +41,4 @@ class PairsScale(Scale):
         return {"model.dropout": 0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2 if epochs < 25 else 0.25}
 
 
-SCALES = {"translation": PairsScale()}
+SCALES = {"translation": PairsScale(foretells=True)}
