@@ -1,7 +1,8 @@
 """The choice of `--minutes` beside a grid of sizes and rates, at equal core-seconds.
 
     python benchmarks/budget.py grid NAME ...       # one flat trunk a cell, annealed for each budget
-    python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --minutes` gives in the same time
+    python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --data ... --minutes M` gives
+    python benchmarks/budget.py chosen NAME --beside   # the same beside a program that takes half of one core
 
 A cell trains on one thread, two of them side by side; what a step costs is the least CPU time of many, so that other
 programs hardly count. A budget of M minutes is that of two cores: 120 M core-seconds of training. The results are kept
@@ -19,7 +20,8 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,6 +153,44 @@ def cell(name: str, size: Sequence[int], rate: float, budgets: Sequence[float], 
         }
 
 
+def chosen(name: str, minutes: float, beside: bool) -> dict[str, Any]:
+    """What the command gives on this machine, as a user would give it: nothing is set."""
+    found = SETS[name]
+    with TemporaryDirectory() as folder, neighbour() if beside else nullcontext():
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "headway", "train", found.recipe, "--data", *files(found)]
+        command += ["--minutes", str(minutes), "--run", str(run), "--json"]
+        started = time.monotonic()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        wall = time.monotonic() - started
+        summary = json.loads(done.stdout.strip().splitlines()[-1])
+        recipe = json.loads((run / "recipe.json").read_text())
+    keys = ("parameters", "steps", "tokens", "seconds", "elapsed", "judging_seconds", "best", "forecast", "scores")
+    return {
+        "set": name,
+        "minutes": minutes,
+        "beside_half_a_core": beside,
+        "wall_seconds": round(wall, 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "reasons": recipe["reasons"],
+        **{key: summary.get(key) for key in keys},
+    }
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A program that takes half of a core: it works for 50 ms and rests for as long."""
+    turn = "end = time.monotonic() + .05\n    while time.monotonic() < end: pass\n    time.sleep(.05)"
+    busy = f"import time\nwhile True:\n    {turn}"
+    process = subprocess.Popen([sys.executable, "-c", busy])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def read() -> dict[str, Any]:
     path = RESULTS / f"{NAME}.json"
     return json.loads(path.read_text()) if path.exists() else {"benchmark": NAME, "machine": machine(), "cells": []}
@@ -183,13 +223,21 @@ def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "cell"))
+    parser.add_argument("part", choices=("grid", "cell", "chosen"))
+    parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     args = parser.parse_args()
     if args.part == "cell":
         size, rate, budgets, more = json.loads(args.names[1])
         print(json.dumps(cell(args.names[0], size, rate, budgets, more)))
+    elif args.part == "chosen":
+        for name in args.names or list(SETS):
+            for minutes in args.budgets:
+                one = chosen(name, minutes, args.beside)
+                result = read()
+                result.setdefault("chosen", []).append(one)
+                keep(result)
     else:
         grid(args.names or list(SETS), args.budgets)
 
