@@ -10,11 +10,9 @@ from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, Token
 from headway.models.presets import preset
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
-from headway.parts.norm import RMSNormConfig
 from headway.parts.positions import SinusoidalConfig
-from headway.parts.rotary import RotaryConfig
 from headway.train import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, TrainConfig, WSDConfig, noam_peak
-from headway.visibility import Causal, Full, Pattern
+from headway.visibility import Full
 
 
 def encoder_decoder(
@@ -29,35 +27,6 @@ def encoder_decoder(
         encoder=TransformerConfig(width, symbols, None, StackConfig(cycle((reads,), depth)), embed, heads={}),
         decoder=TransformerConfig(width, symbols, None, StackConfig(cycle((writes,), depth)), embed),
         init=InitConfig(matrices="xavier", residual="same", embedding=None),
-    )
-
-
-def modern(width: int, depth: int, heads: int, symbols: int, dropout: float) -> EncoderDecoderConfig:
-    """Encoder and decoder that learn fast: rotary positions, RMS norms, normalised queries and keys, squared ReLU, no
-    biases, and branches and head that start at zero. One table serves both languages, and the head has its own.
-    """
-    norm = RMSNormConfig(weight=False)
-    feed = MLPConfig(activation="relu_squared", bias=False)
-
-    def attention(pattern: Pattern) -> AttentionConfig:
-        return AttentionConfig(
-            heads,
-            pattern=pattern,
-            rotary=RotaryConfig(theta=1000.0),
-            qk_norm=RMSNormConfig(),
-            qkv_bias=False,
-            out_bias=False,
-        )
-
-    cross = CrossAttentionConfig(heads, qk_norm=RMSNormConfig(), q_bias=False, kv_bias=False, out_bias=False)
-    embed = TokenEmbedConfig(norm=norm, dropout=dropout)
-    reads = BlockConfig(attention(Full()), None, feed, norm, dropout=dropout)
-    writes = BlockConfig(attention(Causal()), cross, feed, norm, dropout=dropout)
-    return EncoderDecoderConfig(
-        encoder=TransformerConfig(width, symbols, None, StackConfig(cycle((reads,), depth), norm), embed, heads={}),
-        decoder=TransformerConfig(width, symbols, None, StackConfig(cycle((writes,), depth), norm), embed),
-        tie="embeddings",
-        init=InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero"),
     )
 
 
