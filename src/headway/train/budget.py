@@ -18,7 +18,7 @@ from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
-from headway.train.task import Task
+from headway.train.task import Plays, Task
 
 _WARM_UP = 2  # steps not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
@@ -106,12 +106,14 @@ class Meter:
         return self.steps(count) / count
 
     def evaluation(self, split: str, limit: int | None) -> float:
-        """Seconds for an evaluation of at most `limit` samples."""
+        """Seconds for an evaluation of at most `limit` samples, by a model that has learnt."""
         start = time.perf_counter()
+        longer = 1.0
         if self.processes.first:
             with self.learner.evaluating() as model:
-                self.task.evaluate(model, split, limit)
-        return time.perf_counter() - start
+                scores = self.task.evaluate(model, split, limit)
+            longer = self.task.lengthening(scores) if isinstance(self.task, Plays) else 1.0
+        return longer * (time.perf_counter() - start)
 
 
 def measure(
