@@ -165,10 +165,10 @@ def choose(
         fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
     best = min(fits, key=lambda fit: fit.loss)
     if best.steps < _FEW:
-        minutes = seconds / 60 * _FEW / max(best.seen / best.batch, 0.01)
+        needed = _FEW * (best.pace.overhead + best.batch / best.pace.targets)
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which the smallest model makes {best.steps} steps and "
-            f"learns nothing of use; give {minutes:.2g} --minutes more"
+            f"{max(seconds, 0):.0f} s are left for training, in which the smallest model makes {max(best.steps, 0)} "
+            f"steps and learns nothing of use; give {max(0.1, (needed - seconds) / 60):.2g} --minutes more"
         )
     return best, fits
 

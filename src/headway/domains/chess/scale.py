@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from headway.data.files import File, lines
@@ -14,6 +14,7 @@ from headway.domains.chess.config import GamesConfig
 from headway.domains.chess.task import ChessTask
 from headway.errors import UserError
 from headway.train import Recipe
+from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled
 
 _SHAPES = (
@@ -27,10 +28,11 @@ _READING = 0.5  # of the minutes is the most that reading may take
 
 @dataclass(frozen=True)
 class BoardsScale(Scale):
-    """A position is one target, whose 64 squares are 64 times the work of a token; more minutes let more of them be
-    judged.
+    """A position is one target, of more bits than a token and 64 times its work, and feeds a larger model; more minutes
+    let more positions be judged.
     """
 
+    law: Law = field(default_factory=lambda: Law(excess=40.0))
     batch: str = "train.batch_size"
     least: int = 32
     most: int = 1024
@@ -81,10 +83,11 @@ def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
 
 
 def _samples(file: File) -> int:
-    """Games of a file of games, else its lines."""
-    if file.kind == ".pgn":
-        return sum(1 for line in lines(file) if line.startswith("[Event "))
-    return sum(1 for _ in lines(file))
+    """Games of a file of games, each with a block of tags, else its lines."""
+    if file.kind != ".pgn":
+        return sum(1 for _ in lines(file))
+    tags = (line.startswith("[") for line in lines(file))
+    return sum(1 for before, here in pairwise(chain((False,), tags)) if here and not before)
 
 
 SCALES = {"chess": BoardsScale()}

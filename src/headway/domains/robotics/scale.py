@@ -26,11 +26,11 @@ _SEEN = ((10.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is h
 
 @dataclass(frozen=True)
 class DemonstrationsScale(Scale):
-    """Batches are counted by actions. Each step is read with other noise and begins a chunk of its own, so that what is
-    read again is worth more than a text is.
+    """Batches are counted by actions, each of which is another target in each chunk that it stands in. States are read
+    with other noise each time, so that what is read again is worth more than a text is, and feeds larger models.
     """
 
-    law: Law = field(default_factory=lambda: Law(repeats=60.0))
+    law: Law = field(default_factory=lambda: Law(repeats=60.0, excess=20.0))
     least: int = 320
     most: int = 20480
     unit: str = "action"
@@ -64,10 +64,10 @@ class DemonstrationsScale(Scale):
         ]
 
     def amount(self, task: Robotics) -> int:
-        return int(task.data.lengths[task.sides["train"]].sum())
+        return task.model.chunk * int(task.data.lengths[task.sides["train"]].sum())
 
     def regularised(self, recipe: Recipe, epochs: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 1000 else 0.1}
+        return {"model.dropout": 0.0 if epochs < 100 else 0.1}
 
 
 def smaller(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:

@@ -22,17 +22,17 @@ _HELD_OUT = 50  # episodes of each side, at the most
 
 @dataclass(frozen=True)
 class EpisodesScale(Scale):
-    """Batches are counted by steps, each of which is foretold in every window that it stands in; more minutes also let
+    """Batches are counted by timesteps, each of which is foretold in every window that it stands in; more minutes also let
     more episodes be played.
     """
 
     least: int = 320
     most: int = 20480
-    unit: str = "step"
+    unit: str = "timestep"
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         lengths = outline(paths)
-        context = min(_CONTEXT, max(lengths))
+        context = max(1, min(_CONTEXT, max(lengths)))
         few, many = _PLAYED
         played = min(many, max(few, round(few * math.sqrt(minutes))))
         share = round(min(0.1, _HELD_OUT / len(lengths)), 6)
