@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_ladders_rise_by_small_steps_and_muon_takes_what_lies_in_stacks(name: st
     widths = [shape_of(model)[0] for model in sizes]
     counts = [describe(model)["parameters"] for model in sizes]
     assert widths == sorted(widths)
-    assert all(1.1 < after / before < 2.6 for before, after in zip(counts, counts[1:]))
+    assert all(1.1 < after / before < 2.6 for before, after in pairwise(counts))
     assert any(is_matrix(key, p) for key, p in build(sizes[0], None).named_parameters())
     assert recipe.optim.kind == "muon"  # type: ignore[attr-defined]
     assert recipe.schedule.factor(9999, 10_000) < 1e-3

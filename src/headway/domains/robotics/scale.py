@@ -19,7 +19,7 @@ from headway.train.scale import Scale, Settings, Settled
 _SHAPES = ((64, 1, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 5, 8))
 _CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
 _PLAYED = (5, 25)  # the fewest and the most episodes of a task at an evaluation; at the end twice as many
-_HELD_OUT = 50  # demonstrations of each side, at the most
+_FEW, _MANY = 2, 50  # demonstrations that are held out of each side, at the least and at the most
 _PATCH = 16  # sizes of pictures are multiples of it
 _SEEN = ((10.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is high, below so many minutes
 
@@ -42,7 +42,7 @@ class DemonstrationsScale(Scale):
         chunk = min(high, max(low, middle // 5))
         few, many = _PLAYED
         played = min(many, max(few, round(few * math.sqrt(minutes))))
-        share = round(min(0.1, _HELD_OUT / count), 6)
+        share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
         settings: dict[str, Any] = {
             "model.chunk": chunk,
             "task.episodes": played,

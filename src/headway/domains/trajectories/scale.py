@@ -17,12 +17,12 @@ _SHAPES = (
 )  # fmt: skip
 _CONTEXT = 20  # steps, of which shorter episodes do not have so many
 _PLAYED = (4, 32)  # the fewest and the most episodes of an evaluation
-_HELD_OUT = 50  # episodes of each side, at the most
+_FEW, _MANY = 2, 50  # episodes that are held out of each side, at the least and at the most
 
 
 @dataclass(frozen=True)
 class EpisodesScale(Scale):
-    """Batches are counted by timesteps, each of which is foretold in every window that it stands in; more minutes also let
+    """Batches are counted by timesteps, each of which is foretold in every window that it stands in; more minutes let
     more episodes be played.
     """
 
@@ -35,9 +35,10 @@ class EpisodesScale(Scale):
         context = max(1, min(_CONTEXT, max(lengths)))
         few, many = _PLAYED
         played = min(many, max(few, round(few * math.sqrt(minutes))))
-        share = round(min(0.1, _HELD_OUT / len(lengths)), 6)
+        count = len(lengths)
+        share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
         reason = (
-            f"windows of {context} steps for {len(lengths):,} episodes of {sum(lengths):,} steps; {played} episodes "
+            f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes "
             "are played at an evaluation, where the environment is known"
         )
         settings = {"task.context": context, "task.episodes": played}
