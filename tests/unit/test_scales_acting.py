@@ -149,7 +149,7 @@ def test_plans_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_recipe_with_a_size_of_its_own_is_planned_in_steps(tmp_path: Path) -> None:
     path = trajectory_data.saved(tmp_path, discrete=False)
-    settings = {**TINY, "model.embed.states": {"kind": "numbers", "size": 4}, "train.batch_size": 4}
+    settings = {**TINY, "task.random": 0, "model.embed.states": {"kind": "numbers", "size": 4}, "train.batch_size": 4}
     (plan,) = hw.plan("pendulum", path, [0.3], settings, device="cpu")
     assert plan.epochs is None
     assert (plan.steps or 0) > 0
