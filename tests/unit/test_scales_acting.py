@@ -24,6 +24,7 @@ from headway.domains.chess import scale as chess_scale
 from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
 from headway.models import build, describe
+from headway.train import Plays
 from headway.train.muon import is_matrix
 from headway.train.scale import Scale, ladder, shape_of
 
@@ -111,6 +112,8 @@ def test_an_evaluation_is_expected_to_last_as_long_as_the_best_episode(tmp_path:
     assert task.lengthening({"length_mean": 0.5}) == 2 * task.episodes.lengths[best]
     assert task.lengthening({"length_mean": 1000.0}) == 1
     assert task.lengthening({"loss": 1.0}) == 1
+    assert isinstance(task, Plays)
+    assert task.showing() == 0
 
 
 def test_what_takes_too_long_to_read_is_said_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,12 +121,13 @@ def measure(
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
-    What follows the last step is the judgement of the best model on the final split, and its samples.
+    What follows the last step is the judgement of the best model on the final split, its samples, and what it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    ending = _ending(meter, seconds)
+    shown = task.showing() * evaluation if isinstance(task, Plays) else 0.0
+    ending = _ending(meter, seconds) + shown
     return Speed(*processes.tell([each, evaluation, ending]))
 
 

@@ -149,6 +149,10 @@ class Plays(Protocol):
         """How many times as long as the evaluation that gave `scores` one will take once the model has learnt."""
         ...
 
+    def showing(self) -> float:
+        """How many times as long as an evaluation it takes to play what is shown of the finished model."""
+        ...
+
 
 @family
 @dataclass(frozen=True)

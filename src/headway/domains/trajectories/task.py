@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from headway.domains.trajectories.config import TrajectoriesConfig
 
 _JUDGED_AT_ONCE = 64  # windows
+_SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
 
 
 class Trajectories(Sided):
@@ -204,6 +205,12 @@ class Trajectories(Sided):
             return 1.0
         best = training[np.argmax(self.episodes.returns[training])]
         return max(1.0, float(self.episodes.lengths[best]) / scores["length_mean"])
+
+    def showing(self) -> float:
+        """Episodes that are asked for other returns, few for each, and two films."""
+        if not self.plays:
+            return 0.0
+        return _SHOWN if self.config.condition else 1.0
 
     def count(self, split: str) -> int:
         return len(self.sides[split]) if self.copies is None else self.config.episodes
