@@ -93,8 +93,8 @@ def test_windows_are_no_longer_than_episodes_and_more_minutes_play_more(tmp_path
     ("cameras", "minutes", "wanted"),
     [
         ({}, 5, None),
-        ({"top": (64, 64)}, 5, None),
-        ({"top": (480, 640)}, 5, [64, 80]),
+        ({"top": (64, 64)}, 2, None),
+        ({"top": (480, 640)}, 2, [64, 80]),
         ({"top": (480, 640)}, 60, [96, 128]),
         ({"top": (480, 640), "hand": (480, 640)}, 600, [128, 176]),
         ({"top": (50, 50)}, 60, [48, 48]),

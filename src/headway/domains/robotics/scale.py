@@ -21,7 +21,7 @@ _CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
 _PLAYED = (5, 25)  # the fewest and the most episodes of a task at an evaluation; at the end twice as many
 _FEW, _MANY = 2, 50  # demonstrations that are held out of each side, at the least and at the most
 _PATCH = 16  # sizes of pictures are multiples of it
-_SEEN = ((10.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is high, below so many minutes
+_SEEN = ((3.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is high, below so many minutes
 
 
 @dataclass(frozen=True)
