@@ -16,16 +16,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headway.api import Model, load, train
+    from headway.api import Model, load, plan, train
     from headway.errors import ConfigError, UserError
     from headway.train import Run
 
-__all__ = ["ConfigError", "Model", "Run", "UserError", "__version__", "load", "train"]
+__all__ = ["ConfigError", "Model", "Run", "UserError", "__version__", "load", "plan", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "train": "headway.api",
     "load": "headway.api",
+    "plan": "headway.api",
     "Model": "headway.api",
     "Run": "headway.train",
     "UserError": "headway.errors",

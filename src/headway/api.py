@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,11 +18,12 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
-from headway.fitting import fitting, foretelling, outgrown
+from headway.fitting import Plan, fitting, foretelling, outgrown
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
 from headway.pictures import attention_pictures
+from headway.planning import plans
 from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
@@ -32,7 +33,7 @@ from headway.train.budget import FEW, Clock
 from headway.train.run import RunDirectory
 from headway.trained import Model
 
-__all__ = ["Model", "find_device", "load", "train"]
+__all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
 
 def train(
@@ -92,6 +93,30 @@ def train(
         print(limit or "its size still fits the time", file=sys.stderr, flush=True)
     judged = bool(result.summary.get("scores"))  # a run that was finished before
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
+
+
+def plan(
+    recipe: str | Path | Recipe,
+    data: Paths | None = None,
+    minutes: Sequence[float] = (5, 30, 120),
+    set: Mapping[str, Any] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+    spent: float = 0.0,
+) -> list[Plan]:
+    """What `train` would come to in each number of minutes: the size of the model, the batches and steps, and why.
+
+    The arguments are those of `train`. Nothing is trained, but for some steps whose time is taken. Raises UserError for
+    what cannot be trained, and where all of the minutes are too few.
+    """
+    if not minutes or min(minutes) <= 0:
+        raise UserError(f"{list(minutes)} minutes; give numbers above 0")
+    where = find_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return plans(configured(recipe, data, set, seed), set or {}, minutes, where, spent)
 
 
 def _begun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +14,15 @@ import torch
 from torch import nn
 
 from headway.domains import scale_of
-from headway.models import build
+from headway.models import build, describe
 from headway.recipes import open_task
-from headway.train import Recipe, Task
+from headway.train import Closes, Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes
 from headway.train.loop import Foretell
+from headway.train.memory import training_bytes
 from headway.train.precision import choose as choose_precision
-from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, with_user
+from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, shape_of, with_user
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
@@ -32,6 +34,23 @@ class Fitted(NamedTuple):
 
     recipe: Recipe
     task: Task
+
+
+class Plan(NamedTuple):
+    """What a recipe comes to in so many minutes: the size of its model, `batch` tokens or samples a step, how many
+    steps, how often the data are read (None: not known), the bytes that are kept all the time, and why. Of minutes in
+    which nothing can be learnt there are the reasons alone.
+    """
+
+    minutes: float
+    reasons: tuple[str, ...]
+    parameters: int | None = None
+    width: int | None = None
+    layers: int | None = None
+    batch: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    memory: int | None = None
 
 
 @dataclass
@@ -50,37 +69,66 @@ class Fitting:
     paces: dict[str, Pace] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        self._folder = TemporaryDirectory()
-        self.workspace = Path(self._folder.name)
-        self.processes = Processes(self.device)
-        paths = [Path(path) for path in self.recipe.data]
-        found = self.scale.settle(self.recipe, paths, self.minutes)
-        self.recipe = with_user(self.recipe, found.settings, self.user)
-        self.reason = found.reason
-        self.task = open_task(self.recipe, self.workspace)
-        self.task.save(self.workspace)
-        self.unique = self.scale.amount(self.task)
+        with ExitStack() as stack:
+            self.workspace = Path(stack.enter_context(TemporaryDirectory()))
+            self.processes = Processes(self.device)
+            paths = [Path(path) for path in self.recipe.data]
+            found = self.scale.settle(self.recipe, paths, self.minutes)
+            self.recipe = with_user(self.recipe, found.settings, self.user)
+            self.reason = found.reason
+            self.task = open_task(self.recipe, self.workspace)
+            self._given: Task | None = None
+            stack.callback(self._close)
+            self.task.save(self.workspace)
+            self.unique = self.scale.amount(self.task)
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        self._held.close()
+
+    def _close(self) -> None:
+        """Close the task, unless it is what was given."""
+        if self.task is not self._given and isinstance(self.task, Closes):
+            self.task.close()
 
     def fit(self) -> Fitted:
         """The size of least loss foretold, its batches, rates and regularisation."""
+        chosen, _ = self._chosen()
+        self._given = self._reopened(chosen)
+        return Fitted(chosen, self._given)
+
+    def plan(self) -> Plan:
+        """What `fit` would choose, in numbers."""
+        chosen, fit = self._chosen()
+        width, layers = shape_of(chosen.model)
+        adapted = replace(chosen, model=self.task.adapt(chosen.model))
+        return Plan(
+            self.minutes,
+            chosen.reasons,
+            describe(adapted.model)["parameters"],
+            width,
+            layers,
+            fit.batch,
+            fit.steps,
+            fit.seen / max(1, self.unique),
+            sum(training_bytes(adapted).values()),
+        )
+
+    def _chosen(self) -> tuple[Recipe, Fit]:
         seconds = self._training_seconds(self.minutes)
         best, fits = choose(self.recipe, self.scale, self.user, self.unique, seconds, self.pace)
         reasons = (*filter(None, [self.reason]), *explained(best, fits, self.scale, self.unique, seconds))
         later = self._later(fits)
         if later is not None and later.parameters > 1.2 * best.parameters:
             reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.parameters:,} would learn more")
-        chosen = replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons)
-        return Fitted(chosen, self._reopened(chosen))
+        return replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons), best
 
     def pace(self, recipe: Recipe) -> Pace:
         """How fast the model of a recipe learns here."""
-        key = repr(recipe.model)
+        key = _key(recipe)
         if key not in self.paces:
             self.paces[key] = self._measured(recipe)
         return self.paces[key]
@@ -102,7 +150,7 @@ class Fitting:
         last = fits[-1]
 
         def pace(recipe: Recipe) -> Pace:
-            known = self.paces.get(repr(recipe.model))
+            known = self.paces.get(_key(recipe))
             if known is not None:
                 return known
             times = Fit.size(recipe) / last.parameters
@@ -158,6 +206,11 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
         f"its size is the limit now: in {minutes:.3g} minutes a model of {larger / own:.2g} times the parameters, "
         "started anew, would learn more"
     )
+
+
+def _key(recipe: Recipe) -> str:
+    """What a pace depends on."""
+    return repr((recipe.model, recipe.task))
 
 
 def _shapes(recipe: Recipe) -> nn.Module:

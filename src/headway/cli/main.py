@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": "list the built-in recipes and presets",
     "show": "parameters, memory and blocks of a recipe, preset, run or model",
     "train": "train a recipe, on its own data or on yours",
+    "plan": "size, steps and time for your data without training",
     "compare": "train variants on the same data, budget and size: one table and picture",
     "evaluate": "measure a run or model with the standard metrics of its domain",
     "generate": "continue a prompt",

@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from headway.data.episodes import Episodes, Recorded
 from headway.data.files import File, find_files
 from headway.data.frames import Frames, JoinedFrames
-from headway.data.recordings import KINDS, read_recording
+from headway.data.recordings import KINDS, episode_lengths, read_recording
 from headway.data.splits import named_side, side_number
 from headway.errors import UserError
 
@@ -65,6 +66,33 @@ def read_demonstrations(
         for file in find_files(path, KINDS, apart=folders):
             parts.append((_of_episodes(read_recording(file), file), str(file)))
     return join_demonstrations([part for part, _ in parts], [source for _, source in parts])
+
+
+class Outline(NamedTuple):
+    """What demonstrations are like, told before they are read: the steps of each episode, int64 [E], and height and
+    width of the pictures of each camera.
+    """
+
+    lengths: np.ndarray
+    cameras: dict[str, tuple[int, int]]
+
+
+def outline(paths: Sequence[Path | str]) -> Outline:
+    """The outline of what `read_demonstrations` reads from these paths; no state and no picture is looked at."""
+    from headway.data.lerobot import is_lerobot
+    from headway.data.lerobot_info import read_episodes_noted, read_info_file
+
+    lengths: list[int] = []
+    cameras: dict[str, tuple[int, int]] = {}
+    for given in paths:
+        path = Path(given).expanduser()
+        folders = _folders(path, is_lerobot)
+        for info in map(read_info_file, folders):
+            lengths += [episode.length for episode in read_episodes_noted(info)]
+            cameras |= {camera.name: camera.size for camera in info.cameras}
+        for file in find_files(path, KINDS, apart=folders):
+            lengths += episode_lengths(file)
+    return Outline(np.array(lengths, np.int64), cameras)
 
 
 def task_of(environment: str) -> str:

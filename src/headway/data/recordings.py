@@ -42,6 +42,33 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
     return joined([read_recording(file) for file in files], [str(file) for file in files])
 
 
+def episode_lengths(file: File) -> list[int]:
+    """The steps of each episode of a file, told by its rewards and ends alone."""
+    source = str(file)
+    if file.path.suffix.lower() == ".npz":
+        with open_arrays(file.path) as columns:
+            numbers = sorted(int(found[1]) for found in map(_NUMBERED.fullmatch, columns) if found)
+            own = [{name: read for name, read in columns.items() if name.endswith(f"_{number}")} for number in numbers]
+            each = [{name.rpartition("_")[0]: read for name, read in some.items()} for some in own]
+            return [len(_column(some, REWARDS, source)) for some in each] or _flat_lengths(columns, source)
+    with _hdf5(file.path) as group:
+        numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, _names(group, source)) if found)
+        inner = [_arrays(_inside(group, f"episode_{number}", source), source) for number in numbers]
+        found = [len(_column(some, REWARDS, source)) for some in inner]
+        return found or _flat_lengths(_arrays(group, source), source)
+
+
+def _flat_lengths(columns: Columns, source: str) -> list[int]:
+    ends, _ = _ends(columns, len(_column(columns, REWARDS, source)), source)
+    return np.diff(ends, prepend=0).tolist()
+
+
+def outline(paths: Sequence[Path | str]) -> list[int]:
+    """The steps of each episode that `read_episodes` reads from these paths; no state is looked at."""
+    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), KINDS)])
+    return [length for file in files for length in episode_lengths(file)]
+
+
 def write_episodes(path: Path, episodes: Episodes) -> None:
     """One .npz of flat arrays: states, actions, rewards, and where each episode ends; written beside, then renamed."""
     arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}

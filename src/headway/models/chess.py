@@ -43,7 +43,7 @@ def squares(width: int, depth: int, heads: int, hidden: int | None = None, histo
     squares, with a bias that is made from the position; moves from square to square; win, draw and loss.
     """
     mixer = AttentionConfig(heads, pattern=Full(), qkv_bias=False, out_bias=False, bias="smolgen")
-    feed = MLPConfig(hidden=hidden or 2 * width, activation="relu_squared", bias=False)
+    feed = MLPConfig(hidden, ratio=2.0, activation="relu_squared", bias=False)
     block = BlockConfig(mixer, None, feed, RMSNormConfig(weight=False))  # weights would cost a fifth of a step
     return TransformerConfig(
         width,

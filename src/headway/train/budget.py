@@ -18,7 +18,7 @@ from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
-from headway.train.task import Task
+from headway.train.task import Plays, Task
 
 _WARM_UP = 1  # steps after the first not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
@@ -109,12 +109,14 @@ class Meter:
         return self.steps(count) / count
 
     def evaluation(self, split: str, limit: int | None) -> float:
-        """Seconds for an evaluation of at most `limit` samples."""
+        """Seconds for an evaluation of at most `limit` samples, by a model that has learnt."""
         start = time.perf_counter()
+        longer = 1.0
         if self.processes.first:
             with self.learner.evaluating() as model:
-                self.task.evaluate(model, split, limit)
-        return time.perf_counter() - start
+                scores = self.task.evaluate(model, split, limit)
+            longer = self.task.lengthening(scores) if isinstance(self.task, Plays) else 1.0
+        return longer * (time.perf_counter() - start)
 
 
 def measure(
@@ -129,12 +131,13 @@ def measure(
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
     What follows the last step, where it is `judged`, is the judgement of the best model on the final split, its samples
-    and its page.
+    and its page, and what it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    ending = _ending(meter, seconds) if judged else 0.0
+    shown = task.showing() * evaluation if isinstance(task, Plays) else 0.0
+    ending = _ending(meter, seconds) + shown if judged else 0.0
     return Speed(*processes.tell([each, evaluation, ending]))
 
 

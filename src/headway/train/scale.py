@@ -216,8 +216,9 @@ def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings)
 
 
 def shape_of(model: Any) -> tuple[int, int]:
-    """Width and depth; of several stacks those of the one that writes."""
-    part = getattr(model, "decoder", model)
+    """Width and depth; of several stacks those of the one that writes, or of the one that reads what a robot sees."""
+    trunk = getattr(model, "trunk", None)
+    part = trunk.encoder if trunk is not None else getattr(model, "decoder", model)
     part = getattr(part, "left", part)
     stack = getattr(part, "stack", part)
     return getattr(part, "width", _WIDTH), len(getattr(stack, "blocks", ())) or _DEPTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
@@ -139,6 +139,19 @@ class Closes(Protocol):
     """A task that holds what it should give back once it is needed no more: simulators, and what they draw with."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Plays(Protocol):
+    """A task that is judged by playing, which takes longer the longer a model stays in the game."""
+
+    def lengthening(self, scores: Mapping[str, Any]) -> float:
+        """How many times as long as the evaluation that gave `scores` one will take once the model has learnt."""
+        ...
+
+    def showing(self) -> float:
+        """How many times as long as an evaluation it takes to play what is shown of the finished model."""
+        ...
 
 
 @family

@@ -88,8 +88,7 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
     UserErrors: no positions that one can learn from, an illegal one, a game with impossible moves or without an end.
     """
     files = chess_files(paths)
-    name = cache_key("chess", _VERSION, fingerprint(files), evals, skip_bad)
-    folder = open_or_build(cache_root() / name, lambda part: _build(part, files, evals, skip_bad))
+    folder = open_or_build(_place(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
     found = Positions(folder)
     _say(found.tally)
     if len(found) == 0:
@@ -97,6 +96,15 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
         remedy = "label them: headway data label" if unlabelled else "give others"
         raise UserError(f"{files[0]}: nothing to learn from ({unlabelled:,} positions have no move or value); {remedy}")
     return found
+
+
+def are_read(files: Sequence[File], evals: float, skip_bad: bool) -> bool:
+    """Whether these files have been read into the cache, so that to open them takes no time."""
+    return _place(files, evals, skip_bad).exists()
+
+
+def _place(files: Sequence[File], evals: float, skip_bad: bool) -> Path:
+    return cache_root() / cache_key("chess", _VERSION, fingerprint(files), evals, skip_bad)
 
 
 def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> None:

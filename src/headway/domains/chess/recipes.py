@@ -17,7 +17,7 @@ def chess() -> Recipe:
         model=squares(width=128, depth=5, heads=4),
         task=ChessConfig(),
         optim=MuonConfig(lr=0.02, weight_decay=0.01, adam_lr=2e-3),
-        schedule=WSDConfig(warmup=100, decay=0.5),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_size=256, evaluate_limit=2048),
         expected="51 % of Lichess puzzles by policy after 14 minutes of labels and 51 of training on 2 cores",
     )

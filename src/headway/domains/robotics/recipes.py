@@ -5,7 +5,7 @@ from __future__ import annotations
 from headway.data import SplitConfig
 from headway.domains.robotics.config import RoboticsConfig
 from headway.models import RegressionConfig, act
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 
 def robotics() -> Recipe:
@@ -15,12 +15,12 @@ def robotics() -> Recipe:
         domain="robotics",
         description="demonstrations of a robot: LeRobot's folders, .npz, HDF5; chunks of actions (ACT)",
         data=(),
-        model=act(),
-        task=RoboticsConfig(),
-        optim=AdamWConfig(lr=3e-4, weight_decay=1e-4),
-        schedule=CosineConfig(warmup=0.05, floor=0.05),
-        train=TrainConfig(steps=10_000, batch_size=64, clip=1.0),
-        expected="an hour on 2 cores",
+        model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
+        task=RoboticsConfig(scaling="range", noise=0.05),
+        optim=MuonConfig(lr=0.02, adam_lr=2e-3),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
+        train=TrainConfig(steps=4000, batch_tokens=1280),
+        expected="--minutes chooses size and steps for your demonstrations; some minutes on 2 cores without cameras",
     )
 
 

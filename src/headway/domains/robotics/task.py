@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +136,14 @@ class Robotics(Sided):
         if not self.plays or split == "all" or len(self.sides[split]):
             scores |= self._held_out(cast(Act, model), split, limit)
         return scores
+
+    def lengthening(self, scores: Mapping[str, Any]) -> float:
+        """What has not succeeded plays to the end; where no one tells, as long as was demonstrated."""
+        return max(1.0, self.codec.longest / scores["length_mean"]) if "length_mean" in scores else 1.0
+
+    def showing(self) -> float:
+        """A film of each task."""
+        return 1.0 if self.plays else 0.0
 
     def count(self, split: str) -> int:
         return self.config.final if self.plays else len(self.sides[split])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headway.domains.trajectories.config import TrajectoriesConfig
 from headway.models.decisions import decision_gym
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
 _SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)
@@ -17,12 +17,12 @@ def trajectories() -> Recipe:
         domain="trajectories",
         description="any episodes: .npz, HDF5 (D4RL) or Minari; judged in their environment where it is installed",
         data=(),
-        model=decision_gym(),
+        model=decision_gym(width=128, depth=3, heads=4),
         task=TrajectoriesConfig(),
-        optim=_OPTIM,
-        schedule=_SCHEDULE,
-        train=TrainConfig(steps=4000, batch_size=64, clip=0.25),
-        expected="minutes on 2 cores",
+        optim=MuonConfig(lr=0.02, adam_lr=2e-3),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
+        train=TrainConfig(steps=4000, batch_tokens=1280),
+        expected="--minutes chooses size and steps for your episodes; some minutes on 2 cores without",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from headway.domains.trajectories.config import TrajectoriesConfig
 
 _JUDGED_AT_ONCE = 64  # windows
+_SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
 
 
 class Trajectories(Sided):
@@ -196,6 +197,20 @@ class Trajectories(Sided):
         if windows is not None:
             scores |= self._held_out(model, windows, limit)
         return scores
+
+    def lengthening(self, scores: Mapping[str, Any]) -> float:
+        """A model that has learnt plays as long as the best episode that it learns from."""
+        training = self.sides["train"]
+        if "length_mean" not in scores or not len(training):
+            return 1.0
+        best = training[np.argmax(self.episodes.returns[training])]
+        return max(1.0, float(self.episodes.lengths[best]) / scores["length_mean"])
+
+    def showing(self) -> float:
+        """Episodes that are asked for other returns, few for each, and two films."""
+        if not self.plays:
+            return 0.0
+        return _SHOWN if self.config.condition else 1.0
 
     def count(self, split: str) -> int:
         return len(self.sides[split]) if self.copies is None else self.config.episodes
