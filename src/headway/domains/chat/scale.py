@@ -42,7 +42,7 @@ class InstructScale(Scale):
         context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
         reason = f"a vocabulary of {symbols:,} and rows of {context:,} tokens for {count:,} conversations"
         rows = {"task.context": context, "model.context": context}
-        return Settled({"task.size": symbols, **rows, **self.held_out(count)}, reason)
+        return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
