@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from headway.data.labelled import read_labelled
+from headway.data.splits import side_number
 from headway.domains.audio.augment import AugmentConfig
 from headway.domains.audio.classification import SoundClasses, SoundsConfig
 from headway.domains.audio.sound import FileSound
@@ -27,7 +28,7 @@ _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 
 _WRITERS = ((96, (2, 2), 3), (128, (3, 2), 4), (192, (4, 3), 6), (256, (4, 4), 4), (384, (6, 4), 6), (512, (8, 6), 8))
 _LOOKED_AT = 1000  # sounds whose lengths are read
 _LONGEST = 10.0  # seconds of a window that is chosen; models that hear take 30
-_MANY, _HOSTS = 20_000, 200_000  # sounds, from which on they need less change, and hardly any
+_MANY, _COUNTLESS = 20_000, 200_000  # sounds, from which on they need less change, and hardly any
 _HOURS = 5.0  # of speech from which a model learns to write any text
 _TIMES = 200  # that each word is to be heard where there is less
 
@@ -54,16 +55,17 @@ class SoundsScale(Scale):
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         task = cast(SoundsConfig, recipe.task)
-        files = read_labelled(paths, KINDS, "sound").files
-        lengths = lengths_of(files)
+        found = read_labelled(paths, KINDS, "sound")
+        count = int((found.named <= side_number("train")).sum())
         if task.seconds is not None:
-            return Settled({**self.held_out(len(files)), **_changes(len(files), task.seconds)})
+            return Settled({**self.held_out(count), **_changes(count, task.seconds)})
+        lengths = lengths_of(found.files)
         window, cut = _window(lengths)
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
         settings = {**seconds, **({"task.crop": True} if cut else {})}
         longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
-        reason = f"windows of {window:g} s for {len(files):,} sounds{longer}"
-        return Settled({**settings, **self.held_out(len(files)), **_changes(len(files), window)}, reason)
+        reason = f"windows of {window:g} s for {count:,} sounds{longer}"
+        return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
@@ -154,7 +156,7 @@ def _changes(count: int, seconds: float) -> Settings:
     config = AugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
     if count < _MANY:
         config = replace(config, speeds=(0.9, 0.95, 1.0, 1.05, 1.1))
-    if count >= _HOSTS:
+    if count >= _COUNTLESS:
         config = replace(config, time_masks=1, band_masks=1)
     return {
         f"task.augment.{name}": getattr(config, name)
