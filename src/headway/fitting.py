@@ -139,7 +139,8 @@ class Fitting:
         meter = Meter(sized, (), self.task, self.processes, name)
         each = meter.each(min(max(_SHARE * 60 * self.minutes, _LEAST), _MOST))
         overhead = min(meter.overhead(), 0.5 * each)
-        found = [meter.targets / (each - overhead), overhead]
+        units = getattr(sized.train, self.scale.batch.removeprefix("train.")) * sized.train.accumulate
+        found = [meter.targets / (each - overhead), overhead, meter.targets / units]
         return Pace(*self.processes.tell(found))
 
     def _training_seconds(self, minutes: float) -> float:
@@ -154,7 +155,7 @@ class Fitting:
             if known is not None:
                 return known
             times = Fit.size(recipe) / last.parameters
-            return Pace(last.pace.targets / times, last.pace.overhead * times)
+            return Pace(last.pace.targets / times, last.pace.overhead * times, last.pace.share)
 
         seconds = self._training_seconds(_LATER * self.minutes)
         return choose(self.recipe, self.scale, self.user, self.unique, seconds, pace)[0]

@@ -14,14 +14,16 @@ from headway.checkpoints.open import open_config
 from headway.config import override
 from headway.data.catalogue import KNOWN
 from headway.domains import recipe as find_recipe
-from headway.domains import recipes
+from headway.domains import recipes, scale_of
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
 from headway.train import Recipe, Task, read_recipe
 from headway.train.adapters import LoRAConfig
 from headway.train.run import RunDirectory
+from headway.train.scale import shape_of
 from headway.train.start import lay_out, open_start
+from headway.train.tuning import rates
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -37,7 +39,8 @@ def configured(
     """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
 
     With a `start` its model is the recipe's, before the settings, of which `model` may be a name, such as gpt2; `lora`
-    is the rank of an adapter.
+    is the rank of an adapter. A generic recipe asked for by its name, whose rates are for models that know nothing,
+    gets those for one that does.
     """
     found = named(recipe)
     if start is not None:
@@ -45,6 +48,8 @@ def configured(
     if lora is not None:
         known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
         found = replace(found, adapter=replace(known, rank=lora))
+    if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
+        found = override(found, rates(shape_of(found.model)[0], found.adapter))
     found = _set(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})

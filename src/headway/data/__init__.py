@@ -8,7 +8,17 @@ from headway.data.order import epoch_seed, permuted, sample_at
 from headway.data.packing import IGNORED, Crops, Packing, Spans, Windows
 from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pairs, open_pairs, split_pairs
 from headway.data.registry import find_set, is_present, known_set, known_sets
-from headway.data.sources import Chunk, Pair, chunks, documents, pair_sources, pairs, read_pairs, text_sources
+from headway.data.sources import (
+    Chunk,
+    Pair,
+    characters,
+    chunks,
+    documents,
+    pair_sources,
+    pairs,
+    read_pairs,
+    text_sources,
+)
 from headway.data.splits import SIDES, SplitConfig, fraction, sides_of
 from headway.data.streams import Streams
 from headway.data.tables import Table, read_table
@@ -35,6 +45,7 @@ __all__ = [
     "TaggedText",
     "TokenCache",
     "Windows",
+    "characters",
     "chunks",
     "documents",
     "epoch_seed",

@@ -121,6 +121,17 @@ def chunks(source: TextSource) -> Iterator[Chunk]:
     return chunked(text_blocks(source))
 
 
+def characters(paths: Sequence[Path | str], most: int) -> int:
+    """How many characters there are, counted until they are `most`. Errors as of text_sources."""
+    size = 0
+    for source in text_sources(paths):
+        for chunk in chunks(source):
+            size += len(chunk.text)
+            if size >= most:
+                return size
+    return size
+
+
 def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
     """Cut a document, given in blocks of any sizes, into chunks of at most about `size` characters.
 

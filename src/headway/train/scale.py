@@ -17,7 +17,6 @@ from headway.train.recipe import Recipe
 Settings = Mapping[str, Any]
 
 _WIDTH, _DEPTH = 128, 4  # of the models for which rates were tried
-_FEW = 60  # steps from which on a model has learnt something
 
 
 class Settled(NamedTuple):
@@ -29,16 +28,18 @@ class Settled(NamedTuple):
 
 class Pace(NamedTuple):
     """How fast a model learns on this machine: targets a second, and seconds a step that no batch makes shorter (the
-    optimiser's).
+    optimiser's). A batch has `share` targets for each unit that it is counted by: a half where only half of its tokens
+    are foretold.
     """
 
     targets: float
     overhead: float
+    share: float = 1.0
 
 
 class Fit(NamedTuple):
-    """A size of the ladder with what it comes to in the time there is: `seen` targets, `batch` of them a step, the loss
-    foretold.
+    """A size of the ladder with what it comes to in the time there is: `seen` targets, in batches of `batch` units, the
+    loss foretold.
     """
 
     settings: Settings
@@ -51,7 +52,7 @@ class Fit(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return int(self.seen / self.batch)
+        return int(self.seen / (self.batch * self.pace.share))
 
     @staticmethod
     def size(recipe: Recipe) -> int:
@@ -64,9 +65,10 @@ class Scale:
     """How a generic recipe grows. A domain lists one for each of its own in `scale.SCALES`, by the recipe's name.
 
     `law` foretells losses by size; where it has been compared with runs, it `foretells` the end of a run, too. `batch`
-    is the setting that batches are counted by, in `unit`s, `least` and `most` are the smallest and largest of them, and
-    `noise` times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it
-    grows like a root: Bergsma et al. 2025).
+    is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
+    times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
+    like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
+    `few` steps has learnt something.
     """
 
     law: Law = field(default_factory=Law)
@@ -76,6 +78,7 @@ class Scale:
     noise: float = 8.0
     unit: str = "token"
     foretells: bool = False
+    few: int = 60
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held
@@ -170,12 +173,12 @@ def choose(
     """
     fits: list[Fit] = []
     for settings, sized in ladder(recipe, scale, user):
-        if fits and (fits[-1].steps < _FEW or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
+        if fits and (fits[-1].steps < scale.few or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
             break
         fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
     best = min(fits, key=lambda fit: fit.loss)
-    if best.steps < _FEW:
-        needed = _FEW * (best.pace.overhead + best.batch / best.pace.targets)
+    if best.steps < scale.few:
+        needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         which = "a model of this size" if len(ladder(recipe, scale, user)) == 1 else "the smallest model"
         raise UserError(
             f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
@@ -194,10 +197,17 @@ def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, second
     seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
-    batch = min(max(scale.least, 2 ** round(math.log2(max(wanted, 1.0)))), scale.most)
-    seen = max(seconds, 0.0) * batch / (pace.overhead + batch / pace.targets)
-    worth = seen / (1 + batch / noise)
+    most = min(scale.most, max(1, int(unique / pace.share)))  # no batch holds more than there is
+    batch = max(scale.least, min(_power(wanted / pace.share), 2 ** int(math.log2(most))))
+    each = batch * pace.share  # targets
+    seen = max(seconds, 0.0) * each / (pace.overhead + each / pace.targets)
+    worth = seen / (1 + each / noise)
     return Fit(settings, recipe.model, parameters, pace, batch, seen, scale.law.loss(parameters, worth, unique))
+
+
+def _power(number: float) -> int:
+    """The power of two next to a number."""
+    return 2 ** round(math.log2(max(number, 1.0)))
 
 
 def computing(model: ModelConfig) -> int:
@@ -228,10 +238,10 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     """Why a size was chosen, for people."""
     width, depth = shape_of(choice.model)
     epochs = choice.seen / max(1, unique)
+    steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
     first = (
-        f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in steps of {choice.batch:,} "
-        f"{scale.unit}s: {_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are, fit into "
-        f"{seconds / 60:.2g} minutes"
+        f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: "
+        f"{_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are, fit into {seconds / 60:.2g} minutes"
     )
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)

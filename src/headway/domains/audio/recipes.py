@@ -14,10 +14,10 @@ from headway.models import EncoderDecoderConfig
 from headway.models.sounds import listener
 from headway.models.whisper import whisper
 from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
-SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
+SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
 
 
 def audio() -> Recipe:
@@ -31,10 +31,10 @@ def audio() -> Recipe:
         task=SoundsConfig(
             augment=AugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12)
         ),
-        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=1000, batch_size=32),
-        expected="minutes for a few thousand sounds of a second",
+        expected="--minutes chooses size and steps for your data; minutes for a few thousand sounds of a second",
     )
 
 
@@ -110,10 +110,10 @@ def transcription() -> Recipe:
         task=TranscriptionConfig(
             augment=AugmentConfig(shift=0.2, gain=6.0, speeds=(0.9, 1.0, 1.1), time_masks=2, band_masks=2)
         ),
-        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_size=16, evaluate_limit=200),
-        expected="better with --from a published Whisper and optim.lr=1e-5",
+        expected="hours of speech from scratch; better with --from a published Whisper and --minutes",
     )
 
 

@@ -20,7 +20,7 @@ _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as 
 
 
 class FileSound:
-    """A file as numbers between -1 and 1 at `rate` samples a second, its channels averaged.
+    """A file as numbers between -1 and 1 at `rate` samples a second, its channels averaged; it lasts so many `seconds`.
 
     UserError for what is no sound; what is damaged further on is found as it is read.
     """
@@ -34,6 +34,7 @@ class FileSound:
         with self._opened() as file:
             if file.frames == 0:
                 raise UserError(f"{self.path} is a sound of 0 samples; leave it out, or record it again")
+            self.seconds: float = file.frames / file.samplerate
             try:
                 Resampler(file.samplerate, rate)
             except UserError as error:

@@ -52,9 +52,10 @@ _LOG = logging.getLogger(__name__)
 class TranscriptionConfig(SpeechConfig):
     """Write what is said, without timestamps.
 
-    `path` and `text` are the names of the columns. `codec` and `size` say how text becomes symbols (`size` none: as
-    many as there are); a model to start from keeps its own. A multilingual one is told the `language`, English where
-    none is given. English, where a published model says so or `language` does, is judged by Whisper's normaliser.
+    `path` and `text` are the names of the columns. `codec` and `size` say how text becomes symbols (`size`: the most of
+    them, none for as many as there are); a model to start from keeps its own. A multilingual one is told the
+    `language`, English where none is given. English, where a published model says so or `language` does, is judged by
+    Whisper's normaliser.
     """
 
     path: str = "path"
@@ -113,7 +114,7 @@ class Transcription(SpeechTask):
         if (workspace / FILE).exists():
             return cast(TokenizerCodec, load_codec(workspace))
         texts = (f" {self.rows.texts[row]}" for row in self.numbers("train").tolist())
-        return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN))
+        return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN), fewer=True)
 
     def numbers(self, split: str) -> np.ndarray:
         found = np.arange(len(self.rows)) if split == "all" else self.sides[split]

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class ChatConfig(TaskConfig):
     """Tasks over conversations.
 
-    A model that is started from brings its tokenizer and its chat template; without one, `codec` and `size` say how
-    text becomes symbols. No conversation has more than `context` tokens: a longer one is an error or, with `drop_long`,
-    left out, and how many is said. `split` says what is held out where no file is named for it.
+    A model that is started from brings its tokenizer and its chat template; without one, `codec` and `size` (the most
+    symbols) say how text becomes symbols. No conversation has more than `context` tokens: a longer one is an error or,
+    with `drop_long`, left out, and how many is said. `split` says what is held out where no file is named for it.
     """
 
     codec: Kind = "bpe"
@@ -49,7 +49,7 @@ class ChatConfig(TaskConfig):
         if (workspace / FILE).exists():
             codec = load_codec(workspace)
         else:
-            codec = train_codec(self.codec, texts, self.size, special=(*ROLES, END_OF_TEXT))
+            codec = train_codec(self.codec, texts, self.size, special=(*ROLES, END_OF_TEXT), fewer=True)
         said = read_usage(workspace).template
         if said is None:
             return codec, default_template(codec.marks)

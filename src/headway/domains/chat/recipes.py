@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headway.domains.chat.config import InstructConfig, PreferenceConfig
 from headway.models import TransformerConfig
 from headway.models.presets import decoder
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.parts.init import InitConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 
 def small() -> TransformerConfig:
-    """A small Llama, for those who begin without a model: it can be published as one."""
-    return decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, symbols=4096, context=512)
+    """A small Llama, for those who begin without a model: it can be published as one. Branches start at zero."""
+    model = decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, symbols=4096, context=512)
+    return replace(model, init=InitConfig(matrices="fan_in", residual="zero"))
 
 
 def instruct() -> Recipe:
@@ -22,10 +26,10 @@ def instruct() -> Recipe:
         data=(),
         model=small(),
         task=InstructConfig(),
-        optim=AdamWConfig(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.01),
-        schedule=CosineConfig(warmup=0.05, floor=0.1),
+        optim=MuonConfig(lr=0.02, adam_lr=3e-3),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=1000, batch_tokens=4096),
-        expected="a quarter of an hour from the seed on 2 cores; from a published model lower optim.lr to 2e-5",
+        expected="--minutes chooses size and steps for your data; better with --from a published model",
     )
 
 

@@ -54,9 +54,9 @@ def masked() -> Recipe:
         task=MaskedConfig(),
         # Without decay matrices grow to five times their size, and fine-tuning moves them too little to learn.
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.1),
-        schedule=WSDConfig(warmup=100, decay=0.6),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_tokens=4096),
-        expected="an hour for 12 million tokens on 2 cores",
+        expected="--minutes chooses size and steps for your data; an hour for 12 million tokens on 2 cores without",
     )
 
 

@@ -52,10 +52,10 @@ class MaskedConfig(TaskConfig):
 
     `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
     short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
-    and the head "next" tells whether the second follows the first. `codec`, `size` and `lowercase` are for the codec
-    that is trained where `tokenizer` names no published one (its file, folder or name on a hub). `split` says what is
-    held out where no file is named for it. A batch has train.batch_size rows or, without it, as many as
-    train.batch_tokens holds.
+    and the head "next" tells whether the second follows the first. `codec`, `size` (the most symbols) and `lowercase`
+    are for the codec that is trained where `tokenizer` names no published one (its file, folder or name on a hub).
+    `split` says what is held out where no file is named for it. A batch has train.batch_size rows or, without it, as
+    many as train.batch_tokens holds.
     """
 
     codec: Kind = "wordpiece"
@@ -84,7 +84,15 @@ class MaskedConfig(TaskConfig):
             return load_codec(find_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
         spaced = self.codec in SUBWORDS  # so that a sentence's first word is the symbol that it is elsewhere
-        return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL)
+        return train_codec(
+            self.codec,
+            texts,
+            self.size,
+            lowercase=self.lowercase,
+            prefix_space=spaced,
+            special=SPECIAL,
+            fewer=True,
+        )
 
 
 class Judged(NamedTuple):
@@ -194,6 +202,10 @@ class Masked:
 
     def count(self, split: str) -> int:
         return len(self._rows(split))
+
+    def tokens(self, split: str) -> int:
+        """The symbols of a split, marks included."""
+        return int(self._spans(split).lengths.sum())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:

@@ -21,7 +21,8 @@ _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as 
 
 @dataclass(frozen=True)
 class EncoderTaskConfig(TaskConfig):
-    """`codec`, `size` and `lowercase` are for the codec that is trained where the model starts from scratch.
+    """`codec`, `size` (the most symbols) and `lowercase` are for the codec that is trained where the model starts from
+    scratch.
 
     A text of more tokens than the model reads is an error, or cut with `truncate`. `split` says what is held out where
     no file is named for it; equal texts are never on two sides.
@@ -41,7 +42,15 @@ class EncoderTaskConfig(TaskConfig):
         if (workspace / FILE).exists():
             return load_codec(workspace)
         spaced = self.codec in ("bpe", "wordpiece", "unigram")
-        return train_codec(self.codec, texts, self.size, lowercase=self.lowercase, prefix_space=spaced, special=SPECIAL)
+        return train_codec(
+            self.codec,
+            texts,
+            self.size,
+            lowercase=self.lowercase,
+            prefix_space=spaced,
+            special=SPECIAL,
+            fewer=True,
+        )
 
 
 def check_encoder(model: ModelConfig) -> TransformerConfig:

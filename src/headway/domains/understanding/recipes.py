@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headway.data import SplitConfig
 from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
@@ -9,13 +11,14 @@ from headway.domains.understanding.tagging import TaggingConfig
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.parts.feedforward import MLPConfig
+from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig
 from headway.parts.rotary import RotaryConfig
-from headway.train import AdamWConfig, CosineConfig, Recipe, TrainConfig
+from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Full
 
-SCHEDULE = CosineConfig(warmup=0.1, floor=0.0)
-OPTIM = AdamWConfig(lr=3e-4, betas=(0.9, 0.98), weight_decay=0.01)
+MUON = MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05)
+SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
 
 
 def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
@@ -30,6 +33,13 @@ def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> Transfo
     return TransformerConfig(width, 1, None, StackConfig(cycle((block,), depth), LayerNormConfig()), embed, {})
 
 
+def fresh(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
+    """`encoder` for the recipes that start from scratch: symbols have a norm, and branches and head start at zero."""
+    model = encoder(width, depth, heads, dropout)
+    embed = TokenEmbedConfig(norm=LayerNormConfig(), types=2, dropout=dropout)
+    return replace(model, embed=embed, init=InitConfig("fan_in", residual="zero", embedding=0.05, head="zero"))
+
+
 def classification() -> Recipe:
     """Any texts with labels."""
     return Recipe(
@@ -37,12 +47,12 @@ def classification() -> Recipe:
         domain="understanding",
         description="any texts with labels: .csv, .tsv or .jsonl with text and label",
         data=(),
-        model=encoder(width=128, depth=2, heads=4),
+        model=fresh(width=128, depth=2, heads=4),
         task=ClassificationConfig(),
-        optim=OPTIM,
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),
-        expected="minutes from scratch; better with --from a pre-trained encoder",
+        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
     )
 
 
@@ -53,12 +63,12 @@ def pairs() -> Recipe:
         domain="understanding",
         description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
         data=(),
-        model=encoder(width=128, depth=2, heads=4),
+        model=fresh(width=128, depth=2, heads=4),
         task=PairsConfig(),
-        optim=OPTIM,
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),
-        expected="minutes from scratch; better with --from a pre-trained encoder",
+        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
     )
 
 
@@ -69,12 +79,12 @@ def tagging() -> Recipe:
         domain="understanding",
         description="any tagged words: CoNLL columns, a word a line, its tag in the last",
         data=(),
-        model=encoder(width=128, depth=2, heads=4),
+        model=fresh(width=128, depth=2, heads=4),
         task=TaggingConfig(lowercase=False),
-        optim=OPTIM,
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),
-        expected="minutes from scratch; better with --from a pre-trained encoder",
+        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
     )
 
 
@@ -85,12 +95,12 @@ def embedding() -> Recipe:
         domain="understanding",
         description="any texts that belong together: .csv, .tsv or .jsonl with text and text2, or text and label",
         data=(),
-        model=encoder(width=128, depth=2, heads=4),
+        model=fresh(width=128, depth=2, heads=4),
         task=EmbeddingConfig(),
-        optim=OPTIM,
+        optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=1000, batch_size=64),
-        expected="minutes from scratch; better with --from a pre-trained encoder",
+        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
     )
 
 
@@ -109,7 +119,7 @@ def banking77() -> Recipe:
         model=encoder(width=128, depth=2, heads=4),
         task=ClassificationConfig(label="category", pool="mean", split=SplitConfig(validation=0.1, test=0.0)),
         optim=AdamWConfig(lr=4e-4, betas=(0.9, 0.98), weight_decay=0.01),
-        schedule=SCHEDULE,
+        schedule=CosineConfig(warmup=0.1, floor=0.0),
         train=TrainConfig(steps=720, batch_tokens=1024, evaluate_every=120),
         expected="with --from all-MiniLM-L6-v2, minutes on 2 cores",
     )

@@ -1,0 +1,70 @@
+"""How a model that answers is fitted to a user's conversations and to the time, where it starts from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from headway.data.dialogues import dialogue_sources, read_chats
+from headway.domains.chat.instruct import Instruct
+from headway.errors import UserError
+from headway.train import Recipe
+from headway.train.scale import Scale, Settings, Settled
+
+_SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
+_VOCABULARIES = ((300_000, 512), (1_500_000, 1024), (8_000_000, 2048), (40_000_000, 4096))
+_MOST_SYMBOLS = 8192
+_CHARACTERS = 2  # that a token has at least, in the mean of a conversation
+_MARKS = 8  # tokens around a message
+_CONTEXTS = (128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class InstructScale(Scale):
+    """Rows that hold the longest conversation, and vocabularies that grow with the text. A target is what the
+    assistant says.
+    """
+
+    least: int = _CONTEXTS[-1]  # a row is the least of a batch
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        count = size = longest = 0
+        for file in dialogue_sources(paths):
+            for chat in read_chats(file):
+                length = sum(len(message["content"]) for message in chat.messages)
+                count, size = count + 1, size + length
+                longest = max(longest, length // _CHARACTERS + _MARKS * len(chat.messages))
+        symbols = next((number for most, number in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
+        reason = f"a vocabulary of {symbols:,} and rows of {context:,} tokens for {count:,} conversations"
+        rows = {"task.context": context, "model.context": context}
+        return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
+
+    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
+        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
+
+    def amount(self, task: Any) -> int:
+        chats = cast(Instruct, task)
+        said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
+        return int(said[chats.split("train")].sum())
+
+    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
+
+
+@dataclass(frozen=True)
+class PreferenceScale(Scale):
+    """Choices say which of two answers is better, not how to answer: none is learnt from them alone."""
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        raise UserError(
+            "a model that has learnt nothing has no answers to choose from; begin from one that answers with --from: a "
+            "run of the recipe instruct, or a published model"
+        )
+
+
+SCALES = {"instruct": InstructScale(), "preference": PreferenceScale()}

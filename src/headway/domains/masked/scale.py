@@ -1,0 +1,50 @@
+"""How a masked language model of a user's texts is fitted to their amount and to the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from headway.data import characters
+from headway.domains.masked.task import Masked, MaskedConfig
+from headway.train import Recipe
+from headway.train.law import Law
+from headway.train.scale import Scale, Settings, Settled
+
+_SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
+_LOOKED_AT = 1 << 24  # characters that are counted
+_VOCABULARIES = ((300_000, 1000), (2_000_000, 2000), (8_000_000, 4000))
+_MOST_SYMBOLS = 8192
+
+
+@dataclass(frozen=True)
+class MaskedScale(Scale):
+    """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
+
+    law: Law = field(default_factory=lambda: replace(Law(), data=300.0, repeats=60.0, excess=15.0))
+    least: int = 1024
+    noise: float = 4.0
+    unit: str = "hidden symbol"
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        if cast(MaskedConfig, recipe.task).tokenizer is not None:
+            return Settled({})
+        size = characters(paths, _LOOKED_AT)
+        symbols = next((count for most, count in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        reason = f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters"
+        return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
+
+    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
+        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
+
+    def amount(self, task: Any) -> int:
+        masked = cast(Masked, task)
+        return max(1, round(masked.config.masking.rate * masked.tokens("train")))
+
+    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 20 else 0.1}
+
+
+SCALES = {"masked": MaskedScale()}

@@ -1,0 +1,60 @@
+"""Rates, batches and readings of models that have learnt before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+from headway.recipes import configured
+from headway.train import AdamWConfig, WSDConfig
+from headway.train.adapters import LoRAConfig
+from headway.train.scale import Pace
+from headway.train.tuning import epochs_of, rates, tuned
+
+LABELS = Pace(targets=100.0, overhead=0.02, share=1 / 16)
+
+
+def test_rates_fall_with_the_width_and_adapters_take_more() -> None:
+    whole = [rates(width, None)["optim"]["lr"] for width in (64, 384, 768, 4096)]
+    assert whole == [1e-3, 4e-4, 1e-4, 1e-5]
+    assert rates(384, LoRAConfig())["optim"]["lr"] == pytest.approx(10 * whole[1])
+
+
+def test_few_samples_are_read_often_and_what_is_written_less() -> None:
+    assert [round(epochs_of(count, False)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
+    assert epochs_of(50, True) == 8.0
+
+
+def test_the_plan_ends_where_more_reading_helps_no_more() -> None:
+    long = tuned(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
+    assert long.settings == {"train.batch_tokens": 1024}
+    assert long.epochs == pytest.approx(6.3, abs=0.1)
+    assert "no more when they are read more often" in long.reason
+    short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
+    assert short.steps < long.steps
+    assert short.epochs < 0.5
+    assert "would help" in short.reason
+
+
+def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:
+    few = tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size")
+    assert few.settings == {"train.batch_size": 8}
+    assert few.steps == 300
+    rows = tuned(60, 6000, Pace(1000.0, 0.02, 0.5), 600.0, "train.batch_tokens", least=2048)
+    assert rows.settings == {"train.batch_tokens": 2048}
+
+
+def test_a_generic_recipe_with_a_start_gets_the_rates_of_tuning(data_dir: Path, tmp_path: Path) -> None:
+    play = tiny_runs.play_file(data_dir, tmp_path)
+    start = tiny_runs.train(tmp_path / "first", play).directory
+    generic = configured("text", play, {}, None, start)
+    assert isinstance(generic.optim, AdamWConfig)
+    assert isinstance(generic.schedule, WSDConfig)
+    own = configured("text", play, {"optim.lr": 0.5}, None, start)
+    assert own.optim.lr == 0.5
+    assert isinstance(own.optim, AdamWConfig)
+    adapter = configured("text", play, {}, None, start, lora=4)
+    assert adapter.optim.lr == pytest.approx(10 * generic.optim.lr)
+    assert configured("shakespeare", play, {}, None, start).optim.kind == "muon"  # type: ignore[attr-defined]
