@@ -90,7 +90,9 @@ class Fitting:
         meter = Meter(sized, (), self.task, self.processes, name)
         each = meter.each(min(max(_SHARE * 60 * self.minutes, _LEAST), _MOST))
         overhead = min(meter.overhead(), 0.5 * each)
-        found = [meter.targets / (each - overhead), overhead]
+        samples = sized.train.accumulate * (sized.train.batch_size or 0)  # of which each may have several targets
+        counted = samples if self.scale.batch == "train.batch_size" else meter.targets
+        found = [counted / (each - overhead), overhead]
         return Pace(*self.processes.tell(found))
 
     def _training_seconds(self, minutes: float) -> float:

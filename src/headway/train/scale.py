@@ -183,7 +183,8 @@ def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, second
     seen = seconds * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
-    batch = min(max(scale.least, 2 ** round(math.log2(max(wanted, 1.0)))), scale.most)
+    most = min(scale.most, 2 ** int(math.log2(max(unique, 1))))  # no more than there are
+    batch = min(max(scale.least, 2 ** round(math.log2(max(wanted, 1.0)))), most)
     seen = seconds * batch / (pace.overhead + batch / pace.targets)
     worth = seen / (1 + batch / noise)
     return Fit(settings, recipe.model, parameters, pace, batch, seen, scale.law.loss(parameters, worth, unique))
