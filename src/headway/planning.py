@@ -81,7 +81,7 @@ class _Fixed:
         with torch.device("meta"):
             shapes = build(self.recipe.model, seed=None)
         name, _ = choose_precision(self.recipe.train.precision, shapes, self.processes.device)
-        speed = measure(self.recipe, (), task, self.processes, name, seconds)
+        speed = measure(self.recipe, (), task, self.processes, name, seconds, judged=True)
         return speed, next(task.batches("train")).tokens * self.recipe.train.accumulate
 
     def plan(self, minutes: float) -> Plan:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.data import SplitConfig, sides_of
-from headway.data.splits import larger_share
+from headway.data.splits import larger_share, side_number
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import class_scores
@@ -81,7 +81,7 @@ class ClassTask(Sided):
         self.seed = recipe.train.seed
         self.size = batch_size_of(recipe)
         self.smoothing = smoothing
-        self.sides = sides_of(samples.keys, samples.named, split)
+        self.sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
         trained = {samples.labels[int(row)] for row in self.sides["train"]}
         self.labels = labels_of(trained or set(samples.labels), workspace)
         numbers = {label: number for number, label in enumerate(self.labels)}
@@ -162,6 +162,22 @@ class ClassTask(Sided):
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)
+
+
+def _with_all_classes(sides: dict[str, np.ndarray], samples: ClassSamples) -> dict[str, np.ndarray]:
+    """The sides without those samples that were drawn to be held out and whose class training would never see: these
+    are trained on, with all that equal them.
+    """
+    labels, keys = np.array(samples.labels, object), np.array(samples.keys, object)
+    lost = set(samples.labels) - set(labels[sides["train"]])
+    drawn = samples.named <= side_number("train")
+    if not lost or not drawn.any():
+        return sides
+    stated = set(keys[~drawn])  # files hold these out, so that their equals are not trained on
+    wanted = {keys[row] for row in np.flatnonzero(drawn) if labels[row] in lost} - stated
+    back = np.flatnonzero(np.fromiter((key in wanted for key in keys), bool, len(keys)))
+    kept = {side: rows[~np.isin(rows, back)] for side, rows in sides.items()}
+    return {**kept, "train": np.union1d(kept["train"], back)}
 
 
 def batch_size_of(recipe: Recipe) -> int:

@@ -97,7 +97,7 @@ class SpeechScale(Scale):
         said = [word for text in found.texts for word in words(text).split()]
         check_speech(lengths.total / 3600, len(said), len(set(said)))
         symbols = sum(map(len, found.texts))
-        settings: dict[str, Any] = self.held_out(len(found))
+        settings = dict(self.held_out(len(found)))
         if symbols > 2_000_000:
             settings |= {"task.codec": "bpe", "task.size": 1000 if symbols < 20_000_000 else 4000}
         if task.seconds is None:

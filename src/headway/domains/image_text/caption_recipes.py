@@ -72,10 +72,10 @@ def caption() -> Recipe:
         domain="image_text",
         description="any images with captions: .csv, .tsv or .jsonl with path and caption",
         data=(),
-        model=captioner(width=256, depth=(4, 4), heads=4, size=128, patch=16, symbols=4000, dropout=0.1),
+        model=captioner(width=256, depth=(4, 4), heads=8, size=128, patch=16, symbols=4000, dropout=0.1),
         task=FilesConfig(shift=8),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.01),
-        schedule=WSDConfig(warmup=50, decay=0.6),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_size=32, evaluate_limit=500),
         expected="about an hour on 2 cores; better in stages, from a tower and a decoder",
     )

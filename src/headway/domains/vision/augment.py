@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from headway.errors import ConfigError, UserError
 _RATIO = math.log(4 / 3)  # of a crop's sides (Szegedy et al. 2015)
 _ERASED, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
 HOW_TO_INSTALL = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
-_FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND = range(0, 70, 10)  # which numbers are drawn for what
+_FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND, _SLANT, _LIGHT, _WARP = range(0, 100, 10)  # which numbers are drawn
+_KNOTS = 5  # a side, of the field by which an image is bent
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,25 @@ class AugmentConfig:
     """What is done to training images; by default nothing.
 
     flip: the probability that left and right are exchanged. shift: the most pixels by which an image is moved, each
-    way. crop: the least share of an image's area that is cut out of it and enlarged again (1: all). rotate: the most
-    degrees. erase: the probability that a rectangle is painted over (Zhong et al. 2020). randaugment: how many of
-    torchvision's operations are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the
-    parameter of the Beta distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one
-    takes of another (Yun et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches
-    that have.
+    way. crop: the least share of an image's area that is cut out of it and enlarged again (1: all). rotate, shear: the
+    most degrees. zoom: height and width are made larger or smaller, each by up to this share. warp: a smooth field
+    moves what is drawn by up to this share of a side (as handwriting differs; Simard et al. 2003). light: brightness
+    and contrast change by up to this share. What comes in from outside is black, or repeats the edge. erase: the
+    probability that a rectangle is painted over (Zhong et al. 2020). randaugment: how many of torchvision's operations
+    are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the parameter of the Beta
+    distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one takes of another (Yun
+    et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches that have.
     """
 
     flip: float = 0.0
     shift: int = 0
     crop: float = 1.0
     rotate: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    warp: float = 0.0
+    light: float = 0.0
+    outside: Literal["black", "edge"] = "black"
     erase: float = 0.0
     randaugment: int = 0
     magnitude: int = 9
@@ -54,12 +62,22 @@ class AugmentConfig:
         for name in ("flip", "erase", "mixed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; give a probability from 0 to 1")
+        for name in ("zoom", "warp", "light"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; give a share from 0 to below 1")
+        if not 0 <= self.shear < 90:
+            raise ConfigError(f"augment.shear is {self.shear}; give degrees from 0 to below 90")
         if not 0 < self.crop <= 1:
             raise ConfigError(f"augment.crop is {self.crop}; give a share of the area above 0, or 1 for none")
         if min(self.shift, self.rotate, self.randaugment, self.mixup, self.cutmix) < 0:
             raise ConfigError("a setting of augment is below 0; give 0 for none")
         if not 0 <= self.magnitude <= 30:
             raise ConfigError(f"augment.magnitude is {self.magnitude}; give 0 to 30")
+
+    @property
+    def bends(self) -> bool:
+        """Whether images are more than flipped and moved by whole pixels."""
+        return self.crop < 1 or max(self.rotate, self.zoom, self.shear, self.warp) > 0
 
 
 class Augment:
@@ -71,14 +89,16 @@ class Augment:
         self._rand = _rand_augment(config) if config.randaugment else None
 
     def pixels(self, images: UInt8[np.ndarray, "B H W C"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
-        """Changed images as numbers from 0 to 255. What comes in from outside of an image is black."""
+        """Changed images as numbers from 0 to 255."""
         config = self.config
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
         if self._rand is not None:
             x = self._randomised(x, places)
-        if config.crop < 1 or config.rotate:
-            return self._transformed(x.float(), places)
-        return self._moved(x, places).float() if config.flip or config.shift else x.float()
+        if config.bends:
+            x = self._transformed(x.float(), places)
+        elif config.flip or config.shift:
+            x = self._moved(x, places).float()
+        return self._lit(x.float(), places) if config.light else x.float()
 
     def erase(self, x: Float[Tensor, "B C H W"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
         """A rectangle of some normalised images at 0, the mean colour."""
@@ -125,14 +145,18 @@ class Augment:
         columns = np.arange(wide)[None]
         columns = np.where(flipped, wide - 1 - columns, columns) + steps[:, 1:]
         rows = np.arange(high)[None] + steps[:, :1]
-        if reach:
+        if reach and self.config.outside == "black":
             x = F.pad(x, (reach, reach, reach, reach))
-        row, column = (torch.from_numpy(each + reach) for each in (rows, columns))
+            rows, columns = rows + reach, columns + reach
+        row, column = (
+            torch.from_numpy(rows.clip(0, x.shape[-2] - 1)),
+            torch.from_numpy(columns.clip(0, x.shape[-1] - 1)),
+        )
         batch = torch.arange(len(x))
         return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
     def _transformed(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
-        """All of flip, shift, crop and rotation as one affine map, bilinear."""
+        """All of flip, shift, crop, rotation, zoom and shear as one affine map, and a field that bends, bilinear."""
         config, (high, wide) = self.config, x.shape[-2:]
         crop, turn, move = (self._drawn(places, which, 4) for which in (_CROP, _ROTATE, _SHIFT))
         area, ratio = config.crop + (1 - config.crop) * crop[:, 0], np.exp((2 * crop[:, 1] - 1) * _RATIO)
@@ -147,8 +171,34 @@ class Augment:
         theta[:, 1, 0], theta[:, 1, 1] = mirror * tall * np.sin(angle) * wide / high, tall * np.cos(angle)
         theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - broad) + (2 * move[:, 0] - 1) * 2 * config.shift / wide
         theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - tall) + (2 * move[:, 1] - 1) * 2 * config.shift / high
+        theta[:, :, :2] = theta[:, :, :2] @ self._slant(places, high / wide)
         grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", align_corners=False)
+        if config.warp:
+            grid = grid + self._field(places, high, wide)
+        padding = "zeros" if config.outside == "black" else "border"
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+    def _slant(self, places: np.ndarray, ratio: float) -> Float[np.ndarray, "B 2 2"]:
+        """Zoom and shear, in coordinates from -1 to 1 of images of a ratio of height to width."""
+        drawn = 2 * self._drawn(places, _SLANT, 3) - 1
+        size = (1 + self.config.zoom) ** drawn[:, :2]
+        out = np.zeros((len(places), 2, 2))
+        out[:, 0, 0], out[:, 1, 1] = size[:, 0], size[:, 1]
+        out[:, 0, 1] = size[:, 0] * np.tan(drawn[:, 2] * math.radians(self.config.shear)) * ratio
+        return out
+
+    def _field(self, places: np.ndarray, high: int, wide: int) -> Float[Tensor, "B H W 2"]:
+        """By how much each place is moved, smooth between a few knots that are drawn."""
+        drawn = 2 * self.config.warp * (2 * self._drawn(places, _WARP, 2 * _KNOTS**2) - 1)
+        knots = torch.from_numpy(drawn).float().view(-1, 2, _KNOTS, _KNOTS)
+        return F.interpolate(knots, (high, wide), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+
+    def _lit(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
+        """Contrast about an image's mean, and brightness."""
+        drawn = torch.from_numpy(2 * self._drawn(places, _LIGHT, 2) - 1).float() * self.config.light
+        gain, offset = 1 + drawn[:, 0].view(-1, 1, 1, 1), 255 * drawn[:, 1].view(-1, 1, 1, 1)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return ((x - mean) * gain + mean + offset).clamp(0, 255)
 
     def _randomised(self, x: UInt8[Tensor, "B C H W"], places: np.ndarray) -> UInt8[Tensor, "B C H W"]:
         assert self._rand is not None
