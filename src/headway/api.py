@@ -18,7 +18,7 @@ from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
-from headway.fitting import Plan, fitting, foretelling, outgrown
+from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
@@ -72,9 +72,10 @@ def train(
     if claim(directory, resume):
         chosen = recorded(directory, name, data, set, seed, start, lora)
         task = open_task(chosen, directory)
+        most = None
     else:
         chosen = configured(recipe, data, set, seed, start, lora)
-        chosen, task = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
+        chosen, task, most = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
     trainer = Trainer(
         chosen,
         task,
@@ -86,6 +87,7 @@ def train(
         clock=clock,
         judged=True,
         foretell=foretelling(chosen, task),
+        most=most,
     )
     result = trainer.fit(resume, finish)
     if trainer.extended and progress and trainer.processes.first:
@@ -128,16 +130,18 @@ def _begun(
     device: torch.device,
     threads: int | None,
     directory: Path,
-) -> tuple[Recipe, Task]:
+) -> Fitted:
     """The recipe and its task; a generic recipe that was asked for by its name is fitted to the minutes."""
     if threads is not None:
         torch.set_num_threads(threads)
-    by_name = isinstance(asked, str) and asked == recipe.name
-    found = fitting(recipe, user, minutes, clock, device) if minutes is not None and by_name else None
-    if found is None:
-        return recipe, begin_task(recipe, directory)
-    with found:
-        return found.fit()
+    if minutes is None or asked != recipe.name:
+        return Fitted(recipe, begin_task(recipe, directory))
+    found = fitting(recipe, user, minutes, clock, device)
+    if found is not None:
+        with found:
+            return found.fit()
+    known = tune(recipe, user, minutes, clock, device, directory)
+    return known or Fitted(recipe, begin_task(recipe, directory))
 
 
 def load(

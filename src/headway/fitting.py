@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from headway.domains import scale_of
 from headway.models import build, describe
-from headway.recipes import open_task
+from headway.recipes import begin_task, open_task
 from headway.train import Closes, Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes
@@ -23,6 +23,8 @@ from headway.train.loop import Foretell
 from headway.train.memory import training_bytes
 from headway.train.precision import choose as choose_precision
 from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, shape_of, with_user
+from headway.train.start import agree, keep_symbols, open_start
+from headway.train.tuning import tuned
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
@@ -30,10 +32,11 @@ _LATER = 12  # times as many minutes, of which a plan says what they would be go
 
 
 class Fitted(NamedTuple):
-    """A recipe with all that was open, and its task over the data."""
+    """A recipe with all that was open, its task over the data, and the steps beyond which more help no more."""
 
     recipe: Recipe
     task: Task
+    most: int | None = None
 
 
 class Plan(NamedTuple):
@@ -135,13 +138,7 @@ class Fitting:
 
     def _measured(self, recipe: Recipe) -> Pace:
         sized = replace(recipe, model=self.task.adapt(recipe.model))
-        name, _ = choose_precision(sized.train.precision, _shapes(sized), self.device)
-        meter = Meter(sized, (), self.task, self.processes, name)
-        each = meter.each(min(max(_SHARE * 60 * self.minutes, _LEAST), _MOST))
-        overhead = min(meter.overhead(), 0.5 * each)
-        units = getattr(sized.train, self.scale.batch.removeprefix("train.")) * sized.train.accumulate
-        found = [meter.targets / (each - overhead), overhead, meter.targets / units]
-        return Pace(*self.processes.tell(found))
+        return _timed(sized, self.task, self.processes, self.scale.batch, self.minutes)
 
     def _training_seconds(self, minutes: float) -> float:
         return self.processes.tell(_BEFORE * 60 * minutes - self.clock.worked())
@@ -167,6 +164,44 @@ class Fitting:
             getattr(recipe.train, name) == getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
         )
         return self.task if same and batches else open_task(recipe, self.workspace)
+
+
+def _timed(
+    recipe: Recipe, task: Task, processes: Processes, batch: str, minutes: float, fresh: Collection[str] = ()
+) -> Pace:
+    name, _ = choose_precision(recipe.train.precision, _shapes(recipe), processes.device)
+    meter = Meter(recipe, fresh, task, processes, name)
+    each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
+    overhead = min(meter.overhead(), 0.5 * each)
+    units = getattr(recipe.train, batch.removeprefix("train.")) * recipe.train.accumulate
+    return Pace(*processes.tell([meter.targets / (each - overhead), overhead, meter.targets / units]))
+
+
+def tune(
+    recipe: Recipe, user: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device, directory: Path
+) -> Fitted | None:
+    """A generic recipe that begins from a model, with batches and steps by the number of samples and the time; None for
+    a recipe that begins from nothing, or whose batches are its own.
+    """
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is None:
+        return None
+    task, processes = begin_task(recipe, directory), Processes(device)
+    model = keep_symbols(task.adapt(recipe.model), recipe.model)
+    start = open_start(recipe.start)
+    known = replace(recipe, model=model)
+    fresh = agree(model, start.model, recipe.start).fresh
+    pace = _timed(known, task, processes, scale.batch, minutes, fresh)
+    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
+    row = getattr(recipe.task, "context", None) or 1 if scale.batch == "train.batch_tokens" else 1
+    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
+    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    most = None if "train.steps" in user else found.useful
+    if chosen.train == recipe.train:
+        return Fitted(chosen, task, most)
+    if isinstance(task, Closes):
+        task.close()
+    return Fitted(chosen, begin_task(chosen, directory), most)
 
 
 def fitting(

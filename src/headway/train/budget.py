@@ -175,9 +175,12 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
     return replace(train, steps=steps, evaluate_every=every)
 
 
-def planned(recipe: Recipe, speed: Speed, seconds: float) -> Recipe:
-    """`recipe` with the steps that fit into `seconds`, and a schedule whose parts are steps."""
+def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = None) -> Recipe:
+    """`recipe` with the steps that fit into `seconds`, or with `most` of them, and a schedule whose parts are steps."""
     train = plan(recipe.train, speed, seconds)
+    if most is not None and most < train.steps:
+        every = -(-most * train.evaluate_every // train.steps)
+        train = replace(train, steps=most, evaluate_every=recipe.train.evaluate_every or every)
     return replace(recipe, train=train, schedule=recipe.schedule.planned(train.steps))
 
 
@@ -206,6 +209,7 @@ class Budget:
     clock: Clock
     seconds: float
     speed: Speed
+    most: int | None = None  # steps beyond which more help no more
     _since: tuple[int, float] = (0, 0.0)
     _next: int = 0
     _typical: float = 0.0
@@ -254,7 +258,7 @@ class Budget:
         every = recipe.train.evaluation_interval
         usable = _MARGIN * self.left() - self.speed.ending - self.speed.evaluation
         rest = max(1, int(usable / (each + self.speed.evaluation / every)))
-        wanted = done + rest
+        wanted = done + rest if self.most is None else min(done + rest, self.most)
         if abs(wanted - steps) <= max(_FEW_STEPS, _CHANGE * (steps - done)):
             return None
         schedule = recipe.schedule.moved(done, steps, wanted)

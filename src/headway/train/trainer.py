@@ -40,7 +40,8 @@ class Trainer:
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too. `foretell` says early how it will end. The recipe
+    whether the finished model is judged in that time, too. `foretell` says early how it will end; no more
+    than `most` steps are planned, however many minutes there are. The recipe
     written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
@@ -58,6 +59,7 @@ class Trainer:
         clock: Clock | None = None,
         judged: bool = False,
         foretell: Foretell | None = None,
+        most: int | None = None,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
@@ -74,6 +76,7 @@ class Trainer:
         self.minutes = minutes
         self.judged = judged
         self.foretell = foretell
+        self.most = most
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self.extended = False  # whether it goes on for longer than it was begun for
@@ -173,7 +176,7 @@ class Trainer:
         recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
             speed = self._measured(recipe, 60 * self.minutes)
-            recipe = planned(recipe, speed, 60 * self.minutes - self.clock.worked())
+            recipe = planned(recipe, speed, 60 * self.minutes - self.clock.worked(), self.most)
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
@@ -187,7 +190,7 @@ class Trainer:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
         left = seconds - self.clock.worked()
         speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left, self.judged)
-        self._budget = Budget(self.clock, seconds, speed)
+        self._budget = Budget(self.clock, seconds, speed, self.most)
         return speed
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:

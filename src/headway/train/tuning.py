@@ -18,11 +18,12 @@ _SMALL, _LARGE = 8, 64  # samples of a batch
 
 
 class Tuned(NamedTuple):
-    """The batches of a run that begins from a model; the `steps` beyond which it gains nothing (fewer where the time
-    ends before), the readings of the data that they are, and why, for people.
+    """The batches of a run that begins from a model; the steps beyond which it gains nothing (`useful`), those that fit
+    into the time if they are fewer (`steps`), the readings of the data that these are, and why, for people.
     """
 
     settings: Settings
+    useful: int
     steps: int
     epochs: float
     reason: str
@@ -79,4 +80,4 @@ def tuned(
         if early
         else f"as often as they can be read in {seconds / 60:.2g} minutes; {epochs:.2g} times would help"
     )
-    return Tuned({batch: units}, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")
+    return Tuned({batch: units}, useful, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")
