@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from headway.data import pairs
 from headway.domains.translation.task import PairTask
 from headway.train import Recipe
+from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled
 
-_SHAPES = ((64, 2, 2), (96, 3, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 5, 6), (512, 6, 8))
+_SHAPES = (
+    (48, 2, 2),
+    (64, 2, 2),
+    (96, 2, 3),
+    (128, 3, 4),
+    (160, 3, 5),
+    (192, 4, 6),
+    (256, 4, 8),
+    (384, 5, 6),
+    (512, 6, 8),
+)
 _COUNTED = 2_000_000  # pairs
 _VOCABULARIES = ((500_000, 1000), (2_000_000, 2000), (20_000_000, 4000), (200_000_000, 8000))
 _MOST_SYMBOLS = 16000
@@ -20,7 +31,13 @@ _MOST_SYMBOLS = 16000
 
 @dataclass(frozen=True)
 class PairsScale(Scale):
-    """Encoder and decoder of the same size; vocabularies that grow with the text."""
+    """Encoder and decoder of the same size; vocabularies that grow with the text.
+
+    What a translator has yet to learn falls twice as fast as in the law of plain texts: models of 0.49 and 1.9 million
+    parameters on pairs of Tatoeba after two core-minutes and four (1.640, 2.172; 1.315, 1.565 nats).
+    """
+
+    law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         count = size = 0
