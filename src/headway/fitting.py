@@ -83,6 +83,7 @@ class Fitting:
             self._given: Task | None = None
             stack.callback(self._close)
             self.task.save(self.workspace)
+            self.recipe = replace(self.recipe, model=self.task.adapt(self.recipe.model))
             self.unique = self.scale.amount(self.task)
             self._held = stack.pop_all()
         return self
@@ -107,17 +108,16 @@ class Fitting:
         """What `fit` would choose, in numbers."""
         chosen, fit = self._chosen()
         width, layers = shape_of(chosen.model)
-        adapted = replace(chosen, model=self.task.adapt(chosen.model))
         return Plan(
             self.minutes,
             chosen.reasons,
-            describe(adapted.model)["parameters"],
+            describe(chosen.model)["parameters"],
             width,
             layers,
             fit.batch,
             fit.steps,
             fit.seen / max(1, self.unique),
-            sum(training_bytes(adapted).values()),
+            sum(training_bytes(chosen).values()),
         )
 
     def _chosen(self) -> tuple[Recipe, Fit]:
@@ -137,8 +137,7 @@ class Fitting:
         return self.paces[key]
 
     def _measured(self, recipe: Recipe) -> Pace:
-        sized = replace(recipe, model=self.task.adapt(recipe.model))
-        return _timed(sized, self.task, self.processes, self.scale.batch, self.minutes)
+        return _timed(recipe, self.task, self.processes, self.scale.batch, self.minutes)
 
     def _training_seconds(self, minutes: float) -> float:
         return self.processes.tell(_BEFORE * 60 * minutes - self.clock.worked())

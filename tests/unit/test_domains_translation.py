@@ -81,7 +81,7 @@ def test_a_batch_in_full() -> None:
 
 def test_a_source_backwards_keeps_its_end_and_padding_last() -> None:
     pairs = Pairs(Sentences.of([[5, 6], [], [8, 9, 5]]), Sentences.of([[3], [4, 5], [6]]), Marks(1, 2, 4), True)
-    batch = pairs.first(3).batch(np.array([2, 0, 1]))
+    batch = pairs.batch(np.array([2, 0, 1]))
     assert batch.source.tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
     assert batch.source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1], [0, -1, -1, -1]]
     assert batch.labels.tolist() == [[6, 2, -100], [3, 2, -100], [4, 5, 2]]

@@ -25,7 +25,7 @@ _SHARE = 0.02  # of the time goes into measuring, but within these seconds
 _LEAST, _MOST = 0.3, 6.0
 _MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
-_EVALUATION_SHARE = 0.08
+_EVALUATION_SHARE = 0.05
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would change by less stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
 _REPORT = 2.0  # seconds for samples, pictures and the page
@@ -155,7 +155,7 @@ def _ending(meter: Meter, seconds: float) -> float:
 def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
     """`train` with the steps that fit into `seconds`, evaluations and the end included.
 
-    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 8 % of the time.
+    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 5 % of the time.
     """
     usable = _MARGIN * seconds - speed.ending
     if train.evaluate_every:

@@ -94,8 +94,10 @@ class Scale:
         """The different targets there are to learn from: tokens, or samples."""
         raise NotImplementedError
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
-        """What keeps a model from learning by heart what it reads so many times."""
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        """What keeps a model from learning by heart what it reads so many times; `crowd` is how many parameters it has
+        for each different target.
+        """
         return {}
 
     def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
@@ -117,12 +119,9 @@ class Scale:
         return {"task.split.validation": round(share, 6), "task.split.test": round(share, 6)}
 
 
-class Choice(NamedTuple):
-    """The recipe that was chosen, its size, and why, in lines for people."""
-
-    recipe: Recipe
-    fit: Fit
-    reasons: tuple[str, ...]
+def strain(epochs: float, crowd: float) -> float:
+    """How often a model reads what it has room to learn by heart: small ones forget most of what they read."""
+    return epochs * min(1.0, crowd)
 
 
 def taken(settings: Settings, user: Collection[str]) -> dict[str, Any]:
@@ -220,7 +219,7 @@ def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings)
     sized = with_user(recipe, fit.settings, user)
     width, depth = shape_of(sized.model)
     batch = {scale.batch: fit.batch}
-    regular = scale.regularised(sized, fit.seen / max(1, unique))
+    regular = scale.regularised(sized, fit.seen / max(1, unique), fit.parameters / max(1, unique))
     settings = {**fit.settings, **batch, **regular, **scale.rates(recipe, width, depth, fit.batch)}
     return with_user(recipe, settings, user)
 

@@ -73,7 +73,7 @@ class SoundsScale(Scale):
     def amount(self, task: Any) -> int:
         return len(cast(SoundClasses, task).numbers("train"))
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Beside the changes of sounds."""
         return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
 
@@ -114,7 +114,7 @@ class SpeechScale(Scale):
         speech = cast(Transcription, task)
         return sum(len(speech.targets[row]) - len(speech.marks.prompt) for row in speech.numbers("train").tolist())
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}
 
 

@@ -52,7 +52,7 @@ class InstructScale(Scale):
         said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
         return int(said[chats.split("train")].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
 
 

@@ -54,7 +54,7 @@ class BoardsScale(Scale):
     def amount(self, task: ChessTask) -> int:
         return len(task.numbers("train"))
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
 
 

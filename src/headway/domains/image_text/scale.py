@@ -74,7 +74,7 @@ class CaptionedScale(Scale):
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{"model.width": width, "model.depth": depth, "model.heads": width // _HEAD} for width, depth in _SHAPES]
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": next(share for most, share in _LEFT_OUT if epochs <= most)}
 
 

@@ -43,7 +43,7 @@ class MaskedScale(Scale):
         masked = cast(Masked, task)
         return max(1, round(masked.config.masking.rate * masked.tokens("train")))
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 20 else 0.1}
 
 

@@ -66,7 +66,7 @@ class DemonstrationsScale(Scale):
     def amount(self, task: Robotics) -> int:
         return task.model.chunk * int(task.data.lengths[task.sides["train"]].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from headway.data import chunks, text_sources
 from headway.domains.text.task import Language
 from headway.train import Recipe
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, strain
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 1 << 24  # characters that are counted; of more the number is told from the sizes of the files
@@ -37,8 +37,9 @@ class TextScale(Scale):
     def amount(self, task: Language) -> int:
         return task.tokens("train")
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        read = strain(epochs, crowd)
+        return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 12 else 0.2 if read < 40 else 0.3}
 
 
 SCALES = {"text": TextScale(foretells=True)}

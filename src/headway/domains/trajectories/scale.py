@@ -50,7 +50,7 @@ class EpisodesScale(Scale):
     def amount(self, task: Trajectories) -> int:
         return int(task.episodes.lengths[task.sides["train"]].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}
 
 

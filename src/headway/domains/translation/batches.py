@@ -110,9 +110,9 @@ class Pairs:
             int(target.lengths.sum()) + len(numbers),
         )
 
-    def first(self, limit: int | None) -> Pairs:
-        """The first `limit` pairs, or all."""
-        kept = np.arange(len(self))[:limit]
+    def some(self, limit: int | None) -> Pairs:
+        """At most `limit` pairs, spread evenly over all: files are often sorted by length."""
+        kept = sharding.spread(np.arange(len(self)), limit)
         return Pairs(self.source.select(kept), self.target.select(kept), self.marks, self.reverse_source)
 
     def plan(self, batch_tokens: int, seed: int) -> PairBatches:

@@ -11,7 +11,7 @@ from headway.data import pairs
 from headway.domains.translation.task import PairTask
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, strain
 
 _SHAPES = (
     (48, 2, 2),
@@ -54,8 +54,9 @@ class PairsScale(Scale):
         found = task.pairs("train")
         return int(found.target.lengths.sum()) + len(found)
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2 if epochs < 25 else 0.25}
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        read = strain(epochs, crowd)
+        return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 10 else 0.2 if read < 25 else 0.25}
 
 
 SCALES = {"translation": PairsScale(foretells=True)}

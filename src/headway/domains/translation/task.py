@@ -22,7 +22,7 @@ from headway.generate import SearchConfig
 from headway.metrics import bleu, language_scores, translation_scores
 from headway.models import EncoderDecoder, EncoderDecoderConfig, Loss, ModelConfig, VocabularyHead
 from headway.report import Picture
-from headway.train import Recipe, Shard
+from headway.train import Recipe, Shard, sharding
 from headway.train.task import WHOLE
 
 _LOG = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class PairTask:
         pairs = self.pairs(split)
         device = next(model.parameters()).device
         nats, count = 0.0, 0
-        for batch in pairs.first(limit).once(self._at_once(pairs), WHOLE):
+        for batch in pairs.some(limit).once(self._at_once(pairs), WHOLE):
             loss = self._loss(model, batch.to(device), smoothing=0.0)["loss"]
             nats, count = nats + float(loss.total), count + loss.count
         sources = self.sources(split, limit)
@@ -162,11 +162,12 @@ class PairTask:
         return len(self.pairs(split))
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """The texts of a split, at most `limit`."""
+        """The texts of a split, at most `limit`, spread evenly over them."""
         if split not in self._texts:
             self._texts[split] = self._read(split)
         texts, references = self._texts[split]
-        return Sources(texts[:limit], references[:limit])
+        kept = sharding.spread(np.arange(len(texts)), limit).tolist()
+        return Sources([texts[row] for row in kept], [references[row] for row in kept])
 
     def _read(self, split: str) -> Sources:
         pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)

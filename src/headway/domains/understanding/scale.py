@@ -55,7 +55,7 @@ class LabelledScale(Scale):
     def amount(self, task: Any) -> int:
         return len(cast(EncoderTask, task).numbers("train"))
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3}
 
 

@@ -67,7 +67,7 @@ class VisionScale(Scale):
     def amount(self, task: Vision) -> int:
         return len(task.numbers("train"))
 
-    def regularised(self, recipe: Recipe, epochs: float) -> Settings:
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Images that are seen often are changed more; layers are left out of large models."""
         assert isinstance(recipe.task, VisionConfig)  # the recipe's own
         share = (min(epochs, _FULL) - _WEAK) / (_FULL - _WEAK)
