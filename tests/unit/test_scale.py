@@ -14,7 +14,7 @@ from headway.cli import main as cli
 from headway.domains import recipe as named
 from headway.domains import scale_of
 from headway.errors import UserError
-from headway.train import AdamWConfig, Recipe
+from headway.train import AdamWConfig, MuonConfig, Recipe
 from headway.train.law import Law
 from headway.train.scale import Fit, Pace, Scale, choose, computing, settled, taken, with_user
 
@@ -144,7 +144,7 @@ def test_generic_recipes_are_flat_and_end_at_zero() -> None:
             assert planned.factor(499, 500) < 0.02, name
             assert planned.flat(500) is not None, name
             assert planned.warmup <= 50, name
-            assert recipe.optim.kind == "muon", name  # type: ignore[attr-defined]
+            assert isinstance(recipe.optim, MuonConfig) or name == "preference", name  # its start has learnt before
 
 
 def test_a_finished_run_goes_on(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

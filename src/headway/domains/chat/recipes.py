@@ -8,7 +8,7 @@ from headway.domains.chat.config import InstructConfig, PreferenceConfig
 from headway.models import TransformerConfig
 from headway.models.presets import decoder
 from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.train import AdamWConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 
 def small() -> TransformerConfig:
@@ -43,7 +43,7 @@ def preference() -> Recipe:
         model=small(),
         task=PreferenceConfig(),
         optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
-        schedule=CosineConfig(warmup=0.05, floor=0.1),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_tokens=4096),
         expected="ten minutes on 2 cores; from a published model lower optim.lr to 1e-6",
     )

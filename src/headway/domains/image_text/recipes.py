@@ -11,7 +11,7 @@ from headway.domains.image_text.emoji import EmojiConfig
 from headway.models import TwoTowerConfig
 from headway.models.clip import clip
 from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
+from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
 
@@ -35,8 +35,8 @@ def image_text() -> Recipe:
         data=(),
         model=towers(192, 4, 3, 16, 96),
         task=ImageTextConfig(augment=AugmentConfig(shift=0.1, zoom=0.1)),
-        optim=AdamWConfig(lr=5e-4, betas=(0.9, 0.98), weight_decay=0.2),
-        schedule=SCHEDULE,
+        optim=MuonConfig(lr=0.02, weight_decay=0.05, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
+        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
         expected="an hour from scratch for some thousand images; better with --from a published CLIP or SigLIP",
     )

@@ -28,9 +28,6 @@ _SHAPES = ((64, 2), (96, 2), (128, 3), (192, 4), (256, 4), (384, 6), (512, 8), (
 _VOCABULARIES = ((30_000, 400), (100_000, 600), (500_000, 1000), (2_000_000, 2000), (20_000_000, 4000))
 _MOST_SYMBOLS = 8000
 _SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # minutes, pixels of a side, those of a patch
-# The recipe's own rates are those for published models, which are not fitted to data.
-_FROM_SCRATCH = {"kind": "muon", "weight_decay": 0.05, "adam_lr": 2e-3, "adam_betas": [0.9, 0.98]}
-_SCHEDULE = {"kind": "wsd", "warmup": 0.02, "decay": 0.6}
 _HEAD = 32  # numbers of a head, whatever the width
 _LOOKED_AT = 32  # images whose size is looked at
 _LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # epochs, and dropout up to them
@@ -88,8 +85,8 @@ class ContrastScale(CaptionedScale):
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = super().settle(recipe, paths, minutes)
         images = len(read_captions(paths, self.columns(recipe)).images)
-        settings = {"train.batch_size": _first_batch(images), "optim": _FROM_SCRATCH, "schedule": _SCHEDULE}
-        return Settled({**found.settings, **settings, "task.augment.light": 0.1}, found.reason)
+        settings = {"train.batch_size": _first_batch(images), "task.augment.light": 0.1}
+        return Settled({**found.settings, **settings}, found.reason)
 
     def columns(self, recipe: Recipe) -> Columns:
         task = cast(ImageTextConfig, recipe.task)
