@@ -48,11 +48,15 @@ class Set:
 
 
 TEXT = ((64, 3, 2), (128, 4, 4), (192, 5, 6), (256, 6, 8))
+IMAGES = ((64, 2, 4), (96, 3, 4), (128, 4, 4))
 PAIRS = ((64, 2, 2), (96, 3, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8))
 SETS = {
     "shakespeare": Set("text", ("lm/tinyshakespeare.txt",), {"task.size": 1024}, TEXT),
     "wikitext-2": Set("text", ("wikitext",), {"task.size": 2048}, TEXT),
     "multi30k": Set("translation", ("multi30k.en", "multi30k.de"), {"task.size": 4000}, PAIRS, score="bleu"),
+    "masked": Set("masked", ("wikitext",), {"task.size": 2048}, TEXT),
+    "fashion-mnist": Set("vision", ("fashion-mnist",), {}, IMAGES, score="accuracy"),
+    "spoken-digits": Set("audio", ("spoken-digits",), {}, IMAGES, score="accuracy"),
     "tatoeba": Set("translation", ("tatoeba.tsv",), {"task.size": 4000}, PAIRS, score="bleu"),
 }
 
@@ -65,6 +69,10 @@ def prepared(name: str) -> list[str]:
         with tarfile.open(shared / "lm/wikitext-2-raw-valid-test.tar.xz") as archive:
             archive.extractall(FOLDER, filter="data")
         return [str(next(FOLDER.rglob("*valid*"))), str(next(FOLDER.rglob("*test*")))]
+    if name == "fashion-mnist":
+        return [str(Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")))]  # Debian's package
+    if name == "spoken-digits":
+        return [str(spoken_digits(shared / "fsdd/free-spoken-digits.tar.xz"))]
     if name.startswith("multi30k"):
         side = name.rpartition(".")[2]
         found = []
@@ -80,6 +88,22 @@ def prepared(name: str) -> list[str]:
         path.write_text("".join(f"{german}\t{english}\n" for english, german in lines), encoding="utf-8")
         return [str(path)]
     return [str(shared / name)]
+
+
+def spoken_digits(archive: Path) -> Path:
+    """A folder of train and test with one for each digit; of each digit and speaker takes 0 to 4 are the test part."""
+    folder = FOLDER / "spoken-digits"
+    with tarfile.open(archive) as members:
+        for member in members:
+            name = Path(member.name).name
+            if member.isfile() and name.endswith(".wav"):
+                digit, _, take = name.removesuffix(".wav").split("_")
+                path = folder / ("test" if int(take) < 5 else "train") / digit / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = members.extractfile(member)
+                assert content is not None
+                path.write_bytes(content.read())
+    return folder
 
 
 def files(found: Set) -> list[str]:
