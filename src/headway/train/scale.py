@@ -160,7 +160,7 @@ def choose(
     """
     fits: list[Fit] = []
     for settings, sized in ladder(recipe, scale, user):
-        if len(fits) > 1 and fits[-1].loss > fits[-2].loss:
+        if len(fits) > 1 and fits[-1].loss >= fits[-2].loss:  # also where there is no time at all
             break
         fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
     best = min(fits, key=lambda fit: fit.loss)
