@@ -89,8 +89,10 @@ class Captioning(Sided):
         """The model with its parts from elsewhere and the codec's symbols. UserError for a split without samples."""
         for split in ("train", "validation"):
             self.numbers(split)
-        held = self.model.symbols if self.config.decoder is not None else 0  # published tables may be longer
-        return override(self.model, {"symbols": max(self.codec.size, held)})
+        config = self.config
+        held = self.model.symbols if config.decoder is not None else 0  # published tables may be longer
+        parts = config.tower is not None or config.decoder is not None  # which the task's own model has
+        return override(self.model if parts else model, {"symbols": max(self.codec.size, held)})
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
