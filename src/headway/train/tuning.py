@@ -35,7 +35,7 @@ def rates(width: int, adapter: AdapterConfig | None) -> Settings:
     The rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at 768,
     where Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that falls from the start, 1e-5 from 2,400 on, where
     models of billions of weights are tuned at 1e-5 to 2e-5. Adapters take ten times as much (Schulman et al. 2025,
-    "LoRA without regret"; measured here on banking77, see `docs`).
+    "LoRA without regret").
     """
     rate = min(max(_RATE * (_WIDTH / width) ** 2, _LEAST), _MOST) * (1.0 if adapter is None else _ADAPTER)
     rate = float(f"{rate:.2g}")

@@ -17,13 +17,16 @@ from headway.train import Recipe
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled
 
-_SHAPES = ((64, 1, 2), (64, 2, 2), (96, 2, 3), (128, 2, 4), (192, 3, 6), (256, 4, 8), (384, 6, 6), (512, 8, 8))
+_SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((100_000, 1000), (2_000_000, 2000), (20_000_000, 4000), (200_000_000, 8000))
 _MOST_SYMBOLS = 16000
 _PAIRS = 64  # in a batch of an embedding until its size is chosen
 
-_LAW = Law(floor=0.0, size=30.0, alpha=0.34, data=60.0, beta=0.34, repeats=25.0, excess=40.0)
-"""Of labels a text; fewer of them feed a model than of symbols, and what is read again with dropout is worth more."""
+_LAW = Law(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
+"""Of labels a text, by two sizes on the 77 intents of banking77 in 90 s of a core: 327,000 texts through 49,000
+parameters end at a loss of 0.594, 121,000 through 197,000 at 0.487. Fewer texts than symbols feed a model, and with
+dropout what is read again is worth more.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,16 @@ class LabelledScale(Scale):
         return len(cast(EncoderTask, task).numbers("train"))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3}
+        rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
+        smoothing = {"task.smoothing": 0.1} if epochs >= 10 and hasattr(recipe.task, "smoothing") else {}
+        return {"model.dropout": rate, **smoothing}
 
 
 @dataclass(frozen=True)
 class TaggingScale(LabelledScale):
     """A target is a word with its tag."""
 
-    law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 120.0, 0.34, 25.0, 40.0))
+    law: Law = field(default_factory=lambda: Law(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0))
     noise: float = 2.0
     unit: str = "word"
 
