@@ -98,7 +98,7 @@ def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -
     settled = override(recipe("vision"), found.settings)
     assert settled.task.augment.flip == 0
     assert settled.task.augment.outside == "edge"
-    few, many = (override(settled, scale.regularised(settled, epochs)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
+    few, many = (override(settled, scale.regularised(settled, epochs, 1.0)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
     assert 0 < few.rotate < many.rotate
     assert few.shift <= many.shift
     assert {override(settled, shape).model.embed.size for shape in scale.sizes(settled)} == {(16, 16)}
