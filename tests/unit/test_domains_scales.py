@@ -146,7 +146,6 @@ def test_labelled_texts_are_fitted(
     recipe, task = fit(monkeypatch, name, write_questions(data_dir, tmp_path))
     trained = scale(name).amount(task)
     assert 80 < trained < unit
-    assert recipe.model.width == 64
     assert recipe.model.embed.dropout == 0.3  # type: ignore[attr-defined]
 
 
