@@ -290,7 +290,7 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         ({}, {"task.best": 0.0}, "task.best is 0.0"),
         ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
         ({}, {"task.returns": 1.0, "task.condition": False}, "without task.condition"),
-        ({}, {"train.batch_size": None}, "neither train.batch_tokens nor train.batch_size"),
+        ({}, {"train.batch_size": None, "train.batch_tokens": None}, "neither train.batch_tokens nor train.batch_size"),
         ({"count": 1}, {"task.split": {"validation": 0.99, "test": 0.0}}, "is left to train on"),
         ({}, {"task.split.validation": 0.0}, "the validation split of 30 episodes is empty"),
         ({"discrete": False}, {"task.random": 3}, "no environment is known"),

@@ -22,6 +22,7 @@ _SHAPES = (
 )  # fmt: skip
 _PLIES = 60  # positions of a game, about
 _TRIED = 200  # samples of a file that are read to tell how long all take
+_MEASURED = 64  # positions of a step whose time is taken
 _JUDGED = (256, 4096)  # the fewest and the most positions of an evaluation
 _READING = 0.5  # of the minutes is the most that reading may take
 
@@ -45,7 +46,7 @@ class BoardsScale(Scale):
         count = _counted(task, paths, minutes)
         few, many = _JUDGED
         judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
-        settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged}
+        settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
         return Settled(settings, f"{judged:,} of about {count:,} positions are judged at an evaluation")
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
