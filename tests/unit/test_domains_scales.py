@@ -17,7 +17,7 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.errors import UserError
-from headway.fitting import Fitted, fitting
+from headway.fitting import fitting
 from headway.recipes import configured
 from headway.train import MuonConfig, Recipe, WSDConfig
 from headway.train.budget import Clock
@@ -38,13 +38,14 @@ def settled(name: str, *paths: Path, **task: Any) -> dict[str, Any]:
     return dict(scale(name).settle(recipe, paths, 1.0).settings)
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Pace = PACE, **user: Any) -> Fitted:
+def fit(monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Pace = PACE, **user: Any) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
     monkeypatch.setattr("headway.fitting.Fitting._measured", lambda self, recipe: pace)
     found = fitting(configured(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
     assert found is not None
     with found:
-        return found.fit()
+        done = found.fit()
+        return done.recipe, done.task
 
 
 @pytest.mark.parametrize("name", SIZED)

@@ -118,16 +118,19 @@ class WSDConfig(ScheduleConfig):
     def moved(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
         if self.bends or done >= steps - self._decline(steps):
             return replace(self, bends=(*self.bends, (done, steps)))
-        decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
-        return replace(self, decay=float(max(2, decline)))
+        return self._stretched(done, steps, wanted)
 
     def again(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
-        end = self.bends[0][1] if self.bends else steps
-        return replace(self, bends=()).moved(done, end, wanted)
+        return self._stretched(done, self.bends[0][1] if self.bends else steps, wanted)
 
     def flat(self, steps: int) -> int | None:
         end = self.bends[0][1] if self.bends else steps
         return max(in_steps(self.warmup, end), int(end - self._decline(end)))
+
+    def _stretched(self, done: int, steps: int, wanted: int) -> WSDConfig:
+        """The same parts of a run of another length, in whose flat part `done` steps have been made."""
+        decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
+        return replace(self, decay=float(max(2, decline)), bends=())
 
     def _decline(self, steps: int) -> float:
         return max(1.0, self.decay * steps) if self.decay <= 1 else self.decay
