@@ -223,7 +223,9 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "data")
     write(folder / "sounds" / "9.wav", tone(700, 0.4))
     settings = {**SMALL, **SPLIT, "model.decoder.context": 16, "train.steps": 60, "train.batch_size": 8}
-    settings |= {"model.width": 32, "model.dropout": 0.0, "optim.lr": 0.005, "task.augment": {}}
+    settings |= {"model.width": 32, "model.dropout": 0.0, "task.augment": {}}
+    settings |= {"optim": {"kind": "adamw", "lr": 0.005, "betas": [0.9, 0.98], "weight_decay": 0.01}}
+    settings |= {"schedule": {"kind": "cosine", "warmup": 0.05, "floor": 0.0}}
     run = hw.train("transcription", folder, settings, run=tmp_path / "run", progress=False, samples=0)
     task, model = run.task, hw.load(tmp_path / "run")
     assert isinstance(task, Transcription)

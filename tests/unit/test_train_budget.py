@@ -133,6 +133,9 @@ def test_a_longer_run_goes_back_to_before_its_rate_fell() -> None:
     assert first.flat(900) == 400
     longer = first.again(400, 900, 3000)
     assert longer == WSDConfig(warmup=20.0, decay=1800.0)
+    risen = FLAT.again(400, 1000, 3000)  # warm for 20 steps, as before, not for 60
+    assert risen is not None
+    assert risen.warmup == 20
     assert CosineConfig().flat(100) is None
     assert ConstantConfig().flat(100) == 100
 

@@ -136,7 +136,7 @@ def test_a_vit_is_fine_tuned_at_another_size_and_with_other_classes(folder: Path
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 3}
     start = build(config)
     save_published(start, config, tmp_path / "vit", Usage(labels=tuple("abcdefg"), processor=processor))
-    settings = {**SETTINGS, "model.size": [24, 16], "train.steps": 2, "optim.lr": 1e-6, "optim.adam_lr": 1e-6}
+    settings = {**SETTINGS, "model.size": [24, 16], "train.steps": 2, "optim.lr": 1e-6}
     run = hw.train(
         "vision", data=folder, run=tmp_path / "run", start=tmp_path / "vit", set=settings, progress=False, samples=1
     )

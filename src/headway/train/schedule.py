@@ -130,7 +130,8 @@ class WSDConfig(ScheduleConfig):
     def _stretched(self, done: int, steps: int, wanted: int) -> WSDConfig:
         """The same parts of a run of another length, in whose flat part `done` steps have been made."""
         decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
-        return replace(self, decay=float(max(2, decline)), bends=())
+        rise = float(in_steps(self.warmup, steps))  # as it was, and not a part of the new length
+        return replace(self, warmup=rise, decay=float(max(2, decline)), bends=())
 
     def _decline(self, steps: int) -> float:
         return max(1.0, self.decay * steps) if self.decay <= 1 else self.decay

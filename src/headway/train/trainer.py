@@ -223,7 +223,7 @@ class Trainer:
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         self.extended = True
-        self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 2))
+        self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
         if self.processes.first:
             Checkpoints(directory.checkpoints, 1, 1).go_back_to(begun, status.get("best"))
             write_recipe(self.recipe, directory.recipe)

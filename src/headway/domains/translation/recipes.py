@@ -53,7 +53,7 @@ def translation() -> Recipe:
         domain="translation",
         description="any pairs of sentences: two line-aligned files, .tsv or .jsonl",
         data=(),
-        model=encoder_decoder(width=192, depth=4, heads=6, hidden=None, symbols=8000, dropout=0.1),
+        model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, symbols=8000, dropout=0.1),
         task=TranslationConfig(size=8000, longest=128),
         optim=MuonConfig(lr=0.01, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
