@@ -47,7 +47,7 @@ class BoardsScale(Scale):
         few, many = _JUDGED
         judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
         settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
-        return Settled(settings, f"{judged:,} of about {count:,} positions are judged at an evaluation")
+        return Settled(settings, f"of about {count:,} positions at most {judged:,} are judged at an evaluation")
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
