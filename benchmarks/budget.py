@@ -27,6 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from drawn import draw
 from measure import RESULTS, ROOT, data_folder, machine
 
 NAME = "budget"
@@ -58,6 +59,9 @@ SETS = {
     "fashion-mnist": Set("vision", ("fashion-mnist",), {}, IMAGES, score="accuracy"),
     "spoken-digits": Set("audio", ("spoken-digits",), {}, IMAGES, score="accuracy"),
     "tatoeba": Set("translation", ("tatoeba.tsv",), {"task.size": 4000}, PAIRS, score="bleu"),
+    "mnist": Set("vision", ("mnist",), {}, IMAGES, score="accuracy"),
+    "drawn": Set("vision", ("drawn",), {"model.embed.size": [28, 28]}, IMAGES, score="accuracy"),
+    "novel": Set("text", ("novel",), {"task.size": 2048}, TEXT),
 }
 
 
@@ -71,6 +75,12 @@ def prepared(name: str) -> list[str]:
         return [str(next(FOLDER.rglob("*valid*"))), str(next(FOLDER.rglob("*test*")))]
     if name == "fashion-mnist":
         return [str(Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")))]  # Debian's package
+    if name in ("mnist", "novel"):  # an IDX folder, and a text of 3 MB, that are not shared
+        return [os.environ[name.upper()]]
+    if name == "drawn":
+        if not (FOLDER / name).is_dir():
+            draw(FOLDER / name)
+        return [str(FOLDER / name)]
     if name == "spoken-digits":
         return [str(spoken_digits(shared / "fsdd/free-spoken-digits.tar.xz"))]
     if name.startswith("multi30k"):
