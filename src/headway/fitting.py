@@ -100,9 +100,10 @@ class Fitting:
 
     def fit(self) -> Fitted:
         """The size of least loss foretold, its batches, rates and regularisation."""
-        chosen, _ = self._chosen()
+        chosen, fit = self._chosen()
         self._given = self._reopened(chosen)
-        return Fitted(chosen, self._given)
+        most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
+        return Fitted(chosen, self._given, most)
 
     def plan(self) -> Plan:
         """What `fit` would choose, in numbers."""
@@ -173,7 +174,7 @@ def _timed(
     each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
     overhead = min(meter.overhead(), 0.5 * each)
     units = getattr(recipe.train, batch.removeprefix("train.")) * recipe.train.accumulate
-    return Pace(*processes.tell([meter.targets / (each - overhead), overhead, meter.targets / units]))
+    return Pace(*processes.tell([meter.targets / (each - overhead), overhead, meter.targets / units, meter.targets]))
 
 
 def tune(

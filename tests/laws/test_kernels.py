@@ -16,6 +16,9 @@ from headway.kernels import (
     View,
     attend,
     attend_reference,
+    convolve,
+    convolve_reference,
+    deterministic,
     elman,
     elman_reference,
     gelu_tanh,
@@ -26,6 +29,7 @@ from headway.kernels import (
     linear_cross_entropy_reference,
     lstm,
     lstm_reference,
+    products,
     relu_squared,
     relu_squared_reference,
     rms_norm,
@@ -194,6 +198,31 @@ def test_scans(name: str, runs: str, use: str) -> None:
     weighted = [(z * inputs(*z.shape, seed=9)).sum() for z in (got, wanted)]
     for one, other in zip(*(torch.autograd.grad(total, values, **options) for total in weighted)):
         close(one, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("taps", "stride", "reach"), [(3, 1, 1), (3, 2, 1), (4, 2, 0), (5, 3, 2)])
+def test_convolve(taps: int, stride: int, reach: int, bias: bool) -> None:
+    x, weight, offset = inputs(2, 9, 11, 3, seed=1), inputs(6, taps * taps * 3, seed=2), inputs(6, seed=3)
+    values = [value.requires_grad_() for value in (x, weight, offset)][: 3 if bias else 2]
+    given = (x, weight, offset if bias else None, taps, stride, reach)
+    fast, plain = (f(*given) for f in (convolve, convolve_reference))
+    close(fast, plain)
+    close(gradients(fast, values), gradients(plain, values))
+    with deterministic():
+        alone = torch.cat([convolve(x[i : i + 1], *given[1:]) for i in range(2)])
+        assert torch.equal(convolve(*given), alone)
+
+
+def test_rough_convolutions_round_their_factors_and_nothing_else() -> None:
+    x, weight, offset = inputs(4, 8, 8, 16, seed=1), inputs(32, 9 * 16, seed=2), inputs(32, seed=3)
+    values = [value.float().requires_grad_() for value in (x, weight, offset)]
+    exact = convolve(*values, 3, 1, 1)  # type: ignore[arg-type]
+    with products("bf16"):
+        rough = convolve(*values, 3, 1, 1)  # type: ignore[arg-type]
+    assert rough.dtype == exact.dtype
+    for found, wanted in zip((rough, *gradients(rough.double(), values)), (exact, *gradients(exact.double(), values))):
+        assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
 
 
 def test_rough_attention_rounds_what_has_no_mask_and_nothing_else() -> None:

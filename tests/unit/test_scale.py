@@ -160,3 +160,30 @@ def test_a_finished_run_goes_on(book: Path, tmp_path: Path, capsys: pytest.Captu
     assert second["minutes"] == pytest.approx(0.2)
     assert "its size " in captured.err
     assert second["best"]["loss"] <= first["best"]["loss"]
+
+
+def test_little_data_end_before_the_time_does() -> None:
+    fit, _ = chosen(60, 5000)
+    assert fit.exhausted
+    assert fit.seen / 5000 == pytest.approx(6 * TEXT.law.repeats)  # type: ignore[union-attr]
+    tiny, _ = chosen(60, 40)
+    assert tiny.steps >= TEXT.few  # type: ignore[union-attr]
+    assert not chosen(60, 1e8)[0].exhausted
+
+
+def test_a_run_on_little_data_ends_early(tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{number} birds sang in the garden.\n" for number in range(60)))
+    user = {"model.width": 32, "model.heads": 2, "model.depth": 1}
+    run = hw.train("text", data=few, set=user, minutes=5, run=tmp_path / "r", threads=1, samples=0, progress=False)
+    assert any("more readings of them teach no more" in reason for reason in run.recipe.reasons)
+    assert run.summary["elapsed"] < 60
+
+
+def test_batches_of_the_user_are_told_as_they_are() -> None:
+    def pace(recipe: Recipe) -> Pace:
+        return paced()(recipe)._replace(step=384.0)
+
+    fit, _ = choose(named("text"), TEXT, {"train.batch_size": 3}, 10**7, 300.0, pace)  # type: ignore[arg-type]
+    assert fit.batch == 384
+    assert fit.steps == pytest.approx(fit.seen / 384, abs=1)

@@ -20,7 +20,7 @@ from headway.train import (
     TrainConfig,
     WSDConfig,
 )
-from headway.train.budget import Budget, Clock, Speed, plan, planned
+from headway.train.budget import Clock, Speed, TimeBudget, plan, planned
 from headway.train.display import Live, Plain, Silent, open_display
 
 
@@ -71,7 +71,7 @@ def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfi
     """A run of so many seconds whose step k takes speeds(k): its last recipe, the seconds it took, and its rates."""
     clock = Stopped()
     recipe = planned(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
-    budget = Budget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
+    budget = TimeBudget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
     done, spent, rates = 0, 0.0, []
     budget.begin(0, 0.0)
     while done < recipe.train.steps:
@@ -113,7 +113,7 @@ def test_time_in_which_the_machine_slept_is_not_counted() -> None:
 def test_evaluations_that_were_made_stay_where_they_are() -> None:
     recipe = _recipe(TrainConfig(steps=1000, evaluate_every=100), FLAT.planned(1000))
     for judged, every in ((True, 100), (False, 217)):
-        budget = Budget(cast(Clock, Stopped()), 100.0, Speed(0.1, 0.0, 1.0))
+        budget = TimeBudget(cast(Clock, Stopped()), 100.0, Speed(0.1, 0.0, 1.0))
         budget.begin(0, 0.0)
         found = budget.revise(recipe, 50, 2.3, judged)
         assert found is not None

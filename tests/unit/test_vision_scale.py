@@ -13,7 +13,7 @@ from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.domains.vision.augment import Augment, AugmentConfig
 from headway.domains.vision.samples import Samples
-from headway.domains.vision.scale import VisionScale, sizes
+from headway.domains.vision.scale import VisionScale, changes, sizes
 from headway.domains.vision.survey import Survey, survey
 from headway.errors import UserError
 
@@ -71,6 +71,20 @@ def test_few_images_are_judged_by_their_kind(tmp_path: Path) -> None:
     assert survey(Samples(["a"], np.zeros(1, np.uint8), [""], files=[files[3]])) is None
 
 
+def test_what_is_drawn_is_never_mirrored() -> None:
+    images = np.full((200, 40, 40), 255, np.uint8)
+    images[:, 8:20, 18:22] = 0  # the same in a mirror
+    seen = survey(samples(images, [str(number % 4) for number in range(200)]))
+    assert seen is not None
+    assert seen.drawn
+    assert not seen.flips
+    assert changes(seen, (28, 28))["warp"] == 0.03
+    shaded = np.tile(np.arange(0, 240, 6, dtype=np.uint8), (200, 40, 1))
+    seen = survey(samples(shaded, [str(number % 4) for number in range(200)]))
+    assert seen is not None
+    assert not seen.drawn
+
+
 @pytest.mark.parametrize(
     ("size", "grey", "flips", "minutes", "wanted"),
     [
@@ -84,7 +98,7 @@ def test_few_images_are_judged_by_their_kind(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_are_whole_patches(size: tuple, grey: bool, flips: bool, minutes: float, wanted: tuple) -> None:
-    assert sizes(Survey(1000, 10, 50, size, grey, flips), minutes) == wanted
+    assert sizes(Survey(1000, 10, 50, size, grey, grey and not flips, flips), minutes) == wanted
 
 
 def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -> None:

@@ -64,6 +64,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the recipe") -> None:
+    """The data and the settings of a recipe."""
+    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"{settings}, as in model.width=256 optim.lr=0.001",
+    )
+
+
 def whole(least: int) -> Callable[[str], int]:
     """A type for whole numbers from `least` on."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from headway.cli.options import number, torch_options
+from headway.cli.options import add_recipe, number, torch_options
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
 
@@ -22,17 +22,9 @@ _SHOWN = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
-    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data")
+    add_recipe(parser, "settings that are not to be chosen")
     parser.add_argument(
         "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="so long each (default: 5,30,120)"
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings that are not to be chosen, as in model.width=256",
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.cli.options import number, torch_options, whole
+from headway.cli.options import add_recipe, number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
@@ -39,15 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """The options that `train` and `compare` share."""
-    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings of the recipe, as in model.width=256 optim.lr=0.001",
-    )
+    add_recipe(parser)
     parser.add_argument("--minutes", type=number(0, above=True), metavar="M", help="train for a time")
 
 

@@ -4,7 +4,7 @@ from headway.codecs.base import Codec, StreamDecoder
 from headway.codecs.marks import Marks
 from headway.codecs.published import check_fits, load_codec, published_codec
 from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
-from headway.codecs.training import Kind, Split, train_codec
+from headway.codecs.training import Kind, Split, sentence_codec, train_codec
 
 __all__ = [
     "END_OF_TEXT",
@@ -18,5 +18,6 @@ __all__ = [
     "check_fits",
     "load_codec",
     "published_codec",
+    "sentence_codec",
     "train_codec",
 ]

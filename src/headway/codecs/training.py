@@ -74,6 +74,16 @@ def train_codec(
     return TokenizerCodec(tokenizer)
 
 
+def sentence_codec(
+    kind: Kind, texts: Iterable[str], size: int, special: Sequence[str], lowercase: bool = False
+) -> TokenizerCodec:
+    """A codec of at most `size` symbols for texts that are sentences: for kinds that can tell a word at the start of
+    one from the same word inside it, both are the same symbol. Errors as of `train_codec`.
+    """
+    spaced = kind in SUBWORDS
+    return train_codec(kind, texts, size, lowercase=lowercase, prefix_space=spaced, special=special, fewer=True)
+
+
 def _check(kind: str, size: int | None, split: str, prefix_space: bool, special: Sequence[str]) -> None:
     if kind not in get_args(Kind):
         raise UserError(f"there is no codec of kind {kind!r}; {nearest(kind, get_args(Kind))}")

@@ -91,7 +91,7 @@ class _Mean:
         self._begun = True
 
 
-class Pace:
+class Boldness:
     """How much to guess: more at once while all are right, fewer when not, and nothing while it does not pay."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Speculation:
     def __init__(self, model: Extending, guesser: Guesser, limit: int) -> None:
         """`limit` is the most symbols that will be asked for."""
         self.model, self.guesser = model, guesser
-        self.pace = Pace()
+        self.boldness = Boldness()
         self._left = limit
         self._guesses: list[int] = []
         self._right = 0  # how many of the guesses have come true
@@ -146,13 +146,13 @@ class Speculation:
             self._right += 1
             return self._logits[:, self._right], decoding.at(decoding.positions + 1)
         if self._guesses:
-            self.pace.judge(len(self._guesses), self._right, self._seconds)
+            self.boldness.judge(len(self._guesses), self._right, self._seconds)
         started = time.perf_counter()
-        most = min(self.pace.most(), self._left)
+        most = min(self.boldness.most(), self._left)
         self._guesses, self._right = self.guesser.guess(most) if most else [], 0
         if not self._guesses:
             logits, after = self.model.step(ids, decoding)
-            self.pace.judge(0, 0, time.perf_counter() - started)
+            self.boldness.judge(0, 0, time.perf_counter() - started)
             return logits, after
         both = torch.tensor([[symbol, *self._guesses]], device=ids.device)
         self._logits, _ = self.model.extend(both, decoding)

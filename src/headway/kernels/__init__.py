@@ -3,6 +3,7 @@
 from headway.kernels.activations import gelu_tanh, gelu_tanh_reference, relu_squared, relu_squared_reference
 from headway.kernels.additive import additive
 from headway.kernels.attend import View, attend, attend_reference, recorder, recording, rough_attention
+from headway.kernels.convolution import convolve, convolve_reference
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 from headway.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
@@ -36,6 +37,8 @@ __all__ = [
     "additive",
     "attend",
     "attend_reference",
+    "convolve",
+    "convolve_reference",
     "delta",
     "delta_quadratic",
     "delta_reference",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.kernels import convolve
 from headway.parts.projection import Projection
 
 
@@ -43,9 +43,5 @@ class ImageConvolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
         """h and w are H and W by the stride, rounded up; not padded (H - taps) / stride + 1, rounded down."""
-        reach, taps, stride = self.reach, range(self.taps), self.stride
-        high, wide = ((side + 2 * reach - self.taps) // stride * stride + 1 for side in x.shape[1:3])
-        around = F.pad(x, (0, 0, reach, reach, reach, reach))
-        # slices of whole rows of channels: their gradients add up much faster than those of `unfold`
-        seen = [around[:, i : i + high : stride, j : j + wide : stride] for i in taps for j in taps]
-        return self.product(torch.cat(seen, -1))
+        bias = None if self.product.bias is None else self.product.offset()
+        return convolve(x, self.product.matrix(), bias, self.taps, self.stride, self.reach)

@@ -198,7 +198,7 @@ class Revision(NamedTuple):
 
 
 @dataclass
-class Budget:
+class TimeBudget:
     """The time of a run, `seconds` of the `clock`, and what is known of its costs.
 
     Other programs slow a machine down while it is measured, or later, or leave it. So the plan is looked at after every

@@ -10,7 +10,7 @@ from headway.checkpoints import native
 from headway.checkpoints.usage import read_usage
 from headway.config import from_dict, to_dict
 from headway.train.adapters import merged
-from headway.train.budget import Budget
+from headway.train.budget import TimeBudget
 from headway.train.checkpoint import Checkpoints, Progress
 from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
@@ -38,7 +38,7 @@ class Loop:
         metrics: MetricsFile | None,
         journal: Journal,
         interrupts: Interrupts,
-        budget: Budget | None = None,
+        budget: TimeBudget | None = None,
         foretell: Foretell | None = None,
     ) -> None:
         """`metrics` is None in all processes but the first, which writes nothing to disk; `budget` is the time there is
@@ -103,7 +103,7 @@ class Loop:
         if self.budget is not None:
             self.budget.stepped(time.perf_counter() - start)
 
-    def _look(self, budget: Budget, adopt: Callable[[Recipe], None]) -> None:
+    def _look(self, budget: TimeBudget, adopt: Callable[[Recipe], None]) -> None:
         """Plan anew by the speed since the last look."""
         step = self.progress.step
         found = budget.revise(self.recipe, step, self.journal.seconds(), self.progress.evaluated > 0)

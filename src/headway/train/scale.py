@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from headway.config import override
 from headway.errors import ConfigError, UserError
@@ -15,8 +15,13 @@ from headway.train.law import Law
 from headway.train.recipe import Recipe
 
 Settings = Mapping[str, Any]
+Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (of each stack, where there are several), heads
+T = TypeVar("T")
 
 _WIDTH, _DEPTH = 128, 4  # of the models for which rates were tried
+_BATCHES = ("train.batch_tokens", "train.batch_size", "train.accumulate")
+_ENOUGH = 6  # times the readings after which what is read again is worth a third of what it was
+_FEWEST = 4  # times the steps in which something is learnt: no plan has fewer for want of data
 
 
 class Settled(NamedTuple):
@@ -29,17 +34,18 @@ class Settled(NamedTuple):
 class Pace(NamedTuple):
     """How fast a model learns on this machine: targets a second, and seconds a step that no batch makes shorter (the
     optimiser's). A batch has `share` targets for each unit that it is counted by: a half where only half of its tokens
-    are foretold.
+    are foretold. The steps timed had `step` targets each.
     """
 
     targets: float
     overhead: float
     share: float = 1.0
+    step: float = 1.0
 
 
 class Fit(NamedTuple):
     """A size of the ladder with what it comes to in the time there is: `seen` targets, in batches of `batch` units, the
-    loss foretold.
+    loss foretold; whether the data are `exhausted` before the time is.
     """
 
     settings: Settings
@@ -49,6 +55,7 @@ class Fit(NamedTuple):
     batch: int
     seen: float
     loss: float
+    exhausted: bool = False
 
     @property
     def steps(self) -> int:
@@ -68,7 +75,7 @@ class Scale:
     is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
     times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
     like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
-    `few` steps has learnt something.
+    `few` steps has learnt something. `shapes` are widths, depths and heads, from small to large.
     """
 
     law: Law = field(default_factory=Law)
@@ -79,6 +86,7 @@ class Scale:
     unit: str = "token"
     foretells: bool = False
     few: int = 60
+    shapes: Shapes = ()
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held
@@ -88,7 +96,9 @@ class Scale:
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         """Settings of models, from small to large."""
-        raise NotImplementedError
+        return [
+            {"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in self.shapes
+        ]
 
     def amount(self, task: Any) -> int:
         """The different targets there are to learn from: tokens, or samples."""
@@ -117,6 +127,11 @@ class Scale:
         """Shares held out of so many samples: a twentieth, but no more than is needed to judge by; more of a few."""
         share = min(max(0.05, min(0.2, 100 / max(1, samples))), most / max(1, samples))
         return {"task.split.validation": round(share, 6), "task.split.test": round(share, 6)}
+
+
+def below(table: Sequence[tuple[float, T]], number: float) -> T:
+    """What a table of limits, the last of them infinite, has for the first limit above a number."""
+    return next(value for limit, value in table if number < limit)
 
 
 def strain(epochs: float, crowd: float) -> float:
@@ -171,10 +186,11 @@ def choose(
     The way leads up the ladder while the loss falls. UserError where even the smallest learns nothing in the time.
     """
     fits: list[Fit] = []
+    own = any(_overlap(name, key) for name in _BATCHES for key in user)
     for settings, sized in ladder(recipe, scale, user):
         if fits and (fits[-1].steps < scale.few or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
             break
-        fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized)))
+        fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized), own))
     best = min(fits, key=lambda fit: fit.loss)
     if best.steps < scale.few:
         needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
@@ -186,8 +202,13 @@ def choose(
     return best, fits
 
 
-def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, seconds: float, pace: Pace) -> Fit:
-    """What a size comes to in so many seconds.
+def fitted(
+    settings: Settings, recipe: Recipe, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False
+) -> Fit:
+    """What a size comes to in so many seconds, with the batches that suit it or, where the user has set their `own`,
+    with those that were timed.
+
+    What is read so often that it teaches next to nothing more is not read any more often.
 
     A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
     + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
@@ -198,10 +219,15 @@ def fitted(settings: Settings, recipe: Recipe, scale: Scale, unique: int, second
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
     most = min(scale.most, max(1, int(unique / pace.share)))  # no batch holds more than there is
     batch = max(scale.least, min(_power(wanted / pace.share), 2 ** int(math.log2(most))))
+    if own:
+        batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
     each = batch * pace.share  # targets
     seen = max(seconds, 0.0) * each / (pace.overhead + each / pace.targets)
+    enough = max(_ENOUGH * scale.law.repeats * unique, _FEWEST * scale.few * each)
+    exhausted, seen = seen > enough, min(seen, enough)
     worth = seen / (1 + each / noise)
-    return Fit(settings, recipe.model, parameters, pace, batch, seen, scale.law.loss(parameters, worth, unique))
+    loss = scale.law.loss(parameters, worth, unique)
+    return Fit(settings, recipe.model, parameters, pace, batch, seen, loss, exhausted)
 
 
 def _power(number: float) -> int:
@@ -238,10 +264,10 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     width, depth = shape_of(choice.model)
     epochs = choice.seen / max(1, unique)
     steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
-    first = (
-        f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: "
-        f"{_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are, fit into {seconds / 60:.2g} minutes"
-    )
+    read = f"{_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are,"
+    fitting = f"fit into {seconds / 60:.2g} minutes"
+    told = "are enough: more readings of them teach no more" if choice.exhausted else fitting
+    first = f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)
     return (first, f"of {len(fits)} sizes the least loss foretold ({told})") if others else (first,)

@@ -14,7 +14,7 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.kernels import is_deterministic
 from headway.models import EncoderDecoderConfig, TwoTowerConfig, build, describe
-from headway.train.budget import Budget, Clock, Speed, measure, plan, planned
+from headway.train.budget import Clock, Speed, TimeBudget, measure, plan, planned
 from headway.train.checkpoint import Checkpoints, Progress, step_of
 from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
@@ -80,7 +80,7 @@ class Trainer:
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self.extended = False  # whether it goes on for longer than it was begun for
-        self._budget: Budget | None = None
+        self._budget: TimeBudget | None = None
         self._before = 0.0  # seconds that earlier processes were at this run
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
@@ -190,7 +190,7 @@ class Trainer:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
         left = seconds - self.clock.worked()
         speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left, self.judged)
-        self._budget = Budget(self.clock, seconds, speed, self.most)
+        self._budget = TimeBudget(self.clock, seconds, speed, self.most)
         return speed
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:

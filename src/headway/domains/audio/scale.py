@@ -22,10 +22,10 @@ from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import UserError
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
-_WRITERS = ((96, (2, 2), 3), (128, (3, 2), 4), (192, (4, 3), 6), (256, (4, 4), 4), (384, (6, 4), 6), (512, (8, 6), 8))
+_WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
 _LOOKED_AT = 1000  # sounds whose lengths are read
 _LONGEST = 10.0  # seconds of a window that is chosen; models that hear take 30
 _MANY, _COUNTLESS = 20_000, 200_000  # sounds, from which on they need less change, and hardly any
@@ -52,6 +52,7 @@ class SoundsScale(Scale):
     most: int = 512
     noise: float = 1.0
     unit: str = "sound"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         task = cast(SoundsConfig, recipe.task)
@@ -66,9 +67,6 @@ class SoundsScale(Scale):
         longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
         reason = f"windows of {window:g} s for {count:,} sounds{longer}"
         return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Any) -> int:
         return len(cast(SoundClasses, task).numbers("train"))
@@ -89,6 +87,7 @@ class SpeechScale(Scale):
     most: int = 256
     unit: str = "symbol"
     few: int = 600
+    shapes: Shapes = _WRITERS
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         task = cast(TranscriptionConfig, recipe.task)
@@ -104,11 +103,6 @@ class SpeechScale(Scale):
             settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
         reason = f"{lengths.total / 3600:.2g} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
         return Settled(settings, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [
-            {"model.width": width, "model.depth": list(depth), "model.heads": heads} for width, depth, heads in _WRITERS
-        ]
 
     def amount(self, task: Any) -> int:
         speech = cast(Transcription, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,10 @@ from headway.data.dialogues import dialogue_sources, read_chats
 from headway.domains.chat.instruct import Instruct
 from headway.errors import UserError
 from headway.train import Recipe
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes, below
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_VOCABULARIES = ((300_000, 512), (1_500_000, 1024), (8_000_000, 2048), (40_000_000, 4096))
-_MOST_SYMBOLS = 8192
+_VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # characters, symbols
 _CHARACTERS = 2  # that a token has at least, in the mean of a conversation
 _MARKS = 8  # tokens around a message
 _CONTEXTS = (128, 256, 512, 1024, 2048)
@@ -30,6 +30,7 @@ class InstructScale(Scale):
     """
 
     least: int = _CONTEXTS[-1]  # a row is the least of a batch
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         count = size = longest = 0
@@ -38,14 +39,11 @@ class InstructScale(Scale):
                 length = sum(len(message["content"]) for message in chat.messages)
                 count, size = count + 1, size + length
                 longest = max(longest, length // _CHARACTERS + _MARKS * len(chat.messages))
-        symbols = next((number for most, number in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        symbols = below(_VOCABULARIES, size)
         context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
         reason = f"a vocabulary of {symbols:,} and rows of {context:,} tokens for {count:,} conversations"
         rows = {"task.context": context, "model.context": context}
         return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Any) -> int:
         chats = cast(Instruct, task)

@@ -15,7 +15,7 @@ from headway.domains.chess.task import ChessTask
 from headway.errors import UserError
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
@@ -39,6 +39,7 @@ class BoardsScale(Scale):
     most: int = 1024
     noise: float = 1.0
     unit: str = "position"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         task = recipe.task
@@ -48,9 +49,6 @@ class BoardsScale(Scale):
         judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
         settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
         return Settled(settings, f"of about {count:,} positions at most {judged:,} are judged at an evaluation")
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: ChessTask) -> int:
         return len(task.numbers("train"))

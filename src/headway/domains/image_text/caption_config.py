@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from headway.checkpoints.usage import Usage, read_usage
-from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
@@ -117,16 +117,7 @@ class CaptionsConfig(TaskConfig):
             return load_codec(workspace)
         if self.decoder is not None:
             return decoder_of(self.decoder).codec()
-        spaced = self.codec in ("bpe", "wordpiece", "unigram")
-        return train_codec(
-            self.codec,
-            iter(captions),
-            self.size,
-            lowercase=self.lowercase,
-            prefix_space=spaced,
-            special=(BEGIN, END),
-            fewer=True,
-        )
+        return sentence_codec(self.codec, captions, self.size, (BEGIN, END), self.lowercase)
 
 
 @register("captions")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, train_codec
+from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
 from headway.codecs.styles import frame
 from headway.config import register
 from headway.data import SplitConfig
@@ -90,16 +90,7 @@ class ImageTextConfig(TaskConfig):
         """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
-        spaced = self.codec in ("bpe", "wordpiece", "unigram")
-        codec = train_codec(
-            self.codec,
-            texts,
-            self.size,
-            lowercase=self.lowercase,
-            prefix_space=spaced,
-            special=SPECIAL,
-            fewer=True,
-        )
+        codec = sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
         frame(codec.tokenizer, "clip", codec.marks, {})  # for others who read the tokenizer.json
         return codec
 

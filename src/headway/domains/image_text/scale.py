@@ -18,17 +18,15 @@ from headway.domains.image_text.data import Captions, Columns, read_captions
 from headway.errors import UserError
 from headway.train import Recipe, sharding
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes, below
 
 if TYPE_CHECKING:
     from headway.domains.image_text.captioning import Captioning
     from headway.domains.image_text.task import ImageText
 
-_SHAPES = ((64, 2), (96, 2), (128, 3), (192, 4), (256, 4), (384, 6), (512, 8), (768, 12))  # width and depth
-_VOCABULARIES = ((30_000, 400), (100_000, 600), (500_000, 1000), (2_000_000, 2000), (20_000_000, 4000))
-_MOST_SYMBOLS = 8000
+_SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
+_VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
 _SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # minutes, pixels of a side, those of a patch
-_HEAD = 32  # numbers of a head, whatever the width
 _LOOKED_AT = 32  # images whose size is looked at
 _LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # epochs, and dropout up to them
 
@@ -45,13 +43,14 @@ class CaptionedScale(Scale):
     most: int = 512
     noise: float = 0.5
     unit: str = "image"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = read_captions(paths, self.columns(recipe))
         side, patch = next((side, patch) for most, side, patch in _SIDES if minutes <= most)
         side = min(side, -(-_longest(found) // patch) * patch)
         letters = sum(map(len, found.texts))
-        symbols = next((number for most, number in _VOCABULARIES if letters < most), _MOST_SYMBOLS)
+        symbols = below(_VOCABULARIES, letters)
         shares = self.held_out(len(found.images))
         settings = {"task.size": symbols, **shares, **self.shaped(side, patch)}
         long = letters / len(found.texts)
@@ -67,9 +66,6 @@ class CaptionedScale(Scale):
     def shaped(self, side: int, patch: int) -> Settings:
         """The model's images, in pixels."""
         raise NotImplementedError
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": width // _HEAD} for width, depth in _SHAPES]
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": next(share for most, share in _LEFT_OUT if epochs <= most)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,11 @@ from headway.data import characters
 from headway.domains.masked.task import Masked, MaskedConfig
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes, below
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 1 << 24  # characters that are counted
-_VOCABULARIES = ((300_000, 1000), (2_000_000, 2000), (8_000_000, 4000))
-_MOST_SYMBOLS = 8192
+_VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # characters, symbols
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,15 @@ class MaskedScale(Scale):
     least: int = 1024
     noise: float = 4.0
     unit: str = "hidden symbol"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         if cast(MaskedConfig, recipe.task).tokenizer is not None:
             return Settled({})
         size = characters(paths, _LOOKED_AT)
-        symbols = next((count for most, count in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        symbols = below(_VOCABULARIES, size)
         reason = f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters"
         return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Any) -> int:
         masked = cast(Masked, task)

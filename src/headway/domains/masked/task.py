@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.checkpoints.hub import find_folder
-from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
-from headway.codecs.training import SUBWORDS
+from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
 from headway.data import IGNORED, Spans, SplitConfig, TokenCache, chunks, open_tokens, text_sources
 from headway.domains.masked.batches import MaskedBatch, MaskedBatches
@@ -83,16 +82,7 @@ class MaskedConfig(TaskConfig):
         if self.tokenizer is not None:
             return load_codec(find_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        spaced = self.codec in SUBWORDS  # so that a sentence's first word is the symbol that it is elsewhere
-        return train_codec(
-            self.codec,
-            texts,
-            self.size,
-            lowercase=self.lowercase,
-            prefix_space=spaced,
-            special=SPECIAL,
-            fewer=True,
-        )
+        return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 
 
 class Judged(NamedTuple):

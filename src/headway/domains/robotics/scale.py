@@ -14,9 +14,18 @@ from headway.data.demonstrations import outline
 from headway.domains.robotics.task import Robotics
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes
 
-_SHAPES = ((64, 1, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 5, 8))
+_SHAPES = (
+    (64, [1, 1, 1], 2),
+    (64, [2, 1, 1], 2),
+    (96, [2, 1, 1], 3),
+    (128, [3, 1, 1], 4),
+    (192, [3, 1, 1], 6),
+    (256, [4, 1, 1], 8),
+    (384, [4, 1, 1], 6),
+    (512, [5, 1, 1], 8),
+)
 _CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
 _PLAYED = (5, 25)  # the fewest and the most episodes of a task at an evaluation; at the end twice as many
 _FEW, _MANY = 2, 50  # demonstrations that are held out of each side, at the least and at the most
@@ -34,6 +43,7 @@ class DemonstrationsScale(Scale):
     least: int = 320
     most: int = 20480
     unit: str = "action"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = outline(paths)
@@ -56,12 +66,6 @@ class DemonstrationsScale(Scale):
             settings["task.size"] = size
             reason += f"; pictures of {size[0]} x {size[1]}"
         return Settled(settings, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [
-            {"model.width": width, "model.depth": [depth, 1, 1], "model.heads": heads}
-            for width, depth, heads in _SHAPES
-        ]
 
     def amount(self, task: Robotics) -> int:
         return task.model.chunk * int(task.data.lengths[task.sides["train"]].sum())

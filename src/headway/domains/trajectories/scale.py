@@ -10,7 +10,7 @@ from pathlib import Path
 from headway.data.recordings import outline
 from headway.domains.trajectories.task import Trajectories
 from headway.train import Recipe
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),
@@ -29,6 +29,7 @@ class EpisodesScale(Scale):
     least: int = 320
     most: int = 20480
     unit: str = "timestep"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         lengths = outline(paths)
@@ -43,9 +44,6 @@ class EpisodesScale(Scale):
         )
         settings = {"task.context": context, "task.episodes": played}
         return Settled({**settings, "task.split.validation": share, "task.split.test": share}, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Trajectories) -> int:
         return int(task.episodes.lengths[task.sides["train"]].sum())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
@@ -138,17 +138,7 @@ class TranslationConfig(PairsConfig):
         return (pair[side] for pair in split_pairs(paths, "train", self.split))
 
     def _train(self, texts: Iterator[str]) -> Codec:
-        # A word is the same symbol at the start of a sentence as inside it, for kinds that can tell the two apart.
-        spaced = self.codec in ("bpe", "wordpiece", "unigram")
-        return train_codec(
-            self.codec,
-            texts,
-            self.size,
-            lowercase=self.lowercase,
-            prefix_space=spaced,
-            special=(BEGIN, END),
-            fewer=True,
-        )
+        return sentence_codec(self.codec, texts, self.size, (BEGIN, END), self.lowercase)
 
 
 def check_recipe(recipe: Recipe, shared: bool) -> None:

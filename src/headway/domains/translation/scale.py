@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +12,7 @@ from headway.data import pairs
 from headway.domains.translation.task import PairTask
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, strain
+from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
 
 _SHAPES = (
     (48, 2, 2),
@@ -25,8 +26,7 @@ _SHAPES = (
     (512, 6, 8),
 )
 _COUNTED = 2_000_000  # pairs
-_VOCABULARIES = ((500_000, 1000), (2_000_000, 2000), (20_000_000, 4000), (200_000_000, 8000))
-_MOST_SYMBOLS = 16000
+_VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,15 @@ class PairsScale(Scale):
     """
 
     law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         count = size = 0
         for source, target in islice(pairs(paths), _COUNTED):
             count, size = count + 1, size + len(source) + len(target)
-        symbols = next((number for most, number in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        symbols = below(_VOCABULARIES, size)
         reason = f"a vocabulary of {symbols:,} for {count:,} pairs of {size / max(1, count):.0f} characters"
         return Settled({"task.size": symbols, **self.held_out(count)}, reason)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: PairTask) -> int:
         found = task.pairs("train")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headway.codecs import FILE, Codec, Kind, load_codec, train_codec
+from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import override
 from headway.data import SplitConfig
 from headway.errors import ConfigError
@@ -41,16 +41,7 @@ class EncoderTaskConfig(TaskConfig):
         """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
-        spaced = self.codec in ("bpe", "wordpiece", "unigram")
-        return train_codec(
-            self.codec,
-            texts,
-            self.size,
-            lowercase=self.lowercase,
-            prefix_space=spaced,
-            special=SPECIAL,
-            fewer=True,
-        )
+        return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 
 
 def check_encoder(model: ModelConfig) -> TransformerConfig:

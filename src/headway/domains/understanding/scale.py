@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,10 @@ from headway.domains.understanding.tagging import Tags
 from headway.domains.understanding.task import EncoderTask
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes, below
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
-_VOCABULARIES = ((100_000, 1000), (2_000_000, 2000), (20_000_000, 4000), (200_000_000, 8000))
-_MOST_SYMBOLS = 16000
+_VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
 _PAIRS = 64  # in a batch of an embedding until its size is chosen
 
 _LAW = Law(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
@@ -37,10 +37,11 @@ class LabelledScale(Scale):
     most: int = 32768
     noise: float = 0.5
     unit: str = "text"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         count, size = self.corpus(recipe, paths)
-        symbols = next((number for most, number in _VOCABULARIES if size < most), _MOST_SYMBOLS)
+        symbols = below(_VOCABULARIES, size)
         reason = f"a vocabulary of {symbols:,} for {count:,} samples of {size / max(1, count):.0f} characters"
         return Settled({"task.size": symbols, **self.held_out(count)}, reason)
 
@@ -51,9 +52,6 @@ class LabelledScale(Scale):
         if isinstance(task, PairsConfig):
             names["text2"] = task.text2
         return _table(paths, names)
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Any) -> int:
         return len(cast(EncoderTask, task).numbers("train"))

@@ -14,13 +14,13 @@ from headway.domains.vision.task import Vision, VisionConfig
 from headway.models import TransformerConfig
 from headway.train import Recipe
 from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled
+from headway.train.scale import Scale, Settings, Settled, Shapes
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
 _SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))
 _SMALL = 40  # pixels of a side up to which images keep their size
 _TINY = 16  # up to which patches are of 2 pixels
-_WRITTEN = ((15, 28), (120, 40), (math.inf, 56))  # minutes, and the side of larger grey images in patches of 4
+_DRAWN = ((15, 28), (120, 40), (math.inf, 56))  # minutes, and the side of what is drawn larger, in patches of 4
 _PHOTOS = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # and of others in patches of 8
 _THIN = 3.0  # the greatest ratio of sides that is kept
 _WEAK, _FULL = 3, 25  # epochs up to which images are hardly changed, and from which on as much as is good for them
@@ -40,6 +40,7 @@ class VisionScale(Scale):
     most: int = 512
     noise: float = 0.5
     unit: str = "image"
+    shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         seen = survey(read_samples(paths))
@@ -54,15 +55,12 @@ class VisionScale(Scale):
             **self.held_out(seen.images),
             **{f"task.augment.{name}": value for name, value in changes(seen, size).items()},
         }
-        kind = "grey" if seen.grey else "coloured"
+        kind = "drawn" if seen.drawn else "grey" if seen.grey else "coloured"
         mirror = "may be mirrored" if seen.flips else "are not mirrored, as that would change what they show"
         found = (
             f"{seen.images:,} {kind} images of {seen.classes:,} classes, about {seen.size[0]} x {seen.size[1]} pixels"
         )
         return Settled(settings, f"{found}: read as {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in _SHAPES]
 
     def amount(self, task: Vision) -> int:
         return len(task.numbers("train"))
@@ -83,8 +81,7 @@ def sizes(seen: Survey, minutes: float) -> tuple[tuple[int, int], int]:
         patch = 2 if longest <= _TINY else 4
         high, wide = (max(patch, -(-side // patch) * patch) for side in seen.size)
         return (high, wide), patch
-    written = seen.grey and not seen.flips
-    patch, table = (4, _WRITTEN) if written else (8, _PHOTOS)
+    patch, table = (4, _DRAWN) if seen.drawn else (8, _PHOTOS)
     side = next(side for most, side in table if minutes <= most)
     ratio = min(max(seen.size[0] / seen.size[1], 1 / _THIN), _THIN)
     if 0.7 < ratio < 1.5:
@@ -101,7 +98,7 @@ def changes(seen: Survey, size: tuple[int, int]) -> Settings:
     """
     found: dict[str, object] = {"flip": 0.5 if seen.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
     moved = max(1, round(min(size) / 14))
-    if seen.grey and not seen.flips:
+    if seen.drawn or (seen.grey and not seen.flips and max(seen.size) <= _SMALL):
         return {**found, "rotate": 12.0, "zoom": 0.15, "shear": 12.0, "shift": moved, "warp": 0.03}
     if max(size) <= _SMALL:
         return {**found, "shift": moved, "erase": 0.25, "light": 0.0 if seen.grey else 0.1}
