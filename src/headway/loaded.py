@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal, cast
 
 import torch
 
+from headway.checkpoints.familiar import read_familiar
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
@@ -17,6 +19,8 @@ from headway.generate import check_draft
 from headway.kernels import is_deterministic
 from headway.models import Cache, Captioner, EncoderDecoder, Generative, Transformer
 from headway.train import Recipe
+
+_LOG = logging.getLogger(__name__)
 
 Texts = Sequence[str]
 Backend = Literal["auto", "torch", "cpu"]
@@ -42,6 +46,7 @@ class Loaded:
         self.backend = backend
         self.cache: Cache = cache
         self._codec = opened.codec
+        self.beyond: list[str] = []
         self.draft = draft
         if draft is not None:
             check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
@@ -52,6 +57,15 @@ class Loaded:
         if self._codec is None:
             raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
         return self._codec
+
+    def meet(self, texts: Texts, rows: Sequence[Sequence[int]]) -> None:
+        """Say what of texts, which are read as these ids, is beyond all that was met in training: once, on stderr and
+        in `beyond`.
+        """
+        if not self.beyond:
+            self.beyond = read_familiar(self.directory).beyond(texts, rows)
+            for line in self.beyond:
+                _LOG.warning(line)
 
     @property
     def context(self) -> int | None:

@@ -54,6 +54,7 @@ class Model(Writes, Acts):
     `cache` "int8" is a quarter of the memory for keys and values, which only the engine can round.
     `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
     written: what is written stays the same, and comes sooner where the guesses are good.
+    `beyond` says what of the texts that it was given lies beyond all that it met in training.
     """
 
     @torch.inference_mode()
@@ -115,7 +116,7 @@ class Model(Writes, Acts):
             return Translator.of_published(module, self.codec, self.usage, self.generator)
         if not isinstance(self.recipe.task, PairsConfig):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
-        return Translator.of_run(module, self.recipe.task, self.directory, self.generator)
+        return Translator.of_run(module, self.recipe.task, self.directory, self.generator, self.meet)
 
     def classify(
         self,

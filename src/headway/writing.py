@@ -57,11 +57,15 @@ class Writes(Senses):
 
     def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
         """`stream` with its settings as objects."""
-        return self.session.stream(self.prompt_ids(prompt), sampling, self._limits(limits))
+        ids = self.prompt_ids(prompt)
+        self.meet([prompt], [ids])
+        return self.session.stream(ids, sampling, self._limits(limits))
 
     def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
         """What follows each prompt, with its tokens, log probabilities and speed."""
-        return self.session.generate([self.prompt_ids(prompt) for prompt in prompts], sampling, self._limits(limits))
+        rows = [self.prompt_ids(prompt) for prompt in prompts]
+        self.meet(prompts, rows)
+        return self.session.generate(rows, sampling, self._limits(limits))
 
     def _limits(self, limits: Limits) -> Limits:
         """With the ends that a published model names beside its tokenizer's."""

@@ -103,7 +103,7 @@ def test_what_is_translated_is_read_backwards_as_in_training(
     assert source_ids(texts, task.codecs.source, task.config) == rows
     task.save(tmp_path / "saved")
     model = cast(EncoderDecoder, build(task.adapt(small(translation()).model)))
-    assert Translator.of_run(model, task.config, tmp_path / "saved", model).read(texts) == rows
+    assert Translator.of_run(model, task.config, tmp_path / "saved", model, lambda *_: None).read(texts) == rows
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs import train_codec
 from headway.config import override
-from headway.engine import Engine, PackedTensor
+from headway.engine import Engine, PackedTensor, machine
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits
 from headway.kernels import deterministic
@@ -265,3 +266,23 @@ def test_threads_may_generate_with_one_model(run: Path) -> None:
     wanted = [model.generate(prompt, 60, temperature=0) for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda prompt: model.generate(prompt, 60, temperature=0), prompts * 2)) == wanted * 2
+
+
+def test_compiling_is_said_before_it_begins_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None: ...
+
+    function = SimpleNamespace(py_func=run, signatures=[])
+    monkeypatch.setattr(machine, "_CACHE", tmp_path)
+    with machine.announced(function):
+        assert "compiling the CPU engine" in capsys.readouterr().err
+    (tmp_path / "program_1").mkdir()
+    (tmp_path / "program_1/program.run-1.py311.nbi").touch()
+    with machine.announced(function):
+        pass
+    function.signatures.append(())
+    monkeypatch.setattr(machine, "_CACHE", None)
+    with machine.announced(function):
+        pass
+    assert capsys.readouterr().err == ""

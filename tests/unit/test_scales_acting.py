@@ -136,7 +136,10 @@ def test_a_plan_of_each_number_of_minutes(tmp_path: Path) -> None:
     assert min(some.steps or 0, some.batch or 0, some.parameters or 0, some.memory or 0, some.epochs or 0) > 0
 
 
-def test_plans_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.train.scale._ENOUGH", 1e9)  # else a few episodes are enough for all minutes
     path = trajectory_data.saved(tmp_path, discrete=False)
     words = ["plan", "trajectories", "--data", str(path), "--device", "cpu", "--json", "--set"]
     settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]

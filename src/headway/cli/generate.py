@@ -55,7 +55,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         model = load(args)
         if args.json:
             completion = model.complete([prompt], sampling, limits)[0]
-            terminal.result({"prompt": prompt, "tokens": completion.ids, **_named(completion)})
+            told = {"prompt": prompt, "tokens": completion.ids, **_named(completion), "beyond": model.beyond}
+            terminal.result(told)
             return
         pieces = model.continuations(prompt, sampling, limits)
         terminal.say(prompt, end="")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             if args.json:
                 outputs.extend(found)
     seconds = time.monotonic() - started
-    terminal.result({"translations": outputs, "lines": count, "seconds": seconds})
+    terminal.result({"translations": outputs, "lines": count, "seconds": seconds, "beyond": model.beyond})
 
 
 def chunks(lines: Iterator[str]) -> Iterator[list[str]]:

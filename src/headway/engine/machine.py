@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import platform
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,6 @@ _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.
 config: Any = settings  # numba fills it as it starts, which type checkers do not see
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
-_PATIENCE = 1.5  # seconds: longer than reading what was compiled before
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
 _SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
 
@@ -106,16 +104,16 @@ def compiled(function: Any) -> Any:
 
 @contextmanager
 def announced(function: Any) -> Iterator[None]:
-    """Says so on stderr where the first call of a compiled function, within, takes long because it is compiled."""
-    if getattr(function, "signatures", None):
-        yield
-        return
-    timer = threading.Timer(_PATIENCE, lambda: print(_MESSAGE, file=sys.stderr, flush=True))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
+    if not getattr(function, "signatures", None) and not _is_kept(function):
+        print(_MESSAGE, file=sys.stderr, flush=True)
+    yield
+
+
+def _is_kept(function: Any) -> bool:
+    """Whether machine code of a function lies on disk: numba's files are named for the function that they hold."""
+    name = function.py_func.__name__
+    return _CACHE is not None and any(_CACHE.rglob(f"*.{name}-*.nbi"))
 
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.

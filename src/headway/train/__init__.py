@@ -14,7 +14,7 @@ from headway.train.schedule import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Carries, Closes, Counts, Loss, Plays, Shard, Sided, Task, TaskConfig
+from headway.train.task import WHOLE, Batch, Carries, Closes, Counts, Loss, Meets, Plays, Shard, Sided, Task, TaskConfig
 from headway.train.trainer import Trainer
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "HalvingConfig",
     "InverseSqrtConfig",
     "Loss",
+    "Meets",
     "MuonConfig",
     "OptimConfig",
     "Plays",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.checkpoints.familiar import Familiar
 from headway.config import family
 from headway.mixers import State
 from headway.models import Loss, ModelConfig
@@ -139,6 +140,15 @@ class Closes(Protocol):
     """A task that holds what it should give back once it is needed no more: simulators, and what they draw with."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Meets(Protocol):
+    """A task that knows what a model meets in training."""
+
+    def met(self) -> Familiar:
+        """Of the texts that are read."""
+        ...
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
 from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
-from headway.train.task import Task
+from headway.train.task import Meets, Task
 
 _TOLD = 0.1  # a plan that changes by less is changed in silence
 _FINISH = 10  # a run that is to end soon takes one step for so many that it has made
@@ -180,8 +180,10 @@ class Trainer:
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
-            if start is not None:
+            if start is not None:  # what a model met before it came here is not known
                 start.usage.save(self.directory.path)
+            elif isinstance(self.task, Meets):
+                self.task.met().save(self.directory.path)
             self.task.save(self.directory.path)
             write_recipe(self.recipe, self.directory.recipe)
             self._write_status("running", Progress())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.checkpoints.familiar import Familiar
 from headway.codecs import Codec
 from headway.config import override
 from headway.data import Crops, Packing, Spans, Streams, TokenCache, open_tokens
@@ -153,6 +154,10 @@ class Language:
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
+
+    def met(self) -> Familiar:
+        """Rows of texts."""
+        return Familiar.of(self.cache.ids, self.codec.size, marks=(self.codec.begin, self.codec.end))
 
 
 class StreamedLanguage(Language):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.checkpoints.familiar import Familiar
 from headway.data import Column, Pair, PairCache, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
 from headway.domains.translation.alignment import alignment_pictures
@@ -73,6 +74,11 @@ class PairTask:
 
     def save(self, directory: Path) -> None:
         self.codecs.save(directory)
+
+    def met(self) -> Familiar:
+        """Sources, each with the end that is put after it."""
+        source, codec = self.pairs("train").source, self.codecs.source
+        return Familiar.of(source.ids, codec.size, int(source.lengths.max()) + 1, (codec.begin, codec.end))
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[PairBatch]:
         pairs = self.pairs(split)

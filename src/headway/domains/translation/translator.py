@@ -20,7 +20,8 @@ Ids = list[int]
 @dataclass(frozen=True)
 class Translator:
     """`read` turns lines into what the encoder reads. A target stands between `begin` and `end`; its first ids are
-    `forced`, and `suppressed` ids are not in it. `generator` writes what `model` would.
+    `forced`, and `suppressed` ids are not in it. `generator` writes what `model` would; `met` is told
+    what is read.
     """
 
     model: EncoderDecoder
@@ -31,14 +32,21 @@ class Translator:
     end: int
     forced: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
+    met: Callable[[Sequence[str], Sequence[Ids]], None] = lambda lines, sources: None
 
     @staticmethod
-    def of_run(model: EncoderDecoder, config: PairsConfig, directory: Path, generator: Generative) -> Translator:
+    def of_run(
+        model: EncoderDecoder,
+        config: PairsConfig,
+        directory: Path,
+        generator: Generative,
+        met: Callable[[Sequence[str], Sequence[Ids]], None],
+    ) -> Translator:
         """As the task of a run has it."""
         codecs = config.codecs(directory)
         marks = Marks.of(codecs)
         read = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
-        return Translator(model, generator, codecs, read, marks.begin, marks.end)
+        return Translator(model, generator, codecs, read, marks.begin, marks.end, met=met)
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
@@ -53,6 +61,7 @@ class Translator:
     def translate(self, lines: Sequence[str], search: SearchConfig) -> list[list[str]]:
         """The `n_best` translations of each line, best first; an empty line has an empty one."""
         sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
+        self.met(lines, sources)
         prefixes = [self.forced if source else () for source in sources]
         found = translate_ids(
             self.generator,
