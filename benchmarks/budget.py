@@ -254,6 +254,7 @@ def chosen(name: str, minutes: float, beside: bool) -> dict[str, Any]:
         "set": name,
         "minutes": minutes,
         "beside_half_a_core": beside,
+        "cores": len(os.sched_getaffinity(0)),
         "wall_seconds": round(wall, 1),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),

@@ -236,6 +236,22 @@ def _check(config: Any) -> None:
             _check(item)
 
 
+def first_difference(one: Any, two: Any, path: str) -> str | None:
+    """Where two trees of plain data differ first, as "model.width is 64, not 128"; None where they are equal."""
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        pairs = [(one[key], two[key], f"{path}.{key}") for key in one]
+    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        pairs = [(a, b, f"{path}.{i}") for i, (a, b) in enumerate(zip(one, two))]
+    else:
+        return None if one == two else f"{path} is {_short(one)}, not {_short(two)}"
+    return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def settings_of(config: Any) -> list[str]:
     """Names that `override` accepts directly under this config."""
     methods = [name[4:] for name in dir(type(config)) if name.startswith("set_")]

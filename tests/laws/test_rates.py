@@ -58,10 +58,10 @@ def spread(values: list[float]) -> float:
 
 def test_the_width_changes_little(book: Path, tmp_path: Path) -> None:
     found = [change(book, tmp_path, width, 4, rates=True) for width in WIDTHS]
-    assert spread([features for features, _ in found]) < 1.6, found
-    assert spread([logits for _, logits in found]) < 1.6, found
+    assert spread([features for features, _ in found]) < 1.3, found
+    assert spread([logits for _, logits in found]) < 1.3, found
     plain = [change(book, tmp_path, width, 4, rates=False)[1] for width in WIDTHS]
-    assert spread(plain) > 2.0, "AdamW at one rate, which does not carry over, is to be seen"
+    assert spread(plain) > 1.6, "AdamW at one rate, which does not carry over, is to be seen"
 
 
 def test_the_depth_changes_little(book: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_config_that_is_no_mapping(folder: Path, text: str) -> None:
 
 def test_a_configuration_that_no_family_says() -> None:
     odd = replace(LLAMA, heads={**LLAMA.heads, "second": PooledHeadConfig(2)})
-    with pytest.raises(UserError, match="cannot be said in the published format of any family"):
+    with pytest.raises(UserError, match=r"has not a form that was published: .+; train one that has"):
         save_published(build(odd), odd, Path("nowhere"))
     assert not Path("nowhere").exists()
 

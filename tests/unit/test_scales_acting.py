@@ -25,6 +25,7 @@ from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
 from headway.models import build, describe
 from headway.train import Plays
+from headway.train import scale as scales
 from headway.train.muon import is_matrix
 from headway.train.scale import Scale, ladder, shape_of
 
@@ -139,7 +140,7 @@ def test_a_plan_of_each_number_of_minutes(tmp_path: Path) -> None:
 def test_plans_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.train.scale._ENOUGH", 1e9)  # else a few episodes are enough for all minutes
+    monkeypatch.setattr(scales, "_ENOUGH", 1e9)  # else a few episodes are enough for all minutes
     path = trajectory_data.saved(tmp_path, discrete=False)
     words = ["plan", "trajectories", "--data", str(path), "--device", "cpu", "--json", "--set"]
     settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]

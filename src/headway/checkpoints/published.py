@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,13 @@ from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
 from headway.codecs.chat import read_template
 from headway.codecs.processor import FILE as PROCESSOR
+from headway.config import first_difference, to_dict
 from headway.errors import UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
+_OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError)  # what a family's table raises for another kind
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -179,22 +183,46 @@ def _fitting(config: ModelConfig, name: str) -> Family:
     for family in order:
         if says(family, config):
             return family
-    where = f"family {name!r}" if name in known else f"any family ({', '.join(sorted(known))})"
+    where = f"the published form of {name}" if name in known else "a form that was published"
     raise UserError(
-        f"this model cannot be said in the published format of {where}; "
-        "train one of a preset that has a published form, such as gpt2"
+        f"this model has not {where}: {nearest_form(config, order)}; train one that has, such as those of the recipe "
+        "text or of the preset gpt2"
     )
+
+
+def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | None:
+    """What keeps a configuration from the published form that is nearest to it, in words; None where it has one."""
+    differences: list[tuple[str, str]] = []
+    others: Counter[str] = Counter()
+    for family in order or families().values():
+        try:
+            found = first_difference(to_dict(_said(family, config)), to_dict(computed(config)), "model")
+            if found is None:
+                return None
+            differences.append((family.name, found))
+        except UserError as error:
+            others[str(error).partition("; ")[0]] += 1
+        except _OTHER_SHAPE:
+            others[f"{family.name} is of another kind"] += 1
+    if differences:
+        name, found = differences[0]
+        return f"in that of {name}, {found}"
+    return others.most_common(1)[0][0]
 
 
 def says(family: Family, config: ModelConfig) -> bool:
     """Whether a family's settings can say all that a configuration computes."""
     try:
-        written = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
-        names = {name for each in family.rules(config) if not each.copy for name in each.theirs}
-        said = family.read(Settings(written, family.name, getattr(config, "context", None)), names)
-        return computed(said) == computed(config)
-    except (AttributeError, KeyError, IndexError, TypeError, UserError):  # a configuration of another shape
+        return _said(family, config) == computed(config)
+    except (*_OTHER_SHAPE, UserError):
         return False
+
+
+def _said(family: Family, config: ModelConfig) -> Any:
+    """What a configuration computes once it was written by a family and read again."""
+    written = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
+    names = {name for each in family.rules(config) if not each.copy for name in each.theirs}
+    return computed(family.read(Settings(written, family.name, getattr(config, "context", None)), names))
 
 
 def _dtype(model: nn.Module) -> str:

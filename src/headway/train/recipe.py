@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from headway.checkpoints.durable import read_json, write_text
-from headway.config import dumps, from_dict, to_dict
+from headway.config import dumps, first_difference, from_dict, to_dict
 from headway.data import find_set
 from headway.errors import ConfigError
 from headway.models import ModelConfig
@@ -158,22 +157,7 @@ def difference(first: Recipe, second: Recipe) -> str | None:
     for field in fields(Recipe):
         if field.name not in ("name", "description", "expected", "reasons"):
             one, two = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
-            found = _difference(one, two, field.name)
+            found = first_difference(one, two, field.name)
             if found:
                 return found
     return None
-
-
-def _difference(one: Any, two: Any, path: str) -> str | None:
-    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
-        pairs = [(one[key], two[key], f"{path}.{key}") for key in one]
-    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        pairs = [(a, b, f"{path}.{i}") for i, (a, b) in enumerate(zip(one, two))]
-    else:
-        return None if one == two else f"{path} is {_short(one)}, not {_short(two)}"
-    return next(filter(None, (_difference(*pair) for pair in pairs)), None)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -223,11 +223,9 @@ def fitted(
         batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
     each = batch * pace.share  # targets
     seen = max(seconds, 0.0) * each / (pace.overhead + each / pace.targets)
+    loss = scale.law.loss(parameters, seen / (1 + each / noise), unique)
     enough = max(_ENOUGH * scale.law.repeats * unique, _FEWEST * scale.few * each)
-    exhausted, seen = seen > enough, min(seen, enough)
-    worth = seen / (1 + each / noise)
-    loss = scale.law.loss(parameters, worth, unique)
-    return Fit(settings, recipe.model, parameters, pace, batch, seen, loss, exhausted)
+    return Fit(settings, recipe.model, parameters, pace, batch, min(seen, enough), loss, seen > enough)
 
 
 def _power(number: float) -> int:

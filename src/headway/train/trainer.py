@@ -10,10 +10,19 @@ import torch
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import remove
+from headway.checkpoints.published import nearest_form
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.kernels import is_deterministic
-from headway.models import EncoderDecoderConfig, TwoTowerConfig, build, describe
+from headway.models import (
+    EncoderDecoderConfig,
+    ModelConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    build,
+    describe,
+)
 from headway.train.budget import Clock, Speed, TimeBudget, measure, plan, planned
 from headway.train.checkpoint import Checkpoints, Progress, step_of
 from headway.train.display import Display, open_display
@@ -323,6 +332,9 @@ class Trainer:
             display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
         for reason in self.recipe.reasons if not progress.step else ():
             display.say(reason)
+        missing = None if progress.step or self.recipe.start is not None else _form_missing(self.recipe.model)
+        if missing is not None:
+            display.say(f"this model has no published form, which `headway export` writes: {missing}")
         if self._agreement is not None:
             display.say(f"from {self.recipe.start}: {self._agreement}")
         if self.recipe.adapter is not None:
@@ -365,3 +377,9 @@ class Trainer:
         model = native.load_model(directory.path, self.processes.device)
         summary, metrics = directory.read_status(), read_metrics(directory.metrics)
         return Run(directory.path, self.recipe, model, self.task, metrics, summary)
+
+
+def _form_missing(model: ModelConfig) -> str | None:
+    """What keeps a model of texts from a published form; others have them, or not, by their kind."""
+    texts = isinstance(model, TransformerConfig) and isinstance(model.embed, TokenEmbedConfig)
+    return nearest_form(model) if texts else None

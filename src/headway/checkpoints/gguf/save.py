@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ from headway.models import ModelConfig, TransformerConfig
 
 Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
+_WINDOWED = {"mistral"}  # whose window a file says
 _BLOCK = 32  # numbers that share a scale in Q8_0
 _VERSION = 2  # of quantisation
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # without which llama.cpp opens no file
@@ -63,6 +64,7 @@ def save_gguf(
 ) -> str:
     """Write `path`, with the tokenizer where there is one; gives the architecture it is named by.
 
+    Of a model with one window for all layers the file says, for all but Mistral, the context that it sees whole.
     Matrices are written in `precision` (Q8_0: those whose rows are whole blocks of 32, others in F16), vectors in F32.
     Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot say.
     """
@@ -71,6 +73,8 @@ def save_gguf(
     usage = usage or Usage()
     family = _fitting(config, usage.family)
     assert isinstance(config, TransformerConfig)
+    if family.name not in _WINDOWED:
+        config = _within_window(config)
     architecture = WRITTEN[family.name]
     dialect = DIALECTS[architecture]
     held = unfilled(model, rules_for(dialect, family.rules(config), config))
@@ -89,6 +93,18 @@ def save_gguf(
     _check(draft, architecture, dialect, family, config)
     _write(draft, path, precision)
     return architecture
+
+
+def _within_window(config: TransformerConfig) -> TransformerConfig:
+    """A model that sees so far back in all its layers, without the window, and with no more context than it sees whole
+    through it: there it computes the same, and programs that know no windows in this architecture ask for no more.
+    """
+    windows = set(llama.windows_of(config))
+    window = windows.pop()
+    if windows or window is None:
+        return config
+    context = window if config.context is None else min(window, config.context)
+    return replace(llama.with_windows(config, [None] * len(config.stack.blocks)), context=context)
 
 
 def _fitting(config: ModelConfig, name: str) -> Family:

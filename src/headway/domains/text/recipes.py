@@ -6,12 +6,14 @@ from headway.data import SplitConfig
 from headway.domains.text.config import LanguageConfig
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.parts.feedforward import MLPConfig
+from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import RMSNormConfig
 from headway.parts.rotary import RotaryConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Causal
+
+_READ = 1 << 15  # tokens of a text, through windows: published forms name a number
 
 
 def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
@@ -36,6 +38,33 @@ def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropou
         symbols,
         stack=StackConfig(cycle((block,), depth), norm),
         embed=TokenEmbedConfig(norm=norm, dropout=dropout),
+        tie="none",
+        init=InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero"),
+    )
+
+
+def published(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
+    """A small decoder in the form of Qwen3, so that others can run what was trained: RMS norms, those of queries and
+    keys among them, rotary positions, gated SiLU, no biases; branches and head start at zero.
+
+    The inner width is three times the model's, whole blocks for those who quantise it. `window` is as in `modern`.
+    """
+    norm = RMSNormConfig()
+    mixer = AttentionConfig(
+        heads,
+        pattern=Causal(window),
+        rotary=RotaryConfig(theta=1000.0),
+        qk_norm=norm,
+        qkv_bias=False,
+        out_bias=False,
+    )
+    block = BlockConfig(mixer, None, GatedConfig(ratio=3.0), norm, dropout=dropout)
+    return TransformerConfig(
+        width,
+        symbols,
+        _READ,
+        stack=StackConfig(cycle((block,), depth), norm),
+        embed=TokenEmbedConfig(dropout=dropout),
         tie="none",
         init=InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero"),
     )
@@ -66,7 +95,7 @@ def text() -> Recipe:
         domain="text",
         description="any text: files, folders, archives or a Hugging Face dataset",
         data=(),
-        model=modern(width=256, depth=4, heads=4, window=256, symbols=4096, dropout=0.1),
+        model=published(width=256, depth=4, heads=4, window=256, symbols=4096, dropout=0.1),
         task=LanguageConfig(codec="bpe", size=4096, context=256),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
