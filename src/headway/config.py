@@ -16,7 +16,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -236,15 +236,16 @@ def _check(config: Any) -> None:
             _check(item)
 
 
-def first_difference(one: Any, two: Any, path: str) -> str | None:
-    """Where two trees of plain data differ first, as "model.width is 64, not 128"; None where they are equal."""
+def differences(one: Any, two: Any, path: str) -> Iterator[str]:
+    """Where two trees of plain data differ, each as "model.width is 64, not 128"."""
     if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
-        pairs = [(one[key], two[key], f"{path}.{key}") for key in one]
+        for key in one:
+            yield from differences(one[key], two[key], f"{path}.{key}")
     elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        pairs = [(a, b, f"{path}.{i}") for i, (a, b) in enumerate(zip(one, two))]
-    else:
-        return None if one == two else f"{path} is {_short(one)}, not {_short(two)}"
-    return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
+        for i, (a, b) in enumerate(zip(one, two)):
+            yield from differences(a, b, f"{path}.{i}")
+    elif one != two:
+        yield f"{path} is {_short(one)}, not {_short(two)}"
 
 
 def _short(value: Any) -> str:

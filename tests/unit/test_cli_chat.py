@@ -166,3 +166,12 @@ def test_a_model_without_a_template_has_no_turns(
 def test_a_template_goes_where_its_model_goes(echo: Path, tmp_path: Path) -> None:
     assert main(["import", str(echo), str(tmp_path / "own")]) == 0
     assert hw.load(tmp_path / "own", device="cpu").usage.template == TEMPLATE
+
+
+@pytest.mark.parametrize("said", ["", "\n  \n"])
+def test_nothing_to_answer(
+    echo: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = talk(echo, said, capsys, monkeypatch)
+    assert (code, out) == (2, "")
+    assert "there is no line to answer; give some" in err

@@ -13,11 +13,14 @@ from tiny_runs import play_file, train
 import headway as hw
 from headway.checkpoints.gguf import GgufFile
 from headway.checkpoints.open import Opened, open_model
-from headway.checkpoints.published import save_published
+from headway.checkpoints.published import nearest_form, save_published
 from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs import train_codec
+from headway.config import override
+from headway.domains import recipe
 from headway.exchange import export_model
+from headway.models import build
 
 TINY = {"model": "gpt2", "model.width": 32, "model.depth": 1, "model.heads": 2}
 
@@ -78,3 +81,28 @@ def test_threads_are_as_many_as_are_asked_for(
     command, *options = words
     assert cli.main([command, str(folder), str(tmp_path / "out"), *options, "--threads", "1"]) == cli.DONE
     assert asked == [1]
+
+
+def test_a_preset_is_no_model_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "gpt2", "--prompt", "hi"]) == cli.USER_ERROR
+    assert "gpt2 is a preset, a shape without weights" in capsys.readouterr().err
+
+
+def test_what_the_recipe_text_trains_is_exported(tmp_path: Path) -> None:
+    """As Qwen3 and, as far back as its windows see, in GGUF."""
+    size = {"width": 16, "heads": 2, "depth": 2, "symbols": 20}
+    model = build(override(recipe("text").model, size)).eval()
+    opened = Opened(model, Usage(), None)
+    assert export_model(opened, tmp_path / "hf") == "qwen3"
+    assert export_model(opened, tmp_path / "a.gguf", "gguf") == "qwen3"
+    assert open_model(tmp_path / "a.gguf").model.config.context == 256
+    ids = torch.arange(12).reshape(1, 12)
+    for path in ("hf", "a.gguf"):
+        assert torch.equal(open_model(tmp_path / path).model.logits(ids), model.logits(ids))
+
+
+def test_what_keeps_a_model_from_a_published_form_is_named() -> None:
+    assert nearest_form(recipe("text").model) is None
+    plain = override(recipe("text").model, {"stack.norm.weight": False})
+    assert "stack.norm.weight" in (nearest_form(plain) or "")
+    assert "MLPConfig" in (nearest_form(recipe("shakespeare").model) or "")

@@ -21,6 +21,7 @@ from headway.codecs.published import check_fits, published_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.models import ModelConfig
+from headway.models.presets import PRESETS
 
 Form = Literal["published", "native", "gguf", "llama2c", "ctranslate2"]
 
@@ -55,6 +56,11 @@ def open_config(path: Path | str) -> ModelConfig:
 def _form(place: Path) -> Form:
     """What lies at a place. UserError for what is no model."""
     if not place.exists():
+        if str(place) in PRESETS:
+            raise UserError(
+                f"{place} is a preset, a shape without weights, and no folder here; train it (`headway train RECIPE "
+                f"--set model={place}`), or give the folder of a published model"
+            )
         raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
     if place.is_dir():
         return _form_of_folder(place)

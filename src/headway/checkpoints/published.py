@@ -24,13 +24,14 @@ from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, unfilled
 from headway.codecs.chat import read_template
 from headway.codecs.processor import FILE as PROCESSOR
-from headway.config import first_difference, to_dict
+from headway.config import differences, to_dict
 from headway.errors import UserError
 from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
 _OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError)  # what a family's table raises for another kind
+_NAMED = 3  # settings that are in the way
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -192,21 +193,20 @@ def _fitting(config: ModelConfig, name: str) -> Family:
 
 def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | None:
     """What keeps a configuration from the published form that is nearest to it, in words; None where it has one."""
-    differences: list[tuple[str, str]] = []
+    near: list[tuple[list[str], str]] = []
     others: Counter[str] = Counter()
     for family in order or families().values():
         try:
-            found = first_difference(to_dict(_said(family, config)), to_dict(computed(config)), "model")
-            if found is None:
-                return None
-            differences.append((family.name, found))
+            said, meant = to_dict(_said(family, config)), to_dict(computed(config))
+            near.append((list(differences(said, meant, "model")), family.name))
         except UserError as error:
             others[str(error).partition("; ")[0]] += 1
         except _OTHER_SHAPE:
             others[f"{family.name} is of another kind"] += 1
-    if differences:
-        name, found = differences[0]
-        return f"in that of {name}, {found}"
+    if near:
+        found, name = min(near, key=lambda one: len(one[0]))
+        more = f", and {len(found) - _NAMED} settings more" if len(found) > _NAMED else ""
+        return f"in that of {name}, {', '.join(found[:_NAMED])}{more}" if found else None
     return others.most_common(1)[0][0]
 
 

@@ -81,9 +81,11 @@ def note_dropped(turns: int, model, terminal: Terminal) -> None:
 
 
 def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
-    """Questions and answers until the end of input."""
+    """Questions and answers until the end of input. UserError where a file or a pipe has none."""
     turns: list[Turn] = []
+    heard = sys.stdin.isatty()
     while (question := ask(terminal)) is not None:
+        heard = heard or bool(question.strip())
         if question.strip() == "/reset":
             turns = []
             terminal.note("(forgotten)")
@@ -94,6 +96,8 @@ def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
             except UserError as error:  # a question that is too long, say: the conversation goes on without it
                 turns.pop()
                 terminal.note(f"({error})")
+    if not heard:
+        raise UserError("there is no line to answer; give some on standard input, as in: echo TEXT | headway chat RUN")
     return turns
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from headway.cli.options import add_cache, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
+from headway.errors import UserError
 
 EXAMPLE = """
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 terminal.say("\n".join(line))
             if args.json:
                 outputs.extend(found)
+    if not count:
+        raise UserError("there is no line to translate; give some on standard input: headway translate RUN < FILE")
     seconds = time.monotonic() - started
     terminal.result({"translations": outputs, "lines": count, "seconds": seconds, "beyond": model.beyond})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.checkpoints.durable import read_json, write_text
-from headway.config import dumps, first_difference, from_dict, to_dict
+from headway.config import differences, dumps, from_dict, to_dict
 from headway.data import find_set
 from headway.errors import ConfigError
 from headway.models import ModelConfig
@@ -157,7 +157,7 @@ def difference(first: Recipe, second: Recipe) -> str | None:
     for field in fields(Recipe):
         if field.name not in ("name", "description", "expected", "reasons"):
             one, two = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
-            found = first_difference(one, two, field.name)
+            found = next(differences(one, two, field.name), None)
             if found:
                 return found
     return None
