@@ -1,7 +1,7 @@
-"""Make the README's table from benchmarks/results.
+"""Make the table of docs/benchmarks.md from benchmarks/results.
 
-python benchmarks/table.py                  # writes between the README's marks
-python benchmarks/table.py --check          # exit 1 if the README is not what the results say
+python benchmarks/table.py                  # writes between the page's marks
+python benchmarks/table.py --check          # exit 1 if the page is not what the results say
 """
 
 from __future__ import annotations
@@ -110,14 +110,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    page = ROOT / "docs/benchmarks.md"
+    text = page.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)
     wanted = f"{before}{START}\n{table()}\n{END}{after}"
     if args.check:
         return int(wanted != text)
-    readme.write_text(wanted, encoding="utf-8")
+    page.write_text(wanted, encoding="utf-8")
     return 0
 
 
