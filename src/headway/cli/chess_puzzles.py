@@ -7,12 +7,12 @@ from pathlib import Path
 
 from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal, cell
+from headway.domains.chess.limits import SEARCHES
 
 EXAMPLE = """
 headway chess puzzles runs/chess lichess_puzzles.csv --search policy
 headway chess puzzles runs/chess lichess_puzzles.csv --search puct --nodes 100 --limit 500 --json
 """
-_SEARCHES = ("policy", "value", "puct")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
-        choices=_SEARCHES,
+        choices=SEARCHES,
         help="policy: one look; value: one move ahead; puct: a tree (default: the strongest that the model allows)",
     )
 

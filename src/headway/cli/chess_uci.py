@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headway.cli.chess_puzzles import add_search
 from headway.cli.options import add_weights, load, torch_options
 from headway.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from headway.domains.chess.player import Player
 
 EXAMPLE = """
 headway chess uci runs/chess                      # what a chess GUI is to start, as an engine
@@ -23,7 +29,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.uci import Uci
+    from headway.errors import UserError
 
-    with torch_options(args):
-        Uci(load(args).player(args.search), args.model.name).run()
+    if not args.model.is_dir():
+        raise UserError(f"there is no run {args.model}; train one: headway train chess --data games.pgn")
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # what cannot be read is passed over, as protocol
+    with ExitStack() as options:
+
+        def open_player() -> Player:
+            options.enter_context(torch_options(args))
+            return load(args).player(args.search)
+
+        Uci(open_player, args.model.name, args.search, args.threads).run()
     terminal.result({"model": args.model})
