@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from chess_data import MATE, games_file, train
 
+import headway as hw
 from headway.cli import main as cli
 from headway.errors import UserError
+from headway.kernels import deterministic
 
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
@@ -27,6 +29,7 @@ from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
 from headway.domains.chess.match import EngineSide, ModelSide, RandomSide, Tally, play_match, rungs  # noqa: E402
 from headway.domains.chess.nodes import PuctConfig, expected_of  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
+from headway.domains.chess.opinions import OpinionCache  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import Tree  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
@@ -458,3 +461,62 @@ def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         == 2
     )
     assert "there is no program 'no-such-engine' here" in capsys.readouterr().err
+
+
+def test_opinions_are_kept_and_change_nothing(run: Path) -> None:
+    """From move to move a real model with the cache finds bit for bit what it finds without, and is asked less."""
+    model, found, asked = hw.load(run), [], []
+    for megabytes in (0, 4):
+        player = model.player("puct")
+        player.judge.resize(megabytes)
+        inner, rows = player.judge.inner, []
+        player.judge.inner = Counting(inner, rows)
+        board, told = board_of("7k/p7/8/8/8/8/P7/K7 w - - 0 1"), []
+        with deterministic():
+            for reply in ("h8g8", "g8f8"):
+                player.new_game()  # the tree is lost, as where another move is answered than was pondered on
+                lines, nodes = player.tree.search(board, Limits(nodes=12))
+                told.append([(line.moves, line.visits, line.outcome.tobytes()) for line in lines] + [nodes])
+                board.push(chess.Move.from_uci("a1b1" if reply == "h8g8" else "b1c1"))
+                board.push_uci(reply)
+        found.append(told)
+        asked.append(sum(rows))
+    assert found[0] == found[1]
+    assert asked[1] < asked[0]
+
+
+class Counting:
+    """A judge that counts the positions that it is asked for."""
+
+    def __init__(self, inner: object, rows: list[int]) -> None:
+        self.inner, self.rows = inner, rows
+
+    def judge(self, places: list[Place]) -> list[Opinion]:
+        self.rows.append(len(places))
+        return self.inner.judge(places)  # type: ignore[attr-defined]
+
+
+def test_the_cache_keeps_apart_what_differs_and_stays_in_its_room() -> None:
+    judge = Even(counts=True)
+    cache = OpinionCache(judge)
+    board = chess.Board()
+    first = place_of(board, 1)
+    once = cache.judge([first, first])
+    assert len(judge.seen) == 1
+    assert once[0] is once[1] is cache.judge([first])[0]
+    for text in ("g1f3", "g8f6", "f3g1", "f6g8"):
+        board.push_uci(text)
+    cache.judge([place_of(board, 1), place_of(board, 0)])  # the same squares, with a clock and with a past
+    assert len(judge.seen) == 3
+    cache.resize(0)
+    cache.judge([first])
+    cache.judge([first])
+    assert len(judge.seen) == 5
+    cache.resize(1)
+    for number in range(3000):
+        cache.judge([Place(((*first.records[0][:12], number),), first.moves)])
+    judge.seen.clear()
+    cache.judge([Place(((*first.records[0][:12], 2999),), first.moves)])
+    assert not judge.seen  # the newest are kept
+    cache.judge([Place(((*first.records[0][:12], 0),), first.moves)])
+    assert len(judge.seen) == 1  # the oldest are gone

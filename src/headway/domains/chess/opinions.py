@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from headway.domains.chess.judge import Judge, Opinion, Place
 
 MEGABYTES = 64  # that the cache takes if no one says
-_ENTRY = 700  # bytes of an entry beside its policy: two arrays, a tuple, the key and its place in the dictionary
-_PROBABILITY = 4  # bytes
+_ENTRY = 420  # bytes of an entry beside its key and its policy's numbers: two arrays, a tuple, a place in a dictionary
 _NEWEST = struct.Struct("<8Q5H").pack
 _EARLIER = struct.Struct("<8QH").pack
 
@@ -56,14 +55,13 @@ class OpinionCache:
 
     def _keep(self, key: bytes, opinion: Opinion) -> None:
         if key not in self._kept:
-            self._taken += _size(opinion)
+            self._taken += _size(key, opinion)
             self._kept[key] = opinion
         self._kept.move_to_end(key)
 
     def _shrink(self) -> None:
         while self._taken > self._room:
-            _, opinion = self._kept.popitem(last=False)
-            self._taken -= _size(opinion)
+            self._taken -= _size(*self._kept.popitem(last=False))
 
 
 def _key(place: Place) -> bytes:
@@ -72,5 +70,5 @@ def _key(place: Place) -> bytes:
     return _NEWEST(*newest) + b"".join(_EARLIER(*position[:9]) for position in earlier)
 
 
-def _size(opinion: Opinion) -> int:
-    return _ENTRY + (0 if opinion.policy is None else _PROBABILITY * len(opinion.policy))
+def _size(key: bytes, opinion: Opinion) -> int:
+    return _ENTRY + len(key) + (0 if opinion.policy is None else opinion.policy.nbytes)
