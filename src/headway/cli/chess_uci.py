@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     if not args.model.is_dir():
         raise UserError(f"there is no run {args.model}; train one: headway train chess --data games.pgn")
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # what cannot be read is passed over, as protocol
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 make a wrong command, not the end of a game
     with ExitStack() as options:
 
         def open_player() -> Player:
