@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from chess_data import MATE, games_file, train
 
+import headway as hw
 from headway.cli import main as cli
 from headway.errors import UserError
+from headway.kernels import deterministic
 
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
@@ -27,6 +29,7 @@ from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
 from headway.domains.chess.match import EngineSide, ModelSide, RandomSide, Tally, play_match, rungs  # noqa: E402
 from headway.domains.chess.nodes import PuctConfig, expected_of  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
+from headway.domains.chess.opinions import OpinionCache  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import Tree  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
@@ -201,7 +204,7 @@ def test_unknown_and_illegal_moves_are_told(text: str) -> None:
 
 def session(text: str, player: Player | None = None) -> list[str]:
     sink = io.StringIO()
-    Uci(player or Player(Even()), "tiny", io.StringIO(text), sink).run()
+    Uci(lambda: player or Player(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
     return sink.getvalue().splitlines()
 
 
@@ -229,7 +232,13 @@ def test_uci_answers_what_it_is_asked() -> None:
         ("position startpos moves e2e5", "'e2e5' is no legal move"),
         ("position", "'startpos' or 'fen'"),
         ("setoption name UCI_Chess960 value true", "Chess960 is not played here"),
-        ("setoption name MultiPV value many", "give a whole number"),
+        ("setoption name MultiPV value many", "give a whole number from 1 to 256"),
+        ("setoption name Hash value 0", "Hash is '0'; give a whole number from 1 to 65536"),
+        ("setoption name Threads value 9999999999", "give a whole number from 1 to"),
+        ("setoption name Search value alphabeta", "there is no search 'alphabeta'"),
+        ("setoption name Hush value 3", "there is no option 'hush'"),
+        ("go nodes 0", "go nodes 0: give a whole number from 1 on"),
+        ("go movestogo -1 wtime 100 btime 100", "from 0 on"),
         ("go movetime soon", "give a whole number"),
     ],
 )
@@ -237,10 +246,72 @@ def test_uci_says_what_is_wrong_and_goes_on(text: str, message: str) -> None:
     said = session(f"{text}\ngo nodes 5\nposition startpos\ngo nodes 5\n")
     assert said[0].startswith("info string ")
     assert message in said[0]
-    if text.startswith("position"):
-        assert "bestmove (none)" in said  # nothing is played in a position that is none
+    assert "bestmove (none)" not in said
+    assert said[-1].startswith("bestmove ")
+
+
+@pytest.mark.parametrize("wrong", ["fen 8/8/8 w - - 0 1", "startpos moves e2e4 e7e9", "startpos moves e2e5", ""])
+def test_a_position_that_is_none_leaves_the_one_before(wrong: str) -> None:
+    said = session(f"position fen {MATE}\nposition {wrong}\ngo nodes 60\n")
+    assert said[0].startswith("info string ")
+    assert said[-1].startswith("bestmove a1a8")
+
+
+def test_the_model_is_opened_when_it_is_needed() -> None:
+    """Not for `uci` and options, which are kept until then; a model that cannot be opened ends the program."""
+    opened: list[Player] = []
+
+    def open_player() -> Player:
+        opened.append(Player(Even()))
+        return opened[-1]
+
+    def run(text: str, opens: object = open_player) -> list[str]:
+        sink = io.StringIO()
+        Uci(opens, "tiny", source=io.StringIO(text), sink=sink).run()  # type: ignore[arg-type]
+        return sink.getvalue().splitlines()
+
+    assert run("uci\nsetoption name Hash value 9\nposition startpos\nucinewgame\nstop\nquit\n")[-1] == "uciok"
+    assert not opened
+    assert run("setoption name Search value value\nisready\nisready\ngo depth 1\nquit\n")[:2] == ["readyok"] * 2
+    assert [player.search for player in opened] == ["value"]
+    assert len(opened[0].judge.inner.seen) >= 2  # type: ignore[attr-defined]  # warm before the clock runs
+
+    def fails() -> Player:
+        raise UserError("runs/chess does not play chess; train one")
+
+    with pytest.raises(UserError, match="does not play chess"):
+        run("uci\nisready\n", fails)
+
+
+@pytest.mark.parametrize(
+    ("fen", "score"), [("7k/5QQ1/6K1/8/8/8/8/8 b - - 0 1", "mate 0"), ("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1", "cp 0")]
+)
+def test_the_end_of_a_game_has_a_score_and_no_move(fen: str, score: str) -> None:
+    assert session(f"position fen {fen}\ngo movetime 100\n") == [f"info depth 0 score {score}", "bestmove (none)"]
+
+
+def test_mates_are_looked_for_by_their_length() -> None:
+    for search, fen in (("puct", "7k/8/8/8/8/8/R7/1R5K w - - 0 1"), ("policy", "k7/8/2K5/8/8/8/8/7R w - - 0 1")):
+        said = session(f"setoption name Search value {search}\nposition fen {fen}\ngo mate 3\n")
+        assert " score mate 2 pv " in said[-2]
+        board, line = chess.Board(fen), said[-2].split(" pv ")[1].split()
+        assert len(line) == 3
+        for text in line:
+            board.push_uci(text)
+        assert board.is_checkmate()
+        assert said[-1].startswith(f"bestmove {line[0]} ponder {line[1]}")
+    said = session("go mate 1 nodes 5\n")
+    assert said[0] == "info string no mate in 1 was found; this is the best move"
     assert said[-1].startswith("bestmove ")
     assert said[-1] != "bestmove (none)"
+    only = session(f"position fen {MATE}\ngo mate 1 searchmoves a1a7 nodes 5\n")
+    assert only[-1].startswith("bestmove a1a7")
+
+
+def test_a_search_for_mates_ends_at_its_time() -> None:
+    started = time.monotonic()
+    assert session("go mate 9 movetime 150\n")[-1].startswith("bestmove ")
+    assert time.monotonic() - started < 2
 
 
 def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
@@ -248,7 +319,7 @@ def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
         ends = os.pipe()
         read, write = os.fdopen(ends[0], "r"), os.fdopen(ends[1], "w")
         sink = io.StringIO()
-        thread = threading.Thread(target=Uci(Player(Even()), "tiny", read, sink).run)
+        thread = threading.Thread(target=Uci(lambda: Player(Even()), "tiny", source=read, sink=sink).run)
         thread.start()
         print(f"position fen {MATE}\ngo ponder wtime 300 btime 300", file=write, flush=True)
         time.sleep(0.15)
@@ -311,6 +382,12 @@ def test_an_analysis_through_python_chess(engine: object) -> None:
         time.sleep(0.1)
         endless.stop()
         assert endless.wait().move in chess.Board().legal_moves
+    engine.configure({"Hash": 32, "Threads": 1})  # type: ignore[attr-defined]
+    two = engine.analyse(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), clients.Limit(mate=2))  # type: ignore[attr-defined]
+    assert two["score"].white() == clients.Mate(2)
+    mated = board_of("7k/5QQ1/6K1/8/8/8/8/8 b - - 0 1")
+    assert engine.analyse(mated, clients.Limit(time=0.1))["score"].relative == clients.Mate(0)  # type: ignore[attr-defined]
+    assert engine.play(board_of("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), clients.Limit(nodes=5)).move is None  # type: ignore[attr-defined]
 
 
 def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
@@ -384,3 +461,64 @@ def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         == 2
     )
     assert "there is no program 'no-such-engine' here" in capsys.readouterr().err
+
+
+def test_opinions_are_kept_and_change_nothing(run: Path) -> None:
+    """Forth and back through a game a real model with the cache finds bit for bit what it finds without, and is asked
+    less.
+    """
+    model, found, asked = hw.load(run), [], []
+    for megabytes in (0, 4):
+        player = model.player("puct")
+        player.judge.resize(megabytes)
+        rows: list[int] = []
+        player.judge.inner = Counting(player.judge.inner, rows)
+        board, told = board_of("7k/p7/8/8/8/8/P7/K7 w - - 0 1"), []
+        with deterministic():
+            for moves in ([], ["a1b1", "h8g8"], ["a1b1", "h8g8", "b1c1", "g8f8"], []):
+                now = board.copy()
+                for text in moves:
+                    now.push_uci(text)
+                lines, nodes = player.tree.search(now, Limits(nodes=6))
+                told.append([(line.moves, line.visits, line.outcome.tobytes()) for line in lines] + [nodes])
+        found.append(told)
+        asked.append(sum(rows))
+    assert found[0] == found[1]
+    assert asked[1] <= asked[0] - 6
+
+
+class Counting:
+    """A judge that counts the positions that it is asked for."""
+
+    def __init__(self, inner: object, rows: list[int]) -> None:
+        self.inner, self.rows = inner, rows
+
+    def judge(self, places: list[Place]) -> list[Opinion]:
+        self.rows.append(len(places))
+        return self.inner.judge(places)  # type: ignore[attr-defined]
+
+
+def test_the_cache_keeps_apart_what_differs_and_stays_in_its_room() -> None:
+    judge = Even(counts=True)
+    cache = OpinionCache(judge)
+    board = chess.Board()
+    first = place_of(board, 1)
+    once = cache.judge([first, first])
+    assert len(judge.seen) == 1
+    assert once[0] is once[1] is cache.judge([first])[0]
+    for text in ("g1f3", "g8f6", "f3g1", "f6g8"):
+        board.push_uci(text)
+    cache.judge([place_of(board, 1), place_of(board, 0)])  # the same squares, with a clock and with a past
+    assert len(judge.seen) == 3
+    cache.resize(0)
+    cache.judge([first])
+    cache.judge([first])
+    assert len(judge.seen) == 5
+    cache.resize(1)
+    for number in range(3000):
+        cache.judge([Place(((*first.records[0][:12], number),), first.moves)])
+    judge.seen.clear()
+    cache.judge([Place(((*first.records[0][:12], 2999),), first.moves)])
+    assert not judge.seen  # the newest are kept
+    cache.judge([Place(((*first.records[0][:12], 0),), first.moves)])
+    assert len(judge.seen) == 1  # the oldest are gone

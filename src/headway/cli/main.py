@@ -40,6 +40,7 @@ COMMANDS = {
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",
     "chess uci": "play chess over UCI, in a board of yours or a tournament",
     "chess puzzles": "how many chess puzzles of a file a model solves",
+    "chess suite": "how many positions of a chess test suite (EPD) a model solves",
     "chess match": "games of chess against Stockfish or another model: the difference in Elo",
     "tokenizer train": "make a tokenizer.json from text",
     "data list": "known data sets with source and licence",

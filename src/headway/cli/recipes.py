@@ -23,7 +23,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             "name": recipe.name,
             "domain": recipe.domain,
             "parameters": describe(recipe.model)["parameters"],
-            "data": ", ".join(recipe.data) or "yours (--data)",
+            "data": ", ".join(recipe.data) or ("makes its own" if recipe.task.makes_data else "yours (--data)"),
+            "makes_data": recipe.task.makes_data,
             "expected": recipe.expected,
             "description": recipe.description,
         }
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     ]
     presets = [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]
     terminal.say("Recipes (headway train NAME):\n")
-    terminal.table([{k: v for k, v in row.items() if k != "description"} for row in found])
+    terminal.table([{k: v for k, v in row.items() if k not in ("description", "makes_data")} for row in found])
     terminal.say("\nPresets (headway show NAME):\n")
     terminal.table(presets)
     terminal.result({"recipes": found, "presets": presets})

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from headway.errors import UserError, nearest
-from headway.train import Recipe
-from headway.train.scale import Scale
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
+    from headway.train import Recipe
+    from headway.train.scale import Scale
 
 
 @cache

@@ -1,11 +1,14 @@
-"""How long to think about a move."""
+"""How to look for a move, and for how long."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Literal, get_args
 
+Search = Literal["policy", "value", "puct"]
+SEARCHES: tuple[str, ...] = get_args(Search)
 _MOVES_LEFT = 30  # that a game is taken to last where no one says
 _LEAST = 0.005  # seconds
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
+import torch
 
 from headway.domains.chess.judge import Judge, Place, place_of, repetitions
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SEARCHES, Limits
 from headway.domains.chess.nodes import PuctConfig, expected_of
 from headway.domains.chess.puct import Line, Tree
 from headway.domains.chess.rules import chess, move_of
 from headway.errors import UserError
-
-Search = Literal["policy", "value", "puct"]
-SEARCHES: tuple[str, ...] = get_args(Search)
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,20 @@ Report = Callable[[list[Line], int], None]
 
 
 class Player:
-    """Chooses moves by the opinions of a judge. None for `search` takes the strongest that the judge allows.
+    """Chooses moves by the opinions of a judge, which it keeps. None for `search` takes the strongest that the judge
+    allows.
 
     Raises UserError for a search that needs what the judge does not say.
     """
 
     def __init__(self, judge: Judge, search: str | None = None, config: PuctConfig | None = None) -> None:
+        self.tree = Tree(judge, config or PuctConfig())
+        self.judge = self.tree.judge
+        self.search_by(search)
+
+    def search_by(self, search: str | None) -> None:
+        """Choose moves by this search from now on; what was found stays. UserErrors as at the start."""
+        judge = self.judge
         chosen = search or ("puct" if judge.has_value else "policy")
         if chosen not in SEARCHES:
             raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
@@ -48,8 +53,16 @@ class Player:
             raise UserError(f"this model says no values, which the search {chosen} needs; use policy")
         if chosen == "policy" and not judge.has_policy:
             raise UserError("this model says values only; use the search value or puct")
-        self.judge, self.search = judge, chosen
-        self.tree = Tree(judge, config or PuctConfig())
+        self.search = chosen
+
+    def warm_up(self) -> None:
+        """Do what a model does at its first position only, so that no clock runs meanwhile, and time another one."""
+        for _ in range(2):
+            self.judge.ask([place_of(chess.Board(), self.judge.history)])
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many of the processor's."""
+        torch.set_num_threads(threads)
 
     def new_game(self) -> None:
         """Forget what was found in the last one."""

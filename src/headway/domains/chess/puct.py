@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from headway.domains.chess.nodes import (
     tell,
     undo,
 )
+from headway.domains.chess.opinions import OpinionCache
 from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
 
 
@@ -40,12 +40,10 @@ class Tree:
     """The search from one position of a game; what it found of the moves that are then played, it keeps."""
 
     def __init__(self, judge: Judge, config: PuctConfig) -> None:
-        self.judge, self.config = judge, config
+        self.judge, self.config = OpinionCache(judge), config
         self.root: Node | None = None
         self.board = chess.Board()
-        self.judged = 0  # positions, in all
         self.kept = 0  # looks at the root that an earlier search has left
-        self.rate = 50.0  # positions a second, from what was measured last
 
     def clear(self) -> None:
         self.root = None
@@ -118,7 +116,7 @@ class Tree:
             self.past[key] = self.past.get(key, 0) + 1
         if found is None:
             start = Node(record(board), legal_numbers(board))
-            self._take(start, self._judged([self._place(board, [], start)])[0])
+            self._take(start, self.judge.judge([self._place(board, [], start)])[0])
             found = start
         self.root = found
         return found
@@ -150,9 +148,13 @@ class Tree:
         return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
     def _size(self, limits: Limits, nodes: int) -> int:
-        """Leaves to judge at once: what fits into the time, and few while the tree is small."""
-        time_left = min(self.config.patience, max(0.0, limits.left) / 2)
-        size = min(self.config.batch, 1 + nodes // 4, max(1, int(self.rate * time_left)))
+        """Leaves to judge at once: what fits into the time, and few while the tree is small. A search of so many nodes,
+        however long it takes, goes by them alone, so that it finds the same each time.
+        """
+        size = min(self.config.batch, 1 + nodes // 4)
+        if limits.nodes is None or limits.seconds is not None:
+            time_left = min(self.config.patience, max(0.0, limits.left) / 2)
+            size = min(size, max(1, int(self.judge.rate * time_left)))
         room = min(limits.nodes or self.config.most, self.config.most - self.kept) - nodes
         return min(size, max(1, room))
 
@@ -173,7 +175,7 @@ class Tree:
                 pending.add(id(leaf))
                 waiting.append((path, leaf, place))
         if waiting:
-            for (path, leaf, _), opinion in zip(waiting, self._judged([place for _, _, place in waiting])):
+            for (path, leaf, _), opinion in zip(waiting, self.judge.judge([place for _, _, place in waiting])):
                 self._take(leaf, opinion)
                 node, at = path[-1]
                 node.children[at] = leaf
@@ -244,13 +246,6 @@ class Tree:
         repeated = self.past.get(same(node.position), 0)
         newest = records[0]
         return Place(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
-
-    def _judged(self, places: list[Place]) -> list[Opinion]:
-        started = time.monotonic()
-        found = self.judge.judge(places)
-        self.rate = len(places) / max(1e-6, time.monotonic() - started)
-        self.judged += len(places)
-        return found
 
     def _take(self, node: Node, opinion: Opinion) -> None:
         even = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)

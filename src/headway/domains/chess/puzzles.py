@@ -73,7 +73,7 @@ def solve(
             nodes += thought.nodes
             legal = board.is_legal(thought.move)
             illegal += not legal
-            found = legal and (thought.move in right or _mates(board, thought.move, right))
+            found = legal and (thought.move in right or mates_as_well(board, thought.move, right))
             first += found and number == 0
             whole = whole and found
             if not found or number == len(puzzle.answers):
@@ -107,7 +107,7 @@ def _next(given: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
         raise UserError(f"{error}; of the {count:,} puzzles before it {solved:,} are solved") from error
 
 
-def _mates(board: chess.Board, move: chess.Move, right: list[chess.Move]) -> bool:
+def mates_as_well(board: chess.Board, move: chess.Move, right: list[chess.Move]) -> bool:
     """Whether the move mates, as the right one does."""
 
     def ends(choice: chess.Move) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from headway.codecs.moves import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.data.splits import key_of
+from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
 from headway.domains.chess.pgn import Game, games
 from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
 from headway.domains.chess.values import expected, outcome, read_score, worth
@@ -24,8 +25,6 @@ _LOG = logging.getLogger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
 POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # of columns, in any case
 _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
-_EPD = re.compile(r"(\w+)\s+([^;]+)(?:;|$)")
-_COUNTERS = re.compile(r"^\d+\s+\d+\s*")  # of a FEN, before the operations
 
 
 @dataclass
@@ -156,10 +155,10 @@ def _of_epd(file: File) -> Iterator[Sample]:
     for number, line in enumerate(lines(file), 1):
         if not line.strip():
             continue
-        where, parts = f"{file}, line {number}", line.split(maxsplit=4)
-        board = board_of(" ".join(parts[:4]), where)
-        known = dict(_EPD.findall(_COUNTERS.sub("", parts[4].strip()))) if len(parts) > 4 else {}
-        moves = [move_named(board, text.rstrip("+#"), where) for text in known.get("bm", "").split()]
+        where = f"{file}, line {number}"
+        board, rest = board_and_rest(line, where)
+        known = operations_of(rest, where)
+        moves = moves_of(board, known.get("bm", ""), where)
         score = _number(known["ce"], where) if "ce" in known else math.nan
         value, worths = outcome(score), [float(worth(score))] * len(moves)
         yield _single(board, moves, worths, value)

@@ -2,36 +2,75 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from headway.domains.chess.limits import Limits, share_of_clock
+from headway.domains.chess.limits import SEARCHES, Limits, share_of_clock
+from headway.domains.chess.mates import forced_mate
 from headway.domains.chess.nodes import expected_of
-from headway.domains.chess.player import SEARCHES, Player
-from headway.domains.chess.puct import Line
 from headway.domains.chess.rules import board_of, chess, move_named
 from headway.domains.chess.values import centipawns
-from headway.errors import UserError
+from headway.errors import UserError, nearest
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `uci` is answered before
+    from headway.domains.chess.player import Player
+    from headway.domains.chess.puct import Line
 
 _REPORT_EVERY = 0.5  # seconds
 _UNCLEAR = 0.1  # seconds for a move where `go` cannot be read: an answer is waited for all the same
-_MARGIN = 50  # milliseconds of the clock that are left to the way between two programs
+_STRONGEST = "auto"  # the search that is the strongest that the model allows
+
+
+class _Spin(NamedTuple):
+    """An option that is a whole number, by UCI's own name."""
+
+    default: int
+    least: int
+    most: int
+
+
+def _spins(threads: int | None) -> dict[str, _Spin]:
+    """`Hash` is in megabytes, `Move Overhead` the milliseconds of a clock that are left to the way between programs."""
+    cores = os.cpu_count() or 1
+    return {
+        "Hash": _Spin(64, 1, 65_536),
+        "Threads": _Spin(threads or cores, 1, cores),
+        "MultiPV": _Spin(1, 1, 256),
+        "Move Overhead": _Spin(50, 0, 5000),
+    }
 
 
 class Uci:
-    """Reads commands and answers them. A search runs in a thread of its own, so that `stop` is heard at once; what is
-    wrong in a command is said by `info string`, and the game goes on.
+    """Reads commands and answers them. `open_player` opens the model, at `isready` or the first `go`, so that `uci` is
+    answered at once; its UserErrors end the program. `search` is what the command line asks for (None: the strongest),
+    and so `threads` (None: as many as there are cores).
+
+    A search runs in a thread of its own, so that `stop` is heard at once; what is wrong in a command is said by `info
+    string`, and the game goes on.
     """
 
-    def __init__(self, player: Player, name: str, source: TextIO | None = None, sink: TextIO | None = None) -> None:
-        self.player, self.name = player, name
+    def __init__(
+        self,
+        open_player: Callable[[], Player],
+        name: str,
+        search: str | None = None,
+        threads: int | None = None,
+        source: TextIO | None = None,
+        sink: TextIO | None = None,
+    ) -> None:
+        self.open_player, self.name = open_player, name
         self.source, self.sink = source or sys.stdin, sink or sys.stdout
-        self.board: chess.Board | None = chess.Board()
-        self.lines, self.margin, self.shows_chances = 1, _MARGIN, False
+        self.board = chess.Board()
+        self.search = search or _STRONGEST
+        self.spins = _spins(threads)
+        self.chosen: dict[str, int] = {}
+        self.shows_chances = False
+        self._player: Player | None = None
         self._limits: Limits | None = None
         self._thread: threading.Thread | None = None
         self._released = threading.Event()  # an answer to infinite and ponder waits for stop or ponderhit
@@ -39,10 +78,9 @@ class Uci:
         self._writing = threading.Lock()
 
     def run(self) -> None:
-        """Answer until `quit` or the end of the input."""
+        """Answer until `quit` or the end of the input. UserError for a model that cannot be opened or does not play."""
         commands: dict[str, Callable[[list[str]], None]] = {
             "uci": self._uci,
-            "isready": lambda _: self._say("readyok"),
             "setoption": self._set,
             "ucinewgame": self._new_game,
             "position": self._position,
@@ -54,6 +92,10 @@ class Uci:
             words = line.split()
             if words[:1] == ["quit"]:
                 break
+            if words[:1] in (["isready"], ["go"]):
+                self._ready()
+            if words[:1] == ["isready"]:
+                self._say("readyok")
             command = commands.get(words[0]) if words else None
             if command is None:
                 continue  # the protocol wants what is unknown to be passed over
@@ -63,44 +105,78 @@ class Uci:
                 self._say(f"info string {_told(error)}")
         self._stop()
 
+    def _ready(self) -> Player:
+        """The player, opened and warm."""
+        if self._player is None:
+            try:
+                self._player = self.open_player()
+            except UserError as error:
+                self._say(f"info string {error}")
+                raise
+            try:
+                self._player.search_by(None if self.search == _STRONGEST else self.search)
+            except UserError as error:  # an option, not the command line: what the model can do is played
+                self._say(f"info string {error}")
+            self._apply(self._player)
+            self._player.warm_up()
+        return self._player
+
     def _uci(self, words: list[str]) -> None:
         self._say(f"id name headway {self.name}")
         self._say("id author headway")
-        searches = " ".join(f"var {name}" for name in SEARCHES)
-        self._say(f"option name Search type combo default {self.player.search} {searches}")
-        self._say("option name MultiPV type spin default 1 min 1 max 256")
-        self._say(f"option name Move Overhead type spin default {_MARGIN} min 0 max 5000")
+        searches = " ".join(f"var {name}" for name in (_STRONGEST, *SEARCHES))
+        self._say(f"option name Search type combo default {self.search} {searches}")
+        for name, (default, least, most) in self.spins.items():
+            self._say(f"option name {name} type spin default {default} min {least} max {most}")
         self._say("option name UCI_ShowWDL type check default false")
         self._say("option name Ponder type check default false")
         self._say("uciok")
 
     def _set(self, words: list[str]) -> None:
         self._stop()
-        text = " ".join(words).removeprefix("name ")
-        name, _, value = text.partition(" value ")
-        known = name.strip().lower()
-        if known == "search":
-            self.player = Player(self.player.judge, value.strip(), self.player.tree.config)
-        elif known in ("multipv", "move overhead"):
-            if not value.strip().isdecimal():
-                raise UserError(f"{name} is {value!r}; give a whole number")
-            if known == "multipv":
-                self.lines = max(1, int(value))
-            else:
-                self.margin = int(value)
-        elif known == "uci_showwdl":
-            self.shows_chances = value.strip().lower() == "true"
-        elif known == "uci_chess960" and value.strip().lower() == "true":
+        name, _, value = " ".join(words).removeprefix("name ").partition(" value ")
+        name, value = name.strip().lower(), value.strip()
+        spin = next((known for known in self.spins if known.lower() == name), None)
+        if spin is not None:
+            _, least, most = self.spins[spin]
+            if not value.isdecimal() or not least <= int(value[:9]) <= most:
+                raise UserError(f"{spin} is {value!r}; give a whole number from {least} to {most}")
+            self.chosen[spin] = int(value)
+        elif name == "search":
+            self._set_search(value.lower())
+        elif name == "uci_showwdl":
+            self.shows_chances = value.lower() == "true"
+        elif name == "uci_chess960" and value.lower() == "true":
             raise UserError("Chess960 is not played here; leave UCI_Chess960 false")
+        elif name not in ("ponder", "uci_chess960"):
+            raise UserError(f"there is no option {name!r}; {nearest(name, [*self.spins, 'Search', 'UCI_ShowWDL'])}")
+        if self._player is not None:
+            self._apply(self._player)
+
+    def _set_search(self, search: str) -> None:
+        if search not in (_STRONGEST, *SEARCHES):
+            raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
+        if self._player is not None:
+            self._player.search_by(None if search == _STRONGEST else search)
+        self.search = search
+
+    def _value(self, name: str) -> int:
+        return self.chosen.get(name, self.spins[name].default)
+
+    def _apply(self, player: Player) -> None:
+        player.judge.resize(self._value("Hash"))
+        if "Threads" in self.chosen:  # else they are what the command line, the environment or torch chose
+            player.use_threads(self.chosen["Threads"])
 
     def _new_game(self, words: list[str]) -> None:
         self._stop()
-        self.player.new_game()
+        if self._player is not None:
+            self._player.new_game()
         self.board = chess.Board()
 
     def _position(self, words: list[str]) -> None:
+        """Set up a board; the one before stays where something is wrong."""
         self._stop()
-        self.board = None  # of a position that is wrong nothing is played
         moves = words[words.index("moves") + 1 :] if "moves" in words else []
         start = words[: words.index("moves")] if "moves" in words else words
         if start[:1] == ["startpos"]:
@@ -115,43 +191,68 @@ class Uci:
 
     def _go(self, words: list[str]) -> None:
         self._stop()
-        if self.board is None or not any(self.board.generate_legal_moves()):
-            self._say("info string there is no position with a legal move" if self.board is None else "info depth 0")
-            self._say("bestmove (none)")
-            return
-        board, values = self.board, _values(words)
+        board, asked = self.board, _values(words)
+        limits, only, mate = Limits(), [], None
         try:
-            if "mate" in values:
-                raise UserError("go mate: mates in so many moves are not looked for; give nodes, depth or movetime")
-            only = [move_named(board, text) for text in values.get("searchmoves", [])]
-            limits = Limits(_number(values, "nodes"), _number(values, "depth"), self._seconds(board, values))
+            only = [move_named(board, text) for text in asked.get("searchmoves", [])]
+            mate = _number(asked, "mate", 1)
+            limits.nodes, limits.depth = _number(asked, "nodes", 1), _number(asked, "depth", 1)
+            limits.seconds = self._seconds(board, asked)
         except UserError as error:
             self._say(f"info string {error}")
-            only, limits = [], Limits(seconds=_UNCLEAR)
-        waits = "infinite" in values or "ponder" in values
-        if waits:
-            self._pondered, limits.seconds = limits.seconds, None
+            limits, only, mate = Limits(seconds=_UNCLEAR), [], None
         self._released.clear()
-        if not waits:
+        if "infinite" in asked or "ponder" in asked:
+            self._pondered, limits.seconds = limits.seconds, None
+        else:
             self._released.set()
         self._limits = limits
         context = copy_context()  # with the kernels that the command line asked for
-        self._thread = threading.Thread(target=context.run, args=(self._search, board, limits, only), daemon=True)
+        given = (self._search, self._ready(), board, limits, only, mate)
+        self._thread = threading.Thread(target=context.run, args=given, daemon=True)
         self._thread.start()
 
     def _seconds(self, board: chess.Board, values: dict[str, list[str]]) -> float | None:
         """Seconds for this move; None without a clock."""
-        fixed = _number(values, "movetime")
+        margin = self._value("Move Overhead")
+        fixed = _number(values, "movetime", 1)
         if fixed is not None:
-            return max(0.005, (fixed - self.margin) / 1000)
+            return max(0.005, (fixed - margin) / 1000)
         side = "w" if board.turn else "b"
         left = _number(values, f"{side}time")
         if left is None:
             return None
         gained = (_number(values, f"{side}inc") or 0) / 1000
-        return share_of_clock(left / 1000, gained, _number(values, "movestogo"), self.margin / 1000)
+        return share_of_clock(left / 1000, gained, _number(values, "movestogo", 0), margin / 1000)
 
-    def _search(self, board: chess.Board, limits: Limits, only: list[chess.Move]) -> None:
+    def _search(
+        self, player: Player, board: chess.Board, limits: Limits, only: list[chess.Move], mate: int | None
+    ) -> None:
+        try:
+            best = self._best(player, board, limits, only, mate)
+        except Exception as error:  # whatever happens, the other program waits for a legal move
+            self._say(f"info string {_told(error)}")
+            best = [next(iter(board.legal_moves))]
+        self._released.wait()
+        follows = f" ponder {best[1].uci()}" if len(best) > 1 else ""
+        self._say(f"bestmove {best[0].uci() if best else '(none)'}{follows}")
+
+    def _best(
+        self, player: Player, board: chess.Board, limits: Limits, only: list[chess.Move], mate: int | None
+    ) -> list[chess.Move]:
+        """The move and what is expected to follow; nothing where the game is over."""
+        if not any(board.generate_legal_moves()):
+            self._say(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
+            return []
+        if mate is not None:
+            found = forced_mate(board, mate, limits, only)
+            if found is not None:
+                moves = " ".join(move.uci() for move in found)
+                self._say(f"info depth {len(found)} multipv 1 score mate {(len(found) + 1) // 2} pv {moves}")
+                return found
+            self._say(f"info string no mate in {mate} was found; this is the best move")
+            if limits.nodes is None and limits.depth is None and limits.seconds is None:
+                limits.seconds = time.monotonic() - limits.started + _UNCLEAR
         told = [time.monotonic()]
 
         def report(lines: list[Line], nodes: int) -> None:
@@ -159,20 +260,13 @@ class Uci:
                 told[0] = time.monotonic()
                 self._tell(lines, nodes, limits)
 
-        try:
-            thought = self.player.think(board, limits, report, only)
-            self._tell(thought.lines, thought.nodes, limits)
-            best = thought.lines[0].moves
-        except Exception as error:  # whatever happens, the other program waits for a legal move
-            self._say(f"info string {_told(error)}")
-            best = [next(iter(board.legal_moves))]
-        self._released.wait()
-        follows = f" ponder {best[1].uci()}" if len(best) > 1 else ""
-        self._say(f"bestmove {best[0].uci()}{follows}")
+        thought = player.think(board, limits, report, only)
+        self._tell(thought.lines, thought.nodes, limits)
+        return thought.lines[0].moves
 
     def _tell(self, lines: list[Line], nodes: int, limits: Limits) -> None:
         seconds = max(1e-3, time.monotonic() - limits.started)
-        for number, line in enumerate(lines[: self.lines], 1):
+        for number, line in enumerate(lines[: self._value("MultiPV")], 1):
             score = "mate 1" if line.mates else f"cp {centipawns(expected_of(line.outcome))}"
             chances = " wdl {} {} {}".format(*_thousandths(line)) if self.shows_chances else ""
             moves = " ".join(move.uci() for move in line.moves)
@@ -221,13 +315,17 @@ def _values(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _number(values: dict[str, list[str]], name: str) -> int | None:
+def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
+    """The whole number after a word of `go`; None without the word. A clock may have run below 0."""
     if name not in values:
         return None
     try:
-        return int(values[name][0])
+        number = int(values[name][0])
     except (IndexError, ValueError):
         raise UserError(f"go {name} {' '.join(values[name])}: give a whole number") from None
+    if least is not None and number < least:
+        raise UserError(f"go {name} {number}: give a whole number from {least} on")
+    return number
 
 
 def _told(error: Exception) -> str:
