@@ -75,7 +75,7 @@ def train_codec(
 
 
 def sentence_codec(
-    kind: Kind, texts: Iterable[str], size: int, special: Sequence[str], lowercase: bool = False
+    kind: Kind, texts: Iterable[str], size: int | None, special: Sequence[str], lowercase: bool = False
 ) -> TokenizerCodec:
     """A codec of at most `size` symbols for texts that are sentences: for kinds that can tell a word at the start of
     one from the same word inside it, both are the same symbol. Errors as of `train_codec`.
