@@ -14,7 +14,7 @@ from torch import nn
 from headway.config import to_dict
 from headway.report.charts import Points, line_chart, short
 from headway.report.page import Picture, Sections, write_report
-from headway.train import Run
+from headway.train import Run, measure_of, unit_of
 from headway.train.display import duration
 
 TITLES = {
@@ -94,13 +94,13 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         title=recipe.name,
         subtitle=recipe.description,
         headline=_headline(run),
-        curves=curves(run.metrics, _measure(run)),
+        curves=curves(run.metrics, measure_of(run.task)),
         scores=scores(summary.get("scores", {}), summary.get("best") or {}),
         samples=summary.get("samples", ()),
         pictures=pictures,
         notes=[*notes(recipe.reasons, summary.get("scores") or {}), *_foretold(summary)],
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
-        facts=_facts(summary, _unit(run)),
+        facts=_facts(summary, unit_of(run.task)),
         command=repeat(run),
     )
 
@@ -143,7 +143,7 @@ def _headline(run: Run) -> dict[str, Any]:
         **figures,
         "parameters": short(float(summary["parameters"])),
         "training": duration(seconds),
-        f"{_unit(run)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+        f"{unit_of(run.task)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
     }
 
 
@@ -155,17 +155,6 @@ def title(name: str) -> str:
 def figure(name: str, value: float) -> str:
     """A metric's value for people: rates in per cent."""
     return f"{100 * value:.1f} %" if is_rate(name) else short(value)
-
-
-def _unit(run: Run) -> str:
-    """What a task counts its loss by."""
-    return getattr(run.task, "unit", "token")
-
-
-def _measure(run: Run) -> str:
-    """What a task's loss is."""
-    unit = _unit(run)
-    return getattr(run.task, "measure", f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}")
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
