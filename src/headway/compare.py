@@ -22,8 +22,8 @@ from headway.models import ModelConfig, build
 from headway.recipes import Paths, configured
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
-from headway.report.run import figure, heading, points, scaled, title
-from headway.train import Recipe, Task, UserInterrupt, unit_of
+from headway.report.run import figure, heading, is_rate, points, scaled, title
+from headway.train import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.train.budget import Clock
 from headway.train.display import duration
 from headway.train.log import read_metrics
@@ -68,8 +68,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, the settings in which they differ, the metric that they are compared by (validation split), and
-    what their losses are counted by.
+    """All results, the settings in which they differ, the metric that they are compared by (validation split), and what
+    their losses are counted by and measured in.
     """
 
     recipe: Recipe
@@ -77,6 +77,7 @@ class Comparison:
     goal: str
     better: str
     unit: str
+    measure: str
     results: Sequence[Result]
     notes: Sequence[str]
 
@@ -142,7 +143,7 @@ def compare(
         notes.append(_said_precision(base, own if asked.train.precision == "auto" else {}))
     if seeds == 1:
         notes.append("Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).")
-    return Comparison(base, list(grid), first.goal, first.goal_better, unit, results, notes)
+    return Comparison(base, list(grid), first.goal, first.goal_better, unit, measure_of(first), results, notes)
 
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
@@ -324,15 +325,19 @@ def sections(comparison: Comparison, command: str) -> Sections:
     over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
     over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
     losses = {result.variant.name: points(_lines(result, "training"), "loss", "seconds") for result in results}
-    name = heading(goal)
+    name, share = heading(goal), is_rate(goal)
     return Sections(
         title=f"{comparison.recipe.name} compared",
         subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
-            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread)),
-            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True)),
-            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True)),
-            Picture("Training loss", "by seconds of training", line_chart(losses, "seconds", "loss", log=True)),
+            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread, share=share)),
+            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True, share=share)),
+            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True, share=share)),
+            Picture(
+                "Training loss",
+                f"{comparison.measure}, by seconds of training",
+                line_chart(losses, "seconds", "loss", log=True),
+            ),
         ],
         table=table(comparison),
         notes=comparison.notes,

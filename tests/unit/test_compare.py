@@ -151,7 +151,7 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
 def test_equal_tokens_are_more_steps_of_smaller_batches(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = configured("text", str(book), {**SMALL, "model.context": 32}, None)
+    recipe = configured("text", str(book), {**SMALL, "task.context": 32}, None)
     grid = {"train.batch_tokens": [128, 512]}
     found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]

@@ -117,7 +117,7 @@ def test_time_of_steps_alone_is_kept_also_by_few_long_ones(first: float) -> None
     """The first step tells nothing of the others; a night in which the machine slept is given back."""
     speeds = {0: first, 12: 2.0 + 3600.0}
     _, took, _ = _run(60.0, lambda step: speeds.get(step, 2.0), FLAT, StepsBudget)
-    assert took - 1.0 == pytest.approx(60, abs=2.5)
+    assert took - 1.0 == pytest.approx(60, abs=4)  # two steps
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

@@ -53,6 +53,7 @@ def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int 
     for step, frame in (frames[place] for place in places.tolist()):
         data, width = _png(frame, height)
         marks.append(f'<image x="{x}" y="0" width="{width}" height="{height}" href="data:image/png;base64,{data}"/>')
+        marks.append(f'<rect class="border" x="{x}.5" y=".5" width="{width - 1}" height="{height - 1}"/>')
         marks.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{step}</text>')
         x += width + gap
     size = f"0 0 {x - gap} {height + 18}"

@@ -360,6 +360,7 @@ class Trainer:
                 "precision_reason": self.precision.reason,
                 "fresh": list(self.fresh),
                 "goal": self.task.goal,
+                "unit": unit_of(self.task),
                 "best": progress.best,
                 "forecast": progress.forecast,
                 **environment(self.processes.device, self.processes.world),

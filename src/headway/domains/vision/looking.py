@@ -19,6 +19,7 @@ from headway.models import PatchEmbed, PooledHead, Transformer, attention_maps
 from headway.models.rollout import rollout
 
 _LEAST = 224  # pixels of the shorter side of a picture
+_GAP, _BAND = 8, 36  # pixels between two images, and of the line under them
 _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
@@ -39,6 +40,21 @@ class Look:
         tint = _COLD + (_HOT - _COLD) * heat
         share = 0.55 - 0.2 * heat
         return ((1 - share) * large + share * tint).round().clip(0, 255).astype(np.uint8)
+
+    def beside(self, label: str) -> UInt8[np.ndarray, "h w 3"]:
+        """The image as it is, to its right where the model looks, and under both a `label`."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        heat = self.picture()
+        plain = np.asarray(
+            Image.fromarray(self.pixels).resize((heat.shape[1], heat.shape[0]), Image.Resampling.NEAREST)
+        )
+        gap = np.full((len(heat), _GAP, 3), 255, np.uint8)
+        both = np.concatenate([plain, gap, heat], axis=1)
+        band = Image.new("RGB", (both.shape[1], _BAND), "white")
+        font = ImageFont.load_default(_BAND // 2)
+        ImageDraw.Draw(band).text((_GAP, _BAND // 2), label, "black", font, anchor="lm")
+        return np.concatenate([both, np.asarray(band)])
 
 
 def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[Look]:
