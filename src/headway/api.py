@@ -62,10 +62,8 @@ def train(
     have gone already, or with `steps_alone` a time for its steps, all else on top; `run` the directory, runs/NAME by
     default. `resume` goes on with the run that is there, a finished one for `minutes` more; with `finish` one that was
     stopped ends within a tenth of its steps so far. `start` is a run or a published model to begin from: its
-    configuration, tokenizer and weights, with the heads of the task.
-    `lora` trains an adapter of that rank in place of its weights.
-    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
-    checkpoint is written.
+    configuration, tokenizer and weights, with the heads of the task; `lora` trains an adapter of that rank in their
+    place. Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C.
     """
     clock = Clock(spent)
     where = find_device(device)

@@ -130,9 +130,7 @@ def compare(
     results = []
     for variant in found:
         task, trials = tasks.of(variant.recipe), []
-        for number in range(seeds):
-            name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
-            chosen = override(variant.recipe, {"train.seed": base.train.seed + number})
+        for name, chosen in _seeded(variant, seeds):
             with _resumable(name, directory):
                 trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
         results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
@@ -144,6 +142,13 @@ def compare(
     if seeds == 1:
         notes.append("Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).")
     return Comparison(base, list(grid), first.goal, first.goal_better, unit, measure_of(first), results, notes)
+
+
+def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
+    """The recipes of a variant's runs by their names."""
+    for number in range(seeds):
+        name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
+        yield name, override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
 
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:

@@ -93,7 +93,7 @@ def test_where_it_looks_is_drawn_over_the_image(run: Any, folder: Path, tmp_path
     file, out = str(folder / "red" / "3.png"), tmp_path / "look.png"
     assert cli.main(["classify", str(run.directory), file, "--attention", str(out)]) == cli.DONE
     with Image.open(out) as picture:
-        assert picture.size == (2 * 224 + 8, 224 + 36)  # the image, the look, and the label under both
+        assert picture.size == (2 * 224 + 8, 224 + 8 + 3 * 26)  # the image, the look, and three labels under both
     look = hw.load(run.directory).look([file])[0]
     assert look.weights.shape == (4, 4)
     assert (look.weights.min(), look.weights.max()) == (0.0, 1.0)
