@@ -141,7 +141,8 @@ def compare(
         notes.append(_said_precision(base, own if asked.train.precision == "auto" else {}))
     if seeds == 1:
         notes.append("Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).")
-    return Comparison(base, list(grid), first.goal, first.goal_better, unit, measure_of(first), results, notes)
+    differ = [key for key, values in grid.items() if len(values) > 1]
+    return Comparison(base, differ, first.goal, first.goal_better, unit, measure_of(first), results, notes)
 
 
 def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:

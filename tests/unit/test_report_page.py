@@ -167,6 +167,12 @@ def test_axes_of_shares_start_at_zero_and_end_at_the_whole(values: list[float], 
     assert float(bar.attrib["width"]) == pytest.approx((WIDTH - 220) * (0.985 if values[1] > 50 else 1 / 1.1), rel=0.01)
 
 
+def test_a_drawing_with_small_text_is_not_shrunk_until_nothing_can_be_read() -> None:
+    drawing = ET.fromstring(heatmap([[0.5] * 40] * 40, ["ab"] * 40, ["ab"] * 40, "x"))
+    wide = float(drawing.attrib["viewBox"].split()[2])
+    assert drawing.attrib["style"] == f"max-width:{wide:.0f}px;min-width:{0.6 * wide:.0f}px"
+
+
 def test_a_pair_of_curves_has_one_colour() -> None:
     lines = {"done": [(0, 1.0), (1, 2.0)], "said": [(0, 1.5), (1, 2.5)]}
     drawing = line_chart(lines, "x", "y", strokes={"done": Stroke(2), "said": Stroke(2, dashed=True)})

@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 480, 264
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
 COLOURS = 6  # the page defines --series-0 ... --series-5
 MOST_POINTS = 240
+_READABLE = 0.6  # of its natural size is the least that a drawing with small text is shrunk to; then it is scrolled
 _DIGITS = 17  # that tell any two numbers apart
 
 
@@ -197,7 +198,7 @@ def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, tur
 
 
 def svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
-    style = f' style="max-width:{width}px"' if natural else ""
+    style = f' style="max-width:{width}px;min-width:{_READABLE * width:.0f}px"' if natural else ""
     body = "".join(marks)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'
 
