@@ -53,17 +53,17 @@ def train(
     samples: int = 10,
     spent: float = 0.0,
     progress: bool = True,
+    steps_alone: bool = False,
 ) -> Run:
     """Train a recipe and give the run with its best model, test scores, samples and, with the extra, a report.
 
     `recipe` is a name, a recipe.json or a Recipe; `data` are the user's own files in place of its own; `set` dotted
     settings such as {"model.width": 256}; `minutes` a time for all of it instead of steps, of which `spent` seconds
-    have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there, a
-    finished one for `minutes` more; with `finish` one that was stopped ends within a tenth of its steps so far. `start`
-    is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of the task.
-    `lora` trains an adapter of that rank in place of its weights.
-    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
-    checkpoint is written.
+    have gone already, or with `steps_alone` a time for its steps, all else on top; `run` the directory, runs/NAME by
+    default. `resume` goes on with the run that is there, a finished one for `minutes` more; with `finish` one that was
+    stopped ends within a tenth of its steps so far. `start` is a run or a published model to begin from: its
+    configuration, tokenizer and weights, with the heads of the task; `lora` trains an adapter of that rank in their
+    place. Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C.
     """
     clock = Clock(spent)
     where = find_device(device)
@@ -88,6 +88,7 @@ def train(
         judged=True,
         foretell=foretelling(chosen, task),
         most=most,
+        steps_alone=steps_alone,
     )
     result = trainer.fit(resume, finish)
     if trainer.extended and progress and trainer.processes.first:

@@ -18,20 +18,24 @@ from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.fitting import fitting
-from headway.models import ModelConfig
+from headway.models import ModelConfig, build
 from headway.recipes import Paths, configured
 from headway.report import Picture, Sections, bar_chart, line_chart
 from headway.report.charts import Points
-from headway.report.run import figure, heading, points, scaled, title
-from headway.train import Recipe, Task, UserInterrupt
+from headway.report.run import figure, heading, is_rate, points, scaled, title
+from headway.train import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.train.budget import Clock
+from headway.train.display import duration
 from headway.train.log import read_metrics
+from headway.train.precision import Precision, choose
 from headway.train.recipe import difference
 from headway.train.run import RunDirectory
 from headway.variants import Tasks, Variant, variants
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
+_PRECISION = "train.precision"
+_UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
 
 
 class Trial(NamedTuple):
@@ -53,19 +57,27 @@ class Result:
         """A metric of each trial's best validation."""
         return [trial.summary["best"][name] for trial in self.trials]
 
+    def each(self, key: str) -> list[float]:
+        """A number of run.json of each trial."""
+        return [trial.summary[key] for trial in self.trials]
+
     def mean(self, key: str) -> float:
         """A number of run.json, averaged over the trials."""
-        return fmean(trial.summary[key] for trial in self.trials)
+        return fmean(self.each(key))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, the settings in which they differ, and the metric that they are compared by (validation split)."""
+    """All results, the settings in which they differ, the metric that they are compared by (validation split), and what
+    their losses are counted by and measured in.
+    """
 
     recipe: Recipe
     settings: Sequence[str]
     goal: str
     better: str
+    unit: str
+    measure: str
     results: Sequence[Result]
     notes: Sequence[str]
 
@@ -79,28 +91,38 @@ def compare(
     resume: bool = False,
     *,
     directory: Path,
+    tokens: int | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
 ) -> Comparison:
     """Train every combination of the grid's values, `seeds` times each, below `directory`.
 
-    Each gets the same steps, or the same `minutes`. Where settings of the model are compared, the width is adjusted so
-    that all have about as many parameters as the first. `resume` goes on with the comparison that is there, or begins.
-    Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
+    Each gets the same steps, the same `minutes` of steps (evaluations and judgement come on top), or about as many
+    `tokens` (or whatever its loss is counted by), and the same precision. Where settings of the model are compared, the
+    width is adjusted so that all have about as many parameters as the first. `resume` goes on with the comparison that
+    is there, or begins. Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
-    find_device(device)
+    where = find_device(device)
+    if minutes is not None and tokens is not None:
+        raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are asked for; give one of them")
     asked = configured(recipe, data, {}, seed)
-    plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds}
+    plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
     plan["minutes"] = None if minutes is None else float(minutes)
     begun = _claim(directory, resume, asked, plan)
     if begun:
         base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
     else:
-        base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
-        plan["fitted"] = to_dict(base)
+        base = _fitted(recipe, asked, grid, minutes, where, threads)
     tasks = Tasks(directory / CODECS)
     found = variants(base, grid, tasks.adapted)
+    own = _precisions(found, where)
+    if _PRECISION not in grid:
+        base = override(base, {_PRECISION: _common(base, own)})
+        found = [replace(each, recipe=override(each.recipe, {_PRECISION: base.train.precision})) for each in found]
+    if tokens is not None:
+        found = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in found]
+    plan["fitted"] = to_dict(base)
     RunDirectory(directory).create()
     if not begun:
         write_json(directory / FILE, plan)
@@ -108,15 +130,52 @@ def compare(
     results = []
     for variant in found:
         task, trials = tasks.of(variant.recipe), []
-        for number in range(seeds):
-            name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
-            chosen = override(variant.recipe, {"train.seed": base.train.seed + number})
+        for name, chosen in _seeded(variant, seeds):
             with _resumable(name, directory):
                 trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
         results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
     first = tasks.of(results[0].variant.recipe)
-    notes = _notes([result.variant for result in results], minutes, seeds)
-    return Comparison(base, list(grid), first.goal, first.goal_better, results, notes)
+    unit = unit_of(first)
+    notes = [*_amounts(results, minutes, tokens, seeds, unit), *_sizes([result.variant for result in results])]
+    if _PRECISION not in grid:
+        notes.append(_said_precision(base, own if asked.train.precision == "auto" else {}))
+    if seeds == 1:
+        notes.append("Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).")
+    differ = [key for key, values in grid.items() if len(values) > 1]
+    return Comparison(base, differ, first.goal, first.goal_better, unit, measure_of(first), results, notes)
+
+
+def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
+    """The recipes of a variant's runs by their names."""
+    for number in range(seeds):
+        name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
+        yield name, override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+
+
+def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
+    """What each variant would have its matrix products in by itself."""
+    chosen = {}
+    for variant in found:
+        with torch.device("meta"):  # only the shapes of its matrices are looked at
+            model = build(variant.model, seed=None)
+        chosen[variant.name] = choose("auto", model, device)
+    return chosen
+
+
+def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
+    """The one precision of all: as set, or the lower one where it is every variant's own."""
+    if base.train.precision != "auto":
+        return base.train.precision
+    names = {precision.name for precision in own.values()}
+    return names.pop() if len(names) == 1 else "fp32"
+
+
+def _said_precision(base: Recipe, own: Mapping[str, Precision]) -> str:
+    common = base.train.precision
+    others = [name for name, precision in own.items() if precision.name != common]
+    reason = next((precision.reason for precision in own.values() if precision.name == common), "as set")
+    told = f"; alone, {', '.join(others)} would be trained in {own[others[0]].name}" if others else ""
+    return f"All matrix products of training are in {common} ({reason}){told}."
 
 
 def _fitted(
@@ -167,7 +226,7 @@ def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> 
     recipe = from_dict(Recipe, found.get("recipe"), f"{file}: recipe")
     if recipe.name != base.name:
         return f"recipe is {recipe.name}, not {base.name}"
-    for name in ("grid", "minutes", "seeds"):
+    for name in ("grid", "minutes", "tokens", "seeds"):
         one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
         if one != two:
             return f"{name} is {one}, not {two}"
@@ -184,7 +243,7 @@ def _trial(recipe: Recipe, task: Task, place: Path, minutes: float | None, devic
         return Trial(place, summary, read_metrics(there.metrics))
     if not summary:
         task.save(place)
-    run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads)
+    run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads, steps_alone=True)
     return Trial(run.directory, run.summary, run.metrics)
 
 
@@ -199,15 +258,39 @@ def _resumable(name: str, directory: Path) -> Iterator[None]:
         raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
 
 
-def _notes(found: Sequence[Variant], minutes: float | None, seeds: int) -> list[str]:
-    steps = " or ".join(f"{count:,}" for count in sorted({variant.recipe.train.steps for variant in found}))
-    budget = f"{minutes:g} minutes" if minutes is not None else f"{steps} steps"
-    notes = [f"Each was trained for {budget} on the same data, {seeds} time{'s' if seeds > 1 else ''}."]
+def _amounts(
+    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
+) -> Iterator[str]:
+    """What all were given, and what they made of it, least to most."""
+    if minutes is not None:
+        asked = f"for {duration(60 * minutes)} of steps"
+    elif tokens is not None:
+        asked = f"on about {tokens:,} {unit}s"
+    else:
+        asked = f"for {_span([result.variant.recipe.train.steps for result in results])} steps"
+    rest = "; evaluations and the judgement come on top" if minutes is not None else ""
+    yield f"Each was trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}{rest}."
+    keys = ("seconds", "step", "tokens")
+    seconds, steps, seen = ([number for result in results for number in result.each(key)] for key in keys)
+    yield f"Measured: {_span(seconds, 1)} s, {_span(steps)} steps, {_span(seen)} {unit}s."
+    if minutes is not None and min(seconds) < (1 - _UNEVEN) * max(seconds):
+        yield (
+            f"Caution: the least time is {min(seconds) / max(seconds):.0%} of the most, as the machine's speed changed "
+            "or steps are few; give more --minutes."
+        )
+
+
+def _span(values: Sequence[float], digits: int = 0) -> str:
+    """From the least to the most, or the one that all have."""
+    low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _sizes(found: Sequence[Variant]) -> Iterator[str]:
     if any(variant.width is not None for variant in found):
-        notes.append("Widths were adjusted so that all have about as many parameters as the first.")
+        yield "Widths were adjusted so that all have about as many parameters as the first."
     off = max(abs(variant.parameters / found[0].parameters - 1) for variant in found)
-    notes.append(f"The sizes differ by at most {off:.1%} from the first.")
-    return notes
+    yield f"The sizes differ by at most {off:.1%} from the first."
 
 
 def table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -220,14 +303,14 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
         row["size"] = f"{result.variant.parameters / size:.1%}"
         if any(other.variant.width is not None for other in comparison.results):
             row["width"] = result.variant.width or _width(result.variant.recipe.model)
-        row[title(goal)] = figure(goal, fmean(found))
+        row[f"validation {title(goal)}"] = figure(goal, fmean(found))
         if len(found) > 1:
             row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
         final = [trial.summary["scores"] for trial in result.trials]
         if final[0]["split"] != "validation":
-            row[final[0]["split"]] = figure(goal, fmean(scores[goal] for scores in final))
+            row[f"{final[0]['split']} {title(goal)}"] = figure(goal, fmean(scores[goal] for scores in final))
         row["steps"] = round(result.mean("step"))
-        row["tokens/s"] = round(result.mean("tokens") / result.mean("seconds"))
+        row[f"{comparison.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
         row["seconds"] = round(result.mean("seconds"), 1)
         rows.append(row)
     return rows
@@ -247,14 +330,20 @@ def sections(comparison: Comparison, command: str) -> Sections:
     caption = f"validation, by seconds of training; {better} is better"
     over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
     over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
-    name = heading(goal)
+    losses = {result.variant.name: points(_lines(result, "training"), "loss", "seconds") for result in results}
+    name, share = heading(goal), is_rate(goal)
     return Sections(
         title=f"{comparison.recipe.name} compared",
         subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
-            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread)),
-            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True)),
-            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True)),
+            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread, share=share)),
+            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True, share=share)),
+            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True, share=share)),
+            Picture(
+                "Training loss",
+                f"{comparison.measure}, by seconds of training",
+                line_chart(losses, "seconds", "loss", log=True),
+            ),
         ],
         table=table(comparison),
         notes=comparison.notes,
@@ -264,4 +353,9 @@ def sections(comparison: Comparison, command: str) -> Sections:
 
 
 def _curve(result: Result, goal: str, x: str) -> Points:
-    return points((line for line in result.trials[0].metrics if "split" in line), goal, x)
+    return points(_lines(result, "validation"), goal, x)
+
+
+def _lines(result: Result, split: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of the first trial that are of a split."""
+    return [line for line in result.trials[0].metrics if line.get("split", "training") == split]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.acting import Acts
+from headway.attending import Attention
 from headway.codecs import Codec
 from headway.data import SIDES
 from headway.domains import audio, image_text, masked, understanding, vision
@@ -21,27 +22,12 @@ from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
 from headway.layout import Layout
 from headway.loaded import Texts
-from headway.models import (
-    EncoderDecoder,
-    Transformer,
-    attention_maps,
-)
+from headway.mixers import ConditionalGRU, CrossAttention
+from headway.models import EncoderDecoder, Transformer, attention_maps
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.senses import matches, sees
 from headway.train import Task
 from headway.writing import Writes
-
-
-class Attention(NamedTuple):
-    """Attention weights by module name, and the text of the symbols between which they lie.
-
-    `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
-    of a decoder's attention to the source between `symbols` and `source`, all others between `symbols` and `symbols`.
-    """
-
-    maps: dict[str, Float[Tensor, "H T S"]]
-    symbols: list[str]
-    source: list[str]
 
 
 class Model(Writes, Acts):
@@ -174,7 +160,9 @@ class Model(Writes, Acts):
         both = [torch.tensor([ids], device=self.device) for ids in (source, decoder)]
         layouts = [Layout.full(*ids.shape, device=self.device) for ids in both]
         maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
-        return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source))
+        readers = (ConditionalGRU, CrossAttention)
+        across = tuple(name for name in maps if isinstance(self.module.get_submodule(name), readers))
+        return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source), across)
 
     def evaluate(
         self,

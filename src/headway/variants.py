@@ -6,8 +6,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,14 +21,18 @@ from headway.train import Closes, Recipe, Task, TaskConfig
 
 # Values of these make models of different sizes, which cannot be compared at equal sizes.
 _SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
+_COUNTED = 50  # batches
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of the compared settings; `width` is None where it stayed as it was."""
+    """One combination of the compared settings, and its model as data make it; `width` is None where it stayed as it
+    was.
+    """
 
     name: str
     recipe: Recipe
+    model: ModelConfig
     parameters: int
     width: int | None = None
 
@@ -59,14 +64,31 @@ class Tasks:
         Tasks may keep what they were told of a model: one with another model is asked of a task of its own, which is
         opened as training will open it.
         """
-        first = self.of(recipe)
-        if recipe.model == self._opened[recipe.task][1]:
-            return first.adapt(recipe.model)
+        if recipe.model == self._opened_with(recipe):
+            return self.of(recipe).adapt(recipe.model)
+        with self._own(recipe) as own:
+            return own.adapt(recipe.model)
+
+    def lasting(self, recipe: Recipe, tokens: int) -> Recipe:
+        """`recipe` with as many steps as see about so many `tokens`, by the first batches that it is trained on."""
+        with self._own(recipe) as own:
+            seen = [batch.tokens for batch in islice(own.batches("train"), _COUNTED)]
+        each = recipe.train.accumulate * sum(seen) / len(seen)
+        steps = max(1, round(tokens / each))
+        return replace(recipe, train=replace(recipe.train, steps=steps), schedule=recipe.schedule.planned(steps))
+
+    def _opened_with(self, recipe: Recipe) -> ModelConfig:
+        self.of(recipe)
+        return self._opened[recipe.task][1]
+
+    @contextmanager
+    def _own(self, recipe: Recipe) -> Iterator[Task]:
+        """A task of its own for a recipe, with the codec of all."""
         with TemporaryDirectory() as place:
-            first.save(Path(place))
+            self.of(recipe).save(Path(place))
             own = open_task(recipe, Path(place))
             try:
-                return own.adapt(recipe.model)
+                yield own
             finally:
                 if isinstance(own, Closes):
                     own.close()
@@ -92,8 +114,9 @@ def variants(
             matched = matching_width(model, found[0].parameters)
         if matched is not None:
             chosen = override(chosen, {"model.width": matched})
-            size = describe(override(model, {"width": matched}))["parameters"]
-        found.append(Variant(name, chosen, size, matched))
+            model = override(model, {"width": matched})
+            size = describe(model)["parameters"]
+        found.append(Variant(name, chosen, model, size, matched))
     return found
 
 

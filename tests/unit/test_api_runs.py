@@ -175,6 +175,7 @@ def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: 
     assert found.source == ["h", "e", "a", "d", "<end>"]
     assert found.symbols == ["<begin>", "HH", "EH", "D"]
     assert found.maps["decoder.stack.blocks.0.cross"].shape == (4, 4, 5)
+    assert found.across[0] == "decoder.stack.blocks.0.cross"
     assert model.logits([[0, 1]], source=[[2, 3, 4]]).shape == (1, 2, model.codec.size)
     for impossible in (lambda: model.generate("a"), lambda: model.score(["a"]), lambda: model.logits([[1]])):
         with pytest.raises(hw.UserError):

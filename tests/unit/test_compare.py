@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ from headway.domains.text.task import Language
 from headway.errors import UserError
 from headway.models import describe
 from headway.recipes import configured
-from headway.train import read_recipe
+from headway.train import Recipe, read_recipe
+from headway.train.precision import Precision
 
 SCENES = {
     "train.steps": 1,
@@ -98,6 +100,65 @@ def test_simulators_that_only_a_size_needed_are_closed(tmp_path: Path, monkeypat
     first = len(made) // 3
     assert first > 0
     assert closed == made[first:]
+
+
+# What is said of a comparison
+
+
+def told(
+    patch: pytest.MonkeyPatch, recipe: Recipe, grid: dict[str, Any], place: Path, **given: Any
+) -> tuple[Comparison, list[tuple[Recipe, dict[str, Any]]]]:
+    """A comparison whose runs take 60 seconds and then 12, and what was asked of each."""
+    asked: list[tuple[Recipe, dict[str, Any]]] = []
+
+    def train(recipe: Recipe, **named: Any) -> Any:
+        asked.append((recipe, named))
+        scores, first = {"loss": 2.0 / len(asked), "split": "test"}, len(asked) == 1
+        summary = {"parameters": 1000, "best": scores, "scores": scores, "step": 40 if first else 8}
+        summary |= {"tokens": 9000, "seconds": 60.04 if first else 12.0}
+        metrics = [{"step": step, "loss": 3.0, "seconds": step} for step in (1, 2)]
+        metrics.append({"step": 2, "loss": 2.5, "seconds": 2, "split": "validation"})
+        return SimpleNamespace(directory=named["run"], summary=summary, metrics=metrics)
+
+    patch.setattr(module, "train", train)
+    return compare(recipe, grid, directory=place, device="cpu", **given), asked
+
+
+def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One precision for all, equal seconds of steps, and the numbers that came of it."""
+    own = {"attention": Precision("bf16", "a unit"), "lstm": Precision("fp32", "narrow")}
+    answers = iter(own.values())
+    monkeypatch.setattr(module, "choose", lambda *given: next(answers))
+    recipe = configured("text", str(book), {**SMALL, "train.precision": "auto"}, None)
+    found, asked = told(monkeypatch, recipe, {"model.mixer": list(own)}, tmp_path / "c", minutes=1.0)
+    assert [run.train.precision for run, _ in asked] == ["fp32", "fp32"]
+    assert all(named["minutes"] == 1.0 and named["steps_alone"] for _, named in asked)
+    assert list(found.notes) == [
+        "Each was trained for 1:00 of steps on the same data; evaluations and the judgement come on top.",
+        "Measured: 12.0 to 60.0 s, 8 to 40 steps, 9,000 tokens.",
+        "Caution: the least time is 20% of the most, as the machine's speed changed or steps are few; give more "
+        "--minutes.",
+        "Widths were adjusted so that all have about as many parameters as the first.",
+        "The sizes differ by at most 0.0% from the first.",
+        "All matrix products of training are in fp32 (narrow); alone, attention would be trained in bf16.",
+        "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).",
+    ]
+    assert {"validation loss", "test loss", "tokens/s"} < module.table(found)[0].keys()
+    curves = {picture.title: str(picture.figure) for picture in module.sections(found, "").curves}
+    assert curves["Training loss"].count("<polyline") == 2
+
+
+def test_equal_tokens_are_more_steps_of_smaller_batches(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = configured("text", str(book), {**SMALL, "task.context": 32}, None)
+    grid = {"train.batch_tokens": [128, 512]}
+    found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
+    assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
+    assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
+    with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are asked for; give one of them"):
+        compare(recipe, grid, minutes=1.0, tokens=5, directory=tmp_path / "d", device="cpu")
+    assert not (tmp_path / "d").exists()
 
 
 # Comparisons that go on
@@ -210,7 +271,7 @@ def test_resume_begins_where_there_is_nothing(
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
     assert "headway: variant attention-1 stopped; the same command with" in capsys.readouterr().err
     begun = json.loads((tmp_path / "c/compare.json").read_text(encoding="utf-8"))
-    assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "seeds"}
+    assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "tokens", "seeds"}
     assert begun["grid"]["model.mixer"] == MIXERS
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
 

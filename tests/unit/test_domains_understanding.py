@@ -25,7 +25,7 @@ from headway.domains.understanding import classify, embed, tag
 from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
 from headway.models import PooledHeadConfig, build
-from headway.train import Shard
+from headway.train import Shard, unit_of
 from headway.train.rows import Limit, framed
 
 
@@ -97,6 +97,10 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     assert sum(found[1].values()) == pytest.approx(1.0, abs=1e-5)
     logits = next(iter(task.outputs(model, np.array([row]))))[2]
     assert next(iter(found[0])) == task.labels[int(logits.argmax())]
+    assert task.pictures(model)[0].caption.startswith(
+        f"{len(task.numbers(task.final_split)):,} {task.final_split} texts"
+    )
+    assert unit_of(task) == "text"
     sample = task.samples(model, 3)[0]
     assert sample["source"] in task.table.columns["text"]
     assert sample["output"] in task.labels

@@ -8,13 +8,24 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.report import Picture, Sections, bar_chart, heatmap, line_chart, write_report
+from headway.report import (
+    Picture,
+    Sections,
+    Stroke,
+    Tile,
+    bar_chart,
+    heatmap,
+    line_chart,
+    tiled,
+    write_report,
+)
 from headway.report.charts import WIDTH, Axis, short, thin
 from headway.report.page import branches, value
-from headway.report.run import curves, families, is_rate
+from headway.report.run import curves, families, is_rate, notes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -135,6 +146,73 @@ def test_ticks_are_round_and_inside() -> None:
     assert Axis(0, 1000, 0, 100).ticks(5) == [0, 200, 400, 600, 800, 1000]
     assert Axis(0.13, 0.47, 0, 100).ticks(4) == pytest.approx([0.2, 0.3, 0.4])
     assert Axis(1, 100, 0, 1, log=True).ticks(20) == [1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100]
+
+
+def _texts(drawing: str, kind: str) -> list[str]:
+    return [mark.text or "" for mark in ET.fromstring(f"<div>{drawing}</div>").iterfind(f".//text[@class='{kind}']")]
+
+
+def test_no_two_ticks_have_one_label() -> None:
+    ticks = _texts(line_chart({"a": [(10000.0, 0.123451), (10000.5, 0.123457)]}, "x", "y"), "tick")
+    assert len(set(ticks)) == len(ticks) > 4
+
+
+@pytest.mark.parametrize(("values", "ticks"), [([97.0, 98.5], ["0", "20", "100"]), ([1.0, 3.0], ["0", "1", "3"])])
+def test_axes_of_shares_start_at_zero_and_end_at_the_whole(values: list[float], ticks: list[str]) -> None:
+    found = _texts(line_chart({"a": list(enumerate(values))}, "x", "y", share=True), "tick")
+    assert set(ticks) <= set(found)
+    assert not {"120", "99"} & set(found)
+    bar = ET.fromstring(f"<div>{bar_chart({'a': values[1]}, 'x', share=True)}</div>").find(".//rect")
+    assert bar is not None
+    assert float(bar.attrib["width"]) == pytest.approx((WIDTH - 220) * (0.985 if values[1] > 50 else 1 / 1.1), rel=0.01)
+
+
+def test_a_drawing_with_small_text_is_not_shrunk_until_nothing_can_be_read() -> None:
+    drawing = ET.fromstring(heatmap([[0.5] * 40] * 40, ["ab"] * 40, ["ab"] * 40, "x"))
+    wide = float(drawing.attrib["viewBox"].split()[2])
+    assert drawing.attrib["style"] == f"max-width:{wide:.0f}px;min-width:{0.6 * wide:.0f}px"
+
+
+def test_a_pair_of_curves_has_one_colour() -> None:
+    lines = {"done": [(0, 1.0), (1, 2.0)], "said": [(0, 1.5), (1, 2.5)]}
+    drawing = line_chart(lines, "x", "y", strokes={"done": Stroke(2), "said": Stroke(2, dashed=True)})
+    assert re.findall(r'class="curve ([^"]*)"|<i class="([^"]*)"', drawing) == [
+        ("s2", ""),
+        ("s2 dashed", ""),
+        ("", "s2"),
+        ("", "s2 dashed"),
+    ]
+
+
+def test_an_image_and_what_is_beside_it_are_one_tile() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    found = tiled([Tile(pixels, "cat", beside=pixels), Tile(pixels, "dog")])
+    assert re.fullmatch(
+        '<div class="tiles"><div class="pair"><img[^>]*><img[^>]*><p><span>cat</span></p></div>'
+        "<div><img[^>]*><span>dog</span></div></div>",
+        found,
+    )
+
+
+SAME = [{"output": "a b", "reference": reference} for reference in ("c", "d", "e")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "samples", "told"),
+    [
+        ({"bleu": 30.0, "accuracy": 0.5, "wer": 0.4}, [], None),
+        ({"accuracy": 0.3}, SAME[:2], None),
+        ({"accuracy": 0.3}, SAME, "All 3 answers that are shown are the same, “a b”: the model does not tell"),
+        ({"loss": 1.0}, [{**sample, "output": ""} for sample in SAME], "All 3 answers that are shown are empty"),
+        ({"bleu": 0.0}, [], "BLEU is 0: no translation has a word in common with its reference"),
+        ({"wer": 4.2}, [], "An error rate is above 100 %, as more is written than there is to be said"),
+        ({"success_rate": 0.0}, [], "Success is 0: no episode"),
+        ({"f1": 0.0, "recall": 0.0}, [], "F1 is 0: not one entity"),
+    ],
+)
+def test_a_page_says_why_a_score_is_nothing(scores: dict, samples: list, told: str | None) -> None:
+    found = notes((), {"scores": scores, "samples": samples})
+    assert (found == []) if told is None else found[0].startswith(told)
 
 
 def test_thinning_keeps_the_mean() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def test_the_report_shows_success_film_and_chunks(run: Path) -> None:
     assert page.count("data:image/png;base64,") >= 2
     assert "An episode: left" in page
     assert "0 demonstrated" in page
+    assert re.search(r'<polyline class="curve s0".*<polyline class="curve s0 dashed"', page)
+    assert re.search(r"<dt>success rate, \w+</dt><dd>\d+(\.\d)? %</dd>", page)
+    assert "success and speed, " not in page.split("</header>")[0]
+    assert page.count('<rect class="border"') >= 2
 
 
 def test_a_run_goes_on_bit_for_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError, UserError
 from headway.models import DistilledHeadConfig, Transformer
 from headway.models.sight import deit, vit
-from headway.report.confusion import confusion_chart
+from headway.report.confusion import confusions
 from headway.report.png import png
 
 Image = pytest.importorskip("PIL.Image")
@@ -93,7 +93,7 @@ def test_where_it_looks_is_drawn_over_the_image(run: Any, folder: Path, tmp_path
     file, out = str(folder / "red" / "3.png"), tmp_path / "look.png"
     assert cli.main(["classify", str(run.directory), file, "--attention", str(out)]) == cli.DONE
     with Image.open(out) as picture:
-        assert picture.size == (224, 224)
+        assert picture.size == (2 * 224 + 8, 224 + 8 + 3 * 26)  # the image, the look, and three labels under both
     look = hw.load(run.directory).look([file])[0]
     assert look.weights.shape == (4, 4)
     assert (look.weights.min(), look.weights.max()) == (0.0, 1.0)
@@ -202,6 +202,17 @@ def test_pictures_of_the_page_are_whole_files() -> None:
 def test_of_many_classes_the_most_mistaken_are_shown() -> None:
     right = np.arange(200) % 100
     said = np.where(right == 57, 3, right)
-    chart = confusion_chart(right, said, [f"class {i}" for i in range(100)])
-    assert "class 57, said class 3: 2 of 2" in chart
-    assert chart.count("<rect") == 24 * 24
+    matrix, pairs, classes = confusions(right, said, [f"class {i}" for i in range(100)], "test images")
+    assert "class 57, said class 3: 2 of 2" in str(matrix.figure)
+    assert str(matrix.figure).count("<rect") == 24 * 24
+    assert matrix.caption.endswith("what is said; the 24 of 100 classes that are mistaken most")
+    assert re.findall(r"<td[^>]*>([^<]*)", str(pairs.figure)) == ["class 57", "class 3", "2 of 2"]
+    worst = re.findall(r"<td[^>]*>([^<]*)", str(classes.figure))
+    assert worst[:10] == ["class 57", "2", "0.0 %", "-", "0.0 %", "class 3", "2", "100.0 %", "50.0 %", "66.7 %"]
+    assert len(worst) == 24 * 5
+    assert classes.caption == "of test images, the worst first; 24 of 100 classes"
+
+
+def test_one_answer_to_all_is_said() -> None:
+    matrix, *_ = confusions(np.arange(10) % 2, np.ones(10, int), ["cat", "dog"], "sounds")
+    assert matrix.caption.endswith("; 100% of the answers are “dog”")

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.attention:
             from headway.codecs.images import write_image
 
-            write_image(model.look(args.items)[0].picture(), args.attention)
+            lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
+            write_image(model.look(args.items)[0].beside(lines), args.attention)
     terminal.result({"results": found})
 
 

@@ -18,6 +18,7 @@ from headway.errors import ConfigError, UserError
 
 EXAMPLE = """
 headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
+headway compare text --data mine.txt --set train.batch_tokens=2048,8192 --tokens 2000000
 headway compare pronounce --set optim.lr=0.001,0.004 model.depth=2,4 --minutes 1 --seeds 3
 headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cells --resume
 """
@@ -26,6 +27,9 @@ headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cell
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_training(parser)
+    parser.add_argument(
+        "--tokens", type=whole(1), metavar="N", help="train for about N tokens (images, sounds, ...), not for a time"
+    )
     parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="runs of each variant (default: 1)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="directory (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             args.seeds,
             args.resume,
             directory=directory,
+            tokens=args.tokens,
             device=args.device,
             threads=args.threads,
             seed=args.seed,

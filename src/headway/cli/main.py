@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": "a model with its weights in 8 or 4 bits, for the CPU",
     "classify": "texts, pairs of texts or images to labels with probabilities",
     "caption": "images to what they show",
+    "attention": "where a model of texts looks, as a picture",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
     "match": "which of some texts say what images show",

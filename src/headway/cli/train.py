@@ -71,10 +71,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def show(run: Run, terminal: Terminal) -> None:
     """What a finished run is worth, what it does, and where it lies."""
     from headway.report.run import notes, scores
+    from headway.train import measure_of
 
     summary = run.summary
-    terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}))
-    for note in notes((), summary.get("scores") or {}):
+    terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))
+    for note in notes((), summary):
         terminal.say(note)
     for sample in summary.get("samples", [])[:SHOWN]:
         terminal.say()

@@ -17,6 +17,7 @@ from headway.errors import UserError
 Watch = Callable[[Callable[[], np.ndarray]], None]
 """Is given, at each step of an episode, what draws it: uint8 [H, W, 3]."""
 
+_STRIP = 640  # pixels of a strip at least, on a narrow page too, where it is scrolled
 _RATE = 30.0  # frames a second, where nothing says
 
 
@@ -53,10 +54,12 @@ def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int 
     for step, frame in (frames[place] for place in places.tolist()):
         data, width = _png(frame, height)
         marks.append(f'<image x="{x}" y="0" width="{width}" height="{height}" href="data:image/png;base64,{data}"/>')
+        marks.append(f'<rect class="border" x="{x}.5" y=".5" width="{width - 1}" height="{height - 1}"/>')
         marks.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{step}</text>')
         x += width + gap
     size = f"0 0 {x - gap} {height + 18}"
-    return f'<svg viewBox="{size}" role="img" aria-label="frames of an episode, by step">{"".join(marks)}</svg>'
+    told = 'role="img" aria-label="frames of an episode, by step"'
+    return f'<svg viewBox="{size}" {told} style="min-width:{_STRIP}px">{"".join(marks)}</svg>'
 
 
 def _png(frame: np.ndarray, height: int) -> tuple[str, int]:

@@ -1,12 +1,13 @@
 """The page of a run: curves, samples, pictures and configuration in one self-contained HTML file."""
 
-from headway.report.charts import bar_chart, heatmap, line_chart
+from headway.report.charts import Stroke, bar_chart, heatmap, line_chart
 from headway.report.page import Picture, Sections, available, write_report
 from headway.report.tiles import Tile, tiled
 
 __all__ = [
     "Picture",
     "Sections",
+    "Stroke",
     "Tile",
     "available",
     "bar_chart",

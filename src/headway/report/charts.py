@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
 
@@ -12,12 +13,32 @@ WIDTH, HEIGHT = 480, 264
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
 COLOURS = 6  # the page defines --series-0 ... --series-5
 MOST_POINTS = 240
+_READABLE = 0.6  # of its natural size is the least that a drawing with small text is shrunk to; then it is scrolled
+_DIGITS = 17  # that tell any two numbers apart
+
+
+class Stroke(NamedTuple):
+    """How a curve is drawn."""
+
+    colour: int
+    dashed: bool = False
+
+    def classes(self) -> str:
+        return f"s{self.colour % COLOURS}{' dashed' if self.dashed else ''}"
 
 
 def line_chart(
-    series: Mapping[str, Points], x_label: str, y_label: str, *, log: bool = False, dots: bool = False
+    series: Mapping[str, Points],
+    x_label: str,
+    y_label: str,
+    *,
+    log: bool = False,
+    dots: bool = False,
+    share: bool = False,
+    strokes: Mapping[str, Stroke] | None = None,
 ) -> str:
-    """Curves over a common x axis. `log` takes the logarithm of y, where all values are above 0.
+    """Curves over a common x axis. `log` takes the logarithm of y, where all values are above 0; a `share` is in per
+    cent, from zero on and, where it is large, up to 100. Colours are in order, but for series that have `strokes`.
 
     Points without a finite value are left out; a chart without any point is an empty text.
     """
@@ -29,26 +50,45 @@ def line_chart(
     ys = [y for points in kept.values() for _, y in points]
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     room = 0.0 if log else 0.04 * (max(ys) - min(ys))
-    y_axis = Axis(min(ys) - room, max(ys) + room, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
+    low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
+    y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
     marks = _frame(x_axis, y_axis, x_label)
-    for index, points in enumerate(kept.values()):
+    drawn = {name: (strokes or {}).get(name, _stroke(index)).classes() for index, name in enumerate(kept)}
+    for name, points in kept.items():
         placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        marks.append(f'<polyline class="curve s{index % COLOURS}" points="{path}"/>')
+        marks.append(f'<polyline class="curve {drawn[name]}" points="{path}"/>')
         if dots or len(placed) == 1:
-            marks += [f'<circle class="dot s{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
-    return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(list(kept))
+            marks += [f'<circle class="dot {drawn[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
+    return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(drawn)
+
+
+def _stroke(index: int) -> Stroke:
+    """Of a series by its place: one colour after the other, then all again with dashes."""
+    return Stroke(index % COLOURS, index // COLOURS % 2 == 1)
+
+
+def _shares(most: float) -> tuple[float, float]:
+    """The ends of an axis of shares in per cent: up to 100 where they come near, else with a little room."""
+    return 0.0, max(most, 100.0) if most > 50 else 1.1 * most
 
 
 def bar_chart(
-    values: Mapping[str, float], label: str, intervals: Mapping[str, tuple[float, float]] | None = None
+    values: Mapping[str, float],
+    label: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    share: bool = False,
 ) -> str:
-    """One horizontal bar a name, with its number, and a whisker where `intervals` has lowest and highest."""
+    """One horizontal bar a name, with its number, and a whisker where `intervals` has lowest and highest. A `share` is
+    in per cent, and its bar a part of 100 where it is large.
+    """
     row, left, right = 30, 150, 70
     height = row * len(values) + 26
     spread = intervals or {}
     edges = [0.0, *values.values(), *(edge for pair in spread.values() for edge in pair)]
-    axis = Axis(min(edges), max(edges) if any(edges) else 1.0, left, WIDTH - right)
+    low, high = _shares(max(edges)) if share else (min(edges), max(edges) if any(edges) else 1.0)
+    axis = Axis(low, high, left, WIDTH - right)
     zero = axis.place(0.0)
     marks = []
     for index, (name, value) in enumerate(values.items()):
@@ -95,13 +135,11 @@ def _room(names: Sequence[str]) -> int:
     return 14 + 7 * max((len(shorten(name)) for name in names), default=0)
 
 
-def legend(names: Sequence[str]) -> str:
-    """Names with their colours; nothing for a single unnamed series."""
-    if len(names) < 2:
+def legend(drawn: Mapping[str, str]) -> str:
+    """Names with the classes that they are drawn by; nothing for a single unnamed series."""
+    if len(drawn) < 2:
         return ""
-    items = "".join(
-        f'<span><i class="s{index % COLOURS}"></i>{escape(name)}</span>' for index, name in enumerate(names)
-    )
+    items = "".join(f'<span><i class="{classes}"></i>{escape(name)}</span>' for name, classes in drawn.items())
     return f'<p class="legend">{items}</p>'
 
 
@@ -135,14 +173,23 @@ class Axis:
 
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
     base, marks = HEIGHT - BOTTOM, []
-    for tick in y_axis.ticks(5):
+    for tick, name in _named(y_axis.ticks(5)):
         y = y_axis.place(tick)
         marks.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        marks.append(text("tick", LEFT - 6, y + 4, short(tick), "end"))
-    marks += [text("tick", x_axis.place(t), base + 16, short(t), "middle") for t in x_axis.ticks(6)]
+        marks.append(text("tick", LEFT - 6, y + 4, name, "end"))
+    marks += [text("tick", x_axis.place(tick), base + 16, name, "middle") for tick, name in _named(x_axis.ticks(6))]
     marks.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
     marks.append(text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
     return marks
+
+
+def _named(ticks: Sequence[float]) -> list[tuple[float, str]]:
+    """Ticks with as few digits as tell them apart."""
+    digits, names = 4, [short(tick) for tick in ticks]
+    while len(set(names)) < len(names) and digits < _DIGITS:
+        digits += 1
+        names = [short(tick, digits) for tick in ticks]
+    return list(zip(ticks, names))
 
 
 def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
@@ -151,7 +198,7 @@ def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, tur
 
 
 def svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
-    style = f' style="max-width:{width}px"' if natural else ""
+    style = f' style="max-width:{width}px;min-width:{_READABLE * width:.0f}px"' if natural else ""
     body = "".join(marks)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'
 
@@ -163,17 +210,17 @@ def thin(points: Points) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 4) -> str:
     """A number in few characters: 1200000 as 1.2M, 0.00025 as 2.5e-4."""
     size = abs(value)
     if size >= 1e4:
         for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if size >= limit:
-                return f"{value / limit:.4g}{letter}"
+                return f"{value / limit:.{digits}g}{letter}"
     if 0 < size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}"
+    return f"{value:.{digits}g}"
 
 
 def shorten(text: str, most: int = 14) -> str:

@@ -1,27 +1,91 @@
-"""What is taken for what: a matrix of counts as a picture."""
+"""What is taken for what: a matrix of counts as a picture, and scores of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 from jaxtyping import Int
 
 from headway.report.charts import shorten, svg, text
+from headway.report.page import Picture
 
 _MOST = 24  # classes that a picture shows: those that are mistaken most
+_PAIRS = 10  # of classes that are listed
 _NAME = 18  # characters
 
 
-def confusion_chart(right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], labels: Sequence[str]) -> str:
-    """A cell for each class that a sample has (downwards) and that is said of it, as dark as the share of the row.
+def confusions(
+    right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], labels: Sequence[str], what: str
+) -> list[Picture]:
+    """Which classes are taken for which, and how well each is told, of N samples that are `what` ("test images").
 
     Of many classes, those are shown that are mistaken most.
     """
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (right, said), 1)
     kept = _kept(counts)
+    part = f"; the {len(kept)} of {len(labels)} classes that are mistaken most" if len(kept) < len(labels) else ""
+    answers = counts.sum(0)
+    common, times = labels[int(answers.argmax())], int(answers.max())
+    same = f"; {times / len(said):.0%} of the answers are “{common}”" if 2 * times > len(said) else ""
+    caption = f"{len(right):,} {what}: what they are (downwards) and what is said{part}{same}"
+    found = [Picture("Confusions", caption, _chart(counts, kept, labels), wide=True)]
+    pairs, long = _mistaken(counts, labels), max(map(len, labels)) > _NAME
+    if pairs:
+        found.append(Picture("Most confused", "what it is, and what is said of it", _table(pairs), wide=long))
+    told = f"of {what}, the worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
+    found.append(Picture("Classes", told, _table(_by_class(counts, labels)), wide=long))
+    return found
+
+
+def _mistaken(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
+    """The pairs of classes that are confused most often, by the share of the samples of the class."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in order.tolist()]
+    return [
+        {"class": labels[i], "said": labels[j], "times": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
+        for i, j in pairs
+        if wrong[i, j]
+    ]
+
+
+def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
+    """Recall, precision and F1 of each class that is said or right at all, the least F1 first."""
+    hits, given, said = np.diag(counts), counts.sum(1), counts.sum(0)
+    seen = np.flatnonzero(given + said)
+    f1 = 2 * hits[seen] / (given + said)[seen]
+    return [
+        {
+            "class": labels[row],
+            "samples": f"{given[row]:,}",
+            "recall": _share(hits[row], given[row]),
+            "precision": _share(hits[row], said[row]),
+            "F1": f"{100 * score:.1f} %",
+        }
+        for score, row in sorted(zip(f1.tolist(), seen.tolist()))[:_MOST]
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    body = "".join(f"<tr>{''.join(_told(name, cell) for name, cell in row.items())}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _told(name: str, cell: str) -> str:
+    """A cell; names of classes may be long."""
+    return f'<td class="{"label" if name in ("class", "said") else "short"}">{escape(cell)}</td>'
+
+
+def _chart(counts: np.ndarray, kept: Sequence[int], labels: Sequence[str]) -> str:
+    """A cell for each class that a sample has (downwards) and that is said of it, as dark as the share of the row."""
     totals = counts.sum(1)[kept]
     counts, names = counts[np.ix_(kept, kept)], [labels[number] for number in kept]
     room = 16 + 7 * max(len(shorten(name, _NAME)) for name in names)

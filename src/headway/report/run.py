@@ -14,7 +14,8 @@ from torch import nn
 from headway.config import to_dict
 from headway.report.charts import Points, line_chart, short
 from headway.report.page import Picture, Sections, write_report
-from headway.train import Run
+from headway.report.shortfalls import shortfalls
+from headway.train import Run, measure_of, unit_of
 from headway.train.display import duration
 
 TITLES = {
@@ -35,9 +36,10 @@ TITLES = {
     "return_normalised": "return on D4RL's scale",
     "target_return": "return asked for",
     "success_rate": "success rate",
-    "score": "success rate, and speed between equals",
+    "score": "success and speed",
     "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
+    "f1": "F1",
     "policy": "nats of a move",
     "value": "nats of an outcome",
     "score_error": "error of the expected score",
@@ -52,6 +54,7 @@ RATES = (
     "next_accuracy",
     "exact_match",
     "exact_match_novel",
+    "f1",
     "puzzle_accuracy",
     "legal_rate",
 )
@@ -94,19 +97,20 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         title=recipe.name,
         subtitle=recipe.description,
         headline=_headline(run),
-        curves=curves(run.metrics, _measure(run)),
-        scores=scores(summary.get("scores", {}), summary.get("best") or {}),
+        curves=curves(run.metrics, measure_of(run.task)),
+        scores=scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)),
         samples=summary.get("samples", ()),
         pictures=pictures,
-        notes=[*notes(recipe.reasons, summary.get("scores") or {}), *_foretold(summary)],
+        notes=[*notes(recipe.reasons, summary), *_foretold(summary)],
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
-        facts=_facts(summary, _unit(run)),
+        facts=_facts(summary, unit_of(run.task)),
         command=repeat(run),
     )
 
 
-def notes(reasons: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
-    """Why the run is as it is, and what its scores are of, in sentences."""
+def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
+    """Why the run is as it is, what its scores are of, and why they are bad, in sentences."""
+    scores = summary.get("scores") or {}
     found = [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
     if scores.get("judged") is not None:
         part, whole = scores["judged"], scores["judged_of"]
@@ -114,7 +118,7 @@ def notes(reasons: Sequence[str], scores: Mapping[str, Any]) -> list[str]:
             f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
             "`headway evaluate` judges by all of them."
         )
-    return found
+    return [*found, *shortfalls(scores, summary.get("samples") or ())]
 
 
 def _foretold(summary: Mapping[str, Any]) -> list[str]:
@@ -136,14 +140,15 @@ def _headline(run: Run) -> dict[str, Any]:
     # The goal and what the field reports beside it, before the loss.
     goal = summary.get("goal", "loss")
     order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "accuracy", "loss", "bits_per_byte"]
-    names = [name for name in dict.fromkeys(order) if name in judged][:2]
-    figures = {f"{title(name)}, {split}": figure(name, judged[name]) for name in names}
+    known = [name for name in dict.fromkeys(order) if name in judged]
+    names = [name for name in known if name != "score" or "success_rate" not in known][:2]
+    figures = {f"{title(name)}, {split}": figure(name, judged[name]).replace(".0 %", " %") for name in names}
     seconds = summary.get("seconds") or 0.0
     return {
         **figures,
         "parameters": short(float(summary["parameters"])),
         "training": duration(seconds),
-        f"{_unit(run)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+        f"{unit_of(run.task)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
     }
 
 
@@ -155,17 +160,6 @@ def title(name: str) -> str:
 def figure(name: str, value: float) -> str:
     """A metric's value for people: rates in per cent."""
     return f"{100 * value:.1f} %" if is_rate(name) else short(value)
-
-
-def _unit(run: Run) -> str:
-    """What a task counts its loss by."""
-    return getattr(run.task, "unit", "token")
-
-
-def _measure(run: Run) -> str:
-    """What a task's loss is."""
-    unit = _unit(run)
-    return getattr(run.task, "measure", f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}")
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
@@ -182,7 +176,7 @@ def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") 
     for name, parts in families(numbers - {*_NO_METRICS, "loss", "perplexity"}).items():
         judged = {title(part): points(evaluations, part) for part in parts}
         if len(judged[title(name)]) > 1:
-            chart = line_chart(judged, "step", title(name), dots=True)
+            chart = line_chart(judged, "step", title(name), dots=True, share=is_rate(name))
             found.append(Picture(heading(name), "validation", chart))
     return [picture for picture in found if picture.figure]
 
@@ -217,12 +211,15 @@ def heading(name: str) -> str:
     return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
 
 
-def scores(final: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a metric: on the final split, with its interval, at the best validation, and how it was computed."""
+def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
+    """A row a metric: on the final split, with its interval, at the best validation, and how it was computed. `measure`
+    says what the loss is.
+    """
     rows: list[dict[str, Any]] = []
-    for name in [name for name, item in {**best, **final}.items() if _is_score(name, item)]:
+    names = [name for name, item in {**best, **final}.items() if _is_score(name, item)]
+    for name in sorted(names, key="samples".__eq__):  # their number stands last
         interval = final.get(f"{name}_interval")
-        row: dict[str, Any] = {"metric": title(name)}
+        row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
         row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
         row["95 % interval"] = " to ".join(figure(name, edge) for edge in interval) if interval else None
         if final.get("split") != "validation":

@@ -16,12 +16,15 @@ _COARSE = 64  # pixels of a side up to which each of them is to be seen
 
 
 class Tile(NamedTuple):
-    """An image with its text, which is `right` or wrong where that can be said, and a note under it."""
+    """An image with its text, which is `right` or wrong where that can be said, and a note under it; `beside` is shown
+    to the right of it, at every width.
+    """
 
     pixels: UInt8[np.ndarray, "H W 3"]
     text: str = ""
     note: str = ""
     right: bool | None = None
+    beside: UInt8[np.ndarray, "H W 3"] | None = None
 
 
 def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
@@ -32,9 +35,16 @@ def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
 def _tile(tile: Tile) -> str:
     kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
     note = f"<small>{escape(tile.note)}</small>" if tile.note else ""
-    pixels = _small(tile.pixels)
-    drawn = ' class="pixels"' if max(pixels.shape[:2]) <= _COARSE else ""
-    return f'<div><img{drawn} alt="" src="{data_uri(pixels)}"><span{kind}>{escape(tile.text)}</span>{note}</div>'
+    told = f"<span{kind}>{escape(tile.text)}</span>{note}"
+    if tile.beside is None:
+        return f"<div>{_image(tile.pixels)}{told}</div>"
+    return f'<div class="pair">{_image(tile.pixels)}{_image(tile.beside)}<p>{told}</p></div>'
+
+
+def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+    shown = _small(pixels)
+    drawn = ' class="pixels"' if max(shown.shape[:2]) <= _COARSE else ""
+    return f'<img{drawn} alt="" src="{data_uri(shown)}">'
 
 
 def _small(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,7 +14,22 @@ from headway.train.schedule import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.task import WHOLE, Batch, Carries, Closes, Counts, Loss, Meets, Plays, Shard, Sided, Task, TaskConfig
+from headway.train.task import (
+    WHOLE,
+    Batch,
+    Carries,
+    Closes,
+    Counts,
+    Loss,
+    Meets,
+    Plays,
+    Shard,
+    Sided,
+    Task,
+    TaskConfig,
+    measure_of,
+    unit_of,
+)
 from headway.train.trainer import Trainer
 
 __all__ = [
@@ -46,9 +61,11 @@ __all__ = [
     "UserInterrupt",
     "WSDConfig",
     "claim",
+    "measure_of",
     "noam_peak",
     "open_recipe",
     "open_run",
     "read_recipe",
+    "unit_of",
     "write_recipe",
 ]

@@ -88,6 +88,17 @@ class Task(Protocol):
         ...
 
 
+def unit_of(task: Task | None) -> str:
+    """What the loss of a task is counted by, for people: "token", "image", ..."""
+    return getattr(task, "unit", "token")
+
+
+def measure_of(task: Task | None) -> str:
+    """What the loss of a task is, for people."""
+    unit = unit_of(task)
+    return getattr(task, "measure", f"nats {'an' if unit[0] in 'aeiou' else 'a'} {unit}")
+
+
 class Sided:
     """A task whose samples are divided: `sides` holds the numbers of those of each split. The test of one that `plays`
     needs none.

@@ -23,7 +23,7 @@ from headway.models import (
     build,
     describe,
 )
-from headway.train.budget import Clock, Speed, TimeBudget, measure, plan, planned
+from headway.train.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
 from headway.train.checkpoint import Checkpoints, Progress, step_of
 from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
@@ -38,7 +38,7 @@ from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
 from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
-from headway.train.task import Meets, Task
+from headway.train.task import Meets, Task, unit_of
 
 _TOLD = 0.1  # a plan that changes by less is changed in silence
 _FINISH = 10  # a run that is to end soon takes one step for so many that it has made
@@ -49,7 +49,8 @@ class Trainer:
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too. `foretell` says early how it will end; no more
+    whether the finished model is judged in that time, too; with `steps_alone` the minutes are those of its steps, and
+    all else comes on top. `foretell` says early how it will end; no more
     than `most` steps are planned, however many minutes there are. The recipe
     written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
@@ -69,6 +70,7 @@ class Trainer:
         judged: bool = False,
         foretell: Foretell | None = None,
         most: int | None = None,
+        steps_alone: bool = False,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
@@ -86,6 +88,7 @@ class Trainer:
         self.judged = judged
         self.foretell = foretell
         self.most = most
+        self.steps_alone = steps_alone
         self.fresh: tuple[str, ...] = ()  # parameters that the start does not have
         self._agreement: Agreement | None = None
         self.extended = False  # whether it goes on for longer than it was begun for
@@ -110,8 +113,8 @@ class Trainer:
         return self._open()
 
     def left(self) -> float | None:
-        """The seconds that its minutes leave for what follows; None for a run without minutes."""
-        return None if self._budget is None else self._budget.for_judgement()
+        """The seconds that its minutes leave for what follows; None where they say nothing of it."""
+        return None if self._budget is None or self.steps_alone else self._budget.for_judgement()
 
     def _fit(self, resume: bool, finish: bool) -> None:
         self.processes.share_of(self.recipe.train.accumulate)
@@ -185,7 +188,7 @@ class Trainer:
         recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
             speed = self._measured(recipe, 60 * self.minutes)
-            recipe = planned(recipe, speed, 60 * self.minutes - self.clock.worked(), self.most)
+            recipe = planned(recipe, speed, self._left(60 * self.minutes), self.most)
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
@@ -199,10 +202,15 @@ class Trainer:
 
     def _measured(self, recipe: Recipe, seconds: float) -> Speed:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
-        left = seconds - self.clock.worked()
-        speed = measure(recipe, self.fresh, self.task, self.processes, self.precision.name, left, self.judged)
-        self._budget = TimeBudget(self.clock, seconds, speed, self.most)
+        given = recipe, self.fresh, self.task, self.processes, self.precision.name
+        speed = measure(*given, self._left(seconds), self.judged, self.steps_alone)
+        kind = StepsBudget if self.steps_alone else TimeBudget
+        self._budget = kind(self.clock, seconds, speed, self.most)
         return speed
+
+    def _left(self, seconds: float) -> float:
+        """What is left of the `seconds` that there are for all of it, or for the steps alone."""
+        return seconds if self.steps_alone else seconds - self.clock.worked()
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:
         """Go on for so many minutes more, from where the rate began to fall, or from the last step before."""
@@ -218,7 +226,7 @@ class Trainer:
             )
         done = step_of(begun)
         speed = self._measured(recipe, 60 * minutes)
-        rest = plan(recipe.train, speed, 60 * minutes - self.clock.worked())
+        rest = plan(recipe.train, speed, self._left(60 * minutes))
         wanted = done + rest.steps
         if wanted <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
             needed = 1.1 * minutes * (steps - done) / rest.steps
@@ -321,15 +329,15 @@ class Trainer:
             flop /= 2  # which `describe` gives for a pair of tokens
         device = self.processes.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        unit = getattr(self.task, "unit", "token")
-        return open_display(self.shown, self.recipe.train.steps, flop, name, unit)
+        return open_display(self.shown, self.recipe.train.steps, flop, name, unit_of(self.task))
 
     def _announce(self, display: Display, progress: Progress, learner: Learner) -> None:
         steps = self.recipe.train.steps
         name, reason = self.precision
         display.say(f"training {steps:,} steps in {self.directory.path}; matrix products in {name} ({reason})")
         if self.minutes is not None:
-            display.say(f"as many as fit into {self.minutes:g} minutes at the speed measured")
+            what = " of steps alone" if self.steps_alone else ""
+            display.say(f"as many as fit into {self.minutes:g} minutes{what} at the speed measured")
         for reason in self.recipe.reasons if not progress.step else ():
             display.say(reason)
         missing = None if progress.step or self.recipe.start is not None else _form_missing(self.recipe.model)
@@ -366,6 +374,7 @@ class Trainer:
                 "precision_reason": self.precision.reason,
                 "fresh": list(self.fresh),
                 "goal": self.task.goal,
+                "unit": unit_of(self.task),
                 "best": progress.best,
                 "forecast": progress.forecast,
                 **environment(self.processes.device, self.processes.world),

@@ -11,7 +11,7 @@ from torch import Tensor
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.resample import RATE
 from headway.report import Picture
-from headway.report.confusion import confusion_chart
+from headway.report.confusion import confusions
 from headway.report.spectrogram import Span, spectrogram
 
 
@@ -19,8 +19,7 @@ def class_pictures(
     labels: Sequence[str], right: np.ndarray, said: np.ndarray, heard: Sequence[tuple[str, Float[Tensor, "T M"]]]
 ) -> list[Picture]:
     """Confusions of classes int [N], and the spectrograms of some sounds by name."""
-    caption = f"{len(right):,} sounds: what they are (downwards) and what is said"
-    pictures = [Picture("Confusions", caption, confusion_chart(right, said, labels), wide=True)]
+    pictures = confusions(right, said, labels, "sounds")
     for name, frames in heard:
         pictures.append(Picture("A sound as it is heard", name, spectrogram(frames.numpy(), seconds(len(frames)))))
     return pictures

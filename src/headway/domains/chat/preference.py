@@ -34,6 +34,7 @@ class Preference(ChatTask):
 
     what = "choices"
     goal: str = "loss"
+    unit = "pair"
     goal_better: Literal["min", "max"] = "min"
 
     def __init__(

@@ -69,6 +69,7 @@ class ImageText(Sided):
     """The task over captions."""
 
     goal = "recall_at_1"
+    unit = "pair"
     goal_better: Literal["min", "max"] = "max"
 
     def __init__(self, config: ImageTextConfig, recipe: Recipe, captions: Captions, workspace: Path) -> None:

@@ -100,6 +100,7 @@ class Masked:
     """The task over tokenised documents; `rows` is the number of rows in a training batch."""
 
     goal = "loss"
+    unit = "hidden symbol"
     goal_better: Literal["min", "max"] = "min"
 
     def __init__(

@@ -17,7 +17,7 @@ from headway.environments import PICTURED
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
 from headway.models import Act
-from headway.report import Picture, bar_chart, line_chart
+from headway.report import Picture, Stroke, bar_chart, line_chart
 
 _NUMBERS = 3  # of an action that are drawn
 _LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     rates = {name: 100 * result["success_rate"] for name, result in told.items()}
     spread = {name: tuple(100 * edge for edge in result["success_rate_interval"]) for name, result in told.items()}
     episodes = next(iter(told.values()))["samples"]
-    chart = bar_chart(rates, "success rate (%)", spread)  # type: ignore[arg-type]
+    chart = bar_chart(rates, "success rate (%)", spread, share=True)  # type: ignore[arg-type]
     return [Picture("Success", f"{episodes} episodes of each task, with 95 % intervals", chart)]
 
 
@@ -66,10 +66,12 @@ def chunk_beside(model: Act, windows: Windows) -> list[Picture]:
     keep = chunks.keep[0]
     done = windows.codec.said_actions(chunks.actions[0][keep].numpy())
     moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_NUMBERS]
-    series = {}
-    for number in sorted(moving.tolist()):
+    series, strokes = {}, {}
+    for colour, number in enumerate(sorted(moving.tolist())):
         for what, values in (("demonstrated", done), ("said", said[: int(torch.count_nonzero(keep))])):
-            series[f"{number} {what}"] = [(float(place), float(value)) for place, value in enumerate(values[:, number])]
+            name = f"{number} {what}"
+            series[name] = [(float(place), float(value)) for place, value in enumerate(values[:, number])]
+            strokes[name] = Stroke(colour, dashed=what == "said")
     where = f"{data.names[data.tasks[episode]]}, step {step - data.starts[episode]} of a demonstration"
-    chart = line_chart(series, "step of the chunk", "numbers of the action")
+    chart = line_chart(series, "step of the chunk", "numbers of the action", strokes=strokes)
     return [Picture("A chunk of actions", where, chart)] if chart else []

@@ -51,7 +51,7 @@ class Trajectories(Sided):
     mean return that is reached there; else the loss on held-out episodes.
     """
 
-    unit = "step"
+    unit = "timestep"
 
     def __init__(
         self,

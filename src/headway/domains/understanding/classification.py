@@ -26,6 +26,8 @@ from headway.errors import UserError
 from headway.metrics import class_scores, correlation_scores
 from headway.models import Loss, ModelConfig, Transformer
 from headway.models.pooled import Pool
+from headway.report import Picture
+from headway.report.confusion import confusions
 from headway.train import Recipe, sharding
 from headway.train.labels import labels_of, save_labels, unknown_label
 from headway.train.rows import Rows, framed, output
@@ -102,6 +104,7 @@ class TextTask(EncoderTask):
         sides = sides_of(texts, table.named, config.split)
         seconds = table.columns.get("text2")
         trained = (column[row] for column in (texts, seconds or []) for row in sides["train"] if column)
+        self.unit = "pair" if seconds else "text"
         codec = config.codec_of(trained, workspace)
         super().__init__(recipe, codec, self._rows(codec, recipe), sides)
 
@@ -167,6 +170,14 @@ class Classes(TextTask):
             for row, label in sorted(said.items())
         ]
 
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        """What is taken for what on the split that is judged last."""
+        numbers = self.numbers(self.final_split)
+        said = np.zeros(len(self.rows), np.int64)
+        for some, _, logits in self.outputs(model, numbers):
+            said[some] = logits.argmax(-1).cpu().numpy()
+        return confusions(self.classes[numbers], said[numbers], self.labels, f"{self.final_split} {self.unit}s")
+
     def save(self, directory: Path) -> None:
         super().save(directory)
         save_labels(directory, self.labels)
@@ -176,6 +187,7 @@ class Numbers(TextTask):
     """The task over pairs with numbers; squared error in units of their variance, judged by Spearman's correlation."""
 
     goal = "spearman"
+    measure = "squared error in units of the variance"
 
     def __init__(self, config: PairsConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
         super().__init__(config, recipe, table, workspace)

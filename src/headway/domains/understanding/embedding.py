@@ -75,6 +75,7 @@ class Embedding(Sided):
     """The task over pairs, or over texts with labels."""
 
     goal_better: Literal["min", "max"] = "max"
+    unit = "pair"
 
     def __init__(self, config: EmbeddingConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
         self.config = config

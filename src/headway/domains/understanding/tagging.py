@@ -64,6 +64,7 @@ class Tags(EncoderTask):
     """The task over tagged sentences; judged by the F1 of entities where tags have some, else by accuracy."""
 
     head = HEAD
+    unit = "word"
 
     def __init__(self, config: TaggingConfig, recipe: Recipe, text: TaggedText, workspace: Path) -> None:
         self.config = config

@@ -46,6 +46,7 @@ class EncoderTask(Sided):
 
     goal: str = "accuracy"
     goal_better: Literal["min", "max"] = "max"
+    unit: str = "text"
     head: str
 
     def __init__(self, recipe: Recipe, codec: Codec, rows: Rows, sides: dict[str, np.ndarray]) -> None:

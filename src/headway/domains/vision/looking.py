@@ -19,6 +19,7 @@ from headway.models import PatchEmbed, PooledHead, Transformer, attention_maps
 from headway.models.rollout import rollout
 
 _LEAST = 224  # pixels of the shorter side of a picture
+_GAP, _LINE = 8, 26  # pixels between two images, and of a line under them
 _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
@@ -39,6 +40,22 @@ class Look:
         tint = _COLD + (_HOT - _COLD) * heat
         share = 0.55 - 0.2 * heat
         return ((1 - share) * large + share * tint).round().clip(0, 255).astype(np.uint8)
+
+    def beside(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
+        """The image as it is, to its right where the model looks, and under both some `lines` of text."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        heat = self.picture()
+        plain = np.asarray(
+            Image.fromarray(self.pixels).resize((heat.shape[1], heat.shape[0]), Image.Resampling.NEAREST)
+        )
+        gap = np.full((len(heat), _GAP, 3), 255, np.uint8)
+        both = np.concatenate([plain, gap, heat], axis=1)
+        band = Image.new("RGB", (both.shape[1], _GAP + _LINE * len(lines)), "white")
+        font, draw = ImageFont.load_default(0.7 * _LINE), ImageDraw.Draw(band)
+        for number, line in enumerate(lines):
+            draw.text((_GAP, _LINE * (number + 0.6)), line, "black", font, anchor="lm")
+        return np.concatenate([both, np.asarray(band)])
 
 
 def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[Look]:

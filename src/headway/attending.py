@@ -1,0 +1,112 @@
+"""The attention of a model to the symbols of a text, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HOW_TO_INSTALL = "pictures of attention need matplotlib; pip install 'headway[report]' and try again"
+_MOST = 80  # symbols along a side whose names can be read
+_CELL, _SMALL = 0.3, 1.5  # inches of a symbol, and of a side of a small picture
+_LEAST = 2.2  # inches of a side
+_NAME = 16  # characters
+
+
+class Attention(NamedTuple):
+    """Attention weights by module name, and the text of the symbols between which they lie.
+
+    `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
+    of a decoder's attention to the source (named in `across`) between `symbols` and `source`, all others between
+    `symbols` and `symbols`.
+    """
+
+    maps: dict[str, Float[Tensor, "H T S"]]
+    symbols: list[str]
+    source: list[str]
+    across: tuple[str, ...] = ()
+
+    def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
+        """A heat map of where each symbol (downwards) looks: to the source where there is one. Weights are those of a
+        layer and a head, counted from 1, or of the mean over all; with `each`, all heads are drawn, a row a layer.
+
+        Raises UserError for a model without attention, a layer or head that it does not have, more symbols than can be
+        read, and without matplotlib.
+        """
+        layers = self._layers(layer)
+        if each and head is not None:
+            raise UserError(f"head {head} and all heads are both asked for; leave one of them out")
+        fewest = min(len(weights) for weights in layers.values())
+        if head is not None and not 1 <= head <= fewest:
+            raise UserError(f"there is no head {head}; give one from 1 to {fewest}")
+        columns = self.source if self.across else self.symbols
+        most = max(len(self.symbols), len(columns))
+        if most > _MOST:
+            raise UserError(f"{most} symbols are too many for a picture that can be read; give at most {_MOST}")
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise UserError(HOW_TO_INSTALL) from None
+        if each:
+            return self._each(Figure(layout="constrained"), layers)
+        chosen = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
+        size = [max(_LEAST, _CELL * len(names)) + 1.2 for names in (columns, self.symbols)]
+        figure = Figure(figsize=(size[0], size[1]), layout="constrained")
+        axes = figure.subplots()
+        weights = torch.stack(chosen).mean(0)
+        _draw(axes, weights)
+        _name(axes, self.symbols, columns)
+        where = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
+        which = "mean of heads" if head is None else f"head {head}"
+        axes.set_title(f"{where}, {which}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
+        return figure
+
+    def _layers(self, layer: int | None) -> dict[int, Float[Tensor, "H T S"]]:
+        """The weights of each layer that is drawn, by its number."""
+        names = self.across if self.source else tuple(self.maps)
+        if not names:
+            raise UserError("the model has no attention that could be drawn; use one with model.mixer=attention")
+        layers = {number: self.maps[name].float() for number, name in enumerate(names, 1)}
+        if layer is None:
+            return layers
+        if layer not in layers:
+            raise UserError(f"there is no layer {layer} with attention; give one from 1 to {len(layers)}")
+        return {layer: layers[layer]}
+
+    def _each(self, figure: Figure, layers: dict[int, Float[Tensor, "H T S"]]) -> Figure:
+        heads = max(len(weights) for weights in layers.values())
+        figure.set_size_inches(_SMALL * heads + 0.4, _SMALL * len(layers) + 0.4)
+        grid = figure.subplots(len(layers), heads, squeeze=False)
+        for row, (number, weights) in zip(grid, layers.items()):
+            for place, axes in enumerate(row):
+                axes.set_axis_off()
+                if place < len(weights):
+                    _draw(axes, weights[place])
+                    axes.set_title(f"layer {number}, head {place + 1}", fontsize=7)
+        return figure
+
+
+def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
+    axes.imshow(weights.numpy(), cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
+
+
+def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _short(name: str) -> str:
+    """A label, in which a dollar sign is no mathematics."""
+    short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    return short.replace("$", r"\$")
