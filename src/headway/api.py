@@ -19,6 +19,7 @@ from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
 from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
+from headway.given import typed
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
@@ -36,6 +37,7 @@ from headway.trained import Model
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
 
+@typed
 def train(
     recipe: str | Path | Recipe,
     data: Paths | None = None,
@@ -97,6 +99,7 @@ def train(
     return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
 
 
+@typed
 def plan(
     recipe: str | Path | Recipe,
     data: Paths | None = None,
@@ -144,6 +147,7 @@ def _begun(
     return known or Fitted(recipe, begin_task(recipe, directory))
 
 
+@typed
 def load(
     path: str | Path,
     device: str = "auto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -18,7 +18,7 @@ from headway.kernels import is_deterministic
 from headway.models import Cache, Captioner, EncoderDecoder, Generative, Transformer
 from headway.train import Recipe
 
-Texts = Sequence[str]
+Texts = Iterable[str]
 Backend = Literal["auto", "torch", "cpu"]
 
 
