@@ -49,6 +49,7 @@ def train(
     start: str | Path | None = None,
     lora: int | None = None,
     *,
+    from_: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
@@ -62,12 +63,13 @@ def train(
     settings such as {"model.width": 256}; `minutes` a time for all of it instead of steps, of which `spent` seconds
     have gone already; `run` the directory, runs/NAME by default. `resume` goes on with the run that is there, a
     finished one for `minutes` more; with `finish` one that was stopped ends within a tenth of its steps so far. `start`
-    is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of the task.
-    `lora` trains an adapter of that rank in place of its weights.
+    or `from_` is a run or a published model to begin from: its configuration, tokenizer and weights, with the heads of
+    the task. `lora` trains an adapter of that rank in place of its weights.
     Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
     checkpoint is written.
     """
     clock = Clock(spent)
+    start = _beginning(start, from_)
     where = find_device(device)
     name = named(recipe).name
     directory = Path(run) if run is not None else Path("runs") / name
@@ -92,11 +94,20 @@ def train(
         most=most,
     )
     result = trainer.fit(resume, finish)
-    if trainer.extended and progress and trainer.processes.first:
+    if not trainer.processes.first:
+        return result
+    if trainer.extended and progress:
         limit = outgrown(result.recipe, task, result.summary["tokens"], result.summary["minutes"])
         print(limit or "its size still fits the time", file=sys.stderr, flush=True)
     judged = bool(result.summary.get("scores"))  # a run that was finished before
-    return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
+    return result if judged else _finish(result, task, samples, progress, trainer.left())
+
+
+def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:
+    """What a run begins from, by either of its names."""
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+    return from_ if start is None else start
 
 
 @typed

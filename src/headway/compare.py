@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,16 +19,17 @@ from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.fitting import fitting
-from headway.models import ModelConfig
-from headway.recipes import Paths, configured
-from headway.report import Picture, Sections, bar_chart, line_chart
+from headway.given import shown, typed
+from headway.recipes import Paths, configured, named
+from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
+from headway.report.page import HOW_TO_INSTALL
 from headway.report.run import figure, heading, points, scaled, title
 from headway.train import Recipe, Task, UserInterrupt
 from headway.train.budget import Clock
 from headway.train.log import read_metrics
 from headway.train.recipe import difference
-from headway.train.run import RunDirectory
+from headway.train.run import RunDirectory, free_directory
 from headway.variants import Tasks, Variant, variants
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
@@ -60,35 +62,64 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, the settings in which they differ, and the metric that they are compared by (validation split)."""
+    """All results, the settings in which they differ, and the metric that they are compared by (validation split). The
+    runs lie below `directory`, as does the `report`; None without the extra of that name.
+    """
 
+    directory: Path
     recipe: Recipe
     settings: Sequence[str]
     goal: str
     better: str
     results: Sequence[Result]
     notes: Sequence[str]
+    report: Path | None = None
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a variant: its size, the goal at its best validation (with the range over seeds), test and speed."""
+        goal, rows = self.goal, []
+        size = self.results[0].variant.parameters
+        for result in self.results:
+            found = result.best(goal)
+            row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
+            row["size"] = f"{result.variant.parameters / size:.1%}"
+            if any(other.variant.width is not None for other in self.results):
+                row["width"] = result.variant.width or getattr(result.variant.recipe.model, "width", None)
+            row[title(goal)] = figure(goal, fmean(found))
+            if len(found) > 1:
+                row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
+            final = [trial.summary["scores"] for trial in result.trials]
+            if final[0]["split"] != "validation":
+                row[final[0]["split"]] = figure(goal, fmean(scores[goal] for scores in final))
+            row["steps"] = round(result.mean("step"))
+            row["tokens/s"] = round(result.mean("tokens") / result.mean("seconds"))
+            row["seconds"] = round(result.mean("seconds"), 1)
+            rows.append(row)
+        return rows
 
 
+@typed
 def compare(
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe,
     grid: Mapping[str, Sequence[Any]],
     data: Paths | None = None,
     minutes: float | None = None,
     seeds: int = 1,
     resume: bool = False,
     *,
-    directory: Path,
+    run: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
 ) -> Comparison:
-    """Train every combination of the grid's values, `seeds` times each, below `directory`.
+    """Train every combination of the grid's values, as in {"model.mixer": ["attention", "lstm"]}, `seeds` times each.
 
-    Each gets the same steps, or the same `minutes`. Where settings of the model are compared, the width is adjusted so
-    that all have about as many parameters as the first. `resume` goes on with the comparison that is there, or begins.
+    They lie below `run`, by default a new directory in runs/. Each gets the same steps, or the same `minutes`. Where
+    settings of the model are compared, the width is adjusted so that all have about as many parameters as the first.
+    `resume` goes on with the comparison that is there, or begins.
     Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
+    directory = _place(recipe, grid, seeds, resume, run)
     find_device(device)
     asked = configured(recipe, data, {}, seed)
     plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds}
@@ -100,13 +131,13 @@ def compare(
         base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
         plan["fitted"] = to_dict(base)
     tasks = Tasks(directory / CODECS)
-    found = variants(base, grid, tasks.adapted)
+    several = variants(base, grid, tasks.adapted)
     RunDirectory(directory).create()
     if not begun:
         write_json(directory / FILE, plan)
     tasks.save()
     results = []
-    for variant in found:
+    for variant in several:
         task, trials = tasks.of(variant.recipe), []
         for number in range(seeds):
             name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
@@ -116,11 +147,44 @@ def compare(
         results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
     first = tasks.of(results[0].variant.recipe)
     notes = _notes([result.variant for result in results], minutes, seeds)
-    return Comparison(base, list(grid), first.goal, first.goal_better, results, notes)
+    found = Comparison(directory, base, list(grid), first.goal, first.goal_better, results, notes)
+    if not available():
+        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+        return found
+    command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
+    return replace(found, report=write_report(directory, sections(found, command)))
+
+
+def _place(
+    recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
+) -> Path:
+    """The directory of a comparison. UserError for what cannot be compared."""
+    for key, values in grid.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"{key} is {shown(values)}; give a list of the values that are compared")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; give 1 or more")
+    if run is not None:
+        return Path(run)
+    if resume:
+        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR (run=...)")
+    return free_directory(Path("runs") / f"compare-{named(recipe).name}")
+
+
+def _command(
+    recipe: str, grid: Mapping[str, Sequence[Any]], data: Sequence[str], plan: Mapping[str, Any], directory: Path
+) -> str:
+    """The command that makes the same comparison again."""
+    words = ["headway", "compare", recipe, *(["--data", *data] if data else [])]
+    say = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
+    words += ["--set", *(f"{key}={','.join(map(say, values))}" for key, values in grid.items())]
+    words += [] if plan["minutes"] is None else ["--minutes", f"{plan['minutes']:g}"]
+    words += [] if plan["seeds"] == 1 else ["--seeds", str(plan["seeds"])]
+    return shlex.join([*words, "--run", f"{directory}-again"])
 
 
 def _fitted(
-    name: str | Recipe,
+    name: str | Path | Recipe,
     recipe: Recipe,
     grid: Mapping[str, Sequence[Any]],
     minutes: float | None,
@@ -210,33 +274,6 @@ def _notes(found: Sequence[Variant], minutes: float | None, seeds: int) -> list[
     return notes
 
 
-def table(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a variant: its size, and the goal at its best validation (with the range over seeds), test and speed."""
-    goal, rows = comparison.goal, []
-    size = comparison.results[0].variant.parameters
-    for result in comparison.results:
-        found = result.best(goal)
-        row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
-        row["size"] = f"{result.variant.parameters / size:.1%}"
-        if any(other.variant.width is not None for other in comparison.results):
-            row["width"] = result.variant.width or _width(result.variant.recipe.model)
-        row[title(goal)] = figure(goal, fmean(found))
-        if len(found) > 1:
-            row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
-        final = [trial.summary["scores"] for trial in result.trials]
-        if final[0]["split"] != "validation":
-            row[final[0]["split"]] = figure(goal, fmean(scores[goal] for scores in final))
-        row["steps"] = round(result.mean("step"))
-        row["tokens/s"] = round(result.mean("tokens") / result.mean("seconds"))
-        row["seconds"] = round(result.mean("seconds"), 1)
-        rows.append(row)
-    return rows
-
-
-def _width(model: ModelConfig) -> int | None:
-    return getattr(model, "width", None)
-
-
 def sections(comparison: Comparison, command: str) -> Sections:
     """The page of a comparison."""
     goal, results = comparison.goal, comparison.results
@@ -256,7 +293,7 @@ def sections(comparison: Comparison, command: str) -> Sections:
             Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True)),
             Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True)),
         ],
-        table=table(comparison),
+        table=comparison.table(),
         notes=comparison.notes,
         configuration=to_dict(comparison.recipe),
         command=command,

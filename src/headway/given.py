@@ -102,13 +102,6 @@ def rows_of_ids(given: Any) -> Given[list[int]]:
     return Given([[int(i) for i in _all(row, Integral, "id", "an id is a whole number")] for row in rows], one)
 
 
-def single(text: Any, name: str, verb: str) -> str:
-    """A text where only one can be taken; UserError for anything else."""
-    if not isinstance(text, str):
-        raise UserError(f"{name} is {shown(text)}; give {verb} one text at a time")
-    return text
-
-
 def _is_pair(given: Any) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given)
 

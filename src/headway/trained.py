@@ -224,16 +224,16 @@ class Model(Writes, Acts):
         asked = given.texts(text)
         return asked.answer([masked.fill(self.module, self.codec, each, top) for each in asked.items])
 
+    @typed
     def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
         self._check_one_stream()
-        given.single(text, "text", "attention")
         if isinstance(self.module, Transformer):
             ids = self.prompt_ids(text)
             maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
             return Attention(_first(maps), _names(self.codec, ids), [])
         translator, codecs = self._translator, self._translator.codecs
-        written = self.translate(text) if target is None else given.single(target, "target", "attention")
+        written = self.translate(text) if target is None else target
         source = translator.read([text])[0]
         decoder = [translator.begin, *codecs.target.encode(written)]
         if not source:

@@ -91,8 +91,7 @@ class Writes(Senses):
     @typed
     def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
         """`stream` with its settings as objects."""
-        ids = self.prompt_ids(given.single(prompt, "prompt", "stream"))
-        return self.session.stream(ids, sampling, self._limits(limits))
+        return self.session.stream(self.prompt_ids(prompt), sampling, self._limits(limits))
 
     @overload
     def complete(self, prompts: str, sampling: Sampling = ..., limits: Limits = ...) -> Completion: ...

@@ -95,6 +95,15 @@ def claim(directory: Path, resume: bool) -> bool:
     return RunDirectory(directory).claim(resume)
 
 
+def free_directory(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    directory, count = wanted, 1
+    while directory.exists():
+        count += 1
+        directory = wanted.with_name(f"{wanted.name}-{count}")
+    return directory
+
+
 def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
     place = RunDirectory(directory)
