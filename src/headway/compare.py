@@ -26,7 +26,7 @@ from headway.report.charts import Points
 from headway.report.page import HOW_TO_INSTALL
 from headway.report.run import figure, heading, points, scaled, title
 from headway.train import Recipe, Task, UserInterrupt
-from headway.train.budget import Clock
+from headway.train.budget import Clock, check_minutes
 from headway.train.log import read_metrics
 from headway.train.recipe import difference
 from headway.train.run import RunDirectory, free_directory
@@ -119,6 +119,7 @@ def compare(
     `resume` goes on with the comparison that is there, or begins.
     Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
+    check_minutes([] if minutes is None else [minutes])
     directory = _place(recipe, grid, seeds, resume, run)
     find_device(device)
     asked = configured(recipe, data, {}, seed)

@@ -21,6 +21,7 @@ from headway.domains.translation.translator import Translator
 from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
 from headway.given import typed
+from headway.handed import Data, kept
 from headway.layout import Layout
 from headway.loaded import Texts
 from headway.models import (
@@ -246,27 +247,36 @@ class Model(Writes, Acts):
     @typed
     def evaluate(
         self,
-        data: Paths | None = None,
+        data: Data | None = None,
         split: str | None = None,
         limit: int | None = None,
         stride: int | None = None,
     ) -> dict[str, Any]:
-        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`.
+        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`, which are
+        what `train` takes.
 
         Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
         "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
         model is judged as what it is, on `data`: a language model, or one that matches images with texts.
         """
-        task = self._task(data)
-        wanted = split or (final_split(task) if data is None else "all")
-        known = {*SIDES, "all", *getattr(task, "sides", ())}
-        if wanted not in known:
-            raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
-        if stride is None:
-            return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-        if not isinstance(task, Language):
-            raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
-        return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+        with kept(data, self._domain) as paths:
+            task = self._task(paths)
+            wanted = split or (final_split(task) if data is None else "all")
+            known = {*SIDES, "all", *getattr(task, "sides", ())}
+            if wanted not in known:
+                raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
+            if stride is None:
+                return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+            if not isinstance(task, Language):
+                raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
+            return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+
+    @property
+    def _domain(self) -> str:
+        """What its data are of."""
+        if self.recipe is not None:
+            return self.recipe.domain
+        return "image_text" if matches(self.module) else "text"
 
     def _task(self, data: Paths | None) -> Task:
         if self.recipe is not None:
