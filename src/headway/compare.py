@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headway.api import find_device, train
+from headway.card import Card, shows
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
@@ -60,6 +61,7 @@ class Result:
         return fmean(trial.summary[key] for trial in self.trials)
 
 
+@shows
 @dataclass(frozen=True)
 class Comparison:
     """All results, the settings in which they differ, and the metric that they are compared by (validation split). The
@@ -74,6 +76,13 @@ class Comparison:
     results: Sequence[Result]
     notes: Sequence[str]
     report: Path | None = None
+
+    def card(self) -> Card:
+        """Which variant is best, and all of them in a table."""
+        means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
+        best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
+        facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
+        return Card(f"Comparison {self.directory}", facts, self.table(), self.report)
 
     def table(self) -> list[dict[str, Any]]:
         """A row a variant: its size, the goal at its best validation (with the range over seeds), test and speed."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headway import given
 from headway.acting import Acts
+from headway.card import Card, shows
 from headway.codecs import Codec
 from headway.data import SIDES
 from headway.domains import audio, image_text, masked, understanding, vision
@@ -28,6 +29,7 @@ from headway.models import (
     EncoderDecoder,
     Transformer,
     attention_maps,
+    describe,
 )
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.senses import matches, sees
@@ -37,6 +39,7 @@ from headway.writing import Writes
 Labels = dict[str, float]
 
 
+@shows
 class Attention(NamedTuple):
     """Attention weights by module name, and the text of the symbols between which they lie.
 
@@ -48,7 +51,14 @@ class Attention(NamedTuple):
     symbols: list[str]
     source: list[str]
 
+    def card(self) -> Card:
+        """Of what, and how many heads and symbols each map has."""
+        rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
+        of = {"symbols": len(self.symbols), "of the source": len(self.source) or None}
+        return Card("Attention", {"maps": len(rows), **of}, rows)
 
+
+@shows
 class Model(Writes, Acts):
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
     with texts, a captioner writes of images.
@@ -60,6 +70,20 @@ class Model(Writes, Acts):
     `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
     written: what is written stays the same, and comes sooner where the guesses are good.
     """
+
+    def card(self) -> Card:
+        """What kind of model it is, how large, and what it was trained for."""
+        recipe = self.recipe
+        return Card(
+            f"Model {self.directory}",
+            {
+                "a": type(self.module).__name__,
+                "parameters": describe(self.module.config)["parameters"],
+                "context": self.context,
+                "on": str(self.device),
+                "recipe": None if recipe is None else f"{recipe.name} ({recipe.domain})",
+            },
+        )
 
     @torch.inference_mode()
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:

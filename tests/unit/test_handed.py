@@ -141,6 +141,7 @@ def test_a_run_of_texts_repeats_and_resumes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
     settings = {"model.width": 16, "model.depth": 1, "model.heads": 1, "task.codec": "byte", "task.size": 257}
     settings |= {"task.context": 16, "train.steps": 2, "train.batch_tokens": 64, "train.precision": "fp32"}
+    settings |= {"task.split.validation": 0.3, "task.split.test": 0.3}
     how: Any = {"device": "cpu", "progress": False, "samples": 0}
     texts = [f"The number {number} is no letter." for number in range(60)]
     run = hw.train("text", iter(texts), settings, run=tmp_path / "run", **how)
@@ -149,7 +150,7 @@ def test_a_run_of_texts_repeats_and_resumes(tmp_path: Path, monkeypatch: pytest.
     again = hw.train(tmp_path / "run" / "recipe.json", run=tmp_path / "again", **how)
     assert again.summary["scores"] == run.summary["scores"]
     hw.train("text", texts, settings, run=tmp_path / "run", resume=True, **how)
-    with pytest.raises(hw.UserError, match="data is "):
+    with pytest.raises(hw.UserError, match=r"data\.0 is"):
         hw.train("text", texts[1:], settings, run=tmp_path / "run", resume=True, **how)
     assert list((tmp_path / "run" / "data").iterdir()) == [file]
     found = hw.load(tmp_path / "run").evaluate([{"text": text} for text in texts])
