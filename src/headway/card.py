@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,7 +23,7 @@ class Card:
     title: str
     facts: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]] = ()
-    link: Path | str | None = field(default=None)
+    link: Path | str | None = None
 
     def text(self) -> str:
         """One line."""
@@ -34,10 +34,10 @@ class Card:
 
     def html(self) -> str:
         """A title, a table of the facts, one of the rows, and a link."""
-        facts = [(name, _said(value)) for name, value in self.facts.items() if value is not None]
+        facts = [[name, _said(value)] for name, value in self.facts.items() if value is not None]
         parts = [f"<strong>{escape(self.title)}</strong>"]
         if facts:
-            parts.append(_table([], [[name, text] for name, text in facts]))
+            parts.append(_table([], facts))
         if self.rows:
             names = list(self.rows[0])
             parts.append(_table(names, [[_said(row.get(name)) for name in names] for row in self.rows[:_ROWS]]))
@@ -87,7 +87,7 @@ def _said(value: Any, longest: int | None = None) -> str:
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in names)}</tr>" if names else ""
-    left = ' style="text-align: left"'
-    body = "".join(f"<tr>{''.join(f'<td{left}>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    style = ' style="text-align: left; padding: 0 1em 0 0"'
+    head = f"<tr>{''.join(f'<th{style}>{escape(name)}</th>' for name in names)}</tr>" if names else ""
+    body = "".join(f"<tr>{''.join(f'<td{style}>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
     return f"<table>{head}{body}</table>"

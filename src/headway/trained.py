@@ -77,7 +77,7 @@ class Model(Writes, Acts):
         return Card(
             f"Model {self.directory}",
             {
-                "a": type(self.module).__name__,
+                "kind": type(self.module).__name__,
                 "parameters": describe(self.module.config)["parameters"],
                 "context": self.context,
                 "on": str(self.device),

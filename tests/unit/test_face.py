@@ -92,8 +92,8 @@ def shown() -> dict[str, tuple[Any, str, str]]:
     return {
         "model": (
             hw.Model(Opened(module, Usage(), None), Path("m")),
-            f"Model m: a Transformer, parameters {size:,}, context 8, on cpu",
-            '<td style="text-align: left">Transformer</td>',
+            f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu",
+            ">Transformer</td>",
         ),
         "run": (
             run,
