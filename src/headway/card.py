@@ -48,17 +48,17 @@ class Card:
         return f"<div>{''.join(parts)}</div>"
 
 
-class _Shown(Protocol):
+class _Carded(Protocol):
     def card(self) -> Card: ...
 
 
 def shows(cls: type[T]) -> type[T]:
     """A class whose values show themselves by their `card()`."""
 
-    def line(self: _Shown) -> str:
+    def line(self: _Carded) -> str:
         return self.card().text()
 
-    def table(self: _Shown) -> str:
+    def table(self: _Carded) -> str:
         return self.card().html()
 
     cls.__repr__ = line  # type: ignore[assignment]
