@@ -17,20 +17,82 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headway.api import Model, load, plan, train
+    from headway.attending import Attention
+    from headway.compare import Comparison, compare
+    from headway.domains.audio import Segment, Transcribing, Transcription
+    from headway.domains.image_text import Matches
+    from headway.domains.masked import Candidate
+    from headway.domains.understanding import TaggedWords
+    from headway.domains.vision import Look
     from headway.errors import ConfigError, UserError
-    from headway.train import Run
+    from headway.exchange import Quantized, export, quantize
+    from headway.fitting import Plan
+    from headway.generate import Completion, Limits, Sampling, SearchConfig
+    from headway.listing import presets, recipes
+    from headway.train import Recipe, Run
 
-__all__ = ["ConfigError", "Model", "Run", "UserError", "__version__", "load", "plan", "train"]
+__all__ = [
+    "Attention",
+    "Candidate",
+    "Comparison",
+    "Completion",
+    "ConfigError",
+    "Limits",
+    "Look",
+    "Matches",
+    "Model",
+    "Plan",
+    "Quantized",
+    "Recipe",
+    "Run",
+    "Sampling",
+    "SearchConfig",
+    "Segment",
+    "TaggedWords",
+    "Transcribing",
+    "Transcription",
+    "UserError",
+    "__version__",
+    "compare",
+    "export",
+    "load",
+    "plan",
+    "presets",
+    "quantize",
+    "recipes",
+    "train",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "train": "headway.api",
+    "Model": "headway.api",
     "load": "headway.api",
     "plan": "headway.api",
-    "Model": "headway.api",
-    "Run": "headway.train",
-    "UserError": "headway.errors",
+    "train": "headway.api",
+    "Comparison": "headway.compare",
+    "compare": "headway.compare",
+    "Segment": "headway.domains.audio",
+    "Transcribing": "headway.domains.audio",
+    "Transcription": "headway.domains.audio",
+    "Matches": "headway.domains.image_text",
+    "Candidate": "headway.domains.masked",
+    "TaggedWords": "headway.domains.understanding",
+    "Look": "headway.domains.vision",
     "ConfigError": "headway.errors",
+    "UserError": "headway.errors",
+    "Quantized": "headway.exchange",
+    "export": "headway.exchange",
+    "quantize": "headway.exchange",
+    "Plan": "headway.fitting",
+    "Completion": "headway.generate",
+    "Limits": "headway.generate",
+    "Sampling": "headway.generate",
+    "SearchConfig": "headway.generate",
+    "presets": "headway.listing",
+    "recipes": "headway.listing",
+    "Recipe": "headway.train",
+    "Run": "headway.train",
+    "Attention": "headway.attending",
 }
 
 
@@ -52,9 +114,9 @@ def __dir__() -> list[str]:
 
 
 class _Face(ModuleType):
-    """Keeps `headway.train` the function although a subpackage has the same name.
+    """Keeps `headway.train`, `compare` and `recipes` functions although submodules have the same names.
 
-    Importing a subpackage sets it as an attribute of its parent, which would hide the function after
+    Importing a submodule sets it as an attribute of its parent, which would hide the function after
     the first use. `from headway.train import Trainer` works all the same.
     """
 

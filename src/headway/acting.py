@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from headway.domains import robotics, trajectories
 from headway.errors import UserError
+from headway.given import typed
 from headway.loaded import Loaded
 from headway.models import Act, Transformer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class Acts(Loaded):
     """Episodes of models of trajectories and of robots, and players of chess."""
 
+    @typed
     def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy:
         """A robot's policy: reset(), select_action(observation), predict_action_chunk(observation).
 
@@ -25,6 +27,7 @@ class Acts(Loaded):
         """
         return robotics.policy(self.module, self.directory, task, seed)
 
+    @typed
     def player(self, search: str | None = None) -> Player:
         """Who plays chess by this model: by its "policy", its "value" of what each move leads to, or a tree search,
         "puct"; None takes the strongest that the model allows. Needs the extra `chess`.
@@ -34,6 +37,7 @@ class Acts(Loaded):
 
         return Player(judge_of(self.module, self.recipe, str(self.directory)), search)
 
+    @typed
     def rollout(
         self,
         env: str | Sequence[str] | None = None,

@@ -19,26 +19,29 @@ from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
 from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
+from headway.given import typed
+from headway.handed import Data, kept
 from headway.loaded import Backend
 from headway.memory import check_room
 from headway.models import Cache
 from headway.pictures import attention_pictures
 from headway.planning import plans
-from headway.recipes import Paths, begin_task, configured, final_split, named, open_task, recipes, recorded
+from headway.recipes import begin_task, configured, final_split, named, open_task, recipes, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
-from headway.train.budget import FEW, Clock
+from headway.train.budget import FEW, Clock, check_minutes
 from headway.train.run import RunDirectory
 from headway.trained import Model
 
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
 
+@typed
 def train(
     recipe: str | Path | Recipe,
-    data: Paths | None = None,
+    data: Data | None = None,
     set: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     run: str | Path | None = None,
@@ -47,6 +50,7 @@ def train(
     start: str | Path | None = None,
     lora: int | None = None,
     *,
+    from_: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
@@ -57,51 +61,70 @@ def train(
 ) -> Run:
     """Train a recipe and give the run with its best model, test scores, samples and, with the extra, a report.
 
-    `recipe` is a name, a recipe.json or a Recipe; `data` are the user's own files in place of its own; `set` dotted
+    `recipe` is a name, a recipe.json or a Recipe; `data` are the user's in place of its own (see below); `set` dotted
     settings such as {"model.width": 256}; `minutes` a time for all of it instead of steps, of which `spent` seconds
     have gone already, or with `steps_alone` a time for its steps, all else on top; `run` the directory, runs/NAME by
     default. `resume` goes on with the run that is there, a finished one for `minutes` more; with `finish` one that was
-    stopped ends within a tenth of its steps so far. `start` is a run or a published model to begin from: its
+    stopped ends within a tenth of its steps so far. `start` or `from_` is a run or a published model to begin from: its
     configuration, tokenizer and weights, with the heads of the task; `lora` trains an adapter of that rank in their
-    place. Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C.
+    place.
+    Data are files; or, for recipes that read texts or tables, a table of pandas or polars, a Dataset or any iterable of
+    rows (mappings) or texts, which is read once and kept in the run's directory, in `data`, for its recipe to find.
+    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
+    checkpoint is written.
     """
-    clock = Clock(spent)
-    where = find_device(device)
-    name = named(recipe).name
-    directory = Path(run) if run is not None else Path("runs") / name
-    if claim(directory, resume):
-        chosen = recorded(directory, name, data, set, seed, start, lora)
-        task = open_task(chosen, directory)
-        most = None
-    else:
-        chosen = configured(recipe, data, set, seed, start, lora)
-        chosen, task, most = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
-    trainer = Trainer(
-        chosen,
-        task,
-        directory,
-        device=where,
-        threads=threads,
-        progress=progress,
-        minutes=minutes,
-        clock=clock,
-        judged=True,
-        foretell=foretelling(chosen, task),
-        most=most,
-        steps_alone=steps_alone,
-    )
-    result = trainer.fit(resume, finish)
-    if trainer.extended and progress and trainer.processes.first:
-        limit = outgrown(result.recipe, task, result.summary["tokens"], result.summary["minutes"])
+    clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
+    check_minutes([] if minutes is None else [minutes])
+    found = named(recipe)
+    directory = Path("runs") / found.name if run is None else Path(run)
+    begun = claim(directory, resume)
+    with kept(data, found.domain, directory) as paths:
+        if begun:
+            chosen = recorded(directory, found.name, paths, set, seed, start, lora)
+            fitted = Fitted(chosen, open_task(chosen, directory))
+        else:
+            chosen = configured(recipe, paths, set, seed, start, lora)
+            fitted = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
+        trainer = Trainer(
+            fitted.recipe,
+            fitted.task,
+            directory,
+            device=where,
+            threads=threads,
+            progress=progress,
+            minutes=minutes,
+            clock=clock,
+            judged=True,
+            foretell=foretelling(fitted.recipe, fitted.task),
+            most=fitted.most,
+            steps_alone=steps_alone,
+        )
+        return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
+
+
+def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:
+    """A run whose best model is judged, and its page written, unless it was finished before."""
+    if not trainer.processes.first:
+        return run
+    if trainer.extended and progress:
+        limit = outgrown(run.recipe, trainer.task, run.summary["tokens"], run.summary["minutes"])
         print(limit or "its size still fits the time", file=sys.stderr, flush=True)
-    judged = bool(result.summary.get("scores"))  # a run that was finished before
-    return result if judged or not trainer.processes.first else _finish(result, task, samples, progress, trainer.left())
+    judged = bool(run.summary.get("scores"))
+    return run if judged else _finish(run, trainer.task, samples, progress, trainer.left())
 
 
+def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:
+    """What a run begins from, by either of its names."""
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+    return from_ if start is None else start
+
+
+@typed
 def plan(
     recipe: str | Path | Recipe,
-    data: Paths | None = None,
-    minutes: Sequence[float] = (5, 30, 120),
+    data: Data | None = None,
+    minutes: float | Sequence[float] = (5, 30, 120),
     set: Mapping[str, Any] | None = None,
     *,
     device: str = "auto",
@@ -114,12 +137,13 @@ def plan(
     The arguments are those of `train`. Nothing is trained, but for some steps whose time is taken. Raises UserError for
     what cannot be trained, and where all of the minutes are too few.
     """
-    if not minutes or min(minutes) <= 0:
-        raise UserError(f"{list(minutes)} minutes; give numbers above 0")
+    several = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
+    check_minutes(several)
     where = find_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    return plans(configured(recipe, data, set, seed), set or {}, minutes, where, spent)
+    with kept(data, named(recipe).domain) as paths:
+        return plans(configured(recipe, paths, set, seed), set or {}, several, where, spent)
 
 
 def _begun(
@@ -145,6 +169,7 @@ def _begun(
     return known or Fitted(recipe, begin_task(recipe, directory))
 
 
+@typed
 def load(
     path: str | Path,
     device: str = "auto",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.card import Card, shows
 from headway.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _LEAST = 2.2  # inches of a side
 _NAME = 16  # characters
 
 
+@shows
 class Attention(NamedTuple):
     """Attention weights by module name, and the text of the symbols between which they lie.
 
@@ -34,6 +36,12 @@ class Attention(NamedTuple):
     symbols: list[str]
     source: list[str]
     across: tuple[str, ...] = ()
+
+    def card(self) -> Card:
+        """Of what, and how many heads and symbols each map has."""
+        rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
+        of = {"symbols": len(self.symbols), "of the source": len(self.source) or None}
+        return Card("Attention", {"maps": len(rows), **of}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
         """A heat map of where each symbol (downwards) looks: to the source where there is one. Weights are those of a

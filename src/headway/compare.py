@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,22 +15,25 @@ from typing import Any, NamedTuple
 import torch
 
 from headway.api import find_device, train
+from headway.card import Card, shows
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.fitting import fitting
-from headway.models import ModelConfig, build
-from headway.recipes import Paths, configured
-from headway.report import Picture, Sections, bar_chart, line_chart
+from headway.given import shown, typed
+from headway.models import build
+from headway.recipes import Paths, configured, named
+from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
+from headway.report.page import HOW_TO_INSTALL
 from headway.report.run import figure, heading, is_rate, points, scaled, title
 from headway.train import Recipe, Task, UserInterrupt, measure_of, unit_of
-from headway.train.budget import Clock
+from headway.train.budget import Clock, check_minutes
 from headway.train.display import duration
 from headway.train.log import read_metrics
 from headway.train.precision import Precision, choose
 from headway.train.recipe import difference
-from headway.train.run import RunDirectory
+from headway.train.run import RunDirectory, free_directory
 from headway.variants import Tasks, Variant, variants
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
@@ -66,12 +70,15 @@ class Result:
         return fmean(self.each(key))
 
 
+@shows
 @dataclass(frozen=True)
 class Comparison:
     """All results, the settings in which they differ, the metric that they are compared by (validation split), and what
-    their losses are counted by and measured in.
+    their losses are counted by and measured in. The runs lie below `directory`, as does the `report`; None without the
+    extra of that name.
     """
 
+    directory: Path
     recipe: Recipe
     settings: Sequence[str]
     goal: str
@@ -80,32 +87,66 @@ class Comparison:
     measure: str
     results: Sequence[Result]
     notes: Sequence[str]
+    report: Path | None = None
+
+    def card(self) -> Card:
+        """Which variant is best, and all of them in a table."""
+        means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
+        best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
+        facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
+        return Card(f"Comparison {self.directory}", facts, self.table(), self.report)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a variant: its size, the goal at its best validation (with the range over seeds), test and speed."""
+        goal, rows = self.goal, []
+        size = self.results[0].variant.parameters
+        for result in self.results:
+            found = result.best(goal)
+            row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
+            row["size"] = f"{result.variant.parameters / size:.1%}"
+            if any(other.variant.width is not None for other in self.results):
+                row["width"] = result.variant.width or getattr(result.variant.recipe.model, "width", None)
+            row[f"validation {title(goal)}"] = figure(goal, fmean(found))
+            if len(found) > 1:
+                row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
+            final = [trial.summary["scores"] for trial in result.trials]
+            if final[0]["split"] != "validation":
+                row[f"{final[0]['split']} {title(goal)}"] = figure(goal, fmean(scores[goal] for scores in final))
+            row["steps"] = round(result.mean("step"))
+            row[f"{self.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
+            row["seconds"] = round(result.mean("seconds"), 1)
+            rows.append(row)
+        return rows
 
 
+@typed
 def compare(
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe,
     grid: Mapping[str, Sequence[Any]],
     data: Paths | None = None,
     minutes: float | None = None,
     seeds: int = 1,
     resume: bool = False,
     *,
-    directory: Path,
+    run: str | Path | None = None,
     tokens: int | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
 ) -> Comparison:
-    """Train every combination of the grid's values, `seeds` times each, below `directory`.
+    """Train every combination of the grid's values, as in {"model.mixer": ["attention", "lstm"]}, `seeds` times each.
 
-    Each gets the same steps, the same `minutes` of steps (evaluations and judgement come on top), or about as many
-    `tokens` (or whatever its loss is counted by), and the same precision. Where settings of the model are compared, the
-    width is adjusted so that all have about as many parameters as the first. `resume` goes on with the comparison that
-    is there, or begins. Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
+    They lie below `run`, by default a new directory in runs/. Each gets the same steps, the same `minutes` of steps
+    (evaluations and judgement come on top), or about as many `tokens` (or whatever its loss is counted by), and the
+    same precision. Where settings of the model are compared, the width is adjusted so that all have about as many
+    parameters as the first. `resume` goes on with the comparison that is there, or begins.
+    Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
-    where = find_device(device)
+    check_minutes([] if minutes is None else [minutes])
     if minutes is not None and tokens is not None:
         raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are asked for; give one of them")
+    directory = _place(recipe, grid, seeds, resume, run)
+    where = find_device(device)
     asked = configured(recipe, data, {}, seed)
     plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
     plan["minutes"] = None if minutes is None else float(minutes)
@@ -115,34 +156,48 @@ def compare(
     else:
         base = _fitted(recipe, asked, grid, minutes, where, threads)
     tasks = Tasks(directory / CODECS)
-    found = variants(base, grid, tasks.adapted)
-    own = _precisions(found, where)
+    several = variants(base, grid, tasks.adapted)
+    own = _precisions(several, where)
     if _PRECISION not in grid:
         base = override(base, {_PRECISION: _common(base, own)})
-        found = [replace(each, recipe=override(each.recipe, {_PRECISION: base.train.precision})) for each in found]
+        several = [replace(each, recipe=override(each.recipe, {_PRECISION: base.train.precision})) for each in several]
     if tokens is not None:
-        found = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in found]
+        several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
     plan["fitted"] = to_dict(base)
     RunDirectory(directory).create()
     if not begun:
         write_json(directory / FILE, plan)
     tasks.save()
-    results = []
-    for variant in found:
-        task, trials = tasks.of(variant.recipe), []
-        for name, chosen in _seeded(variant, seeds):
-            with _resumable(name, directory):
-                trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
-        results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+    results = [_result(variant, tasks, directory, minutes, seeds, device, threads) for variant in several]
     first = tasks.of(results[0].variant.recipe)
-    unit = unit_of(first)
-    notes = [*_amounts(results, minutes, tokens, seeds, unit), *_sizes([result.variant for result in results])]
+    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first)))
     if _PRECISION not in grid:
         notes.append(_said_precision(base, own if asked.train.precision == "auto" else {}))
-    if seeds == 1:
-        notes.append("Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).")
     differ = [key for key, values in grid.items() if len(values) > 1]
-    return Comparison(base, differ, first.goal, first.goal_better, unit, measure_of(first), results, notes)
+    kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
+    found = Comparison(directory, base, differ, *kinds, results, notes)
+    if not available():
+        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+        return found
+    command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
+    return replace(found, report=write_report(directory, sections(found, command)))
+
+
+def _result(
+    variant: Variant,
+    tasks: Tasks,
+    directory: Path,
+    minutes: float | None,
+    seeds: int,
+    device: str,
+    threads: int | None,
+) -> Result:
+    """The runs of a variant, one a seed."""
+    task, trials = tasks.of(variant.recipe), []
+    for name, chosen in _seeded(variant, seeds):
+        with _resumable(name, directory):
+            trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
+    return Result(replace(variant, parameters=trials[0].summary["parameters"]), trials)
 
 
 def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
@@ -178,8 +233,37 @@ def _said_precision(base: Recipe, own: Mapping[str, Precision]) -> str:
     return f"All matrix products of training are in {common} ({reason}){told}."
 
 
+def _place(
+    recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
+) -> Path:
+    """The directory of a comparison. UserError for what cannot be compared."""
+    for key, values in grid.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"{key} is {shown(values)}; give a list of the values that are compared")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; give 1 or more")
+    if run is not None:
+        return Path(run)
+    if resume:
+        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR (run=...)")
+    return free_directory(Path("runs") / f"compare-{named(recipe).name}")
+
+
+def _command(
+    recipe: str, grid: Mapping[str, Sequence[Any]], data: Sequence[str], plan: Mapping[str, Any], directory: Path
+) -> str:
+    """The command that makes the same comparison again."""
+    words = ["headway", "compare", recipe, *(["--data", *data] if data else [])]
+    say = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
+    words += ["--set", *(f"{key}={','.join(map(say, values))}" for key, values in grid.items())]
+    words += [] if plan["minutes"] is None else ["--minutes", f"{plan['minutes']:g}"]
+    words += [] if plan["tokens"] is None else ["--tokens", str(plan["tokens"])]
+    words += [] if plan["seeds"] == 1 else ["--seeds", str(plan["seeds"])]
+    return shlex.join([*words, "--run", f"{directory}-again"])
+
+
 def _fitted(
-    name: str | Recipe,
+    name: str | Path | Recipe,
     recipe: Recipe,
     grid: Mapping[str, Sequence[Any]],
     minutes: float | None,
@@ -258,6 +342,16 @@ def _resumable(name: str, directory: Path) -> Iterator[None]:
         raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
 
 
+def _notes(
+    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
+) -> Iterator[str]:
+    """What all were given, what they made of it, how far their sizes differ, and whether chance may have decided."""
+    yield from _amounts(results, minutes, tokens, seeds, unit)
+    yield from _sizes([result.variant for result in results])
+    if seeds == 1:
+        yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
+
+
 def _amounts(
     results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
 ) -> Iterator[str]:
@@ -293,33 +387,6 @@ def _sizes(found: Sequence[Variant]) -> Iterator[str]:
     yield f"The sizes differ by at most {off:.1%} from the first."
 
 
-def table(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a variant: its size, and the goal at its best validation (with the range over seeds), test and speed."""
-    goal, rows = comparison.goal, []
-    size = comparison.results[0].variant.parameters
-    for result in comparison.results:
-        found = result.best(goal)
-        row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
-        row["size"] = f"{result.variant.parameters / size:.1%}"
-        if any(other.variant.width is not None for other in comparison.results):
-            row["width"] = result.variant.width or _width(result.variant.recipe.model)
-        row[f"validation {title(goal)}"] = figure(goal, fmean(found))
-        if len(found) > 1:
-            row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
-        final = [trial.summary["scores"] for trial in result.trials]
-        if final[0]["split"] != "validation":
-            row[f"{final[0]['split']} {title(goal)}"] = figure(goal, fmean(scores[goal] for scores in final))
-        row["steps"] = round(result.mean("step"))
-        row[f"{comparison.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
-        row["seconds"] = round(result.mean("seconds"), 1)
-        rows.append(row)
-    return rows
-
-
-def _width(model: ModelConfig) -> int | None:
-    return getattr(model, "width", None)
-
-
 def sections(comparison: Comparison, command: str) -> Sections:
     """The page of a comparison."""
     goal, results = comparison.goal, comparison.results
@@ -345,7 +412,7 @@ def sections(comparison: Comparison, command: str) -> Sections:
                 line_chart(losses, "seconds", "loss", log=True),
             ),
         ],
-        table=table(comparison),
+        table=comparison.table(),
         notes=comparison.notes,
         configuration=to_dict(comparison.recipe),
         command=command,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.checkpoints.gguf import save_gguf
+from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import Weights
 from headway.checkpoints.open import Opened, open_model, use_of
 from headway.checkpoints.published import CONFIG, save_published
@@ -19,6 +20,7 @@ from headway.codecs.styles import frame
 from headway.domains import recipes
 from headway.domains.text import LanguageConfig
 from headway.errors import UserError, nearest
+from headway.given import typed
 from headway.models import ModelConfig
 from headway.train.run import RunDirectory, open_recipe
 
@@ -34,12 +36,25 @@ def import_model(opened: Opened, directory: Path) -> None:
     _save_use(opened, directory)
 
 
-def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int, int]:
-    """Write `directory` with the model of `place` in 8 or 4 bits, and all that its use needs, as `load` reads it; the
-    bytes of its weights before and after.
+class Quantized(NamedTuple):
+    """A model whose weights were rounded: where it lies, and the bytes of its weights before and after."""
+
+    directory: Path
+    weights: Weights
+    bytes_before: int
+    bytes: int
+
+
+@typed
+def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Quantized:
+    """Write a folder `out` with a run or model in 8 or 4 bits ("int8", "int4"), and all that its use needs, as `load`
+    reads it. UserError for a model that cannot be rounded, and for a place that holds something already.
     """
     from headway.engine import quantise, save_quantised
 
+    if weights not in ("int8", "int4"):
+        raise UserError(f"weights cannot be rounded to {weights}; use int8 or int4")
+    place, directory = find_folder(model), Path(out)
     check_free(directory)
     opened = open_model(place, None)
     before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
@@ -50,11 +65,11 @@ def quantise_model(place: Path, directory: Path, weights: Weights) -> tuple[int,
                 shutil.copy2(path, directory / path.name)
     else:
         _save_use(opened, directory)
-    return before, after
+    return Quantized(directory, weights, before, after)
 
 
 def open_quantised(place: Path, weights: Weights | None) -> Opened:
-    """The model of a folder that `quantise_model` wrote. UserError where it is damaged or in other `weights`."""
+    """The model of a folder that `quantize` wrote. UserError where it is damaged or in other `weights`."""
     from headway.engine import load_quantised
 
     return Opened(load_quantised(place, weights), *use_of(place))
@@ -74,6 +89,17 @@ def open_to_export(place: Path) -> Opened:
         begin = codec.tokenizer.id_to_token(codec.begin)
         frame(codec.tokenizer, "", Marks(bos=begin), {"add_bos_token": True})
     return opened
+
+
+@typed
+def export(model: str | Path, out: str | Path, format: str = "hf", dtype: str | None = None) -> str:
+    """Write a run or model to `out` in a format that others read, and give the name of the family that it is there.
+
+    "hf" is a folder that transformers reads; "gguf" is one file, whose numbers are of `dtype` f32 (or None), f16 or
+    q8_0. UserError for a model that the format cannot say, and for a place that holds something already.
+    """
+    check_format(format, dtype)
+    return export_model(open_to_export(find_folder(model)), Path(out), format, dtype)
 
 
 def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from headway.card import Card, shows
 from headway.domains import scale_of
 from headway.models import build, describe
 from headway.recipes import begin_task, open_task
@@ -39,6 +40,7 @@ class Fitted(NamedTuple):
     most: int | None = None
 
 
+@shows
 class Plan(NamedTuple):
     """What a recipe comes to in so many minutes: the size of its model, `batch` tokens or samples a step, how many
     steps, how often the data are read (None: not known), the bytes that are kept all the time, and why. Of minutes in
@@ -54,6 +56,14 @@ class Plan(NamedTuple):
     steps: int | None = None
     epochs: float | None = None
     memory: int | None = None
+
+    def card(self) -> Card:
+        """Sizes at a glance, and why in a table."""
+        facts = {name: getattr(self, name) for name in ("parameters", "width", "layers", "batch", "steps", "epochs")}
+        memory = None if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
+        refused = self.reasons[0] if self.steps is None and self.reasons else None
+        facts |= {"memory": memory, "refused as": refused}
+        return Card(f"Plan of {self.minutes:g} minutes", facts, [{"why": reason} for reason in self.reasons])
 
 
 @dataclass

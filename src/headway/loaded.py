@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -22,7 +22,7 @@ from headway.train import Recipe
 
 _LOG = logging.getLogger(__name__)
 
-Texts = Sequence[str]
+Texts = Iterable[str]
 Backend = Literal["auto", "torch", "cpu"]
 
 
@@ -58,7 +58,7 @@ class Loaded:
             raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
         return self._codec
 
-    def meet(self, texts: Texts, rows: Sequence[Sequence[int]]) -> None:
+    def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
         """Say what of texts, which are read as these ids, is beyond all that was met in training: once, on stderr and
         in `beyond`.
         """

@@ -16,6 +16,7 @@ from headway.data.catalogue import KNOWN
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes, scale_of
 from headway.errors import UserError, nearest
+from headway.given import shown
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
 from headway.train import Recipe, Task, read_recipe
@@ -104,7 +105,12 @@ def recorded(
 
 
 def listed(data: Paths) -> list[str | Path]:
-    return [data] if isinstance(data, (str, Path)) else list(data)
+    """The paths that were given. UserError for anything else."""
+    found = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in found:
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"the data hold {shown(path)}; give the paths of files")
+    return found
 
 
 def _absolute(path: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway import given
 from headway.acting import Acts
 from headway.attending import Attention
+from headway.card import Card, shows
 from headway.codecs import Codec
 from headway.data import SIDES
 from headway.domains import audio, image_text, masked, understanding, vision
@@ -20,16 +22,21 @@ from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
 from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
+from headway.given import typed
+from headway.handed import Data, kept
 from headway.layout import Layout
 from headway.loaded import Texts
 from headway.mixers import ConditionalGRU, CrossAttention
-from headway.models import EncoderDecoder, Transformer, attention_maps
+from headway.models import EncoderDecoder, Transformer, attention_maps, describe
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.senses import matches, sees
 from headway.train import Task
 from headway.writing import Writes
 
+Labels = dict[str, float]
 
+
+@shows
 class Model(Writes, Acts):
     """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
     with texts, a captioner writes of images.
@@ -42,6 +49,20 @@ class Model(Writes, Acts):
     written: what is written stays the same, and comes sooner where the guesses are good.
     `beyond` says what of the texts that it was given lies beyond all that it met in training.
     """
+
+    def card(self) -> Card:
+        """What kind of model it is, how large, and what it was trained for."""
+        recipe = self.recipe
+        return Card(
+            f"Model {self.directory}",
+            {
+                "kind": type(self.module).__name__,
+                "parameters": describe(self.module.config)["parameters"],
+                "context": self.context,
+                "on": str(self.device),
+                "recipe": None if recipe is None else f"{recipe.name} ({recipe.domain})",
+            },
+        )
 
     @torch.inference_mode()
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
@@ -63,37 +84,56 @@ class Model(Writes, Acts):
             raise UserError(f"{name} has shape {tuple(rows.shape)}; give whole numbers of shape [batch, time]")
         return rows
 
-    def score(self, texts: Texts, sources: Texts | None = None) -> list[list[float]]:
-        """log p of each token in nats; for an encoder-decoder, of each target token and the end after it, given its
-        source. A language model that has a begin symbol scores the first token too.
+    @overload
+    def score(self, texts: str, sources: str | None = ...) -> list[float]: ...
+
+    @overload
+    def score(self, texts: Texts, sources: Texts | None = ...) -> list[list[float]]: ...
+
+    def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
+        """log p of each token of a text, or of each of many, in nats; for an encoder-decoder, of each target token and
+        the end after it, given its source. A language model that has a begin symbol scores the first token too.
         """
         self._check_one_stream()
+        asked = given.texts(texts)
         if isinstance(self.module, Transformer):
-            return score_ids(self.module, [self.prompt_ids(text) for text in texts])
+            return asked.answer(score_ids(self.module, [self.prompt_ids(text) for text in asked.items]))
         if sources is None:
             raise UserError(f"{self.directory} is an encoder-decoder, which scores targets; give their sources=...")
-        return self._translator.score(texts, sources)
+        read = given.texts(sources, "source").items
+        if len(read) != len(asked.items):
+            raise UserError(f"{len(asked.items)} targets and {len(read)} sources; give each target its source")
+        return asked.answer(self._translator.score(asked.items, read) if read else [])
+
+    @overload
+    def translate(self, lines: str, beam: int = ..., length_penalty: float = ..., n_best: None = ...) -> str: ...
+
+    @overload
+    def translate(self, lines: str, beam: int = ..., length_penalty: float = ..., *, n_best: int) -> list[str]: ...
 
     @overload
     def translate(
-        self, lines: list[str], beam: int = ..., length_penalty: float = ..., n_best: None = ...
+        self, lines: Texts, beam: int = ..., length_penalty: float = ..., n_best: None = ...
     ) -> list[str]: ...
 
     @overload
     def translate(
-        self, lines: list[str], beam: int = ..., length_penalty: float = ..., *, n_best: int
+        self, lines: Texts, beam: int = ..., length_penalty: float = ..., *, n_best: int
     ) -> list[list[str]]: ...
 
+    @typed
     def translate(
-        self, lines: list[str], beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
-    ) -> list[str] | list[list[str]]:
-        """The best translation of each line, or its `n_best` best ones. A beam of 1 is greedy."""
+        self, lines: str | Texts, beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
+    ) -> str | list[str] | list[list[str]]:
+        """The best translation of a line, or of each of many, or a list of its `n_best` best ones. A beam of 1 is
+        greedy.
+        """
         self._check_one_stream()
         if not isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is a language model, which translates nothing; use generate")
-        search = SearchConfig(beam, length_penalty, n_best or 1)
-        found = self._translator.translate(lines, search)
-        return [best[0] for best in found] if n_best is None else found
+        asked, search = given.texts(lines, "line"), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
+        found = self._translator.translate(asked.items, search) if asked.items else []
+        return asked.answer([best[0] for best in found] if n_best is None else found)
 
     @property
     def _translator(self) -> Translator:
@@ -104,12 +144,20 @@ class Model(Writes, Acts):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
         return Translator.of_run(module, self.recipe.task, self.directory, self.generator, self.meet)
 
+    @overload
+    def classify(self, items: understanding.Text | vision.Image | audio.Sound, truncate: bool = ...) -> Labels: ...
+
+    @overload
     def classify(
         self,
-        items: Sequence[understanding.Text] | Sequence[vision.Image] | Sequence[audio.Sound],
-        truncate: bool = False,
-    ) -> list[dict[str, float]]:
-        """The probability of each label for each text, pair of texts, image or sound, the most probable first.
+        items: Iterable[understanding.Text] | Iterable[vision.Image] | Iterable[audio.Sound],
+        truncate: bool = ...,
+    ) -> list[Labels]: ...
+
+    @typed
+    def classify(self, items: Any, truncate: bool = False) -> Labels | list[Labels]:
+        """The probability of each label for a text, a pair of texts (a tuple), an image or a sound, or for each of
+        many, the most probable first.
 
         Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
         Sounds are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window,
@@ -118,32 +166,69 @@ class Model(Writes, Acts):
         if matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
         if isinstance(self.module, Transformer) and audio.hears(self.module.config):
-            sounds = cast(Sequence[audio.Sound], items)
-            return audio.classify(self.module, self.usage, sounds, str(self.directory), truncate)
+            asked = given.sounds(items)
+            return asked.answer(audio.classify(self.module, self.usage, asked.items, str(self.directory), truncate))
         if sees(self.module):
-            return vision.classify(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
-        texts = cast(Sequence[understanding.Text], items)
-        return understanding.classify(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
+            asked = given.images(items)
+            return asked.answer(vision.classify(self.module, self.usage, asked.items, str(self.directory)))
+        asked, labels = given.texts_or_pairs(items), self.usage.labels
+        return asked.answer(understanding.classify(self.module, self.codec, labels, asked.items, truncate=truncate))
 
-    def tag(self, texts: Sequence[str | Texts], truncate: bool = False) -> list[understanding.TaggedWords]:
-        """The words of each text (or those given), the tag of each, and the entities that the tags spell."""
-        return understanding.tag(self.module, self.codec, self.usage.labels, texts, truncate=truncate)
+    @overload
+    def tag(self, texts: str, truncate: bool = ...) -> understanding.TaggedWords: ...
 
-    def embed(self, items: Texts | Sequence[vision.Image], truncate: bool = False) -> Float[Tensor, "N D"]:
-        """A vector of unit length for each text or image; of both where a model has a common space for them, in which
-        a text that is the path of an image file means the image.
+    @overload
+    def tag(self, texts: Iterable[str | Texts], truncate: bool = ...) -> list[understanding.TaggedWords]: ...
+
+    @typed
+    def tag(
+        self, texts: str | Iterable[str | Texts], truncate: bool = False
+    ) -> understanding.TaggedWords | list[understanding.TaggedWords]:
+        """The words of a text, the tag of each, and the entities that the tags spell; or those of each of many, which
+        may be lists of words.
+        """
+        asked, labels = given.texts_or_words(texts), self.usage.labels
+        return asked.answer(understanding.tag(self.module, self.codec, labels, asked.items, truncate=truncate))
+
+    @overload
+    def embed(self, items: str | vision.Image, truncate: bool = ...) -> Float[Tensor, "D"]: ...
+
+    @overload
+    def embed(self, items: Texts | Iterable[vision.Image], truncate: bool = ...) -> Float[Tensor, "N D"]: ...
+
+    @typed
+    def embed(self, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+        """A vector of unit length for a text or image, or for each of many; of both where a model has a common space
+        for them, in which a text that is the path of an image file means the image.
         """
         if matches(self.module):
-            seen = cast(Sequence[str | image_text.Image], items)
-            return image_text.embed(self.module, self.codec, self.usage, seen, truncate, str(self.directory))
-        if sees(self.module):
-            return vision.embed(self.module, self.usage, cast(Sequence[vision.Image], items), str(self.directory))
-        return understanding.embed(self.module, self.codec, cast(Texts, items), truncate=truncate)
+            asked, source = given.images(items, "image or text"), str(self.directory)
+            found = image_text.embed(self.module, self.codec, self.usage, asked.items, truncate, source)
+        elif sees(self.module):
+            asked = given.images(items)
+            found = vision.embed(self.module, self.usage, asked.items, str(self.directory))
+        else:
+            asked = given.texts(items)
+            found = understanding.embed(self.module, self.codec, asked.items, truncate=truncate)
+        return asked.answer(found)
 
-    def fill(self, text: str, top: int = 5) -> list[list[masked.Candidate]]:
-        """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols."""
-        return masked.fill(self.module, self.codec, text, top)
+    @overload
+    def fill(self, text: str, top: int = ...) -> list[list[masked.Candidate]]: ...
 
+    @overload
+    def fill(self, text: Texts, top: int = ...) -> list[list[list[masked.Candidate]]]: ...
+
+    @typed
+    def fill(
+        self, text: str | Texts, top: int = 5
+    ) -> list[list[masked.Candidate]] | list[list[list[masked.Candidate]]]:
+        """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols; that
+        for each of many texts.
+        """
+        asked = given.texts(text)
+        return asked.answer([masked.fill(self.module, self.codec, each, top) for each in asked.items])
+
+    @typed
     def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
         self._check_one_stream()
@@ -152,7 +237,7 @@ class Model(Writes, Acts):
             maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
             return Attention(_first(maps), _names(self.codec, ids), [])
         translator, codecs = self._translator, self._translator.codecs
-        written = self.translate([text])[0] if target is None else target
+        written = self.translate(text) if target is None else target
         source = translator.read([text])[0]
         decoder = [translator.begin, *codecs.target.encode(written)]
         if not source:
@@ -164,29 +249,39 @@ class Model(Writes, Acts):
         across = tuple(name for name in maps if isinstance(self.module.get_submodule(name), readers))
         return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source), across)
 
+    @typed
     def evaluate(
         self,
-        data: Paths | None = None,
+        data: Data | None = None,
         split: str | None = None,
         limit: int | None = None,
         stride: int | None = None,
     ) -> dict[str, Any]:
-        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`.
+        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`, which are
+        what `train` takes.
 
         Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
         "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
         model is judged as what it is, on `data`: a language model, or one that matches images with texts.
         """
-        task = self._task(data)
-        wanted = split or (final_split(task) if data is None else "all")
-        known = {*SIDES, "all", *getattr(task, "sides", ())}
-        if wanted not in known:
-            raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
-        if stride is None:
-            return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-        if not isinstance(task, Language):
-            raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
-        return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+        with kept(data, self._domain) as paths:
+            task = self._task(paths)
+            wanted = split or (final_split(task) if data is None else "all")
+            known = {*SIDES, "all", *getattr(task, "sides", ())}
+            if wanted not in known:
+                raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
+            if stride is None:
+                return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
+            if not isinstance(task, Language):
+                raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
+            return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+
+    @property
+    def _domain(self) -> str:
+        """What its data are of."""
+        if self.recipe is not None:
+            return self.recipe.domain
+        return "image_text" if matches(self.module) else "text"
 
     def _task(self, data: Paths | None) -> Task:
         if self.recipe is not None:

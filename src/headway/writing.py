@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import cast, overload
 
+from headway import given
 from headway.data.dialogues import Message
 from headway.domains.chat.talk import Talk
 from headway.domains.text import LanguageConfig
 from headway.domains.translation.translator import framed
 from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, Session
+from headway.given import typed
 from headway.loaded import Texts
 from headway.models import Captioner, EncoderDecoder, Transformer
 from headway.senses import Senses, matches
 
 Messages = Sequence[Message]
+_SAMPLING, _LIMITS = Sampling(), Limits()
 
 
 class Writes(Senses):
     """Continuations of prompts, in pieces or whole, and answers in a conversation."""
 
+    @overload
     def generate(
         self,
         prompt: str,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: str | Texts = ...,
+        seed: int | None = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Texts,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: str | Texts = ...,
+        seed: int | None = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | Texts,
         max_new_tokens: int = 100,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -34,10 +65,12 @@ class Writes(Senses):
         repetition_penalty: float = 1.0,
         stop: str | Texts = (),
         seed: int | None = None,
-    ) -> str:
-        """What follows a prompt. The settings are those of Sampling and Limits; `complete` takes many prompts."""
+    ) -> str | list[str]:
+        """What follows a prompt, or each of many. The settings are those of Sampling and Limits."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.complete([prompt], sampling, Limits(max_new_tokens, _listed(stop)))[0].text
+        asked = given.texts(prompt, "prompt")
+        found = self.complete(asked.items, sampling, Limits(max_new_tokens, _stops(stop)))
+        return asked.answer([completion.text for completion in found])
 
     def stream(
         self,
@@ -53,19 +86,30 @@ class Writes(Senses):
     ) -> Iterator[str]:
         """What follows a prompt, in pieces as they come; never half a character."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return self.continuations(prompt, sampling, Limits(max_new_tokens, _listed(stop)))
+        return self.continuations(prompt, sampling, Limits(max_new_tokens, _stops(stop)))
 
+    @typed
     def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
         """`stream` with its settings as objects."""
         ids = self.prompt_ids(prompt)
         self.meet([prompt], [ids])
         return self.session.stream(ids, sampling, self._limits(limits))
 
-    def complete(self, prompts: Texts, sampling: Sampling, limits: Limits) -> list[Completion]:
-        """What follows each prompt, with its tokens, log probabilities and speed."""
-        rows = [self.prompt_ids(prompt) for prompt in prompts]
-        self.meet(prompts, rows)
-        return self.session.generate(rows, sampling, self._limits(limits))
+    @overload
+    def complete(self, prompts: str, sampling: Sampling = ..., limits: Limits = ...) -> Completion: ...
+
+    @overload
+    def complete(self, prompts: Texts, sampling: Sampling = ..., limits: Limits = ...) -> list[Completion]: ...
+
+    @typed
+    def complete(
+        self, prompts: str | Texts, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
+    ) -> Completion | list[Completion]:
+        """What follows a prompt, or each of many, with its tokens, log probabilities and speed."""
+        asked, session = given.texts(prompts, "prompt"), self.session
+        rows = [self.prompt_ids(prompt) for prompt in asked.items]
+        self.meet(asked.items, rows)
+        return asked.answer(session.generate(rows, sampling, self._limits(limits)) if rows else [])
 
     def _limits(self, limits: Limits) -> Limits:
         """With the ends that a published model names beside its tokenizer's."""
@@ -73,22 +117,47 @@ class Writes(Senses):
             return limits
         return replace(limits, stop_ids=(*limits.stop_ids, *self.usage.ends))
 
+    @overload
     def generate_ids(
         self,
-        ids: Sequence[int],
+        ids: Iterable[int],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        ignore_end: bool = ...,
+        seed: int | None = ...,
+    ) -> list[int]: ...
+
+    @overload
+    def generate_ids(
+        self,
+        ids: Iterable[Iterable[int]],
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        ignore_end: bool = ...,
+        seed: int | None = ...,
+    ) -> list[list[int]]: ...
+
+    def generate_ids(
+        self,
+        ids: Iterable[int] | Iterable[Iterable[int]],
         max_new_tokens: int = 100,
         temperature: float = 1.0,
         ignore_end: bool = False,
         seed: int | None = None,
-    ) -> list[int]:
-        """The ids that follow `ids`, without the end symbol; with `ignore_end`, always `max_new_tokens` of them."""
-        limits = Limits(max_new_tokens, ignore_end=ignore_end)
-        return self.session.generate([ids], Sampling(temperature, seed=seed), self._limits(limits))[0].ids
+    ) -> list[int] | list[list[int]]:
+        """The ids that follow `ids`, or each of many rows of them, without the end symbol; with `ignore_end`, always
+        `max_new_tokens` of them.
+        """
+        limits = self._limits(Limits(max_new_tokens, ignore_end=ignore_end))
+        asked, sampling, session = given.rows_of_ids(ids), Sampling(temperature, seed=seed), self.session
+        found = session.generate(asked.items, sampling, limits) if asked.items else []
+        return asked.answer([completion.ids for completion in found])
 
     def chat(
-        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
+        self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """The answer to a conversation of messages, each with a `role` and a `content`, by the model's chat template.
+        """The answer to a conversation of messages, each with a `role` and a `content`, by the model's chat template. A
+        text is one message of the user's.
 
         Where the context is full the oldest turns are left out, which is logged. UserError for a model without a
         template, and for messages that it refuses. `talk` takes all settings of Sampling and Limits.
@@ -96,10 +165,14 @@ class Writes(Senses):
         return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed)).strip()
 
     def chat_stream(
-        self, messages: Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
+        self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> Iterator[str]:
         """`chat`, in pieces as they come; never half a character."""
-        return self.talk.stream(messages, Sampling(temperature, seed=seed), Limits(max_new_tokens))
+        told = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if not isinstance(told, Sequence) or not all(isinstance(message, Mapping) for message in told):
+            remedy = 'give a text, or messages as [{"role": "user", "content": "..."}]'
+            raise UserError(f"{given.shown(messages)} is no conversation; {remedy}")
+        return self.talk.stream(told, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 
     @cached_property
     def talk(self) -> Talk:
@@ -137,5 +210,5 @@ class Writes(Senses):
         return ids if self.codec.begin is None or (crops and ids) else [self.codec.begin, *ids]
 
 
-def _listed(stop: str | Texts) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _stops(stop: str | Texts) -> tuple[str, ...]:
+    return tuple(given.texts(stop, "stop").items)

@@ -166,10 +166,16 @@ def test_many_prompts_are_as_each_alone(text_run: Path) -> None:
 def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: Path) -> None:
     model = hw.load(word_run, device="cpu")
     assert len(model.translate(["headway", ""], beam=2)) == 2
+    assert model.translate("headway", beam=2) == model.translate(["headway"], beam=2)[0]
+    assert (model.translate([]), model.score([], sources=[])) == ([], [])
     [several] = model.translate(["headway"], beam=3, n_best=2)
     assert len(several) == 2
+    assert model.translate("headway", beam=3, n_best=2) == several
     [scores] = model.score(["HH EH D"], sources=["head"])
     assert len(scores) == 4
+    assert model.score("HH EH D", sources="head") == scores
+    with pytest.raises(hw.UserError, match="1 targets and 2 sources; give each target its source"):
+        model.score(["HH EH D"], sources=["head", "red"])
     assert all(score < 0 for score in scores)
     found = model.attention("head", target="HH EH D")
     assert found.source == ["h", "e", "a", "d", "<end>"]

@@ -254,6 +254,7 @@ def test_files_and_samples_are_classified(run: Path, tmp_path: Path, capsys: pyt
     assert [next(iter(row)) for row in found] == ["low", "high"]
     assert [sum(row.values()) for row in found] == pytest.approx([1, 1])
     assert model.classify([read_sound(files[0]).numpy()])[0] == pytest.approx(found[0], abs=1e-6)
+    assert model.classify(files[0]) == pytest.approx(found[0], abs=1e-6)
     assert cli.main(["classify", str(run), *map(str, files), "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert [next(iter(row["labels"])) for row in said] == ["low", "high"]
@@ -267,7 +268,8 @@ def test_what_cannot_be_classified_is_said(run: Path, tmp_path: Path, capsys: py
         (long, r"long\.wav has 1\.00 s, more than the window of 0\.24 s"),
         (np.zeros((2, 100), np.float32), r"float32 of shape \(2, 100\)"),
         (np.array([0.0, np.nan]), "infinite or no numbers"),
-        (3, "sound 1 is a int"),
+        (3, "sound 1 is int64 of shape"),
+        (None, "sound 1 is a NoneType"),
     ):
         with pytest.raises(UserError, match=message):
             model.classify([item])  # type: ignore[list-item]

@@ -140,7 +140,7 @@ def test_chat_in_python(echo: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = hw.load(echo, device="cpu")
     asked = {"role": "user", "content": "Hello you"}
     told = [asked, {"role": "assistant", "content": "abc"}]
-    assert model.chat([asked], temperature=0) == "abc"
+    assert model.chat([asked], temperature=0) == "abc" == model.chat("Hello you", temperature=0)
     assert list(model.chat_stream([asked], temperature=0)) == ["a", "b", "c"]
     assert not caplog.records
     with caplog.at_level(logging.WARNING):

@@ -9,6 +9,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 
 import headway as hw
-import headway.compare as module
 from headway.cli import demo
 from headway.cli import main as cli
 from headway.compare import Comparison, compare
@@ -28,6 +28,8 @@ from headway.models import describe
 from headway.recipes import configured
 from headway.train import Recipe, read_recipe
 from headway.train.precision import Precision
+
+module = import_module("headway.compare")  # hw.compare is the function
 
 SCENES = {
     "train.steps": 1,
@@ -58,7 +60,7 @@ MIXERS = ["attention", "lstm", "gru"]
 def test_a_captioner_is_sized_by_its_own_depth(tmp_path: Path) -> None:
     """Its task gives the model that it was opened with, whichever it is asked to adapt. Its widths fit its stem."""
     recipe = replace(find_recipe("scenes"), model=captioner(32, (1, 1), 2, 64, 16, 24))
-    found = compare(configured(recipe, None, SCENES, None), {"model.depth": [1, 2]}, directory=tmp_path, device="cpu")
+    found = compare(configured(recipe, None, SCENES, None), {"model.depth": [1, 2]}, run=tmp_path, device="cpu")
     _check_sizes(found)
 
 
@@ -68,7 +70,7 @@ def test_a_vision_transformer_is_sized_by_its_own_images(tmp_path: Path) -> None
     images, recipe = tmp_path / "images", vision_data.tiny(**{"train.steps": 1, "model.depth": 1})
     images.mkdir()
     grid = {"model.embed.size": [[16, 16], [48, 48]]}
-    _check_sizes(compare(recipe, grid, vision_data.colours(images), directory=tmp_path / "c", device="cpu"))
+    _check_sizes(compare(recipe, grid, vision_data.colours(images), run=tmp_path / "c", device="cpu"))
 
 
 def _check_sizes(found: Comparison) -> None:
@@ -96,7 +98,7 @@ def test_simulators_that_only_a_size_needed_are_closed(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "train", stop)
     grid = {"model.chunk": [5, 4, 3]}
     with pytest.raises(UserError, match="sizes are known"):
-        compare(robot_data.tiny(), grid, str(tmp_path / "any.npz"), directory=tmp_path / "c", device="cpu")
+        compare(robot_data.tiny(), grid, str(tmp_path / "any.npz"), run=tmp_path / "c", device="cpu")
     first = len(made) // 3
     assert first > 0
     assert closed == made[first:]

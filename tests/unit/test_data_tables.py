@@ -64,7 +64,7 @@ def test_an_optional_column_may_be_missing(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "text,lable\nx,y\n", "no column 'label' .did you mean 'lable'.*task.label=NAME"),
-        ("a.csv", "text;label\nx;y\n", "no column 'text'"),
+        ("a.csv", "text|label\nx|y\n", "no column 'text'"),
         ("a.csv", "text,label\nx,y\nx,y,z\n", "line 3 has 3 columns and the header 2; put quotes"),
         ("a.tsv", "text\tlabel\nx y\n", "line 2 has 1 columns and the header 2; write one TAB"),
         ("a.csv", "text,label\n  ,y\n", "line 2: 'text' is empty"),
@@ -130,3 +130,20 @@ def test_bad_columns_are_errors(tmp_path: Path, content: str, message: str) -> N
         read_conll([])
     with pytest.raises(UserError, match="no files"):
         read_table([], COLUMNS)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them(separator: str, encoding: str, tmp_path: Path) -> None:
+    text = f'text{separator}label\r\n"Größe; a, b\tc"{separator}de\r\n'
+    table = read_table([write(tmp_path / "a.csv", text, encoding)], COLUMNS)
+    assert table.columns == {"text": ["Größe; a, b\tc"], "label": ["de"]}
+
+
+def test_a_table_of_one_column_has_commas(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text\n"a, b; c"\n')
+    assert read_table([path], {"text": "text"}).columns["text"] == ["a, b; c"]
+    with pytest.raises(UserError, match="has 3 columns and the header 2; put quotes around texts with commas"):
+        read_table([write(tmp_path / "b.csv", "text;label\na;b;c\n")], COLUMNS)
+    with pytest.raises(UserError, match=r"not UTF-8 at byte 11 \(0x80\), but perhaps cp1252, .*iconv -f CP1252"):
+        read_table([write(tmp_path / "c.csv", "text;label\n€;b\n", "cp1252")], COLUMNS)

@@ -222,6 +222,7 @@ def test_the_command_line_writes_captions(run: Path, tmp_path: Path, capsys: pyt
     assert model.caption(files, beam=2) == [each["caption"] for each in found["captions"]]
     pixels = [np.asarray(Image.open(file)) for file in files]
     assert model.caption(pixels, beam=2) == model.caption(files, beam=2)
+    assert model.caption(files[0], beam=2) == model.caption(files[:1], beam=2)[0]
     assert model.caption([]) == []
     assert cli.main(["show", str(run)]) == cli.DONE
     shown = capsys.readouterr().out

@@ -62,6 +62,9 @@ def test_files_and_pixels_get_the_probabilities_of_the_model(folder: Path, files
     assert model.classify([read_image(files[3]), Path(files[4])]) == [
         pytest.approx(row, abs=1e-6) for row in model.classify(files[3:5])
     ]
+    assert model.classify(files[3]) == pytest.approx(found[3], abs=1e-6)
+    stack = np.stack([read_image(files[3])] * 2)
+    assert model.classify(stack) == [pytest.approx(model.classify(stack[0]), abs=1e-6)] * 2
     assert model.classify([]) == []
 
 
@@ -103,6 +106,7 @@ def test_images_have_vectors_of_unit_length(
         wanted = torch.nn.functional.normalize(model.module(inputs).x[0, 0], dim=0)
     torch.testing.assert_close(found[7], wanted, rtol=1e-5, atol=1e-6)
     assert model.embed([]).shape == (0, 16)
+    torch.testing.assert_close(model.embed(files[7]), wanted, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(files[:2]) + "\n"))
     assert cli.main(["embed", str(folder)]) == cli.DONE
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

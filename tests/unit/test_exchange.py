@@ -106,3 +106,21 @@ def test_what_keeps_a_model_from_a_published_form_is_named() -> None:
     plain = override(recipe("text").model, {"stack.norm.weight": False})
     assert "stack.norm.weight" in (nearest_form(plain) or "")
     assert "MLPConfig" in (nearest_form(recipe("shakespeare").model) or "")
+
+
+def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Path) -> None:
+    assert hw.export(str(folder), tmp_path / "out") == "llama"
+    assert (tmp_path / "out" / "config.json").is_file()
+    found = hw.quantize(folder, tmp_path / "small", "int8")
+    assert found.bytes < found.bytes_before
+    ids = hw.load(tmp_path / "small", backend="torch").generate_ids([1, 2], 3, temperature=0, ignore_end=True)
+    assert len(ids) == 3
+    for ask, message in (
+        (lambda: hw.quantize(folder, tmp_path / "small"), "is there already and not empty; choose another place"),
+        (lambda: hw.quantize(folder, tmp_path / "new", "int3"), "cannot be rounded to int3; use int8 or int4"),  # type: ignore[arg-type]
+        (lambda: hw.export(folder, tmp_path / "new", "onnx"), "there is no format 'onnx'"),
+        (lambda: hw.export(3, tmp_path / "new"), "model is 3; give a text or a path"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(hw.UserError, match=message):
+            ask()
+    assert not (tmp_path / "new").exists()

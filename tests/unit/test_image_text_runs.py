@@ -71,6 +71,10 @@ def test_match_says_which_text_an_image_shows(run: Path, capsys: pytest.CaptureF
     vectors = model.embed([*images, *texts])
     np.testing.assert_allclose((vectors[:2] @ vectors[2:].T).tolist(), found["similarities"], atol=1e-5)
     np.testing.assert_allclose(vectors.norm(dim=1).tolist(), 1, rtol=1e-5)
+    torch.testing.assert_close(model.embed(texts[0]), vectors[2], rtol=1e-5, atol=1e-5)
+    whole = model.match(images, texts)
+    torch.testing.assert_close(model.match(images[0], texts).probabilities, whole.probabilities[0])
+    torch.testing.assert_close(model.match(images[0], texts[1]).similarities, whole.similarities[0, 1])
 
 
 def test_templates_are_averaged(run: Path) -> None:

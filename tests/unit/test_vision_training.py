@@ -95,6 +95,7 @@ def test_where_it_looks_is_drawn_over_the_image(run: Any, folder: Path, tmp_path
     with Image.open(out) as picture:
         assert picture.size == (2 * 224 + 8, 224 + 8 + 3 * 26)  # the image, the look, and three labels under both
     look = hw.load(run.directory).look([file])[0]
+    assert np.array_equal(hw.load(run.directory).look(file).weights, look.weights)
     assert look.weights.shape == (4, 4)
     assert (look.weights.min(), look.weights.max()) == (0.0, 1.0)
     assert cli.main(["classify", str(run.directory), file, "--attention", str(tmp_path / "look.xyz")]) == cli.USER_ERROR

@@ -16,7 +16,7 @@ from headway.checkpoints.published import save_published
 from headway.checkpoints.usage import Usage
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
-from headway.exchange import quantise_model
+from headway.exchange import quantize
 from headway.memory import check_room
 from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
 from headway.models.embeds import TokenEmbed
@@ -93,7 +93,7 @@ def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[
         return
     for program in programs:
         if program.name == OURS and program.form in ("int8", "int4"):
-            quantise_model(place, folder / f"{OURS}-{program.form}", program.form)  # type: ignore[arg-type]
+            quantize(place, folder / f"{OURS}-{program.form}", program.form)  # type: ignore[arg-type]
 
 
 def _usage(config: ModelConfig) -> Usage:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from headway.cli.demo import free_directory
 from headway.cli.options import torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.cli.train import add_training
 from headway.config import parse_value
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError
 
 EXAMPLE = """
 headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
@@ -37,38 +34,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     grid = parse_grid(args.set)
-    if args.resume and args.run is None:
-        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR")
-    from headway.compare import compare, sections, table
-    from headway.report import available, write_report
-    from headway.report.page import HOW_TO_INSTALL
+    import headway as hw
 
-    directory = args.run or free_directory(Path("runs") / f"compare-{Path(args.recipe).stem}")
     with torch_options(args):
-        found = compare(
+        found = hw.compare(
             args.recipe,
             grid,
             args.data,
             args.minutes,
             args.seeds,
             args.resume,
-            directory=directory,
+            run=args.run,
             tokens=args.tokens,
             device=args.device,
             threads=args.threads,
             seed=args.seed,
         )
-    rows, report = table(found), None
+    rows = found.table()
     terminal.table(rows)
     terminal.say()
     for note in found.notes:
         terminal.say(note)
-    if available():
-        report = write_report(directory, sections(found, shlex.join(["headway", *sys.argv[1:]])))
-        terminal.say(f"report: {report}")
-    else:
-        terminal.note(HOW_TO_INSTALL)
-    terminal.result({"goal": found.goal, "better": found.better, "variants": rows, "report": report})
+    if found.report is not None:
+        terminal.say(f"report: {found.report}")
+    terminal.result({"goal": found.goal, "better": found.better, "variants": rows, "report": found.report})
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:

@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
     from headway.train import UserInterrupt
+    from headway.train.run import free_directory
 
     program = "headway" if shutil.which("headway") else sys.argv[0]
     directory = args.run or free_directory(Path("runs/pronounce"))
@@ -52,12 +53,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.say(f"report: {result.summary['report']}")
     terminal.say(f"try: echo headway | {program} translate {directory}")
     terminal.result({"run": directory, **result.summary, "seconds": terminal.seconds()})
-
-
-def free_directory(wanted: Path) -> Path:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
-    directory, count = wanted, 1
-    while directory.exists():
-        count += 1
-        directory = wanted.with_name(f"{wanted.name}-{count}")
-    return directory

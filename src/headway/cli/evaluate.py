@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.cli.options import add_weights, load, torch_options, whole
+from headway.cli.options import add_data, add_weights, load, torch_options, whole
 from headway.cli.terminal import Terminal, cell
 
 EXAMPLE = """
@@ -17,7 +17,7 @@ headway evaluate models/gpt2 --data wiki.test.raw --stride 512
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data, all of it")
+    add_data(parser, "your own data, all of it")
     parser.add_argument("--split", help="validation, test or all (default: test, or all of --data)")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on N samples only")
     parser.add_argument(

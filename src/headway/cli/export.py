@@ -22,11 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.checkpoints.hub import find_folder
-    from headway.exchange import check_format, export_model, open_to_export
+    import headway as hw
 
-    check_format(args.format, args.dtype)
     with torch_options(args):
-        family = export_model(open_to_export(find_folder(args.model)), args.out, args.format, args.dtype)
+        family = hw.export(args.model, args.out, args.format, args.dtype)
     terminal.say(f"{args.model} is now in {args.out}, as {family}")
     terminal.result({"out": args.out, "family": family, "format": args.format})

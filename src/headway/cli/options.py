@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from headway.errors import UserError, nearest
@@ -66,7 +67,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the recipe") -> None:
     """The data and the settings of a recipe."""
-    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="your own data")
+    add_data(parser, "your own data")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -75,6 +76,17 @@ def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the
         metavar="KEY=VALUE",
         help=f"{settings}, as in model.width=256 optim.lr=0.001",
     )
+
+
+def add_data(parser: argparse.ArgumentParser, about: str) -> None:
+    """Paths of data, which a word of the shell is even where it looks like a text."""
+    parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=about)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path")
+    return Path(text)
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -21,10 +21,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.checkpoints.hub import find_folder
-    from headway.exchange import quantise_model
+    import headway as hw
 
     with torch_options(args):
-        before, after = quantise_model(find_folder(args.model), args.out, args.weights)
+        found = hw.quantize(args.model, args.out, args.weights)
+    before, after = found.bytes_before, found.bytes
     terminal.say(f"{args.model}: {before:,} bytes of weights, {after:,} in {args.weights}, now in {args.out}")
     terminal.result({"out": args.out, "weights": args.weights, "bytes_before": before, "bytes": after})

@@ -202,14 +202,19 @@ def _zst_blocks(raw: IO[Any], file: File) -> Iterator[bytes]:
 
 
 def text_blocks(file: File) -> Iterator[str]:
-    """A file's text in blocks: UTF-8, a byte order mark dropped, line ends as they are. None is empty.
+    """A file's text in blocks: UTF-8, or UTF-16 where it begins with the mark of that; the mark dropped, line ends as
+    they are. None is empty.
 
     UserErrors: binary or wrongly encoded (with the offset of the byte), empty, damaged.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, started = 0, False
+    offset, started, wide = 0, False, False
     for block in blocks(file):
-        _check_bytes(file, block, offset)
+        if offset == 0 and _is_wide(file, block):
+            decoder, wide = codecs.getincrementaldecoder("utf-16")(), True
+        place = -1 if wide else block.find(b"\0")
+        if place >= 0:
+            raise UserError(f"{file} is binary (a NUL byte at byte {offset + place}); give a file of UTF-8 text")
         text = _decoded(file, decoder, block, offset)
         offset += len(block)
         if text and not started:
@@ -222,12 +227,11 @@ def text_blocks(file: File) -> Iterator[str]:
         raise UserError(f"{file} is empty; give a file that holds text")
 
 
-def _check_bytes(file: File, block: bytes, offset: int) -> None:
-    if offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UserError(f"{file} is UTF-16 at byte 0; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
-    place = block.find(b"\0")
-    if place >= 0:
-        raise UserError(f"{file} is binary (a NUL byte at byte {offset + place}); give a file of UTF-8 text")
+def _is_wide(file: File, block: bytes) -> bool:
+    """Whether a file begins with the mark of UTF-16. UserError for that of UTF-32."""
+    if block[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise UserError(f"{file} is UTF-32; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW")
+    return block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offset: int, final: bool = False) -> str:
@@ -236,9 +240,11 @@ def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offse
         return decoder.decode(block, final)
     except UnicodeDecodeError as error:
         place, byte = offset - waiting + error.start, error.object[error.start]
+        if error.encoding.startswith("utf-16"):
+            raise UserError(f"{file} is not UTF-16 at byte {place}, though it begins so; get the file again") from error
         raise UserError(
-            f"{file} is not UTF-8 at byte {place} (0x{byte:02x}); "
-            "convert it, for example: iconv -f ISO-8859-1 -t UTF-8 FILE > NEW"
+            f"{file} is not UTF-8 at byte {place} (0x{byte:02x}), but perhaps cp1252, which Windows writes; "
+            "convert it: iconv -f CP1252 -t UTF-8 FILE > NEW"
         ) from error
 
 

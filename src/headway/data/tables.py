@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headway.data.splits import side_number
 from headway.errors import UserError, nearest
 
 TABLE_KINDS = (".csv", ".tsv", ".jsonl")
+_SEPARATORS = (",", ";", "\t")  # of equally many columns the first
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
     _check_names(str(file), "column", header, wanted, missing)
     for line, values in rows:
         if len(values) != len(header):
-            remedy = "write one TAB between columns" if file.kind == ".tsv" else "put quotes around texts with commas"
+            quotes = "put quotes around texts with commas, or with what else parts the columns"
+            remedy = "write one TAB between columns" if file.kind == ".tsv" else quotes
             raise UserError(f"{file}, line {line} has {len(values)} columns and the header {len(header)}; {remedy}")
         yield line, dict(zip(header, values))
 
@@ -101,18 +104,29 @@ def _check_names(
 
 
 def _parsed(file: File) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a .csv (with quotes, RFC 4180) or .tsv (without), blank ones left out, with the line they end on."""
+    """The rows of a .csv (with quotes, RFC 4180) or .tsv (without), blank ones left out, with the line they end on.
+
+    What parts the columns of a .csv is what its first line has most of: commas, semicolons or TABs.
+    """
     source = (line + "\n" for line in lines(file))
-    tabs = file.kind == ".tsv"
-    reader = csv.reader(
-        source, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True
-    )
+    tabs, header = file.kind == ".tsv", next(source, "")
+    separator = "\t" if tabs else max(_SEPARATORS, key=lambda one: _width(header, one))
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.reader(chain([header], source), delimiter=separator, quoting=quoting, strict=True)
     try:
         for row in reader:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
+
+
+def _width(header: str, separator: str) -> int:
+    """How many columns a first line would have; what is wrong with it is told by who reads all lines."""
+    try:
+        return len(next(csv.reader([header], delimiter=separator), []))
+    except csv.Error:
+        return 0
 
 
 def _text(file: File, line: int, name: str, value: Any) -> str:

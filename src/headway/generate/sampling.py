@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headway.errors import ConfigError
 from headway.generate.filters import draw
+from headway.given import check_fields
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
 
@@ -36,6 +37,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (the likeliest) or more")
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number from 1 on, or none")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and up to 1")

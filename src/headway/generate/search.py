@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import check_ids, check_number, context_of, evaluating
+from headway.given import check_fields
 from headway.models import Generative, Progress, Prompt
 
 _LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
@@ -36,6 +37,7 @@ class SearchConfig:
     length_offset: float = 5.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.beam < 1:
             raise ConfigError(f"beam is {self.beam}; give a whole number from 1 on")
         if not 1 <= self.n_best <= self.beam:

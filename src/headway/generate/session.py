@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from headway.card import Card, shows
 from headway.codecs import Codec
 from headway.errors import UserError
 from headway.generate.draft import Draft
@@ -35,6 +36,7 @@ _SAMPLING, _LIMITS = Sampling(), Limits()
 _LEAVE = 0.25  # the part of a batch that must have finished before the rest is copied together
 
 
+@shows
 class Completion(NamedTuple):
     """What followed a prompt. `ids` hold no end symbol; `text` holds no stop string and is empty without a codec."""
 
@@ -43,6 +45,11 @@ class Completion(NamedTuple):
     logprobs: list[float]  # of each id, in nats, under the model as it is
     finish_reason: FinishReason
     tokens_per_second: float  # of this sequence, the reading of its prompt included
+
+    def card(self) -> Card:
+        """The text, or the ids where there is no codec."""
+        facts = {"tokens": len(self.ids), "ended by": self.finish_reason, "tokens a second": self.tokens_per_second}
+        return Card("Completion", {"text": repr(self.text) if self.text else self.ids, **facts})
 
 
 class Event(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from headway.codecs import Codec
 from headway.errors import ConfigError, UserError
+from headway.given import check_fields, shown
 
 _PRIMING = 8  # symbols of the prompt that decide how the first new one is written (a space, half a character)
 
@@ -23,10 +24,11 @@ class Limits:
     ignore_end: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; give a whole number from 1 on")
-        if isinstance(self.stop, str):
-            raise ConfigError(f"stop is the text {self.stop!r}; give a tuple of texts")
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError(f"stop is {shown(self.stop)}; give a tuple of texts")
         if "" in self.stop:
             raise ConfigError("stop holds an empty text, which stands everywhere; leave it out")
 

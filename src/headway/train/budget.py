@@ -4,14 +4,16 @@ again during the run.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from headway.errors import UserError
+from headway.given import shown
 from headway.models import build
 from headway.train.distributed import Processes
 from headway.train.freezing import prepared
@@ -41,6 +43,13 @@ class Speed(NamedTuple):
     step: float
     evaluation: float
     ending: float = 0.0
+
+
+def check_minutes(minutes: Sequence[float]) -> None:
+    """UserError for minutes that are no time."""
+    for number in minutes:
+        if not isinstance(number, (int, float)) or not 0 < number < math.inf:
+            raise UserError(f"{shown(number)} minutes are no time; give numbers above 0")
 
 
 class Clock:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headway.card import Card, figures, shows
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.errors import UserError
@@ -24,6 +25,7 @@ FORMAT = 1
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
+@shows
 @dataclass
 class Run:
     """A trained model with how it came about. `metrics` are the lines of metrics.jsonl, `summary` is run.json."""
@@ -34,6 +36,22 @@ class Run:
     task: Task | None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+
+    def card(self) -> Card:
+        """What it is, how good it became, and where its page lies."""
+        judged = self.summary.get("scores") or {}
+        return Card(
+            f"Run {self.directory}",
+            {
+                "recipe": self.recipe.name,
+                "parameters": self.summary.get("parameters"),
+                "steps": self.summary.get("step"),
+                "seconds": self.summary.get("seconds"),
+                "judged by": judged.get("split"),
+                **figures(judged),
+            },
+            link=self.summary.get("report"),
+        )
 
 
 class RunDirectory:
@@ -93,6 +111,15 @@ class RunDirectory:
 def claim(directory: Path, resume: bool) -> bool:
     """Check a run directory before any work; see RunDirectory.claim. To be called before a task is opened in it."""
     return RunDirectory(directory).claim(resume)
+
+
+def free_directory(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    directory, count = wanted, 1
+    while directory.exists():
+        count += 1
+        directory = wanted.with_name(f"{wanted.name}-{count}")
+    return directory
 
 
 def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:

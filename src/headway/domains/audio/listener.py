@@ -17,6 +17,7 @@ from headway.domains.audio.timestamps import WhisperRule
 from headway.errors import ConfigError, UserError
 from headway.generate import Sampling, SearchConfig, draw_on, search_on
 from headway.generate.prompts import evaluating
+from headway.given import check_fields
 from headway.layout import Layout
 from headway.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
 
@@ -48,6 +49,7 @@ class Transcribing:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         SearchConfig(self.beam)
         if self.best_of < 1:
             raise ConfigError(f"best_of is {self.best_of}; give a whole number from 1 on")

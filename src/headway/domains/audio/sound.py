@@ -88,11 +88,13 @@ class ArraySound:
 
 
 Sound = FileSound | ArraySound
-Given = str | Path | np.ndarray | Tensor | Sequence[float]
+Given = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
 
 
 def open_sound(given: Given) -> Sound:
-    """A sound by its file, or its samples. UserError for what is neither."""
+    """A sound by its file, or its samples; one that is opened as it is. UserError for anything else."""
+    if isinstance(given, (FileSound, ArraySound)):
+        return given
     if isinstance(given, (str, Path)):
         return FileSound(given)
     if isinstance(given, (np.ndarray, Tensor, list, tuple)):

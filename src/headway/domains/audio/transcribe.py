@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.domains.audio.framing import Padding, Windows, padding_of
@@ -41,6 +42,7 @@ class Segment:
     words: tuple[Word, ...] = ()
 
 
+@shows
 @dataclass(frozen=True)
 class Transcription:
     """What is said in a sound of `duration` seconds, in the `language` that was given or heard."""
@@ -49,6 +51,12 @@ class Transcription:
     language: str | None
     duration: float
     segments: list[Segment]
+
+    def card(self) -> Card:
+        """The text, and when each piece of it was said."""
+        rows = [{"from": each.start, "to": each.end, "text": each.text.strip()} for each in self.segments]
+        facts = {"text": repr(self.text), "language": self.language, "seconds": self.duration, "segments": len(rows)}
+        return Card("Transcription", facts, rows)
 
 
 class Transcriber:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.codecs.images import FORMATS, read_image
@@ -26,6 +27,7 @@ _AT_ONCE = 16  # images
 _ENDINGS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
 
+@shows
 class Matches(NamedTuple):
     """How images and texts go together.
 
@@ -35,6 +37,14 @@ class Matches(NamedTuple):
 
     similarities: Float[Tensor, "N M"]
     probabilities: Float[Tensor, "N M"]
+
+    def card(self) -> Card:
+        """The best text of each image, and in notebooks the probabilities of all."""
+        table = self.probabilities.reshape(-1, self.probabilities.shape[-1] if self.probabilities.dim() else 1)
+        rows = [{f"text {i + 1}": p for i, p in enumerate(row)} for row in table.tolist()]
+        shape = " x ".join(map(str, self.probabilities.shape)) or "one image and one text"
+        best = [max(range(len(row)), key=row.__getitem__) + 1 for row in table.tolist()]
+        return Card("Matches", {"of": shape, "best text of each image": best}, rows)
 
 
 def match(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.domains.vision.use import Image, coloured, number_type, processor_of
 from headway.errors import UserError
@@ -23,12 +24,18 @@ _GAP, _LINE = 8, 26  # pixels between two images, and of a line under them
 _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
+@shows
 @dataclass(frozen=True)
 class Look:
     """What the model saw of an image, and the weight of each patch in its answer, from 0 to 1, the greatest 1."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
     weights: Float[np.ndarray, "rows columns"]
+
+    def card(self) -> Card:
+        """Sizes, and what to do with it."""
+        shapes = [" x ".join(map(str, array.shape[:2])) for array in (self.pixels, self.weights)]
+        return Card("Look", {"pixels": shapes[0], "patches": shapes[1], "drawn by": "picture()"})
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
         """The image, dark where the model does not look and warm where it does; enlarged where it is small."""

@@ -1,0 +1,210 @@
+"""One thing in, one answer out; many in, a list; and what is neither is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import headway as hw
+from headway import given
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
+from headway.codecs import train_codec
+from headway.config import override
+from headway.domains import audio, masked, understanding
+from headway.generate import Limits, Sampling, SearchConfig
+from headway.models import build
+from headway.models.presets import preset
+from headway.trained import Model
+
+SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
+GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """A small language model as it is drawn."""
+    codec = train_codec("byte", iter(["a text"]))
+    module = build(override(preset("gpt2"), {**SIZES, "symbols": codec.size}), seed=1)
+    return Model(Opened(module, Usage(), codec), Path("drawn"), backend="torch")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Model:
+    codec = train_codec("byte", iter(["a text"]))
+    module = build(override(preset("bert-base"), {**SIZES, "symbols": codec.size}), seed=1)
+    return Model(Opened(module, Usage(), codec), Path("drawn"), backend="torch")
+
+
+class Column(list):
+    """What pandas and polars call a Series: an iterable that is no list to its users."""
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        ["ab", "c"],
+        ("ab", "c"),
+        iter(["ab", "c"]),
+        np.array(["ab", "c"]),
+        np.array(["ab", "c"], object),
+        Column(["ab", "c"]),
+    ],
+    ids=["list", "tuple", "iterator", "array", "objects", "column"],
+)
+def test_texts_of_any_iterable(many: Any) -> None:
+    found = given.texts(many)
+    assert (found.items, found.one) == (["ab", "c"], False)
+    assert found.answer([1, 2]) == [1, 2]
+
+
+def test_one_of_each_kind() -> None:
+    pixels, sound = np.zeros((4, 5, 3), np.uint8), np.zeros(7, np.float32)
+    for found in (
+        given.texts("ab"),
+        given.texts_or_pairs(("ab", "c")),
+        given.texts_or_words("ab"),
+        given.images("a.png"),
+        given.images(Path("a.png")),
+        given.images(pixels),
+        given.images(torch.zeros(4, 5, dtype=torch.uint8)),
+        given.sounds("a.wav"),
+        given.sounds(sound),
+        given.sounds(torch.zeros(7, 2)),
+        given.sounds([0.5, 0.25]),
+        given.rows_of_ids([1, 2]),
+        given.rows_of_ids(np.array([1, 2])),
+    ):
+        assert found.one
+        assert len(found.items) == 1
+        assert found.answer(["answer"]) == "answer"
+    assert given.rows_of_ids(np.array([3, 1])).items == [[3, 1]]
+
+
+def test_many_of_each_kind() -> None:
+    pixels, sound = np.zeros((2, 4, 5, 3), np.uint8), np.zeros(7, np.float32)
+    for found in (
+        given.texts_or_pairs(["ab", "c"]),
+        given.texts_or_pairs([("ab", "c"), ("d", "e")]),
+        given.texts_or_words([["ab", "c"], "d"]),
+        given.images(pixels),
+        given.images(["a.png", pixels[0]]),
+        given.images(("a.png", "b.png")),
+        given.sounds([sound, "a.wav"]),
+        given.sounds([[0.5, 0.25], [0.5]]),
+        given.rows_of_ids([[1, 2], (3,)]),
+        given.rows_of_ids(torch.ones(2, 3, dtype=torch.long)),
+    ):
+        assert not found.one
+        assert len(found.items) == 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: given.texts(3), "3 was given; give a text, or a list of such"),
+        (lambda: given.texts(None), "None was given"),
+        (lambda: given.texts(b"ab"), "b'ab' was given"),
+        (lambda: given.texts({"ab"}), "a set was given"),
+        (lambda: given.texts({"text": "ab"}), "a dict was given"),
+        (lambda: given.texts(np.array("ab")), "a ndarray was given"),
+        (lambda: given.texts(["ab", float("nan")]), "text 2 of 2 is nan; a text must be a str"),
+        (lambda: given.texts(SimpleNamespace(columns=["a"])), "has several columns; give one of them"),
+        (lambda: given.texts_or_pairs([("a", "b", "c")]), "text 1 is a tuple; give texts, or tuples of two texts"),
+        (lambda: given.texts_or_words([["ab", 3]]), "text 1: word 2 of 2 is 3"),
+        (lambda: given.images(3), "3 was given; give an image"),
+        (lambda: given.sounds([0.5, "a"]), "sample 2 of 2 is 'a'; samples are numbers"),
+        (lambda: given.rows_of_ids("ab"), "'ab' was given; give a list of ids"),
+        (lambda: given.rows_of_ids([[1, 0.5]]), "id 2 of 2 is 0.5; an id is a whole number"),
+    ],
+)
+def test_what_is_neither_is_one_line(ask: Callable[[], Any], message: str) -> None:
+    with pytest.raises(hw.UserError) as caught:
+        ask()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_takes_one_or_many(model: Model) -> None:
+    how: Any = {"max_new_tokens": 4, "temperature": 0}
+    alone = model.generate("a text", **how)
+    assert isinstance(alone, str)
+    assert model.generate(["a text", "e"], **how) == [alone, model.generate("e", **how)]
+    assert model.generate(iter(["a text"]), **how) == [alone]
+    assert model.complete("a text", GREEDY, FEW).ids == model.complete(["a text"], GREEDY, FEW)[0].ids
+    assert model.score("a text") == model.score(["a text"])[0]
+    ids = model.prompt_ids("a text")
+    assert model.generate_ids(ids, 4, 0, ignore_end=True) == model.generate_ids([ids], 4, 0, ignore_end=True)[0]
+    for nothing in (model.generate([]), model.complete([]), model.score([]), model.generate_ids([])):
+        assert nothing == []
+
+
+def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = encoder.embed("a text")
+    assert vector.shape == (16,)
+    torch.testing.assert_close(encoder.embed(np.array(["a text", "e"]))[0], vector, rtol=1e-5, atol=1e-6)
+    assert encoder.embed([]).shape == (0, 16)
+    say = lambda module, codec, labels, texts, truncate: [{"a": len(text)} for text in texts]  # noqa: E731
+    monkeypatch.setattr(understanding, "classify", say)
+    assert encoder.classify("abc") == {"a": 3}
+    assert encoder.classify(("abc", "d")) == {"a": 2}  # a pair
+    assert encoder.classify(["abc", "d"]) == [{"a": 3}, {"a": 1}]
+    monkeypatch.setattr(understanding, "tag", say)
+    assert encoder.tag("abc") == {"a": 3}
+    assert encoder.tag([["a", "b"], "c"]) == [{"a": 2}, {"a": 1}]
+    monkeypatch.setattr(masked, "fill", lambda module, codec, text, top: [text, top])
+    assert encoder.fill("abc", 2) == ["abc", 2]
+    assert encoder.fill(["abc", "d"], 2) == [["abc", 2], ["d", 2]]
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: Sampling(temperature="hot"), "temperature is 'hot'; give a number"),  # type: ignore[arg-type]
+        (lambda: Sampling(top_k=2.5), "top_k is 2.5; give a whole number or None"),  # type: ignore[arg-type]
+        (lambda: Sampling(seed=True), "seed is True; give a whole number or None"),
+        (lambda: Limits("3"), "max_new_tokens is '3'; give a whole number"),  # type: ignore[arg-type]
+        (lambda: Limits(stop=["a", 3]), "stop is a list; give a tuple of texts"),  # type: ignore[arg-type]
+        (lambda: SearchConfig(beam="4"), "beam is '4'; give a whole number"),  # type: ignore[arg-type]
+        (lambda: audio.Transcribing(words="no"), "words is 'no'; give True or False"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; give a number or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; give a whole number or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; give a mapping"),  # type: ignore[arg-type]
+        (lambda: hw.train(3), "recipe is 3; give a text, a path or a Recipe"),  # type: ignore[arg-type]
+        (lambda: hw.load(None), "path is None; give a text or a path"),  # type: ignore[arg-type]
+        (lambda: hw.load("a", weights=8), "weights is 8; give a text or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", {"train.steps": "x"}), "train.steps is 'x'; give a whole number"),
+    ],
+)
+def test_arguments_of_other_types_are_one_line(ask: Callable[[], Any], message: str) -> None:
+    with pytest.raises(hw.UserError) as caught:
+        ask()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_verbs_are_checked(model: Model) -> None:
+    ask: Any = model
+    for call, message in (
+        (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
+        (lambda: ask.generate("a", stop=3), "3 was given; give a stop, or a list of such"),
+        (lambda: ask.stream(["a"]), "prompt is a list; give a text"),
+        (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
+        (lambda: ask.translate("a", beam="4"), "beam is '4'"),
+        (lambda: ask.chat(3), "3 is no conversation; give a text, or messages as"),
+        (lambda: ask.chat(["hi"]), "a list is no conversation"),
+        (lambda: ask.attention(["a"]), "text is a list; give a text"),
+    ):
+        with pytest.raises(hw.UserError) as caught:
+            call()
+        assert message in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Sampling(np.float32(0.5), np.int64(3)).top_k == 3  # type: ignore[arg-type]
