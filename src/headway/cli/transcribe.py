@@ -46,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--word-timestamps", action="store_true", help="when each word was spoken (in --json and --format json)")
     add("--prompt", default="", metavar="TEXT", help="taken to come before the sound: names, spelling, style")
     add("--no-previous-text", action="store_true", help="do not give each window the text before it")
+    add("--no-vad", action="store_true", help="hear silence and noise too, where no voice is detected")
     add_cache(parser)
 
 
@@ -89,6 +90,7 @@ def settings(args: argparse.Namespace) -> Transcribing:
         previous=not args.no_previous_text,
         words=args.word_timestamps,
         seed=args.seed or 0,
+        vad=not args.no_vad,
     )
 
 
@@ -123,7 +125,8 @@ def one(
     text = "".join(segment.text for segment in segments).strip()
     found = Transcription(text, telling.language, telling.duration, segments)
     seconds = time.monotonic() - started
-    terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s")
+    nothing = "" if segments else ", in which nobody is heard to speak"
+    terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
     if not live:
         _write(found, place, form, terminal)
     where = {} if place is None else {"output": place}

@@ -27,6 +27,7 @@ _STARTS, _GOES_ON = 2.5, 1.6  # decibels above the floor, averaged over bands; n
 _SHARE = 0.35  # of what is reached nearby, below which no speech goes on: a room has noises, too
 _APART = 4  # frames before and after, between which a spectrum changes
 _CHANGE = 1.7  # decibels a band, by which it does at most times; tones and noise stay below 1.5
+_AROUND = 11  # frames over which that is averaged within a stretch
 _BRIDGED = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
 _SHORTEST = 12  # frames of speech, below which it is a click
 
@@ -58,14 +59,20 @@ def _measured(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     beside = _PERIOD + _SMOOTH
     start = max(0, first - beside)
     power = 10.0 ** bands[start : first + _AT_ONCE + beside].astype(np.float64)
-    around = np.pad(power, ((_SMOOTH // 2 + 1, _SMOOTH // 2), (0, 0)), mode="edge").cumsum(0)
-    level = 10 * np.log10(np.maximum((around[_SMOOTH:] - around[:-_SMOOTH]) / _SMOOTH, 1e-10))
+    level = 10 * np.log10(np.maximum(_mean(power, _SMOOTH), 1e-10))
     above = (level - np.maximum(_floor(level), _QUIETEST) - _BIAS).clip(0, _ENOUGH).mean(1)
     shape = level - level.mean(1, keepdims=True)
     wide = np.pad(shape, ((_APART, _APART), (0, 0)), mode="edge")
     change = np.abs(wide[2 * _APART :] - wide[: -2 * _APART]).mean(1)
     here = slice(first - start, first - start + _AT_ONCE)
     return above[here], change[here]
+
+
+def _mean(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
+    """Of each value and its neighbours, an odd `count` together."""
+    beside = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
+    total = np.pad(values, beside, mode="edge").cumsum(0)
+    return (total[count:] - total[:-count]) / count
 
 
 def _floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
@@ -89,13 +96,14 @@ def _least(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, 
 
 def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
     """From the first to behind the last frame of speech: whole stretches are judged, then what is faint in them beside
-    the speech nearby is left out.
+    the speech nearby is left out, and noise that another noise ends in.
     """
     kept = np.zeros_like(above)
+    changes = _mean(change, _AROUND) > _CHANGE
     for first, last in _stretches(above, above > _GOES_ON):
         loud = above[first:last] > _STARTS
         if float(np.median(change[first:last][loud])) > _CHANGE:
-            kept[first:last] = above[first:last]
+            kept[first:last] = np.where(changes[first:last], above[first:last], 0.0)
     nearby = -_least(-np.pad(kept, _PERIOD // 2), 2 * (_PERIOD // 2) + 1)
     found = _stretches(kept, kept > np.maximum(_GOES_ON, _SHARE * nearby))
     return [(first, last) for first, last in found if last - first >= _SHORTEST]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.activity import Speech, speech_of
+from headway.domains.audio.activity import Speech
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.resample import RATE
 from headway.domains.audio.sound import Sound
@@ -43,13 +43,14 @@ class Timeline:
         """When in the whole sound something begins and ends, which is not in a pause, by when in what is heard."""
         final = len(self._kept) - 1
         part = min(int(np.searchsorted(self._places, start, "right")) - 1, final)
-        first = start + self._kept[part, 0] - self._places[part]
+        until = self._kept[part, 1]
+        first = min(start + self._kept[part, 0] - self._places[part], until)
         part = min(max(int(np.searchsorted(self._places, end)) - 1, 0), final)
         last = min(end + self._kept[part, 0] - self._places[part], self._kept[part, 1])
         spoken = self._spans[(self._spans[:, 0] < last) & (first < self._spans[:, 1])]
         if len(spoken):
-            first, last = max(first, spoken[0, 0]), min(last, spoken[-1, 1])
-        return float(min(first, last)), float(last)
+            return float(max(first, spoken[0, 0])), float(min(last, spoken[-1, 1]))
+        return float(first), float(max(first, min(last, until)))
 
     def in_one(self, start: float, end: float) -> tuple[float, float]:
         """A word's times, which `placed` gave, within the stretch of speech that it shares most of."""

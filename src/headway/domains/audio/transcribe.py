@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
+from headway.domains.audio.activity import speech_of
 from headway.domains.audio.framing import Padding, Windows, padding_of
 from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
-from headway.domains.audio.activity import speech_of
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pauses import Timeline
