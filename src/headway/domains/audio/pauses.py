@@ -37,7 +37,7 @@ class Timeline:
         """The sound without long pauses; itself where there are none."""
         if self._places[-1] == self.duration:
             return sound
-        return Parts(sound, [(round(first * RATE), round(last * RATE)) for first, last in self._kept.tolist()])
+        return HeardParts(sound, [(round(first * RATE), round(last * RATE)) for first, last in self._kept.tolist()])
 
     def placed(self, start: float, end: float) -> tuple[float, float]:
         """When in the whole sound something begins and ends, which is not in a pause, by when in what is heard."""
@@ -71,7 +71,7 @@ def _kept(speech: Speech) -> Float[np.ndarray, "N 2"]:
     return kept[np.diff(kept)[:, 0] > frame / 2]
 
 
-class Parts:
+class HeardParts:
     """Parts of a sound in a row, from a sample to another, as a sound."""
 
     def __init__(self, sound: Sound, parts: list[tuple[int, int]]) -> None:
