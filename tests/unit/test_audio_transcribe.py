@@ -265,7 +265,8 @@ def cues(lines: SubtitleLines, form: Any = "srt") -> list[tuple[str, str]]:
     """Times and text of subtitles of nine words, of half a second each, with a pause of 2 s before the last two."""
     times = [*(n / 2 for n in range(7)), 5.5, 6.0]
     spoken = [Word(word, at, at + 0.5, 1.0) for word, at in zip(SPOKEN, times)]
-    segments = [Segment(0.0, 6.5, "".join(SPOKEN), [1], -0.1, 1.0, 0.0, 0.0, tuple(spoken))]
+    pieces = (spoken[:4], spoken[4:])  # segments end anywhere, and lines go on
+    segments = [Segment(0.0, 6.5, "...", [1], -0.1, 1.0, 0.0, 0.0, tuple(piece)) for piece in pieces]
     text = written(Transcription("", "en", 7.0, segments), form, lines)
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     assert [block[0] for block in blocks] == [str(n) for n in range(1, len(blocks) + 1)]

@@ -69,11 +69,12 @@ class ContainerReader:
 
 def _seconds(stream: Any) -> float | None:
     """What the header says of a sound's length, if it does; that of a film may be another."""
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     container = stream.container
-    alone = container.duration is not None and not container.streams.video
-    return container.duration / 1_000_000 if alone else None  # microseconds
+    if container.duration is None or container.streams.video:
+        return None
+    return container.duration / 1_000_000  # from microseconds
 
 
 def _library(path: Path) -> Any:

@@ -12,12 +12,12 @@ from headway.domains.audio.words import Word
 from headway.errors import ConfigError, UserError
 
 Format = Literal["txt", "json", "srt", "vtt"]
-_PAUSE = 1.0  # seconds between words, from which on another subtitle begins
+_PAUSE = 0.5  # seconds between words, from which on another subtitle begins
 
 
 @dataclass(frozen=True)
 class SubtitleLines:
-    """How the words of a segment are laid out in subtitles: the most characters and words of a line, and lines of a
+    """How words are laid out in subtitles, across segments: the most characters and words of a line, and lines of a
     subtitle; None is any number. A word that is wider stands alone in its line.
     """
 
@@ -43,7 +43,7 @@ def written(found: Transcription, form: Format, lines: SubtitleLines | None = No
         return _lines(segment.text.strip() for segment in found.segments)
     if form == "json":
         return json.dumps(as_dict(found), ensure_ascii=False, indent=2) + "\n"
-    cues = [cue for segment in found.segments for cue in _cues(segment, lines)]
+    cues = list(_cues(found.segments, lines))
     if form == "srt":
         return _lines(f"{number}\n{_cue(cue, ',')}" for number, cue in enumerate(cues, 1))
     return _lines(["WEBVTT\n", *(_cue(cue, ".") for cue in cues)])
@@ -63,21 +63,22 @@ class Cue(NamedTuple):
     text: str
 
 
-def _cues(segment: Segment, lines: SubtitleLines | None) -> Iterator[Cue]:
-    """A segment as one subtitle, or its words in as many as lines allow."""
+def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[Cue]:
+    """A subtitle for each segment, or as many as lines allow for all words; none stands through a pause."""
     if lines is None:
-        yield Cue(segment.start, segment.end, segment.text.strip())
+        yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
         return
-    if not segment.words:
+    if not all(segment.words for segment in segments):
         raise UserError("lines are laid out by the times of words, which this transcript does not have; ask for words")
     shown: list[list[Word]] = []
-    for line in _laid_out(segment.words, lines):
+    for line in _laid_out([word for segment in segments for word in segment.words], lines):
         paused = bool(shown) and line[0].start - shown[-1][-1].end >= _PAUSE
         if paused or len(shown) == lines.max_line_count:
             yield _shown(shown)
             shown = []
         shown.append(line)
-    yield _shown(shown)
+    if shown:
+        yield _shown(shown)
 
 
 def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
@@ -90,7 +91,8 @@ def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word
             yield line
             line = []
         line.append(word)
-    yield line
+    if line:
+        yield line
 
 
 def _shown(lines: Sequence[Sequence[Word]]) -> Cue:
