@@ -16,6 +16,8 @@ from headway.errors import UserError
 # What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
 _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
+_TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
+LONGEST = 24 * 3600  # seconds; silence of years packs into a small file
 _CUT = 0.5  # seconds by which what is read may be shorter than the header says
 
 
@@ -40,10 +42,17 @@ class ContainerReader:
         av, count = _library(self.path), 0
         with self._opened() as stream:
             said, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
+            pieces: list[Tensor] = []
             for frame in self._decoded(stream):
                 for some in resampler.resample(frame):
                     count += some.samples
-                    yield torch.from_numpy(some.to_ndarray()).T
+                    pieces.append(torch.from_numpy(some.to_ndarray()).T)
+                if len(pieces) >= _TOGETHER:
+                    check_length(self.path, count / self.rate)
+                    yield torch.cat(pieces)
+                    pieces = []
+            if pieces:
+                yield torch.cat(pieces)
             told = stream.container.format.name.startswith(_TELL_LENGTH)
         if said is not None and told and count / self.rate < said - _CUT:
             raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {said:.1f} s; get the file again")
@@ -75,6 +84,12 @@ def _seconds(stream: Any) -> float | None:
     if container.duration is None or container.streams.video:
         return None
     return container.duration / 1_000_000  # from microseconds
+
+
+def check_length(path: Path, seconds: float) -> None:
+    """UserError for a sound of more than a day."""
+    if seconds > LONGEST:
+        raise UserError(f"{path} is longer than {LONGEST // 3600} hours; cut it into shorter sounds")
 
 
 def _library(path: Path) -> Any:

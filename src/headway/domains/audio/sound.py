@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.containers import ContainerReader
+from headway.domains.audio.containers import ContainerReader, check_length
 from headway.domains.audio.resample import RATE, Resampler
 from headway.errors import UserError
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples of a file that are read at once
-_LONGEST = 24 * 3600  # seconds; silence of years packs into a small file
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
@@ -43,7 +42,7 @@ class FileSound:
             raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _reader(self.path)
         self.seconds = self._reader.seconds
-        self._check_length(self.seconds)
+        check_length(self.path, self.seconds)
         try:
             Resampler(self._reader.rate, rate)
         except UserError as error:
@@ -56,13 +55,9 @@ class FileSound:
         resampler, count = Resampler(self._reader.rate, self.rate), 0
         for samples in self._reader.read():
             count += len(samples)
-            self._check_length(count / self._reader.rate)
+            check_length(self.path, count / self._reader.rate)
             yield resampler.push(mono(samples, self.source))
         yield resampler.finish()
-
-    def _check_length(self, seconds: float) -> None:
-        if seconds > _LONGEST:
-            raise UserError(f"{self.path} is longer than {_LONGEST // 3600} hours; cut it into shorter sounds")
 
 
 class LibsndfileReader:
