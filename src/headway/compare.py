@@ -170,17 +170,12 @@ def compare(
     tasks.save()
     results = [_result(variant, tasks, directory, minutes, seeds, device, threads) for variant in several]
     first = tasks.of(results[0].variant.recipe)
-    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first)))
-    if _PRECISION not in grid:
-        notes.append(_said_precision(base, own if asked.train.precision == "auto" else {}))
+    said = "" if _PRECISION in grid else _said_precision(base, own if asked.train.precision == "auto" else {})
+    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), said))
     differ = [key for key, values in grid.items() if len(values) > 1]
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
-    found = Comparison(directory, base, differ, *kinds, results, notes)
-    if not available():
-        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
-        return found
     command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
-    return replace(found, report=write_report(directory, sections(found, command)))
+    return _reported(Comparison(directory, base, differ, *kinds, results, notes), command)
 
 
 def _result(
@@ -342,12 +337,22 @@ def _resumable(name: str, directory: Path) -> Iterator[None]:
         raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
 
 
+def _reported(found: Comparison, command: str) -> Comparison:
+    """A comparison with its page, where the extra for pages is installed."""
+    if available():
+        return replace(found, report=write_report(found.directory, sections(found, command)))
+    print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    return found
+
+
 def _notes(
-    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
+    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
-    """What all were given, what they made of it, how far their sizes differ, and whether chance may have decided."""
+    """What all were given and what they made of it, how far they differ in size, and whether chance may have decided."""
     yield from _amounts(results, minutes, tokens, seeds, unit)
     yield from _sizes([result.variant for result in results])
+    if precision:
+        yield precision
     if seeds == 1:
         yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
 

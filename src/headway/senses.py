@@ -95,15 +95,17 @@ class Senses(Loaded):
         prompt: str = "",
         words: bool = False,
         seed: int = 0,
+        vad: bool = True,
     ) -> audio.Transcription | list[audio.Transcription]:
         """What is said in a sound, or in each of many, with times: a file, or samples at 16,000 a second, [N] or
         [N, channels].
 
         The task "translate" is into English. `language` None is what is heard in the first 30 s; `prompt` is text that
-        is taken to come before the sound; `words` gives each word its time. `transcriber` takes all settings. UserError
-        for a model that hears no sounds, and for what is no sound, or a damaged one.
+        is taken to come before the sound; `words` gives each word its time; without `vad` silence and noise are heard
+        too, where no voice is detected. `transcriber` takes all settings. UserError for a model that hears no sounds,
+        and for what is no sound, or a damaged one.
         """
-        config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed)
+        config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
         asked, transcriber = given.sounds(sound), self.transcriber(config)
         opened = [audio.open_sound(each) for each in asked.items]  # what is no sound is known before the first is heard
         return asked.answer([transcriber.transcribe(each) for each in opened])

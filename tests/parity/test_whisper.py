@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from twins import Twins, batch, check_export, difference, outputs_of, twins
 from headway.checkpoints.families.whisper import write
 from headway.checkpoints.open import open_config, open_model
 from headway.checkpoints.published import load_published
-from headway.domains.audio import Transcriber, Transcribing
+from headway.domains.audio import Transcriber, Transcribing, read_sound
+from headway.domains.audio.resample import RATE
 from headway.engine import Engine, refusal
 from headway.errors import UserError
 from headway.layout import Layout
@@ -195,6 +197,15 @@ def test_a_real_utterance_is_transcribed(tiny: Any, data_dir: Path) -> None:
     spoken = [word.start for word in segment.words]
     assert spoken == sorted(spoken)
     assert (segment.temperature, segment.no_speech_prob < 0.1, segment.avg_logprob > -0.5) == (0, True, True)
+
+
+def test_words_after_silence_are_not_early(tiny: Any, data_dir: Path) -> None:
+    pytest.importorskip("soundfile")
+    sound = np.pad(read_sound(data_dir / "speech/pocketsphinx/cards-001.wav").numpy(), (40 * RATE, 0))
+    [segment] = transcriber(tiny, tiny.model, words=True, beam=1).transcribe(sound).segments
+    assert words(segment.text)[1:2] == ["of"]
+    assert segment.start == segment.words[0].start == pytest.approx(40.1, abs=0.15)
+    assert segment.end == segment.words[-1].end == pytest.approx(40.9, abs=0.25)
 
 
 def test_the_text_and_its_probability_are_those_of_faster_whisper(tiny: Any, data_dir: Path, whisper: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     task, model = run.task, hw.load(tmp_path / "run")
     assert isinstance(task, Transcription)
     assert model.usage.settings == {"sound_padding": "silence"}
-    transcriber = model.transcriber(Transcribing(beam=1, temperatures=(0.0,)))
+    transcriber = model.transcriber(Transcribing(beam=1, temperatures=(0.0,), vad=False))  # its words are tones
     texts = set[str]()
     for number in task.numbers("all").tolist():
         frames = task.batch([task.example("all", number)]).frames

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from whisper_models import (
 
 from headway.checkpoints.open import Opened
 from headway.cli.main import main
-from headway.domains.audio import Transcriber, Transcribing, Transcription, Word, written
+from headway.domains.audio import SubtitleLines, Transcriber, Transcribing, Transcription, Word, written
 from headway.domains.audio.listener import compression_ratio
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import log_mel
@@ -163,7 +164,7 @@ def test_silence_is_left_out_and_doubt_is_tried_again() -> None:
 
 def test_a_random_model_comes_to_an_end_and_repeats_itself_only_by_seed() -> None:
     real = model()
-    made = Transcriber(real, real, codec(), USAGE, Transcribing(beam=2, temperatures=(0.0, 1.0), words=True))
+    made = Transcriber(real, real, codec(), USAGE, Transcribing(beam=2, temperatures=(0.0, 1.0), words=True, vad=False))
     one, two = made.transcribe(noise(3 * RATE)), made.transcribe(noise(3 * RATE))
     assert one == two
     assert one.language in ("en", "de")
@@ -260,6 +261,46 @@ def test_files_of_subtitles() -> None:
     assert "words" not in read["segments"][0]
 
 
+def cues(lines: SubtitleLines, form: Any = "srt") -> list[tuple[str, str]]:
+    """Times and text of subtitles of nine words, of half a second each, with a pause of 2 s before the last two."""
+    times = [*(n / 2 for n in range(7)), 5.5, 6.0]
+    spoken = [Word(word, at, at + 0.5, 1.0) for word, at in zip(SPOKEN, times)]
+    pieces = (spoken[:4], spoken[4:])  # segments end anywhere, and lines go on
+    segments = [Segment(0.0, 6.5, "...", [1], -0.1, 1.0, 0.0, 0.0, tuple(piece)) for piece in pieces]
+    text = written(Transcription("", "en", 7.0, segments), form, lines)
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    assert [block[0] for block in blocks] == [str(n) for n in range(1, len(blocks) + 1)]
+    return [(block[1], "|".join(block[2:])) for block in blocks]
+
+
+SPOKEN = (" He", " might", " even", " --> have", " been", " made", " amiable,", " all", " incomprehensibilities.")
+
+
+def test_subtitles_by_words() -> None:
+    found = cues(SubtitleLines(max_line_width=14, max_line_count=2))
+    assert [text for _, text in found] == ["He might even|-> have been", "made amiable,", "all|incomprehensibilities."]
+    assert found[0][0] == "00:00:00,000 --> 00:00:02,500"
+    assert found[2][0] == "00:00:05,500 --> 00:00:06,500"  # nothing stands there in the pause
+    assert [text for _, text in cues(SubtitleLines(max_words_per_line=2, max_line_count=1))] == [
+        "He might", "even -> have", "been made", "amiable,", "all incomprehensibilities."
+    ]  # fmt: skip
+    whole = [text for _, text in cues(SubtitleLines(max_line_width=80))]
+    assert whole == ["He might even -> have been made amiable,", "all incomprehensibilities."]
+    many = [text for _, text in cues(SubtitleLines(max_line_width=14, max_words_per_line=1))]
+    assert many[0].count("|") == 6
+    for given, message in (
+        ({"max_line_count": 2}, "a line has no end"),
+        ({"max_line_width": 0}, "max_line_width is 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SubtitleLines(**given)
+    lines = SubtitleLines(40)
+    for form, message in (("txt", "not in txt"), ("srt", "times of words")):
+        with pytest.raises(UserError, match=message):
+            written(Transcription("One", "en", 1.0, SEGMENTS[:1]), form, lines)  # type: ignore[arg-type]
+    assert written(Transcription("", "en", 1.0, []), "vtt", lines) == "WEBVTT\n\n"
+
+
 def test_texts_that_repeat_themselves() -> None:
     assert compression_ratio(" yes" * 60) > 2.4 > compression_ratio("He might even have been made amiable himself.")
 
@@ -301,6 +342,9 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([tmp_path / "absent.wav"], "does not exist"),
         ([good, good, "--format", "srt"], "run into one"),
         ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "written for two files"),
+        ([good, "--max-line-width", "42"], "not in txt; add --format srt"),
+        ([good, "--max-line-count", "2", "--format", "srt"], "add --max-line-width"),
+        ([good, "--max-line-width", "0", "--format", "srt"], "max-line-width"),
         ([good, "--language", "xx"], "'xx' is not among"),
         ([good, "--temperature", "0,hot"], "'hot' is no number"),
     ):

@@ -123,7 +123,7 @@ def told(
         return SimpleNamespace(directory=named["run"], summary=summary, metrics=metrics)
 
     patch.setattr(module, "train", train)
-    return compare(recipe, grid, directory=place, device="cpu", **given), asked
+    return compare(recipe, grid, run=place, device="cpu", **given), asked
 
 
 def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
         "All matrix products of training are in fp32 (narrow); alone, attention would be trained in bf16.",
         "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).",
     ]
-    assert {"validation loss", "test loss", "tokens/s"} < module.table(found)[0].keys()
+    assert {"validation loss", "test loss", "tokens/s"} < found.table()[0].keys()
     curves = {picture.title: str(picture.figure) for picture in module.sections(found, "").curves}
     assert curves["Training loss"].count("<polyline") == 2
 

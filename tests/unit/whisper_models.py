@@ -136,6 +136,6 @@ class Scripted:
 
 def transcriber(texts: Sequence[Sequence[int] | float], **settings: Any) -> tuple[Transcriber, Scripted]:
     said = Scripted(texts)
-    config = Transcribing(**{"language": "en", **settings})
+    config = Transcribing(**{"language": "en", "vad": False, **settings})
     made = Transcriber(model(), said, codec(), USAGE, config)  # type: ignore[arg-type]
     return made, said

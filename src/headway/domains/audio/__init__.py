@@ -3,14 +3,15 @@
 from headway.domains.audio.listener import Transcribing
 from headway.domains.audio.marks import Marks, Task
 from headway.domains.audio.recipes import RECIPES
-from headway.domains.audio.sound import FileSound, Given, open_sound, read_sound
-from headway.domains.audio.subtitles import Format, as_dict, written
+from headway.domains.audio.sound import KINDS, FileSound, Given, open_sound, read_sound
+from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
 from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
 from headway.domains.audio.use import Sound, classify
 from headway.domains.audio.windows import hears
 from headway.domains.audio.words import Word
 
 __all__ = [
+    "KINDS",
     "RECIPES",
     "FileSound",
     "Format",
@@ -18,6 +19,7 @@ __all__ = [
     "Marks",
     "Segment",
     "Sound",
+    "SubtitleLines",
     "Task",
     "Telling",
     "Transcriber",

@@ -17,7 +17,8 @@ from headway.data.labelled import Labelled, read_labelled
 from headway.domains.audio.augment import AugmentConfig, chance, masked, noisy, placed, varied
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
 from headway.domains.audio.pictures import class_pictures
-from headway.domains.audio.store import KINDS, open_sounds
+from headway.domains.audio.sound import KINDS
+from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
 from headway.errors import ConfigError
 from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig

@@ -53,13 +53,13 @@ class Windows:
         """`length` is that of a window, in frames."""
         self.sound, self.bands, self.length, self.padding = sound, bands, length, padding
         self.samples, self._loudest = 0, -torch.inf
-        framed = _Framed(sound)
+        framed = Framed(sound)
         while framed.more:
             found = F.pad(framed.take(_AT_ONCE), (0, WINDOW))
             self._loudest = max(self._loudest, float(decades(found, bands).max()))
         self.samples = framed.samples
         self.frames = self.samples // HOP
-        self._framed, self._at = _Framed(sound), 0
+        self._framed, self._at = Framed(sound), 0
 
     def window(self, start: int) -> Float[Tensor, "1 T bands"]:
         """The frames from `start` on, and past the end those of the padding. Starts never go back."""
@@ -72,7 +72,7 @@ class Windows:
         return F.pad(found, (0, 0, 0, self.length - count))[None]
 
 
-class _Framed:
+class Framed:
     """The samples under frames: those of frame n begin at n HOP, half a frame before its middle. Before the start the
     sound is reflected, behind its end is silence.
     """

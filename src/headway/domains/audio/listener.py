@@ -32,6 +32,7 @@ class Transcribing:
     `best_of`. Where <|nospeech|> is likelier than `most_silence` and the text in doubt, there is none. `initial` is
     text that is taken to come before the sound; `previous` gives each window the text before it, unless that came
     about above a temperature of 0.5. Without `timestamps` a window is a segment. `words` gives each word its time.
+    `vad`, voice activity detection, leaves long pauses out, and moves times out of pauses to where somebody speaks.
     """
 
     language: str | None = None
@@ -47,6 +48,7 @@ class Transcribing:
     timestamps: bool = True
     words: bool = False
     seed: int = 0
+    vad: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -14,9 +14,8 @@ from headway.data.labelled import read_labelled
 from headway.data.splits import side_number
 from headway.domains.audio.augment import AugmentConfig
 from headway.domains.audio.classification import SoundClasses, SoundsConfig
-from headway.domains.audio.sound import FileSound
+from headway.domains.audio.sound import KINDS, FileSound
 from headway.domains.audio.speech import words
-from headway.domains.audio.store import KINDS
 from headway.domains.audio.transcription import Transcription, TranscriptionConfig
 from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import UserError
@@ -122,7 +121,7 @@ def lengths_of(files: Sequence[Path]) -> Lengths:
         except UserError:
             continue
     if not seconds:
-        raise UserError(f"none of {len(files):,} sounds can be read; give some that can (.wav, .flac, .ogg or .mp3)")
+        raise UserError(f"none of {len(files):,} sounds can be read; give some that can (.wav, .flac, .mp3, ...)")
     return Lengths(
         float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
     )

@@ -1,28 +1,37 @@
-"""Sounds from files: wav, flac, ogg, mp3 and what else libsndfile reads, whole or a block at a time."""
+"""Sounds from files: what libsndfile reads, and else what FFmpeg does, whole or a block at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.domains.audio.containers import ContainerReader, check_length
 from headway.domains.audio.resample import RATE, Resampler
 from headway.errors import UserError
 
+KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples of a file that are read at once
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
+
+
+class Sound(Protocol):
+    """Samples at one rate, of one channel, in pieces; `source` names them in messages."""
+
+    source: str
+
+    def blocks(self) -> Iterator[Float[Tensor, "N"]]: ...
 
 
 class FileSound:
     """A file as numbers between -1 and 1 at `rate` samples a second, its channels averaged; it lasts so many `seconds`.
 
-    UserError for what is no sound; what is damaged further on is found as it is read.
+    UserError for what is no sound, and for one of more than a day; what is damaged further on is found as it is read.
     """
 
     def __init__(self, path: Path | str, rate: int = RATE) -> None:
@@ -30,41 +39,63 @@ class FileSound:
         self.source = str(self.path)
         if not self.path.is_file():
             what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg or .mp3")
-        with self._opened() as file:
-            if file.frames == 0:
-                raise UserError(f"{self.path} is a sound of 0 samples; leave it out, or record it again")
-            self.seconds: float = file.frames / file.samplerate
-            try:
-                Resampler(file.samplerate, rate)
-            except UserError as error:
-                raise UserError(f"{self.path}: {error}") from None
-        _check_wav(self.path)
+            raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg, .mp3 or .m4a")
+        self._reader = _reader(self.path)
+        self.seconds = self._reader.seconds
+        check_length(self.path, self.seconds)
+        try:
+            Resampler(self._reader.rate, rate)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
         """The sound from its start, in pieces. UserError where the file ends before its header says, and for samples
         that are no numbers.
         """
-        with self._opened() as file:
-            frames, resampler, count = file.frames, Resampler(file.samplerate, self.rate), 0
-            while len(samples := file.read(BLOCK, dtype="float32", always_2d=True)):
-                count += len(samples)
-                yield resampler.push(mono(torch.from_numpy(samples), self.source))
-        if count < frames:
-            raise UserError(f"{self.path} ends after {count} of {frames} samples; get the file again")
+        resampler, count = Resampler(self._reader.rate, self.rate), 0
+        for samples in self._reader.read():
+            count += len(samples)
+            check_length(self.path, count / self._reader.rate)
+            yield resampler.push(mono(samples, self.source))
         yield resampler.finish()
 
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        soundfile = _library(self.path)
+
+class LibsndfileReader:
+    """What libsndfile reads of a file, at its own `rate`. UserError for a sound of no samples, and a .wav that was cut;
+    RuntimeError, or another that soundfile raises, for what is no sound.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _library(path).SoundFile(path) as file:
+            self.rate: int = file.samplerate
+            self.seconds: float = file.frames / file.samplerate
+        if not self.seconds:
+            raise UserError(f"{path} is a sound of 0 samples; leave it out, or record it again")
+        _check_wav(path)
+
+    def read(self) -> Iterator[Float[Tensor, "N channels"]]:
+        """The samples in pieces. UserError where there are fewer than the header says."""
+        count = 0
         try:
-            with soundfile.SoundFile(self.path) as file:
-                yield file
-        except (soundfile.SoundFileError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split()).removeprefix(f"Error opening {str(self.path)!r}: ")
-            raise UserError(
-                f"{self.path} is no sound that can be read ({reason}); give .wav, .flac, .ogg or .mp3"
-            ) from error
+            with _library(self.path).SoundFile(self.path) as file:
+                frames = file.frames
+                while len(samples := file.read(BLOCK, dtype="float32", always_2d=True)):
+                    count += len(samples)
+                    yield torch.from_numpy(samples)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path} is no sound that can be read ({reason}); get the file again") from error
+        if count < frames:
+            raise UserError(f"{self.path} ends after {count} of {frames} samples; get the file again")
+
+
+def _reader(path: Path) -> LibsndfileReader | ContainerReader:
+    """libsndfile for what it reads, as all did before there was another."""
+    try:
+        return LibsndfileReader(path)
+    except (TypeError, ValueError, RuntimeError):  # of soundfile, which is not loaded where it is not needed
+        return ContainerReader(path)
 
 
 class ArraySound:
@@ -87,7 +118,6 @@ class ArraySound:
         yield from self._samples.split(BLOCK)
 
 
-Sound = FileSound | ArraySound
 Given = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
 
 

@@ -27,7 +27,6 @@ from headway.domains.audio.resample import RATE
 from headway.domains.audio.sound import read_sound
 from headway.errors import UserError
 
-KINDS = (".wav", ".flac", ".mp3", ".ogg")
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
 _AT_ONCE = 256  # sounds that are in memory together while they are decoded

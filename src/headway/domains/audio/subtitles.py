@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 from headway.domains.audio.transcribe import Segment, Transcription
+from headway.domains.audio.words import Word
+from headway.errors import ConfigError, UserError
 
 Format = Literal["txt", "json", "srt", "vtt"]
+_PAUSE = 0.5  # seconds between words, from which on another subtitle begins
 
 
-def written(found: Transcription, form: Format) -> str:
-    """A transcript as the content of a file."""
-    return _FORMS[form](found)
+@dataclass(frozen=True)
+class SubtitleLines:
+    """How words are laid out in subtitles, across segments: the most characters and words of a line, and lines of a
+    subtitle; None is any number. A word that is wider stands alone in its line.
+    """
+
+    max_line_width: int | None = None
+    max_line_count: int | None = None
+    max_words_per_line: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; give a whole number from 1 on")
+        if self.max_line_width is None and self.max_words_per_line is None:
+            raise ConfigError("without max_line_width or max_words_per_line a line has no end; give one of them")
+
+
+def written(found: Transcription, form: Format, lines: SubtitleLines | None = None) -> str:
+    """A transcript as the content of a file. `lines` lay out subtitles by the words of the segments, which are timed
+    (`words`); UserError where they are not, and for other files.
+    """
+    if lines is not None and form not in ("srt", "vtt"):
+        raise UserError(f"lines are laid out in srt and vtt, not in {form}; choose one of them, or leave it out")
+    if form == "txt":
+        return _lines(segment.text.strip() for segment in found.segments)
+    if form == "json":
+        return json.dumps(as_dict(found), ensure_ascii=False, indent=2) + "\n"
+    cues = list(_cues(found.segments, lines))
+    if form == "srt":
+        return _lines(f"{number}\n{_cue(cue, ',')}" for number, cue in enumerate(cues, 1))
+    return _lines(["WEBVTT\n", *(_cue(cue, ".") for cue in cues)])
 
 
 def as_dict(found: Transcription) -> dict[str, Any]:
@@ -23,27 +55,58 @@ def as_dict(found: Transcription) -> dict[str, Any]:
     return {"text": found.text, "language": found.language, "duration": found.duration, "segments": segments}
 
 
-def _txt(found: Transcription) -> str:
-    return _lines(segment.text.strip() for segment in found.segments)
+class Cue(NamedTuple):
+    """A subtitle: what stands there from `start` to `end` seconds."""
+
+    start: float
+    end: float
+    text: str
 
 
-def _json(found: Transcription) -> str:
-    return json.dumps(as_dict(found), ensure_ascii=False, indent=2) + "\n"
+def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[Cue]:
+    """A subtitle for each segment, or as many as lines allow for all words; none stands through a pause."""
+    if lines is None:
+        yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
+        return
+    if not all(segment.words for segment in segments):
+        raise UserError("lines are laid out by the times of words, which this transcript does not have; ask for words")
+    shown: list[list[Word]] = []
+    for line in _laid_out([word for segment in segments for word in segment.words], lines):
+        paused = bool(shown) and line[0].start - shown[-1][-1].end >= _PAUSE
+        if paused or len(shown) == lines.max_line_count:
+            yield _shown(shown)
+            shown = []
+        shown.append(line)
+    if shown:
+        yield _shown(shown)
 
 
-def _srt(found: Transcription) -> str:
-    cues = (f"{number}\n{_cue(segment, ',')}" for number, segment in enumerate(found.segments, 1))
-    return _lines(cues)
+def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
+    """The words of each line; a pause ends one, too."""
+    line: list[Word] = []
+    for word in words:
+        wide = lines.max_line_width is not None and len(_text([*line, word])) > lines.max_line_width
+        paused = bool(line) and word.start - line[-1].end >= _PAUSE
+        if line and (wide or paused or len(line) == lines.max_words_per_line):
+            yield line
+            line = []
+        line.append(word)
+    if line:
+        yield line
 
 
-def _vtt(found: Transcription) -> str:
-    return _lines(["WEBVTT\n", *(_cue(segment, ".") for segment in found.segments)])
+def _shown(lines: Sequence[Sequence[Word]]) -> Cue:
+    return Cue(lines[0][0].start, lines[-1][-1].end, "\n".join(map(_text, lines)))
 
 
-def _cue(segment: Segment, mark: str) -> str:
+def _text(words: Sequence[Word]) -> str:
+    return "".join(word.word for word in words).strip()
+
+
+def _cue(cue: Cue, mark: str) -> str:
     """Its time and text. An arrow within the text would end a cue's time."""
-    text = segment.text.strip().replace("-->", "->")
-    return f"{clock(segment.start, mark)} --> {clock(segment.end, mark)}\n{text}\n"
+    text = cue.text.replace("-->", "->")
+    return f"{clock(cue.start, mark)} --> {clock(cue.end, mark)}\n{text}\n"
 
 
 def clock(seconds: float, mark: str = ".") -> str:
@@ -55,6 +118,3 @@ def clock(seconds: float, mark: str = ".") -> str:
 
 def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-_FORMS: dict[Format, Callable[[Transcription], str]] = {"txt": _txt, "json": _json, "srt": _srt, "vtt": _vtt}

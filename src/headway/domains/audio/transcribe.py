@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
+from headway.domains.audio.activity import speech_of
 from headway.domains.audio.framing import Padding, Windows, padding_of
 from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
 from headway.domains.audio.marks import Marks
 from headway.domains.audio.mel import HOP
+from headway.domains.audio.pauses import Timeline
 from headway.domains.audio.resample import RATE
 from headway.domains.audio.sound import Given, Sound, open_sound
 from headway.domains.audio.timestamps import Part, parts
@@ -90,15 +92,26 @@ class Telling:
     """The segments of one sound as they come, by iteration; its `duration` is known before, its `language` after."""
 
     def __init__(self, transcriber: Transcriber, sound: Sound, progress: Progress | None = None) -> None:
-        """Reads the sound once. UserError where it is not whole."""
+        """Reads the sound, and what is heard of it once more. UserError where it is not whole."""
         self._by, self._progress = transcriber, progress or (lambda done, whole: None)
         listener = transcriber.listener
-        self._windows = Windows(sound, listener.bands, listener.frames, transcriber.padding)
-        self.duration = self._windows.samples / RATE
+        self._windows = None  # where nobody speaks
+        if not transcriber.config.vad:
+            self._windows = Windows(sound, listener.bands, listener.frames, transcriber.padding)
+            self._timeline = Timeline.whole(self._windows.samples)
+        else:
+            self._timeline = Timeline(speech_of(sound))
+            if not self._timeline.is_silent:
+                heard = self._timeline.heard(sound)
+                self._windows = Windows(heard, listener.bands, listener.frames, transcriber.padding)
+        self.duration = self._timeline.duration
         self.language = transcriber.config.language
         self._spoken = 0.0  # where the last word ended
 
     def __iter__(self) -> Iterator[Segment]:
+        if self._windows is None:
+            self._progress(self.duration, self.duration)
+            return
         by, seek, frames = self._by, 0, self._windows.frames
         config, listener = by.config, by.listener
         before = by.codec.encode(" " + config.initial.strip()) if config.initial.strip() else []
@@ -119,7 +132,7 @@ class Telling:
                 if not config.previous or said.temperature > _CERTAIN:
                     before = []
                 seek += done
-            self._progress(min(seek, frames) * FRAME, self.duration)
+            self._progress(self._timeline.placed(0.0, min(seek, frames) * FRAME)[1], self.duration)
 
     def _timed(self, heard: Heard, found: list[Part], seek: int, count: int, done: int) -> tuple[list[Part], int]:
         """The segments of a window with times of words, if they are wanted, by which their own times are corrected; and
@@ -140,10 +153,15 @@ class Telling:
         offset = seek * FRAME
         for part in found:
             text = self._by.listener.text(part.ids)
-            start, end = (min(offset + second, self.duration) for second in (part.start, part.end))
+            words = tuple(self._placed(word, offset) for word in part.words)
+            start, end = self._timeline.placed(offset + part.start, offset + part.end)
+            start, end = (words[0].start, words[-1].end) if words else (start, end)
             if start < end and text.strip():
-                words = tuple(word.moved(offset, self.duration) for word in part.words)
                 yield Segment(
                     round(start, 3), round(end, 3), text, part.ids, said.logprob, said.compression, said.silence,
                     said.temperature, words,
                 )  # fmt: skip
+
+    def _placed(self, word: Word, offset: float) -> Word:
+        start, end = self._timeline.in_one(*self._timeline.placed(offset + word.start, offset + word.end))
+        return replace(word, start=round(start, 3), end=round(end, 3))

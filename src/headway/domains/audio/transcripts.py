@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.data.tables import TABLE_KINDS, Table, read_table
-from headway.domains.audio.store import KINDS
+from headway.domains.audio.sound import KINDS
 from headway.errors import UserError
 
 _LOG = logging.getLogger(__name__)

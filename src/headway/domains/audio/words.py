@@ -28,10 +28,6 @@ class Word:
     end: float
     probability: float
 
-    def moved(self, offset: float, last: float) -> Word:
-        start, end = (round(min(max(offset + second, 0.0), last), 3) for second in (self.start, self.end))
-        return replace(self, start=start, end=end)
-
 
 class Words:
     """Finds the words of segments and their times."""

@@ -1,0 +1,121 @@
+"""Voice activity detection: where in a sound somebody speaks.
+
+A frame counts by its energy above the noise floor of each band, and a stretch of them by how its spectrum changes:
+that of a tone or of a burst of noise does not, that of speech does with each phone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from headway.domains.audio.framing import Framed
+from headway.domains.audio.mel import HOP, WINDOW, decades
+from headway.domains.audio.resample import RATE
+from headway.domains.audio.sound import Sound
+
+_BANDS = 24
+_AT_ONCE = 6000  # frames that are measured together
+_SMOOTH = 5  # frames over which power is averaged
+_PERIOD = 250  # frames: what lasts this long without a dip is noise, and in speech there is one
+_QUIETEST = -85.0  # decibels of a band, below which all is silence; the last of 16 bits lies there
+_BIAS = 3.0  # decibels that noise lies above its least
+_ENOUGH = 15.0  # decibels above the floor; more is no more certain
+_STARTS, _GOES_ON = 2.5, 1.6  # decibels above the floor, averaged over bands; noise alone stays below 1.3
+_SHARE = 0.35  # of what is reached nearby, below which no speech goes on: a room has noises, too
+_APART = 4  # frames before and after, between which a spectrum changes
+_CHANGE = 1.7  # decibels a band, by which it does at most times; tones and noise stay below 1.5
+_AROUND = 11  # frames over which that is averaged within a stretch
+_BRIDGED = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
+_SHORTEST = 12  # frames of speech, below which it is a click
+
+
+class Speech(NamedTuple):
+    """Where somebody speaks in a sound of `samples` at 16,000 a second: `spans` are seconds, in order and apart."""
+
+    samples: int
+    spans: Float[np.ndarray, "N 2"]
+
+
+def speech_of(sound: Sound) -> Speech:
+    """Reads a sound once; of an hour it keeps 17 MB. UserError where it is not whole, or too short for a frame."""
+    framed, found = Framed(sound), []
+    while framed.more:
+        around = framed.take(_AT_ONCE)
+        if len(around) >= WINDOW:
+            found.append(decades(around, _BANDS).half().numpy())
+    bands = np.concatenate(found or [np.zeros((0, _BANDS), np.float16)])
+    pieces = [_measured(bands, first) for first in range(0, len(bands), _AT_ONCE)]
+    above, change = (np.concatenate(rows) for rows in zip(*pieces)) if pieces else (np.zeros(0), np.zeros(0))
+    spans = _spans(above, change)
+    seconds = np.array(spans, dtype=np.float64).reshape(-1, 2) * HOP / RATE
+    return Speech(framed.samples, np.minimum(seconds, framed.samples / RATE))
+
+
+def _measured(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the frames from `first` on: decibels above the floor, and by how many the spectrum changes around each."""
+    beside = _PERIOD + _SMOOTH
+    start = max(0, first - beside)
+    power = 10.0 ** bands[start : first + _AT_ONCE + beside].astype(np.float64)
+    level = 10 * np.log10(np.maximum(_mean(power, _SMOOTH), 1e-10))
+    above = (level - np.maximum(_floor(level), _QUIETEST) - _BIAS).clip(0, _ENOUGH).mean(1)
+    shape = level - level.mean(1, keepdims=True)
+    wide = np.pad(shape, ((_APART, _APART), (0, 0)), mode="edge")
+    change = np.abs(wide[2 * _APART :] - wide[: -2 * _APART]).mean(1)
+    here = slice(first - start, first - start + _AT_ONCE)
+    return above[here], change[here]
+
+
+def _mean(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
+    """Of each value and its neighbours, an odd `count` together."""
+    beside = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
+    total = np.pad(values, beside, mode="edge").cumsum(0)
+    return (total[count:] - total[:-count]) / count
+
+
+def _floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
+    """The noise under each frame: the larger of the least before it and the least after it, so that noise is noise
+    from where it begins to where it ends. Where there is no whole period on either side, the least of all.
+    """
+    least = _least(level, _PERIOD)
+    missing = np.full((len(level) - len(least), level.shape[1]), -np.inf)
+    after, before = np.concatenate([least, missing]), np.concatenate([missing, least])
+    return np.maximum(np.maximum(after, before), level.min(0))
+
+
+def _least(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, "N *B"]:
+    """The least of each `period` values in a row, or of all where there are fewer."""
+    period, reach = min(period, len(values)), 1
+    while reach < period:
+        step = min(reach, period - reach)
+        values, reach = np.minimum(values[:-step], values[step:]), reach + step
+    return values
+
+
+def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
+    """From the first to behind the last frame of speech: whole stretches are judged, then what is faint in them beside
+    the speech nearby is left out, and noise that another noise ends in.
+    """
+    kept = np.zeros_like(above)
+    changes = _mean(change, _AROUND) > _CHANGE
+    for first, last in _stretches(above, above > _GOES_ON):
+        loud = above[first:last] > _STARTS
+        if float(np.median(change[first:last][loud])) > _CHANGE:
+            kept[first:last] = np.where(changes[first:last], above[first:last], 0.0)
+    nearby = -_least(-np.pad(kept, _PERIOD // 2), 2 * (_PERIOD // 2) + 1)
+    found = _stretches(kept, kept > np.maximum(_GOES_ON, _SHARE * nearby))
+    return [(first, last) for first, last in found if last - first >= _SHORTEST]
+
+
+def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
+    """Where speech goes on and comes above the threshold at which it starts; those with short gaps between are one."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], goes_on, [False]]).astype(np.int8)))
+    found: list[tuple[int, int]] = []
+    for first, last in edges.reshape(-1, 2).tolist():
+        if above[first:last].max() > _STARTS:
+            if found and first - found[-1][1] < _BRIDGED:
+                first = found.pop()[0]
+            found.append((first, last))
+    return found

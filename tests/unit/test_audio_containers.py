@@ -1,0 +1,130 @@
+"""Sounds in containers, and folders of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sound_files import tone, write
+from whisper_models import folder
+
+from headway.cli.main import main
+from headway.domains.audio import FileSound, containers, read_sound
+from headway.errors import UserError
+
+av = pytest.importorskip("av")
+
+RATE = 48000
+QUICK = ["--backend", "torch", "--beam", "1", "--temperature", "0", "--language", "en"]
+
+
+def made(place: Path, codec: str = "aac", seconds: float = 1.5, film: bool = False) -> np.ndarray:
+    """A file of a tone in two channels, in a film of 3 s if asked for; the tone, which is of `codec` within."""
+    samples = tone(440, seconds, rate=RATE)
+    with av.open(str(place), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, layout="stereo")
+        if film:
+            pictures = container.add_stream("mpeg4", rate=10)
+            pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
+            for _ in range(30):
+                container.mux(pictures.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+            container.mux(pictures.encode())
+        frame = av.AudioFrame.from_ndarray(np.stack([samples] * 2), format="fltp", layout="stereo")
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "film"),
+    [
+        ("a.m4a", "aac", False), ("a.mp4", "aac", True), ("a.mov", "aac", False), ("a.aac", "aac", False),
+        ("a.mkv", "aac", True), ("a.webm", "libopus", False), ("a.opus", "libopus", False),
+        ("a.avi", "aac", False), ("no-suffix", "", False),
+    ],
+)  # fmt: skip
+def test_containers(tmp_path: Path, name: str, codec: str, film: bool) -> None:
+    samples = made(tmp_path / (name if codec else "a.m4a"), codec or "aac", film=film)
+    if not codec:
+        (tmp_path / "a.m4a").rename(tmp_path / name)
+    opened = FileSound(tmp_path / name, RATE)
+    assert opened.seconds == pytest.approx(1.5, abs=0.1)
+    found = read_sound(tmp_path / name, RATE).numpy()
+    assert len(found) == pytest.approx(len(samples), abs=0.1 * RATE)
+    shift = (
+        np.argmax(np.correlate(found[: 12 * 1024], samples[4096:8192], "valid")) - 4096
+    )  # what an encoder puts before
+    assert abs(shift) < 4096
+    assert np.corrcoef(found[shift + 8192 : shift + 50000], samples[8192:50000])[0, 1] > 0.99
+    assert len(read_sound(tmp_path / name)) == pytest.approx(len(found) / 3, abs=1)
+
+
+def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "a.m4a")
+    made(tmp_path / "a.mkv", seconds=4.0)
+    (tmp_path / "a.flac").write_bytes(b"fLaC" + bytes(100))
+    write(tmp_path / "a.wav", tone(440))
+    for name in ("a.m4a", "a.mkv"):
+        raw = (tmp_path / name).read_bytes()
+        (tmp_path / f"cut-{name}").write_bytes(raw[: len(raw) // 2])
+        (tmp_path / f"bad-{name}").write_bytes(raw[: len(raw) // 2] + b"\xaa" * 2000 + raw[len(raw) // 2 + 2000 :])
+    (tmp_path / "text.mp4").write_text("no sound")
+    (tmp_path / "none.m4a").write_bytes(b"")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.aac\n#EXT-X-ENDLIST\n")
+    with av.open(str(tmp_path / "mute.mp4"), "w") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        film.mux(stream.encode())
+    for name, message in (
+        ("cut-a.m4a", "no sound that can be read"),
+        ("bad-a.m4a", "no sound that can be read"),
+        ("cut-a.mkv", r"ends after \d\.\d of 4\.\d s; get the file again"),
+        ("bad-a.mkv", "."),
+        ("text.mp4", "no sound that can be read"),
+        ("none.m4a", "no sound that can be read"),
+        ("a.flac", "no sound that can be read"),
+        ("list.m3u8", "no sound that can be read"),
+        ("mute.mp4", "mute.mp4 holds no sound"),
+    ):
+        with pytest.raises(UserError, match=message) as told:
+            read_sound(tmp_path / name)
+        assert len(str(told.value).splitlines()) == 1
+    monkeypatch.setattr(containers, "LONGEST", 1)
+    for name in ("a.m4a", "a.mkv"):
+        with pytest.raises(UserError, match="is longer than"):
+            FileSound(tmp_path / name)
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(UserError, match="other sounds need the package av; pip install"):
+        FileSound(tmp_path / "a.m4a")
+    assert FileSound(tmp_path / "a.wav").seconds == pytest.approx(0.3)
+
+
+def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    place, data, out = str(folder(tmp_path / "model")), tmp_path / "data", tmp_path / "out"
+    write(data / "b.wav", tone(440))
+    write(data / "a" / "b.flac", tone(440))
+    made(data / "a" / "c.m4a")
+    (data / "a" / "bad.mp3").write_text("no sound")
+    (data / "a" / "notes.txt").write_text("none of it")
+    (data / ".b.wav").write_text("no sound, and hidden")
+    assert (
+        main(["transcribe", place, str(data), *QUICK, "--no-vad", "--format", "srt", "--out", str(out), "--json"]) == 2
+    )
+    shown = capsys.readouterr()
+    told = json.loads(shown.out.splitlines()[-1])
+    assert [Path(one["file"]).relative_to(data).as_posix() for one in told["results"]] == [
+        "a/b.flac",
+        "a/c.m4a",
+        "b.wav",
+    ]
+    assert [Path(one["file"]).name for one in told["errors"]] == ["bad.mp3"]
+    assert "bad.mp3 is no sound that can be read" in shown.err.splitlines()[-1]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
+    (tmp_path / "empty").mkdir()
+    for given, message in (([tmp_path / "empty"], "holds no sounds"), ([data, "--format", "vtt"], "run into one")):
+        assert main(["transcribe", place, *map(str, given), *QUICK]) == 2
+        assert message in capsys.readouterr().err
