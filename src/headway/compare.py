@@ -348,7 +348,7 @@ def _reported(found: Comparison, command: str) -> Comparison:
 def _notes(
     results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
-    """What all were given and what they made of it, how far they differ in size, and whether chance may have decided."""
+    """What all were given and made of it, how far they differ in size, and whether chance may have decided."""
     yield from _amounts(results, minutes, tokens, seeds, unit)
     yield from _sizes([result.variant for result in results])
     if precision:
