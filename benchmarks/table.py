@@ -16,6 +16,7 @@ from rows import acting, senses, speeds, texts
 from rows.told import Found, Row
 
 START, END = "<!-- table -->", "<!-- /table -->"
+CORES = {1: "one core", 2: "two cores"}
 WORN = ("(R)", "(TM)", " Processor", "CPU")  # what names of processors are decorated with
 
 
@@ -32,6 +33,28 @@ def claims() -> Iterator[str]:
     if found:
         holding = sum(claim["verdict"] == "holds" for claim in found)
         yield f"| claims of the history, by fixed rules | {holding} of {len(found)} hold here |  | one core |"
+
+
+def minutes() -> Iterator[str]:
+    """What generic recipes made of their minutes, run by run."""
+    for found in results("budget"):
+        for run in found.get("chosen", ()):
+            what, given = run["set"], f"{run['minutes']:g} minutes of {CORES[run.get('cores', 2)]}"
+            beside = ", beside half a core" if run["beside_half_a_core"] else ""
+            off = run["wall_seconds"] / 60 / run["minutes"] - 1
+            size = f"{run['parameters'] / 1e6:.2g}M parameters, {off:+.1%} of the time"
+            note = f"; {run['note']}" if "note" in run else ""
+            told = (f"`--minutes`, {what}: {given}{beside}{note}", scored(run["scores"]), size, where(run["machine"]))
+            yield f"| {' | '.join(told)} |"
+
+
+def scored(scores: Found) -> str:
+    """The figure that a kind of task is known by, with its interval."""
+    for name, said in (("bleu", "{:.1f} BLEU"), ("accuracy", "{:.1%}"), ("bits_per_byte", "{:.3f} bits a byte")):
+        if name in scores:
+            edges = [said.format(edge) for edge in scores.get(f"{name}_interval", ())]
+            return said.format(scores[name]) + (f" ({edges[0]} to {edges[1]})" if edges else "")
+    return f"loss {scores['loss']:.3f}"
 
 
 PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
@@ -103,7 +126,7 @@ def table() -> str:
     for name, rows in PARTS.items():
         for found in results(name):
             lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
-    return "\n".join([*lines, *claims()])
+    return "\n".join([*lines, *minutes(), *claims()])
 
 
 def main() -> int:

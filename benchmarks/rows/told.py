@@ -1,4 +1,4 @@
-"""How results are told in the README's table."""
+"""How results are told in the table of docs/benchmarks.md."""
 
 from __future__ import annotations
 
