@@ -9,7 +9,7 @@ from generate_models import language_model, translator
 from headway.engine import Engine, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
-from headway.generate.speculation import Lookup, Pace
+from headway.generate.speculation import Lookup, Boldness
 from headway.mixers import GRUConfig
 from headway.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
 
@@ -51,14 +51,14 @@ def noisy(form: str, amount: float, context: int | None = 200) -> Transformer:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """How many tokens were guessed each time, and how many of them were right. All guessing seems to pay."""
     seen: list[tuple[int, int]] = []
-    judge = Pace.judge
+    judge = Boldness.judge
 
-    def noted(self: Pace, guessed: int, right: int, seconds: float) -> None:
+    def noted(self: Boldness, guessed: int, right: int, seconds: float) -> None:
         if guessed:
             seen.append((guessed, right))
         judge(self, guessed, right, 1e-9 if guessed else 1.0)
 
-    monkeypatch.setattr(Pace, "judge", noted)
+    monkeypatch.setattr(Boldness, "judge", noted)
     return seen
 
 
@@ -162,7 +162,7 @@ def test_guesses_are_what_followed_before() -> None:
     assert Lookup([7, 1, 2, 1, 2]).guess(4) == [1, 2, 1, 2]
 
 
-def rested(pace: Pace) -> int:
+def rested(pace: Boldness) -> int:
     """How many steps it waits."""
     count = 0
     while not pace.most():
@@ -171,7 +171,7 @@ def rested(pace: Pace) -> int:
 
 
 def test_guesses_grow_while_right_and_rest_when_they_do_not_pay() -> None:
-    pace = Pace()
+    pace = Boldness()
     assert rested(pace) == 2
     for seconds in (9.0, 1.0, 1.0):  # the first has the compiling in it
         pace.judge(0, 0, seconds)
