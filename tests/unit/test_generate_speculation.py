@@ -9,7 +9,7 @@ from generate_models import language_model, translator
 from headway.engine import Engine, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
-from headway.generate.speculation import Lookup, Boldness
+from headway.generate.speculation import Boldness, Lookup
 from headway.mixers import GRUConfig
 from headway.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
 
