@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headway.cli.main import main
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.text import Language, LanguageConfig, TextBatch
@@ -177,3 +178,13 @@ def test_samples_go_on_from_held_out_text(play: Path) -> None:
     assert len(samples) == 3
     assert all(sample["prompt"] in play.read_text()[18_000:] and sample["output"] for sample in samples)
     assert samples == task.samples(build(task.adapt(recipe.model)), 3)
+
+
+def test_too_little_text_is_told_before_any_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.txt").write_text("hello world\n")
+    words = ["train", "text", "--data", str(tmp_path / "tiny.txt"), "--run", str(tmp_path / "run")]
+    assert main(words) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "nothing to foretell in the validation split; give more text, or a larger share" in told[0]
+    assert not (tmp_path / "run").exists()

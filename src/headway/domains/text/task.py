@@ -15,6 +15,7 @@ from headway.checkpoints.familiar import Familiar
 from headway.codecs import Codec
 from headway.config import override
 from headway.data import Crops, Packing, Spans, Streams, TokenCache, open_tokens
+from headway.data.splits import larger_share
 from headway.domains.text.batches import Lanes, Rows, StreamBatch, TextBatch
 from headway.domains.text.config import LanguageConfig
 from headway.errors import UserError
@@ -50,8 +51,12 @@ class Language:
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's symbols. Raises UserError where there is no text to train or to judge it on."""
-        for split in ("train", "validation"):
-            self._spans(split)
+        empty = [split for split in ("train", "validation") if self.tokens(split) == 0]
+        if empty:
+            raise UserError(
+                f"{self.cache.documents:,} documents with {len(self.cache.ids):,} tokens leave nothing to foretell in "
+                f"the {' and the '.join(empty)} split; give more text, or {larger_share(empty[-1])}"
+            )
         return override(model, {"symbols": self.codec.size})
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TextBatch]:
@@ -77,10 +82,9 @@ class Language:
     def final_split(self) -> str:
         """The split on which a finished model is judged: test, or validation where there is no test."""
         try:
-            self._spans("test")
+            return "test" if self.tokens("test") else "validation"
         except UserError:
             return "validation"
-        return "test"
 
     @property
     def _evaluated_rows(self) -> int:
