@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 import headway as hw
 from headway.checkpoints.usage import read_usage
 from headway.cli import main as cli
+from headway.cli.answers import Failures, answers
 from headway.domains.vision.task import Vision
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError, UserError
@@ -217,3 +220,38 @@ def test_of_many_classes_the_most_mistaken_are_shown() -> None:
 def test_one_answer_to_all_is_said() -> None:
     matrix, *_ = confusions(np.arange(10) % 2, np.ones(10, int), ["cat", "dog"], "sounds")
     assert matrix.caption.endswith("; 100% of the answers are “dog”")
+
+
+def test_a_damaged_image_does_not_cost_the_others_their_answer(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    place = colours(tmp_path / "new")
+    (place / "red" / "0.png").write_bytes(b"\x89PNG damaged")
+    names = [str(path) for path in sorted(place.rglob("*.*"))]
+    assert cli.main(["classify", str(run.directory), str(place), "--format", "csv", "--top", "1"]) == cli.USER_ERROR
+    told = capsys.readouterr()
+    rows = list(csv.DictReader(told.out.splitlines()))
+    assert [row["item"] for row in rows] == [name for name in names if not name.endswith("red/0.png")]
+    assert rows[0].keys() == {"item", "label", "probability"}
+    assert told.err.strip().splitlines()[-1].startswith(f"headway: {place / 'red' / '0.png'}")
+    (tmp_path / "empty").mkdir()
+    for asked, message in (
+        ([str(tmp_path / "empty")], "holds no images"),
+        ([str(place / "red" / "0.png")], "red/0.png"),
+    ):
+        assert cli.main(["classify", str(run.directory), *asked]) == cli.USER_ERROR
+        assert message in capsys.readouterr().err
+
+
+def test_what_all_are_refused_for_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(some: Sequence[int]) -> list[int]:
+        if any(number % 2 for number in some):
+            raise UserError(f"{some[0]} is odd")
+        return [number // 2 for number in some]
+
+    failures: Failures = []
+    assert list(answers([2, 3, 4], ask, failures)) == [(2, 1), (3, None), (4, 2)]
+    assert [item for item, _ in failures] == [3]
+    with pytest.raises(UserError, match="1 is odd"):
+        list(answers([1, 3], ask, []))

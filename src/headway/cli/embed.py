@@ -1,4 +1,4 @@
-"""`headway embed`: lines to vectors, a JSON list a line."""
+"""`headway embed`: lines to vectors, a JSON list a line; null for a file that is damaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from headway.cli.answers import Failures, answers, conclude
 from headway.cli.options import load, torch_options
 from headway.cli.terminal import Terminal
 from headway.cli.translate import chunks
@@ -25,11 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    failures: Failures = []
     count = width = 0
     with torch_options(args):
         model = load(args)
         for lines in chunks(sys.stdin):
-            for vector in model.embed(lines, truncate=args.truncate).tolist():
-                print(json.dumps([float(f"{value:.{DIGITS}g}") for value in vector]), flush=False)
-                count, width = count + 1, len(vector)
-    terminal.result({"lines": count, "width": width})
+            ask = lambda some: model.embed(some, truncate=args.truncate).tolist()  # noqa: E731
+            for _, vector in answers(lines, ask, failures):
+                told = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
+                print(json.dumps(told), flush=False)
+                count, width = count + 1, len(vector or ()) or width
+    conclude({"lines": count, "width": width}, failures, terminal)

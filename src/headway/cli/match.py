@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
+from headway.cli.answers import Failures, answers, conclude, images
 from headway.cli.options import load, torch_options
 from headway.cli.terminal import Terminal
 
@@ -16,7 +18,7 @@ headway match path/to/clip --image *.jpg --text cat dog bird --template "a photo
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="a run directory or a published model, such as a CLIP or SigLIP")
-    add("--image", nargs="+", required=True, metavar="I", help="image files")
+    add("--image", nargs="+", required=True, metavar="I", help="image files, or folders of them")
     add("--text", nargs="+", required=True, metavar="T", help="texts, or the names of classes")
     add(
         "--template",
@@ -29,13 +31,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    failures: Failures = []
+    rows: list[tuple[str, list[float], list[float]]] = []
     with torch_options(args):
-        found = load(args).match(args.image, args.text, args.template, args.truncate)
-    similar, probable = found.similarities.tolist(), found.probabilities.tolist()
-    for image, cosines, chances in zip(args.image, similar, probable):
+        model = load(args)
+
+        def ask(some: Sequence[str]) -> list[tuple[list[float], list[float]]]:
+            found = model.match(list(some), args.text, args.template, args.truncate)
+            return list(zip(found.similarities.tolist(), found.probabilities.tolist()))
+
+        for image, answer in answers(images(args.image), ask, failures):
+            if answer is not None:
+                rows.append((image, *answer))
+    for image, cosines, chances in rows:
         terminal.say(image)
         order = sorted(range(len(args.text)), key=lambda number: -cosines[number])
-        rows = [{"text": args.text[n], "probability": chances[n], "similarity": cosines[n]} for n in order]
-        terminal.table(rows)
+        terminal.table([{"text": args.text[n], "probability": chances[n], "similarity": cosines[n]} for n in order])
         terminal.say()
-    terminal.result({"images": args.image, "texts": args.text, "similarities": similar, "probabilities": probable})
+    names = ("images", "similarities", "probabilities")
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    conclude({"texts": args.text, **columns}, failures, terminal)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from headway.cli.answers import Failures, conclude
 from headway.cli.options import add_cache, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     places = outputs(args, [name for _, name in named])
     sounds: list[tuple[FileSound, Path | None]] = []
     results: list[dict[str, Any]] = []
-    failures: list[tuple[Path, UserError]] = []
+    failures: Failures = []
     for (path, _), place in zip(named, places):  # what is no sound is known before anything is computed
         try:
             sounds.append((FileSound(path), place))
@@ -95,13 +96,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 results.append(one(transcriber, sound, place, args.format, terminal, lines))
             except UserError as error:  # damage that shows only as a file is read; the others are worth having
                 failures.append((sound.path, error))
-    errors = {} if not failures else {"errors": [{"file": path, "error": str(error)} for path, error in failures]}
-    terminal.result({"results": results, **errors})
-    if failures:
-        more = f" ({len(failures) - 1} more failed, see above)" if len(failures) > 1 else ""
-        for _, error in failures[1:]:
-            terminal.note(f"headway: {error}")
-        raise UserError(f"{failures[0][1]}{more}")
+    conclude({"results": results}, failures, terminal)
 
 
 def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribing:

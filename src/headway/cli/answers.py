@@ -1,0 +1,75 @@
+"""Answers to many files: those of a folder too, and one that is damaged does not cost the others theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headway.cli.terminal import Terminal
+from headway.errors import UserError
+
+T = TypeVar("T")
+A = TypeVar("A")
+Failures = list[tuple[Any, UserError]]  # what could not be read, and why
+
+_AT_ONCE = 64  # items that are asked for together, between lines of output
+
+
+def images(given: Sequence[str]) -> list[str]:
+    """The images that are named, and those below folders that are, in order. UserError for a folder of none."""
+    from headway.domains.vision.samples import KINDS
+
+    found: list[str] = []
+    for name in given:
+        if not Path(name).is_dir():
+            found.append(name)
+            continue
+        files = [file for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in KINDS]
+        if not files:
+            raise UserError(f"the folder {name} holds no images ({', '.join(KINDS)}); give another, or files")
+        found += map(str, files)
+    return found
+
+
+def answers(
+    items: Sequence[T], ask: Callable[[Sequence[T]], Sequence[A]], failures: Failures
+) -> Iterator[tuple[T, A | None]]:
+    """Each item with its answer, asked for together; where that fails, for each alone, and None for one that cannot be
+    read, with its error among the `failures`. UserError where none of all can be answered.
+    """
+    before = len(failures)
+    for start in range(0, len(items), _AT_ONCE):
+        some = items[start : start + _AT_ONCE]
+        try:
+            yield from zip(some, ask(some))
+            continue
+        except UserError as error:
+            if len(items) == 1:
+                raise
+            together = error
+        told = [_alone(item, ask, failures) for item in some]
+        if len(failures) - before == len(items):
+            raise together
+        yield from zip(some, told)
+
+
+def _alone(item: T, ask: Callable[[Sequence[T]], Sequence[A]], failures: Failures) -> A | None:
+    try:
+        return ask([item])[0]
+    except UserError as error:
+        failures.append((item, error))
+        return None
+
+
+def conclude(result: dict[str, Any], failures: Failures, terminal: Terminal) -> None:
+    """The result of a command and, where something failed, what did: UserError with the first of it, after the others
+    were noted.
+    """
+    errors = {} if not failures else {"errors": [{"file": item, "error": str(error)} for item, error in failures]}
+    terminal.result({**result, **errors})
+    for _, error in failures[1:]:
+        terminal.note(f"headway: {error}")
+    if failures:
+        more = f" ({len(failures) - 1} more failed, see above)" if len(failures) > 1 else ""
+        raise UserError(f"{failures[0][1]}{more}")
