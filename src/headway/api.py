@@ -189,10 +189,10 @@ def load(
     where = find_device(device)
     if cache != "fp32" and (where.type != "cpu" or backend == "torch"):
         asked = f"device {where}" if where.type != "cpu" else "backend torch"
-        raise UserError(f"a cache of {cache} is the CPU engine's and cannot be had with {asked}; leave one of them out")
+        raise UserError(f"a cache of {cache} is the CPU engine's, which {asked} is not; leave one of them out")
     if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
         asked = "the CPU engine" if backend == "cpu" else f"weights in {weights}"
-        raise UserError(f"{asked} cannot be had on device {where}; add --device cpu")
+        raise UserError(f"{asked} runs on a processor, not on device {where}; add --device cpu")
     with resting():
         place = find_folder(path)
         recipe = None
@@ -208,13 +208,13 @@ def load(
 
 
 def _check_choices(weights: str | None, backend: str, cache: str) -> None:
-    """UserError for a form of weights, a backend or a cache that there is not."""
+    """UserError for an unknown form of weights, backend or cache."""
     if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"weights in {weights} are none that there are; use {' or '.join(get_args(Weights))}")
+        raise UserError(f"weights {weights!r} are unknown; use {' or '.join(get_args(Weights))}")
     if backend not in get_args(Backend):
-        raise UserError(f"a backend {backend} is none that there is; use {' or '.join(get_args(Backend))}")
+        raise UserError(f"backend {backend!r} is unknown; use {' or '.join(get_args(Backend))}")
     if cache not in get_args(Cache):
-        raise UserError(f"a cache of {cache} is none that there is; use {' or '.join(get_args(Cache))}")
+        raise UserError(f"cache {cache!r} is unknown; use {' or '.join(get_args(Cache))}")
 
 
 def _load_draft(path: str | Path, device: str, weights: Weights | None) -> Model:

@@ -159,7 +159,7 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
     assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
     with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are asked for; give one of them"):
-        compare(recipe, grid, minutes=1.0, tokens=5, directory=tmp_path / "d", device="cpu")
+        compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
 
 

@@ -158,11 +158,11 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": "int4"}, "a cache of int4 is none that there is; use fp32 or int8"),
-        ({"weights": "int3"}, "weights in int3 are none that there are; use fp32 or int8 or int4"),
-        ({"backend": "gpu"}, "a backend gpu is none that there is; use auto or torch or cpu"),
-        ({"cache": "int8", "backend": "torch"}, "cannot be had with backend torch"),
-        ({"cache": "int8", "device": "meta"}, "cannot be had with device meta"),
+        ({"cache": "int4"}, "cache 'int4' is unknown; use fp32 or int8"),
+        ({"weights": "int3"}, "weights 'int3' are unknown; use fp32 or int8 or int4"),
+        ({"backend": "gpu"}, "backend 'gpu' is unknown; use auto or torch or cpu"),
+        ({"cache": "int8", "backend": "torch"}, "which backend torch is not"),
+        ({"cache": "int8", "device": "meta"}, "which device meta is not"),
     ],
 )
 def test_settings_that_cannot_be_had_are_refused(run: Path, settings: dict[str, Any], message: str) -> None:

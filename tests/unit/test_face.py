@@ -76,8 +76,10 @@ def comparison() -> hw.Comparison:
     for name, loss in (("<lstm>", 2.0), ("attention", 1.5)):
         scores = {"split": "test", "loss": loss}
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
-        results.append(Result(Variant(name, recipe, 1000), [Trial(Path("c") / name, summary, [])]))
-    return hw.Comparison(Path("c"), recipe, ["model.mixer"], "loss", "min", results, [], Path("c/report.html"))
+        results.append(Result(Variant(name, recipe, recipe.model, 1000), [Trial(Path("c") / name, summary, [])]))
+    return hw.Comparison(
+        Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats a token", results, [], Path("c/report.html")
+    )
 
 
 def shown() -> dict[str, tuple[Any, str, str]]:

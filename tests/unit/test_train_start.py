@@ -91,7 +91,7 @@ def test_heads_of_the_task_are_drawn_and_the_pooler_is_found(tmp_path: Path) -> 
     config = replace(base, heads=heads)
     found = agree(config, bert, "start")
     assert set(found.fresh) == {"heads.classes.project.weight", "heads.classes.project.bias"}
-    assert str(found).endswith("drawn afresh: heads.classes.project.weight, heads.classes.project.bias")
+    assert str(found).endswith("newly initialised: heads.classes.project.weight, heads.classes.project.bias")
     model = build(config, 7)
     take_over(model, bert)
     own, theirs = model.state_dict(), bert.state_dict()

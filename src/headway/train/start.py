@@ -41,8 +41,8 @@ _POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
 
 
 class Agreement(NamedTuple):
-    """Which tensors of a model come from its start, and which are drawn afresh, by name; and the grids of images, there
-    and here, between which positions are interpolated.
+    """Which tensors of a model come from its start, and which are newly initialised, by name; and the grids of images,
+    there and here, between which positions are interpolated.
     """
 
     taken: tuple[str, ...]
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
             return f"all {len(self.taken)} tensors are taken over{moved}"
         shown = ", ".join(self.fresh[:_NAMED]) + (", ..." if len(self.fresh) > _NAMED else "")
         total = len(self.taken) + len(self.fresh)
-        return f"{len(self.taken)} of {total} tensors are taken over, drawn afresh: {shown}{moved}"
+        return f"{len(self.taken)} of {total} tensors are taken over, newly initialised: {shown}{moved}"
 
 
 def open_start(start: str) -> Opened:

@@ -114,7 +114,7 @@ def _fitting(config: ModelConfig, name: str) -> Family:
         if says(known[each], config):
             return known[each]
     raise UserError(
-        f"this model cannot be said as {', '.join(WRITTEN)}, which are written as GGUF; export it as a folder instead"
+        f"GGUF files are written of {', '.join(WRITTEN)}, and this model is none of them; export it as a folder"
     )
 
 
@@ -138,7 +138,7 @@ def _check(draft: Draft, architecture: str, dialect: Dialect, family: Family, co
     plain = [computed(llama.with_mixers(each, rotary=None)) for each in (found, config)]  # type: ignore[arg-type]
     if plain[0] != plain[1]:
         raise UserError(
-            f"a {family.name} with these settings cannot be said in GGUF (windows by layer, biases of some maps "
+            f"GGUF has no settings for what is special in this {family.name} (windows by layer, biases of some maps "
             "only); export it as a folder instead"
         )
 

@@ -28,7 +28,7 @@ def write_codec(codec: Codec, symbols: int, usage: Usage) -> dict[str, Any]:
     What is said is read back and must give the same ids: a UserError where it does not.
     """
     if not isinstance(codec, TokenizerCodec):
-        raise UserError(f"a {type(codec).__name__} cannot be said in GGUF; export without a tokenizer")
+        raise UserError(f"GGUF has no form for a {type(codec).__name__}; export without a tokenizer")
     if codec.size > symbols:
         raise UserError(f"a tokenizer of {codec.size} symbols does not fit a model of {symbols}; use the model's own")
     state = json.loads(codec.tokenizer.to_str())
@@ -119,7 +119,7 @@ def _first(*ids: int | None) -> int | None:
 def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
     found = read_codec(values, "the tokenizer as GGUF")
     if found is None or any(_framed(found, probe) != _framed(codec, probe) for probe in _PROBES):
-        raise UserError("the tokenizer cannot be said in GGUF: its ids would be others; export without a tokenizer")
+        raise UserError("GGUF has no form for this tokenizer: its ids would be others; export without a tokenizer")
 
 
 def _framed(codec: TokenizerCodec, text: str) -> list[int]:

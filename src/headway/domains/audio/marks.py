@@ -75,7 +75,7 @@ class Marks:
     def check(self, language: str | None, task: Task) -> None:
         """UserError for a language or a task that this model does not have."""
         if task not in _TASKS:
-            raise UserError(f"the task {task!r} is none that there is; {nearest(task, _TASKS)}")
+            raise UserError(f"task {task!r} is unknown; {nearest(task, _TASKS)}")
         if not self.languages and (language not in (None, self.language) or task != "transcribe"):
             asked = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
             known = "English only" if self.language else "only the language that it was trained on"
