@@ -17,7 +17,7 @@ from headway.train.distributed import Processes
 from headway.train.learner import Learner
 
 STEPS = 12
-WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8)
+WIDTHS, DEPTHS = (32, 64, 128), (2, 4, 8)
 
 
 @pytest.fixture(scope="module")
