@@ -48,6 +48,15 @@ def minutes() -> Iterator[str]:
             yield f"| {' | '.join(told)} |"
 
 
+def demos() -> Iterator[str]:
+    """`make demo` alone, and beside a program that takes half of one core."""
+    for found in results("budget"):
+        for run in found.get("demo", ()):
+            beside = ", beside half a core" if run["beside_half_a_core"] else ""
+            rates = f"WER {run['wer']:.1%}, PER {run['per']:.1%} in {run['wall_seconds']:.0f} s, the make included"
+            yield f"| `make demo`{beside} | {rates} |  | {where(run['machine'])} |"
+
+
 def scored(scores: Found) -> str:
     """The figure that a kind of task is known by, with its interval."""
     for name, said in (("bleu", "{:.1f} BLEU"), ("accuracy", "{:.1%}"), ("bits_per_byte", "{:.3f} bits a byte")):
@@ -126,7 +135,7 @@ def table() -> str:
     for name, rows in PARTS.items():
         for found in results(name):
             lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
-    return "\n".join([*lines, *minutes(), *claims()])
+    return "\n".join([*lines, *minutes(), *demos(), *claims()])
 
 
 def main() -> int:
