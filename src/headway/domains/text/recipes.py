@@ -24,15 +24,9 @@ def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropou
     has learned.
     """
     norm = RMSNormConfig(weight=False)
-    mixer = AttentionConfig(
-        heads,
-        pattern=Causal(window),
-        rotary=RotaryConfig(theta=1000.0),
-        qk_norm=norm,
-        qkv_bias=False,
-        out_bias=False,
+    block = BlockConfig(
+        _attention(heads, window, norm), None, MLPConfig(activation="relu_squared", bias=False), norm, dropout=dropout
     )
-    block = BlockConfig(mixer, None, MLPConfig(activation="relu_squared", bias=False), norm, dropout=dropout)
     return TransformerConfig(
         width,
         symbols,
@@ -50,15 +44,7 @@ def published(width: int, depth: int, heads: int, window: int, symbols: int, dro
     The inner width is three times the model's, whole blocks for those who quantise it. `window` is as in `modern`.
     """
     norm = RMSNormConfig()
-    mixer = AttentionConfig(
-        heads,
-        pattern=Causal(window),
-        rotary=RotaryConfig(theta=1000.0),
-        qk_norm=norm,
-        qkv_bias=False,
-        out_bias=False,
-    )
-    block = BlockConfig(mixer, None, GatedConfig(ratio=3.0), norm, dropout=dropout)
+    block = BlockConfig(_attention(heads, window, norm), None, GatedConfig(ratio=3.0), norm, dropout=dropout)
     return TransformerConfig(
         width,
         symbols,
@@ -67,6 +53,18 @@ def published(width: int, depth: int, heads: int, window: int, symbols: int, dro
         embed=TokenEmbedConfig(dropout=dropout),
         tie="none",
         init=InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero"),
+    )
+
+
+def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
+    """Rotary positions whose slowest turn is seen in rows of hundreds of tokens; queries and keys are normalised."""
+    return AttentionConfig(
+        heads,
+        pattern=Causal(window),
+        rotary=RotaryConfig(theta=1000.0),
+        qk_norm=norm,
+        qkv_bias=False,
+        out_bias=False,
     )
 
 
