@@ -70,8 +70,7 @@ def train(
     place.
     Data are files; or, for recipes that read texts or tables, a table of pandas or polars, a Dataset or any iterable of
     rows (mappings) or texts, which is read once and kept in the run's directory, in `data`, for its recipe to find.
-    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a
-    checkpoint is written.
+    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when it is saved.
     """
     clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
     check_minutes([] if minutes is None else [minutes])
