@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 import torch
 
-from headway.checkpoints.familiar import read_familiar
+from headway.checkpoints.familiar import Familiar, read_familiar
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
@@ -63,9 +63,13 @@ class Loaded:
         in `beyond`.
         """
         if not self.beyond:
-            self.beyond = read_familiar(self.directory).beyond(texts, rows)
+            self.beyond = self._familiar.beyond(texts, rows)
             for line in self.beyond:
                 _LOG.warning(line)
+
+    @cached_property
+    def _familiar(self) -> Familiar:
+        return read_familiar(self.directory)
 
     @property
     def context(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,10 @@ class Familiar:
             counts += np.bincount(ids[start : start + _AT_ONCE], minlength=symbols)
         return Familiar(longest, tuple(i for i in np.flatnonzero(counts == 0).tolist() if i not in marks))
 
+    @cached_property
+    def _strangers(self) -> frozenset[int]:
+        return frozenset(self.unseen)
+
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, to_dict(self))
 
@@ -42,11 +47,11 @@ class Familiar:
         """What of some texts, given with their ids, is beyond what was met, in words; most often nothing."""
         if self.longest is None and not self.unseen:
             return []
-        unseen, long, strange, most = set(self.unseen), 0, [], 0
+        long, strange, most = 0, [], 0
         for text, row in zip(texts, rows):
             if self.longest is not None and len(row) > self.longest:
                 long, most = long + 1, max(most, len(row))
-            if row and sum(symbol in unseen for symbol in row) >= _STRANGE * len(row):
+            if row and sum(symbol in self._strangers for symbol in row) >= _STRANGE * len(row):
                 strange.append(text.strip())
         found = []
         if long:

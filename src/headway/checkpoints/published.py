@@ -195,10 +195,10 @@ def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | Non
     """What keeps a configuration from the published form that is nearest to it, in words; None where it has one."""
     near: list[tuple[list[str], str]] = []
     others: Counter[str] = Counter()
+    meant = to_dict(computed(config))
     for family in order or families().values():
         try:
-            said, meant = to_dict(_said(family, config)), to_dict(computed(config))
-            near.append((list(differences(said, meant, "model")), family.name))
+            near.append((list(differences(to_dict(_said(family, config)), meant, "model")), family.name))
         except UserError as error:
             others[str(error).partition("; ")[0]] += 1
         except _OTHER_SHAPE:
