@@ -109,6 +109,16 @@ def chats(count: int, folder: Path) -> list[Path]:
     return [path]
 
 
+def choices(count: int, folder: Path) -> list[Path]:
+    """Prompts with an answer that is wanted and one that is not."""
+    path = folder / "choices.jsonl"
+    with path.open("w") as file:
+        for words in sentences(count):
+            line = {"prompt": spoken(words), "chosen": translated(words), "rejected": spoken(words[::-1])}
+            file.write(json.dumps(line) + "\n")
+    return [path]
+
+
 def bars(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Images of 16 x 16 pixels, and which of 16 pairs of places their bars have."""
     random = np.random.default_rng(seed)
@@ -139,7 +149,7 @@ def captions(count: int, folder: Path) -> list[Path]:
     names = ("first", "second", "third", "fourth")
     with (folder / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("image", "caption"))
+        writer.writerow(("path", "caption"))
         for number in range(count):
             label = int(labels[number % len(found)])
             text = f"bars in the {names[label // 4]} row and the {names[label % 4]} column"
@@ -147,23 +157,43 @@ def captions(count: int, folder: Path) -> list[Path]:
     return [folder / "captions.csv"]
 
 
+def chord(number: int, random: np.random.Generator) -> np.ndarray:
+    """A fifth of a second of one of eight chords, somewhat out of tune, on noise."""
+    time = np.arange(1600) / 8000
+    tones = [220 * 2 ** ((step + random.normal(0, 0.1)) / 12) for step in (0, 3 + number % 4, 7 + number // 4)]
+    wave_form = sum(np.sin(2 * np.pi * (tone * time + random.random())) for tone in tones)
+    return (4000 * wave_form + random.normal(0, 800, len(time))).clip(-32768, 32767).astype("<i2")
+
+
+def write_sound(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(samples.tobytes())
+
+
 def sounds(count: int, folder: Path) -> list[Path]:
     """A folder for each of eight chords, with sounds of a fifth of a second; at most 20,000 files."""
     random = np.random.default_rng(0)
-    time = np.arange(1600) / 8000
     for number in range(min(count, 20_000)):
-        chord = number % 8
-        tones = [220 * 2 ** ((step + random.normal(0, 0.1)) / 12) for step in (0, 3 + chord % 4, 7 + chord // 4)]
-        wave_form = sum(np.sin(2 * np.pi * (tone * time + random.random())) for tone in tones)
-        place = folder / f"chord-{chord}"
+        place = folder / f"chord-{number % 8}"
         place.mkdir(exist_ok=True)
-        with wave.open(str(place / f"{number:06}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            noisy = 4000 * wave_form + random.normal(0, 800, len(time))
-            file.writeframes(noisy.clip(-32768, 32767).astype("<i2").tobytes())
+        write_sound(place / f"{number:06}.wav", chord(number % 8, random))
     return [folder]
+
+
+def speech(count: int, folder: Path) -> list[Path]:
+    """Sounds of two to four chords with a table of their names; at most 20,000 files."""
+    random = np.random.default_rng(0)
+    names = ("ba", "de", "fi", "go", "ku", "la", "me", "ni")
+    with (folder / "speech.tsv").open("w") as table:
+        table.write("path\ttext\n")
+        for number in range(min(count, 20_000)):
+            heard = random.integers(8, size=random.integers(2, 5)).tolist()
+            write_sound(folder / f"{number:06}.wav", np.concatenate([chord(one, random) for one in heard]))
+            table.write(f"{number:06}.wav\t{' '.join(names[one] for one in heard)}\n")
+    return [folder / "speech.tsv"]
 
 
 def episodes(count: int, folder: Path) -> list[Path]:
@@ -183,6 +213,26 @@ def episodes(count: int, folder: Path) -> list[Path]:
     return [path]
 
 
+def games(count: int, folder: Path) -> list[Path]:
+    """Positions of games of chance with a move that takes the most there is to take."""
+    import chess
+
+    random, worth = np.random.default_rng(0), (0, 1, 3, 3, 5, 9, 0)
+    path, board = folder / "positions.csv", chess.Board()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("fen", "bestmove"))
+        for _ in range(count):
+            moves = sorted(board.legal_moves, key=lambda move: move.uci())
+            if not moves or board.ply() > 80:
+                board = chess.Board()
+                moves = sorted(board.legal_moves, key=lambda move: move.uci())
+            taken = lambda move: worth[board.piece_type_at(move.to_square) or 0]  # noqa: E731
+            writer.writerow((board.fen(), max(moves, key=taken).uci()))
+            board.push(moves[random.integers(len(moves))])
+    return [path]
+
+
 DRAWN: dict[str, Callable[[int, Path], list[Path]]] = {
     "text": lines,
     "masked": lines,
@@ -192,11 +242,15 @@ DRAWN: dict[str, Callable[[int, Path], list[Path]]] = {
     "embedding": table(("text", spoken), ("text2", translated)),
     "tagging": tags,
     "instruct": chats,
+    "preference": choices,
     "vision": images,
     "image-text": captions,
     "caption": captions,
     "audio": sounds,
+    "transcription": speech,
     "trajectories": episodes,
+    "robotics": episodes,
+    "chess": games,
 }
 
 
