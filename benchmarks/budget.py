@@ -1,13 +1,14 @@
-"""The choice of `--minutes` beside a grid of sizes and rates, at equal core-seconds.
+"""The choice of `--minutes` beside a grid of sizes and rates, at equal minutes.
 
-    python benchmarks/budget.py grid NAME ...       # one flat trunk a cell, annealed for each budget
+    python benchmarks/budget.py grid NAME ...       # what one core gives with nothing set, and with each size and rate
     python benchmarks/budget.py chosen NAME ...     # what `headway train RECIPE --data ... --minutes M` gives
     python benchmarks/budget.py chosen NAME --beside   # the same beside a program that takes half of one core
     python benchmarks/budget.py tried RECIPE ...    # one minute on 100, 10,000 and a million samples that are drawn
 
-A cell trains on one thread, two of them side by side; what a step costs is the least CPU time of many, so that other
-programs hardly count. A budget of M minutes is that of two cores: 120 M core-seconds of training. The results are kept
-cell by cell, and what is there is not done again.
+A cell of the grid is what a user gets who sets width, depth, heads and rate and leaves the rest to the plan. It has one
+thread on a core of its own, and as many run at a time as there are cores. The results are kept cell by cell, and what
+is there from the same kind of processor is not done again. The last lines say the regret of the choice: how much worse
+its test part is than that of the best cell.
 """
 
 from __future__ import annotations
@@ -26,56 +27,65 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
-from drawn import draw
+import drawn as characters
 from measure import RESULTS, ROOT, data_folder, machine
 from samples import DRAWN, drawn
 
 NAME = "budget"
 BUDGETS = (2.0, 5.0)  # minutes of two cores
 COUNTS = (100, 10_000, 1_000_000)  # samples
-DECAY, WARM_UP, TIMED = 0.6, 30, 25
 FOLDER = ROOT / ".cache" / "budget"
 
 
 @dataclass(frozen=True)
 class Set:
-    """A generic recipe with data, settings that a user would give, and the sizes and rates of its grid."""
+    """A generic recipe with data, settings that a user must give, and the sizes and rates of its grid."""
 
     recipe: str
     data: tuple[str, ...]
-    settings: dict[str, Any]
     sizes: tuple[tuple[int, int, int], ...]  # width, depth, heads
     rates: tuple[float, ...] = (0.01, 0.02)
     score: str = "loss"
     start: tuple[str, ...] = ()  # options of a run that begins from all-MiniLM-L6-v2
+    more: tuple[tuple[str, Any], ...] = ()
 
 
-TEXT = ((64, 3, 2), (128, 4, 4), (192, 5, 6), (256, 6, 8))
-IMAGES = ((64, 2, 4), (96, 3, 4), (128, 4, 4))
-PAIRS = ((64, 2, 2), (96, 3, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8))
+TEXT = ((64, 2, 2), (128, 4, 4), (256, 6, 8))
+IMAGES = ((64, 2, 4), (96, 4, 4), (128, 6, 4))
+PAIRS = ((64, 2, 2), (128, 3, 4), (256, 4, 8))
 SETS = {
-    "shakespeare": Set("text", ("lm/tinyshakespeare.txt",), {"task.size": 1024}, TEXT),
-    "wikitext-2": Set("text", ("wikitext",), {"task.size": 2048}, TEXT),
-    "multi30k": Set("translation", ("multi30k.en", "multi30k.de"), {"task.size": 4000}, PAIRS, score="bleu"),
-    "masked": Set("masked", ("wikitext",), {"task.size": 2048}, TEXT),
-    "fashion-mnist": Set("vision", ("fashion-mnist",), {}, IMAGES, score="accuracy"),
-    "spoken-digits": Set("audio", ("spoken-digits",), {}, IMAGES, score="accuracy"),
-    "tatoeba": Set("translation", ("tatoeba.tsv",), {"task.size": 4000}, PAIRS, score="bleu"),
-    "mnist": Set("vision", ("mnist",), {}, IMAGES, score="accuracy"),
-    "drawn": Set("vision", ("drawn",), {"model.embed.size": [28, 28]}, IMAGES, score="accuracy"),
-    "novel": Set("text", ("novel",), {"task.size": 2048}, TEXT),
-    "intents": Set("classification", ("intents",), {}, (), score="accuracy", start=("--from",)),
-    "intents-lora": Set("classification", ("intents",), {}, (), score="accuracy", start=("--lora", "16", "--from")),
-    "intents-few": Set("classification", ("intents-few",), {}, (), score="accuracy", start=("--from",)),
-    "intents-few-lora": Set(
-        "classification", ("intents-few",), {}, (), score="accuracy", start=("--lora", "16", "--from")
+    "shakespeare": Set("text", ("lm/tinyshakespeare.txt",), TEXT),
+    "wikitext-2": Set("text", ("wikitext",), TEXT),
+    "multi30k": Set("translation", ("multi30k.en", "multi30k.de"), PAIRS, score="bleu"),
+    "masked": Set("masked", ("wikitext",), TEXT),
+    "fashion-mnist": Set("vision", ("fashion-mnist",), IMAGES, score="accuracy"),
+    "spoken-digits": Set("audio", ("spoken-digits",), IMAGES, score="accuracy"),
+    "tatoeba": Set("translation", ("tatoeba.tsv",), PAIRS, score="bleu"),
+    "mnist": Set("vision", ("mnist",), IMAGES, score="accuracy"),
+    "drawn": Set("vision", ("drawn",), IMAGES, score="accuracy"),
+    "novel": Set("text", ("novel",), TEXT),
+    "digits": Set("vision", ("digits",), IMAGES, score="accuracy"),
+    "scenes": Set("caption", ("scenes",), IMAGES),
+    "trajectories": Set(
+        "trajectories",
+        ("rl/imitation_pendulum_v1_expert.npz",),
+        IMAGES,
+        score="return_mean",
+        more=(("task.env", "Pendulum-v1"),),
     ),
+    "intents": Set("classification", ("intents",), (), score="accuracy", start=("--from",)),
+    "intents-lora": Set("classification", ("intents",), (), score="accuracy", start=("--lora", "16", "--from")),
+    "intents-few": Set("classification", ("intents-few",), (), score="accuracy", start=("--from",)),
+    "intents-few-lora": Set("classification", ("intents-few",), (), score="accuracy", start=("--lora", "16", "--from")),
 }
 
 
@@ -93,8 +103,10 @@ def prepared(name: str) -> list[str]:
         return [os.environ[name.upper()]]
     if name == "drawn":
         if not (FOLDER / name).is_dir():
-            draw(FOLDER / name)
+            characters.draw(FOLDER / name)
         return [str(FOLDER / name)]
+    if name in ("digits", "scenes"):
+        return [str({"digits": digits, "scenes": scenes}[name]())]
     if name == "spoken-digits":
         return [str(spoken_digits(shared / "fsdd/free-spoken-digits.tar.xz"))]
     if name.startswith("intents"):
@@ -140,6 +152,39 @@ def intents(source: Path, few: int | None) -> list[str]:
     return [str(folder / f"{part}.csv") for part, found in parts.items() if found]
 
 
+def digits() -> Path:
+    """The 1,797 digits of 8 x 8 that scikit-learn brings, as MNIST-type files."""
+    from sklearn.datasets import load_digits
+
+    folder, data = FOLDER / "digits", load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, rows in (("train", slice(0, 1437)), ("t10k", slice(1437, None))):
+        pixels, labels = (data.images[rows] * 15.9375).astype("uint8"), data.target[rows].astype("uint8")
+        sizes = b"".join(size.to_bytes(4, "big") for size in pixels.shape)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + sizes + pixels.tobytes())
+        count = len(labels).to_bytes(4, "big")
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + count + labels.tobytes())
+    return folder
+
+
+def scenes(count: int = 4000) -> Path:
+    """Drawn scenes as image files, with a table of their captions."""
+    from PIL import Image
+
+    from headway.domains.image_text.scenes import draw, scene
+
+    folder = FOLDER / "scenes"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "caption"))
+        for number in range(count):
+            one = scene(0, number)
+            Image.fromarray(draw(one)).save(folder / f"{number:05}.png")
+            writer.writerow((f"{number:05}.png", one.caption))
+    return folder / "captions.csv"
+
+
 def spoken_digits(archive: Path) -> Path:
     """A folder of train and test with one for each digit; of each digit and speaker takes 0 to 4 are the test part."""
     folder = FOLDER / "spoken-digits"
@@ -168,71 +213,6 @@ def files(found: Set) -> list[str]:
     """The data of a set as the command line takes them: the two sides of each split one after the other."""
     sides = [prepared(name) for name in found.data]
     return [path for paths in zip(*sides) for path in paths] if len(sides) > 1 else sides[0]
-
-
-def cell(name: str, size: Sequence[int], rate: float, budgets: Sequence[float], more: dict[str, Any]) -> dict[str, Any]:
-    """One trunk at a flat rate; at the point of each budget it is annealed, judged, and taken up again."""
-    import torch
-
-    from headway.models import build
-    from headway.recipes import begin_task, configured
-    from headway.train import WSDConfig
-    from headway.train.distributed import Processes
-    from headway.train.heap import kept_heap
-    from headway.train.learner import Learner
-    from headway.train.scale import computing
-
-    torch.set_num_threads(1)
-    found, (width, depth, heads) = SETS[name], size
-    settings = {**found.settings, "model.width": width, "model.depth": depth, "model.heads": heads, "optim.lr": rate}
-    recipe = configured(found.recipe, files(found), {**settings, **more}, None)
-    with TemporaryDirectory() as folder, kept_heap():
-        task = begin_task(recipe, Path(folder))
-        recipe = replace(recipe, model=task.adapt(recipe.model), train=replace(recipe.train, precision="fp32"))
-        learner = Learner(build(recipe.model, 1), recipe, task, Processes(torch.device("cpu")))
-        stream, step, times, points, tokens = task.batches("train"), 0, [], [], 0
-
-        def go(until: int) -> None:
-            nonlocal step, tokens
-            while step < until:
-                batch, start = next(stream), time.process_time()
-                learner.update(step, [batch])
-                times.append(time.process_time() - start)
-                step, tokens = step + 1, tokens + batch.tokens
-
-        learner.recipe = replace(recipe, schedule=WSDConfig(float(WARM_UP)), train=replace(recipe.train, steps=1 << 30))
-        go(TIMED)
-        cost = sorted(times[2:])[len(times) // 3]
-        for minutes in budgets:
-            steps = int(120 * minutes / cost)
-            flat = int((1 - DECAY) * steps)
-            go(flat)
-            weights = learner.flat.data.clone()
-            kept = {key: value.clone() for key, value in learner.state_dict().items()}
-            trunk, before = learner.recipe, (step, tokens, stream)
-            schedule = WSDConfig(float(WARM_UP), float(steps - flat))
-            learner.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=steps))
-            stream = task.batches("train", start=step)
-            go(steps)
-            with learner.evaluating() as model:
-                scores = task.evaluate(model, "validation", recipe.train.evaluate_limit)
-            told = {key: round(value, 4) for key, value in scores.items() if isinstance(value, float)}
-            points.append({"minutes": minutes, "steps": steps, "targets": tokens, **told})
-            print(name, size, rate, more, points[-1], file=sys.stderr, flush=True)
-            step, tokens, stream = before
-            stream = task.batches("train", start=step)
-            learner.flat.data.copy_(weights)
-            learner.load_state_dict(kept)
-            learner.recipe = trunk
-        return {
-            "set": name,
-            "size": list(size),
-            "rate": rate,
-            "more": more,
-            "parameters": computing(recipe.model),
-            "step_seconds": round(cost, 5),
-            "points": points,
-        }
 
 
 def chosen(name: str, minutes: float, beside: bool) -> dict[str, Any]:
@@ -295,45 +275,93 @@ def neighbour() -> Iterator[None]:
 
 def read() -> dict[str, Any]:
     path = RESULTS / f"{NAME}.json"
-    return json.loads(path.read_text()) if path.exists() else {"benchmark": NAME, "machine": machine(), "cells": []}
+    return json.loads(path.read_text()) if path.exists() else {"benchmark": NAME, "machine": machine(), "grid": []}
 
 
 def keep(found: dict[str, Any]) -> None:
     (RESULTS / f"{NAME}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
+def cell(
+    name: str, minutes: float, size: Sequence[int] | None, rate: float | None, data: Sequence[str], core: int
+) -> dict[str, Any]:
+    """What one thread on a core of its own learns in so many minutes, with a size and a rate or with nothing set."""
+    found = SETS[name]
+    settings = dict(found.more)
+    if size is not None:
+        settings |= {**dict(zip(("model.width", "model.depth", "model.heads"), size)), "optim.lr": rate}
+    with TemporaryDirectory() as folder:
+        command = ["taskset", "-c", str(core), sys.executable, "-m", "headway", "train", found.recipe]
+        command += ["--data", *data, "--minutes", str(minutes), "--threads", "1", "--run", f"{folder}/run"]
+        if settings:
+            command += ["--set", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    point = {"set": name, "minutes": minutes, "size": size, "rate": rate, "processor": machine()["processor"]}
+    if done.returncode:
+        return {**point, "refused": done.stderr.strip().splitlines()[-1]}
+    summary = json.loads(done.stdout.strip().splitlines()[-1])
+    scores = {key: value for key, value in summary["scores"].items() if isinstance(value, float)}
+    return {**point, "parameters": summary["parameters"], "steps": summary["steps"], "scores": scores}
+
+
+def key_of(one: dict[str, Any]) -> tuple[Any, ...]:
+    size = one["size"] and tuple(one["size"])
+    return one["set"], one["minutes"], size, one["rate"], one["processor"]
+
+
 def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
-    """Every cell that is not there yet, two at a time, each in a process of its own."""
-    result = read()
-    done = {(one["set"], tuple(one["size"]), one["rate"]) for one in result["cells"]}
-    jobs = [(n, size, rate) for n in names for size in SETS[n].sizes for rate in SETS[n].rates]
-    jobs = [job for job in jobs if job not in done]
-    running: list[subprocess.Popen[str]] = []
-    while jobs or running:
-        while jobs and len(running) < 2:
-            name, size, rate = jobs.pop(0)
-            command = [sys.executable, __file__, "cell", name, json.dumps([size, rate, list(budgets), {}])]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-        time.sleep(1)
-        for process in [one for one in running if one.poll() is not None]:
-            running.remove(process)
-            assert process.stdout is not None
-            result["cells"].append(json.loads(process.stdout.read().strip().splitlines()[-1]))
+    """Every cell that is not there yet, one a core at a time; then the regret of each choice."""
+    jobs: list[tuple[Any, ...]] = []
+    for name, minutes in product(names, budgets):
+        sized = [(size, rate) for size in SETS[name].sizes for rate in SETS[name].rates]
+        jobs += [(name, minutes, *choice) for choice in [(None, None), *sized]]
+    data = {name: files(SETS[name]) for name in names}
+    done = {key_of(one) for one in read()["grid"]}
+    free, lock = sorted(os.sched_getaffinity(0)), Lock()
+
+    def work(job: tuple[Any, ...]) -> None:
+        if (*job, machine()["processor"]) in done:
+            return
+        with lock:
+            core = free.pop()
+        one = cell(*job, data[job[0]], core)
+        with lock:
+            free.append(core)
+            result = read()
+            result["grid"].append(one)
             keep(result)
+            print(one, file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(len(free)) as pool:
+        list(pool.map(work, jobs))
+    for name, minutes in product(names, budgets):
+        print(regret(name, minutes, read()["grid"]))
+
+
+def regret(name: str, minutes: float, cells: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The score of the choice, that of the best cell, and the difference: of a loss the share, of others the points."""
+    score = SETS[name].score
+    rows = [one for one in cells if one["set"] == name and one["minutes"] == minutes and "scores" in one]
+    chosen = [one for one in rows if one["size"] is None]
+    others = [one for one in rows if one["size"] is not None]
+    if not chosen or not others:
+        return None
+    sign = -1 if score == "loss" else 1
+    best = max(others, key=lambda one: sign * one["scores"][score])
+    ours, theirs = chosen[-1]["scores"][score], best["scores"][score]
+    worse = ours / theirs - 1 if score == "loss" else (theirs - ours) * (100 if score == "accuracy" else 1)
+    found = {"set": name, "minutes": minutes, "score": score, "chosen": ours, "best": theirs, "regret": worse}
+    return {**found, "best_size": best["size"], "best_rate": best["rate"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "cell", "chosen", "tried"))
+    parser.add_argument("part", choices=("grid", "chosen", "tried"))
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     args = parser.parse_args()
-    if args.part == "cell":
-        size, rate, budgets, more = json.loads(args.names[1])
-        print(json.dumps(cell(args.names[0], size, rate, budgets, more)))
-    elif args.part == "chosen":
+    if args.part == "chosen":
         for name in args.names or list(SETS):
             for minutes in args.budgets:
                 one = chosen(name, minutes, args.beside)
@@ -349,7 +377,7 @@ def main() -> None:
                 result.setdefault("tried", []).append(one)
                 keep(result)
     else:
-        grid(args.names or list(SETS), args.budgets)
+        grid(args.names or [name for name, one in SETS.items() if one.sizes], args.budgets)
 
 
 if __name__ == "__main__":

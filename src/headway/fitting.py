@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headway.card import Card, shows
+from headway.data.store import within
 from headway.domains import scale_of
 from headway.models import build, describe
 from headway.recipes import begin_task, open_task
@@ -89,7 +90,8 @@ class Fitting:
             found = self.scale.settle(self.recipe, paths, self.minutes)
             self.recipe = with_user(self.recipe, found.settings, self.user)
             self.reason = found.reason
-            self.task = open_task(self.recipe, self.workspace)
+            with within(60 * self.minutes - self.clock.worked()):
+                self.task = open_task(self.recipe, self.workspace)
             self._given: Task | None = None
             stack.callback(self._close)
             self.task.save(self.workspace)

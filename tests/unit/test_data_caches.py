@@ -39,7 +39,7 @@ from headway.data import (
 from headway.data import store as store_module
 from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.download import download
-from headway.data.store import Columns
+from headway.data.store import Columns, open_or_build, within
 from headway.errors import UserError
 
 
@@ -396,3 +396,16 @@ def test_a_bad_download_leaves_nothing(server: tuple[str, Path], tmp_path: Path)
         with pytest.raises(UserError, match=says):
             download(set_of(bad), tmp_path / "data")
         assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_reading_ends_with_the_time_that_there_is(tmp_path: Path) -> None:
+    """Data whose reading alone would take longer than the whole run are refused, and nothing half-read stays."""
+
+    def endless(part: Path) -> None:
+        with Columns(part, {"ids": np.uint16}) as columns:
+            while True:
+                columns.append("ids", [1])
+
+    with within(0.05), pytest.raises(UserError, match="the time is over before the data are read; give more --minutes"):
+        open_or_build(tmp_path / "whole", endless)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,18 @@ from headway.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+_LATEST: ContextVar[float] = ContextVar("latest", default=math.inf)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is built in this context must be done in so many seconds, or is a UserError."""
+    token = _LATEST.set(time.perf_counter() + seconds)
+    try:
+        yield
+    finally:
+        _LATEST.reset(token)
 
 
 def cache_root() -> Path:
@@ -125,6 +140,7 @@ class Columns:
     def __init__(self, folder: Path, types: Mapping[str, Any]) -> None:
         self._folder = folder
         self._types = {name: np.dtype(kind) for name, kind in types.items()}
+        self._latest = _LATEST.get()
 
     def __enter__(self) -> Columns:
         with ExitStack() as opened:
@@ -140,6 +156,8 @@ class Columns:
 
     def append(self, name: str, values: Any) -> None:
         self._files[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
+        if time.perf_counter() > self._latest:
+            raise UserError("the time is over before the data are read; give more --minutes, or less data")
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:
