@@ -5,7 +5,7 @@
 The cases (`same_cases.py`) run under the package of the other revision and under this one, on one thread in fp32, and
 every fact is compared: weights by name, losses, scores, answers. Then what the other revision left is taken up here:
 its models answer, its quantised folders too, and its runs, as they lie after a kill, are resumed; that must give the
-other revision's bits. Exit 0 where all is the same, else 1 with each difference in a line; results/same.json keeps them.
+other revision's bits. Exit 0 where all is the same, else 1 with each difference in a line; results/same.json has them.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from samples import bars, chord, drawn, write_sound
 
 import headway as hw
+from samples import bars, chord, drawn, write_sound
 
 STEPS, STOPPED = 4, 2  # steps of a run, and where a copy of it looks as if it had been killed
 BASE = {
@@ -38,6 +38,7 @@ BASE = {
 }
 SMALL = {"model.width": 32, "model.depth": 1, "model.heads": 2}
 TEXT = {**SMALL, "task.size": 300}
+CARRIED = {"task.carry_state": True, "model.context": None}
 PAIRS = {**SMALL, "task.size": 300}
 ACTING = {**SMALL, "task.episodes": 0}
 SAMPLES = 240
@@ -52,15 +53,16 @@ class Case:
     data: str | None
     settings: Mapping[str, Any]
     start: str | None = None  # the case that it begins from
+    teacher: str | None = None  # the case that it is taught by
     lora: int | None = None
     samples: int = SAMPLES
 
 
 CASES = {
     "text": Case("text", "text", TEXT),
-    "text-lstm": Case("text", "text", {**TEXT, "model.mixer": "lstm", "task.carry_state": True, "model.context": None}),
+    "text-lstm": Case("text", "text", {**TEXT, **CARRIED, "model.mixer": "lstm"}),
     "text-gru": Case("text", "text", {**TEXT, "model.mixer": "gru"}),
-    "text-delta": Case("text", "text", {**TEXT, "model.mixer": "delta", "task.carry_state": True, "model.context": None}),
+    "text-delta": Case("text", "text", {**TEXT, **CARRIED, "model.mixer": "delta"}),
     "text-lora": Case("text", "text", {}, start="text", lora=4),
     "text-accumulated": Case("text", "text", {**TEXT, "train.accumulate": 2}),
     "shakespeare": Case("shakespeare", "text", {**SMALL}),
@@ -82,7 +84,7 @@ CASES = {
     "embedding": Case("embedding", "embedding", TEXT),
     "banking77": Case("banking77", "classification", {**TEXT, "task.label": "label"}),
     "vision": Case("vision", "vision", SMALL),
-    "vision-taught": Case("vision", "vision", SMALL, start=None),
+    "vision-taught": Case("vision", "vision", SMALL, teacher="vision"),
     "fashion-mnist": Case("fashion-mnist", "vision", {**SMALL, "task.names": [str(place) for place in range(16)]}),
     "digits": Case("digits", None, SMALL),
     "audio": Case("audio", "audio", SMALL),
@@ -145,12 +147,13 @@ def weights(path: Path) -> dict[str, str]:
 def facts_of(run: Path) -> dict[str, Any]:
     """Weights by name, the losses of each step and the scores of a finished run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second", "evaluation_seconds")
-    kept = [{key: value for key, value in line.items() if not key.endswith(timed)} for line in lines]
+    told = {f"{line.get('split', 'train')} {line['step']}": digest(untimed(line)) for line in lines}
     scores = json.loads((run / "run.json").read_text())["scores"]
-    kept_scores = {key: value for key, value in scores.items() if not key.endswith(("seconds", "per_second"))}
-    told = {f"line {number}": digest(line) for number, line in enumerate(kept)}
-    return {"weights": weights(run / "model.safetensors"), "metrics": told, "scores": digest(kept_scores)}
+    return {"weights": weights(run / "model.safetensors"), "metrics": told, "scores": digest(untimed(scores))}
+
+
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
 
 
 def images(folder: Path) -> list[str]:
@@ -254,10 +257,10 @@ def used(name: str, path: Path, scratch: Path, **options: Any) -> dict[str, str]
 def made(name: str, case: Case, folder: Path) -> dict[str, Any]:
     """Train a case, and say all there is to say of it."""
     settings: dict[str, Any] = {**BASE, **case.settings}
-    if name == "vision-taught":
-        settings["task.teacher"] = str(folder / "vision" / "run")
-    where = folder / name
-    data = None if case.data is None else drawn(case.data, case.samples, folder / "data" / f"{case.data}-{case.samples}")
+    if case.teacher is not None:
+        settings["task.teacher"] = str(folder / case.teacher / "run")
+    where, beside = folder / name, folder / "data" / f"{case.data}-{case.samples}"
+    data = None if case.data is None else drawn(case.data, case.samples, beside)
     start = None if case.start is None else folder / case.start / "run"
     given = {"set": settings, "start": start, "lora": case.lora, "threads": 1, "progress": False}
     hw.train(case.recipe, data, run=where / "run", **given)
@@ -308,7 +311,8 @@ def two_processes(folder: Path) -> dict[str, Any]:
         port = str(probe.getsockname()[1])
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
-    if any([process.wait(timeout=300) for process in running]):
+    ended = [process.wait(timeout=300) for process in running]
+    if any(ended):
         raise RuntimeError("one of two processes failed")
     return facts_of(where)
 

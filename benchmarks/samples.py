@@ -158,9 +158,10 @@ def captions(count: int, folder: Path) -> list[Path]:
 
 
 def chord(number: int, random: np.random.Generator) -> np.ndarray:
-    """A fifth of a second of one of eight chords, somewhat out of tune, on noise."""
+    """A fifth of a second of one of eight chords, whose tones lie three semitones apart or more, on noise."""
     time = np.arange(1600) / 8000
-    tones = [220 * 2 ** ((step + random.normal(0, 0.1)) / 12) for step in (0, 3 + number % 4, 7 + number // 4)]
+    steps = (0, 3 + 3 * (number % 4), 15 + 5 * (number // 4))
+    tones = [440 * 2 ** ((step + random.normal(0, 0.1)) / 12) for step in steps]
     wave_form = sum(np.sin(2 * np.pi * (tone * time + random.random())) for tone in tones)
     return (4000 * wave_form + random.normal(0, 800, len(time))).clip(-32768, 32767).astype("<i2")
 
@@ -227,8 +228,8 @@ def games(count: int, folder: Path) -> list[Path]:
             if not moves or board.ply() > 80:
                 board = chess.Board()
                 moves = sorted(board.legal_moves, key=lambda move: move.uci())
-            taken = lambda move: worth[board.piece_type_at(move.to_square) or 0]  # noqa: E731
-            writer.writerow((board.fen(), max(moves, key=taken).uci()))
+            taken = [worth[board.piece_type_at(move.to_square) or 0] for move in moves]
+            writer.writerow((board.fen(), moves[taken.index(max(taken))].uci()))
             board.push(moves[random.integers(len(moves))])
     return [path]
 
