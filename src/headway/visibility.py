@@ -42,7 +42,7 @@ class Full(Pattern):
 class Causal(Pattern):
     """A position sees itself and earlier ones; with a `window`, only the last `window` positions, itself included."""
 
-    window: int | None = None
+    window: int | None = None  # how many positions are seen, its own included; none: all earlier ones
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -62,7 +62,7 @@ class Causal(Pattern):
 class Local(Pattern):
     """Both ways, to at most `reach` positions on either side (ModernBERT's local layers)."""
 
-    reach: int = 64
+    reach: int = 64  # positions on either side
 
     def __post_init__(self) -> None:
         if self.reach < 0:
@@ -77,7 +77,7 @@ class Local(Pattern):
 class Prefix(Pattern):
     """Causal, but the first `length` positions of each document see each other both ways (a prefix language model)."""
 
-    length: int = 1
+    length: int = 1  # positions of each document that see each other both ways
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) | ((key < self.length) & (query < self.length))

@@ -24,9 +24,9 @@ _NAMED = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(
 class SplitConfig:
     """Shares of the training side that are held out where no files are named for it."""
 
-    validation: float = 0.05
-    test: float = 0.05
-    seed: int = 0
+    validation: float = 0.05  # share for validation
+    test: float = 0.05  # share for the test
+    seed: int = 0  # another draw
 
     def __post_init__(self) -> None:
         for name, share in (("validation", self.validation), ("test", self.test)):

@@ -36,20 +36,20 @@ class AttentionConfig(MixerConfig):
     `sinks` as in `headway.kernels.attend`; `scale` None is 1 / sqrt(head size).
     """
 
-    heads: int = 8
+    heads: int = 8  # query heads
     kv_heads: int | None = None
     head_size: int | None = None
-    pattern: Pattern = Causal()
-    rotary: RotaryConfig | None = None
+    pattern: Pattern = Causal()  # who may see whom
+    rotary: RotaryConfig | None = None  # rotary position embedding; none: no positions here
     qk_norm: NormConfig | None = None
-    qk_norm_over: Literal["head", "all"] = "head"
+    qk_norm_over: Literal["head", "all"] = "head"  # each head by itself, or all heads together
     qkv_bias: bool | tuple[bool, bool, bool] = True
-    out_bias: bool = True
+    out_bias: bool = True  # of the output projection
     scale: float | None = None
     bias: str | None = None
-    soft_cap: float | None = None
-    sinks: bool = False
-    dropout: float = 0.0
+    soft_cap: float | None = None  # c turns scores into c tanh(scores / c) (Gemma 2)
+    sinks: bool = False  # a trained logit a head that takes part in the softmax and has no value
+    dropout: float = 0.0  # of attention weights
 
     @property
     def causal(self) -> bool:

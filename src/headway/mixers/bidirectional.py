@@ -25,9 +25,9 @@ class BidirectionalConfig(MixerConfig):
     outputs are joined by their sum, or by a projection of both (`join` "concat"), or stand side by side without `out`.
     """
 
-    mixer: MixerConfig = LSTMConfig(out=False)
-    join: Literal["sum", "concat"] = "concat"
-    out: bool = True
+    mixer: MixerConfig = LSTMConfig(out=False)  # the kind that reads in both directions
+    join: Literal["sum", "concat"] = "concat"  # how both outputs are joined
+    out: bool = True  # whether they are joined, or stand side by side
 
     @property
     def causal(self) -> bool:

@@ -32,16 +32,16 @@ class CrossAttentionConfig:
     other fields are those of AttentionConfig.
     """
 
-    heads: int = 8
-    kv_heads: int | None = None
-    head_size: int | None = None
+    heads: int = 8  # query heads
+    kv_heads: int | None = None  # key and value heads; none: one for each query head
+    head_size: int | None = None  # none: width / heads
     width: int | None = None
-    qk_norm: NormConfig | None = None
-    q_bias: bool = True
+    qk_norm: NormConfig | None = None  # of queries and keys, a head
+    q_bias: bool = True  # of the map to queries
     kv_bias: bool | tuple[bool, bool] = True
-    out_bias: bool = True
-    scale: float | None = None
-    dropout: float = 0.0
+    out_bias: bool = True  # of the output projection
+    scale: float | None = None  # of scores; none: 1 / sqrt(head size)
+    dropout: float = 0.0  # of attention weights
 
     def build(self, width: int) -> CrossAttention:
         return CrossAttention(self, width)

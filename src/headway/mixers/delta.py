@@ -30,14 +30,14 @@ class DeltaConfig(MixerConfig):
     computed at once.
     """
 
-    heads: int = 8
+    heads: int = 8  # heads
     head_size: int | None = None
-    features: FeatureMap = "dpfp"
-    nu: int = 1
-    key_norm: KeyNorm = "sum"
+    features: FeatureMap = "dpfp"  # feature map of queries and keys, as in linear attention
+    nu: int = 1  # of dpfp, as in linear attention
+    key_norm: KeyNorm = "sum"  # what queries and keys are normalised by
     norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True
-    out_bias: bool = True
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
+    out_bias: bool = True  # of the output projection
     chunk: int = 64
 
     def __post_init__(self) -> None:
@@ -84,12 +84,12 @@ class GatedDeltaConfig(MixerConfig):
     left out.
     """
 
-    heads: int = 8
+    heads: int = 8  # heads
     head_size: int | None = None
-    norm: NormConfig | None = RMSNormConfig()
-    out_gate: bool = True
-    qkv_bias: bool | tuple[bool, bool, bool] = False
-    out_bias: bool = False
+    norm: NormConfig | None = RMSNormConfig()  # of each head's output
+    out_gate: bool = True  # whether silu of a map of the input multiplies the output
+    qkv_bias: bool | tuple[bool, bool, bool] = False  # of the maps to query, key and value, or of each
+    out_bias: bool = False  # of the output projection
     chunk: int = 64
 
     def __post_init__(self) -> None:

@@ -25,10 +25,10 @@ class DynamicLinksConfig(MixerConfig):
     """
 
     cells: int | None = None
-    decay: float = 0.9
-    rate: float = 0.5
-    bias: bool = True
-    out: bool = True
+    decay: float = 0.9  # what remains of a link after a token
+    rate: float = 0.5  # how fast links grow
+    bias: bool = True  # of the slow weights
+    out: bool = True  # whether a map back to the width follows
     chunk: int = 64
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class ElmanConfig(RecurrenceConfig):
     """
 
     activation: Literal["tanh", "logistic"] = "tanh"
-    truncate: bool = False
+    truncate: bool = False  # whether gradients go one step back only, as Elman's did
 
     def build(self, width: int, biases: nn.ModuleDict) -> Elman:
         return Elman(self, width)

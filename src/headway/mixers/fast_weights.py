@@ -27,13 +27,13 @@ class FastWeightsConfig(MixerConfig):
     head. `chunk` is the number of tokens that are computed at once.
     """
 
-    heads: int = 8
+    heads: int = 8  # heads
     head_size: int | None = None
     strength: bool = True
     squash: Literal["none", "tanh"] = "none"
     norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True
-    out_bias: bool = True
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
+    out_bias: bool = True  # of the output projection
     chunk: int = 64
 
     def __post_init__(self) -> None:

@@ -31,15 +31,15 @@ class LinearAttentionConfig(MixerConfig):
     the document). `head_size` None is width / heads. `chunk` is the number of tokens that are computed at once.
     """
 
-    heads: int = 8
+    heads: int = 8  # heads
     head_size: int | None = None
     features: FeatureMap = "elu"
-    nu: int = 1
+    nu: int = 1  # how many times as wide dpfp makes its features
     normalise: bool = True
     decay: bool = False
     norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True
-    out_bias: bool = True
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
+    out_bias: bool = True  # of the output projection
     chunk: int = 64
 
     def __post_init__(self) -> None:

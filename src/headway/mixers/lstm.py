@@ -27,7 +27,7 @@ class LSTMConfig(RecurrenceConfig):
     forget_gate: bool = True
     peepholes: bool = False
     squash: Literal["tanh", "logistic"] | None = None
-    forget_bias: float = 1.0
+    forget_bias: float = 1.0  # where the forget gate's bias starts
 
     def build(self, width: int, biases: nn.ModuleDict) -> LSTM:
         return LSTM(self, width)

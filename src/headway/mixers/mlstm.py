@@ -20,7 +20,7 @@ class MLSTMConfig(RecurrenceConfig):
     """`factors` is the size of m; None is that of the cells, as in the paper."""
 
     factors: int | None = None
-    forget_bias: float = 1.0
+    forget_bias: float = 1.0  # where the forget gate's bias starts
 
     def build(self, width: int, biases: nn.ModuleDict) -> MLSTM:
         return MLSTM(self, width)

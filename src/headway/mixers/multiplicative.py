@@ -21,7 +21,7 @@ class MultiplicativeConfig(RecurrenceConfig):
     """`factors` of the tensor that takes h and x to the next h; None is as many as there are cells."""
 
     factors: int | None = None
-    activation: Literal["tanh", "logistic"] = "tanh"
+    activation: Literal["tanh", "logistic"] = "tanh"  # the squashing function s
 
     def build(self, width: int, biases: nn.ModuleDict) -> Multiplicative:
         return Multiplicative(self, width)

@@ -23,8 +23,8 @@ class RecurrenceConfig(MixerConfig):
     output as it is, with it a projection follows. `learned_start` trains the vectors that documents start from.
     """
 
-    cells: int | None = None
-    out: bool = True
+    cells: int | None = None  # units of the state; none: as many as the model is wide
+    out: bool = True  # whether a projection follows
     learned_start: bool = False
 
     @property

@@ -23,7 +23,7 @@ class SigmaPiConfig(RecurrenceConfig):
     every product.
     """
 
-    activation: Literal["tanh", "logistic"] = "logistic"
+    activation: Literal["tanh", "logistic"] = "logistic"  # the squashing function s
     learned_start: bool = True
 
     def build(self, width: int, biases: nn.ModuleDict) -> SigmaPi:

@@ -52,15 +52,15 @@ class ActConfig(ModelConfig):
     and dropout of all stacks.
     """
 
-    width: int = 256
-    chunk: int = 50
-    actions: int = 1
-    words: int = 0
-    observation: RobotEmbedConfig = RobotEmbedConfig()
-    encoder: StackConfig = StackConfig()
-    decoder: StackConfig = StackConfig()
-    posterior: StackConfig = StackConfig()
-    head: ChunkHeadConfig = RegressionConfig()
+    width: int = 256  # width of the model
+    chunk: int = 50  # actions that are said at once
+    actions: int = 1  # numbers of an action; the data decide
+    words: int = 0  # symbols of the names of tasks; the data decide
+    observation: RobotEmbedConfig = RobotEmbedConfig()  # what is read
+    encoder: StackConfig = StackConfig()  # reads an observation
+    decoder: StackConfig = StackConfig()  # says the actions
+    posterior: StackConfig = StackConfig()  # infers the latent of a demonstrated chunk
+    head: ChunkHeadConfig = RegressionConfig()  # how chunks are learnt
     init: InitConfig = InitConfig(matrices="fan_in", embedding=1.0)  # as large as what is added to embeddings
 
     @property

@@ -33,15 +33,15 @@ class BlockConfig:
     (stochastic depth, Huang et al. 2016).
     """
 
-    mixer: MixerConfig = AttentionConfig()
-    cross: CrossAttentionConfig | None = None
-    feed_forward: FeedForwardConfig | None = MLPConfig()
-    norm: NormConfig = LayerNormConfig()
-    placement: Placement = "pre"
-    shared_norm: bool = False
-    mixer_norm: bool = True
-    residual: bool = True
-    dropout: float = 0.0
+    mixer: MixerConfig = AttentionConfig()  # mixes along time
+    cross: CrossAttentionConfig | None = None  # reads an encoder's output; none: there is none
+    feed_forward: FeedForwardConfig | None = MLPConfig()  # after the mixer; none: there is none
+    norm: NormConfig = LayerNormConfig()  # the kind of all norms of the block
+    placement: Placement = "pre"  # where norms stand
+    shared_norm: bool = False  # one norm for both branches of a parallel block
+    mixer_norm: bool = True  # whether a norm stands before the mixer
+    residual: bool = True  # whether each branch is added to its input
+    dropout: float = 0.0  # of each branch's output
     layer_scale: float | None = None
     drop_path: float = 0.0
 

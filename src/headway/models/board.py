@@ -26,7 +26,7 @@ SQUARES = 64
 class BoardEmbedConfig(EmbedConfig):
     """Planes of a position (`headway.codecs.boards`), a token for each square, with `history` earlier positions."""
 
-    history: int = 1
+    history: int = 1  # earlier positions that are read
 
     def __post_init__(self) -> None:
         if not 0 <= self.history <= 7:
@@ -75,7 +75,7 @@ class FromToHeadConfig(HeadConfig):
     vectors that meet.
     """
 
-    size: int = 64
+    size: int = 64  # size of the vectors whose products are the scores
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> FromToHead:
         return FromToHead(self, width)
@@ -115,10 +115,10 @@ class SquaresHeadConfig(HeadConfig):
     units reads them all.
     """
 
-    outputs: int = 3
-    compressed: int = 8
-    hidden: int = 64
-    activation: ActivationName = "silu"
+    outputs: int = 3  # numbers of a position
+    compressed: int = 8  # numbers to which each square is compressed
+    hidden: int = 64  # units that read all squares
+    activation: ActivationName = "silu"  # of the hidden units
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> SquaresHead:
         return SquaresHead(self, width)

@@ -57,7 +57,7 @@ class StateBridgeConfig(BridgeConfig):
     directions: Literal["both", "forward", "backward"] = "both"
     summary: int | None = None
     project: bool | None = None
-    activation: ActivationName | None = None
+    activation: ActivationName | None = None  # after the maps that hand states over
 
     def __post_init__(self) -> None:
         if self.summary is not None and self.summary < 1:

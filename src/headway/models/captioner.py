@@ -38,9 +38,9 @@ class ProjectorConfig:
     tuning", equation 1), or two with an activation between them (Liu et al. 2024, "Improved baselines").
     """
 
-    layers: Literal[1, 2] = 2
-    activation: ActivationName = "gelu"
-    bias: bool = True
+    layers: Literal[1, 2] = 2  # linear maps
+    activation: ActivationName = "gelu"  # between two maps
+    bias: bool = True  # of the maps
 
 
 @register("captioner")
@@ -54,9 +54,9 @@ class CaptionerConfig(ModelConfig):
     from its first token to the last.
     """
 
-    tower: TransformerConfig = TransformerConfig(embed=PatchEmbedConfig(), heads={}, tie="none")
-    decoder: TransformerConfig = TransformerConfig()
-    projector: ProjectorConfig = ProjectorConfig()
+    tower: TransformerConfig = TransformerConfig(embed=PatchEmbedConfig(), heads={}, tie="none")  # reads the image
+    decoder: TransformerConfig = TransformerConfig()  # writes the text
+    projector: ProjectorConfig = ProjectorConfig()  # from the tower's vectors to the decoder's
     init: InitConfig = InitConfig(matrices="fan_in")  # of the projector; tower and decoder have their own
 
     @property

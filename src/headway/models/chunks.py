@@ -102,8 +102,8 @@ class RegressionConfig(ChunkHeadConfig):
     `latent` numbers from a normal distribution (Kingma and Welling 2014, appendix B). With `latent` 0 there is none.
     """
 
-    latent: int = 32
-    beta: float = 10.0
+    latent: int = 32  # size of the latent, 0 for none
+    beta: float = 10.0  # weight of the latent's divergence
 
     def __post_init__(self) -> None:
         if self.latent < 0 or self.beta < 0:
@@ -145,9 +145,9 @@ class QueriesConfig(EmbedConfig):
     `actions` numbers of each are with noise, and one of so many `steps`.
     """
 
-    chunk: int = 1
-    actions: int = 0
-    dropout: float = 0.0
+    chunk: int = 1  # actions of a chunk
+    actions: int = 0  # numbers of an action, in diffusion; 0 where they are not read
+    dropout: float = 0.0  # of the vectors
 
     @property
     def length(self) -> int:
@@ -210,9 +210,9 @@ class Shown(NamedTuple):
 class ShownConfig(EmbedConfig):
     """A class token, the state (`states` numbers, 0 for none) and each action of a chunk (`actions` numbers)."""
 
-    states: int = 0
-    actions: int = 1
-    dropout: float = 0.0
+    states: int = 0  # numbers of the state, 0 for none
+    actions: int = 1  # numbers of an action
+    dropout: float = 0.0  # of all tokens
 
     @property
     def front(self) -> int:

@@ -67,9 +67,9 @@ class DiffusionConfig(ChunkHeadConfig):
     first steps divide by almost nothing: 1 for actions that are scaled by their range (task.scaling=range).
     """
 
-    steps: int = 100
-    sampled: int = 10
-    says: Literal["noise", "sample"] = "sample"
+    steps: int = 100  # steps of noise in training
+    sampled: int = 10  # steps in which it is taken away in use
+    says: Literal["noise", "sample"] = "sample"  # what the decoder gives: the noise, or the sample without it
     clip: float | None = None
 
     def __post_init__(self) -> None:

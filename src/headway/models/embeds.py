@@ -69,11 +69,11 @@ class TokenEmbedConfig(EmbedConfig):
     `width` is that of the table where a projection follows it (ALBERT).
     """
 
-    positions: PositionsConfig | None = None
-    norm: NormConfig | None = None
+    positions: PositionsConfig | None = None  # vectors of positions, added to those of tokens
+    norm: NormConfig | None = None  # after the sum
     scaled: bool = False
     types: int = 0
-    dropout: float = 0.0
+    dropout: float = 0.0  # of the sum
     width: int | None = None
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:

@@ -41,11 +41,11 @@ class EncoderDecoderConfig(ModelConfig):
     dropout.
     """
 
-    encoder: TransformerConfig = TransformerConfig()
-    decoder: TransformerConfig = TransformerConfig()
-    tie: Literal["none", "head", "embeddings", "all"] = "all"
-    init: InitConfig = InitConfig()
-    bridge: BridgeConfig = MemoryBridgeConfig()
+    encoder: TransformerConfig = TransformerConfig()  # reads the source
+    decoder: TransformerConfig = TransformerConfig()  # writes the target
+    tie: Literal["none", "head", "embeddings", "all"] = "all"  # which tables are shared
+    init: InitConfig = InitConfig()  # how weights start
+    bridge: BridgeConfig = MemoryBridgeConfig()  # what the decoder gets of the encoder
 
     @property
     def width(self) -> int:

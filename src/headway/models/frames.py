@@ -23,9 +23,9 @@ from headway.parts.positions import PositionsConfig, SinusoidTableConfig
 class FramesEmbedConfig(EmbedConfig):
     """Frames of `bands` numbers each (log-mel spectra), of which the model's context counts every other one."""
 
-    bands: int = 80
-    positions: PositionsConfig | None = SinusoidTableConfig()
-    dropout: float = 0.0
+    bands: int = 80  # numbers of a frame
+    positions: PositionsConfig | None = SinusoidTableConfig()  # vectors of positions
+    dropout: float = 0.0  # of the sum
 
     def reads(self, symbols: int, context: int | None) -> str:
         longest = "any length" if context is None else f"at most {2 * context} frames"

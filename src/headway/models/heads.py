@@ -39,9 +39,9 @@ class HeadConfig:
 class TransformConfig:
     """norm(activation(dense(x))) before the vocabulary, as masked language models have (Devlin et al. 2019)."""
 
-    activation: ActivationName = "gelu"
-    norm: NormConfig = LayerNormConfig()
-    bias: bool = True
+    activation: ActivationName = "gelu"  # after the dense map
+    norm: NormConfig = LayerNormConfig()  # after the activation
+    bias: bool = True  # of the dense map
 
 
 @register("vocabulary")
@@ -51,11 +51,11 @@ class VocabularyHeadConfig(HeadConfig):
     c); `transform` stands before them, and so do so many units of `maxout`.
     """
 
-    bias: bool = False
-    scale: float = 1.0
-    soft_cap: float | None = None
-    transform: TransformConfig | None = None
-    maxout: int | None = None
+    bias: bool = False  # of the logits
+    scale: float = 1.0  # what logits are multiplied by
+    soft_cap: float | None = None  # c turns logits l into c tanh(l / c)
+    transform: TransformConfig | None = None  # what stands before the logits
+    maxout: int | None = None  # units of a maxout before the logits
 
     def __post_init__(self) -> None:
         if self.maxout is not None and (self.maxout < 1 or self.transform is not None):

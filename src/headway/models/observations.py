@@ -38,7 +38,7 @@ class ObservationConfig:
 class NumbersConfig(ObservationConfig):
     """`size` numbers, by one linear map."""
 
-    size: int = 1
+    size: int = 1  # numbers of a state; the data decide
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,9 +55,9 @@ class NumbersConfig(ObservationConfig):
 class PatchesConfig(ObservationConfig):
     """Images of `channels` and `size` (height, width): a vector for each patch, mixed in itself, then their mean."""
 
-    patch: tuple[int, int] = (8, 8)
-    size: tuple[int, int] = (0, 0)
-    channels: int = 0
+    patch: tuple[int, int] = (8, 8)  # height and width of a patch
+    size: tuple[int, int] = (0, 0)  # height and width of the images; the data decide
+    channels: int = 0  # of the images; the data decide
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,9 +90,9 @@ class Patches(nn.Module):
 class ConvolutionsConfig(ObservationConfig):
     """The three convolutions that play Atari (Mnih et al. 2015), a linear map and `activation` (Chen et al. 2021)."""
 
-    size: tuple[int, int] = (84, 84)
-    channels: int = 4
-    activation: ActivationName | None = "tanh"
+    size: tuple[int, int] = (84, 84)  # height and width of the images
+    channels: int = 4  # of the images
+    activation: ActivationName | None = "tanh"  # after the linear map
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -36,16 +36,16 @@ class PatchEmbedConfig(EmbedConfig):
     `stem_more` convolutions that keep its size after each halving.
     """
 
-    patch: tuple[int, int] = (16, 16)
-    size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    tokens: int = 1
-    registers: int = 0
-    bias: bool = True
-    norm: NormConfig | None = None
-    dropout: float = 0.0
-    stem: Literal["linear", "convolutional"] = "linear"
-    stem_more: int = 0
+    patch: tuple[int, int] = (16, 16)  # height and width of a patch in pixels
+    size: tuple[int, int] = (224, 224)  # height and width of the images that positions are learned for
+    channels: int = 3  # 3 for colour, 1 for grey
+    tokens: int = 1  # learned vectors before the patches
+    registers: int = 0  # learned vectors without positions
+    bias: bool = True  # of the map from pixels
+    norm: NormConfig | None = None  # after the sum
+    dropout: float = 0.0  # of the sum
+    stem: Literal["linear", "convolutional"] = "linear"  # one map, or convolutions
+    stem_more: int = 0  # convolutions that keep the size after each halving
 
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:

@@ -32,16 +32,16 @@ class PooledHeadConfig(HeadConfig):
     outputs, `dense_bias` that of dense.
     """
 
-    outputs: int | None = None
-    pool: Pool = "first"
-    dense: bool = False
-    activation: ActivationName | None = None
-    norm: NormConfig | None = None
-    dropout: float = 0.0
-    bias: bool = True
-    unit: bool = False
-    dense_bias: bool = True
-    skip: int = 0
+    outputs: int | None = None  # classes or numbers; none: no map follows
+    pool: Pool = "first"  # which tokens of a row are taken
+    dense: bool = False  # whether a dense map as wide as the model comes first
+    activation: ActivationName | None = None  # after the dense map
+    norm: NormConfig | None = None  # after the activation
+    dropout: float = 0.0  # before the map to the outputs
+    bias: bool = True  # of the map to the outputs
+    unit: bool = False  # whether outputs have unit length
+    dense_bias: bool = True  # of the dense map
+    skip: int = 0  # first tokens that the mean leaves out
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -71,8 +71,8 @@ class DistilledHeadConfig(HeadConfig):
     say is their mean (Touvron et al. 2021, section 4).
     """
 
-    outputs: int = 1000
-    dropout: float = 0.0
+    outputs: int = 1000  # classes
+    dropout: float = 0.0  # before both maps
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> DistilledHead:
         return DistilledHead(self, width)

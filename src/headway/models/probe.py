@@ -26,9 +26,9 @@ from headway.visibility import Full
 class ProbeHeadConfig(HeadConfig):
     """Rows of one document each, pooled by attention with `heads` heads, and a feed-forward after a norm."""
 
-    heads: int = 8
-    feed_forward: FeedForwardConfig = MLPConfig()
-    norm: NormConfig = LayerNormConfig()
+    heads: int = 8  # heads of the attention that pools
+    feed_forward: FeedForwardConfig = MLPConfig()  # after the pooling
+    norm: NormConfig = LayerNormConfig()  # before the feed-forward
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> ProbeHead:
         return ProbeHead(self, width)

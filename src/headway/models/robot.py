@@ -58,12 +58,12 @@ class RobotEmbedConfig(EmbedConfig):
     `latent` is the size of the variable behind a chunk of actions, which is a token of its own; 0 for none.
     """
 
-    states: int = 1
-    cameras: tuple[tuple[int, int], ...] = ()
+    states: int = 1  # numbers of the state, 0 for none
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
     images: PatchEmbedConfig = PatchEmbedConfig((16, 16), (96, 96), tokens=0, stem="convolutional")
     latent: int = 0
-    norm: NormConfig | None = None
-    dropout: float = 0.0
+    norm: NormConfig | None = None  # of all tokens
+    dropout: float = 0.0  # of all tokens
 
     @property
     def length(self) -> int:

@@ -27,12 +27,12 @@ class SpectrogramEmbedConfig(EmbedConfig):
     others. What is left over at the edges is not read, as by AST's convolution; `fitting` leaves nothing over.
     """
 
-    frames: int = 100
-    bands: int = 80
-    patch: tuple[int, int] = (1, 80)
-    stride: tuple[int, int] = (1, 80)
-    tokens: int = 1
-    dropout: float = 0.0
+    frames: int = 100  # frames of the sounds that positions are learned for
+    bands: int = 80  # numbers of a frame
+    patch: tuple[int, int] = (1, 80)  # frames and bands of a patch
+    stride: tuple[int, int] = (1, 80)  # frames and bands from a patch to the next
+    tokens: int = 1  # learned vectors before the patches
+    dropout: float = 0.0  # of the sum
 
     def __post_init__(self) -> None:
         if min(self.frames, self.bands, *self.patch, *self.stride) < 1 or self.tokens < 0:

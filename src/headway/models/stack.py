@@ -22,9 +22,9 @@ from headway.parts.norm import LayerNormConfig, NormConfig
 class StackConfig:
     """`biases` are owned here and named by the mixers that use them; `norm` stands after the last block."""
 
-    blocks: tuple[BlockConfig, ...] = ()
-    norm: NormConfig | None = LayerNormConfig()
-    biases: dict[str, BiasConfig] = field(default_factory=dict)
+    blocks: tuple[BlockConfig, ...] = ()  # a block a layer
+    norm: NormConfig | None = LayerNormConfig()  # after the last block
+    biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers use by name
 
     @property
     def causal(self) -> bool:

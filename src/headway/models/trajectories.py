@@ -50,18 +50,18 @@ class TrajectoryEmbedConfig(EmbedConfig):
     token has the first one, after the norm: models of transformers carry it, and a table of `unread` symbols.
     """
 
-    states: ObservationConfig = NumbersConfig()
-    actions: int = 1
-    discrete: bool = False
-    returns: bool = True
-    timesteps: int = 1000
-    anchored: bool = False
-    activation: ActivationName | None = None
-    positions: PositionsConfig | None = None
-    norm: NormConfig | None = LayerNormConfig()
-    rows: int = 0
-    unread: int = 0
-    dropout: float = 0.0
+    states: ObservationConfig = NumbersConfig()  # how a state becomes a vector
+    actions: int = 1  # choices, or numbers of an action
+    discrete: bool = False  # whether actions are choices
+    returns: bool = True  # whether returns-to-go are read
+    timesteps: int = 1000  # steps that have a learned vector
+    anchored: bool = False  # whether all steps of a row have the vector of its first
+    activation: ActivationName | None = None  # after the maps of returns and actions
+    positions: PositionsConfig | None = None  # vectors of positions of tokens, beside those of steps
+    norm: NormConfig | None = LayerNormConfig()  # of all tokens
+    rows: int = 0  # rows of a table of positions that published models carry
+    unread: int = 0  # rows of a table of symbols that published models carry
+    dropout: float = 0.0  # of all tokens
 
     @property
     def tokens(self) -> int:
@@ -182,11 +182,11 @@ class Choices(nn.Module):
 class StepHeadConfig(HeadConfig):
     """`outputs` numbers or logits from one token of each step: the one at `token`, from 0, of `tokens`."""
 
-    outputs: int = 1
-    token: int = 1
-    tokens: int = 3
-    activation: ActivationName | None = None
-    bias: bool = True
+    outputs: int = 1  # numbers or logits
+    token: int = 1  # which token of a step is read, from 0
+    tokens: int = 3  # tokens of a step
+    activation: ActivationName | None = None  # after the map
+    bias: bool = True  # of the map
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> StepHead:
         return StepHead(self, width)

@@ -88,14 +88,14 @@ class TransformerConfig(ModelConfig):
     layer_scale, and the size of the images where it reads such.
     """
 
-    width: int = 512
-    symbols: int = 0
-    context: int | None = None
-    stack: StackConfig = StackConfig()
-    embed: EmbedConfig = TokenEmbedConfig()
-    heads: dict[str, HeadConfig] = field(default_factory=lambda: {"vocabulary": VocabularyHeadConfig()})
-    tie: Literal["none", "head"] = "head"
-    init: InitConfig = InitConfig()
+    width: int = 512  # width of the model
+    symbols: int = 0  # size of the vocabulary; the data decide
+    context: int | None = None  # the most positions of a row; none: no limit
+    stack: StackConfig = StackConfig()  # its layers
+    embed: EmbedConfig = TokenEmbedConfig()  # how inputs become vectors
+    heads: dict[str, HeadConfig] = field(default_factory=lambda: {"vocabulary": VocabularyHeadConfig()})  # its outputs
+    tie: Literal["none", "head"] = "head"  # "head" shares the embedding with the vocabulary head
+    init: InitConfig = InitConfig()  # how weights start
 
     def build(self, seed: int | None = 0) -> Transformer:
         return Transformer(self, seed)

@@ -35,12 +35,12 @@ class TwoTowerConfig(ModelConfig):
     [left, right]), `shared`, the width of the common space, and symbols and context of the texts.
     """
 
-    left: TransformerConfig
-    right: TransformerConfig
-    scale: float = math.log(1 / 0.07)
-    bias: float | None = None
-    end: int | Literal["highest"] | None = None
-    filler: int | None = None
+    left: TransformerConfig  # the tower of images
+    right: TransformerConfig  # the tower of texts
+    scale: float = math.log(1 / 0.07)  # where the logarithm of the learned scale starts
+    bias: float | None = None  # where the learned bias starts; none: there is none
+    end: int | Literal["highest"] | None = None  # the symbol that ends a text
+    filler: int | None = None  # the symbol that texts are filled up with
 
     @property
     def symbols(self) -> int:

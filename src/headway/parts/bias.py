@@ -18,7 +18,7 @@ from headway.layout import Layout
 class BiasConfig:
     """A term added to attention scores; its module maps (x, query layout, key layout) to [B, H, T, S]."""
 
-    heads: int = 8
+    heads: int = 8  # heads of the attention that uses it
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
@@ -63,9 +63,9 @@ def _slopes(heads: int) -> list[float]:
 class RelativeConfig(BiasConfig):
     """`buckets` of distance, exact when near and logarithmic up to `reach`; `both_ways` where later keys are seen."""
 
-    buckets: int = 32
-    reach: int = 128
-    both_ways: bool = False
+    buckets: int = 32  # buckets of distance, exact when near and logarithmic beyond
+    reach: int = 128  # distance from which all share the last bucket
+    both_ways: bool = False  # whether later keys are seen
 
     def build(self, width: int) -> nn.Module:
         return Relative(self)

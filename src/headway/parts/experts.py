@@ -20,12 +20,12 @@ from headway.parts.projection import Projection
 class ExpertsConfig(FeedForwardConfig):
     """`count` experts of which each token uses `active`; `balance` and `z_loss` weigh the auxiliary losses."""
 
-    count: int = 8
-    active: int = 2
-    expert: FeedForwardConfig = GatedConfig()
-    normalise: bool = True
-    balance: float = 0.01
-    z_loss: float = 0.0
+    count: int = 8  # experts
+    active: int = 2  # experts that each token uses
+    expert: FeedForwardConfig = GatedConfig()  # what each expert is
+    normalise: bool = True  # whether the weights of a token's experts sum to 1
+    balance: float = 0.01  # weight of the loss that spreads tokens evenly over experts
+    z_loss: float = 0.0  # weight of the loss that keeps the router's logits small
 
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:

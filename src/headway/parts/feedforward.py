@@ -62,11 +62,11 @@ def hidden_width(hidden: int | None, ratio: float, width: int) -> int:
 class MLPConfig(FeedForwardConfig):
     """`hidden` is the inner width F; None takes `ratio` times the model's width."""
 
-    hidden: int | None = None
-    ratio: float = 4.0
-    activation: ActivationName = "gelu"
-    bias: bool = True
-    dropout: float = 0.0
+    hidden: int | None = None  # inner width; none: ratio times the model's width
+    ratio: float = 4.0  # inner width over the model's
+    activation: ActivationName = "gelu"  # between the two maps
+    bias: bool = True  # of both maps
+    dropout: float = 0.0  # of the inner vector
 
     def build(self, width: int) -> nn.Module:
         return MLP(self, width)
@@ -92,11 +92,11 @@ class MLP(nn.Module):
 class GatedConfig(FeedForwardConfig):
     """`hidden` is the inner width F; None takes `ratio` times the model's width."""
 
-    hidden: int | None = None
-    ratio: float = 8 / 3
-    activation: ActivationName = "silu"
-    bias: bool = False
-    dropout: float = 0.0
+    hidden: int | None = None  # inner width; none: ratio times the model's width
+    ratio: float = 8 / 3  # inner width over the model's
+    activation: ActivationName = "silu"  # of the gate
+    bias: bool = False  # of all three maps
+    dropout: float = 0.0  # of the inner vector
 
     def build(self, width: int) -> nn.Module:
         return Gated(self, width)

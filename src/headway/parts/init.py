@@ -31,7 +31,7 @@ class InitConfig:
     """
 
     matrices: Literal["normal", "xavier", "fan_in"] = "normal"
-    std: float = 0.02
+    std: float = 0.02  # standard deviation of normal matrices
     residual: Literal["same", "scaled", "zero"] = "scaled"
     embedding: float | None = 0.02
     head: Literal["same", "zero"] = "same"

@@ -25,9 +25,9 @@ class NormConfig:
 @register("layer")
 @dataclass(frozen=True)
 class LayerNormConfig(NormConfig):
-    eps: float = 1e-5
-    weight: bool = True
-    bias: bool = True
+    eps: float = 1e-5  # added to the variance
+    weight: bool = True  # whether a trained scale follows
+    bias: bool = True  # whether a trained shift follows
 
     def build(self, width: int) -> nn.Module:
         return LayerNorm(self, width)
@@ -52,8 +52,8 @@ class LayerNorm(nn.Module):
 class RMSNormConfig(NormConfig):
     """`unit_offset` stores the scale minus one (Gemma)."""
 
-    eps: float = 1e-6
-    weight: bool = True
+    eps: float = 1e-6  # added to the mean square
+    weight: bool = True  # whether a trained scale follows
     unit_offset: bool = False
 
     def build(self, width: int) -> nn.Module:

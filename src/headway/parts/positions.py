@@ -28,7 +28,7 @@ class PositionsConfig:
 class SinusoidalConfig(PositionsConfig):
     """`interleaved` puts sine and cosine in turn, as in 2017; else all sines stand before all cosines."""
 
-    theta: float = 10000.0
+    theta: float = 10000.0  # base of the wavelengths
     interleaved: bool = True
 
     def build(self, width: int, context: int | None) -> nn.Module:
@@ -91,7 +91,7 @@ class SinusoidTableConfig(PositionsConfig):
     before all cosines, their rates from 1 to 1 / theta, both included.
     """
 
-    theta: float = 10000.0
+    theta: float = 10000.0  # the slowest rate is 1 / theta
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if context is None:

@@ -32,7 +32,7 @@ class ScalingConfig:
 class LinearScaling(ScalingConfig):
     """Chen et al. 2023: positions divided by `factor`."""
 
-    factor: float = 1.0
+    factor: float = 1.0  # what positions are divided by
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         return frequencies / self.factor, 1.0
@@ -43,9 +43,9 @@ class LinearScaling(ScalingConfig):
 class DynamicScaling(ScalingConfig):
     """NTK-aware scaling: theta grows with `length`, the sequence to be served, beyond the `original` context."""
 
-    factor: float = 1.0
-    original: int = 2048
-    length: int | None = None
+    factor: float = 1.0  # how many times longer the context is to be
+    original: int = 2048  # context of training
+    length: int | None = None  # longest sequence to be served; none: original
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         size = 2 * frequencies.numel()
@@ -60,12 +60,12 @@ class DynamicScaling(ScalingConfig):
 class YarnScaling(ScalingConfig):
     """Peng et al. 2023: slow frequencies interpolated, fast ones kept, a ramp between, and a sharper softmax."""
 
-    factor: float = 1.0
-    original: int = 2048
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    truncate: bool = True
+    factor: float = 1.0  # how many times longer the context is to be
+    original: int = 2048  # context of training
+    beta_fast: float = 32.0  # turns within the original context from which a frequency is kept
+    beta_slow: float = 1.0  # turns below which a frequency is divided by factor
+    attention_factor: float | None = None  # what sines and cosines are multiplied by; none: by the paper's rule
+    truncate: bool = True  # whether the ends of the ramp are whole features
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         size = 2 * frequencies.numel()
@@ -91,10 +91,10 @@ class Llama3Scaling(ScalingConfig):
     between.
     """
 
-    factor: float = 8.0
-    original: int = 8192
-    low: float = 1.0
-    high: float = 4.0
+    factor: float = 8.0  # what long wavelengths are multiplied by
+    original: int = 8192  # context of training
+    low: float = 1.0  # original / low is the shortest wavelength that is scaled in full
+    high: float = 4.0  # original / high is the longest wavelength that is kept
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         wavelengths = 2 * math.pi / frequencies
@@ -111,12 +111,12 @@ class LongRopeScaling(ScalingConfig):
     `length` over it), sharpens the softmax whichever factors are used, unless `attention_factor` says how much.
     """
 
-    short: tuple[float, ...] = ()
-    long: tuple[float, ...] = ()
-    original: int = 4096
+    short: tuple[float, ...] = ()  # divisor of each frequency up to the original context
+    long: tuple[float, ...] = ()  # divisor of each frequency beyond it
+    original: int = 4096  # context of training
     length: int | None = None
-    attention_factor: float | None = None
-    factor: float | None = None
+    attention_factor: float | None = None  # what sines and cosines are multiplied by; none: by the paper's rule
+    factor: float | None = None  # longest context over the original one
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         length = self.length or self.original
@@ -135,9 +135,9 @@ class LongRopeScaling(ScalingConfig):
 class RotaryConfig:
     """Rotary position embedding over the first `fraction` of each head's features."""
 
-    theta: float = 10000.0
-    fraction: float = 1.0
-    scaling: ScalingConfig | None = None
+    theta: float = 10000.0  # base of the wavelengths
+    fraction: float = 1.0  # share of a head's features that is turned
+    scaling: ScalingConfig | None = None  # for contexts longer than those of training
 
 
 class Angles(NamedTuple):

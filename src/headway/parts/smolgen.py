@@ -24,10 +24,10 @@ class SmolgenConfig(BiasConfig):
     `hidden`, from which each head gets `generated` numbers and, by a map that all heads share, its bias.
     """
 
-    length: int = 64
-    compressed: int = 8
-    hidden: int = 64
-    generated: int = 32
+    length: int = 64  # tokens of every input
+    compressed: int = 8  # numbers to which each token is compressed
+    hidden: int = 64  # numbers to which all tokens together are
+    generated: int = 32  # numbers that each head makes its bias from
 
     def build(self, width: int) -> nn.Module:
         return Smolgen(self, width)

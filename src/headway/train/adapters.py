@@ -52,8 +52,8 @@ class LoRAConfig(AdapterConfig):
     adapters' input. `rslora` scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that a high rank learns as fast.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = 8  # rows of A, columns of B
+    alpha: float = 16.0  # what B A x is multiplied by, over the rank
     targets: tuple[str, ...] = ("all",)
     dropout: float = 0.0
     rslora: bool = False

@@ -26,14 +26,14 @@ class MuonConfig(OptimConfig):
     with `head_lr` where it is given.
     """
 
-    lr: float = 0.02
-    momentum: float = 0.95
-    weight_decay: float = 0.0
-    adam_lr: float = 3e-3
-    head_lr: float | None = None
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    adam_eps: float = 1e-8
-    adam_weight_decay: float = 0.0
+    lr: float = 0.02  # peak learning rate of the matrices inside stacks
+    momentum: float = 0.95  # of Muon
+    weight_decay: float = 0.0  # of Muon's matrices
+    adam_lr: float = 3e-3  # peak learning rate of all else, which AdamW updates
+    head_lr: float | None = None  # of heads; none: adam_lr
+    adam_betas: tuple[float, float] = (0.9, 0.95)  # as betas of adamw
+    adam_eps: float = 1e-8  # as eps of adamw
+    adam_weight_decay: float = 0.0  # as weight_decay of adamw
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         parameters = trainable(model)

@@ -37,7 +37,7 @@ class Group(NamedTuple):
 class OptimConfig:
     """`lr` is the peak learning rate; the schedule multiplies it."""
 
-    lr: float = 1e-3
+    lr: float = 1e-3  # peak learning rate; the schedule multiplies it
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -124,9 +124,9 @@ class AdamSettings(NamedTuple):
 class AdamWConfig(OptimConfig):
     """Loshchilov and Hutter 2019; weight decay on parameters of two and more dimensions only."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)  # decays of the means of gradients and of their squares
+    eps: float = 1e-8  # added to the root of the mean square
+    weight_decay: float = 0.1  # times the learning rate, of matrices and tables only
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         settings = AdamSettings(self.lr, self.betas, self.eps, self.weight_decay)
@@ -173,7 +173,7 @@ class SGDConfig(OptimConfig):
     """
 
     lr: float = 0.7
-    momentum: float = 0.0
+    momentum: float = 0.0  # decay of the velocity; 0: plain gradient descent
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         return [Group(list(trainable(model)), lambda flat, part: SGD(flat, part, self))]

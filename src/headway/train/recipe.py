@@ -46,9 +46,9 @@ class TrainConfig:
     keep: int = 2
     ema: float | None = None
     average: int = 0
-    seed: int = 1234
+    seed: int = 1234  # of weights, order, dropout and all else that is drawn
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    compile: bool = False  # whether torch.compile compiles the model
     patience: int | None = None
     frozen: tuple[str, ...] = ()
 

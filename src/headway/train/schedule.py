@@ -17,7 +17,7 @@ _RISE = 10  # a planned warm-up takes at most one part in so many
 class ScheduleConfig:
     """`warmup` raises the factor linearly from 0: below 1 it is a part of the run, from 1 on a number of steps."""
 
-    warmup: float = 0.02
+    warmup: float = 0.02  # linear rise from 0: below 1 a part of the run, from 1 on steps
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
@@ -78,7 +78,7 @@ class ConstantConfig(ScheduleConfig):
 class CosineConfig(ScheduleConfig):
     """Half a cosine from 1 to `floor` (Loshchilov and Hutter 2017)."""
 
-    floor: float = 0.1
+    floor: float = 0.1  # what remains of the peak at the end
 
     def after(self, step: int, rise: int, steps: int) -> float:
         done = min(1.0, (step + 1 - rise) / max(1, steps - rise))
@@ -95,8 +95,8 @@ class WSDConfig(ScheduleConfig):
     there a line leads from the rate of that moment to the new end.
     """
 
-    decay: float = 0.6
-    bends: tuple[tuple[int, int], ...] = ()
+    decay: float = 0.6  # the last part of the run, over which the rate falls to 0; above 1 steps
+    bends: tuple[tuple[int, int], ...] = ()  # written by runs whose plan was changed on the way down
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,8 +147,8 @@ class HalvingConfig(ScheduleConfig):
     """
 
     warmup: float = 0.0
-    hold: float = 2 / 3
-    every: float = 1 / 15
+    hold: float = 2 / 3  # how long the first rate is held
+    every: float = 1 / 15  # how long each further rate is held
 
     def __post_init__(self) -> None:
         super().__post_init__()

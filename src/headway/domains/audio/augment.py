@@ -35,10 +35,10 @@ class AugmentConfig:
     gain: float = 0.0
     speeds: tuple[float, ...] = (1.0,)
     noise: tuple[float, float] | None = None
-    time_masks: int = 0
-    time_width: float = 0.1
-    band_masks: int = 0
-    band_width: int = 10
+    time_masks: int = 0  # stretches of time that are masked
+    time_width: float = 0.1  # seconds of one at most
+    band_masks: int = 0  # groups of bands that are masked
+    band_width: int = 10  # bands of one at most
 
     def __post_init__(self) -> None:
         for name in ("shift", "gain", "time_masks", "time_width", "band_masks", "band_width"):

@@ -37,11 +37,11 @@ class SoundTaskConfig(TaskConfig):
     (Szegedy et al. 2016).
     """
 
-    seconds: float | None = None
-    skip_bad: bool = False
-    smoothing: float = 0.0
-    augment: AugmentConfig = AugmentConfig()
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+    seconds: float | None = None  # the window that the model hears; none: the longest sound
+    skip_bad: bool = False  # leave out what cannot be used, and count it
+    smoothing: float = 0.0  # share of each label that is spread over all
+    augment: AugmentConfig = AugmentConfig()  # what training changes of sounds
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not 0.02 <= self.seconds <= 3600:
@@ -58,7 +58,7 @@ class SoundsConfig(SoundTaskConfig):
     A sound that is longer than the window is an error, or with `crop` cut: to any part in training, to its middle else.
     """
 
-    crop: bool = False
+    crop: bool = False  # cut sounds that are longer than the window
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""

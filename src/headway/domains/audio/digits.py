@@ -100,7 +100,7 @@ class SpokenDigitsConfig(SoundsConfig):
     `hold_out`, all that one speaker says. The validation split is drawn from the rest.
     """
 
-    hold_out: str | None = None
+    hold_out: str | None = None  # a speaker, all of whose recordings are the test split
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
         """Raises UserError for data that are not this set."""

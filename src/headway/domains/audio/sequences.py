@@ -69,11 +69,11 @@ class SpokenSequencesConfig(SpeechConfig):
     """
 
     seconds: float | None = 4.0
-    least: int = 2
-    most: int = 5
-    gap: tuple[float, float] = (0.1, 0.6)
-    lead: float = 0.5
-    held_out: int = 300
+    least: int = 2  # fewest digits
+    most: int = 5  # most digits
+    gap: tuple[float, float] = (0.1, 0.6)  # seconds of silence between digits, drawn between the two
+    lead: float = 0.5  # most seconds of silence before the first
+    held_out: int = 300  # sequences of validation, and of the test
 
     def __post_init__(self) -> None:
         super().__post_init__()

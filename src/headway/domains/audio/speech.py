@@ -44,7 +44,7 @@ _NO_WORD = re.compile(r"[^\w\s']|_")
 class SpeechConfig(SoundTaskConfig):
     """Write what is said, by a search of width `beam` (1 is greedy)."""
 
-    beam: int = 1
+    beam: int = 1  # hypotheses of the search; 1 is greedy
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,11 +58,11 @@ class TranscriptionConfig(SpeechConfig):
     Whisper's normaliser.
     """
 
-    path: str = "path"
-    text: str = "text"
-    codec: Literal["char", "byte", "bpe", "unigram"] = "char"
-    size: int | None = None
-    language: str | None = None
+    path: str = "path"  # column of the sounds
+    text: str = "text"  # column of the transcripts
+    codec: Literal["char", "byte", "bpe", "unigram"] = "char"  # kind of the tokenizer that is trained
+    size: int | None = None  # most symbols; none: as many as there are
+    language: str | None = None  # of what is said; none: English
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Transcription:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""

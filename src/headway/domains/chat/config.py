@@ -32,11 +32,11 @@ class ChatConfig(TaskConfig):
     with `drop_long`, left out, and how many is said. `split` says what is held out where no file is named for it.
     """
 
-    codec: Kind = "bpe"
-    size: int | None = 4096
-    context: int = 512
-    drop_long: bool = False
-    split: SplitConfig = SplitConfig()
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 4096  # most symbols
+    context: int = 512  # most tokens of a conversation
+    drop_long: bool = False  # leave longer ones out, and count them
+    split: SplitConfig = SplitConfig()  # what is held out
 
     def __post_init__(self) -> None:
         if self.context < 2:
@@ -82,8 +82,8 @@ class PreferenceConfig(ChatConfig):
     way round (conservative DPO, Mitchell 2023). A batch holds train.batch_tokens tokens of both endings together.
     """
 
-    beta: float = 0.1
-    smoothing: float = 0.0
+    beta: float = 0.1  # how strongly the model is held to the one it starts from
+    smoothing: float = 0.0  # share of choices taken to be the wrong way round
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,9 +26,9 @@ class GamesConfig(TaskConfig):
     passes over games with impossible moves or without an end; `split` says what is held out, game by game.
     """
 
-    evals: float = 0.5
-    skip_bad: bool = False
-    split: SplitConfig = SplitConfig(validation=0.02, test=0.02)
+    evals: float = 0.5  # weight of an engine's judgement beside the result of the game
+    skip_bad: bool = False  # pass over games with impossible moves or without an end
+    split: SplitConfig = SplitConfig(validation=0.02, test=0.02)  # what is held out, game by game
 
     def __post_init__(self) -> None:
         if not 0 <= self.evals <= 1:
@@ -54,10 +54,10 @@ class ChessConfig(GamesConfig):
     `turn` of those in which no one may castle with left and right exchanged.
     """
 
-    temperature: float = 0.03
-    value_weight: float = 1.0
-    forget: float = 0.5
-    turn: float = 0.5
+    temperature: float = 0.03  # of the softmax of the moves' worths
+    value_weight: float = 1.0  # of the outcome's loss beside the policy's
+    forget: float = 0.5  # share of positions shown without those before them
+    turn: float = 0.5  # share of positions without castling shown in the mirror
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,8 +83,8 @@ class SearchlessConfig(GamesConfig):
     the expected score of the position (`state_value`) or of a move in it (`action_value`), of `bins` equal ones.
     """
 
-    target: Target = "action_value"
-    bins: int = 128
+    target: Target = "action_value"  # what is said: the move, the worth of the position, or that of a move
+    bins: int = 128  # of the expected score
 
     def __post_init__(self) -> None:
         super().__post_init__()

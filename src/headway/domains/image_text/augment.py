@@ -19,11 +19,11 @@ class AugmentConfig:
     to `light`. What comes in from outside repeats the edge.
     """
 
-    shift: float = 0.0
-    zoom: float = 0.0
-    turn: float = 0.0
-    light: float = 0.0
-    flip: bool = False
+    shift: float = 0.0  # share of the sides by which it is moved at most
+    zoom: float = 0.0  # share by which it is made larger or smaller at most
+    turn: float = 0.0  # most degrees
+    light: float = 0.0  # most change of brightness and contrast
+    flip: bool = False  # whether half are mirrored
 
     def __post_init__(self) -> None:
         for name in ("shift", "zoom", "light"):

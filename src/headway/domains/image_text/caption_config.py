@@ -42,19 +42,19 @@ class CaptionsConfig(TaskConfig):
     weights, sizes, tokenizer and all. `goal` picks the best model.
     """
 
-    codec: Kind = "bpe"
-    size: int | None = 4000
-    lowercase: bool = False
-    longest: int = 64
-    drop_long: bool = False
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 4000  # most symbols; none: as many as there are
+    lowercase: bool = False  # whether captions are lower-cased
+    longest: int = 64  # most symbols of a caption
+    drop_long: bool = False  # leave longer ones out of training, and count them
     smoothing: float = 0.0
-    beam: int = 4
-    length_penalty: float = 0.6
+    beam: int = 4  # hypotheses of the search on the last split; 1 is greedy
+    length_penalty: float = 0.6  # of that search
     shift: int = 0
-    tower: str | None = None
-    decoder: str | None = None
+    tower: str | None = None  # run or published model that the tower is taken from
+    decoder: str | None = None  # run or published model that the decoder is taken from
     goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
-    split: SplitConfig = SplitConfig()
+    split: SplitConfig = SplitConfig()  # what is held out
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -128,9 +128,9 @@ class FilesConfig(CaptionsConfig):
     Corrupt images are an error, or with `skip_bad` left out and counted.
     """
 
-    path: str = "path"
-    caption: str = "caption"
-    skip_bad: bool = False
+    path: str = "path"  # column of the images
+    caption: str = "caption"  # column of the captions
+    skip_bad: bool = False  # leave corrupt images out, and count them
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
         found = read_captions(paths or (), Columns(self.path, self.caption))
@@ -144,10 +144,10 @@ class ScenesConfig(CaptionsConfig):
     "novel" as for the test: scenes with a pair of colour and shape that training never shows.
     """
 
-    train: int = 40_000
-    validation: int = 500
-    test: int = 1000
-    seed: int = 0
+    train: int = 40_000  # scenes of training
+    validation: int = 500  # scenes of validation
+    test: int = 1000  # scenes of the test
+    seed: int = 0  # another draw
     makes_data: ClassVar[bool] = True
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
@@ -191,7 +191,7 @@ class _Scenes:
 class EmojiConfig(CaptionsConfig):
     """Emoji and their names in a `language`; variants of one emoji stand on the same side of the split."""
 
-    language: Literal["en", "de", "fr", "es", "cs"] = "en"
+    language: Literal["en", "de", "fr", "es", "cs"] = "en"  # of the names
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
         found = read_emoji(paths or [path for name in names for path in find_set(name)])

@@ -38,20 +38,20 @@ class ImageTextConfig(TaskConfig):
     or left out and counted with `skip_bad`. `split` says what is held out where no table is named for it.
     """
 
-    image: str = "path"
-    caption: str = "caption"
-    language: str = "language"
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    captions: int = 1
-    at_once: int | None = None
-    scale_limit: float | None = 100.0
-    augment: AugmentConfig = AugmentConfig()
-    codec: Kind = "bpe"
-    size: int | None = 2000
-    lowercase: bool = True
-    truncate: bool = False
-    skip_bad: bool = False
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+    image: str = "path"  # column of the images
+    caption: str = "caption"  # column of the texts
+    language: str = "language"  # column of the language, which may be missing
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # CLIP's, or SigLIP's
+    captions: int = 1  # texts of each image in a batch
+    at_once: int | None = None  # images or texts computed together; none: all
+    scale_limit: float | None = 100.0  # the most that exp(scale) may be
+    augment: AugmentConfig = AugmentConfig()  # what training changes of images
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 2000  # most symbols
+    lowercase: bool = True  # whether texts are lower-cased
+    truncate: bool = False  # cut texts that are too long
+    skip_bad: bool = False  # leave corrupt images out, and count them
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:
         for name in ("captions", "at_once"):

@@ -27,9 +27,9 @@ class MaskingConfig:
     at most 10) and which are replaced in one way (SpanBERT, Joshi et al. 2020).
     """
 
-    rate: float = 0.15
-    mask: float = 0.8
-    random: float = 0.1
+    rate: float = 0.15  # share of the text that is foretold
+    mask: float = 0.8  # share of that which becomes the mask
+    random: float = 0.1  # share of that which becomes any symbol
     unit: Literal["tokens", "words", "spans"] = "tokens"
 
     def __post_init__(self) -> None:

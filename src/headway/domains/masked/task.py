@@ -57,14 +57,14 @@ class MaskedConfig(TaskConfig):
     many as train.batch_tokens holds.
     """
 
-    codec: Kind = "wordpiece"
-    size: int | None = 8192
-    lowercase: bool = False
-    tokenizer: str | None = None
-    context: int | None = None
-    masking: MaskingConfig = MaskingConfig()
-    next: bool = False
-    split: SplitConfig = SplitConfig()
+    codec: Kind = "wordpiece"  # kind of the tokenizer that is trained
+    size: int | None = 8192  # most symbols
+    lowercase: bool = False  # whether texts are lower-cased
+    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    context: int | None = None  # tokens of a row; none: the model's
+    masking: MaskingConfig = MaskingConfig()  # what is hidden
+    next: bool = False  # pairs of segments, and whether the second follows the first (BERT)
+    split: SplitConfig = SplitConfig()  # what is held out
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Masked:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""

@@ -44,18 +44,18 @@ class RoboticsConfig(TaskConfig):
     Demonstrations that are equal never stand on two sides of the `split`.
     """
 
-    state: int | None = None
-    cameras: tuple[str, ...] | None = None
-    size: Size | None = None
-    text: bool | None = None
-    noise: float = 0.0
-    scaling: Literal["deviation", "range"] = "deviation"
-    execute: int = 1
-    ensemble: float | None = 0.01
-    env: str | None = None
-    episodes: int = 20
-    final: int = 50
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+    state: int | None = None  # numbers of the state that are read; none: all
+    cameras: tuple[str, ...] | None = None  # those that are read; none: all
+    size: Size | None = None  # height and width to which pictures are brought; none: as they are
+    text: bool | None = None  # whether the name of the task is read; none: where there are several
+    noise: float = 0.0  # standard deviation of what is added to scaled states in training
+    scaling: Literal["deviation", "range"] = "deviation"  # of actions: by mean and deviation, or by range
+    execute: int = 1  # actions that are done before a chunk is said anew
+    ensemble: float | None = 0.01  # the m of temporal ensembling; none: the newest chunk alone
+    env: str | None = None  # environment of tasks whose data name none
+    episodes: int = 20  # played of each task at each evaluation
+    final: int = 50  # played of each task at the end
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.state or 0) < 0 or min(self.execute, self.final) < 1:

@@ -35,13 +35,13 @@ class LanguageConfig(TaskConfig):
     as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
     """
 
-    codec: Kind = "bpe"
-    size: int | None = 8192
-    tokenizer: str | None = None
-    context: int | None = None
-    packing: Literal["documents", "windows"] = "documents"
-    split: SplitConfig = SplitConfig()
-    carry_state: bool = False
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 8192  # most symbols; none: as many as there are
+    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    context: int | None = None  # tokens of a row; none: the model's
+    packing: Literal["documents", "windows"] = "documents"  # whole documents side by side, or windows at any offset
+    split: SplitConfig = SplitConfig()  # what is held out
+    carry_state: bool = False  # whether a row goes on where it ended in the step before, state and all
 
     @property
     def crops(self) -> bool:

@@ -43,18 +43,18 @@ class TrajectoriesConfig(TaskConfig):
     Episodes that are equal never stand on two sides of the `split`.
     """
 
-    context: int = 20
-    condition: bool = True
-    best: float = 1.0
-    states: float = 0.0
-    returns: float = 0.0
-    scale: float | None = None
-    env: str | None = None
-    episodes: int = 10
-    target: float | None = None
-    draw: bool = False
-    random: int = 0
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+    context: int = 20  # steps of a window
+    condition: bool = True  # whether returns-to-go are read; without, behaviour cloning
+    best: float = 1.0  # share of training episodes that are learnt from, the best
+    states: float = 0.0  # weight of the loss of the next state
+    returns: float = 0.0  # weight of the loss of the next return-to-go
+    scale: float | None = None  # what returns are divided by; none: the largest of the training data
+    env: str | None = None  # environment; none: what the data say
+    episodes: int = 10  # played at each evaluation; 0: none
+    target: float | None = None  # return that is asked for; none: the best of the training data
+    draw: bool = False  # draw choices by their probabilities
+    random: int = 0  # episodes of a random policy that are added to the data
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:
         if self.context < 1 or min(self.episodes, self.random) < 0 or min(self.states, self.returns) < 0:

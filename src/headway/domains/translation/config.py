@@ -62,11 +62,11 @@ class PairsConfig(TaskConfig):
     """
 
     smoothing: float = 0.1
-    longest: int | None = None
-    beam: int = 5
-    length_penalty: float = 0.6
+    longest: int | None = None  # most tokens of a side in training; none: no limit
+    beam: int = 5  # hypotheses of the search on the test split; 1 is greedy
+    length_penalty: float = 0.6  # of that search
     reverse_source: bool = False
-    split: SplitConfig = SplitConfig()
+    split: SplitConfig = SplitConfig()  # what is held out
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -109,10 +109,10 @@ class TranslationConfig(PairsConfig):
     `bleu_lowercase`), which many papers report. `goal` picks the best model.
     """
 
-    codec: Kind = "bpe"
-    size: int | None = 8000
-    shared: bool = True
-    lowercase: bool = False
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 8000  # most symbols; none: as many as there are
+    shared: bool = True  # one vocabulary for both languages
+    lowercase: bool = False  # whether texts are lower-cased
     reverse: bool = False
     grouped: bool = False
     lowercase_bleu: bool = False

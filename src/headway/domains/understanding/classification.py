@@ -46,8 +46,8 @@ class ClassificationConfig(EncoderTaskConfig):
     et al. 2016).
     """
 
-    text: str = "text"
-    label: str = "label"
+    text: str = "text"  # column of the texts
+    label: str = "label"  # column of the labels
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
 
@@ -65,8 +65,8 @@ class PairsConfig(ClassificationConfig):
     `text`, `text2` and `label` are the names of the columns. Pairs are split by their first text.
     """
 
-    text2: str = "text2"
-    target: Literal["auto", "class", "number"] = "auto"
+    text2: str = "text2"  # column of the second texts
+    target: Literal["auto", "class", "number"] = "auto"  # classes, numbers, or what the labels look like
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Classes | Numbers:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""

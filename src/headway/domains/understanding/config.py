@@ -28,11 +28,11 @@ class EncoderTaskConfig(TaskConfig):
     no file is named for it; equal texts are never on two sides.
     """
 
-    codec: Kind = "bpe"
-    size: int | None = 2000
-    lowercase: bool = True
-    truncate: bool = False
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 2000  # most symbols
+    lowercase: bool = True  # whether texts are lower-cased
+    truncate: bool = False  # cut texts that are too long
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def limit(self, recipe: Recipe) -> Limit:
         return Limit(check_encoder(recipe.model).context, self.truncate)

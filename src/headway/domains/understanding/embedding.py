@@ -40,10 +40,10 @@ class EmbeddingConfig(EncoderTaskConfig):
     negatives of each other. A batch is train.batch_size pairs; as the loss couples them, train.accumulate is 1.
     """
 
-    text: str = "text"
-    text2: str = "text2"
-    label: str = "label"
-    temperature: float = 0.05
+    text: str = "text"  # column of the texts
+    text2: str = "text2"  # column of their partners
+    label: str = "label"  # column of labels, where there are no partners
+    temperature: float = 0.05  # what cosines are divided by
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Embedding:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""

@@ -50,13 +50,13 @@ class AugmentConfig:
     shear: float = 0.0
     warp: float = 0.0
     light: float = 0.0
-    outside: Literal["black", "edge"] = "black"
+    outside: Literal["black", "edge"] = "black"  # what comes in from outside
     erase: float = 0.0
     randaugment: int = 0
-    magnitude: int = 9
+    magnitude: int = 9  # strength of randaugment's operations, of 30
     mixup: float = 0.0
     cutmix: float = 0.0
-    mixed: float = 1.0
+    mixed: float = 1.0  # share of batches that mixup or cutmix mixes
 
     def __post_init__(self) -> None:
         for name in ("flip", "erase", "mixed"):

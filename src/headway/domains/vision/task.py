@@ -51,9 +51,9 @@ class VisionConfig(TaskConfig):
     or a published model of the same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
     """
 
-    split: SplitConfig = SplitConfig()
+    split: SplitConfig = SplitConfig()  # what is held out
     smoothing: float = 0.0
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # what training changes of images
     names: tuple[str, ...] = ()
     skip_bad: bool = False
     teacher: str | None = None

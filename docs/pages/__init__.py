@@ -1,0 +1,1 @@
+"""What docs/reference.py writes."""
