@@ -17,6 +17,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from headway import config
 
+HEADINGS = {  # over families that have a section of their own
+    "optim": "Optimisers",
+    "schedule": "Schedules",
+    "adapter": "Adapters",
+    "model": "Models",
+    "mixer": "Mixers",
+    "embed": "Inputs",
+    "head": "Outputs",
+    "task": "Tasks",
+}
 _SCALARS = {int: "int", float: "float", bool: "bool", str: "text"}
 _NAMES = r"`?\w+`?(?:(?:, | and |, and )`?\w+`?)*"
 
@@ -75,7 +85,7 @@ def comments(cls: type) -> Mapping[str, str]:
         depth -= token.string in ")]}" and token.type == tokenize.OP
         if token.type == tokenize.COMMENT and name and token.start[1] > 4:
             found[name] = (found[name] + " " if name in found else "") + token.string.lstrip("# ")
-    own = cls.__dict__.get("__annotations__", {})
+    own = inspect.get_annotations(cls)
     return {name: text for name, text in found.items() if name in own}
 
 
@@ -163,14 +173,33 @@ def kind(hint: Any) -> str:
     if origin in (dict, Mapping):
         return f"{kind(args[1])} by name"
     if isinstance(hint, type) and hint.__module__.startswith("headway"):
-        return f"[{title(hint)}](#{title(hint).replace(' ', '-')})"
+        return f"[{title(hint)}](#{anchor(heading(hint))})"
     return _SCALARS.get(hint, str(hint))
 
 
 def title(cls: type) -> str:
-    """The words for a config class: "feed forward" for FeedForwardConfig."""
+    """The words for a config class: "feed forward" for FeedForwardConfig, "lstm mixer" for a kind."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", cls.__name__.removesuffix("Config"))
-    return " ".join(words).lower()
+    if "kind" in vars(cls):
+        family = next(base for base in cls.__mro__[1:] if is_family(base))
+        return f"{vars(cls)['kind']} {title(family)}".replace(" optim", " optimiser")
+    domain = f" of {cls.__module__.split('.')[2]}" if cls.__module__.startswith("headway.domains.") else ""
+    return " ".join(words).lower() + domain
+
+
+def heading(cls: type) -> str:
+    """What stands over a class on the page."""
+    return HEADINGS.get(title(cls), title(cls))
+
+
+def anchor(text: str) -> str:
+    """What a link to a heading is."""
+    return text.lower().replace(" ", "-")
+
+
+def is_family(cls: type) -> bool:
+    """Whether kinds are registered in it."""
+    return cls in config._KINDS
 
 
 def default(field: Any) -> str:

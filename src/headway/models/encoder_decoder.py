@@ -107,6 +107,7 @@ class EncoderDecoderConfig(ModelConfig):
         return replace(self, encoder=encoder, decoder=replace(decoder, heads=heads), bridge=bridge)
 
     def set_cross(self, value: Any) -> EncoderDecoderConfig:
+        """none takes the cross-attention out of the decoder."""
         if value is not None:
             raise ConfigError(f"model.cross is {value!r}; give none, which takes the decoder's cross-attention out")
         blocks = tuple(replace(block, cross=None) for block in self.decoder.stack.blocks)
@@ -116,10 +117,12 @@ class EncoderDecoderConfig(ModelConfig):
         return self._both("set_dropout", value, value)
 
     def set_symbols(self, value: Any) -> EncoderDecoderConfig:
+        """The size of the vocabulary; the data decide it."""
         size = resize.whole("model.symbols", value)
         return replace(self, encoder=replace(self.encoder, symbols=size), decoder=replace(self.decoder, symbols=size))
 
     def set_context(self, value: Any) -> EncoderDecoderConfig:
+        """The most positions of a row."""
         size = None if value is None else resize.whole("model.context", value)
         return replace(self, encoder=replace(self.encoder, context=size), decoder=replace(self.decoder, context=size))
 

@@ -101,17 +101,21 @@ class TransformerConfig(ModelConfig):
         return Transformer(self, seed)
 
     def set_width(self, value: Any) -> TransformerConfig:
+        """Of all layers, and of what reads and writes their vectors."""
         return replace(self, width=resize.whole("model.width", value))
 
     def set_depth(self, value: Any) -> TransformerConfig:
+        """How many blocks: their pattern is repeated, or cut."""
         return replace(self, stack=resize.depth(self.stack, value))
 
     def set_heads(self, value: Any) -> TransformerConfig:
+        """Of every attention; key and value heads keep their share."""
         if isinstance(value, dict):
             raise ConfigError(f"model.heads is {value!r}; give the number of attention heads")
         return replace(self, stack=resize.heads(self.stack, value))
 
     def set_mixer(self, value: Any) -> TransformerConfig:
+        """The kind of every mixer, by its name or as JSON; what fits of the old one's settings is kept."""
         changed = replace(self, stack=resize.mixer(self.stack, value))
         if any(block.mixer.reads_memory for block in changed.stack.blocks):
             raise ConfigError(
@@ -121,12 +125,15 @@ class TransformerConfig(ModelConfig):
         return changed
 
     def set_dropout(self, value: Any) -> TransformerConfig:
+        """Of every branch and of the embedding."""
         return replace(self, stack=resize.dropout(self.stack, value), embed=self.embed.with_dropout(value))
 
     def set_drop_path(self, value: Any) -> TransformerConfig:
+        """Stochastic depth, from 0 in the first block to this in the last."""
         return replace(self, stack=resize.drop_path(self.stack, value))
 
     def set_layer_scale(self, value: Any) -> TransformerConfig:
+        """Where a trained gain on every branch starts; none: there is none."""
         return replace(self, stack=resize.layer_scale(self.stack, value))
 
     def set_size(self, value: Any) -> TransformerConfig:

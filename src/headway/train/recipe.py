@@ -36,13 +36,13 @@ class TrainConfig:
     """
 
     steps: int = 1000
-    batch_tokens: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
+    batch_tokens: int | None = None  # tokens of a micro-batch, where batch_size is none
+    batch_size: int | None = None  # samples of a micro-batch
+    accumulate: int = 1  # micro-batches of a step, over all processes together
     clip: float | None = 1.0
-    evaluate_every: int = 0
+    evaluate_every: int = 0  # in steps; 0: ten times a run
     evaluate_limit: int | None = None
-    checkpoint_every: int = 0
+    checkpoint_every: int = 0  # in steps; 0: at each evaluation
     keep: int = 2
     ema: float | None = None
     average: int = 0
