@@ -41,7 +41,7 @@ from pages.fields import Field, anchor, describe, heading, kinds
 HEAD = """# All settings
 
 A setting is a path of names and a value: `--set train.steps=2000 optim.lr=0.003` in the shell,
-`set={"train.steps": 2000, "optim.lr": 0.003}` in Python. An unknown name is refused with the nearest one that exists, and
+`set={"train.steps": 2000, "optim.lr": 0.003}` in Python. An unknown name is refused with the nearest one that exists,
 a value of another type with what it should be. [data.md](data.md) shows the most useful settings;
 [minutes.md](minutes.md) says which are chosen for you.
 

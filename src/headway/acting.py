@@ -21,16 +21,19 @@ class Acts(Loaded):
 
     @typed
     def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy:
-        """A robot's policy: reset(), select_action(observation), predict_action_chunk(observation).
+        """The policy of a robot, with `reset()`, `select_action(observation)` and `predict_action_chunk(observation)`.
 
-        `task` says what it does, for one of several tasks whose observations do not say; a diffusion draws by `seed`.
+        task: which of several tasks it does, where the observations do not say.
+        seed: of the noise that a diffusion policy draws.
+
+        Raises UserError for a model that is no robot's policy.
         """
         return robotics.policy(self.module, self.directory, task, seed)
 
     @typed
     def player(self, search: str | None = None) -> Player:
-        """Who plays chess by this model: by its "policy", its "value" of what each move leads to, or a tree search,
-        "puct"; None takes the strongest that the model allows. Needs the extra `chess`.
+        """A chess player that chooses moves by the model's "policy", by the "value" of the position after each move, or
+        by a tree search ("puct"). None takes the strongest that the model allows. Needs the extra `chess`.
         """
         from headway.domains.chess.judge import judge_of
         from headway.domains.chess.player import Player
@@ -49,16 +52,19 @@ class Acts(Loaded):
         execute: int | None = None,
         ensemble: float | Literal["run"] | None = "run",
     ) -> dict[str, Any]:
-        """Episodes that a model plays in an environment. One of trajectories: the mean of their returns with its
-        interval, in `results` for each return that is asked for, and of the first one beside them. A robot's policy:
-        how often each task succeeds in `results`, and beside them in all.
+        """Play episodes in an environment. Returns the mean return with its interval for a model of trajectories, and
+        the success rate for a robot's policy; `results` has them for each target return or task.
 
-        `env` is an id of gymnasium's, metaworld/NAME or module:Name of your own, for a robot also several; None is
-        where the run was judged. Episode i starts from `seed` + i. `render` is a video of the first episode.
-        `target_return` and `draw` are for models of trajectories: `draw` draws choices by their probabilities, or takes
-        the most probable (None: as the run says). `execute` and `ensemble` are for robots: how many actions of a chunk
-        are done before the next is said, and the m of temporal ensembling (None: none; "run": as the run says).
-        Raises UserError for what does not fit.
+        env: an id of gymnasium, metaworld/NAME, or module:Name of your own; several for a robot; None is the
+        environment in which the run was evaluated.
+        episodes: how many; episode i starts from seed `seed` + i.
+        render: the path of a video of the first episode.
+        target_return, draw: for models of trajectories: the return to ask for, and whether discrete actions are sampled
+        or the most probable is taken (None: as in the run).
+        execute, ensemble: for robots: how many actions of a chunk are carried out before the next is predicted, and the
+        coefficient of temporal ensembling (None: no ensembling; "run": as in the run).
+
+        Raises UserError for a model that acts in no environment, and for arguments of the other kind of model.
         """
         if episodes < 1 or (seed is not None and seed < 0):
             raise UserError(f"{episodes} episodes from seed {seed} cannot be played; give 1 or more, and 0 or more")

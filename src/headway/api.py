@@ -59,18 +59,26 @@ def train(
     progress: bool = True,
     steps_alone: bool = False,
 ) -> Run:
-    """Train a recipe and give the run with its best model, test scores, samples and, with the extra, a report.
+    """Train a recipe, and return the run with its best model, its test scores, samples and (with the extra `report`) a
+    page.
 
-    `recipe` is a name, a recipe.json or a Recipe; `data` are the user's in place of its own (see below); `set` dotted
-    settings such as {"model.width": 256}; `minutes` a time for all of it instead of steps, of which `spent` seconds
-    have gone already, or with `steps_alone` a time for its steps, all else on top; `run` the directory, runs/NAME by
-    default. `resume` goes on with the run that is there, a finished one for `minutes` more; with `finish` one that was
-    stopped ends within a tenth of its steps so far. `start` or `from_` is a run or a published model to begin from: its
-    configuration, tokenizer and weights, with the heads of the task; `lora` trains an adapter of that rank in their
-    place.
-    Data are files; or, for recipes that read texts or tables, a table of pandas or polars, a Dataset or any iterable of
-    rows (mappings) or texts, which is read once and kept in the run's directory, in `data`, for its recipe to find.
-    Raises UserError, before any work, for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when it is saved.
+    recipe: the name of a recipe, the path of a recipe.json, or a Recipe.
+    data: files to train on instead of the recipe's own data; or, for recipes that read texts or tables, a DataFrame of
+    pandas or polars, a Dataset, or any iterable of rows (mappings) or texts. Data from memory are read once and kept in
+    `data` in the run's directory, where its recipe finds them again.
+    set: settings by dotted names, such as {"model.width": 256}.
+    minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
+    and `spent` seconds of it are taken to be gone already; with `steps_alone` it covers the training steps only.
+    run: the directory of the run; by default runs/NAME.
+    resume: continue the run that is there; a finished run goes on for `minutes` more.
+    finish: end a run that was stopped within a tenth of the steps it has made, at a falling learning rate.
+    start, from_: a run or a published model to fine-tune (two names of one argument): its configuration, tokenizer and
+    weights are taken over, with new heads where the task needs them.
+    lora: train an adapter of this rank instead of all weights.
+    samples: how many outputs of the trained model are kept in the summary and the report.
+
+    Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
+    Ctrl-C, once a checkpoint is written.
     """
     clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
     check_minutes([] if minutes is None else [minutes])
@@ -131,10 +139,10 @@ def plan(
     seed: int | None = None,
     spent: float = 0.0,
 ) -> list[Plan]:
-    """What `train` would come to in each number of minutes: the size of the model, the batches and steps, and why.
+    """What `train` would do in each number of minutes: the model's size, batches, steps and memory, with the reasons.
 
-    The arguments are those of `train`. Nothing is trained, but for some steps whose time is taken. Raises UserError for
-    what cannot be trained, and where all of the minutes are too few.
+    The arguments are those of `train`. Nothing is trained, but a few steps are run to time them. Raises UserError for
+    arguments or data that cannot be used, and if all of the minutes are too few to learn anything.
     """
     several = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
     check_minutes(several)
@@ -177,12 +185,17 @@ def load(
     cache: Cache = "fp32",
     draft: str | Path | None = None,
 ) -> Model:
-    """A model ready to be used: that of a run directory, or a published one by its folder or its name on a hub.
+    """Load a model that is ready to be used: from the directory of a run, or a published model from its folder, its
+    GGUF file or by its name on a hub.
 
-    `weights` int8 or int4 quantises its matrices for the CPU (None: as they lie there); `backend` is what generates,
-    and `cache` what it keeps keys and values in, see Model.
-    `draft` is a smaller model of the same tokenizer that guesses what this one will write, its weights in the same form
-    or quantised as they lie. Raises UserError for what cannot be.
+    device: "auto" (the first GPU, or else the CPU), "cpu", "cuda", "cuda:1", "mps".
+    weights: "int8" or "int4" quantises the matrices for the CPU engine; None leaves them as they are stored.
+    backend: what generates text: "cpu" is the compiled engine, "torch" the torch module, "auto" the engine for all
+    models that it can run.
+    cache: the number format of the KV cache; "int8" takes a quarter of the memory and needs the CPU engine.
+    draft: a smaller model with the same tokenizer, for speculative decoding.
+
+    Raises UserError for a path that holds no model, and for choices that do not go together.
     """
     _check_choices(weights, backend, cache)
     where = find_device(device)

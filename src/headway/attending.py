@@ -25,11 +25,14 @@ _NAME = 16  # characters
 
 @shows
 class Attention(NamedTuple):
-    """Attention weights by module name, and the text of the symbols between which they lie.
+    """The attention weights of a model while it read or wrote a text.
 
-    `source` is what an encoder read; empty without one. Weights of an encoder lie between `source` and `source`, those
-    of a decoder's attention to the source (named in `across`) between `symbols` and `source`, all others between
-    `symbols` and `symbols`.
+    maps: the weights of each layer by the layer's name, Float[H, T, S]: heads, queries, keys.
+    symbols: the text of each token.
+    source: the tokens that an encoder read; empty if there is none.
+    across: the names of the maps from a decoder to the source.
+
+    An encoder's maps are between `source` and `source`, all others between `symbols` and `symbols`.
     """
 
     maps: dict[str, Float[Tensor, "H T S"]]
@@ -38,17 +41,19 @@ class Attention(NamedTuple):
     across: tuple[str, ...] = ()
 
     def card(self) -> Card:
-        """Of what, and how many heads and symbols each map has."""
+        """A summary: the text, and how many heads and tokens each map has."""
         rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
         of = {"symbols": len(self.symbols), "of the source": len(self.source) or None}
         return Card("Attention", {"maps": len(rows), **of}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
-        """A heat map of where each symbol (downwards) looks: to the source where there is one. Weights are those of a
-        layer and a head, counted from 1, or of the mean over all; with `each`, all heads are drawn, a row a layer.
+        """Draw a heat map of where each token (row) looks; for an encoder-decoder, where in the source.
 
-        Raises UserError for a model without attention, a layer or head that it does not have, more symbols than can be
-        read, and without matplotlib.
+        layer, head: counted from 1; None takes the mean over all.
+        each: draw all heads, a row for each layer.
+
+        Raises UserError for a model without attention, a layer or head that does not exist, more tokens than can be
+        read in a picture, and without matplotlib (extra `report`).
         """
         layers = self._layers(layer)
         if each and head is not None:

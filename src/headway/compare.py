@@ -73,9 +73,12 @@ class Result:
 @shows
 @dataclass(frozen=True)
 class Comparison:
-    """All results, the settings in which they differ, the metric that they are compared by (validation split), and what
-    their losses are counted by and measured in. The runs lie below `directory`, as does the `report`; None without the
-    extra of that name.
+    """The results of `compare`.
+
+    settings: the settings in which the variants differ.
+    goal: the metric by which they are compared, on the validation split; better: "min" or "max".
+    unit, measure: what the loss is counted by, and what it is measured in.
+    directory, report: where the runs and the page are; `report` is None without the extra `report`.
     """
 
     directory: Path
@@ -90,14 +93,16 @@ class Comparison:
     report: Path | None = None
 
     def card(self) -> Card:
-        """Which variant is best, and all of them in a table."""
+        """A summary: the best variant, and the table."""
         means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
         return Card(f"Comparison {self.directory}", facts, self.table(), self.report)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a variant: its size, the goal at its best validation (with the range over seeds), test and speed."""
+        """A row for each variant: its size, its best validation score (with the range over seeds), test score and
+        speed.
+        """
         goal, rows = self.goal, []
         size = self.results[0].variant.parameters
         for result in self.results:
@@ -134,13 +139,17 @@ def compare(
     threads: int | None = None,
     seed: int | None = None,
 ) -> Comparison:
-    """Train every combination of the grid's values, as in {"model.mixer": ["attention", "lstm"]}, `seeds` times each.
+    """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
 
-    They lie below `run`, by default a new directory in runs/. Each gets the same steps, the same `minutes` of steps
-    (evaluations and judgement come on top), or about as many `tokens` (or whatever its loss is counted by), and the
-    same precision. Where settings of the model are compared, the width is adjusted so that all have about as many
-    parameters as the first. `resume` goes on with the comparison that is there, or begins.
-    Raises UserError before any training, and UserInterrupt after Ctrl-C in one of the runs.
+    grid: values to try by setting, such as {"model.mixer": ["attention", "lstm"]}.
+    minutes, tokens: the budget of each variant: minutes of training steps (evaluation comes on top), or about as many
+    tokens (or whatever the task counts). Without either, each trains for the recipe's steps.
+    resume: continue the comparison that is there, or begin one.
+    run: the directory of the comparison; by default a new one in runs/.
+
+    All variants train in the same precision. Where settings of the model are compared, widths are adjusted so that all
+    variants have about as many parameters as the first. The other arguments are those of `train`. Raises UserError
+    before any training, and UserInterrupt after Ctrl-C in one of the runs.
     """
     check_minutes([] if minutes is None else [minutes])
     if minutes is not None and tokens is not None:

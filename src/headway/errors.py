@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be read or built."""
+    """A configuration that cannot be read or built: an unknown setting, or a value out of range."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

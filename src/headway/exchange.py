@@ -37,7 +37,7 @@ def import_model(opened: Opened, directory: Path) -> None:
 
 
 class Quantized(NamedTuple):
-    """A model whose weights were rounded: where it lies, and the bytes of its weights before and after."""
+    """What `quantize` wrote: the folder, the number format, and the bytes of the weights before and after."""
 
     directory: Path
     weights: Weights
@@ -47,8 +47,8 @@ class Quantized(NamedTuple):
 
 @typed
 def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Quantized:
-    """Write a folder `out` with a run or model in 8 or 4 bits ("int8", "int4"), and all that its use needs, as `load`
-    reads it. UserError for a model that cannot be rounded, and for a place that holds something already.
+    """Quantise the weights of a run or model to "int8" or "int4" and write it to the folder `out`, with its tokenizer
+    and all else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not empty.
     """
     from headway.engine import quantise, save_quantised
 
@@ -93,10 +93,10 @@ def open_to_export(place: Path) -> Opened:
 
 @typed
 def export(model: str | Path, out: str | Path, format: str = "hf", dtype: str | None = None) -> str:
-    """Write a run or model to `out` in a format that others read, and give the name of the family that it is there.
+    """Write a run or model to `out` in a format that other programs read, and return the name of its family there.
 
-    "hf" is a folder that transformers reads; "gguf" is one file, whose numbers are of `dtype` f32 (or None), f16 or
-    q8_0. UserError for a model that the format cannot say, and for a place that holds something already.
+    "hf" is a folder that transformers reads; "gguf" is one file for llama.cpp, its numbers in `dtype` f32 (or None),
+    f16 or q8_0. Raises UserError for a model that the format cannot hold, and if `out` exists already.
     """
     check_format(format, dtype)
     return export_model(open_to_export(find_folder(model)), Path(out), format, dtype)

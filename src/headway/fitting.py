@@ -43,9 +43,9 @@ class Fitted(NamedTuple):
 
 @shows
 class Plan(NamedTuple):
-    """What a recipe comes to in so many minutes: the size of its model, `batch` tokens or samples a step, how many
-    steps, how often the data are read (None: not known), the bytes that are kept all the time, and why. Of minutes in
-    which nothing can be learnt there are the reasons alone.
+    """What a recipe comes to in so many minutes: parameters, width and layers of the model, `batch` tokens or samples a
+    step, steps, `epochs` (None: not known), the bytes of memory that stay in use, and the reasons. If the minutes are
+    too few to learn anything, only `reasons` is set.
     """
 
     minutes: float

@@ -10,7 +10,7 @@ from headway.models.presets import PRESETS
 
 
 def recipes() -> list[dict[str, Any]]:
-    """A row a recipe: its name, domain, parameters, data, the time and score to expect, and what it is."""
+    """The recipes, a row (dict) each: name, domain, parameters, data, time and score to expect, description."""
     return [
         {
             "name": recipe.name,
@@ -26,5 +26,5 @@ def recipes() -> list[dict[str, Any]]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """A row a preset: its name and its parameters."""
+    """The presets of model architectures, a row (dict) each: name and number of parameters."""
     return [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]

@@ -53,15 +53,13 @@ class Loaded:
 
     @property
     def codec(self) -> Codec:
-        """Text to ids and back. Raises UserError for a model without a tokenizer, which works on ids only."""
+        """The tokenizer: text to ids and back. Raises UserError for a model without one, which works on ids only."""
         if self._codec is None:
             raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
         return self._codec
 
     def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-        """Say what of texts, which are read as these ids, is beyond all that was met in training: once, on stderr and
-        in `beyond`.
-        """
+        """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
         if not self.beyond:
             self.beyond = self._familiar.beyond(texts, rows)
             for line in self.beyond:
@@ -73,17 +71,18 @@ class Loaded:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that it sees at once; None where there is no limit."""
+        """The number of tokens that the model sees at once; None if there is no limit."""
         return self.module.config.context
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.module.parameters()).device
 
     @property
     def generator(self) -> Generative:
-        """What generates: the compiled engine or the module itself. Raises UserError where `backend` or `cache` asks
-        for an engine that has no instruction for the model.
+        """What generates: the compiled engine or the torch module. Raises UserError if `backend` or `cache` asks for
+        the engine and the engine cannot run the model.
         """
         if self.cache != "fp32" and is_deterministic():
             raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")

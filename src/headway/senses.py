@@ -48,9 +48,13 @@ class Senses(Loaded):
         length_penalty: float = 0.6,
         n_best: int | None = None,
     ) -> str | list[str] | list[list[str]]:
-        """The best caption of an image, a file or its pixels, uint8 [height, width, 3], or of each of many; a list of
-        the `n_best` best ones of each where that is given. A beam of 1 is greedy. UserError for a model that writes of
-        no images.
+        """The best caption of an image, or of each of many; with `n_best`, a list of the best ones for each.
+
+        Images are files or pixels, uint8 [height, width, 3].
+
+        beam: the width of the search; 1 is greedy.
+
+        Raises UserError for a model that writes no captions.
         """
         if not isinstance(self.module, Captioner):
             raise UserError(f"{self.directory} writes of no images; use a run of `caption`, or another with a tower")
@@ -97,13 +101,18 @@ class Senses(Loaded):
         seed: int = 0,
         vad: bool = True,
     ) -> audio.Transcription | list[audio.Transcription]:
-        """What is said in a sound, or in each of many, with times: a file, or samples at 16,000 a second, [N] or
-        [N, channels].
+        """The transcript of a sound, or of each of many, with times. Sounds are files or samples at 16 kHz, [N] or [N,
+        channels].
 
-        The task "translate" is into English. `language` None is what is heard in the first 30 s; `prompt` is text that
-        is taken to come before the sound; `words` gives each word its time; without `vad` silence and noise are heard
-        too, where no voice is detected. `transcriber` takes all settings. UserError for a model that hears no sounds,
-        and for what is no sound, or a damaged one.
+        language: None detects it in the first 30 s.
+        task: "translate" translates into English.
+        prompt: text that is taken to come before the sound.
+        words: also return the time of each word.
+        vad: leave out stretches without a voice.
+
+        `transcriber` takes all settings.
+
+        Raises UserError for a model that hears no sounds, and for damaged files.
         """
         config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
         asked, transcriber = given.sounds(sound), self.transcriber(config)
@@ -111,7 +120,7 @@ class Senses(Loaded):
         return asked.answer([transcriber.transcribe(each) for each in opened])
 
     def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
-        """What transcribes many sounds in the same way, or one piece by piece. Errors as of `transcribe`."""
+        """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
         if not isinstance(self.module, EncoderDecoder) or not isinstance(self.module.encoder.embed, FramesEmbed):
             raise UserError(f"{self.directory} hears no sounds; give a model that does, such as a Whisper")
         return audio.Transcriber(self.module, cast(Any, self.generator), self.codec, self.usage, config)
@@ -123,8 +132,8 @@ class Senses(Loaded):
     def look(self, images: Iterable[vision.Image]) -> list[vision.Look]: ...
 
     def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.Look | list[vision.Look]:
-        """Where a model of images looks in one, or in each of many: attention rolled out over its layers. `picture()`
-        draws it.
+        """Where a model of images looks in an image, or in each of many: its attention rolled out over the layers.
+        `picture()` of the result draws it. Raises UserError for a model that reads no images.
         """
         if not sees(self.module):
             raise UserError(f"{self.directory} reads no images, so it looks at none; use attention")
@@ -139,11 +148,11 @@ class Senses(Loaded):
         templates: str | Texts = (),
         truncate: bool = False,
     ) -> image_text.Matches:
-        """How images (files or their pixels) and texts go together: cosines [N, M], and the probabilities of the texts
-        for each image. An axis is left out where one image or one text is given by itself.
+        """How well images (files or pixels) and texts go together: cosine similarities [N, M], and probabilities of the
+        texts for each image. An axis is left out if a single image or a single text is given.
 
-        A zero-shot classifier gives the names of classes as texts, and `templates` such as "a photo of a {}": a class
-        is then the mean of what they make of its name.
+        For zero-shot classification, give the names of the classes as texts and `templates` such as "a photo of a {}":
+        each class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
         """
         if not matches(self.module):
             kind = type(self.module).__name__

@@ -38,20 +38,17 @@ Labels = dict[str, float]
 
 @shows
 class Model(Writes, Acts):
-    """What `load` gives: a language model continues texts, an encoder-decoder translates lines, two towers match images
-    with texts, a captioner writes of images.
+    """What `load` returns. One class for all models: a method that the model cannot serve raises a UserError which says
+    what it can do.
 
-    To ask one for what only another can do is a UserError. `module` is the torch module; `usage` says how a model
-    that was published wants to be used; `recipe` is how it was trained here, None for one that was trained elsewhere.
-    `backend` is what generates: "cpu" is the compiled engine, "auto" takes it for what it has instructions for.
-    `cache` "int8" is a quarter of the memory for keys and values, which only the engine can round.
-    `draft` is a smaller model of the same tokenizer whose guesses the engine checks several at a time where one text is
-    written: what is written stays the same, and comes sooner where the guesses are good.
-    `beyond` says what of the texts that it was given lies beyond all that it met in training.
+    `module` is the torch module; `directory` where it was loaded from; `recipe` how it was trained, None for a
+    published model; `usage` what a published model says of its use (end symbols, labels, chat template). `backend`,
+    `cache` and `draft` are as given to `load`. `beyond` lists what in the texts given so far was beyond everything met
+    in training.
     """
 
     def card(self) -> Card:
-        """What kind of model it is, how large, and what it was trained for."""
+        """A summary: the kind of model, its size, and what it was trained for."""
         recipe = self.recipe
         return Card(
             f"Model {self.directory}",
@@ -66,7 +63,9 @@ class Model(Writes, Acts):
 
     @torch.inference_mode()
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
-        """Logits after each of `ids`, Int[B, T]; an encoder-decoder needs the `source`, Int[B, S], too."""
+        """Logits after each token, Float[B, T, C], for `ids` Int[B, T]. An encoder-decoder also needs the ids of the
+        `source`, Int[B, S].
+        """
         self._check_one_stream()
         rows = self._tensor(ids, "ids")
         if isinstance(self.module, Transformer):
@@ -91,8 +90,10 @@ class Model(Writes, Acts):
     def score(self, texts: Texts, sources: Texts | None = ...) -> list[list[float]]: ...
 
     def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-        """log p of each token of a text, or of each of many, in nats; for an encoder-decoder, of each target token and
-        the end after it, given its source. A language model that has a begin symbol scores the first token too.
+        """The log probability of each token of a text, or of each of many, in nats.
+
+        A language model with a begin symbol also scores the first token. An encoder-decoder scores the tokens of a
+        target and the end after it, given its source. Raises UserError for an encoder-decoder without `sources`.
         """
         self._check_one_stream()
         asked = given.texts(texts)
@@ -125,8 +126,8 @@ class Model(Writes, Acts):
     def translate(
         self, lines: str | Texts, beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
     ) -> str | list[str] | list[list[str]]:
-        """The best translation of a line, or of each of many, or a list of its `n_best` best ones. A beam of 1 is
-        greedy.
+        """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each. A `beam` of 1
+        is greedy. Raises UserError for a model that is no encoder-decoder for texts.
         """
         self._check_one_stream()
         if not isinstance(self.module, EncoderDecoder):
@@ -156,12 +157,16 @@ class Model(Writes, Acts):
 
     @typed
     def classify(self, items: Any, truncate: bool = False) -> Labels | list[Labels]:
-        """The probability of each label for a text, a pair of texts (a tuple), an image or a sound, or for each of
-        many, the most probable first.
+        """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image or a
+        sound, or for each of many.
 
-        Images are files or their pixels, uint8 [height, width, 3] or [height, width]; nothing of them is truncated.
-        Sounds are files or their samples at 16,000 a second, [N]; of those that are longer than the model's window,
-        `truncate` hears the middle.
+        Images are files or pixels, uint8 [height, width, 3] or [height, width]. Sounds are files or samples at 16 kHz,
+        [N].
+
+        truncate: cut texts, and take the middle of sounds, that are longer than the model reads; otherwise they are an
+        error.
+
+        Raises UserError for a model without classes.
         """
         if matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
@@ -184,8 +189,8 @@ class Model(Writes, Acts):
     def tag(
         self, texts: str | Iterable[str | Texts], truncate: bool = False
     ) -> understanding.TaggedWords | list[understanding.TaggedWords]:
-        """The words of a text, the tag of each, and the entities that the tags spell; or those of each of many, which
-        may be lists of words.
+        """The words of a text, the tag of each and the entities they spell; or those of each of many texts. A text may
+        be given as a list of its words, inside a list of texts.
         """
         asked, labels = given.texts_or_words(texts), self.usage.labels
         return asked.answer(understanding.tag(self.module, self.codec, labels, asked.items, truncate=truncate))
@@ -198,8 +203,10 @@ class Model(Writes, Acts):
 
     @typed
     def embed(self, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-        """A vector of unit length for a text or image, or for each of many; of both where a model has a common space
-        for them, in which a text that is the path of an image file means the image.
+        """A vector of unit length for a text or an image, Float[D], or for each of many, Float[N, D].
+
+        A model with a joint space for images and texts takes both: a text that is the path of an image file is the
+        image.
         """
         if matches(self.module):
             asked, source = given.images(items, "image or text"), str(self.directory)
@@ -222,15 +229,17 @@ class Model(Writes, Acts):
     def fill(
         self, text: str | Texts, top: int = 5
     ) -> list[list[masked.Candidate]] | list[list[list[masked.Candidate]]]:
-        """For each mask of a text ([MASK], <mask>, or as the tokenizer spells it) the `top` most probable symbols; that
-        for each of many texts.
+        """The `top` most probable tokens for each mask of a text, or of each of many texts. A mask is written [MASK],
+        <mask>, or as the tokenizer writes it.
         """
         asked = given.texts(text)
         return asked.answer([masked.fill(self.module, self.codec, each, top) for each in asked.items])
 
     @typed
     def attention(self, text: str, target: str | None = None) -> Attention:
-        """The attention weights while it reads `text`; an encoder-decoder writes `target`, or its own translation."""
+        """The attention weights while the model reads `text`; an encoder-decoder writes `target`, or its own
+        translation.
+        """
         self._check_one_stream()
         if isinstance(self.module, Transformer):
             ids = self.prompt_ids(text)
@@ -257,12 +266,16 @@ class Model(Writes, Acts):
         limit: int | None = None,
         stride: int | None = None,
     ) -> dict[str, Any]:
-        """The domain's metrics on at most `limit` samples of a split of the run's own data, or of `data`, which are
-        what `train` takes.
+        """The metrics of the model's domain on the run's own data, or on `data` (whatever `train` takes).
 
-        Without a `split` that is all of `data`, or else the test split (the validation split where there is no test);
-        "split" in the result says which. `stride` reads a language model's texts in overlapping windows. A published
-        model is judged as what it is, on `data`: a language model, or one that matches images with texts.
+        split: "train", "validation", "test" or "all"; by default all of `data`, or else the run's test split (the
+        validation split if it has no test). "split" in the result says which it was.
+        limit: evaluate on at most so many samples.
+        stride: for language models, read the texts in overlapping windows.
+
+        A published model can be evaluated on `data` as a language model, or as one that matches images and texts.
+
+        Raises UserError for a split that does not exist, and for data that do not fit.
         """
         with kept(data, self._domain) as paths:
             task = self._task(paths)

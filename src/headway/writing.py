@@ -66,7 +66,13 @@ class Writes(Senses):
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> str | list[str]:
-        """What follows a prompt, or each of many. The settings are those of Sampling and Limits."""
+        """The continuation of a prompt, or of each of many.
+
+        max_new_tokens, stop: when to end; see Limits.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are drawn; see Sampling.
+
+        Raises UserError for a model that generates no text, and for a prompt that is too long.
+        """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         asked = given.texts(prompt, "prompt")
         found = self.complete(asked.items, sampling, Limits(max_new_tokens, _stops(stop)))
@@ -84,13 +90,15 @@ class Writes(Senses):
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """What follows a prompt, in pieces as they come; never half a character."""
+        """The continuation of a prompt, in pieces as they are generated; a piece never ends within a character. The
+        arguments are those of `generate`.
+        """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return self.continuations(prompt, sampling, Limits(max_new_tokens, _stops(stop)))
 
     @typed
     def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """`stream` with its settings as objects."""
+        """The same as `stream`, with the settings as objects."""
         ids = self.prompt_ids(prompt)
         self.meet([prompt], [ids])
         return self.session.stream(ids, sampling, self._limits(limits))
@@ -105,7 +113,7 @@ class Writes(Senses):
     def complete(
         self, prompts: str | Texts, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
     ) -> Completion | list[Completion]:
-        """What follows a prompt, or each of many, with its tokens, log probabilities and speed."""
+        """The continuation of a prompt, or of each of many, as a Completion: text, ids, log probabilities and speed."""
         asked, session = given.texts(prompts, "prompt"), self.session
         rows = [self.prompt_ids(prompt) for prompt in asked.items]
         self.meet(asked.items, rows)
@@ -145,8 +153,8 @@ class Writes(Senses):
         ignore_end: bool = False,
         seed: int | None = None,
     ) -> list[int] | list[list[int]]:
-        """The ids that follow `ids`, or each of many rows of them, without the end symbol; with `ignore_end`, always
-        `max_new_tokens` of them.
+        """The ids that follow the ids of a prompt, or of each of many, without the end symbol. With `ignore_end` there
+        are always `max_new_tokens` of them.
         """
         limits = self._limits(Limits(max_new_tokens, ignore_end=ignore_end))
         asked, sampling, session = given.rows_of_ids(ids), Sampling(temperature, seed=seed), self.session
@@ -156,18 +164,19 @@ class Writes(Senses):
     def chat(
         self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """The answer to a conversation of messages, each with a `role` and a `content`, by the model's chat template. A
-        text is one message of the user's.
+        """The model's reply to a conversation: messages with a `role` and a `content`, or a text, which is one message
+        of the user. The prompt is built by the model's chat template.
 
-        Where the context is full the oldest turns are left out, which is logged. UserError for a model without a
-        template, and for messages that it refuses. `talk` takes all settings of Sampling and Limits.
+        If the conversation outgrows the context, the oldest turns are left out, and a warning is logged. Raises
+        UserError for a model without a chat template, and for messages that the template refuses. `talk` takes all
+        settings of Sampling and Limits.
         """
         return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed)).strip()
 
     def chat_stream(
         self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> Iterator[str]:
-        """`chat`, in pieces as they come; never half a character."""
+        """The same as `chat`, in pieces as they are generated; a piece never ends within a character."""
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not isinstance(told, Sequence) or not all(isinstance(message, Mapping) for message in told):
             remedy = 'give a text, or messages as [{"role": "user", "content": "..."}]'
@@ -176,12 +185,14 @@ class Writes(Senses):
 
     @cached_property
     def talk(self) -> Talk:
-        """Conversations by the model's chat template, which ends its answers. UserError where there is none."""
+        """Conversations by the model's chat template, with all settings. Raises UserError for a model without a
+        template.
+        """
         return Talk.of_model(self.session, self.codec, self.usage, self.directory)
 
     @property
     def session(self) -> Session:
-        """Generation for many sequences at once."""
+        """Generation for many sequences at once. Raises UserError for a model that generates no text."""
         if isinstance(self.module, EncoderDecoder):
             raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
         self._check_one_stream()
@@ -198,9 +209,7 @@ class Writes(Senses):
             raise UserError(f"{self.directory} reads and writes text of images alone; use caption")
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt, after the begin symbol where the model was trained on whole documents or was published
-        with a tokenizer that puts one.
-        """
+        """The ids of a prompt: its tokens, after the begin symbol if the model was trained or published with one."""
         if self.recipe is None:
             ids = framed(self.codec, text)
             return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids

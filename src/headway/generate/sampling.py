@@ -21,12 +21,14 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 
 @dataclass(frozen=True)
 class Sampling:
-    """How symbols are drawn, in this order: the repetition penalty, the temperature, top_k, min_p, top_p.
+    """How tokens are drawn. The settings apply in this order: repetition penalty, temperature, top_k, min_p, top_p.
 
-    `temperature` 0 takes the likeliest symbol; `top_k` keeps the k likeliest (and their equals); `min_p` keeps those at
-    least that fraction as likely as the likeliest; `top_p` keeps the fewest likeliest that together reach it (Holtzman
-    et al. 2020). `repetition_penalty` above 1 makes symbols of the prompt and of the text so far less likely (Keskar et
-    al. 2019). A `seed` of None is a new one for each call.
+    temperature: 0 always takes the most probable token.
+    top_k: keep the k most probable tokens, and those as probable as the last of them.
+    min_p: keep tokens at least this fraction as probable as the most probable one.
+    top_p: keep the fewest most probable tokens that together reach this probability (Holtzman et al. 2020).
+    repetition_penalty: above 1 it makes tokens of the prompt and of the text so far less probable (Keskar et al. 2019).
+    seed: None draws a new seed for each call.
     """
 
     temperature: float = 1.0

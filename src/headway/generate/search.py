@@ -22,11 +22,11 @@ _CHUNK = 64  # symbols that are compared as one before the largest are sought am
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """`beam` hypotheses a sentence are followed (1 is greedy) and the `n_best` best returned.
+    """Beam search: `beam` hypotheses are followed for each sentence (1 is greedy), and the `n_best` best are returned.
 
-    A hypothesis of n symbols, its end included, is worth log p / ((c + n) / (c + 1))^length_penalty, with c = 5 by
-    `length_offset` (Wu et al. 2016, equation 14, without coverage); 0 and a penalty of 1 make it the mean of a symbol.
-    It has at most `most_extra + most_ratio * source length` symbols.
+    A hypothesis of n tokens, the end included, scores log p / ((c + n) / (c + 1))^length_penalty, with c = 5 set by
+    `length_offset` (Wu et al. 2016, equation 14, without coverage); an offset of 0 with a penalty of 1 is the mean over
+    tokens. It has at most `most_extra + most_ratio * source length` tokens.
     """
 
     beam: int = 4

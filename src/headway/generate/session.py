@@ -38,7 +38,9 @@ _LEAVE = 0.25  # the part of a batch that must have finished before the rest is 
 
 @shows
 class Completion(NamedTuple):
-    """What followed a prompt. `ids` hold no end symbol; `text` holds no stop string and is empty without a codec."""
+    """What a model wrote after a prompt: new ids (without the end symbol), their text (without the stop string; empty
+    if the model has no tokenizer), the log probability of each id, why it ended, and the speed.
+    """
 
     ids: list[int]
     text: str

@@ -14,7 +14,7 @@ _PRIMING = 8  # symbols of the prompt that decide how the first new one is writt
 
 @dataclass(frozen=True)
 class Limits:
-    """A sequence ends before any text of `stop`, before an id of `stop_ids`, before the codec's end symbol unless
+    """When generation ends: before any text in `stop`, before an id in `stop_ids`, at the end symbol unless
     `ignore_end`, or after `max_new_tokens`.
     """
 

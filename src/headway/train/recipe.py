@@ -101,11 +101,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`data` names known sets; () means the user's own data. `expected` says in words what the run should give.
+    """All that a training run is, as data: recipe.json. docs/settings.md lists the settings below each field.
 
-    `reasons` say why what was chosen for data, minutes and machine was chosen.
-    `start` is the run or published model whose weights the run begins with; None draws them from the seed.
-    With an `adapter` these weights stay as they are, and it is trained in their place.
+    data: the names of known data sets; () means the user's own data.
+    expected: in words, the score and time to expect.
+    start: the run or published model whose weights the run begins with; None draws them from the seed.
+    adapter: what is trained instead of these weights, which then stay as they are.
+    reasons: why the settings that were chosen for data, minutes and machine were chosen.
     """
 
     name: str

@@ -28,7 +28,9 @@ _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 @shows
 @dataclass
 class Run:
-    """A trained model with how it came about. `metrics` are the lines of metrics.jsonl, `summary` is run.json."""
+    """A trained model and how it came about: its recipe, its task (None for a run that was opened again), the lines of
+    metrics.jsonl as `metrics`, and run.json as `summary`, with the test scores under "scores".
+    """
 
     directory: Path
     recipe: Recipe

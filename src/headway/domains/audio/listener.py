@@ -24,15 +24,18 @@ from headway.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard,
 
 @dataclass(frozen=True)
 class Transcribing:
-    """How a sound is transcribed; what is not said is as Radford et al. 2022 (section 4.5) and their program have it.
+    """How a sound is transcribed. The defaults are those of Radford et al. 2022 (section 4.5) and their program.
 
-    `language` None is English, or what is heard in the first window. Each window is written by `beam` hypotheses at
-    temperature 0; a text that zlib makes more than `most_compression` times smaller repeats itself, and one of a mean
-    log p a symbol below `least_logprob` is in doubt: it is written again at the next of the `temperatures`, the best of
-    `best_of`. Where <|nospeech|> is likelier than `most_silence` and the text in doubt, there is none. `initial` is
-    text that is taken to come before the sound; `previous` gives each window the text before it, unless that came
-    about above a temperature of 0.5. Without `timestamps` a window is a segment. `words` gives each word its time.
-    `vad`, voice activity detection, leaves long pauses out, and moves times out of pauses to where somebody speaks.
+    language: None is English, or what is detected in the first window for a multilingual model.
+    beam: the width of the search, at temperature 0.
+    most_compression, least_logprob: a window whose text zlib compresses more than this, or whose mean log probability
+    of a token is less, is written again at the next of the `temperatures`, as the best of `best_of` samples.
+    most_silence: a window of uncertain text has no speech if the probability of <|nospeech|> is above this.
+    initial: text that is taken to come before the sound.
+    previous: whether each window is given the text before it, unless that was sampled above a temperature of 0.5.
+    timestamps: without them each window is one segment.
+    words: also return the time of each word.
+    vad: voice activity detection: long pauses are left out, and times are moved out of pauses.
     """
 
     language: str | None = None

@@ -28,9 +28,10 @@ Progress = Callable[[float, float], None]  # seconds that are done, and seconds 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a transcript, from `start` to `end` in seconds. `tokens` are its symbols, times included; what follows
-    is of the whole window: the mean log p of a symbol, how many times smaller zlib makes the text, the probability
-    that nothing is said, and the temperature at which it was written. `words` is empty unless they were asked for.
+    """A piece of a transcript: its text from `start` to `end` in seconds, and its tokens, timestamps included.
+
+    The other figures are of the whole window: the mean log probability of a token, the compression ratio of the text,
+    the probability of no speech, and the temperature of sampling. `words` is empty unless word times were asked for.
     """
 
     start: float
@@ -47,7 +48,7 @@ class Segment:
 @shows
 @dataclass(frozen=True)
 class Transcription:
-    """What is said in a sound of `duration` seconds, in the `language` that was given or heard."""
+    """The text of a sound of `duration` seconds, its segments, and the `language` that was given or detected."""
 
     text: str
     language: str | None

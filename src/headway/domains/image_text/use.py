@@ -29,10 +29,10 @@ _ENDINGS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
 @shows
 class Matches(NamedTuple):
-    """How images and texts go together.
+    """How well images and texts go together: cosine similarities, and probabilities.
 
-    `probabilities` are those of the texts for each image (softmax), or of each pair by itself where the model was
-    trained so (sigmoid).
+    `probabilities` are over the texts for each image (softmax, as CLIP), or for each pair by itself where the model was
+    trained with a sigmoid loss (SigLIP).
     """
 
     similarities: Float[Tensor, "N M"]

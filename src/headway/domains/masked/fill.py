@@ -21,7 +21,7 @@ from headway.models import Transformer
 
 
 class Candidate(NamedTuple):
-    """A symbol that may stand in a mask's place: its text and id, and how probable it is."""
+    """A token that may stand in the place of a mask: its text, its id and its probability."""
 
     text: str
     id: int

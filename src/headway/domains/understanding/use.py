@@ -32,7 +32,7 @@ _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")  # as CoNLL's texts are cut
 
 
 class TaggedWords(NamedTuple):
-    """The words of a text, the tag of each, and the entities that the tags spell."""
+    """The words of a text, the tag of each, and the entities (spans of words) that the tags spell."""
 
     words: list[str]
     tags: list[str]

@@ -27,7 +27,9 @@ _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 @shows
 @dataclass(frozen=True)
 class Look:
-    """What the model saw of an image, and the weight of each patch in its answer, from 0 to 1, the greatest 1."""
+    """The image as the model saw it, and how much each patch counted for its answer: weights from 0 to 1, the largest
+    1.
+    """
 
     pixels: UInt8[np.ndarray, "H W 3"]
     weights: Float[np.ndarray, "rows columns"]
