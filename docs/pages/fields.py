@@ -243,5 +243,5 @@ def _differs(field: Any, given: Any) -> bool:
 
 
 def kinds(base: type) -> Mapping[str, type]:
-    """The kinds of a family, by name."""
-    return config.kinds(base)
+    """The kinds of a family that headway has, by name; programs may register more."""
+    return {name: cls for name, cls in config.kinds(base).items() if cls.__module__.startswith("headway.")}

@@ -86,7 +86,10 @@ class Below(Above):
     two: tuple[int, ...] | None = None
     three: float = 8 / 3
     four: bool = True
-    five: str = "x"  # a comment within brackets  # and one behind them
+    five: tuple[str, ...] = (
+        "x",  # a comment within brackets,
+        "y",  # over two lines
+    )
 
 
 def test_fields_are_read_from_comments_and_docstrings(pages: dict[str, ModuleType]) -> None:
@@ -96,7 +99,7 @@ def test_fields_are_read_from_comments_and_docstrings(pages: dict[str, ModuleTyp
         "two": "(so. it. seems) the second; what follows is still of it",
         "three": "the others, over two lines",
         "four": "the others, over two lines",
-        "five": "a comment within brackets and one behind them",
+        "five": "a comment within brackets, over two lines",
     }
     assert found.prose == ["A config. Of `one` and `two` this is said."]
     assert [(field.type, field.default) for field in found.fields[1:4]] == [

@@ -1,14 +1,17 @@
-"""The progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live line on a terminal, a block that is renewed in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from html import escape
+from importlib import import_module
 from typing import Any, Protocol
 
 _EVERY = 10.0  # seconds between plain lines
 _REFRESH = 0.2  # seconds between refreshes of a live line
+_RENEW = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
 
 # Dense bf16 products, TFLOP/s, as the makers state them.
 _PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
@@ -183,13 +186,81 @@ class Live:
         self._progress.stop()
 
 
+class _Block:
+    """The output of a cell: lines that stay and, while a run goes on, a bar with a line beside it."""
+
+    def __init__(self, lines: list[str], line: str, done: int, steps: int) -> None:
+        self.lines, self.line, self.done, self.steps = list(lines), line, done, steps
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.lines, self.line] if self.line else self.lines)
+
+    def _repr_html_(self) -> str:
+        said = f'<pre style="margin: 0">{escape(chr(10).join(self.lines))}</pre>' if self.lines else ""
+        if not self.line:
+            return said
+        bar = f'<progress value="{self.done}" max="{max(self.steps, 1)}" style="vertical-align: middle"></progress>'
+        return f"{said}<div>{bar} <code>{escape(self.line)}</code></div>"
+
+
+class Notebook:
+    """One block of a cell's output, renewed in place; it stays as text when the run has ended."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
+        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._lines: list[str] = []
+        self._line, self._done = "starting", 0
+        self._next = 0.0
+        self._handle = import_module("IPython.display").display(self._block(), display_id=True)
+
+    def _block(self) -> _Block:
+        return _Block(self._lines, self._line, self._done, self._meter.steps)
+
+    def say(self, text: str) -> None:
+        self._lines.append(text)
+        self._handle.update(self._block())
+
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now < self._next and step < self._meter.steps:
+            return
+        self._next = now + _RENEW
+        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._line, self._done = self._meter.text(step, loss), step
+        self._handle.update(self._block())
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        """The last line stays, as one of them: where a run was interrupted it says how far it came."""
+        if self._done:
+            self._lines.append(self._line)
+        self._line = ""
+        self._handle.update(self._block())
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel of Jupyter, Colab or Databricks, as rich finds it."""
+    from rich.console import Console
+
+    return Console(stderr=True).is_jupyter
+
+
 def open_display(shown: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
-    """The display that fits stderr. `flop_per_token` is that of training, per computed token; `unit` is what the task
-    counts.
+    """The display that fits stderr, or a notebook. `flop_per_token` is that of training, per computed token; `unit` is
+    what the task counts.
     """
     if not shown:
         return Silent()
-    return (Live if sys.stderr.isatty() else Plain)(steps, flop_per_token, device, unit)
+    kind = Notebook if _in_notebook() else Live if sys.stderr.isatty() else Plain
+    return kind(steps, flop_per_token, device, unit)
 
 
 def duration(seconds: float) -> str:
