@@ -263,7 +263,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     name, rest = parts[0], parts[1:]
     if isinstance(config, tuple):
         if not name.isdigit() or int(name) >= len(config):
-            raise ConfigError(f"{key}: {name!r} is no index below {len(config)}; give a number")
+            raise ConfigError(f"{key}: {name!r} is not an index below {len(config)}; give a number")
         index = int(name)
         item = _replace(config[index], rest, value, key) if rest else _read(type(config[index]), value, key)
         return (*config[:index], item, *config[index + 1 :])

@@ -133,7 +133,7 @@ def check_format(form: str, dtype: str | None) -> None:
 def check_free(directory: Path) -> None:
     """UserError for a place that holds something already."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} is there already and not empty; choose another place")
+        raise UserError(f"{directory} already exists and is not empty; choose another place")
 
 
 def _save_use(opened: Opened, directory: Path) -> None:

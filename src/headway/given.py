@@ -135,7 +135,7 @@ def _listed(given: Any, one: str) -> list[Any]:
     given = _array(given)
     unordered = isinstance(given, (str, bytes, bytearray, Mapping, Set))
     if unordered or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise UserError(f"{shown(given)} was given; give {one}, or a list of such")
+        raise UserError(f"{shown(given)} was given; give {one}, or a list of these")
     return list(given)
 
 

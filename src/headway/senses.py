@@ -57,7 +57,7 @@ class Senses(Loaded):
         Raises UserError for a model that writes no captions.
         """
         if not isinstance(self.module, Captioner):
-            raise UserError(f"{self.directory} writes of no images; use a run of `caption`, or another with a tower")
+            raise UserError(f"{self.directory} cannot write captions; use a run of `caption`, or another with a tower")
         task = None if self.recipe is None else self.recipe.task
         longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
         asked, search = given.images(images), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
@@ -122,7 +122,7 @@ class Senses(Loaded):
     def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
         """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
         if not isinstance(self.module, EncoderDecoder) or not isinstance(self.module.encoder.embed, FramesEmbed):
-            raise UserError(f"{self.directory} hears no sounds; give a model that does, such as a Whisper")
+            raise UserError(f"{self.directory} cannot read sounds; use a model that can, such as a Whisper")
         return audio.Transcriber(self.module, cast(Any, self.generator), self.codec, self.usage, config)
 
     @overload
@@ -136,7 +136,7 @@ class Senses(Loaded):
         `picture()` of the result draws it. Raises UserError for a model that reads no images.
         """
         if not sees(self.module):
-            raise UserError(f"{self.directory} reads no images, so it looks at none; use attention")
+            raise UserError(f"{self.directory} does not read images; use attention")
         asked = given.images(images)
         return asked.answer(vision.look(self.module, self.usage, asked.items, str(self.directory)))
 
@@ -156,7 +156,7 @@ class Senses(Loaded):
         """
         if not matches(self.module):
             kind = type(self.module).__name__
-            raise UserError(f"{self.directory} is a {kind}, which matches nothing; use a CLIP or SigLIP")
+            raise UserError(f"{self.directory} is a {kind}, which cannot match images and texts; use a CLIP or SigLIP")
         source = str(self.directory)
         seen, read, forms = given.images(images), given.texts(texts), given.texts(templates, "template").items
         found = image_text.match(

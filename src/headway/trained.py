@@ -131,7 +131,7 @@ class Model(Writes, Acts):
         """
         self._check_one_stream()
         if not isinstance(self.module, EncoderDecoder):
-            raise UserError(f"{self.directory} is a language model, which translates nothing; use generate")
+            raise UserError(f"{self.directory} is a language model, which cannot translate; use generate")
         asked, search = given.texts(lines, "line"), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
         found = self._translator.translate(asked.items, search) if asked.items else []
         return asked.answer([best[0] for best in found] if n_best is None else found)
@@ -286,7 +286,7 @@ class Model(Writes, Acts):
             if stride is None:
                 return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
             if not isinstance(task, Language):
-                raise UserError(f"{self.directory} is no language model, so it has no windows; leave the stride out")
+                raise UserError(f"{self.directory} is not a language model, so it has no windows; leave the stride out")
             return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
 
     @property
@@ -305,7 +305,7 @@ class Model(Writes, Acts):
             paths = [Path(path) for path in listed(data)]
             return image_text.published_task(self.module, self.codec, self.usage, paths)
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
-            raise UserError(f"{self.directory} is no language model; fine-tune it with --from and evaluate that run")
+            raise UserError(f"{self.directory} is not a language model; fine-tune it with --from and evaluate that run")
         return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
 
 

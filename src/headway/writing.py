@@ -180,7 +180,7 @@ class Writes(Senses):
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not isinstance(told, Sequence) or not all(isinstance(message, Mapping) for message in told):
             remedy = 'give a text, or messages as [{"role": "user", "content": "..."}]'
-            raise UserError(f"{given.shown(messages)} is no conversation; {remedy}")
+            raise UserError(f"{given.shown(messages)} is not a conversation; {remedy}")
         return self.talk.stream(told, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 
     @cached_property
@@ -194,19 +194,19 @@ class Writes(Senses):
     def session(self) -> Session:
         """Generation for many sequences at once. Raises UserError for a model that generates no text."""
         if isinstance(self.module, EncoderDecoder):
-            raise UserError(f"{self.directory} is an encoder-decoder, which continues no prompt; use translate")
+            raise UserError(f"{self.directory} is an encoder-decoder, which cannot continue a prompt; use translate")
         self._check_one_stream()
         if not cast(Transformer, self.module).config.stack.causal:
             raise UserError(
-                f"{self.directory} sees later tokens, so it continues no prompt; use fill, embed or classify"
+                f"{self.directory} sees later tokens, so it cannot continue a prompt; use fill, embed or classify"
             )
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def _check_one_stream(self) -> None:
         if matches(self.module):
-            raise UserError(f"{self.directory} compares images with texts and writes none; use match or embed")
+            raise UserError(f"{self.directory} compares images with texts and cannot write; use match or embed")
         if isinstance(self.module, Captioner):
-            raise UserError(f"{self.directory} reads and writes text of images alone; use caption")
+            raise UserError(f"{self.directory} can only write captions of images; use caption")
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt: its tokens, after the begin symbol if the model was trained or published with one."""

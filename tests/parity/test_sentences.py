@@ -120,7 +120,7 @@ def test_an_embedding_with_weights_is_not_exported_as_one_without(tmp_path: Path
     encoder(tmp_path)
     ours, usage = load_published(tmp_path)
     wide = replace(ours.config, heads={"embedding": PooledHeadConfig(8, pool="mean", unit=True)})
-    with pytest.raises(UserError, match="the layout of sentence-transformers cannot say"):
+    with pytest.raises(UserError, match="the layout of sentence-transformers cannot express"):
         save_published(wide.build(), wide, tmp_path / "out", usage)
     assert not (tmp_path / "out").exists()
 

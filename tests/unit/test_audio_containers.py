@@ -122,7 +122,7 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
         "b.wav",
     ]
     assert [Path(one["file"]).name for one in told["errors"]] == ["bad.mp3"]
-    assert "bad.mp3 is no sound that can be read" in shown.err.splitlines()[-1]
+    assert "bad.mp3 is not a sound that can be read" in shown.err.splitlines()[-1]
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
     (tmp_path / "empty").mkdir()
     for given, message in (([tmp_path / "empty"], "holds no sounds"), ([data, "--format", "vtt"], "run into one")):

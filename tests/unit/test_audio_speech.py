@@ -94,7 +94,7 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
     with pytest.raises(UserError, match=r"extra\.wav has no transcript; write one.*task\.skip_bad=true"):
         read_transcripts([folder])
     table.write_text(table.read_text() + "sounds/gone.wav\tgone\nsounds/lost.wav\tlost\n")
-    with pytest.raises(UserError, match=r"prompts\.tsv, line 12: sounds/gone\.wav is no file .*\(and 1 more of 12"):
+    with pytest.raises(UserError, match=r"prompts\.tsv, line 12: sounds/gone\.wav is not a file .*\(and 1 more of 12"):
         read_transcripts([folder])
     (folder / "sounds" / "3.wav").write_bytes(b"no sound")
     write(folder / "sounds" / "4.wav", tone(200, 31.0))

@@ -264,7 +264,7 @@ def test_what_cannot_be_classified_is_said(run: Path, tmp_path: Path, capsys: py
     model = hw.load(run)
     long = write(tmp_path / "long.wav", tone(220, 1.0))
     for item, message in (
-        (tmp_path / "none.wav", r"none\.wav is no file; this model classifies sound files"),
+        (tmp_path / "none.wav", r"none\.wav is not a file; this model classifies sound files"),
         (long, r"long\.wav has 1\.00 s, more than the window of 0\.24 s"),
         (np.zeros((2, 100), np.float32), r"float32 of shape \(2, 100\)"),
         (np.array([0.0, np.nan]), "infinite or no numbers"),

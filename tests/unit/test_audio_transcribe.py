@@ -346,7 +346,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([good, "--max-line-count", "2", "--format", "srt"], "add --max-line-width"),
         ([good, "--max-line-width", "0", "--format", "srt"], "max-line-width"),
         ([good, "--language", "xx"], "'xx' is not among"),
-        ([good, "--temperature", "0,hot"], "'hot' is no number"),
+        ([good, "--temperature", "0,hot"], "'hot' is not a number"),
     ):
         assert main(["transcribe", place, *quick, *map(str, given)]) == 2
         error = capsys.readouterr().err.strip()

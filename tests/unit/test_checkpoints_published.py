@@ -106,7 +106,7 @@ def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[s
 
 
 @pytest.mark.parametrize(("said", "words"), [
-    ([], "generation_config.json is no mapping of settings"),
+    ([], "generation_config.json is not a mapping of settings"),
     ({"bad_words_ids": 5}, "bad_words_ids is 5; give a list"),
     ({"bad_words_ids": [5]}, "bad_words_ids.0 is 5; give a list"),
     ({"eos_token_id": [[1]]}, "eos_token_id.0 is [1]; give a whole number"),

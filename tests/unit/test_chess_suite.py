@@ -83,7 +83,7 @@ def test_operations_are_told_apart() -> None:
     }  # fmt: skip
     assert operations_of('id "never closed', "here") == {"id": "never closed"}
     assert operations_of(" ", "here") == {}
-    with pytest.raises(UserError, match="here: '-x' is no operation"):
+    with pytest.raises(UserError, match="here: '-x' is not an operation"):
         operations_of("bm e4; -x", "here")
 
 

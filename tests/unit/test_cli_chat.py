@@ -123,7 +123,7 @@ def test_the_context_of_a_conversation(
     turns = json.loads(out)["turns"]
     assert [turn["assistant"] for turn in turns] == ["abc"] * 4
     assert "(the first turn no longer fits the context of 48 tokens)" in err
-    assert "(a prompt of 63 symbols exceeds the context of 48; shorten it)" in err
+    assert "(a prompt of 63 tokens exceeds the context of 48; shorten it)" in err
     assert "Traceback" not in err
 
 

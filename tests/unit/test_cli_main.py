@@ -54,10 +54,10 @@ def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str
         (["train", "x", "--minuts", "3"], "headway train has no option --minuts; did you mean '--minutes'?"),
         (["train", "x", "y"], "'y' is one argument too many; headway train --help shows how"),
         (["train", "x", "--threads", "0"], "argument --threads: '0' is not a whole number from 1 on"),
-        (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is no number above 0"),
-        (["train", "x", "--minutes", "inf"], "argument --minutes: 'inf' is no number above 0"),
-        (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is no number above 0 to 1"),
-        (["recipes", "--backend", "gpu"], "'gpu' is no backend; use auto, torch or cpu"),
+        (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is not a number above 0"),
+        (["train", "x", "--minutes", "inf"], "argument --minutes: 'inf' is not a number above 0"),
+        (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is not a number above 0 to 1"),
+        (["recipes", "--backend", "gpu"], "'gpu' is not a backend; use auto, torch or cpu"),
         (["recipes", "--threads", "5000"], "5000 threads on"),
     ],
 )
@@ -83,7 +83,7 @@ def test_input_that_is_no_unicode_is_one_line() -> None:
         )
         assert found.returncode == cli.USER_ERROR
         assert found.stderr.decode() == (
-            "headway: the input is no UTF-8 at byte 3; convert it, for example: iconv -f ISO-8859-1 -t UTF-8\n"
+            "headway: the input is not UTF-8 at byte 3; convert it, for example: iconv -f ISO-8859-1 -t UTF-8\n"
         )
 
 

@@ -314,7 +314,7 @@ def test_columns_with_longer_names_are_others(folder: Path) -> None:
         (noted("episode_index", 1, 5), "episode 2 stands where 1 is expected"),
         (
             spoil("action", 6, float("nan")),
-            "episode 1, step 1: actions hold nan, which is no number; leave the episode",
+            "episode 1, step 1: actions hold nan, which is not a number; leave the episode",
         ),
         (spoil("observation.state", 0, float("inf")), "episode 0, step 0: states hold inf"),
         (spoil("action", 6, None), "episode 1, step 1: actions hold nan"),

@@ -118,7 +118,7 @@ def test_conll_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Angela B-PER\nMerkel\n", "line 2: 'Merkel' is no word with a tag"),
+        ("Angela B-PER\nMerkel\n", "line 2: 'Merkel' is not a word with a tag"),
         ("Angela\t\n", "line 1: .* no word with a tag"),
         ("\n\n", "there are no sentences"),
     ],

@@ -77,7 +77,7 @@ def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
         move_named(board_of(CASTLES), text)
     if text in ("--", "Z0"):
         game = write(tmp_path, "a.pgn", f'[Result "1-0"]\n\n1. e4 {text} 2. d4 d5 1-0\n')
-        with pytest.raises(UserError, match="passes, which is no move"):
+        with pytest.raises(UserError, match="passes, which is not a move"):
             open_positions([game], 0.5, False)
 
 
@@ -117,7 +117,7 @@ def test_chess960_is_not_offered(tmp_path: Path) -> None:
 def test_a_game_from_a_position_that_is_none_is_damaged(tmp_path: Path) -> None:
     fen = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR b - - 0 1".replace("/8/8/8/8/", "/8/8/8/7K/")
     game = write(tmp_path, "a.pgn", f'[FEN "{fen}"]\n[SetUp "1"]\n[Result "1-0"]\n\n1... e5 2. e4 1-0\n')
-    with pytest.raises(UserError, match="which is no position of chess"):
+    with pytest.raises(UserError, match="which is not a chess position"):
         open_positions([game], 0.5, False)
     assert not next(iter(games(File(game), skip_bad=True))).moves
 

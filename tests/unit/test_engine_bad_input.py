@@ -97,7 +97,7 @@ def test_a_truncated_file_is_named(
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(whole[: int(left if left >= 1 or left == 0 else left * len(whole))])
     assert cli.main(["generate", str(tmp_path), "--prompt", "a"]) == 2
-    assert re.search(f"{file} is no complete safetensors file", capsys.readouterr().err)
+    assert re.search(f"{file} is not a complete safetensors file", capsys.readouterr().err)
 
 
 NAMES = [name for name, _ in language_model(context=16).named_parameters()]

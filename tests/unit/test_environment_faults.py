@@ -109,7 +109,7 @@ def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, ca
     words = ("canvas:Diverges", "--episodes", "5", "--at-once", "1", "--horizon", "9", "--out", "a.npz")
     assert collect(*words) == 2
     said = capsys.readouterr().err
-    assert "shows a state that holds nan, which is no number" in said
+    assert "shows a state that holds nan, which is not a number" in said
     assert "2 finished episodes are in a.npz" in said
     assert len(read_episodes([own / "a.npz"])) == 2
 

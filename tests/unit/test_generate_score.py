@@ -59,7 +59,7 @@ def test_bad_input_is_refused() -> None:
         score_ids(language_model(), [[2, 99]])
     with pytest.raises(UserError, match="1 sources do not match 2 targets"):
         score_targets(translator(), [[2]], [[2], [3]], begin=BEGIN, end=END)
-    with pytest.raises(UserError, match="target of 41 symbols, its end included, exceeds the context of 40"):
+    with pytest.raises(UserError, match="target of 41 tokens, its end included, exceeds the context of 40"):
         score_targets(translator(), [[2]], [[2] * 40], begin=BEGIN, end=END)
     with pytest.raises(UserError, match="source of 0 symbols"):
         score_targets(translator(), [[]], [[2]], begin=BEGIN, end=END)

@@ -182,9 +182,9 @@ def test_largest_is_topk(columns: int, count: int) -> None:
 
 
 def test_bad_input_is_refused_before_work() -> None:
-    with pytest.raises(UserError, match="source of 41 symbols exceeds the context of 40"):
+    with pytest.raises(UserError, match="source of 41 tokens exceeds the context of 40"):
         translate(SearchConfig(), [[2] * 41])
-    with pytest.raises(UserError, match="prompt of 41 symbols exceeds the context of 40"):
+    with pytest.raises(UserError, match="prompt of 41 tokens exceeds the context of 40"):
         translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
     with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
         translate(SearchConfig(), [[2], [3]], prefixes=[[3]])

@@ -179,7 +179,7 @@ def test_nothing_to_do() -> None:
 
 def test_bad_input_is_refused_before_work() -> None:
     session = Session(language_model(context=8))
-    with pytest.raises(UserError, match="prompt of 9 symbols exceeds the context of 8"):
+    with pytest.raises(UserError, match="prompt of 9 tokens exceeds the context of 8"):
         session.stream([2] * 9)
     with pytest.raises(UserError, match="prompt of 8 symbols fills the context of 8"):
         session.events([[2], [2] * 8])
@@ -198,7 +198,7 @@ def test_bad_input_is_refused_before_work() -> None:
         other.generate([[2]], sources=[[3], [4]])
     with pytest.raises(UserError, match="source of 0 symbols"):
         other.generate([[2]], sources=[[]])
-    with pytest.raises(UserError, match="source of 41 symbols exceeds the context of 40"):
+    with pytest.raises(UserError, match="source of 41 tokens exceeds the context of 40"):
         other.generate([[2]], sources=[[3] * 41])
     with pytest.raises(UserError, match="rows is 0"):
         Session(language_model(), rows=0)

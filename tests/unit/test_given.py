@@ -108,7 +108,7 @@ def test_many_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: given.texts(3), "3 was given; give a text, or a list of such"),
+        (lambda: given.texts(3), "3 was given; give a text, or a list of these"),
         (lambda: given.texts(None), "None was given"),
         (lambda: given.texts(b"ab"), "b'ab' was given"),
         (lambda: given.texts({"ab"}), "a set was given"),
@@ -193,12 +193,12 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
     ask: Any = model
     for call, message in (
         (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
-        (lambda: ask.generate("a", stop=3), "3 was given; give a stop, or a list of such"),
+        (lambda: ask.generate("a", stop=3), "3 was given; give a stop, or a list of these"),
         (lambda: ask.stream(["a"]), "prompt is a list; give a text"),
         (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
         (lambda: ask.translate("a", beam="4"), "beam is '4'"),
-        (lambda: ask.chat(3), "3 is no conversation; give a text, or messages as"),
-        (lambda: ask.chat(["hi"]), "a list is no conversation"),
+        (lambda: ask.chat(3), "3 is not a conversation; give a text, or messages as"),
+        (lambda: ask.chat(["hi"]), "a list is not a conversation"),
         (lambda: ask.attention(["a"]), "text is a list; give a text"),
     ):
         with pytest.raises(hw.UserError) as caught:

@@ -158,7 +158,7 @@ def test_a_run_of_texts_repeats_and_resumes(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_the_shell_names_is_a_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, message in (("no such notes", "no such notes"), ("", "'' is no path")):
+    for name, message in (("no such notes", "no such notes"), ("", "'' is not a path")):
         assert cli.main(["train", "text", "--data", name, "--run", str(tmp_path / "run")]) == cli.USER_ERROR
         err = capsys.readouterr().err
         assert message in err

@@ -258,8 +258,8 @@ def test_named_mixers_keep_what_they_share() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LSTMConfig(cells=0), "cells 0 is no number of cells"),
-        (MLSTMConfig(factors=0), "factors 0 is no number of factors"),
+        (LSTMConfig(cells=0), "cells 0 is not a number of cells"),
+        (MLSTMConfig(factors=0), "factors 0 is not a number of factors"),
     ],
 )
 def test_misfits_are_refused(config: MixerConfig, message: str) -> None:

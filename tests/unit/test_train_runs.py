@@ -247,7 +247,7 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a run of format 99, this headway reads 1; use the version that wrote it"):
         train(tmp_path, counting_recipe(), resume=True)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json is no JSON"):
+    with pytest.raises(UserError, match=r"run.json is not JSON"):
         train(tmp_path, counting_recipe(), resume=True)
 
 

@@ -123,7 +123,7 @@ def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target-return", "3"], "reads no returns, so none can be asked for; leave --target-return out"),
+        (["--target-return", "3"], "does not read returns, so none can be asked for; leave --target-return out"),
         (["--draw"], "says actions of 1 numbers, which are not drawn; leave --draw out"),
     ],
 )

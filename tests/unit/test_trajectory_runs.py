@@ -149,9 +149,9 @@ def test_an_environment_of_ones_own(
         (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this model says 2 choices"),
         (["--env", "Acrobot-v1"], "takes actions of 3 choices, and this model says 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
-        (["--render", "film.gif"], "film.gif is no name of a video"),
+        (["--render", "film.gif"], "film.gif is not the name of a video"),
         (["--episodes", "0"], "'0' is not a whole number from 1 on"),
-        (["--target-return", "much"], "'much' is no number from"),
+        (["--target-return", "much"], "'much' is not a number from"),
     ],
 )
 def test_rollouts_that_cannot_be(words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

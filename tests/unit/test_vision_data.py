@@ -159,14 +159,14 @@ def damaged(folder: Path, place: Path) -> Path:
 
 def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = damaged(folder, tmp_path / "some")
-    with pytest.raises(UserError, match=r"3.png is no image that is known.*task.skip_bad=true"):
+    with pytest.raises(UserError, match=r"3.png is not an image that is known.*task.skip_bad=true"):
         opened(place, tmp_path)
     assert not list((tmp_path / "cache").glob("images-*/info.json"))  # nothing half-made
     task = opened(place, tmp_path, **{"task.skip_bad": True})
     assert len(task.classes) == 19
     assert len(task.rows) == 19
     assert "2 of 21 images cannot be read and are left out" in caplog.text
-    with pytest.raises(UserError, match=r"3.png is no image that is known"):  # though the cache is there now
+    with pytest.raises(UserError, match=r"3.png is not an image that is known"):  # though the cache is there now
         opened(place, tmp_path)
     for path in (place / "red").glob("*.png"):
         path.write_text("a whole class")
@@ -194,7 +194,7 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "deep.png")
     Image.new("P", (9, 9)).save(tmp_path / "palette.png")
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\nnone.png,a\n")
-    with pytest.raises(UserError, match=r"some.csv, line 4: none.png is no file in"):
+    with pytest.raises(UserError, match=r"some.csv, line 4: none.png is not a file in"):
         opened(tmp_path / "some.csv", tmp_path)
     (tmp_path / "some.csv").write_text("file,label\ndeep.png,a\npalette.png,b\n")
     with pytest.raises(UserError, match=r"has no column 'path' \(.*\); name the columns path and label"):

@@ -43,10 +43,12 @@ def without_dropout(config: ModelConfig) -> ModelConfig:
 def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
     """UserError for a shape that does not do what is measured."""
     if kind == "translate" and not isinstance(config, EncoderDecoderConfig):
-        raise UserError(f"shape {name!r} is no encoder-decoder and translates nothing; give one such as marian-base")
+        raise UserError(
+            f"shape {name!r} is not an encoder-decoder and translates nothing; give one such as marian-base"
+        )
     writes = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
     if kind in ("decode", "prefill", "train") and not writes:
-        raise UserError(f"shape {name!r} is no language model, so it has no {kind}; give one such as llama-135m")
+        raise UserError(f"shape {name!r} is not a language model, so it has no {kind}; give one such as llama-135m")
     context = getattr(config, "context", None)
     if kind == "train" and context is None:
         raise UserError(

@@ -91,7 +91,7 @@ def _forms(request: Request) -> tuple[str, ...]:
         return request.forms or FORMS
     wrong = [form for form in request.forms if form != "fp32"]
     if wrong:
-        raise UserError(f"training has its weights in fp32, not in {wrong[0]}; leave --weights out")
+        raise UserError(f"training needs weights in fp32, not in {wrong[0]}; leave --weights out")
     able = any(unit in machine()["units"] for unit in _BF16)
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
 

@@ -55,7 +55,7 @@ class Cursor:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
-            self.fail(f"{what} is no UTF-8 text")
+            self.fail(f"{what} is not UTF-8 text")
 
     def raw(self, form: str, what: str) -> bytes:
         """Bytes after their length."""

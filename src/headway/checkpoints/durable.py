@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}; restore it from a copy") from error
+        raise UserError(f"{path} is not JSON: {error}; restore it from a copy") from error
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
     path = directory / FILE
     later = read_json(path) if path.is_file() else {}
     if not isinstance(later, dict):
-        raise UserError(f"{path} is no mapping of settings; download it again")
+        raise UserError(f"{path} is not a mapping of settings; download it again")
     said = Settings({**settings.values, **{k: v for k, v in later.items() if v is not None}}, settings.source)
     forced = said.optional("forced_bos_token_id", int)
     bad = said.optional("bad_words_ids", list[list[int]]) or []

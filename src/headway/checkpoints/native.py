@@ -53,7 +53,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
             check_version(metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no complete safetensors file: {error}; restore it from a copy") from error
+        raise UserError(f"{path} is not a complete safetensors file: {error}; restore it from a copy") from error
     return tensors, config_of(metadata, path)
 
 

@@ -68,7 +68,7 @@ def _form(place: Path) -> Form:
         return "gguf"
     if place.suffix == ".bin" and is_llama2c(place):
         return "llama2c"
-    raise UserError(f"{place} is no model that is known: give a folder, a {SUFFIX} file or a .bin of llama2.c")
+    raise UserError(f"{place} is not a model that is known: give a folder, a {SUFFIX} file or a .bin of llama2.c")
 
 
 def _form_of_folder(place: Path) -> Form:

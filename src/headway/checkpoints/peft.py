@@ -227,7 +227,7 @@ def _read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors = load_file(place / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{place / WEIGHTS} is no complete safetensors file: {error}; save it again") from error
+        raise UserError(f"{place / WEIGHTS} is not a complete safetensors file: {error}; save it again") from error
     found = {"lora_alpha": 8, "use_rslora": False, **{key: value for key, value in said.items() if value is not None}}
     return {**found, "alpha_pattern": said.get("alpha_pattern") or {}}, tensors
 

@@ -80,7 +80,7 @@ def read_settings(directory: Path) -> Settings:
     """config.json, checked for what would run code."""
     values = read_json(directory / CONFIG)
     if not isinstance(values, dict):
-        raise UserError(f"{directory / CONFIG} is no mapping of settings; download it again")
+        raise UserError(f"{directory / CONFIG} is not a mapping of settings; download it again")
     if values.get("auto_map"):
         raise UserError(
             f"{directory / CONFIG} asks for code of its own (auto_map), which is never run; "
@@ -116,7 +116,7 @@ def read_processor(directory: Path) -> dict[str, Any]:
     if isinstance(values, dict) and path.name == PROCESSORS:
         values = values.get("image_processor") or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no mapping of settings; download it again")
+        raise UserError(f"{path} is not a mapping of settings; download it again")
     return values
 
 

@@ -30,7 +30,7 @@ def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
         return config
     listed = read_json(path)
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise UserError(f"{path} is no list of modules; download it again")
+        raise UserError(f"{path} is not a list of modules; download it again")
     modules = [Settings(each, str(path)) for each in listed]
     kinds = [module.get("type", str).rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -39,7 +39,7 @@ def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
         )
     folder = modules[1].get("path", str)
     if not folder or Path(folder).name != folder:
-        raise UserError(f"{path} keeps its pooling in {folder!r}, which is no folder beside it; download it again")
+        raise UserError(f"{path} keeps its pooling in {folder!r}, which is not a folder beside it; download it again")
     pool = _pool(directory / folder / "config.json")
     head = PooledHeadConfig(pool=pool, unit="Normalize" in kinds)
     return replace(config, heads={**config.heads, HEAD: head})
@@ -49,7 +49,7 @@ def _pool(path: Path) -> Pool:
     """How tokens become a vector: by name in newer files, by a flag for each way in older ones."""
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no mapping of settings; download it again")
+        raise UserError(f"{path} is not a mapping of settings; download it again")
     flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
     modes = [values["pooling_mode"]] if "pooling_mode" in values else [name for name, f in _FLAGS.items() if f in flags]
     if len(modes) != 1 or len(flags) > 1 or modes[0] not in _POOLS:
@@ -94,6 +94,6 @@ def _mode(head: object) -> str:
             if head == PooledHeadConfig(pool=pool, unit=head.unit):
                 return mode
     raise UserError(
-        f"the head {HEAD!r} is {head}, which the layout of sentence-transformers cannot say; "
+        f"the head {HEAD!r} is {head}, which the layout of sentence-transformers cannot express; "
         f"pool by {', '.join(_POOLS)}, without weights"
     )

@@ -97,7 +97,7 @@ class _Header:
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
-            self._fail(f"has a header that is no JSON ({str(error)[:80]})")
+            self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
             self._fail("has a header that is no mapping of tensors")
         return header
@@ -133,7 +133,7 @@ class _Header:
             self._fail(f"has {self._file.size - place} bytes behind its last tensor")
 
     def _fail(self, fact: str) -> NoReturn:
-        raise UserError(f"{self._file.source} {fact}; it is no sound safetensors file: download it again")
+        raise UserError(f"{self._file.source} {fact}; it is not a sound safetensors file: download it again")
 
 
 def _whole(numbers: Any) -> bool:

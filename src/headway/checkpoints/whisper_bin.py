@@ -101,7 +101,7 @@ def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
     path = directory / "config.json"
     said = read_json(path) if path.is_file() else {}
     if not isinstance(said, dict):
-        raise UserError(f"{path} is no mapping of settings; get the file again")
+        raise UserError(f"{path} is not a mapping of settings; get the file again")
     generation: dict[str, Any] = {
         name: from_dict(list[int], said[key], f"{path}: {key}") for key, name in _SUPPRESSED.items() if said.get(key)
     }

@@ -20,7 +20,7 @@ _KINDS = (".png", ".svg", ".pdf")
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    add("out", type=Path, metavar="OUT", help=f"the picture, a file that ends on {', '.join(_KINDS)}")
+    add("out", type=Path, metavar="OUT", help=f"the picture to write, a file ending in {', '.join(_KINDS)}")
     add("--text", required=True, help="what the model reads")
     add("--target", metavar="TEXT", help="what a translator writes (default: its own translation)")
     add("--layer", type=whole(1), metavar="N", help="one layer, from 1 on (default: the mean of all)")
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if out.suffix.lower() not in _KINDS:
         raise UserError(f"{out} ends on no kind of picture that can be written; name it like attention.png")
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is no folder; make it, or choose another place")
+        raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
     with torch_options(args):
         found = load(args).attention(args.text, args.target)
         figure = found.picture(args.layer, args.head, args.all)

@@ -18,10 +18,10 @@ KINDS = ("decode", "prefill", "train", "translate", "load")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("kind", choices=KINDS, metavar="|".join(KINDS), help="what is measured, on drawn weights and symbols")
-    add("--shape", metavar="NAME", help="a preset, recipe, run or model, of which the shape alone is taken")
-    add("--weights", choices=("fp32", "int8", "int4"), help="the form of the weights (default: each that there is)")
-    add("--cache", choices=("fp32", "int8"), default="fp32", help="the form of headway's keys and values")
+    add("kind", choices=KINDS, metavar="|".join(KINDS), help="what to measure, on random weights and tokens")
+    add("--shape", metavar="NAME", help="a preset, recipe, run or model, of which only the shape is used")
+    add("--weights", choices=("fp32", "int8", "int4"), help="number format of the weights (default: all)")
+    add("--cache", choices=("fp32", "int8"), default="fp32", help="number format of headway's KV cache")
     add(
         "--against",
         default=[],

@@ -18,7 +18,7 @@ headway claims --full --out runs/claims
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="names or numbers of claims (default: all)")
-    parser.add_argument("--list", action="store_true", help="what claims there are, with their minutes on one core")
+    parser.add_argument("--list", action="store_true", help="list the claims, with their minutes on one core")
     parser.add_argument("--full", action="store_true", help="the long form, of those that have one")
     help_ = "where results lie; trials found there are used again (default: runs/claims)"
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), metavar="DIR", help=help_)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             try:
                 evidence = run_claim(claim, args.out, terminal.note, full=args.full, seed=args.seed or 0)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; the same command goes on with what lies in {args.out}") from None
+                raise KeyboardInterrupt(f"stopped; the same command continues from what is in {args.out}") from None
             found.append(evidence)
             terminal.say(f"{claim.number:>2}  {claim.name}: {evidence.finding.verdict}")
             terminal.say(f"    control: {evidence.finding.control_verdict}")

@@ -90,9 +90,9 @@ def _check_out(args: argparse.Namespace) -> None:
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
-        raise UserError(f"{path} is no name of an .npz file; end it with .npz, or name a folder without an ending")
+        raise UserError(f"{path} is not the name of an .npz file; end it with .npz, or name a folder without an ending")
     if path.exists():
-        raise UserError(f"{path} is there already; choose another place with --out")
+        raise UserError(f"{path} already exists; choose another place with --out")
     if not folder and args.cameras:
         raise UserError(f"{path} holds no pictures; name a folder with --out, without .npz, or leave --cameras out")
     if not folder and len(args.env) > 1:

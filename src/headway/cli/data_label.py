@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=whole(1), metavar="N", help="programs at once (default: a core each)")
     add("--vary", type=number(0, 1), default=0.0, metavar="P", help="share of positions after 1 to 4 random moves")
     add("--limit", type=whole(1), metavar="N", help="the first N positions")
-    add("--minutes", type=number(0, above=True), metavar="M", help="stop after so long")
+    add("--minutes", type=number(0, above=True), metavar="M", help="stop after this time")
     add("--resume", action="store_true", help="go on where FILE.csv ends")
 
 

@@ -17,7 +17,7 @@ WORDS = 20
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=number(0.5), default=5.0, metavar="M", help="time for all of it (default: 5)")
+    parser.add_argument("--minutes", type=number(0.5), default=5.0, metavar="M", help="minutes in all (default: 5)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: a new one in runs/)")
 
 

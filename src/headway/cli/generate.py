@@ -29,11 +29,23 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     """The options that `generate` and `chat` share."""
     add = parser.add_argument
     add("--max-new-tokens", type=whole(1), default=tokens, metavar="N", help=f"at most N (default: {tokens})")
-    add("--temperature", type=number(0), default=1.0, metavar="T", help="0 takes the likeliest (default: 1)")
-    add("--top-k", type=whole(1), metavar="K", help="only the K likeliest tokens")
-    add("--top-p", type=number(0, 1, above=True), default=1.0, metavar="P", help="only the likeliest that sum to P")
-    add("--min-p", type=number(0, 1), default=0.0, metavar="P", help="drop what is less than P times the likeliest")
-    add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1 repeats less")
+    add("--temperature", type=number(0), default=1.0, metavar="T", help="0 takes the most probable token (default: 1)")
+    add("--top-k", type=whole(1), metavar="K", help="only the K most probable tokens")
+    add(
+        "--top-p",
+        type=number(0, 1, above=True),
+        default=1.0,
+        metavar="P",
+        help="only the most probable tokens that sum to P",
+    )
+    add(
+        "--min-p",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="drop tokens less than P times as probable as the best",
+    )
+    add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1: fewer repetitions")
     add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
     add_cache(parser)
     drafts = "a smaller model of the same tokenizer that guesses ahead: the same text, sooner where it guesses well"
@@ -82,4 +94,4 @@ def read_prompt(text: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"prompt file {path} is no UTF-8 at byte {error.start}; convert it") from None
+        raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it") from None

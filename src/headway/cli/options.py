@@ -85,7 +85,7 @@ def add_data(parser: argparse.ArgumentParser, about: str) -> None:
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("'' is no path")
+        raise argparse.ArgumentTypeError("'' is not a path")
     return Path(text)
 
 
@@ -110,7 +110,7 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
             value = float("nan")
         if not math.isfinite(value) or not (low < value <= high or (value == low and not above)):
             limit = f" to {high:g}" if high < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is no number {'above' if above else 'from'} {low:g}{limit}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {'above' if above else 'from'} {low:g}{limit}")
         return value
 
     return read
@@ -119,7 +119,7 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
 def backend(text: str) -> str:
     """A type for --backend."""
     if text not in ("auto", "torch", "cpu"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no backend; use auto, torch or cpu")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; use auto, torch or cpu")
     return text
 
 
@@ -143,7 +143,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     """The options of commands that generate with keys and values of their past."""
     add_weights(parser)
     parser.add_argument(
-        "--cache", choices=("fp32", "int8"), default="fp32", help="numbers of keys and values (default: fp32)"
+        "--cache", choices=("fp32", "int8"), default="fp32", help="number format of the KV cache (default: fp32)"
     )
 
 

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_recipe(parser, "settings that are not to be chosen")
     parser.add_argument(
-        "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="so long each (default: 5,30,120)"
+        "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="minutes to plan for (default: 5,30,120)"
     )
 
 

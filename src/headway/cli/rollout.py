@@ -40,17 +40,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--draw",
         action="store_true",
         default=None,
-        help="draw choices by their probabilities (default: as the run says)",
+        help="sample discrete actions (default: as in the run)",
     )
     add(
-        "--execute", type=whole(1), metavar="N", help="actions of a robot's chunk that are done before the next is said"
+        "--execute",
+        type=whole(1),
+        metavar="N",
+        help="actions of a robot's chunk to carry out before the next is predicted",
     )
     add(
         "--ensemble",
         type=_weight,
         default="run",
         metavar="M|none",
-        help="the m of a robot's temporal ensembling (default: as the run says)",
+        help="coefficient of a robot's temporal ensembling (default: as in the run)",
     )
     add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episode")
 

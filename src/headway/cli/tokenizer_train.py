@@ -18,9 +18,9 @@ KINDS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    add("--size", type=whole(1), required=True, metavar="N", help="symbols, special ones included")
+    add("--size", type=whole(1), required=True, metavar="N", help="vocabulary size, special tokens included")
     add("--data", nargs="+", action="extend", required=True, metavar="PATH", help="texts, or folders of them")
-    add("--lowercase", action="store_true", help="lower-case all text, which cannot be undone")
+    add("--lowercase", action="store_true", help="lower-case all text; this cannot be undone")
     add("--out", type=Path, required=True, metavar="FILE", help="where to write it, as tokenizer.json")
 
 

@@ -26,14 +26,18 @@ SHOWN = 3  # samples; the report has more
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_training(parser)
-    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="begin from its weights and tokenizer")
-    parser.add_argument("--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter, not its weights")
+    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="start from its weights and tokenizer")
+    parser.add_argument(
+        "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run, or start it; a finished one for more --minutes"
     )
     parser.add_argument(
-        "--finish", action="store_true", help="with --resume: end a stopped run well, in a tenth of its steps so far"
+        "--finish",
+        action="store_true",
+        help="with --resume: bring a stopped run to a good end, within a tenth of its steps so far",
     )
 
 

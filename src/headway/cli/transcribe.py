@@ -43,8 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--format", choices=FORMATS, default="txt", help="plain lines, JSON, SubRip or WebVTT (default: txt)")
     add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: to stdout)")
-    add("--language", metavar="L", help="what is spoken, as in en or de (default: what is heard in the first 30 s)")
-    add("--task", choices=("transcribe", "translate"), default="transcribe", help="translate is into English")
+    add("--language", metavar="L", help="the language spoken, as in en or de (default: detected in the first 30 s)")
+    add("--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English")
     add("--beam", type=whole(1), default=5, metavar="N", help="hypotheses at temperature 0 (default: 5)")
     add(
         "--temperature",
@@ -64,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--prompt", default="", metavar="TEXT", help="taken to come before the sound: names, spelling, style")
     add("--no-previous-text", action="store_true", help="do not give each window the text before it")
-    add("--no-vad", action="store_true", help="hear silence and noise too, where no voice is detected")
+    add("--no-vad", action="store_true", help="also transcribe where no voice is detected")
     add_cache(parser)
 
 

@@ -26,7 +26,7 @@ def published_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, 
     found = {_id(number, source): AddedToken(name, normalized=False) for name, number in plain.items() if name}
     decoder = settings.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise UserError(f"added_tokens_decoder in {source} is no mapping of ids to tokens; download it again")
+        raise UserError(f"added_tokens_decoder in {source} is not a mapping of ids to tokens; download it again")
     found.update((_id(number, source), read_token(state, source)) for number, state in decoder.items())
     return found
 
@@ -42,7 +42,7 @@ def _id(number: Any, source: str) -> int:
     try:
         return int(number)
     except (TypeError, ValueError):
-        raise UserError(f"{source} adds a token at {number!r:.80}, which is no id; download it again") from None
+        raise UserError(f"{source} adds a token at {number!r:.80}, which is not an id; download it again") from None
 
 
 def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:

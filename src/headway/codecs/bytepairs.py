@@ -36,7 +36,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     seen: dict[int, str] = {}
     for symbol, number in found.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _LARGEST:
-            raise UserError(f"{path} gives {symbol!r} the id {number!r:.40}, which is no id; download it again")
+            raise UserError(f"{path} gives {symbol!r} the id {number!r:.40}, which is not an id; download it again")
         if number in seen:
             raise UserError(f"{path} gives {seen[number]!r} and {symbol!r} the same id {number}; download it again")
         seen[number] = symbol
@@ -54,10 +54,12 @@ def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
             continue
         pair = tuple(line.split(" "))
         if len(pair) != 2:
-            raise UserError(f"line {number} of {path} is no pair of pieces: {line!r:.80}; download it again")
+            raise UserError(f"line {number} of {path} is not a pair of pieces: {line!r:.80}; download it again")
         strange = next((piece for piece in (*pair, "".join(pair)) if piece not in vocabulary), None)
         if strange is not None:
-            raise UserError(f"line {number} of {path} merges {strange!r:.80}, which is no symbol; download both files")
+            raise UserError(
+                f"line {number} of {path} merges {strange!r:.80}, which is not a symbol; download both files"
+            )
         merges.append(pair)
     return merges
 

@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 at byte {error.start}; download it again") from error
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; download it again") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise UserError(f"{path} is no JSON: {reason}; download it again") from error
+        raise UserError(f"{path} is not JSON: {reason}; download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__} where a mapping is wanted; download it again")
     return found

@@ -58,7 +58,7 @@ class Guard:
     def _spelt(self, text: str) -> str:
         strange = RESERVED.search(text)
         if strange:
-            raise UserError(f"a message holds the noncharacter U+{ord(strange[0]):X}, which is no text; remove it")
+            raise UserError(f"a message holds the noncharacter U+{ord(strange[0]):X}, which is not text; remove it")
         while self.pattern.search(text):
             text = self.pattern.sub(_split, text)
         return text

@@ -38,7 +38,7 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
     """
     place = Path(path)
     if not place.is_file():
-        raise UserError(f"{place} is no file; give image files ({', '.join(FORMATS)})")
+        raise UserError(f"{place} is not a file; give image files ({', '.join(FORMATS)})")
     return _read(place, str(place))
 
 
@@ -58,7 +58,7 @@ def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{place} is no image that is known; give one of {', '.join(FORMATS)}") from None
+        raise UserError(f"{place} is not an image that is known; give one of {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
 
@@ -75,7 +75,7 @@ def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
     try:
         pillow().fromarray(pixels).save(path)
     except ValueError:
-        raise UserError(f"{path} ends on no kind of image that can be written; name it like picture.png") from None
+        raise UserError(f"{path} does not end like an image file; name it like picture.png") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written ({_said(error)}); choose another place") from None
 

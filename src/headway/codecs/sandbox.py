@@ -294,7 +294,7 @@ def _said(source: str) -> Iterator[None]:
     except RefusedError as error:
         raise UserError(f"{source} refuses these messages: {error}") from None
     except TemplateSyntaxError as error:
-        raise UserError(f"{source} is no template: {error.message} (line {error.lineno}); correct it") from None
+        raise UserError(f"{source} is not a template: {error.message} (line {error.lineno}); correct it") from None
     except Exception as error:  # templates are programs, and fail as programs do
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source} fails: {reason:.300}; give messages of the form it expects") from None

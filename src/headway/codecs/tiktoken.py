@@ -66,7 +66,7 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             symbol, ranks[b""] = b"", -1
         if not 0 <= ranks[symbol] < _MOST or len(symbol) > _LONGEST:
-            raise UserError(f"line {number} of {path} is no symbol with its rank: {line!r:.60}; download it again")
+            raise UserError(f"line {number} of {path} is not a symbol with its rank: {line!r:.60}; download it again")
     if not ranks or len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
     _check_gaps(max(ranks.values()) + 1, len(ranks), path)

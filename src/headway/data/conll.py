@@ -73,5 +73,7 @@ def _columns(file: File, number: int, line: str) -> tuple[str, str]:
     parts = line.split("\t") if "\t" in line else line.split()
     word, tag = parts[0].strip(), parts[-1].strip()
     if len(parts) < 2 or not word or not tag:
-        raise UserError(f"{file}, line {number}: {line!r} is no word with a tag; write: word, space or TAB, ..., tag")
+        raise UserError(
+            f"{file}, line {number}: {line!r} is not a word with a tag; write: word, space or TAB, ..., tag"
+        )
     return word, tag

@@ -108,7 +108,7 @@ def check_numbers(values: np.ndarray, ends: np.ndarray, name: str, source: str) 
         episode = int(np.searchsorted(ends, place, side="right"))
         step = place - (int(ends[episode - 1]) if episode else 0)
         raise UserError(
-            f"{source}, episode {episode}, step {step}: {name} hold {values[place, column]}, which is no number; "
+            f"{source}, episode {episode}, step {step}: {name} hold {values[place, column]}, which is not a number; "
             "leave the episode out"
         )
 

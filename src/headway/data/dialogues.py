@@ -98,7 +98,7 @@ def _messages(file: File, number: int, key: str, value: Any) -> Messages:
         raise UserError(f"{file}, line {number}: {key!r} is {value!r}; give a list of messages with role and content")
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UserError(f"{file}, line {number}: {message!r} in {key!r} is no message; give it role and content")
+            raise UserError(f"{file}, line {number}: {message!r} in {key!r} is not a message; give it role and content")
         for part in ("role", "content"):
             sound_text(file, number, part, message[part])
     return tuple(value)

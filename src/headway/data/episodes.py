@@ -169,7 +169,7 @@ def _check(episode: Episode, where: str) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             step = int(np.argwhere(~np.isfinite(values))[0][0])
             wrong = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
-            raise UserError(f"{where}, step {step}: {name} hold {wrong}, which is no number; leave the episode out")
+            raise UserError(f"{where}, step {step}: {name} hold {wrong}, which is not a number; leave the episode out")
 
 
 def _check_alike(episode: Episode, first: Episode, where: str) -> None:

@@ -70,7 +70,7 @@ def check_file(path: Path) -> None:
         if not path.exists():
             raise UserError(f"there is no file or folder {path}; check the name")
         if not path.is_file():
-            raise UserError(f"{path} is no plain file; give a file")
+            raise UserError(f"{path} is not a plain file; give a file")
         size = path.stat().st_size
     except PermissionError as error:
         raise UserError(f"{path} cannot be reached ({error.strerror}); check its permissions") from error

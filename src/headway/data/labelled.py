@@ -71,7 +71,7 @@ def _of_table(path: Path, what: str) -> Iterator[_Row]:
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
             raise UserError(
-                f"{table.place(row)}: {name} is no file in {path.parent}; correct it, or leave the line out"
+                f"{table.place(row)}: {name} is not a file in {path.parent}; correct it, or leave the line out"
             )
         yield file, label, int(table.named[row]), table.place(row)
 

@@ -275,7 +275,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         rows = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
     for row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"{path} has a line that is no object; {AGAIN}")
+            raise UserError(f"{path} has a line that is not an object; {AGAIN}")
         yield row
 
 

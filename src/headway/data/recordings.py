@@ -118,7 +118,7 @@ def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
                 f"{path}: {name} holds Python objects, which can run code when they are read; save plain arrays"
             ) from error
     if not isinstance(found, np.ndarray):
-        raise UserError(f"{path}: {name} is no array; save it with numpy.savez")
+        raise UserError(f"{path}: {name} is not an array; save it with numpy.savez")
     return found
 
 
@@ -276,7 +276,7 @@ def _array(group: Any, name: str, source: str) -> np.ndarray:
     with _sound(source, "HDF5", "fetch it again"):
         if not (found.is_virtual or found.external) and found.dtype.kind in "fiub":
             return np.asarray(found[()])
-    raise UserError(f"{source}: {name} is no plain array of numbers of its own; save it as one")
+    raise UserError(f"{source}: {name} is not a plain array of numbers of its own; save it as one")
 
 
 def _inside(group: Any, name: str, source: str) -> Any:

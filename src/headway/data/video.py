@@ -20,7 +20,7 @@ SUFFIXES = (".mp4", ".mkv", ".mov")
 def check_film(path: Path) -> None:
     """UserError for a place where no video can be written, before any work."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is no name of a video; end it with {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} is not the name of a video; end it with {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first, or choose another place for the video")
     packaged_av()

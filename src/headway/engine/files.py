@@ -58,7 +58,7 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
                 raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no complete safetensors file: {error}; quantize the model again") from error
+        raise UserError(f"{path} is not a complete safetensors file: {error}; quantize the model again") from error
     model = undrawn(config_of(header, path), path.stat().st_size, str(path))
     if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
         raise UserError(

@@ -91,7 +91,9 @@ class Copies:
         """UserError for a reward or a state that is no number."""
         observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
         if not np.isfinite(reward):
-            raise UserError(f"the environment {self.name!r} gave the reward {reward}, which is no number; correct it")
+            raise UserError(
+                f"the environment {self.name!r} gave the reward {reward}, which is not a number; correct it"
+            )
         said = info.get("success", info.get("is_success"))
         success = None if said is None else bool(said)
         return Step(self._seen(observation), float(reward), bool(ended), bool(cut), success)
@@ -101,7 +103,7 @@ class Copies:
         if state.dtype != np.uint8 and not np.isfinite(state).all():
             wrong = state[~np.isfinite(state)][0]
             raise UserError(
-                f"the environment {self.name!r} shows a state that holds {wrong}, which is no number; correct it"
+                f"the environment {self.name!r} shows a state that holds {wrong}, which is not a number; correct it"
             )
         return state
 

@@ -65,7 +65,7 @@ class Recorder:
         """`horizon` is the most steps of an episode; an environment without a limit of its own needs one."""
         if horizon is None and copies.horizon is None:
             raise UserError(
-                f"the environment {copies.name!r} says no limit of steps, so an episode may have no end; "
+                f"the environment {copies.name!r} states no limit of steps, so an episode may have no end; "
                 "give one with --horizon"
             )
         self.copies, self.mixtures, self.seed, self.horizon = copies, mixtures, seed, horizon

@@ -34,9 +34,9 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
     check_ids("prompt", prompts, model.config.symbols)
     for prompt in prompts:
         if not len(prompt):
-            raise UserError("a prompt of 0 symbols has nothing to continue; begin with the codec's begin symbol")
+            raise UserError("a prompt of 0 tokens has nothing to continue; begin with the codec's begin symbol")
         if context is not None and len(prompt) > context:
-            raise UserError(f"a prompt of {len(prompt)} symbols exceeds the context of {context}; shorten it")
+            raise UserError(f"a prompt of {len(prompt)} tokens exceeds the context of {context}; shorten it")
         if context is not None and len(prompt) == context:
             raise UserError(
                 f"a prompt of {len(prompt)} symbols fills the context of {context} and leaves no room for a new one; "
@@ -67,7 +67,7 @@ def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
     check_ids("source", sources, encoder.symbols)
     if encoder.context is not None and longest > encoder.context:
         raise UserError(
-            f"a source of {longest} symbols exceeds the context of {encoder.context}; split it into shorter ones"
+            f"a source of {longest} tokens exceeds the context of {encoder.context}; split it into shorter ones"
         )
 
 

@@ -68,12 +68,12 @@ def score_targets(
     if len(sources) != len(targets):
         raise UserError(f"{len(sources)} sources do not match {len(targets)} targets; give one for each")
     if not all(len(source) for source in sources):
-        raise UserError("a source of 0 symbols says nothing; leave it out")
+        raise UserError("a source of 0 tokens is empty; leave it out")
     check_sources(model, sources)
     check_ids("target", targets, model.config.symbols)
     context, longest = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and longest > context:
-        raise UserError(f"a target of {longest} symbols, its end included, exceeds the context of {context}; split it")
+        raise UserError(f"a target of {longest} tokens, its end included, exceeds the context of {context}; split it")
     windows = [_Window(i, [begin, *t], [*t, end], s) for i, (s, t) in enumerate(zip(sources, targets))]
 
     def read(batch: list[_Window]) -> Tensor:

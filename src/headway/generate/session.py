@@ -138,7 +138,7 @@ class Session:
         if len(sources) != len(prompts):
             raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; give one for each")
         if not all(len(source) for source in sources):
-            raise UserError("a source of 0 symbols says nothing; leave it out")
+            raise UserError("a source of 0 tokens is empty; leave it out")
 
     @torch.inference_mode()
     def _events(

@@ -30,7 +30,7 @@ class Limits:
         if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) for text in self.stop):
             raise ConfigError(f"stop is {shown(self.stop)}; give a tuple of texts")
         if "" in self.stop:
-            raise ConfigError("stop holds an empty text, which stands everywhere; leave it out")
+            raise ConfigError("stop holds an empty text, which matches everywhere; leave it out")
 
     def ends(self, codec: Codec | None) -> frozenset[int]:
         """The ids that end a sequence."""

@@ -58,7 +58,7 @@ def chunk_size(chunk: int, length: int) -> int:
 
 def check_chunk(chunk: int) -> None:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ConfigError(f"chunk {chunk!r} is no number of tokens; give 1 or more, as a rule 64")
+        raise ConfigError(f"chunk {chunk!r} is not a number of tokens; give 1 or more, as a rule 64")
 
 
 _CACHED = 2**18  # scores that are computed together: a megabyte, so that they never leave a core's second cache

@@ -62,7 +62,7 @@ class AttentionConfig(MixerConfig):
 def head_size(heads: int, size: int | None, width: int) -> int:
     """K: as stated, or width / heads."""
     if heads < 1:
-        raise ConfigError(f"heads {heads} is no number of heads; give 1 or more")
+        raise ConfigError(f"heads {heads} is not a number of heads; give 1 or more")
     if size is None and width % heads:
         fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
         raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")

@@ -58,5 +58,5 @@ def count_factors(factors: int | None, cells: int) -> int:
     """As stated, or one for each cell."""
     count = cells if factors is None else factors
     if count < 1:
-        raise ConfigError(f"factors {count} is no number of factors; give 1 or more, or none for one a cell")
+        raise ConfigError(f"factors {count} is not a number of factors; give 1 or more, or none for one a cell")
     return count

@@ -127,5 +127,5 @@ class Recurrence(Mixer):
 def _cells(config: RecurrenceConfig, width: int) -> int:
     cells = width if config.cells is None else config.cells
     if cells < 1:
-        raise ConfigError(f"cells {cells} is no number of cells; give 1 or more, or none for the model's width")
+        raise ConfigError(f"cells {cells} is not a number of cells; give 1 or more, or none for the model's width")
     return cells

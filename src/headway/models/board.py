@@ -30,7 +30,7 @@ class BoardEmbedConfig(EmbedConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.history <= 7:
-            raise ConfigError(f"history {self.history} is no number of earlier positions; give 0 to 7")
+            raise ConfigError(f"history {self.history} is not a number of earlier positions; give 0 to 7")
 
     @property
     def length(self) -> int:

@@ -251,7 +251,7 @@ class Transformer(nn.Module):
 def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
     longest = int(layout.lengths.max())
     if int(layout.lengths.min()) < 1:
-        raise UserError("a prompt of 0 symbols has nothing to continue; begin with the codec's begin symbol")
+        raise UserError("a prompt of 0 tokens has nothing to continue; begin with the codec's begin symbol")
     limit = capacity if context is None else min(capacity, context)
     if longest > limit:
         raise UserError(f"a prompt of {longest} symbols exceeds the {limit} that fit; shorten it, or raise the context")

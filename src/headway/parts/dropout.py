@@ -19,7 +19,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ConfigError(f"dropout {p} is no probability below 1; choose 0 to 0.5")
+            raise ConfigError(f"dropout {p} is not a probability below 1; choose 0 to 0.5")
         self.p = p
         self.generator: torch.Generator | None = None
 

@@ -99,7 +99,7 @@ class SinusoidTableConfig(PositionsConfig):
                 "a table of positions needs a context; set model.context to the longest input, as in 1500"
             )
         if width % 2 or width < 4:
-            raise ConfigError(f"width {width} is no even number from 4 on; a table of sinusoids needs one")
+            raise ConfigError(f"width {width} is not an even number from 4 on; a table of sinusoids needs one")
         return SinusoidTable(self, width, context)
 
 

@@ -129,7 +129,7 @@ def _foretold(summary: Mapping[str, Any]) -> list[str]:
     low, high = (short(edge) for edge in forecast["loss_interval"])
     return [
         f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
-        f"foretold for the end; the best is {short(best['loss'])}."
+        f"forecast for the end; the best is {short(best['loss'])}."
     ]
 
 

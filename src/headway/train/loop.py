@@ -177,7 +177,7 @@ class Loop:
             return
         low, loss, high = self.foretell(metrics["loss"], progress.tokens, progress.tokens * steps / progress.step)
         progress.forecast = {"step": progress.step, "loss": loss, "loss_interval": [low, high]}
-        self.journal.display.say(f"foretold from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
+        self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
 
     def _keep(self) -> None:
         """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""

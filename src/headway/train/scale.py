@@ -268,7 +268,7 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     first = f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)
-    return (first, f"of {len(fits)} sizes the least loss foretold ({told})") if others else (first,)
+    return (first, f"of {len(fits)} sizes the lowest loss predicted ({told})") if others else (first,)
 
 
 def _count(number: float) -> str:

@@ -237,7 +237,7 @@ class Trainer:
         schedule = recipe.schedule.again(done, steps, wanted)
         if schedule is None:
             raise UserError(
-                f"the schedule of {directory.path} hangs on its steps; start another run with more --minutes"
+                f"the schedule of {directory.path} depends on its steps; start another run with more --minutes"
             )
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))

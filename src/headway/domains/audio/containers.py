@@ -32,7 +32,7 @@ class ContainerReader:
         with self._opened() as stream:
             first = next(self._decoded(stream), None)
             if first is None:
-                raise UserError(f"{path} is a sound of 0 samples; leave it out, or record it again")
+                raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
             self.rate: int = first.sample_rate
             said = _seconds(stream)
         self.seconds: float = sum(map(len, self.read())) / self.rate if said is None else said
@@ -72,7 +72,7 @@ class ContainerReader:
         except (av.FFmpegError, ValueError, RuntimeError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
-                f"{self.path} is no sound that can be read ({reason}); give .wav, .flac, .ogg, .mp3, .m4a or .mp4"
+                f"{self.path} is not a sound that can be read ({reason}); give .wav, .flac, .ogg, .mp3, .m4a or .mp4"
             ) from error
 
 

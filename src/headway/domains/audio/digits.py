@@ -63,7 +63,7 @@ def _files(path: Path) -> list[Path]:
     if not place.is_dir():
         if kind_of(place.name) not in ARCHIVES or not place.is_file():
             raise UserError(
-                f"{place} is no folder and no archive ({', '.join(ARCHIVES)}, .tar.xz) that is there; give one"
+                f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}, .tar.xz) that is there; give one"
             )
         key = cache_key("takes", fingerprint([File(place)]))
         place = open_or_build(cache_root() / key, lambda part: _unpack(path.expanduser(), part))

@@ -92,7 +92,7 @@ class Listener:
         embed = config.encoder.embed
         positions, context = config.encoder.context, config.context
         if not isinstance(embed, FramesEmbedConfig) or positions is None or context is None:
-            raise UserError("this model hears no windows of sound; give one that does, such as a Whisper")
+            raise UserError("this model cannot read windows of sound; use one that can, such as a Whisper")
         self.model, self.generator, self.codec, self.marks = model, generator, codec, marks
         self.bands, self.frames = embed.bands, 2 * positions
         self.context = context  # symbols, of the text before and the text

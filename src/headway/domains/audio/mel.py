@@ -83,7 +83,7 @@ def _hertz(mels: float) -> float:
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
     """The sound with silence after it. UserError for one of nothing, and for a longer one: nothing is cut unasked."""
     if not len(sound):
-        raise UserError("a sound of 0 samples says nothing; leave it out")
+        raise UserError("a sound of 0 samples is empty; leave it out")
     length = round(seconds * RATE)
     if len(sound) > length:
         raise UserError(

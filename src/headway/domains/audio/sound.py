@@ -71,7 +71,7 @@ class LibsndfileReader:
             self.rate: int = file.samplerate
             self.seconds: float = file.frames / file.samplerate
         if not self.seconds:
-            raise UserError(f"{path} is a sound of 0 samples; leave it out, or record it again")
+            raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
         _check_wav(path)
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
@@ -85,7 +85,7 @@ class LibsndfileReader:
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is no sound that can be read ({reason}); get the file again") from error
+            raise UserError(f"{self.path} is not a sound that can be read ({reason}); get the file again") from error
         if count < frames:
             raise UserError(f"{self.path} ends after {count} of {frames} samples; get the file again")
 
@@ -129,7 +129,7 @@ def open_sound(given: Given) -> Sound:
         return FileSound(given)
     if isinstance(given, (np.ndarray, Tensor, list, tuple)):
         return ArraySound(given)
-    raise UserError(f"a {type(given).__name__} is no sound; give the path of a file, or samples at {RATE} a second")
+    raise UserError(f"a {type(given).__name__} is not a sound; give the path of a file, or samples at {RATE} a second")
 
 
 def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:

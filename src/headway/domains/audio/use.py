@@ -72,4 +72,4 @@ def _check(sounds: Sequence[Sound]) -> None:
                 f"sound {number + 1} is a {type(sound).__name__}; give the paths of sound files, or samples"
             )
         elif not Path(sound).is_file():
-            raise UserError(f"{sound} is no file; this model classifies sound files")
+            raise UserError(f"{sound} is not a file; this model classifies sound files")

@@ -31,7 +31,7 @@ def operations_of(text: str, where: str) -> dict[str, str]:
     while at < end:
         match = _OPERATION.match(text, at)
         if match is None:
-            raise UserError(f'{where}: {text[at:].strip()[:60]!r} is no operation; write them as bm Nf3; id "one";')
+            raise UserError(f'{where}: {text[at:].strip()[:60]!r} is not an operation; write them as bm Nf3; id "one";')
         found.setdefault(match[1], match[2].strip().strip('"'))
         at = match.end()
     return found
@@ -46,7 +46,7 @@ def moves_of(board: chess.Board, text: str, where: str) -> list[chess.Move]:
 
 def _move(board: chess.Board, word: str, where: str) -> chess.Move:
     if len(word) > _LONGEST:
-        raise UserError(f"{where}: {word[:_LONGEST]!r}... is no move of chess; write moves as e2e4 or Nf3")
+        raise UserError(f"{where}: {word[:_LONGEST]!r}... is not a chess move; write moves as e2e4 or Nf3")
     bare = _PROMOTION.sub(r"=\1", _TAIL.sub("", word).replace(":", "x"))
     if castling := _CASTLING.fullmatch(bare):
         bare = "O-O-O" if castling[1] else "O-O"

@@ -107,7 +107,7 @@ def _begin(out: Path, resume: bool) -> tuple[int, str]:
         out.parent.mkdir(parents=True, exist_ok=True)
         return 0, ""
     if not resume:
-        raise UserError(f"{out} is there already; add --resume to go on with it, or choose another name")
+        raise UserError(f"{out} already exists; add --resume to continue it, or choose another name")
     with open(out, "rb+") as file:
         whole, number, last = 0, -1, b""
         for line in file:

@@ -75,7 +75,7 @@ class Reader(notation.BaseVisitor[Game]):
     def parse_san(self, board: chess.Board, san: str) -> chess.Move:
         move = board.parse_san(san)
         if not move:
-            raise ValueError(f"{san!r} passes, which is no move of chess")
+            raise ValueError(f"{san!r} passes, which is not a chess move")
         return move
 
     def begin_variation(self) -> object:

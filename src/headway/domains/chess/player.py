@@ -50,7 +50,7 @@ class Player:
         if chosen not in SEARCHES:
             raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
         if chosen != "policy" and not judge.has_value:
-            raise UserError(f"this model says no values, which the search {chosen} needs; use policy")
+            raise UserError(f"this model predicts no values, which the search {chosen} needs; use policy")
         if chosen == "policy" and not judge.has_policy:
             raise UserError("this model says values only; use the search value or puct")
         self.search = chosen

@@ -84,7 +84,7 @@ def board_of(fen: str, where: str = "") -> chess.Board:
     status = board.status()
     if status != chess.STATUS_VALID:
         faults = ", ".join(str(flag.name).lower().replace("_", " ") for flag in chess.Status if status & flag)
-        raise UserError(f"{front}FEN {fen.strip()!r} is no position of chess ({faults}); correct it")
+        raise UserError(f"{front}FEN {fen.strip()!r} is not a chess position ({faults}); correct it")
     return board
 
 
@@ -111,5 +111,5 @@ def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:
         kind = "no legal move" if known else "no move of chess"
         raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; {_REMEDY[coordinates]}") from None
     if not move:
-        raise UserError(f"{front}{text!r} passes, which is no move of chess; correct it")
+        raise UserError(f"{front}{text!r} passes, which is not a chess move; correct it")
     return move

@@ -222,7 +222,7 @@ def _number(text: str, where: str) -> float:
     try:
         return read_score(text) if text.startswith("#") else float(text)
     except ValueError:
-        raise UserError(f"{where}: {text!r} is no evaluation; write centipawns as 34, a mate as #3") from None
+        raise UserError(f"{where}: {text!r} is not an evaluation; write centipawns as 34, a mate as #3") from None
 
 
 def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:

@@ -64,7 +64,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
         groups = [group_of(code, codes) for code in codes]
         rows = [row for number, each in enumerate(listed) for row in _rows(number, each)]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{names} is no list of emoji with names ({error!r}); get the set again") from None
+        raise UserError(f"{names} is not a list of emoji with names ({error!r}); get the set again") from None
     of, texts, languages, asked = (list(column) for column in zip(*rows))
     places = [f"{names}: {listed[image]['file']}" for image in of]
     none = np.zeros(len(images), np.uint8)

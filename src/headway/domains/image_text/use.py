@@ -142,4 +142,4 @@ def check_images(images: Sequence[Image]) -> None:
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
         elif not Path(image).is_file():
-            raise UserError(f"{image} is no file; give the paths of image files")
+            raise UserError(f"{image} is not a file; give the paths of image files")

@@ -54,7 +54,7 @@ def texts_of(cache: TokenCache, spans: Spans, codec: Codec) -> Texts:
         ends -= (ends > starts) & (cache.ids[ends - 1] == codec.end)
     held = ends > starts
     if not held.any():
-        raise UserError("the documents hold no text beside special symbols; give longer ones")
+        raise UserError("the documents have no text besides special tokens; give longer ones")
     return Texts(cache.ids, Spans(starts[held], (ends - starts)[held]), frame_of(codec))
 
 
@@ -157,7 +157,7 @@ class Pairs:
 
 def _room(room: int, context: int) -> int:
     if room < 1:
-        raise UserError(f"a context of {context} leaves no room for text beside special symbols; give more")
+        raise UserError(f"a context of {context} leaves no room for text besides special tokens; give more")
     return room
 
 

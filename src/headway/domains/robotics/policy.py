@@ -120,7 +120,7 @@ class Policy:
         if read and found.shape[1] not in (read, recorded):
             raise UserError(f"a state of {found.shape[1]} numbers for a policy that knows {recorded}; give its robot's")
         if not np.isfinite(found).all():
-            raise UserError(f"the state holds {found[~np.isfinite(found)][0]}, which is no number; correct it")
+            raise UserError(f"the state holds {found[~np.isfinite(found)][0]}, which is not a number; correct it")
         return self.codec.states(found)
 
     def _picture(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:

@@ -36,11 +36,13 @@ def rollout(
     """
     embed = getattr(model.config, "embed", None)
     if not isinstance(embed, TrajectoryEmbedConfig):
-        raise UserError(f"{directory} is no model of trajectories; give a run of the recipes trajectories or cartpole")
+        raise UserError(
+            f"{directory} is not a model of trajectories; give a run of the recipes trajectories or cartpole"
+        )
     codec = read_codec(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
-        raise UserError(f"{directory} reads no returns, so none can be asked for; leave --target-return out")
+        raise UserError(f"{directory} does not read returns, so none can be asked for; leave --target-return out")
     if draw and codec.choices is None:
         raise UserError(f"{directory} says actions of {codec.told}, which are not drawn; leave --draw out")
     codec = codec if draw is None else replace(codec, draw=draw)

@@ -53,7 +53,7 @@ class Translator:
         """As a published model has it: its tokenizer frames the source. UserError where start or end are not said."""
         start = usage.decoder_start if usage.decoder_start is not None else codec.begin
         if start is None or not usage.ends:
-            raise UserError("this model says no decoder_start_token_id or eos_token_id; put them into its config.json")
+            raise UserError("this model has no decoder_start_token_id or eos_token_id; put them into its config.json")
         suppressed = tuple(symbol for symbol in usage.suppressed if symbol not in usage.ends)
         read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
         return Translator(model, generator, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)

@@ -195,11 +195,13 @@ class Numbers(TextTask):
         wrong = next((row for row, value in enumerate(found) if value is None), None)
         if wrong is not None:
             label = table.columns["label"][wrong]
-            raise UserError(f"{table.place(wrong)}: the label {label!r} is no number; correct it, or task.target=class")
+            raise UserError(
+                f"{table.place(wrong)}: the label {label!r} is not a number; correct it, or task.target=class"
+            )
         self.values = np.array(found, np.float32)
         self.scale = float(self.values[self.sides["train"]].std()) if len(self.sides["train"]) else 1.0
         if len(self.sides["train"]) and self.scale == 0:
-            raise UserError(f"all labels are {self.values[0]:g}, so there is nothing to foretell; give others")
+            raise UserError(f"all labels are {self.values[0]:g}, so there is nothing to predict; give others")
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's symbols and a head of one number."""

@@ -33,7 +33,7 @@ class Teacher:
         opened = open_model(find_folder(path))
         model = cast(Transformer, opened.model)
         if not isinstance(getattr(model, "embed", None), PatchEmbed) or HEAD not in model.heads:
-            raise UserError(f"the teacher {path} is no classifier of images; give one with task.teacher")
+            raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
         known = opened.usage.labels
         unknown = next((label for label in labels if label not in known), None)
         if unknown is not None:

@@ -89,7 +89,7 @@ def _check(images: Sequence[Image]) -> None:
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
         elif not Path(image).is_file():
-            raise UserError(f"{image} is no file; this model classifies image files")
+            raise UserError(f"{image} is not a file; this model classifies image files")
 
 
 def coloured(image: Image) -> UInt8[np.ndarray, "H W 3"]:
