@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
-SHORT = {"steps": 3, "count": 150}
+SHORT = {"steps": 1, "count": 100}
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
