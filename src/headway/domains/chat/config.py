@@ -59,7 +59,7 @@ class ChatConfig(TaskConfig):
 @register("instruct")
 @dataclass(frozen=True)
 class InstructConfig(ChatConfig):
-    """Foretell what the assistant says in conversations, and nothing else of them. Rows hold several, kept apart."""
+    """Predict what the assistant says in conversations, and nothing else of them. Rows hold several, kept apart."""
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Instruct:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""

@@ -20,14 +20,14 @@ _ORDER, _CHANGE, _SYMBOL, _SPANS = range(4)  # streams of random numbers
 @checked
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Devlin et al. 2019, section 3.1: a share `rate` of the text is foretold; of it, the share `mask` is replaced by
+    """Devlin et al. 2019, section 3.1: a share `rate` of the text is to be predicted; of it, the share `mask` is replaced by
     the mask, `random` by any symbol of text, and the rest is left as it is. (ModernBERT's rate is 0.3.)
 
     `unit` is what is hidden together: `tokens`, whole `words`, or `spans` of words of geometric lengths (p = 0.2,
     at most 10) and which are replaced in one way (SpanBERT, Joshi et al. 2020).
     """
 
-    rate: float = 0.15  # share of the text that is foretold
+    rate: float = 0.15  # share of the text that is to be predicted
     mask: float = 0.8  # share of that which becomes the mask
     random: float = 0.1  # share of that which becomes any symbol
     unit: Literal["tokens", "words", "spans"] = "tokens"

@@ -47,7 +47,7 @@ HEAD = VocabularyHeadConfig(bias=True, transform=TransformConfig(norm=LayerNormC
 @register("masked")
 @dataclass(frozen=True)
 class MaskedConfig(TaskConfig):
-    """Foretell hidden symbols of documents from what stands on both sides (Devlin et al. 2019).
+    """Predict hidden tokens of documents from what stands on both sides (Devlin et al. 2019).
 
     `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
     short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
@@ -132,7 +132,7 @@ class Masked:
             raise UserError(f"a {type(model).__name__} foretells no hidden symbols; use an encoder such as bert-base")
         if model.stack.causal:
             raise UserError(
-                "this model sees earlier tokens only, and masks are foretold from both sides; use an encoder such as "
+                "this model sees earlier tokens only, and masks are predicted from both sides; use an encoder such as "
                 "bert-base, or the recipe text"
             )
         heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}

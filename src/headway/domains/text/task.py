@@ -54,7 +54,7 @@ class Language:
         empty = [split for split in ("train", "validation") if self.tokens(split) == 0]
         if empty:
             raise UserError(
-                f"{self.cache.documents:,} documents with {len(self.cache.ids):,} tokens leave nothing to foretell in "
+                f"{self.cache.documents:,} documents with {len(self.cache.ids):,} tokens leave nothing to predict in "
                 f"the {' and the '.join(empty)} split; give more text, or {larger_share(empty[-1])}"
             )
         return override(model, {"symbols": self.codec.size})

@@ -52,7 +52,7 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True)
 class PairsConfig(TaskConfig):
-    """Foretell the target of each pair from its source.
+    """Predict the target of each pair from its source.
 
     `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). Training pairs of more than
     `longest` tokens a side are left out, and how many is said; without `longest` a pair that does not fit the model or
