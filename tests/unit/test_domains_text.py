@@ -186,5 +186,5 @@ def test_too_little_text_is_told_before_any_step(tmp_path: Path, capsys: pytest.
     assert main(words) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
-    assert "nothing to foretell in the validation split; give more text, or a larger share" in told[0]
+    assert "nothing to predict in the validation split; give more text, or a larger share" in told[0]
     assert not (tmp_path / "run").exists()
