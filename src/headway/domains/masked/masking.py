@@ -20,8 +20,8 @@ _ORDER, _CHANGE, _SYMBOL, _SPANS = range(4)  # streams of random numbers
 @checked
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Devlin et al. 2019, section 3.1: a share `rate` of the text is to be predicted; of it, the share `mask` is replaced
-    by the mask, `random` by any symbol of text, and the rest is left as it is. (ModernBERT's rate is 0.3.)
+    """Devlin et al. 2019, section 3.1: a share `rate` of the text is to be predicted; of it, the share `mask` becomes
+    the mask, `random` by any symbol of text, and the rest is left as it is. (ModernBERT's rate is 0.3.)
 
     `unit` is what is hidden together: `tokens`, whole `words`, or `spans` of words of geometric lengths (p = 0.2,
     at most 10) and which are replaced in one way (SpanBERT, Joshi et al. 2020).
