@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -65,15 +66,12 @@ class Attention(NamedTuple):
         most = max(len(self.symbols), len(columns))
         if most > _MOST:
             raise UserError(f"{most} symbols are too many for a picture that can be read; give at most {_MOST}")
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise UserError(HOW_TO_INSTALL) from None
         if each:
-            return self._each(Figure(layout="constrained"), layers)
+            return self._each(_figure(), layers)
         chosen = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
         size = [max(_LEAST, _CELL * len(names)) + 1.2 for names in (columns, self.symbols)]
-        figure = Figure(figsize=(size[0], size[1]), layout="constrained")
+        figure = _figure()
+        figure.set_size_inches(size[0], size[1])
         axes = figure.subplots()
         weights = torch.stack(chosen).mean(0)
         _draw(axes, weights)
@@ -106,6 +104,22 @@ class Attention(NamedTuple):
                     _draw(axes, weights[place])
                     axes.set_title(f"layer {number}, head {place + 1}", fontsize=7)
         return figure
+
+
+def _figure() -> Figure:
+    """An empty figure that a notebook shows as a picture by itself, whether or not pyplot is set up there."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(HOW_TO_INSTALL) from None
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            written = BytesIO()
+            self.savefig(written, format="png")
+            return written.getvalue()
+
+    return Shown(layout="constrained")
 
 
 def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:

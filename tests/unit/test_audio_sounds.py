@@ -133,7 +133,7 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
     (tmp_path / "nothing.mp3").write_bytes(b"")
     (tmp_path / "a.raw").write_bytes(bytes(1000))
     for name, message in {
-        "cut.flac": "cut.flac (ends after|is no sound)",
+        "cut.flac": "cut.flac (ends after|is not a sound)",
         "empty.wav": "0 samples",
         "nan.wav": "no numbers",
         "text.wav": "no sound that can be read",

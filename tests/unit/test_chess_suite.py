@@ -134,7 +134,7 @@ def test_a_suite_is_solved_by_search(tmp_path: Path) -> None:
         ("a.epd", b"\n\n", "holds no position with bm or am; give a test suite"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - id 1;\n" * 3, "line 1 has neither bm nor am"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - bm " + b"Rh8+ " * 100_000, "line 1 has 500,0"),
-        ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - bm " + b"+" * 3000 + b"x;", "is no move of chess"),
+        ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - bm " + b"+" * 3000 + b"x;", "is not a chess move"),
         ("a.epd", bytes(range(256)) * 9, "UTF-8"),
         ("a.epd.gz", b"no gzip", "is damaged"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - -\n" * 50_000, "line 1 has neither bm nor am"),

@@ -129,10 +129,10 @@ def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoding="utf-8")
     for name in ("a.png", "a.eps"):
-        with pytest.raises(UserError, match="is no image that is known; give one of PNG"):
+        with pytest.raises(UserError, match="is not an image that is known; give one of PNG"):
             read_image(tmp_path / name)
     for place in (tmp_path, tmp_path / "none.png"):
-        with pytest.raises(UserError, match="is no file; give image files"):
+        with pytest.raises(UserError, match="is not a file; give image files"):
             read_image(place)
     monkeypatch.setattr(module, "pillow", lambda: (_ for _ in ()).throw(UserError(module.HOW_TO_INSTALL)))
     with pytest.raises(UserError, match=r"install headway\[vision\]"):

@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an id twice": ({**PAIR, "vocab.json": {"a": 1, "b": 1}}, "the same id 1"),
     "a list": ({**PAIR, "vocab.json": ["a"]}, "where a mapping is wanted"),
     "merges of strangers": ({**PAIR, "merges.txt": "a bc\n"}, "merges 'bc', which is not a symbol"),
-    "merges of three": ({**PAIR, "merges.txt": "a b c\n"}, "is no pair"),
+    "merges of three": ({**PAIR, "merges.txt": "a b c\n"}, "is not a pair"),
     "code": ({**PAIR, "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "code of its own"),
     "another class": ({**PAIR, "tokenizer_config.json": {"tokenizer_class": "CTRLTokenizer"}}, "class 'ctrl'"),
     "another class of pieces": (

@@ -238,7 +238,7 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
     cut.write_bytes(good.read_bytes()[:80])
     for name, message in (
         (cut, "cut off or corrupt"),
-        (tmp_path / "none.png", "is no file; give the paths"),
+        (tmp_path / "none.png", "is not a file; give the paths"),
     ):
         assert cli.main(["caption", str(run), str(good), str(name)]) == cli.USER_ERROR
         err = capsys.readouterr().err

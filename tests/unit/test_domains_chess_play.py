@@ -185,7 +185,7 @@ def test_what_a_model_does_not_say_is_told() -> None:
     judge = Even()
     judge.has_value = False
     assert Player(judge).search == "policy"
-    with pytest.raises(UserError, match="says no values, which the search puct needs"):
+    with pytest.raises(UserError, match="predicts no values, which the search puct needs"):
         Player(judge, "puct")
     judge.has_policy, judge.has_value = False, True
     with pytest.raises(UserError, match="use the search value or puct"):

@@ -147,7 +147,7 @@ def test_bad_files_are_one_line_and_nothing_is_traced(
     for name, message in (
         ("cut.png", "cut off or corrupt"),
         ("text.png", "no image that is known"),
-        ("none.png", "is no file"),
+        ("none.png", "is not a file"),
     ):
         assert cli.main(["classify", str(folder), files[0], str(tmp_path / name)]) == cli.USER_ERROR
         err = capsys.readouterr().err
@@ -166,5 +166,5 @@ def test_a_model_that_cannot_classify_says_why(folder: Path, files: list[str], t
     save_published(build(config), config, tmp_path / "deit")
     with pytest.raises(UserError, match=r"deit has no preprocessor_config.json"):
         hw.load(tmp_path / "deit").classify(files[:1])
-    with pytest.raises(UserError, match="it continues no prompt"):
+    with pytest.raises(UserError, match="it cannot continue a prompt"):
         model.generate("hello")

@@ -265,7 +265,7 @@ def test_more_choices_than_an_environment_has_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["nan", "inf", "much"])
 def test_a_return_is_a_number(value: str, capsys: Any) -> None:
     assert cli.main(["rollout", "runs/none", "--target-return", value]) == 2
-    assert "is no number" in capsys.readouterr().err
+    assert "is not a number" in capsys.readouterr().err
 
 
 def test_success_that_is_told_at_the_end_alone_counts() -> None:

@@ -151,7 +151,7 @@ def test_an_environment_of_the_users_own(own: Path) -> None:
     with Copies("walks:Walk", 1) as copies:
         assert (copies.spaces.shape, copies.spaces.choices, copies.frame_rate) == ((6,), 2, 5)
         act = open_policy("walks:act", copies.spaces)
-    with pytest.raises(UserError, match=r"says no limit of steps.*--horizon"):
+    with pytest.raises(UserError, match=r"states no limit of steps.*--horizon"):
         recorded("walks:Walk", [Mixture(act, 0.0)])
     found = recorded("walks:Walk", [Mixture(act, 0.0)], horizon=4)
     assert set(found.actions.tolist()) <= {0, 1}
@@ -275,7 +275,7 @@ def test_a_film_holds_its_frames(own: Path) -> None:
         assert found.shape == (20, 30, 3)
         assert abs(float(found.mean()) - float(wanted.mean())) < 8
     assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
-    for path, message in ((own / "a.gif", "is no name of a video"), (own / "no" / "a.mp4", "there is no folder")):
+    for path, message in ((own / "a.gif", "is not the name of a video"), (own / "no" / "a.mp4", "there is no folder")):
         with pytest.raises(UserError, match=message):
             check_film(path)
     with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:

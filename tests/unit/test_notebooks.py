@@ -47,6 +47,7 @@ def test_the_first_hour(alone: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert names["run"].summary["step"] == SHORT["steps"]
     assert [row["variant"] for row in names["found"].table()] == ["attention", "gru"]
     assert names["looked"].across
+    assert names["looked"].picture()._repr_png_().startswith(b"\x89PNG")  # which a kernel shows
     assert "of 100 are right" in capsys.readouterr().out
 
 

@@ -169,7 +169,7 @@ def test_other_models_do_not_act(run: Path, tmp_path: Path, monkeypatch: pytest.
 
     config = override(preset("gpt-1m"), {"width": 16, "depth": 1, "heads": 1})
     save_model(build(config), config, tmp_path / "text")
-    with pytest.raises(UserError, match="is no model of trajectories"):
+    with pytest.raises(UserError, match="is not a model of trajectories"):
         hw.load(tmp_path / "text").rollout()
     (run / "trajectories.json").rename(tmp_path / "kept.json")
     try:
@@ -187,7 +187,7 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["episodes"], found["steps"]) == (6, len(episodes.rewards))
     assert found["return_mean"] == pytest.approx(episodes.returns.mean())
     assert cli.main(command) == cli.USER_ERROR
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "a.csv")]) == cli.USER_ERROR
     assert "end it with .npz" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "b.npz"), "--policy", "clever"]) == cli.USER_ERROR

@@ -254,7 +254,7 @@ def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
         raise UserError("a prompt of 0 tokens has nothing to continue; begin with the codec's begin symbol")
     limit = capacity if context is None else min(capacity, context)
     if longest > limit:
-        raise UserError(f"a prompt of {longest} symbols exceeds the {limit} that fit; shorten it, or raise the context")
+        raise UserError(f"a prompt of {longest} tokens exceeds the {limit} that fit; shorten it, or raise the context")
 
 
 def shared_table(embed: nn.Module) -> nn.Parameter:
