@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headway.domains.masked import Candidate
     from headway.domains.understanding import TaggedWords
     from headway.domains.vision import Look
-    from headway.errors import ConfigError, UserError
+    from headway.errors import ConfigError, SomeFailedError, UserError
     from headway.exchange import Quantized, export, quantize
     from headway.fitting import Plan
     from headway.generate import Completion, Limits, Sampling, SearchConfig
@@ -48,6 +48,7 @@ __all__ = [
     "Sampling",
     "SearchConfig",
     "Segment",
+    "SomeFailedError",
     "TaggedWords",
     "Transcribing",
     "Transcription",
@@ -79,6 +80,7 @@ _HOMES = {
     "TaggedWords": "headway.domains.understanding",
     "Look": "headway.domains.vision",
     "ConfigError": "headway.errors",
+    "SomeFailedError": "headway.errors",
     "UserError": "headway.errors",
     "Quantized": "headway.exchange",
     "export": "headway.exchange",

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
     """Bad input or a bad argument. The command line prints it as one line and exits with 2."""
+
+
+class SomeFailedError(UserError):
+    """Some of many could not be read. `results` is what the others got, in the order of all, with None in those places
+    (NaN where it holds tensors); `errors` says of each place what was wrong.
+    """
+
+    def __init__(self, message: str, results: Any, errors: Mapping[int, UserError]) -> None:
+        super().__init__(message)
+        self.results = results
+        self.errors = dict(errors)
 
 
 class ConfigError(UserError):

@@ -8,9 +8,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
+from headway.checkpoints.gguf import SUFFIX as GGUF
 from headway.checkpoints.gguf import save_gguf
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import Weights
+from headway.checkpoints.onnx import SUFFIX as ONNX
+from headway.checkpoints.onnx import check_onnx, save_onnx
 from headway.checkpoints.open import Opened, open_model, use_of
 from headway.checkpoints.published import CONFIG, save_published
 from headway.checkpoints.usage import Usage
@@ -24,7 +27,7 @@ from headway.given import typed
 from headway.models import ModelConfig
 from headway.train.run import RunDirectory, open_recipe
 
-Format = Literal["hf", "gguf"]
+Format = Literal["hf", "gguf", "onnx"]
 _OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -92,25 +95,37 @@ def open_to_export(place: Path) -> Opened:
 
 
 @typed
-def export(model: str | Path, out: str | Path, format: str = "hf", dtype: str | None = None) -> str:
-    """Write a run or model to `out` in a format that other programs read, and return the name of its family there.
+def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
+    """Write a run or model to `out` in a format that other programs read, and return the name of its family, or of its
+    kind, there.
 
     "hf" is a folder that transformers reads; "gguf" is one file for llama.cpp, its numbers in `dtype` f32 (or None),
-    f16 or q8_0. Raises UserError for a model that the format cannot hold, and if `out` exists already.
+    f16 or q8_0; "onnx" is a graph for onnxruntime, and `out` the file or a folder for model.onnx, with the tokenizer,
+    labels and image processor beside it. None chooses by how `out` ends: .gguf, .onnx, or else hf. Raises UserError
+    for a model that the format cannot hold, and if `out` exists already.
     """
-    check_format(format, dtype)
-    return export_model(open_to_export(find_folder(model)), Path(out), format, dtype)
+    form = ending(Path(out)) if format is None else format
+    check_format(form, dtype)
+    if form == "onnx":
+        check_onnx()
+    return export_model(open_to_export(find_folder(model)), Path(out), form, dtype, str(model))
 
 
-def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None) -> str:
+def export_model(
+    opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None, source: str = "the model"
+) -> str:
     """Write a published format and give the family's name.
 
     "hf": config.json, safetensors and tokenizer.json, which transformers reads. "gguf": one file, `dtype` f32 (or
-    None), f16 or q8_0. UserError for a model that the format cannot say.
+    None), f16 or q8_0. "onnx": see `save_onnx`. `source` names the model in messages. UserError for a model that the
+    format cannot say.
     """
     check_format(form, dtype)
-    check_free(directory)
     model, usage, codec = opened
+    if form == "onnx":
+        file = directory if directory.suffix == ONNX else directory / f"model{ONNX}"
+        return save_onnx(model, usage, codec, file, source)
+    check_free(directory)
     config: ModelConfig = model.config  # type: ignore[assignment]
     if form == "gguf":
         precision: Any = (dtype or "f32").upper()
@@ -120,6 +135,12 @@ def export_model(opened: Opened, directory: Path, form: str = "hf", dtype: str |
         codec.save(directory)
         _describe_tokenizer(usage, codec, directory)
     return family
+
+
+def ending(out: Path) -> Format:
+    """The format that the end of a name says."""
+    endings: dict[str, Format] = {GGUF: "gguf", ONNX: "onnx"}
+    return endings.get(out.suffix, "hf")
 
 
 def check_format(form: str, dtype: str | None) -> None:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, Union, cast, get_a
 import numpy as np
 from torch import Tensor
 
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError, SomeFailedError, UserError
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Failed = dict[int, UserError]  # what could not be read of many things, by its place, and why
 _SHOWN = 40  # characters of a value that a message shows
 _NAMES = {
     int: "a whole number",
@@ -41,9 +42,45 @@ class Given(Generic[T]):
     items: list[T]
     one: bool
 
-    def answer(self, found: Any) -> Any:
-        """The only one of the answers where one thing was given, or else all of them."""
-        return found[0] if self.one else found
+    def answer(self, found: Any, failed: Failed | None = None, what: str = "item") -> Any:
+        """The only one of the answers where one thing was given, or else all of them. SomeFailedError with them where
+        some of the things `failed`, whose answers are not among those that were `found`.
+        """
+        if not failed:
+            return found[0] if self.one else found
+        first = next(iter(failed.values()))
+        if len(self.items) == 1:
+            raise first
+        told = f"{len(failed)} of {len(self.items)} {what}s failed; .results has the answers to the others"
+        raise SomeFailedError(f"{first} ({told})", filled(found, failed, len(self.items)), failed)
+
+
+def each(items: Iterable[T], read: Callable[[int, T], R], failed: Failed | None) -> Iterator[R]:
+    """What is read of each item, given with its place. Where that is a UserError, it is put into `failed`, or raised
+    where there is none.
+    """
+    for place, item in enumerate(items):
+        try:
+            found = read(place, item)
+        except UserError as error:
+            if failed is None:
+                raise
+            failed[place] = error
+            continue
+        yield found
+
+
+def filled(found: Any, failed: Failed, count: int) -> Any:
+    """The answers to `count` things in order, with None, or NaN in a tensor, for those that failed."""
+    kept = [place for place in range(count) if place not in failed]
+    if isinstance(found, Tensor):
+        whole = found.new_full((count, *found.shape[1:]), float("nan"))
+        whole[kept] = found
+        return whole
+    if isinstance(found, tuple):
+        return type(found)(*(filled(part, failed, count) for part in found))
+    answers = dict(zip(kept, found))
+    return [answers.get(place) for place in range(count)]
 
 
 def texts(given: Any, what: str = "text") -> Given[str]:
@@ -144,6 +181,11 @@ def _all(items: Collection[Any], kind: type[T], what: str, wanted: str) -> list[
         if not isinstance(item, kind):
             raise UserError(f"{what} {number} of {len(items)} is {shown(item)}; {wanted}")
     return list(items)
+
+
+def named(item: Any, place: int, what: str) -> str:
+    """A file by its path, anything else by its place among the things that were given."""
+    return str(item) if isinstance(item, (str, Path)) else f"{what} {place + 1}"
 
 
 def shown(value: Any) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
 
+import numpy as np
 import torch
 
 from headway.checkpoints.familiar import Familiar, read_familiar
@@ -62,6 +63,18 @@ class Loaded:
         """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
         if not self.beyond:
             self.beyond = self._familiar.beyond(texts, rows)
+            for line in self.beyond:
+                _LOG.warning(line)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it is known how the images in training looked."""
+        return self._familiar.alike is not None and not self.beyond
+
+    def see(self, names: Sequence[str], looks: np.ndarray) -> None:
+        """`meet` for images, given with how they look (`headway.checkpoints.alike`), [N, F]."""
+        if not self.beyond:
+            self.beyond = self._familiar.strange(names, looks)
             for line in self.beyond:
                 _LOG.warning(line)
 

@@ -62,8 +62,9 @@ class Senses(Loaded):
         longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
         asked, search = given.images(images), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
         writer = cast(Captioner, self.generator)
-        found = image_text.caption(writer, self.codec, self.usage, asked.items, str(self.directory), search, longest)
-        return asked.answer([best[0] for best in found] if n_best is None else found)
+        source, failed = str(self.directory), given.Failed()
+        found = image_text.caption(writer, self.codec, self.usage, asked.items, source, search, longest, failed)
+        return asked.answer([best[0] for best in found] if n_best is None else found, failed, "image")
 
     @overload
     def transcribe(
@@ -116,8 +117,9 @@ class Senses(Loaded):
         """
         config = audio.Transcribing(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
         asked, transcriber = given.sounds(sound), self.transcriber(config)
-        opened = [audio.open_sound(each) for each in asked.items]  # what is no sound is known before the first is heard
-        return asked.answer([transcriber.transcribe(each) for each in opened])
+        failed = given.Failed()
+        found = list(given.each(asked.items, lambda _, each: transcriber.transcribe(audio.open_sound(each)), failed))
+        return asked.answer(found, failed, "sound")
 
     def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
         """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
@@ -159,9 +161,12 @@ class Senses(Loaded):
             raise UserError(f"{self.directory} is a {kind}, which cannot match images and texts; use a CLIP or SigLIP")
         source = str(self.directory)
         seen, read, forms = given.images(images), given.texts(texts), given.texts(templates, "template").items
+        failed = given.Failed()
         found = image_text.match(
-            self.module, self.codec, self.usage, seen.items, read.items, forms, truncate, source=source
+            self.module, self.codec, self.usage, seen.items, read.items, forms, truncate, source=source, failed=failed
         )
+        if failed:
+            seen.answer(image_text.Matches(*(each[:, 0] if read.one else each for each in found)), failed, "image")
         kept = (0 if seen.one else slice(None), 0 if read.one else slice(None))
         return image_text.Matches(*(each[kept] for each in found))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +15,7 @@ from headway import given
 from headway.acting import Acts
 from headway.attending import Attention
 from headway.card import Card, shows
+from headway.checkpoints.alike import look
 from headway.codecs import Codec
 from headway.data import SIDES
 from headway.domains import audio, image_text, masked, understanding, vision
@@ -170,14 +172,29 @@ class Model(Writes, Acts):
         """
         if matches(self.module):
             raise UserError(f"{self.directory} has no classes of its own; give their names to match, as texts")
+        source, failed = str(self.directory), given.Failed()
         if isinstance(self.module, Transformer) and audio.hears(self.module.config):
             asked = given.sounds(items)
-            return asked.answer(audio.classify(self.module, self.usage, asked.items, str(self.directory), truncate))
+            said = audio.classify(self.module, self.usage, asked.items, source, truncate, failed)
+            return asked.answer(said, failed, "sound")
         if sees(self.module):
             asked = given.images(items)
-            return asked.answer(vision.classify(self.module, self.usage, asked.items, str(self.directory)))
+            found: dict[int, np.ndarray] = {}
+            watch = lambda place, pixels: found.update({place: look(pixels)})  # noqa: E731
+            said = vision.classify(
+                self.module, self.usage, asked.items, source, failed, watch if self.watches else None
+            )
+            if found:
+                names = [given.named(item, place, "image") for place, item in enumerate(asked.items)]
+                self.see([names[place] for place in found], np.stack(list(found.values())))
+            return asked.answer(said, failed, "image")
         asked, labels = given.texts_or_pairs(items), self.usage.labels
+        self._meet_texts([text if isinstance(text, str) else " ".join(text) for text in asked.items])
         return asked.answer(understanding.classify(self.module, self.codec, labels, asked.items, truncate=truncate))
+
+    def _meet_texts(self, texts: Sequence[str]) -> None:
+        if self.recipe is not None:
+            self.meet(texts, self.codec.encode_batch(texts))
 
     @overload
     def tag(self, texts: str, truncate: bool = ...) -> understanding.TaggedWords: ...
@@ -193,6 +210,7 @@ class Model(Writes, Acts):
         be given as a list of its words, inside a list of texts.
         """
         asked, labels = given.texts_or_words(texts), self.usage.labels
+        self._meet_texts([text if isinstance(text, str) else " ".join(text) for text in asked.items])
         return asked.answer(understanding.tag(self.module, self.codec, labels, asked.items, truncate=truncate))
 
     @overload
@@ -208,16 +226,17 @@ class Model(Writes, Acts):
         A model with a joint space for images and texts takes both: a text that is the path of an image file is the
         image.
         """
+        source, failed = str(self.directory), given.Failed()
         if matches(self.module):
-            asked, source = given.images(items, "image or text"), str(self.directory)
-            found = image_text.embed(self.module, self.codec, self.usage, asked.items, truncate, source)
+            asked = given.images(items, "image or text")
+            found = image_text.embed(self.module, self.codec, self.usage, asked.items, truncate, source, failed)
         elif sees(self.module):
             asked = given.images(items)
-            found = vision.embed(self.module, self.usage, asked.items, str(self.directory))
+            found = vision.embed(self.module, self.usage, asked.items, source, failed)
         else:
             asked = given.texts(items)
             found = understanding.embed(self.module, self.codec, asked.items, truncate=truncate)
-        return asked.answer(found)
+        return asked.answer(found, failed, "image")
 
     @overload
     def fill(self, text: str, top: int = ...) -> list[list[masked.Candidate]]: ...
@@ -241,6 +260,8 @@ class Model(Writes, Acts):
         translation.
         """
         self._check_one_stream()
+        if not text.strip():
+            raise UserError("an empty text has no attention; give one with at least a word")
         if isinstance(self.module, Transformer):
             ids = self.prompt_ids(text)
             maps = attention_maps(self.module, lambda: self.module(torch.tensor([ids], device=self.device)))
@@ -249,8 +270,6 @@ class Model(Writes, Acts):
         written = self.translate(text) if target is None else target
         source = translator.read([text])[0]
         decoder = [translator.begin, *codecs.target.encode(written)]
-        if not source:
-            raise UserError("an empty text has no attention; give one with at least a word")
         both = [torch.tensor([ids], device=self.device) for ids in (source, decoder)]
         layouts = [Layout.full(*ids.shape, device=self.device) for ids in both]
         maps = attention_maps(self.module, lambda: self.module(both[0], layouts[0], both[1], layouts[1]))
@@ -269,17 +288,17 @@ class Model(Writes, Acts):
         """The metrics of the model's domain on the run's own data, or on `data` (whatever `train` takes).
 
         split: "train", "validation", "test" or "all"; by default all of `data`, or else the run's test split (the
-        validation split if it has no test). "split" in the result says which it was.
+        validation split if it has no test). Of images and sounds whose folders or files name a test part, that part of
+        `data` is the default, or else its validation part. "split" in the result says which it was.
         limit: evaluate on at most so many samples.
         stride: for language models, read the texts in overlapping windows.
 
         A published model can be evaluated on `data` as a language model, or as one that matches images and texts.
-
         Raises UserError for a split that does not exist, and for data that do not fit.
         """
         with kept(data, self._domain) as paths:
             task = self._task(paths)
-            wanted = split or (final_split(task) if data is None else "all")
+            wanted = split or (final_split(task) if data is None else getattr(task, "stated", "all"))
             known = {*SIDES, "all", *getattr(task, "sides", ())}
             if wanted not in known:
                 raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")

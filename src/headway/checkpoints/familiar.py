@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headway.checkpoints.alike import Alike
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, to_dict
 
@@ -22,11 +23,12 @@ _SHOWN = 40  # characters of a text that is named
 @dataclass(frozen=True)
 class Familiar:
     """`longest` is the most tokens that a text had in training (None: texts were read in rows, and have no length), and
-    `unseen` are the ids that none of them had.
+    `unseen` are the ids that none of them had; `alike` is what images had in common.
     """
 
     longest: int | None = None
     unseen: tuple[int, ...] = ()
+    alike: Alike | None = None
 
     @staticmethod
     def of(ids: np.ndarray, symbols: int, longest: int | None = None, marks: Collection[int | None] = ()) -> Familiar:
@@ -60,12 +62,29 @@ class Familiar:
                 f"longest then had {self.longest:,}; give them sentence by sentence, or do not trust what comes"
             )
         if strange:
-            first = strange[0] if len(strange[0]) <= _SHOWN else strange[0][: _SHOWN - 3] + "..."
+            first = _short(strange[0])
             found.append(
                 f"in symbols that no text in training had: {len(strange):,} of {len(texts):,}, such as {first!r}; do "
                 "not trust what comes"
             )
         return found
+
+    def strange(self, names: Sequence[str], looks: np.ndarray) -> list[str]:
+        """What of some images, given with how they look [N, F], is unlike all that was met, in words."""
+        if self.alike is None or not len(looks):
+            return []
+        places = np.flatnonzero(self.alike.beyond(looks))
+        if not len(places):
+            return []
+        first = names[int(places[0])]
+        return [
+            f"unlike the images in training: {len(places):,} of {len(looks):,}, such as {first}; do not trust the "
+            "labels"
+        ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def read_familiar(directory: Path) -> Familiar:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headway.cli.terminal import Terminal
-from headway.errors import UserError
+from headway.errors import SomeFailedError, UserError
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -33,22 +33,30 @@ def images(given: Sequence[str]) -> list[str]:
 
 
 def answers(
-    items: Sequence[T], ask: Callable[[Sequence[T]], Sequence[A]], failures: Failures
+    items: Sequence[T],
+    ask: Callable[[Sequence[T]], Any],
+    failures: Failures,
+    rows: Callable[[Any], Sequence[A]] = list,
 ) -> Iterator[tuple[T, A | None]]:
-    """Each item with its answer, asked for together; where that fails, for each alone, and None for one that cannot be
-    read, with its error among the `failures`. UserError where none of all can be answered.
+    """Each item with its answer, asked for together, of which `rows` makes one for each; None for an item that cannot
+    be read, with its error among the `failures`. Where it is not said which one that is, each is asked for alone.
+    UserError where none of all can be answered.
     """
     before = len(failures)
     for start in range(0, len(items), _AT_ONCE):
         some = items[start : start + _AT_ONCE]
         try:
-            yield from zip(some, ask(some))
+            yield from zip(some, rows(ask(some)))
             continue
+        except SomeFailedError as error:
+            failures += [(some[place], wrong) for place, wrong in error.errors.items()]
+            together: UserError = next(iter(error.errors.values()))
+            told = [None if place in error.errors else row for place, row in enumerate(rows(error.results))]
         except UserError as error:
             if len(items) == 1:
                 raise
             together = error
-        told = [_alone(item, ask, failures) for item in some]
+            told = [_alone(item, lambda one: rows(ask(one)), failures) for item in some]
         if len(failures) - before == len(items):
             raise together
         yield from zip(some, told)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
             lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
             write_image(model.look(args.items)[0].beside(lines), args.attention)
-    conclude({"results": found}, failures, terminal)
+    conclude({"results": found, "beyond": model.beyond}, failures, terminal)
 
 
 def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:

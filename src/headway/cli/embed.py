@@ -31,8 +31,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         for lines in chunks(sys.stdin):
-            ask = lambda some: model.embed(some, truncate=args.truncate).tolist()  # noqa: E731
-            for _, vector in answers(lines, ask, failures):
+            ask = lambda some: model.embed(some, truncate=args.truncate)  # noqa: E731
+            for _, vector in answers(lines, ask, failures, lambda found: found.tolist()):
                 told = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
                 print(json.dumps(told), flush=False)
                 count, width = count + 1, len(vector or ()) or width

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from headway.cli.answers import Failures, answers, conclude, images
 from headway.cli.options import load, torch_options
 from headway.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from headway.domains.image_text import Matches
 
 EXAMPLE = """
 headway match path/to/clip --image a.jpg b.png --text "a dog on a beach" "a cat in a basket"
@@ -36,11 +39,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
 
-        def ask(some: Sequence[str]) -> list[tuple[list[float], list[float]]]:
-            found = model.match(list(some), args.text, args.template, args.truncate)
+        def pairs(found: Matches) -> list[tuple[list[float], list[float]]]:
             return list(zip(found.similarities.tolist(), found.probabilities.tolist()))
 
-        for image, answer in answers(images(args.image), ask, failures):
+        ask = lambda some: model.match(list(some), args.text, args.template, args.truncate)  # noqa: E731
+        for image, answer in answers(images(args.image), ask, failures, pairs):
             if answer is not None:
                 rows.append((image, *answer))
     for image, cosines, chances in rows:

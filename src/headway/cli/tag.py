@@ -33,4 +33,4 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 terminal.say("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags)))
                 spans = [{**span._asdict(), "text": " ".join(words[span.start : span.stop])} for span in entities]
                 found.append({"words": words, "tags": tags, "entities": spans})
-    terminal.result({"results": found})
+    terminal.result({"results": found, "beyond": model.beyond})

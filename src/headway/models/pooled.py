@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -99,11 +100,11 @@ def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) ->
     """One vector a row; UserError for rows of several documents. Padding takes no part, nor `skip` tokens in a mean."""
     if how == "tokens":
         return x
-    if not layout.dense and bool((layout.segments > 1).any()):
+    if not layout.single:
         raise UserError("packed rows hold several documents, and pooling gives a vector a row; give a document a row")
     if how == "first":
         return x[:, 0]
     if how == "last":
-        return x[range(layout.batch), layout.lengths - 1]
+        return x[torch.arange(layout.batch, device=x.device), layout.lengths - 1]
     keep = layout.positions >= skip
     return (x * keep[..., None]).sum(1) / keep.sum(1).clamp(min=1)[:, None]

@@ -81,6 +81,7 @@ class ClassTask(Sided):
         self.seed = recipe.train.seed
         self.size = batch_size_of(recipe)
         self.smoothing = smoothing
+        self.stated = _stated(samples.named)
         self.sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
         trained = {samples.labels[int(row)] for row in self.sides["train"]}
         self.labels = labels_of(trained or set(samples.labels), workspace)
@@ -162,6 +163,13 @@ class ClassTask(Sided):
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)
+
+
+def _stated(named: np.ndarray) -> str:
+    """The part of samples that is judged where files say of which split they are: test, or validation; all where they
+    hold none of these.
+    """
+    return next((side for side in ("test", "validation") if (named == side_number(side)).any()), "all")
 
 
 def _with_all_classes(sides: dict[str, np.ndarray], samples: ClassSamples) -> dict[str, np.ndarray]:

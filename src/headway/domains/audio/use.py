@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headway.domains.audio.sound import mono, read_sound
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
+from headway.given import Failed, each
 from headway.models import Transformer
 
 Sound = str | Path | Float[np.ndarray, "N"]
@@ -25,11 +27,17 @@ _AT_ONCE = 16  # sounds
 
 
 def classify(
-    model: Transformer, usage: Usage, sounds: Sequence[Sound], source: str, truncate: bool = False
+    model: Transformer,
+    usage: Usage,
+    sounds: Sequence[Sound],
+    source: str,
+    truncate: bool = False,
+    failed: Failed | None = None,
 ) -> list[dict[str, float]]:
     """The probability of each label for each sound, a file or its samples at 16,000 a second, the most probable first.
 
-    `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window.
+    `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window;
+    sounds that cannot be read are left out and put into `failed`, where that is given.
     Raises UserError for a model without classes, for what is no sound, and for a longer one.
     """
     if "classes" not in model.heads:
@@ -38,9 +46,9 @@ def classify(
     _check(sounds)
     said: list[list[float]] = []
     with evaluating(model), torch.inference_mode():
-        for start in range(0, len(sounds), _AT_ONCE):
-            some = sounds[start : start + _AT_ONCE]
-            inputs = torch.stack([_frames(model, sound, start + i, truncate) for i, sound in enumerate(some)])
+        read = each(sounds, lambda place, sound: _frames(model, sound, place, truncate), failed)
+        while some := list(islice(read, _AT_ONCE)):
+            inputs = torch.stack(some)
             said += model.output("classes", inputs.to(device_of(model))).float().softmax(-1).tolist()
     return [named(row, usage.labels) for row in said]
 
@@ -51,6 +59,8 @@ def _frames(model: Transformer, sound: Sound, number: int, truncate: bool) -> Fl
         name = f"sound {number + 1}"
         samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
     else:
+        if not Path(sound).is_file():
+            raise UserError(f"{sound} is not a file; this model classifies sound files")
         name, samples = str(sound), read_sound(sound)
     frames = window_of(config)
     if not truncate:
@@ -71,5 +81,3 @@ def _check(sounds: Sequence[Sound]) -> None:
             raise UserError(
                 f"sound {number + 1} is a {type(sound).__name__}; give the paths of sound files, or samples"
             )
-        elif not Path(sound).is_file():
-            raise UserError(f"{sound} is not a file; this model classifies sound files")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import cast
 
 import numpy as np
@@ -12,12 +12,12 @@ from jaxtyping import Float32
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
-from headway.codecs.images import read_image
 from headway.codecs.processor import ImageProcessor
-from headway.domains.image_text.use import Image, check_images
+from headway.domains.image_text.use import Image, check_images, pixels_of
 from headway.errors import UserError
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, pad
+from headway.given import Failed, each
 from headway.models import Captioner, PatchEmbed, Prompt
 
 LONGEST = 64  # symbols of a caption where nothing says how many
@@ -32,10 +32,12 @@ def caption(
     source: str,
     search: SearchConfig,
     longest: int = LONGEST,
+    failed: Failed | None = None,
 ) -> list[list[str]]:
     """The `n_best` captions of each image, a file or its pixels, best first.
 
-    `source` is the model's place, for messages. Raises UserError for a model without a preprocessor_config.json or
+    `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
+    that is given. Raises UserError for a model without a preprocessor_config.json or
     without marks around its texts, and for what is no sound image.
     """
     if not usage.processor:
@@ -43,7 +45,7 @@ def caption(
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     check_images(images)
     begin, end = marks(codec)
-    found = write(model, _batches(images, processor), begin, end, search, longest)
+    found = write(model, _batches(images, processor, failed), begin, end, search, longest)
     return [[codec.decode(hypothesis.ids) for hypothesis in some] for some in found]
 
 
@@ -74,10 +76,11 @@ def write(
     return found
 
 
-def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Float32[np.ndarray, "B 3 H W"]]:
+def _batches(
+    images: Sequence[Image], processor: ImageProcessor, failed: Failed | None
+) -> Iterator[Float32[np.ndarray, "B 3 H W"]]:
     """Inputs in the order of the images; neighbours of the same size go together."""
-    for start in range(0, len(images), _AT_ONCE):
-        some = images[start : start + _AT_ONCE]
-        read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
-        for _, alike in groupby(read, key=np.shape):
+    read = each(images, lambda _, image: processor(pixels_of(image)), failed)
+    while some := list(islice(read, _AT_ONCE)):
+        for _, alike in groupby(some, key=np.shape):
             yield np.stack(list(alike))

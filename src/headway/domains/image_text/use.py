@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -20,6 +21,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.domains.image_text.texts import check_texts, text_rows, text_vectors
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
+from headway.given import Failed, each, filled
 from headway.models import PatchEmbedConfig, TwoTower
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"]
@@ -57,17 +59,20 @@ def match(
     truncate: bool = False,
     *,
     source: str,
+    failed: Failed | None = None,
 ) -> Matches:
     """Cosines and probabilities of images (files, or their pixels) and texts.
 
     With `templates`, such as "a photo of a {}", a text is the mean of what they make of it (Radford et al. 2021,
-    section 3.1.4). `source` is the model's place, for messages. UserErrors: nothing to compare, a template without {},
+    section 3.1.4). `source` is the model's place, for messages; images that cannot be read are left out and put into
+    `failed`, where that is given. UserErrors: nothing to compare, a template without {},
     an empty or too long text, what is no sound image, a model that does not say how images become inputs.
     """
     if not images or not texts:
         raise UserError(f"{len(images)} images and {len(texts)} texts; give at least one of each")
     said = named(texts, templates)
-    left, right = embed_images(model, usage, images, source), embed_texts(model, codec, said, truncate)
+    right = embed_texts(model, codec, said, truncate)  # before the images, which take longer
+    left = embed_images(model, usage, images, source, failed)
     right = F.normalize(right.unflatten(0, (len(texts), -1)).mean(1), dim=-1)
     with torch.inference_mode():
         logits = model.logits(left.to(device_of(model)), right.to(device_of(model))).float().cpu()
@@ -84,21 +89,32 @@ def named(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def embed(
-    model: TwoTower, codec: Codec, usage: Usage, items: Sequence[str | Image], truncate: bool, source: str
+    model: TwoTower,
+    codec: Codec,
+    usage: Usage,
+    items: Sequence[str | Image],
+    truncate: bool,
+    source: str,
+    failed: Failed | None = None,
 ) -> Float[Tensor, "N E"]:
     """A vector of unit length in the common space for each image or text. A text that is the path of an image file
-    means the image.
+    means the image. Images that cannot be read are left out and put into `failed`, where that is given.
     """
     seen = [number for number, item in enumerate(items) if is_image(item)]
     read = [number for number in range(len(items)) if number not in set(seen)]
     found = torch.empty(len(items), model.width)
-    if seen:
-        found[seen] = embed_images(model, usage, [items[number] for number in seen], source)
+    wrong: Failed | None = None if failed is None else {}
     if read:
         texts = [str(items[number]) for number in read]
         check_texts(texts)
         found[read] = embed_texts(model, codec, texts, truncate)
-    return found
+    if seen:
+        vectors = embed_images(model, usage, [items[number] for number in seen], source, wrong)
+        found[seen] = filled(vectors, wrong or {}, len(seen))
+    if failed is None or not wrong:
+        return found
+    failed.update({seen[place]: error for place, error in wrong.items()})
+    return found[[number for number in range(len(items)) if number not in failed]]
 
 
 def is_image(item: str | Image) -> bool:
@@ -112,19 +128,20 @@ def embed_texts(model: TwoTower, codec: Codec, texts: Sequence[str], truncate: b
     return text_vectors(model, rows, np.arange(len(rows)))
 
 
-def embed_images(model: TwoTower, usage: Usage, images: Sequence[Image], source: str) -> Float[Tensor, "N E"]:
-    """The vectors of images, each of which is brought to the model's own size."""
+def embed_images(
+    model: TwoTower, usage: Usage, images: Sequence[Image], source: str, failed: Failed | None = None
+) -> Float[Tensor, "N E"]:
+    """The vectors of images, each of which is brought to the model's own size; `failed` as in `match`."""
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
-    size, found = cast(PatchEmbedConfig, model.left.config.embed).size, []
+    size, found = cast(PatchEmbedConfig, model.left.config.embed).size, [torch.empty(0, model.width)]
     check_images(images)
     with evaluating(model), torch.inference_mode():
-        for start in range(0, len(images), _AT_ONCE):
-            some = images[start : start + _AT_ONCE]
-            read = [processor(image if isinstance(image, np.ndarray) else read_image(image)) for image in some]
-            if any(each.shape[1:] != size for each in read):
-                shape = next(each.shape[1:] for each in read if each.shape[1:] != size)
+        inputs_of = each(images, lambda _, image: processor(pixels_of(image)), failed)
+        while read := list(islice(inputs_of, _AT_ONCE)):
+            shape = next((one.shape[1:] for one in read if one.shape[1:] != size), None)
+            if shape is not None:
                 raise UserError(f"{source} makes an input of {shape} of an image and reads {size}; resize images to it")
             inputs = torch.from_numpy(np.stack(read)).to(device_of(model), model.scale.dtype)
             found.append(model.vectors("left", inputs).float().cpu())
@@ -141,5 +158,12 @@ def check_images(images: Sequence[Image]) -> None:
                 )
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
-        elif not Path(image).is_file():
-            raise UserError(f"{image} is not a file; give the paths of image files")
+
+
+def pixels_of(image: Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of a file, or those given. UserError for a file that cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image
+    if not Path(image).is_file():
+        raise UserError(f"{image} is not a file; give the paths of image files")
+    return read_image(image)

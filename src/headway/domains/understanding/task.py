@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headway.checkpoints.familiar import Familiar
 from headway.codecs import Codec
 from headway.data.splits import larger_share
 from headway.domains.understanding.config import batch_tokens
@@ -90,6 +91,12 @@ class EncoderTask(Sided):
             for some in self.rows.once(numbers, _EVALUATED_AT_ONCE):
                 batch = self.batch(some).to(device_of(encoder))
                 yield some, batch, output(encoder, self.head, batch.inputs)
+
+    def met(self) -> Familiar:
+        """The symbols of the texts to train on. Longer texts than these are nothing strange to what says a label."""
+        of_train = np.zeros(len(self.rows), bool)
+        of_train[self.sides["train"]] = True
+        return Familiar.of(self.rows.ids[np.repeat(of_train, self.rows.lengths)], self.codec.size)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.checkpoints.alike import SMALLEST, Alike, looks
+from headway.checkpoints.familiar import Familiar
 from headway.checkpoints.usage import read_usage
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
@@ -168,6 +170,15 @@ class Vision(ClassTask):
         """The name of its file, or its place in one."""
         number = int(self.rows[row])
         return self.files[number].name if self.files is not None else Path(self.places[number]).name
+
+    def met(self) -> Familiar:
+        """What the training images have in common."""
+        rows = self.rows[self.numbers("train")]
+        some = rows[:: max(1, len(rows) // _MEASURED)]
+        high, wide = self.embed.size
+        return Familiar(
+            alike=Alike.of(looks(self.images[row] for row in some)) if min(high, wide) >= SMALLEST else None
+        )
 
     def pictures(self, model: nn.Module) -> list[Picture]:
         """What is taken for what, and where the model looks in some images."""

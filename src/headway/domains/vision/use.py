@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import cast
 
@@ -18,49 +18,68 @@ from headway.codecs.images import read_image
 from headway.codecs.processor import ImageProcessor
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
+from headway.given import Failed, each
 from headway.models import PatchEmbed, Transformer
 from headway.models.pooled import pool
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
 
+Watch = Callable[[int, UInt8[np.ndarray, "h w C"]], None]
 _AT_ONCE = 16  # images
 
 
-def classify(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[dict[str, float]]:
+def classify(
+    model: Transformer,
+    usage: Usage,
+    images: Sequence[Image],
+    source: str,
+    failed: Failed | None = None,
+    watch: Watch | None = None,
+) -> list[dict[str, float]]:
     """The probability of each label for each image, a file or its pixels, the most probable first.
 
-    `source` is the model's place, for messages. Raises UserError for a model without classes or without a
-    preprocessor_config.json, and for what is no sound image.
+    `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
+    that is given; `watch` is given the place of each image and the pixels that the model sees. Raises UserError for a
+    model without classes or without a preprocessor_config.json, and for what is no sound image.
     """
     if "classes" not in model.heads:
         known = ", ".join(model.heads) or "none"
         raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
     said: list[list[float]] = []
     with evaluating(model), torch.inference_mode():
-        for inputs in _inputs(model, usage, images, source):
+        for inputs in _inputs(model, usage, images, source, failed, watch):
             said += model.output("classes", inputs).float().softmax(-1).tolist()
     return [named(row, usage.labels) for row in said]
 
 
-def embed(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> Float[Tensor, "N D"]:
+def embed(
+    model: Transformer, usage: Usage, images: Sequence[Image], source: str, failed: Failed | None = None
+) -> Float[Tensor, "N D"]:
     """A vector of unit length for each image: its class token after the last norm, or the mean of its patches where
-    there is none. Errors as in `classify`.
+    there is none. `failed` and errors as in `classify`.
     """
     front = cast(PatchEmbed, model.embed).config
     found = [torch.empty(0, model.config.width)]
     with evaluating(model), torch.inference_mode():
-        for inputs in _inputs(model, usage, images, source):
+        for inputs in _inputs(model, usage, images, source, failed):
             x, layout, *_ = model(inputs)
             vectors = pool(x, layout, "first" if front.tokens else "mean", front.registers)
             found.append(F.normalize(vectors.float(), dim=-1).cpu())
     return torch.cat(found)
 
 
-def _inputs(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> Iterator[Tensor]:
+def _inputs(
+    model: Transformer,
+    usage: Usage,
+    images: Sequence[Image],
+    source: str,
+    failed: Failed | None,
+    watch: Watch | None = None,
+) -> Iterator[Tensor]:
     """What the model reads of the images, in batches."""
     processor = processor_of(usage, source)
     _check(images)
-    for batch in _batches(images, processor):
+    for batch in _batches(images, processor, failed, watch):
         yield batch.to(device_of(model), number_type(model))
 
 
@@ -88,21 +107,29 @@ def _check(images: Sequence[Image]) -> None:
                 )
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
-        elif not Path(image).is_file():
-            raise UserError(f"{image} is not a file; this model classifies image files")
 
 
 def coloured(image: Image) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of a file, or those given."""
     if not isinstance(image, np.ndarray):
+        if not Path(image).is_file():
+            raise UserError(f"{image} is not a file; this model reads image files")
         return read_image(image)
     return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
 
-def _batches(images: Sequence[Image], processor: ImageProcessor) -> Iterator[Tensor]:
+def _batches(
+    images: Sequence[Image], processor: ImageProcessor, failed: Failed | None, watch: Watch | None
+) -> Iterator[Tensor]:
     """Inputs [B, C, H, W] in the order of the images; neighbours of the same size go together."""
-    for start in range(0, len(images), _AT_ONCE):
-        some = images[start : start + _AT_ONCE]
-        read = [processor(coloured(image)) for image in some]
-        for _, alike in groupby(read, key=np.shape):
+
+    def numbers(place: int, image: Image) -> np.ndarray:
+        pixels = processor.pixels(coloured(image))
+        if watch is not None:
+            watch(place, pixels)
+        return processor.numbers(pixels)
+
+    read = each(images, numbers, failed)
+    while some := list(islice(read, _AT_ONCE)):
+        for _, alike in groupby(some, key=np.shape):
             yield torch.from_numpy(np.stack(list(alike)))
