@@ -11,9 +11,9 @@ Importing the package is light: torch is loaded when one of these names is first
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.api import Model, load, plan, train
@@ -65,66 +65,53 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Model": "headway.api",
-    "load": "headway.api",
-    "plan": "headway.api",
-    "train": "headway.api",
-    "Comparison": "headway.compare",
-    "compare": "headway.compare",
-    "Segment": "headway.domains.audio",
-    "Transcribing": "headway.domains.audio",
-    "Transcription": "headway.domains.audio",
-    "Matches": "headway.domains.image_text",
-    "Candidate": "headway.domains.masked",
-    "TaggedWords": "headway.domains.understanding",
-    "Look": "headway.domains.vision",
-    "ConfigError": "headway.errors",
-    "SomeFailedError": "headway.errors",
-    "UserError": "headway.errors",
-    "Quantized": "headway.exchange",
-    "export": "headway.exchange",
-    "quantize": "headway.exchange",
-    "Plan": "headway.fitting",
-    "Completion": "headway.generate",
-    "Limits": "headway.generate",
-    "Sampling": "headway.generate",
-    "SearchConfig": "headway.generate",
-    "presets": "headway.listing",
-    "recipes": "headway.listing",
-    "Recipe": "headway.train",
-    "Run": "headway.train",
-    "Attention": "headway.attending",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'headway' has no attribute {name!r}")
-    from importlib import import_module
-
-    from headway.collector import resting
-
-    with resting():
-        value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-class _Face(ModuleType):
-    """Keeps `headway.train`, `compare` and `recipes` functions although submodules have the same names.
-
-    Importing a submodule sets it as an attribute of its parent, which would hide the function after
-    the first use. `from headway.train import Trainer` works all the same.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face
+lazily(
+    __name__,
+    {
+        ".api": (
+            "Model",
+            "load",
+            "plan",
+            "train",
+        ),
+        ".compare": (
+            "Comparison",
+            "compare",
+        ),
+        ".domains.audio": (
+            "Segment",
+            "Transcribing",
+            "Transcription",
+        ),
+        ".domains.image_text": ("Matches",),
+        ".domains.masked": ("Candidate",),
+        ".domains.understanding": ("TaggedWords",),
+        ".domains.vision": ("Look",),
+        ".errors": (
+            "ConfigError",
+            "SomeFailedError",
+            "UserError",
+        ),
+        ".exchange": (
+            "Quantized",
+            "export",
+            "quantize",
+        ),
+        ".fitting": ("Plan",),
+        ".generate": (
+            "Completion",
+            "Limits",
+            "Sampling",
+            "SearchConfig",
+        ),
+        ".listing": (
+            "presets",
+            "recipes",
+        ),
+        ".train": (
+            "Recipe",
+            "Run",
+        ),
+        ".attending": ("Attention",),
+    },
+)

@@ -26,11 +26,11 @@ from headway.memory import check_room
 from headway.models import Cache
 from headway.pictures import attention_pictures
 from headway.planning import plans
-from headway.recipes import begin_task, configured, final_split, named, open_task, recipes, recorded
+from headway.recipes import begin_task, configured, final_split, named, open_task, recipe_of, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
-from headway.train import Recipe, Run, Task, Trainer, claim, open_recipe
+from headway.train import Recipe, Run, Task, Trainer, claim
 from headway.train.budget import FEW, Clock, check_minutes
 from headway.train.run import RunDirectory
 from headway.trained import Model
@@ -209,8 +209,7 @@ def load(
         place = find_folder(path)
         recipe = None
         if RunDirectory(place).exists():
-            recipes()  # registers every kind of task that the run's recipe may name
-            recipe = open_recipe(place)
+            recipe = recipe_of(place)
         opened = _open(place, weights)
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())

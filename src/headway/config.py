@@ -19,12 +19,14 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
+from importlib import import_module
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from headway.errors import ConfigError, nearest
 
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
+_ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
 _waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
 
 
@@ -46,6 +48,11 @@ def register(kind: str) -> Callable[[type[T]], type[T]]:
         return cls
 
     return add
+
+
+def elsewhere(base: type, homes: Callable[[], Mapping[str, str]]) -> None:
+    """Kinds of a family that are registered by modules which are imported when a kind is named: {kind: module}."""
+    _ELSEWHERE[base] = homes
 
 
 def kinds(base: type[T]) -> dict[str, type[T]]:
@@ -147,8 +154,11 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     settings: dict[str, Any] = dict(given)
     if cls in _KINDS:
         kind = settings.pop("kind", None)
+        others = _ELSEWHERE[cls]() if cls in _ELSEWHERE else {}
+        if kind in others:
+            import_module(others[kind])
         if kind not in _KINDS[cls]:
-            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), _KINDS[cls])}")
+            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**_KINDS[cls], **others})}")
         cls = _KINDS[cls][kind]
     else:
         settings.pop("kind", None)

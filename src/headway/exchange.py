@@ -20,12 +20,12 @@ from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.marks import Marks
 from headway.codecs.styles import frame
-from headway.domains import recipes
-from headway.domains.text import LanguageConfig
+from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.given import typed
 from headway.models import ModelConfig
-from headway.train.run import RunDirectory, open_recipe
+from headway.recipes import recipe_of
+from headway.train.run import RunDirectory
 
 Format = Literal["hf", "gguf", "onnx"]
 _OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
@@ -86,9 +86,8 @@ def open_to_export(place: Path) -> Opened:
     codec = opened.codec
     if not RunDirectory(place).exists() or not isinstance(codec, TokenizerCodec) or codec.begin is None:
         return opened
-    recipes()  # registers the kinds of tasks
-    task = open_recipe(place).task
-    if isinstance(task, LanguageConfig) and not task.crops:
+    task = recipe_of(place).task
+    if isinstance(task, text.LanguageConfig) and not task.crops:
         begin = codec.tokenizer.id_to_token(codec.begin)
         frame(codec.tokenizer, "", Marks(bos=begin), {"add_bos_token": True})
     return opened

@@ -11,22 +11,23 @@ from typing import Any
 
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import open_config
-from headway.config import override
+from headway.config import elsewhere, override
 from headway.data.catalogue import KNOWN
+from headway.domains import homes, scale_of, tasks
 from headway.domains import recipe as find_recipe
-from headway.domains import recipes, scale_of
 from headway.errors import UserError, nearest
 from headway.given import shown
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
-from headway.train import Recipe, Task, read_recipe
+from headway.train import Recipe, Task, TaskConfig, read_recipe
 from headway.train.adapters import LoRAConfig
-from headway.train.run import RunDirectory
+from headway.train.run import RunDirectory, open_recipe
 from headway.train.scale import shape_of
 from headway.train.start import lay_out, open_start
 from headway.train.tuning import rates
 
 Paths = str | Path | Sequence[str | Path]
+elsewhere(TaskConfig, tasks)
 
 
 def configured(
@@ -74,9 +75,8 @@ def named(recipe: str | Path | Recipe) -> Recipe:
     """A recipe by its name or its recipe.json."""
     if isinstance(recipe, Recipe):
         return recipe
-    known = recipes()
     path = Path(recipe)
-    return read_recipe(path) if path.suffix == ".json" and str(recipe) not in known else find_recipe(str(recipe))
+    return read_recipe(path) if path.suffix == ".json" and str(recipe) not in homes() else find_recipe(str(recipe))
 
 
 def recorded(
@@ -102,6 +102,11 @@ def recorded(
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
     return configured(found, data, settings, seed, lora=lora)
+
+
+def recipe_of(place: Path) -> Recipe:
+    """The recipe of a run that has a model, whose domain is imported for it. UserError for one that has none yet."""
+    return open_recipe(place)
 
 
 def listed(data: Paths) -> list[str | Path]:
@@ -147,7 +152,7 @@ def find_model(name: str) -> ModelConfig:
     """The model of a recipe, a preset, a recipe.json, a run directory or a published model."""
     if name in PRESETS:
         return preset(name)
-    if name in recipes():
+    if name in homes():
         return find_recipe(name).model
     path = Path(name)
     if path.suffix == ".json":
@@ -159,4 +164,4 @@ def find_model(name: str) -> ModelConfig:
     published = find_folder(name)
     if published.exists():
         return open_config(published)
-    raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*recipes(), *PRESETS])}")
+    raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")

@@ -9,7 +9,6 @@ from torch import nn
 
 from headway import given
 from headway.domains import audio, image_text, vision
-from headway.domains.image_text.caption import LONGEST
 from headway.errors import UserError
 from headway.generate import SearchConfig
 from headway.given import typed
@@ -59,7 +58,7 @@ class Senses(Loaded):
         if not isinstance(self.module, Captioner):
             raise UserError(f"{self.directory} cannot write captions; use a run of `caption`, or another with a tower")
         task = None if self.recipe is None else self.recipe.task
-        longest = task.longest if isinstance(task, image_text.CaptionsConfig) else LONGEST
+        longest = task.longest if isinstance(task, image_text.CaptionsConfig) else image_text.LONGEST
         asked, search = given.images(images), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
         writer = cast(Captioner, self.generator)
         source, failed = str(self.directory), given.Failed()

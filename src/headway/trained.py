@@ -18,10 +18,7 @@ from headway.card import Card, shows
 from headway.checkpoints.alike import look
 from headway.codecs import Codec
 from headway.data import SIDES
-from headway.domains import audio, image_text, masked, understanding, vision
-from headway.domains.text.task import Language, language_task
-from headway.domains.translation.config import PairsConfig
-from headway.domains.translation.translator import Translator
+from headway.domains import audio, image_text, masked, text, translation, understanding, vision
 from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
 from headway.given import typed
@@ -139,13 +136,13 @@ class Model(Writes, Acts):
         return asked.answer([best[0] for best in found] if n_best is None else found)
 
     @property
-    def _translator(self) -> Translator:
+    def _translator(self) -> translation.Translator:
         module = cast(EncoderDecoder, self.module)
         if self.recipe is None:
-            return Translator.of_published(module, self.codec, self.usage, self.generator)
-        if not isinstance(self.recipe.task, PairsConfig):
+            return translation.Translator.of_published(module, self.codec, self.usage, self.generator)
+        if not isinstance(self.recipe.task, translation.PairsConfig):
             raise UserError(f"{self.directory} was not trained on pairs, but as {type(self.recipe.task).__name__}")
-        return Translator.of_run(module, self.recipe.task, self.directory, self.generator, self.meet)
+        return translation.Translator.of_run(module, self.recipe.task, self.directory, self.generator, self.meet)
 
     @overload
     def classify(self, items: understanding.Text | vision.Image | audio.Sound, truncate: bool = ...) -> Labels: ...
@@ -304,7 +301,7 @@ class Model(Writes, Acts):
                 raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
             if stride is None:
                 return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-            if not isinstance(task, Language):
+            if not isinstance(task, text.Language):
                 raise UserError(f"{self.directory} is not a language model, so it has no windows; leave the stride out")
             return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
 
@@ -325,7 +322,7 @@ class Model(Writes, Acts):
             return image_text.published_task(self.module, self.codec, self.usage, paths)
         if not isinstance(self.module, Transformer) or not self.module.config.stack.causal:
             raise UserError(f"{self.directory} is not a language model; fine-tune it with --from and evaluate that run")
-        return language_task(self.module, self.codec, [Path(path) for path in listed(data)])
+        return text.language_task(self.module, self.codec, [Path(path) for path in listed(data)])
 
 
 def _first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:

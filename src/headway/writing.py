@@ -9,9 +9,8 @@ from typing import cast, overload
 
 from headway import given
 from headway.data.dialogues import Message
-from headway.domains.chat.talk import Talk
-from headway.domains.text import LanguageConfig
-from headway.domains.translation.translator import framed
+from headway.domains import chat, translation
+from headway.domains.text.config import LanguageConfig
 from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.given import typed
@@ -184,11 +183,11 @@ class Writes(Senses):
         return self.talk.stream(told, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 
     @cached_property
-    def talk(self) -> Talk:
+    def talk(self) -> chat.Talk:
         """Conversations by the model's chat template, with all settings. Raises UserError for a model without a
         template.
         """
-        return Talk.of_model(self.session, self.codec, self.usage, self.directory)
+        return chat.Talk.of_model(self.session, self.codec, self.usage, self.directory)
 
     @property
     def session(self) -> Session:
@@ -211,7 +210,7 @@ class Writes(Senses):
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a prompt: its tokens, after the begin symbol if the model was trained or published with one."""
         if self.recipe is None:
-            ids = framed(self.codec, text)
+            ids = translation.framed(self.codec, text)
             return ids[:-1] if len(ids) > 1 and ids[-1] == self.codec.end else ids
         ids = self.codec.encode(text)
         task = self.recipe.task

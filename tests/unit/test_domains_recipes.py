@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib import import_module
+
 import pytest
 
-from headway.config import from_dict, override, to_dict
+from headway import domains
+from headway.config import from_dict, kinds, override, to_dict
 from headway.data import known_set
-from headway.domains import recipe, recipes
+from headway.domains import homes, recipe, recipes, tasks
 from headway.errors import UserError
 from headway.models import describe
-from headway.train import Recipe
+from headway.train import Recipe, TaskConfig
 
 NAMES = ["shakespeare", "text", "pronounce", "translation", "multi30k-en-de", "tatoeba", "transformer-base-wmt"]
 
@@ -43,3 +48,31 @@ def test_the_numbers_of_2017() -> None:
     assert describe(one.model)["parameters"] == 63_082_496
     assert one.optim.lr * one.schedule.factor(3999, one.train.steps) == pytest.approx(512**-0.5 * 4000**-0.5)
     assert one.optim.lr * one.schedule.factor(99_999, one.train.steps) == pytest.approx(512**-0.5 * 100_000**-0.5)
+
+
+def test_a_domain_says_what_it_holds_before_it_is_imported() -> None:
+    made = {name: module for name, module in ((one.name, one.domain) for one in recipes().values())}
+    assert homes() == made
+    for kind, module in tasks().items():
+        import_module(module)
+        assert kinds(TaskConfig)[kind].__module__ == module
+    assert {kind for kind, one in kinds(TaskConfig).items() if one.__module__.startswith("headway.")} == set(tasks())
+
+
+def test_a_recipe_imports_its_own_domain_alone() -> None:
+    asked = "import sys; from headway.recipes import named; named('text'); named('vision'); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    inner = {name.split(".")[2] for name in found if name.startswith("headway.domains.") and name.count(".") > 2}
+    assert inner == {"text", "vision"}
+
+
+def test_a_domain_that_cannot_be_imported_breaks_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "headway.domains.chess.recipes", None)
+    domains._makers.cache_clear()
+    try:
+        assert {"text", "vision"} <= recipes().keys()
+        assert "chess" not in recipes()
+        with pytest.raises(ImportError):
+            recipe("chess")
+    finally:
+        domains._makers.cache_clear()

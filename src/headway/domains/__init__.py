@@ -1,7 +1,12 @@
-"""What headway can learn: a folder for each domain, and the recipes of all of them by name."""
+"""What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
+
+A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
+that registers each. Its module `scale`, where it has one, says in SCALES how its recipes grow with data and time.
+"""
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from functools import cache
@@ -15,43 +20,58 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays che
     from headway.train import Recipe
     from headway.train.scale import Scale
 
+_LOG = logging.getLogger(__name__)
+
 
 @cache
-def _makers() -> dict[str, Callable[[], Recipe]]:
-    """Every folder here has its own in `recipes.RECIPES`; to import them registers their kinds of tasks."""
-    found: dict[str, Callable[[], Recipe]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for make in import_module(f"{__name__}.{module.name}.recipes").RECIPES:
-            found[make().name] = make
-    return found
+def homes() -> dict[str, str]:
+    """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
+    return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
+
+
+@cache
+def tasks() -> dict[str, str]:
+    """The module that registers each kind of task."""
+    packages = {domain: import_module(f"{__name__}.{domain}") for domain in _domains()}
+    return {
+        kind: f"{__name__}.{domain}.{module}"
+        for domain, package in packages.items()
+        for kind, module in package.TASKS.items()
+    }
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name. No model is built."""
-    return {name: make() for name, make in _makers().items()}
+    """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
+    found: dict[str, Recipe] = {}
+    for domain in _domains():
+        try:
+            found |= {name: make() for name, make in _makers(domain).items()}
+        except ImportError as error:
+            _LOG.warning("the domain %s cannot be used here: %s", domain, error)
+    return found
 
 
 def recipe(name: str) -> Recipe:
     """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
-    if name not in _makers():
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, _makers())}")
-    return _makers()[name]()
+    if name not in homes():
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, homes())}")
+    return _makers(homes()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
     """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
-    return _scales().get(name)
+    home = f"{__name__}.{homes()[name]}.scale" if name in homes() else None
+    return import_module(home).SCALES.get(name) if home is not None and find_spec(home) is not None else None
 
 
 @cache
-def _scales() -> dict[str, Scale]:
-    """Those of the folders that have a module `scale` with SCALES."""
-    found: dict[str, Scale] = {}
-    for module in pkgutil.iter_modules(__path__):
-        name = f"{__name__}.{module.name}.scale"
-        if find_spec(name) is not None:
-            found |= import_module(name).SCALES
-    return found
+def _domains() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
-__all__ = ["recipe", "recipes", "scale_of"]
+@cache
+def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
+    return {make().name: make for make in import_module(f"{__name__}.{domain}.recipes").RECIPES}
+
+
+__all__ = ["homes", "recipe", "recipes", "scale_of", "tasks"]

@@ -1,18 +1,25 @@
 """Sounds: read from files, brought to one rate, seen as log-mel frames, classified, and transcribed."""
 
-from headway.domains.audio.listener import Transcribing
-from headway.domains.audio.marks import Marks, Task
-from headway.domains.audio.recipes import RECIPES
-from headway.domains.audio.sound import KINDS, FileSound, Given, open_sound, read_sound
-from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
-from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
-from headway.domains.audio.use import Sound, classify
-from headway.domains.audio.windows import hears
-from headway.domains.audio.words import Word
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.audio.listener import Transcribing
+    from headway.domains.audio.marks import Marks, Task
+    from headway.domains.audio.sound import KINDS, FileSound, Given, open_sound, read_sound
+    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
+    from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
+    from headway.domains.audio.use import Sound, classify
+    from headway.domains.audio.windows import hears
+    from headway.domains.audio.words import Word
 
 __all__ = [
     "KINDS",
     "RECIPES",
+    "TASKS",
     "FileSound",
     "Format",
     "Given",
@@ -33,3 +40,23 @@ __all__ = [
     "read_sound",
     "written",
 ]
+RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
+TASKS = {
+    "sounds": "classification",
+    "spoken_digits": "digits",
+    "spoken_sequences": "sequences",
+    "transcription": "transcription",
+}
+lazily(
+    __name__,
+    {
+        ".listener": ("Transcribing",),
+        ".marks": ("Marks", "Task"),
+        ".sound": ("FileSound", "Given", "KINDS", "open_sound", "read_sound"),
+        ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
+        ".transcribe": ("Segment", "Telling", "Transcriber", "Transcription"),
+        ".use": ("Sound", "classify"),
+        ".windows": ("hears",),
+        ".words": ("Word",),
+    },
+)

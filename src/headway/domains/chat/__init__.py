@@ -1,6 +1,16 @@
 """Models that answer: taught by conversations, and by choices between two answers."""
 
-from headway.domains.chat.config import ChatConfig, InstructConfig, PreferenceConfig
-from headway.domains.chat.recipes import RECIPES
+from __future__ import annotations
 
-__all__ = ["RECIPES", "ChatConfig", "InstructConfig", "PreferenceConfig"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.chat.config import ChatConfig, InstructConfig, PreferenceConfig
+    from headway.domains.chat.talk import Talk
+
+__all__ = ["RECIPES", "TASKS", "ChatConfig", "InstructConfig", "PreferenceConfig", "Talk"]
+RECIPES = ("instruct", "preference")
+TASKS = {"instruct": "config", "preference": "config"}
+lazily(__name__, {".config": ("ChatConfig", "InstructConfig", "PreferenceConfig"), ".talk": ("Talk",)})

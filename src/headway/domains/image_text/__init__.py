@@ -1,16 +1,24 @@
 """Images and texts that say what they show: CLIP and SigLIP, and captions."""
 
-from headway.domains.image_text.caption import caption
-from headway.domains.image_text.caption_config import CaptionsConfig
-from headway.domains.image_text.config import ImageTextConfig
-from headway.domains.image_text.data import Captions, read_captions
-from headway.domains.image_text.emoji import EmojiConfig
-from headway.domains.image_text.recipes import RECIPES
-from headway.domains.image_text.task import ImageText, published_task
-from headway.domains.image_text.use import Image, Matches, embed, match
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.image_text.caption import LONGEST, caption
+    from headway.domains.image_text.caption_config import CaptionsConfig
+    from headway.domains.image_text.config import ImageTextConfig
+    from headway.domains.image_text.data import Captions, read_captions
+    from headway.domains.image_text.emoji import EmojiConfig
+    from headway.domains.image_text.task import ImageText, published_task
+    from headway.domains.image_text.use import Image, Matches, embed, match
 
 __all__ = [
+    "LONGEST",
     "RECIPES",
+    "TASKS",
     "Captions",
     "CaptionsConfig",
     "EmojiConfig",
@@ -24,3 +32,23 @@ __all__ = [
     "published_task",
     "read_captions",
 ]
+RECIPES = ("image-text", "emoji-clip", "caption", "scenes", "emoji-caption")
+TASKS = {
+    "captions": "caption_config",
+    "emoji": "emoji",
+    "emoji_captions": "caption_config",
+    "image_text": "config",
+    "scenes": "caption_config",
+}
+lazily(
+    __name__,
+    {
+        ".caption": ("LONGEST", "caption"),
+        ".caption_config": ("CaptionsConfig",),
+        ".config": ("ImageTextConfig",),
+        ".data": ("Captions", "read_captions"),
+        ".emoji": ("EmojiConfig",),
+        ".task": ("ImageText", "published_task"),
+        ".use": ("Image", "Matches", "embed", "match"),
+    },
+)

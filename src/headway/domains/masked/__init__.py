@@ -1,13 +1,20 @@
 """Masked language models: what is hidden is foretold from both sides."""
 
-from headway.domains.masked.batches import MaskedBatch, MaskedBatches
-from headway.domains.masked.fill import Candidate, fill
-from headway.domains.masked.masking import Masking, MaskingConfig
-from headway.domains.masked.recipes import RECIPES
-from headway.domains.masked.task import Masked, MaskedConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.masked.batches import MaskedBatch, MaskedBatches
+    from headway.domains.masked.fill import Candidate, fill
+    from headway.domains.masked.masking import Masking, MaskingConfig
+    from headway.domains.masked.task import Masked, MaskedConfig
 
 __all__ = [
     "RECIPES",
+    "TASKS",
     "Candidate",
     "Masked",
     "MaskedBatch",
@@ -17,3 +24,14 @@ __all__ = [
     "MaskingConfig",
     "fill",
 ]
+RECIPES = ("masked",)
+TASKS = {"masked": "task"}
+lazily(
+    __name__,
+    {
+        ".batches": ("MaskedBatch", "MaskedBatches"),
+        ".fill": ("Candidate", "fill"),
+        ".masking": ("Masking", "MaskingConfig"),
+        ".task": ("Masked", "MaskedConfig"),
+    },
+)

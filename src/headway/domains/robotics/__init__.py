@@ -1,7 +1,16 @@
 """Robots that learn from demonstrations: chunks of actions from states and cameras (Zhao et al. 2023)."""
 
-from headway.domains.robotics.policy import Policy
-from headway.domains.robotics.recipes import RECIPES
-from headway.domains.robotics.use import acts_in_chunks, policy, rollout
+from __future__ import annotations
 
-__all__ = ["RECIPES", "Policy", "acts_in_chunks", "policy", "rollout"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.robotics.policy import Policy
+    from headway.domains.robotics.use import acts_in_chunks, policy, rollout
+
+__all__ = ["RECIPES", "TASKS", "Policy", "acts_in_chunks", "policy", "rollout"]
+RECIPES = ("robotics", "metaworld")
+TASKS = {"robotics": "config"}
+lazily(__name__, {".policy": ("Policy",), ".use": ("acts_in_chunks", "policy", "rollout")})

@@ -1,8 +1,24 @@
 """Language models of text: characters, bytes, words or subwords."""
 
-from headway.domains.text.batches import Rows, TextBatch
-from headway.domains.text.config import LanguageConfig
-from headway.domains.text.recipes import RECIPES
-from headway.domains.text.task import Language, StreamedLanguage
+from __future__ import annotations
 
-__all__ = ["RECIPES", "Language", "LanguageConfig", "Rows", "StreamedLanguage", "TextBatch"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.text.batches import Rows, TextBatch
+    from headway.domains.text.config import LanguageConfig
+    from headway.domains.text.task import Language, StreamedLanguage, language_task
+
+__all__ = ["RECIPES", "TASKS", "Language", "LanguageConfig", "Rows", "StreamedLanguage", "TextBatch", "language_task"]
+RECIPES = ("shakespeare", "text")
+TASKS = {"language": "config"}
+lazily(
+    __name__,
+    {
+        ".batches": ("Rows", "TextBatch"),
+        ".config": ("LanguageConfig",),
+        ".task": ("Language", "StreamedLanguage", "language_task"),
+    },
+)

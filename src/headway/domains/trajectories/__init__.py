@@ -1,6 +1,15 @@
 """Reinforcement learning by sequences: return-to-go, state and action of each step (Chen et al. 2021)."""
 
-from headway.domains.trajectories.recipes import RECIPES
-from headway.domains.trajectories.use import rollout
+from __future__ import annotations
 
-__all__ = ["RECIPES", "rollout"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.trajectories.use import rollout
+
+__all__ = ["RECIPES", "TASKS", "rollout"]
+RECIPES = ("trajectories", "cartpole", "pendulum", "hopper")
+TASKS = {"trajectories": "config"}
+lazily(__name__, {".use": ("rollout",)})

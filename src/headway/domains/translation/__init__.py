@@ -1,15 +1,23 @@
 """Sequences into sequences: translation, and the pronunciation of words."""
 
-from headway.domains.translation.alignment import Alignment, alignment
-from headway.domains.translation.batches import PairBatch, Pairs, Sentences
-from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig
-from headway.domains.translation.decode import translate, translate_hypotheses
-from headway.domains.translation.pronounce import Pronounce, PronounceConfig
-from headway.domains.translation.recipes import RECIPES
-from headway.domains.translation.task import PairTask, Translation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.translation.alignment import Alignment, alignment
+    from headway.domains.translation.batches import PairBatch, Pairs, Sentences
+    from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig
+    from headway.domains.translation.decode import translate, translate_hypotheses
+    from headway.domains.translation.pronounce import Pronounce, PronounceConfig
+    from headway.domains.translation.task import PairTask, Translation
+    from headway.domains.translation.translator import Translator, framed
 
 __all__ = [
     "RECIPES",
+    "TASKS",
     "Alignment",
     "Codecs",
     "Marks",
@@ -22,7 +30,23 @@ __all__ = [
     "Sentences",
     "Translation",
     "TranslationConfig",
+    "Translator",
     "alignment",
+    "framed",
     "translate",
     "translate_hypotheses",
 ]
+RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
+TASKS = {"pronounce": "pronounce", "translation": "config"}
+lazily(
+    __name__,
+    {
+        ".alignment": ("Alignment", "alignment"),
+        ".batches": ("PairBatch", "Pairs", "Sentences"),
+        ".config": ("Codecs", "Marks", "PairsConfig", "TranslationConfig"),
+        ".decode": ("translate", "translate_hypotheses"),
+        ".pronounce": ("Pronounce", "PronounceConfig"),
+        ".task": ("PairTask", "Translation"),
+        ".translator": ("Translator", "framed"),
+    },
+)

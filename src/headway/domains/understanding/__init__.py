@@ -1,13 +1,20 @@
 """What encoders are fine-tuned for: classes and numbers of texts and pairs, tags of words, vectors of sentences."""
 
-from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
-from headway.domains.understanding.embedding import EmbeddingConfig
-from headway.domains.understanding.recipes import RECIPES
-from headway.domains.understanding.tagging import TaggingConfig
-from headway.domains.understanding.use import TaggedWords, Text, classify, embed, tag
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
+    from headway.domains.understanding.embedding import EmbeddingConfig
+    from headway.domains.understanding.tagging import TaggingConfig
+    from headway.domains.understanding.use import TaggedWords, Text, classify, embed, tag
 
 __all__ = [
     "RECIPES",
+    "TASKS",
     "ClassificationConfig",
     "EmbeddingConfig",
     "PairsConfig",
@@ -18,3 +25,14 @@ __all__ = [
     "embed",
     "tag",
 ]
+RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
+TASKS = {"classification": "classification", "embedding": "embedding", "pairs": "classification", "tagging": "tagging"}
+lazily(
+    __name__,
+    {
+        ".classification": ("ClassificationConfig", "PairsConfig"),
+        ".embedding": ("EmbeddingConfig",),
+        ".tagging": ("TaggingConfig",),
+        ".use": ("TaggedWords", "Text", "classify", "embed", "tag"),
+    },
+)

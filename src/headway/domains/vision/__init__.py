@@ -1,7 +1,16 @@
 """Images: their classes, their vectors, and where a model looks."""
 
-from headway.domains.vision.looking import Look, look
-from headway.domains.vision.recipes import RECIPES
-from headway.domains.vision.use import Image, classify, embed
+from __future__ import annotations
 
-__all__ = ["RECIPES", "Image", "Look", "classify", "embed", "look"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.vision.looking import Look, look
+    from headway.domains.vision.use import Image, classify, embed
+
+__all__ = ["RECIPES", "TASKS", "Image", "Look", "classify", "embed", "look"]
+RECIPES = ("vision", "fashion-mnist", "digits")
+TASKS = {"vision": "task"}
+lazily(__name__, {".looking": ("Look", "look"), ".use": ("Image", "classify", "embed")})
