@@ -28,7 +28,7 @@ class Acts(Loaded):
 
         Raises UserError for a model that is no robot's policy.
         """
-        return robotics.policy(self.module, self.directory, task, seed)
+        return robotics.policy(self.module, self.directory, self.usage, task, seed)
 
     @typed
     def player(self, search: str | None = None) -> Player:
@@ -74,7 +74,9 @@ class Acts(Loaded):
         if isinstance(self.module, Act):
             if targets or draw is not None:
                 raise UserError(f"{self.directory} is a robot's policy, which is asked for no return and draws nothing")
-            return robotics.rollout(self.module, self.directory, names, episodes, seed, film, execute, ensemble)
+            return robotics.rollout(
+                self.module, self.directory, self.usage, names, episodes, seed, film, execute, ensemble
+            )
         if execute is not None or ensemble != "run":
             raise UserError(f"{self.directory} says one action at a time; leave execute and ensemble out")
         if len(names) > 1:

@@ -28,6 +28,7 @@ from headway.mixers import (
     MultiplicativeConfig,
     SigmaPiConfig,
 )
+from headway.mixers.attention import POSITIONS
 from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.models.heads import VocabularyHeadConfig
 from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig
@@ -52,6 +53,7 @@ WIDTH, HEADS = 16, 4
 BIASES: dict[str, BiasConfig] = {"alibi": AlibiConfig(HEADS), "relative": RelativeConfig(HEADS, 8, 16)}
 # Biases of rows that are whole: made from all tokens of a row at once, which is neither padded nor packed.
 WHOLE_BIASES: dict[str, BiasConfig] = {"smolgen": SmolgenConfig(HEADS, 6, 2, 8, 4)}
+PLACES = SinusoidalConfig()  # of attention that is placed
 _TURN = RotaryConfig(theta=100.0)
 
 MIXERS: dict[str, MixerConfig] = {
@@ -66,6 +68,8 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-full": AttentionConfig(HEADS, pattern=Full(), rotary=_TURN),
     "attention-local": AttentionConfig(HEADS, pattern=Local(2)),
     "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
+    "attention-placed": AttentionConfig(HEADS, kv_heads=2, placed=True),
+    "attention-placed-window": AttentionConfig(HEADS, placed=True, pattern=Causal(window=3), qk_norm=RMSNormConfig()),
     "elman": ElmanConfig(),
     "elman-logistic": ElmanConfig(cells=12, activation="logistic", learned_start=True),
     "elman-truncated": ElmanConfig(out=False, truncate=True),
@@ -148,6 +152,7 @@ def test_every_registered_kind_has_a_case() -> None:
 def make_mixer(name: str) -> Mixer:
     """The mixer in float64 with weights large enough that every part matters."""
     biases = nn.ModuleDict({key: bias.build(WIDTH) for key, bias in BIASES.items()})
+    biases[POSITIONS] = PLACES.build(WIDTH, None)
     mixer = MIXERS[name].build(WIDTH, biases)
     owner = nn.ModuleList([mixer, biases])
     shake(owner)
@@ -197,7 +202,7 @@ def hybrid(positions: str = "learned") -> TransformerConfig:
     )
     where = LearnedConfig(1) if positions == "learned" else SinusoidalConfig()
     embed = TokenEmbedConfig(where, norm=LayerNormConfig(), scaled=True)
-    return TransformerConfig(WIDTH, 11, 64, StackConfig(blocks, RMSNormConfig(), BIASES), embed)
+    return TransformerConfig(WIDTH, 11, 64, StackConfig(blocks, RMSNormConfig(), BIASES, PLACES), embed)
 
 
 def seq2seq(tie: str = "all") -> EncoderDecoderConfig:

@@ -40,10 +40,12 @@ from headway.models import (
     build,
 )
 from headway.models.heads import TransformConfig, VocabularyHeadConfig
+from headway.parts.positions import SinusoidalConfig
 
 close = torch.testing.assert_close
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
-LOWERED = [name for name, config in MIXERS.items() if isinstance(config, AttentionConfig) and config.causal]
+ATTENTION = {name: config for name, config in MIXERS.items() if isinstance(config, AttentionConfig) and config.causal}
+LOWERED = [name for name, config in ATTENTION.items() if not config.placed]
 FEEDS = list(FEED_FORWARDS.values())
 
 
@@ -112,6 +114,12 @@ def test_heads_with_a_transform_and_a_cap() -> None:
     stack = StackConfig((BlockConfig(AttentionConfig(HEADS)),))
     model = ready(TransformerConfig(WIDTH, 11, 64, stack, heads={"vocabulary": head}))
     follow(model, Engine(model), Prompt(ids(1, 3), Layout.full(1, 3)), ids(1, 5), 20)
+
+
+def test_positions_in_queries_and_keys_are_refused() -> None:
+    stack = StackConfig((BlockConfig(AttentionConfig(HEADS, placed=True)),), positions=SinusoidalConfig())
+    with pytest.raises(CannotLowerError, match=r"positions in queries and keys \(stack.blocks.0.mixer\)"):
+        Engine(ready(TransformerConfig(WIDTH, 11, 64, stack)))
 
 
 def small(depth: int = 2, symbols: int = 23, seed: int = 5) -> Transformer:

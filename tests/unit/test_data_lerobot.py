@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lerobot_data import KEY, LENGTHS, SIZE, made, pictures
+from lerobot_data import KEY, LENGTHS, SIZE, Held, made, pictures
 
 from headway.data.demonstrations import Demonstrations, read_demonstrations, task_of
 from headway.data.episodes import Episode, together
@@ -101,6 +102,28 @@ def test_a_folder_is_read_back_as_it_was_written(folder: Path) -> None:
         KEY: [*SIZE, 3],
     }
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_films_of_several_cameras_come_back_in_place_and_colour(tmp_path: Path) -> None:
+    """A bright square that wanders over a coloured ground, other ones for each camera, as large as codecs see."""
+    steps, side = sum(LENGTHS), 64
+    films = {}
+    for place, (name, ground) in enumerate({"wrist": (30, 60, 160), "front": (170, 50, 40)}.items()):
+        film = np.empty((steps, side, 96, 3), np.uint8)
+        film[:] = ground
+        for step in range(steps):
+            row, column = (16, 4 * step) if place else (2 * step, 64)
+            film[step, row : row + 16, column : column + 16] = (230, 220, 60)
+        films[name] = Held(film)
+    write_lerobot(tmp_path / "set", replace(made(), cameras=films), robot=4)
+    found = of(tmp_path / "set").cameras
+    assert set(found) == set(films)
+    for name, film in films.items():
+        seen = found[name].read(np.arange(steps)).astype(int)
+        error = np.abs(seen - film.pixels).mean()
+        assert error < 2, name
+        others = (np.roll(film.pixels, 1, 0), film.pixels[..., ::-1], film.pixels[:, ::-1], film.pixels[:, :, ::-1])
+        assert all(np.abs(seen - other).mean() > 2 * error for other in others), name  # a frame, a channel, a side
 
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])

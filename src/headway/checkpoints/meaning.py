@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headway.mixers import AttentionConfig
-from headway.models import TransformerConfig, TwoTowerConfig
+from headway.models import ActConfig, TransformerConfig, TwoTowerConfig
 from headway.parts.experts import ExpertsConfig
 from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
@@ -29,7 +29,7 @@ def computed(config: Any, width: int = 0) -> Any:
         return config
     if isinstance(config, InitConfig):
         return InitConfig()
-    if isinstance(config, TransformerConfig):
+    if isinstance(config, (ActConfig, TransformerConfig)):
         width = config.width
     fields = [field.name for field in dataclasses.fields(config)]
     changes = {name: computed(getattr(config, name), width) for name in fields}

@@ -21,7 +21,7 @@ from headway.checkpoints.settings import Settings
 from headway.checkpoints.tensorfile import Shards
 from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
-from headway.checkpoints.weights import Renamed, fill, unfilled
+from headway.checkpoints.weights import Renamed, fill, joined, unfilled
 from headway.codecs.chat import read_template
 from headway.codecs.processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
@@ -100,7 +100,8 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     model = undrawn(with_embedding(found.config, directory), found.shards.size, found.shards.source, dtype)
     fill(model, found.family.rules(found.config), found.weights, dtype)
     marks = read_marks(directory, found.settings)
-    template, processor = read_template(directory), read_processor(directory)
+    template, beside = read_template(directory), found.family.beside
+    processor = read_processor(directory) if beside is None else beside.read(directory, found.settings, found.shards)
     usage = Usage(found.family.name, dict(found.settings.values), **marks, template=template, processor=processor)
     return Published(model.eval(), usage)
 
@@ -154,12 +155,14 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     family = _fitting(bare, usage.family)
     kept = {name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)}
     said = {**kept, **family.write(bare), **written_marks(usage), "dtype": _dtype(model)}
-    tensors = unfilled(model, family.rules(bare))
+    tensors = joined(unfilled(model, family.rules(bare)), family.fused)
     directory.mkdir(parents=True, exist_ok=True)
+    if family.beside is not None:
+        said = family.beside.write(directory, said, usage.processor)
     write_json(directory / CONFIG, _named(said, usage.labels))
     write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
     write_embedding(config, directory)
-    if usage.processor:
+    if usage.processor and family.beside is None:
         write_json(directory / PROCESSOR, usage.processor)
     if "vocabulary" in getattr(model, "heads", {}) and _generates(config):
         write_marks(directory, usage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -193,6 +194,46 @@ def layers(count: int, make: Callable[[int], Sequence[Rule]]) -> list[Rule]:
 
 
 @dataclass(frozen=True)
+class ChannelsLast:
+    """A convolution's kernels [D, C, taps, taps], whose rows are [taps, taps, C] laid flat here."""
+
+    taps: int
+    channels: int
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].movedim(1, -1).flatten(1)]
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [whole.unflatten(1, (self.taps, self.taps, self.channels)).movedim(-1, 1)]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tensor of the file that holds several of the rules', equal parts one after the other: `whole` in its name
+    stands for each of `parts` in theirs. It is written so, too.
+    """
+
+    whole: str
+    parts: tuple[str, ...]
+
+    def names(self, name: str) -> list[str]:
+        """Those of the rules' tensors that the tensor of this name holds."""
+        return [name.replace(self.whole, part) for part in self.parts]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Files beside the weights that say how inputs become numbers.
+
+    `read(directory, settings, weights)` gives what they say, which `Usage.processor` keeps; `write(directory, settings,
+    said)` writes them, and gives what config.json says then. Both raise UserError for what is missing.
+    """
+
+    read: Callable[[Path, Settings, Any], dict[str, Any]]
+    write: Callable[[Path, dict[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Stacked:
     """A tensor of the file that holds many of the rules': items along its first axis, and their parts along the second.
 
@@ -214,7 +255,8 @@ class Family:
     expression and its replacement that bring older names, or those without a prefix, into the form of the rules;
     `stacked` are tensors of other files of the family that hold several of the rules' tensors each; `skipped` are
     expressions for tensors that are no weights (masks, position numbers). `older` are spellings of settings that
-    `write` says in a newer way; an export leaves them out.
+    `write` says in a newer way; an export leaves them out. `fused` are tensors of the file that hold several of the
+    rules'; `beside` is how what lies beside the weights is read and written, where it is not transformers'.
     """
 
     name: str
@@ -226,3 +268,5 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what a config.json means by leaving a key out
     stacked: tuple[Stacked, ...] = ()
     older: tuple[str, ...] = ()
+    fused: tuple[Fused, ...] = ()
+    beside: Beside | None = None

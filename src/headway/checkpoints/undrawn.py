@@ -14,6 +14,7 @@ from headway.memory import check_room
 from headway.models import ModelConfig, build
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_DEPTHS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
 _DEPTHS += ("n_layer", "n_layers")  # settings that say how many layers there are
 _EXPERTS, _MOST_EXPERTS = ("num_local_experts", "num_experts"), 1024
 _PER_BYTE = 4  # numbers that one byte of a file may hold: more than any quantisation packs

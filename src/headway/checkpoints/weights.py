@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.checkpoints.mapped import one_view
 from headway.checkpoints.native import named_tensors
-from headway.checkpoints.rules import Family, Rule, Stacked
+from headway.checkpoints.rules import Family, Fused, Rule
 from headway.errors import UserError, nearest
 from headway.parts.projection import Projection
 
@@ -57,11 +57,16 @@ class Renamed:
             for pattern, replacement in family.renames:
                 renamed = re.sub(pattern, replacement, renamed)
             if not any(pattern.search(renamed) for pattern in skipped):
-                self._own.update(self._pieces(name, renamed, family.stacked))
+                self._own.update(self._pieces(name, renamed, family))
         self._left = Counter(piece.name for piece in self._own.values())
 
-    def _pieces(self, name: str, renamed: str, stacked: Sequence[Stacked]) -> dict[str, Piece]:
-        for each in stacked:
+    def _pieces(self, name: str, renamed: str, family: Family) -> dict[str, Piece]:
+        for fused in family.fused:
+            if fused.whole in renamed:
+                parts = len(fused.parts)
+                self._check_parts(name, parts)
+                return {own: Piece(name, None, part, parts) for part, own in enumerate(fused.names(renamed))}
+        for each in family.stacked:
             if re.search(each.pattern, renamed):
                 items, parts = self._items(name, len(each.names)), len(each.names)
                 return {
@@ -70,6 +75,13 @@ class Renamed:
                     for part, new in enumerate(each.names)
                 }
         return {renamed: Piece(name)}
+
+    def _check_parts(self, name: str, parts: int) -> None:
+        shape = tuple(self._weights.get(name).shape)
+        if not shape or not shape[0] or shape[0] % parts:
+            raise UserError(
+                f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}: get the file again"
+            )
 
     def _items(self, name: str, parts: int) -> int:
         """How many matrices a tensor stacks, each of so many parts; UserError where it is no such stack."""
@@ -88,7 +100,9 @@ class Renamed:
     def get(self, name: str) -> Tensor:
         piece = self._own[name]
         tensor = self._weights.get(piece.name)
-        return tensor if piece.item is None else tensor[piece.item].chunk(piece.parts)[piece.part]
+        if piece.item is not None:
+            tensor = tensor[piece.item]
+        return tensor if piece.parts == 1 else tensor.chunk(piece.parts)[piece.part]
 
     def done(self, name: str) -> None:
         """A stacked tensor is done with when its last piece is."""
@@ -182,6 +196,17 @@ def unfilled(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
         whole = own[each.ours].detach()
         parts = each.form.split(whole, sizes.get(each.ours, (whole.shape[0],) if whole.dim() else ()))
         found.update(zip(each.theirs, (part.contiguous() for part in parts)))
+    return found
+
+
+def joined(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tensor]:
+    """`tensors` with those that the file holds in one put together."""
+    found = dict(tensors)
+    for each in fused:
+        for name in tensors:
+            if each.parts[0] in name:
+                whole = name.replace(each.parts[0], each.whole)
+                found[whole] = torch.cat([found.pop(part) for part in each.names(whole)])
     return found
 
 

@@ -85,6 +85,8 @@ def check(model: Transformer) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, _KNOWN):
             raise CannotLowerError(f"{type(module).__name__} ({name})")
+        if isinstance(module, (Attention, CrossAttention)) and module.config.placed:
+            raise CannotLowerError(f"positions in queries and keys ({name})")
         if isinstance(module, Attention) and not isinstance(module.config.pattern, Causal):
             raise CannotLowerError(f"attention with the pattern {type(module.config.pattern).__name__} ({name})")
 

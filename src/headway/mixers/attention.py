@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.kernels import View, attend, rotate
+from headway.kernels import View, attend, linear, rotate
 from headway.layout import Layout
 from headway.mixers.base import Mixer, MixerConfig, zeros
 from headway.parts.dropout import Dropout
@@ -22,6 +22,7 @@ from headway.parts.rotary import Rotary, RotaryConfig
 from headway.visibility import Causal, Pattern
 
 _LARGEST_HEAD = 1 << 16  # rotary angles of a head are computed when a model is built, before its weights have room
+POSITIONS = "positions"  # the name of a Stack's own among what its blocks share
 _SLACK = 64  # tokens that a ring of keys takes at once beyond its window
 
 
@@ -33,7 +34,8 @@ class AttentionConfig(MixerConfig):
     `kv_heads` None gives each query head its own key and value; `head_size` None is width / heads; `qk_norm`
     normalises queries and keys a head (Henry et al. 2020) or, with `qk_norm_over` "all", all heads together (OLMo 2);
     `qkv_bias` may be said for each of query, key and value; `bias` names a score bias of the Stack; `soft_cap` and
-    `sinks` as in `headway.kernels.attend`; `scale` None is 1 / sqrt(head size).
+    `sinks` as in `headway.kernels.attend`; `scale` None is 1 / sqrt(head size). With `placed` the Stack's positions are
+    added to what queries and keys are made of, and not to values (Carion et al. 2020, figure 10).
     """
 
     heads: int = 8  # query heads
@@ -50,6 +52,7 @@ class AttentionConfig(MixerConfig):
     soft_cap: float | None = None  # c turns scores into c tanh(scores / c) (Gemma 2)
     sinks: bool = False  # a trained logit a head that takes part in the softmax and has no value
     dropout: float = 0.0  # of attention weights
+    placed: bool = False  # whether queries and keys get the positions of the stack
 
     @property
     def causal(self) -> bool:
@@ -139,6 +142,7 @@ class Attention(Mixer):
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)
         self._bias = _shared_bias(config.bias, biases)
+        self._positions = shared_positions(biases) if config.placed else None
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         q, k, v = self._project(x, layout)
@@ -167,15 +171,24 @@ class Attention(Mixer):
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
-        if self.qk_norm is None and self.rotary is None:  # in one, whose gradients are then put together once
+        if (
+            self.qk_norm is None and self.rotary is None and self._positions is None
+        ):  # in one, whose gradients are then put together once
             return qkv.split((self.heads, self.groups, self.groups), dim=2)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
+        if self._positions is not None:
+            qk = qk + self._placed(self._positions(layout, x))
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if self.rotary is not None:
             qk = rotate_by(self.rotary, qk, layout)
         q, k = qk.split((self.heads, self.groups), dim=2)
         return q, k, v
+
+    def _placed(self, positions: Float[Tensor, "#B T D"]) -> Float[Tensor, "#B T HG K"]:
+        """What positions add to queries and keys: the maps are linear, so each is mapped once for all rows."""
+        both = self.heads + self.groups
+        return linear(positions, self.qkv.matrix()[: both * self.size]).unflatten(-1, (both, self.size))
 
     def _attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         y = attend(
@@ -225,6 +238,15 @@ def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, L
             f"attention names a bias {name!r} that the stack does not have; {nearest(name, biases.keys())}"
         )
     return biases[name].forward
+
+
+def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor]:
+    """The Stack's positions, which stay registered once, in the Stack."""
+    if POSITIONS not in biases:
+        raise ConfigError(
+            "an attention is placed, and its stack has no positions; set the stack's positions, or placed=false"
+        )
+    return biases[POSITIONS].forward
 
 
 def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:

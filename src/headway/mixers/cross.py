@@ -8,10 +8,10 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.errors import UserError
-from headway.kernels import View, attend
+from headway.errors import ConfigError, UserError
+from headway.kernels import View, attend, linear
 from headway.layout import Layout
-from headway.mixers.attention import head_size, shared_heads
+from headway.mixers.attention import head_size, shared_heads, shared_positions
 from headway.parts.dropout import Dropout
 from headway.parts.norm import NormConfig
 from headway.parts.projection import Projection
@@ -28,8 +28,9 @@ class Remembered(NamedTuple):
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """`width` is that of the memory; None is the model's own; `kv_bias` may be said for each of key and value. The
-    other fields are those of AttentionConfig.
+    """`width` is that of the memory; None is the model's own; `kv_bias` may be said for each of key and value. With
+    `placed` the Stack's positions are added to what queries are made of, and those of the encoder's to what keys are.
+    The other fields are those of AttentionConfig.
     """
 
     heads: int = 8  # query heads
@@ -42,15 +43,17 @@ class CrossAttentionConfig:
     out_bias: bool = True  # of the output projection
     scale: float | None = None  # of scores; none: 1 / sqrt(head size)
     dropout: float = 0.0  # of attention weights
+    placed: bool = False  # whether queries and keys get the positions of the stack
 
-    def build(self, width: int) -> CrossAttention:
-        return CrossAttention(self, width)
+    def build(self, width: int, biases: nn.ModuleDict) -> CrossAttention:
+        """`biases` are what the blocks of a Stack share."""
+        return CrossAttention(self, width, biases)
 
 
 class CrossAttention(nn.Module):
     """Encoder-decoder attention (Vaswani et al. 2017, section 3.2.3): `remember` projects the memory, once."""
 
-    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+    def __init__(self, config: CrossAttentionConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()
         self.config = config
         self.heads = config.heads
@@ -63,15 +66,28 @@ class CrossAttention(nn.Module):
         self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
         self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
+        self._positions = shared_positions(biases) if config.placed else None
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Remembered:
+    def remember(
+        self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
+    ) -> Remembered:
+        """`positions` are those of the encoder's Stack, None where it has none. ConfigError where they are missing."""
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
+        if self._positions is not None:
+            keys = keys + self._placed(positions)
         return Remembered(self.k_norm(keys), values, layout)
+
+    def _placed(self, positions: Float[Tensor, "#M S E"] | None) -> Float[Tensor, "#M S G K"]:
+        if positions is None:
+            raise ConfigError("a cross-attention is placed, and the encoder has no positions; set those of its stack")
+        rows = self.groups * self.size
+        return linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Remembered) -> Float[Tensor, "B T D"]:
         """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
         shape = x.shape
-        q = self.q_norm(self.q(x).view(*shape[:2], self.heads, self.size))
+        asked = x if self._positions is None else x + self._positions(layout, x)
+        q = self.q_norm(self.q(asked).view(*shape[:2], self.heads, self.size))
         memories = memory.keys.shape[0]
         view = self._view(layout, memory.layout)
         y = attend(

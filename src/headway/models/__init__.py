@@ -23,6 +23,7 @@ from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.probe import ProbeHead, ProbeHeadConfig
 from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
+from headway.models.scene import SceneEmbed, SceneEmbedConfig
 from headway.models.spectrogram import SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.trajectories import (
@@ -92,6 +93,8 @@ __all__ = [
     "RegressionConfig",
     "RobotEmbed",
     "RobotEmbedConfig",
+    "SceneEmbed",
+    "SceneEmbedConfig",
     "SpectrogramEmbed",
     "SpectrogramEmbedConfig",
     "SquaresHeadConfig",

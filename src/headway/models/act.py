@@ -29,6 +29,7 @@ from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig,
 from headway.models.heads import Loss
 from headway.models.pooled import PooledHeadConfig
 from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
+from headway.models.scene import SceneEmbed, SceneEmbedConfig
 from headway.models.stack import StackConfig, cycle
 from headway.models.trajectories import StepHeadConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
@@ -46,7 +47,8 @@ _STACKS = ("encoder", "decoder", "posterior")
 class ActConfig(ModelConfig):
     """`encoder` reads an observation, `decoder` is asked for a `chunk` of actions of `actions` numbers and reads what
     was seen, `head` says how chunks are learnt; `posterior` infers the latent of a demonstrated chunk, where the head
-    has one. `words` are so many of the names of tasks, 0 where a model does not read them.
+    has one. `words` are so many of the names of tasks, 0 where a model does not read them. Where the stacks of decoder
+    and posterior have positions for queries and keys, their inputs have none.
 
     Beside its fields, `--set` takes depth (a number, or [encoder, decoder], or those and the posterior's), heads, mixer
     and dropout of all stacks.
@@ -56,7 +58,7 @@ class ActConfig(ModelConfig):
     chunk: int = 50  # actions that are said at once
     actions: int = 1  # numbers of an action; the data decide
     words: int = 0  # symbols of the names of tasks; the data decide
-    observation: RobotEmbedConfig = RobotEmbedConfig()  # what is read
+    observation: RobotEmbedConfig | SceneEmbedConfig = RobotEmbedConfig()  # what is read
     encoder: StackConfig = StackConfig()  # reads an observation
     decoder: StackConfig = StackConfig()  # says the actions
     posterior: StackConfig = StackConfig()  # infers the latent of a demonstrated chunk
@@ -71,9 +73,10 @@ class ActConfig(ModelConfig):
     @property
     def trunk(self) -> EncoderDecoderConfig:
         """Encoder and decoder."""
-        latent = replace(self.observation, latent=self.head.size)
+        latent = replace(self.observation, latent=self.head.size or self.observation.latent)
         encoder = TransformerConfig(self.width, self.words, None, self.encoder, latent, {}, "none", self.init)
-        queries = QueriesConfig(self.chunk, self.actions if self.head.noised else 0, self.observation.dropout)
+        noised = self.actions if self.head.noised else 0
+        queries = QueriesConfig(self.chunk, noised, self.observation.dropout, self.decoder.positions is None)
         said = {_HEAD: StepHeadConfig(self.actions, 0, 1)}
         decoder = TransformerConfig(self.width, 0, None, self.decoder, queries, cast(Any, said), "none", self.init)
         return EncoderDecoderConfig(encoder, decoder, "none", self.init)
@@ -83,9 +86,16 @@ class ActConfig(ModelConfig):
         """The posterior, where there is a latent."""
         if not self.head.size:
             return None
-        shown = ShownConfig(self.observation.states, self.actions, self.observation.dropout)
+        placed = self.posterior.positions is not None
+        shown = ShownConfig(self.shown, self.actions, self.observation.dropout, not placed)
         head = {_LATENT: PooledHeadConfig(2 * self.head.size)}
         return TransformerConfig(self.width, 0, None, self.posterior, shown, cast(Any, head), "none", self.init)
+
+    @property
+    def shown(self) -> int:
+        """The first numbers of a state, which the posterior reads."""
+        seen = self.observation
+        return seen.robot if isinstance(seen, SceneEmbedConfig) else seen.states
 
     def build(self, seed: int | None = 0) -> Act:
         return Act(self, seed)
@@ -107,7 +117,7 @@ class ActConfig(ModelConfig):
 
     def set_dropout(self, value: Any) -> ActConfig:
         changed = self._stacks(resize.dropout, value, value, value)
-        return replace(changed, observation=self.observation.with_dropout(float(value)))
+        return replace(changed, observation=cast(Any, self.observation.with_dropout(float(value))))
 
 
 class Act(nn.Module):
@@ -139,7 +149,7 @@ class Act(nn.Module):
 
     def look(self, seen: Observations) -> tuple[Heard, Terms]:
         """What the decoder reads of observations, and auxiliary losses."""
-        layout = cast(RobotEmbed, self.trunk.encoder.embed).whole(seen)
+        layout = cast(RobotEmbed | SceneEmbed, self.trunk.encoder.embed).whole(seen)
         heard = self.trunk.hear(seen, layout)
         return heard, heard.auxiliary
 
@@ -154,9 +164,10 @@ class Act(nn.Module):
     def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and log variance of the latent behind demonstrated chunks. Only training calls this."""
         assert self.posterior is not None  # a head with a latent has one
-        front = 1 + (seen.states is not None)
+        states = seen.states[:, : self.config.shown] if seen.states is not None and self.config.shown else None
+        front = 1 + (states is not None)
         layout = Layout.padded(front + chunks.keep.sum(1), front + self.config.chunk)
-        said = self.posterior.output(_LATENT, Shown(seen.states, chunks.actions), layout)
+        said = self.posterior.output(_LATENT, Shown(states, chunks.actions), layout)
         return said.chunk(2, -1)  # type: ignore[return-value]
 
 

@@ -95,7 +95,7 @@ class Block(nn.Module):
         width = self.width
         if not config.mixer_norm:
             self.mix.before = nn.Identity()
-        self.cross = config.cross.build(width) if config.cross else None
+        self.cross = config.cross.build(width, biases) if config.cross else None
         self.read = Branch(config, width) if config.cross else None
         self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
         self.feed = Branch(config, width) if config.feed_forward else None
@@ -111,11 +111,13 @@ class Block(nn.Module):
         """Whole documents, one a row; in place of a state the vectors that the mixer has come to (`Mixer.read`)."""
         return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory | None:
+    def remember(
+        self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
+    ) -> Memory | None:
         """This block's own projection of an encoder's output; None where it does not read one."""
         if self.mixer.reads_memory:
             return self.mixer.remember(encoded, layout)
-        return None if self.cross is None else self.cross.remember(encoded, layout)
+        return None if self.cross is None else self.cross.remember(encoded, layout, positions)
 
     def around(
         self,

@@ -141,13 +141,15 @@ def summed(error: Float[Tensor, "B C A"], keep: Bool[Tensor, "B C"], terms: Term
 @register("queries")
 @dataclass(frozen=True)
 class QueriesConfig(EmbedConfig):
-    """A learned vector for each of the `chunk` actions that are asked for. In diffusion they also read what the
-    `actions` numbers of each are with noise, and one of so many `steps`.
+    """A learned vector for each of the `chunk` actions that are asked for; without `learned` they are 0, for a stack
+    that adds positions to queries and keys. In diffusion they also read what the `actions` numbers of each are with
+    noise, and one of so many `steps`.
     """
 
     chunk: int = 1  # actions of a chunk
     actions: int = 0  # numbers of an action, in diffusion; 0 where they are not read
     dropout: float = 0.0  # of the vectors
+    learned: bool = True  # whether there is a vector for each
 
     @property
     def length(self) -> int:
@@ -169,7 +171,7 @@ class Queries(nn.Module):
     def __init__(self, config: QueriesConfig, width: int) -> None:
         super().__init__()
         self.table = None  # there is no vocabulary to share
-        self.queries = Learnt(config.chunk, width)
+        self.queries = Learnt(config.chunk, width) if config.learned else Zeros(config.chunk, width)
         self.noised = NoisedActions(config.actions, width) if config.actions else None
         self.dropout = Dropout(config.dropout)
 
@@ -178,6 +180,16 @@ class Queries(nn.Module):
         if self.noised is not None:
             x = x + self.noised(noised)
         return self.dropout(x), layout
+
+
+class Zeros(nn.Module):
+    """What stands where nothing is learned."""
+
+    table: Tensor
+
+    def __init__(self, chunk: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(chunk, width), persistent=False)
 
 
 class NoisedActions(nn.Module):
@@ -208,11 +220,14 @@ class Shown(NamedTuple):
 @register("shown")
 @dataclass(frozen=True)
 class ShownConfig(EmbedConfig):
-    """A class token, the state (`states` numbers, 0 for none) and each action of a chunk (`actions` numbers)."""
+    """A class token, the state (`states` numbers, 0 for none) and each action of a chunk (`actions` numbers), with
+    sinusoidal positions unless the stack adds its own.
+    """
 
     states: int = 0  # numbers of the state, 0 for none
     actions: int = 1  # numbers of an action
     dropout: float = 0.0  # of all tokens
+    positions: bool = True  # whether tokens have sinusoidal positions
 
     @property
     def front(self) -> int:
@@ -239,11 +254,11 @@ class ShownEmbed(nn.Module):
         self.first = Learnt(1, width)
         self.states = Projection(config.states, width) if config.states else None
         self.actions = Projection(config.actions, width)
-        self.positions = SinusoidalConfig().build(width, None)
+        self.positions = SinusoidalConfig().build(width, None) if config.positions else None
         self.dropout = Dropout(config.dropout)
 
     def forward(self, shown: Shown, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         actions = self.actions(shown.actions)
         state = [] if self.states is None else [self.states(shown.states)[:, None]]
         x = torch.cat([self.first(actions), *state, actions], 1)
-        return self.dropout(x + self.positions(layout, x)), layout
+        return self.dropout(x if self.positions is None else x + self.positions(layout, x)), layout

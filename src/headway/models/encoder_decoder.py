@@ -193,13 +193,14 @@ class EncoderDecoder(nn.Module):
             return source
         if self.bridge is None:
             x, layout, terms, _ = self.encoder(source, layout)
-            return Heard(self.decoder.stack.remember(x, layout), None, terms)
+            return Heard(self.decoder.stack.remember(x, layout, self.encoder.stack.placed(layout, x)), None, terms)
         check_single(layout)
         (x, layout, terms, _), ends = self.encoder.read(source, layout, self.bridge.sources)
         starts, summary = self.bridge(ends)
+        positions = self.encoder.stack.placed(layout, x) if summary is None else None
         if summary is not None:
             x, layout = summary[:, None], Layout.full(summary.shape[0], 1, device=summary.device)
-        memories = self.decoder.stack.remember(x, layout) if self.config.bridge.memory else None
+        memories = self.decoder.stack.remember(x, layout, positions) if self.config.bridge.memory else None
         return Heard(memories, starts, terms)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:

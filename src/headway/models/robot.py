@@ -42,6 +42,10 @@ class Observations(NamedTuple):
     def device(self) -> torch.device:
         return (self.states if self.states is not None else self.images[0]).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return (self.states if self.states is not None else self.images[0]).dtype
+
     def to(self, device: torch.device | str) -> Observations:
         some = (self.states, self.words, self.lengths, self.latent)
         states, words, lengths, latent = (None if each is None else each.to(device) for each in some)
@@ -79,6 +83,12 @@ class RobotEmbedConfig(EmbedConfig):
     def eyes(self) -> tuple[PatchEmbedConfig, ...]:
         """How the pictures of each camera become patches. ConfigError for sizes that are no whole patches."""
         return tuple(replace(self.images, size=size) for size in self.cameras)
+
+    def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> RobotEmbedConfig:
+        """The same for states of so many numbers and cameras of these sizes. ConfigError for what are no patches."""
+        found = replace(self, states=states, cameras=cameras)
+        _ = found.eyes
+        return found
 
     def reads(self, symbols: int, context: int | None) -> str:
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)

@@ -12,19 +12,24 @@ from torch import Tensor, nn
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.mixers import Memory, State
+from headway.mixers.attention import POSITIONS
 from headway.models.block import Block, BlockConfig, build_block
 from headway.parts.bias import BiasConfig
 from headway.parts.feedforward import Terms
 from headway.parts.norm import LayerNormConfig, NormConfig
+from headway.parts.positions import PositionsConfig
 
 
 @dataclass(frozen=True)
 class StackConfig:
-    """`biases` are owned here and named by the mixers that use them; `norm` stands after the last block."""
+    """`biases` are owned here and named by the mixers that use them, `positions` are for attention that is `placed`;
+    `norm` stands after the last block.
+    """
 
     blocks: tuple[BlockConfig, ...] = ()  # a block a layer
     norm: NormConfig | None = LayerNormConfig()  # after the last block
     biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers use by name
+    positions: PositionsConfig | None = None  # of queries and keys, for attention that is placed
 
     @property
     def causal(self) -> bool:
@@ -54,10 +59,14 @@ class Stack(nn.Module):
         if not config.blocks:
             raise ConfigError("a stack of no blocks computes nothing; set model.depth to 1 or more")
         self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
+        self.positions = config.positions.build(width, None) if config.positions else None
+        shared = self.biases
+        if self.positions is not None:
+            shared = nn.ModuleDict({**self.biases, POSITIONS: self.positions})
         self.blocks = nn.ModuleList()
         self.width = width  # of the output
         for block in config.blocks:
-            self.blocks.append(build_block(block, self.width, self.biases))
+            self.blocks.append(build_block(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
         self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
 
@@ -101,9 +110,17 @@ class Stack(nn.Module):
         """The states in which a batch ended as those from which the next goes on; see `Mixer.carry`."""
         return tuple(block.mixer.carry(state) for block, state in zip(self._blocks(), states, strict=True))
 
-    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> tuple[Memory | None, ...]:
-        """Each block's own projection of an encoder's output; None where a block does not read one."""
-        return tuple(block.remember(encoded, layout) for block in self._blocks())
+    def remember(
+        self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
+    ) -> tuple[Memory | None, ...]:
+        """Each block's own projection of an encoder's output, whose Stack has these positions; None where a block does
+        not read one.
+        """
+        return tuple(block.remember(encoded, layout, positions) for block in self._blocks())
+
+    def placed(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"] | None:
+        """The positions that its attention adds to queries and keys, for those who read its output."""
+        return None if self.positions is None else self.positions(layout, like)
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

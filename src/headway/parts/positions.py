@@ -1,4 +1,4 @@
-"""Absolute positions, added to embeddings: sinusoidal and learned."""
+"""Absolute positions, added to embeddings or to queries and keys: sinusoidal and learned."""
 
 from __future__ import annotations
 
@@ -119,3 +119,52 @@ class SinusoidTable(nn.Module):
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
         positions = layout.positions[:1] if layout.dense else layout.positions
         return nn.functional.embedding(positions.clamp(min=0), self.table)
+
+
+@register("grids")
+@dataclass(frozen=True)
+class GridsConfig(PositionsConfig):
+    """A learned vector for each of the first `front` positions; then, for each grid of (rows, columns), sinusoids of
+    both for each of its places, row by row. There are no positions beyond these.
+    """
+
+    front: int = 0
+    grids: tuple[tuple[int, int], ...] = ()
+    theta: float = 10000.0
+
+    @property
+    def length(self) -> int:
+        return self.front + sum(rows * columns for rows, columns in self.grids)
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if self.grids and width % 4:
+            raise ConfigError(f"width {width} is no multiple of 4; sinusoids of rows and columns need one")
+        return Grids(self, width)
+
+
+class Grids(nn.Module):
+    """Carion et al. 2020 (DETR), section A.4: half of a vector says the row, half the column, both counted from 1 and
+    scaled so that the last is at 2 pi.
+    """
+
+    def __init__(self, config: GridsConfig, width: int) -> None:
+        super().__init__()
+        self.config, self.width = config, width
+        self.table = nn.Parameter(torch.empty(config.front, width))
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        places = [self._grid(*grid, self.table) for grid in self.config.grids]
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *places]))
+
+    def _grid(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "P D"]:
+        down, across = (self._line(count, like.device) for count in (rows, columns))
+        whole = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
+        return whole.flatten(0, 1).to(like.dtype)
+
+    def _line(self, count: int, device: torch.device) -> Float[Tensor, "N E"]:
+        half = self.width // 2
+        steps = torch.arange(0, half, 2, device=device, dtype=torch.float64)
+        angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
+        turned = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
+        return torch.stack((turned.sin(), turned.cos()), -1).flatten(1)

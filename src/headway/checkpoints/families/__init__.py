@@ -6,9 +6,11 @@ A family is a module here with a constant FAMILY, or FAMILIES where several shar
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
+from headway.checkpoints.lerobot import POLICIES
 from headway.checkpoints.rules import Family
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError, nearest
@@ -27,9 +29,19 @@ def families() -> dict[str, Family]:
 
 def find_family(settings: Settings) -> Family:
     """The family of a config.json. Raises UserError for one that is not known, naming the known ones."""
-    name = settings.get("model_type", str)
     known = families()
+    if "model_type" not in settings and "type" in settings:  # as LeRobot calls it
+        return _policy(settings, known)
+    name = settings.get("model_type", str)
     if name not in known:
         listed = ", ".join(sorted(known))
         raise UserError(f"{settings.source}: there is no family {name!r}; {nearest(name, known)} (known: {listed})")
+    return known[name]
+
+
+def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
+    """That of a robot's policy."""
+    name = settings.get("type", str)
+    if name not in POLICIES:
+        raise UserError(f"{settings.source}: no policies of type {name!r} are read; {' and '.join(POLICIES)} are")
     return known[name]

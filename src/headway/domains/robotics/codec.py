@@ -17,7 +17,6 @@ from headway.errors import UserError
 
 UNKNOWN = 0  # the symbol of a word that no demonstrated task has
 _FLAT = 1e-6  # a spread below it is none: the number is left as it is, less its mean
-_FARTHEST = 10.0  # of a state's number that hardly moved in the demonstrations, and does now
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Size = tuple[int, int]
@@ -26,18 +25,21 @@ Size = tuple[int, int]
 @dataclass(frozen=True)
 class Camera:
     """A camera's name, and the sizes (height, width) of its pictures as they were recorded and as the model reads
-    them.
+    them. Where there is a `scale`, of three channels, the model reads pixels of 0 to 1 less their `shift`, divided by
+    it.
     """
 
     name: str
     recorded: Size
     read: Size
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class RobotCodec:
     """States are of `recorded` numbers, of which the first are read, as many as there are of `mean`: less their `mean`,
-    divided by their `std`. Actions less their `shift`, divided by their `scale`.
+    divided by their `std`, at most `farthest` from 0. Actions less their `shift`, divided by their `scale`.
 
     `names` are the tasks, `environments` where each can be played ("" where nothing says), `words` those of the names
     where a model reads them. A new chunk is said every `execute` actions; `ensemble` is the m of temporal ensembling,
@@ -59,6 +61,7 @@ class RobotCodec:
     longest: int
     rate: float | None = None
     scaling: Literal["deviation", "range"] | None = None
+    farthest: float | None = 10.0  # of a number that hardly moved in the demonstrations, and does now
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -79,7 +82,7 @@ class RobotCodec:
         """[..., recorded] as the model reads them, float32 [..., S]."""
         read = np.asarray(states, np.float32)[..., : len(self.mean)]
         found = (read - _array(self.mean)) / _array(self.std)
-        return found.clip(-_FARTHEST, _FARTHEST)
+        return found if self.farthest is None else found.clip(-self.farthest, self.farthest)
 
     def read_actions(self, actions: np.ndarray) -> np.ndarray:
         """Of the data, [..., A], to the model's."""

@@ -11,13 +11,15 @@ from typing import Literal
 
 import numpy as np
 
+from headway.checkpoints.usage import read_usage
 from headway.config import register
 from headway.data import SplitConfig, sides_of
 from headway.data.demonstrations import Demonstrations, read_demonstrations
 from headway.data.episodes import steps_within
 from headway.data.store import cache_root
 from headway.domains.robotics.checks import check_known, check_model, check_settings, check_start
-from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, read_codec, spread, words_of
+from headway.domains.robotics.codec import Camera, RobotCodec, Size, reach, spread, words_of
+from headway.domains.robotics.published import known_codec
 from headway.domains.robotics.task import Robotics, nothing_left
 from headway.environments import VARIABLE, check_stored
 from headway.errors import ConfigError, UserError, nearest
@@ -74,7 +76,7 @@ class RoboticsConfig(TaskConfig):
         """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
         model = check_model(recipe.model, self.execute)
         rows = recipe.train.rows(model.chunk)
-        known = read_codec(workspace) if (workspace / FILE).is_file() else None
+        known = known_codec(workspace, read_usage(workspace))
         size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
         found = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not found.actions.shape[1]:

@@ -77,9 +77,8 @@ class Robotics(Sided):
             self._windows("validation")
         config = cast(ActConfig, model)
         cameras = tuple(camera.read for camera in self.codec.cameras)
-        observation = replace(config.observation, states=len(self.codec.mean), cameras=cameras)
         try:
-            _ = observation.eyes
+            observation = config.observation.fitted(len(self.codec.mean), cameras)
         except ConfigError as error:
             raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
         return replace(config, observation=observation, actions=len(self.codec.scale), words=self.codec.symbols)

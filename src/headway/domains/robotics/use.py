@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from headway.checkpoints.usage import Usage
 from headway.data.demonstrations import task_of
 from headway.data.video import check_film
-from headway.domains.robotics.codec import RobotCodec, read_codec
+from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Policy
+from headway.domains.robotics.published import codec_of
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.environments import check_stored, start_of
 from headway.environments.film import filming
@@ -26,16 +28,19 @@ def acts_in_chunks(model: nn.Module) -> bool:
     return isinstance(model, Act)
 
 
-def policy(model: nn.Module, directory: Path, task: str | None = None, seed: int = 0) -> Policy:
-    """The policy of a run. UserError for another model, and for a task of which the policy knows no word."""
+def policy(model: nn.Module, directory: Path, usage: Usage, task: str | None = None, seed: int = 0) -> Policy:
+    """The policy of a run, or of a published model whose `usage` says how it is scaled. UserError for another model,
+    and for a task of which the policy knows no word.
+    """
     if not isinstance(model, Act):
         raise UserError(f"{directory} is no policy of a robot; give a run of the recipes robotics or metaworld")
-    return Policy(model, read_codec(directory), task, seed)
+    return Policy(model, codec_of(directory, usage), task, seed)
 
 
 def rollout(
     model: Act,
     directory: Path,
+    usage: Usage,
     envs: Sequence[str] = (),
     episodes: int = 10,
     seed: int | None = None,
@@ -50,7 +55,7 @@ def rollout(
     one. `execute` and `ensemble` are those of the task, None and "run" as the run has them. Raises UserError, before
     any work, for environments that do not fit.
     """
-    codec = _carried_out(read_codec(directory), model, execute, ensemble)
+    codec = _carried_out(codec_of(directory, usage), model, execute, ensemble)
     known = _known(codec, directory, bool(envs))
     names = list(envs) or list(known.values())
     if render is not None:

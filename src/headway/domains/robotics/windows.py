@@ -17,10 +17,11 @@ from torch import Tensor
 from headway.data.demonstrations import Demonstrations
 from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
-from headway.domains.robotics.codec import RobotCodec, Size
+from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.models import Chunks, Drawn, Observations
 from headway.train import WHOLE, Shard
 
+_BRIGHTEST = 255.0
 _MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pictures then lie within -2 to 2
 
 
@@ -106,7 +107,7 @@ def observed(
     codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
 ) -> Observations:
     """Scaled states [B, S], pictures of each camera (uint8 [B, H, W, 3]) and the names of B tasks, for a model."""
-    images = tuple(pixels(pictures[each.name], each.read) for each in codec.cameras)
+    images = tuple(pixels(pictures[each.name], each) for each in codec.cameras)
     state = torch.from_numpy(states) if codec.mean else None
     if not codec.words:
         return Observations(state, images)
@@ -114,9 +115,12 @@ def observed(
     return Observations(state, images, torch.from_numpy(words), torch.from_numpy(lengths))
 
 
-def pixels(pictures: UInt8[np.ndarray, "B H W 3"], size: Size) -> Float[Tensor, "B 3 h w"]:
+def pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
     """Pictures as numbers around 0, in the size that a model reads."""
     found = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
-    if tuple(found.shape[2:]) != tuple(size):
-        found = F.interpolate(found, size=size, mode="bilinear", antialias=True)
-    return (found - _MIDDLE) / _HALF
+    if tuple(found.shape[2:]) != tuple(camera.read):
+        found = F.interpolate(found, size=camera.read, mode="bilinear", antialias=True)
+    if not camera.scale:
+        return (found - _MIDDLE) / _HALF
+    shift, scale = (torch.tensor(each)[:, None, None] for each in (camera.shift, camera.scale))
+    return (found / _BRIGHTEST - shift) / scale

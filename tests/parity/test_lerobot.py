@@ -1,0 +1,322 @@
+"""Policies of LeRobot's own package: the same actions, step by step, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lerobot_policies as policies
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
+import gymnasium
+
+import headway as hw
+from headway.checkpoints.open import open_config, open_model
+from headway.cli.main import main as cli
+from headway.data.demonstrations import Demonstrations
+from headway.domains.robotics import config as robotics_config
+from headway.errors import UserError
+from headway.models import ActConfig, Chunks, Observations, SceneEmbedConfig
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
+live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))
+every = pytest.mark.parametrize("case", sorted(policies.CASES))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a case, written once."""
+    place = tmp_path_factory.mktemp("policies")
+    return lambda case: place / case if (place / case).exists() else policies.write(case, place / case)
+
+
+def done(folder: Path, case: str) -> np.ndarray:
+    """What the policy in a folder does at each step."""
+    policy = hw.load(folder).policy()
+    return np.stack([policy.select_action(each) for each in policies.observations(policies.CASES[case][1])])
+
+
+@every
+def test_what_lerobot_did(case: str, folders: Callable[[str], Path]) -> None:
+    np.testing.assert_allclose(done(folders(case), case), policies.kept(case)["actions"], **CLOSE)
+
+
+@live
+@every
+def test_lerobot_still_does_so(case: str) -> None:
+    found = policies.acted(*policies.theirs(case), policies.CASES[case][1])
+    np.testing.assert_allclose(found, policies.kept(case)["actions"], **CLOSE)
+
+
+@every
+def test_the_way_back(case: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """By headway's own folder into LeRobot's: weights bit for bit, the same actions."""
+    assert cli(["import", str(folders(case)), str(tmp_path / "ours")]) == 0
+    np.testing.assert_array_equal(done(tmp_path / "ours", case), done(folders(case), case))
+    assert cli(["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
+    own, back = (load_file(place / "model.safetensors") for place in (folders(case), tmp_path / "theirs"))
+    own = {name: each for name, each in own.items() if "normalize_" not in name}
+    assert own.keys() == back.keys()
+    for name, each in own.items():
+        torch.testing.assert_close(back[name], each, rtol=0, atol=1e-7 if name.endswith("pos_enc") else 0)
+    np.testing.assert_allclose(done(tmp_path / "theirs", case), policies.kept(case)["actions"], **CLOSE)
+    told = json.loads((tmp_path / "theirs/config.json").read_text())
+    assert {name: told[name] for name in policies.features(case)} == policies.features(case)
+
+
+@live
+@every
+def test_lerobot_reads_what_is_written(case: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+    from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+
+    hw.export(folders(case), tmp_path / "theirs")
+    policy = ACTPolicy.from_pretrained(tmp_path / "theirs", strict=True)
+    before = PolicyProcessorPipeline.from_pretrained(tmp_path / "theirs", config_filename="policy_preprocessor.json")
+    after = PolicyProcessorPipeline.from_pretrained(
+        tmp_path / "theirs",
+        config_filename="policy_postprocessor.json",
+        to_transition=policy_action_to_transition,
+        to_output=transition_to_policy_action,
+    )
+    found = policies.acted(policy, before, after, policies.CASES[case][1])
+    np.testing.assert_allclose(found, policies.kept(case)["actions"], **CLOSE)
+
+
+@live
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vision_backbone": "resnet34"},
+        {"pre_norm": True, "feedforward_activation": "gelu"},
+        {"normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "IDENTITY"}},
+        {"n_action_steps": 6, "use_vae": False},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_other_settings(settings: dict[str, Any], tmp_path: Path) -> None:
+    case = "act-cameras"
+    made = policies.theirs(case, **settings)
+    for each in made:
+        each.save_pretrained(tmp_path / "policy")
+    np.testing.assert_allclose(done(tmp_path / "policy", case), policies.acted(*made, policies.CASES[case][1]), **CLOSE)
+
+
+@live
+def test_what_the_posterior_infers_of_chunks_that_end(tmp_path: Path) -> None:
+    """Training goes on from the same latent: mean and log variance behind chunks of which some actions are not."""
+    policy, *_ = policies.theirs("act-cameras")
+    policy.save_pretrained(tmp_path / "policy")
+    for each in policies.theirs("act-cameras")[1:]:
+        each.save_pretrained(tmp_path / "policy")
+    model: Any = open_model(tmp_path / "policy").model
+    chunks = torch.from_numpy(policies.noise("chunks", (2, 6, policies.ACTIONS)).astype(np.float32))
+    keep = torch.arange(6) < torch.tensor([[6], [3]])
+    batch = {
+        "observation.state": torch.randn(2, 5),
+        "observation.environment_state": torch.randn(2, 3),
+        **{name: torch.randn(2, 3, *size) for name, size in policies.CAMERAS.items()},
+    }
+    states = torch.cat([batch["observation.state"], batch["observation.environment_state"]], 1)
+    seen = Observations(states, tuple(batch[name] for name in policies.CAMERAS))
+    mean, log_variance = model.infer(seen, Chunks(chunks, keep))
+    batch["observation.images"] = [batch[name] for name in policies.CAMERAS]
+    policy.train()  # its layers have dropout, of which there is none here
+    for module in policy.modules():
+        module.training = isinstance(module, type(policy.model))
+    _, (wanted, wanted_log) = policy.model({**batch, "action": chunks, "action_is_pad": ~keep})
+    torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(log_variance, wanted_log, rtol=1e-4, atol=1e-5)
+
+
+def test_a_configuration_is_read_without_weights(folders: Callable[[str], Path]) -> None:
+    config = open_config(folders("act-cameras"))
+    assert isinstance(config, ActConfig)
+    assert isinstance(config.observation, SceneEmbedConfig)
+    assert (config.observation.length, config.chunk) == (3 + 2 * 3 + 2 * 1, 6)
+
+
+class Nudged(gymnasium.Env):
+    """States of 11 numbers and actions of 4, of which the first move the first numbers; no one says what succeeds."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (11,), np.float32)
+    action_space = gymnasium.spaces.Box(-9, 9, (policies.ACTIONS,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.state = np.random.default_rng(seed).uniform(-1, 1, 11).astype(np.float32)
+        return self.state.copy(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.state[: policies.ACTIONS] += 0.1 * action
+        return self.state.copy(), -float(np.abs(self.state).max()), False, False, {}
+
+
+gymnasium.register("HeadwayNudged-v0", entry_point=Nudged, max_episode_steps=9)
+
+
+def test_it_plays_where_it_is_told_to(
+    folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["rollout", str(folders("act-older")), "--episodes", "3", "--json"]
+    assert cli(words) == 2
+    assert "does not say where it acts; name an environment with --env" in capsys.readouterr().err
+    assert cli([*words, "--env", "HeadwayNudged-v0"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["length_mean"], found["samples"]) == (9.0, 3)
+    again = hw.load(folders("act-older")).rollout("HeadwayNudged-v0", 3, seed=found["seed"], execute=3, ensemble=None)
+    assert again["return_mean"] == found["return_mean"]
+
+
+def demonstrations(numbers: int) -> Demonstrations:
+    """Six of ten steps, with states of so many numbers."""
+    states = policies.noise("states", (60, numbers)).astype(np.float32)
+    actions = 4 * policies.noise("actions", (60, policies.ACTIONS)).astype(np.float32)
+    none = np.zeros(6, np.int64)
+    ends = np.cumsum(np.full(6, 10))
+    return Demonstrations(states, actions, ends, {}, none, ("nudge",), none.astype(np.uint8), ("",), 10.0)
+
+
+def test_training_goes_on_from_it(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own scales; the run is written back into LeRobot's format with them."""
+    data = demonstrations(11)
+    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
+    how: dict[str, Any] = {"train.steps": 20, "train.batch_size": 8, "train.precision": "fp32", "task.episodes": 0}
+    how |= {"task.split.validation": 0.3, "task.split.test": 0.3, "optim.lr": 1e-3}
+    run = tmp_path / "run"
+    start = str(folders("act-older"))
+    found = hw.train("robotics", "any.npz", how, run=run, from_=start, progress=False)
+    assert found.summary["fresh"] == []
+    first, last = (open_model(place).model for place in (start, run))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters()))
+    own, kept = (hw.load(place).policy().codec for place in (start, run))
+    for name in ("mean", "std", "shift", "scale", "farthest"):
+        assert getattr(kept, name) == getattr(own, name)
+    hw.export(run, tmp_path / "theirs")
+    seen = {"state": data.states[0]}
+    wanted = hw.load(run).policy().predict_action_chunk(seen)
+    np.testing.assert_allclose(hw.load(tmp_path / "theirs").policy().predict_action_chunk(seen), wanted, **CLOSE)
+
+
+def test_demonstrations_of_another_robot_are_refused(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = demonstrations(4)
+    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
+    with pytest.raises(UserError, match="the policy knows states of 11 numbers, and the data have states of 4"):
+        hw.train("robotics", "any.npz", run=tmp_path / "run", from_=str(folders("act-older")), progress=False)
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
+
+
+def settings(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder / "config.json", lambda said: said.update(values))
+
+
+def feature(name: str, side: str = "input_features", **values: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder / "config.json", lambda said: said[side].update({name: values}))
+
+
+def step(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder / "policy_preprocessor.json", lambda said: said["steps"][3].update(values))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    """A folder that lacks a statistic."""
+
+    def change(folder: Path) -> None:
+        path = next(folder.glob("policy_preprocessor*.safetensors"))
+        save_file({key: each for key, each in load_file(path).items() if key != name}, path)
+
+    return change
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def unsaid(folder: Path) -> None:
+    for path in folder.glob("policy_*"):
+        path.unlink()
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another policy": (settings(type="pi0"), "no policies of type 'pi0' are read; act"),
+    "a language model's": (settings(type="smolvla"), "no policies of type 'smolvla' are read; act"),
+    "another backbone": (settings(vision_backbone="resnet50"), "vision_backbone is 'resnet50'"),
+    "several observations": (settings(n_obs_steps=2), "n_obs_steps is 2"),
+    "dilated": (settings(replace_final_stride_with_dilation=True), "replace_final_stride_with_dilation is True"),
+    "gated": (settings(feedforward_activation="glu"), "feedforward_activation is 'glu'"),
+    "too many to execute": (settings(n_action_steps=7), "n_action_steps is 7; a chunk has 1 to 6 actions"),
+    "heads that do not fit": (settings(n_heads=5), "width 32 is not divisible by heads 5"),
+    "another width": (settings(dim_model=64), "shape"),
+    "many layers": (settings(n_encoder_layers=10**9), "too many for the"),
+    "a chunk beyond the file": (settings(chunk_size=10**12), "more than"),
+    "a width of no one": (settings(dim_model=10**9, n_heads=1), "head"),
+    "pictures of no one": (feature(policies._TOP, type="VISUAL", shape=[3, 10**9, 10**9]), "give 1 to 16384 each way"),
+    "a depth map": (feature("observation.images.depth", type="VISUAL", shape=[1, 40, 72]), "read are"),
+    "words": (feature("task", type="LANGUAGE", shape=[1]), "read are"),
+    "shapes as text": (feature(policies._STATE, type="STATE", shape="five"), "shape"),
+    "another state": (feature(policies._STATE, type="STATE", shape=[6]), "shape"),
+    "two things said": (feature("torque", "output_features", type="ACTION", shape=[2]), "what a policy says is action"),
+    "no statistics": (unsaid, "has no mean of observation.images.top"),
+    "a statistic too few": (without("observation.state.std"), "has no std of observation.state"),
+    "a step of its own": (step(registry_name=None), "asks for the step"),
+    "code of its own": (step(**{"class": "mine.Step", "registry_name": None}), "'mine.Step', which is not known"),
+    "a file elsewhere": (step(state_file="../other.safetensors"), "which are no file of its folder"),
+    "no pipeline": (lambda folder: (folder / "policy_postprocessor.json").write_text("{}"), "has no list of steps"),
+    "cut weights": (cut, "bytes"),
+    "another mode": (
+        lambda folder: edited(
+            folder / "policy_preprocessor.json", lambda said: said["steps"][3]["config"]["norm_map"].update(STATE="LOG")
+        ),
+        "STATE is 'LOG'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folders(
+    name: str, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says what is wrong, exit code 2, nothing written."""
+    change, message = BAD[name]
+    shutil.copytree(folders("act-cameras"), tmp_path / "policy")
+    change(tmp_path / "policy")
+    assert cli(["import", str(tmp_path / "policy"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_that_were_never_filled(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """Older files begin with infinities."""
+    shutil.copytree(folders("act-older"), tmp_path / "policy")
+    path = tmp_path / "policy/model.safetensors"
+    tensors = load_file(path)
+    tensors["normalize_inputs.buffer_observation_state.min"].fill_(torch.inf)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"holds 4 numbers where 4 finite ones are needed"):
+        open_model(tmp_path / "policy")
+
+
+def test_other_pictures_are_made_as_large_as_those_of_training(folders: Callable[[str], Path]) -> None:
+    policy = hw.load(folders("act-cameras")).policy()
+    seen = next(policies.observations(policies.CASES["act-cameras"][1]))
+    first, second = ({**seen, policies._TOP: np.full((*size, 3), 90, np.uint8)} for size in ((40, 72), (90, 100)))
+    np.testing.assert_allclose(*map(policy.predict_action_chunk, (first, second)), rtol=1e-5, atol=1e-5)
