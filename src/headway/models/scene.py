@@ -30,12 +30,12 @@ class SceneEmbedConfig(EmbedConfig):
     They have no positions: `places` are those that the stack's attention may add.
     """
 
-    robot: int = 0
-    surroundings: int = 0
-    cameras: tuple[tuple[int, int], ...] = ()
-    latent: int = 0
-    depth: ResNetDepth = 18
-    dropout: float = 0.0
+    robot: int = 0  # numbers of the robot's state
+    surroundings: int = 0  # numbers of what is around it
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
+    latent: int = 0  # numbers of the latent
+    depth: ResNetDepth = 18  # layers of the residual network
+    dropout: float = 0.0  # of the posterior's tokens
 
     def __post_init__(self) -> None:
         if min(self.robot, self.surroundings, self.latent) < 0:

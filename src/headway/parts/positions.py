@@ -128,9 +128,9 @@ class GridsConfig(PositionsConfig):
     both for each of its places, row by row. There are no positions beyond these.
     """
 
-    front: int = 0
-    grids: tuple[tuple[int, int], ...] = ()
-    theta: float = 10000.0
+    front: int = 0  # learned vectors before the grids
+    grids: tuple[tuple[int, int], ...] = ()  # rows and columns of each
+    theta: float = 10000.0  # base of the rates
 
     @property
     def length(self) -> int:
