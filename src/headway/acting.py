@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from headway.domains import robotics, trajectories
+from headway.domains import agents, robotics, trajectories
 from headway.errors import UserError
 from headway.given import typed
 from headway.loaded import Loaded
@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 
 
 class Acts(Loaded):
-    """Episodes of models of trajectories and of robots, and players of chess."""
+    """Episodes of agents, of models of trajectories and of robots, and players of chess."""
 
     @typed
-    def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy:
-        """The policy of a robot, with `reset()`, `select_action(observation)` and `predict_action_chunk(observation)`.
+    def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy | agents.AgentPolicy:
+        """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
+        `predict_action_chunk(observation)`.
 
-        task: which of several tasks it does, where the observations do not say.
-        seed: of the noise that a diffusion policy draws.
+        task: which of several tasks a robot does, where the observations do not say.
+        seed: of the noise that a diffusion policy draws, and of the actions that an agent samples.
 
-        Raises UserError for a model that is no robot's policy.
+        Raises UserError for a model that is no policy of either kind.
         """
+        if agents.is_agent(self.module):
+            if task is not None:
+                raise UserError(f"{self.directory} is an agent of one environment; leave task out")
+            return agents.policy(self.module, self.directory, seed)
         return robotics.policy(self.module, self.directory, self.usage, task, seed)
 
     @typed
@@ -52,15 +57,16 @@ class Acts(Loaded):
         execute: int | None = None,
         ensemble: float | Literal["run"] | None = "run",
     ) -> dict[str, Any]:
-        """Play episodes in an environment. Returns the mean return with its interval for a model of trajectories, and
-        the success rate for a robot's policy; `results` has them for each target return or task.
+        """Play episodes in an environment. Returns the mean return with its interval for an agent or a model of
+        trajectories, and the success rate for a robot's policy; `results` has them for each target return or task.
 
         env: an id of gymnasium, metaworld/NAME, or module:Name of your own; several for a robot; None is the
         environment in which the run was evaluated.
         episodes: how many; episode i starts from seed `seed` + i.
         render: the path of a video of the first episode.
-        target_return, draw: for models of trajectories: the return to ask for, and whether discrete actions are sampled
-        or the most probable is taken (None: as in the run).
+        target_return: the return to ask for, for models of trajectories.
+        draw: whether actions are sampled, or the most probable is taken (None: as in the run); for agents, and for the
+        discrete actions of models of trajectories.
         execute, ensemble: for robots: how many actions of a chunk are carried out before the next is predicted, and the
         coefficient of temporal ensembling (None: no ensembling; "run": as in the run).
 
@@ -82,6 +88,10 @@ class Acts(Loaded):
         if len(names) > 1:
             raise UserError(f"{self.directory} plays in one environment, and {len(names)} are named; name one")
         module = cast(Transformer, self.module)
+        if agents.is_agent(module):
+            if targets:
+                raise UserError(f"{self.directory} is an agent that is asked for no return; leave target_return out")
+            return agents.rollout(module, self.directory, names[0] if names else None, episodes, seed, film, draw)
         return trajectories.rollout(
             module, self.directory, names[0] if names else None, episodes, targets, seed, film, draw
         )

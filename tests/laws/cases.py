@@ -26,6 +26,7 @@ from headway.mixers import (
     MixerConfig,
     MLSTMConfig,
     MultiplicativeConfig,
+    PointwiseConfig,
     SigmaPiConfig,
 )
 from headway.mixers.attention import POSITIONS
@@ -70,6 +71,7 @@ MIXERS: dict[str, MixerConfig] = {
     "attention-prefix": AttentionConfig(HEADS, pattern=Prefix(2)),
     "attention-placed": AttentionConfig(HEADS, kv_heads=2, placed=True),
     "attention-placed-window": AttentionConfig(HEADS, placed=True, pattern=Causal(window=3), qk_norm=RMSNormConfig()),
+    "pointwise": PointwiseConfig(),
     "elman": ElmanConfig(),
     "elman-logistic": ElmanConfig(cells=12, activation="logistic", learned_start=True),
     "elman-truncated": ElmanConfig(out=False, truncate=True),

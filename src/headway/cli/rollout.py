@@ -1,4 +1,4 @@
-"""`headway rollout`: a model of trajectories, or a robot's policy, plays episodes in an environment."""
+"""`headway rollout`: an agent, a model of trajectories or a robot's policy plays episodes in an environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --epi
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run of a recipe of trajectories or robotics")
+    add("model", metavar="RUN", help="a run of ppo, or of a recipe of trajectories or robotics")
     add(
         "--env",
         nargs="+",
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--draw",
         action="store_true",
         default=None,
-        help="sample discrete actions (default: as in the run)",
+        help="sample actions (default: as in the run)",
     )
     add(
         "--execute",
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _row(result: dict) -> dict:
     low, high = result["return_mean_interval"]
     return {
-        "asked for": result["target_return"],
+        "asked for": result.get("target_return"),
         "return": result["return_mean"],
         "95 % interval": f"{low:.5g} to {high:.5g}",
         "D4RL's scale": result.get("return_normalised"),

@@ -25,6 +25,7 @@ from headway.mixers.gru import GRU
 from headway.mixers.lstm import LSTM
 from headway.mixers.mlstm import MLSTM
 from headway.mixers.multiplicative import Multiplicative
+from headway.mixers.pointwise import Pointwise
 from headway.mixers.sigma_pi import SigmaPi
 
 Lowered = Callable[[Builder, Any, Place], Place]  # a mixer and its input to its output before the projection
@@ -178,7 +179,14 @@ def _cell(
     return h
 
 
+def _pointwise(build: Builder, mixer: Pointwise, x: Place) -> Place:
+    y = build.project(x, mixer.each)
+    build.barrier()
+    return y
+
+
 RECURRENT: dict[type, Lowered] = {
+    Pointwise: _pointwise,
     Elman: _elman,
     LSTM: _lstm,
     GRU: _gru,

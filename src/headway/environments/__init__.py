@@ -3,12 +3,14 @@
 from headway.environments.copies import Copies, Step
 from headway.environments.demonstrating import Shots, check_demonstrable, check_together, demonstrations, robot_numbers
 from headway.environments.making import VARIABLE, check_stored, make_environment
+from headway.environments.playing import AT_ONCE, Playing, Returns, played, worth
 from headway.environments.policies import Policy, default_policy, open_policy
 from headway.environments.recording import TRIES, Demonstrating, Mixture, Recorder
 from headway.environments.scores import PICTURED, SEEDS, normalised, seeds_of, start_of
 from headway.environments.spaces import Spaces, spaces_of
 
 __all__ = [
+    "AT_ONCE",
     "PICTURED",
     "SEEDS",
     "TRIES",
@@ -16,8 +18,10 @@ __all__ = [
     "Copies",
     "Demonstrating",
     "Mixture",
+    "Playing",
     "Policy",
     "Recorder",
+    "Returns",
     "Shots",
     "Spaces",
     "Step",
@@ -29,8 +33,10 @@ __all__ = [
     "make_environment",
     "normalised",
     "open_policy",
+    "played",
     "robot_numbers",
     "seeds_of",
     "spaces_of",
     "start_of",
+    "worth",
 ]

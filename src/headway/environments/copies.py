@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headway.environments.cameras import Cameras, cannot_draw, free_drawings
-from headway.environments.making import make_environment
+from headway.environments.making import first_line, make_environment
 from headway.environments.spaces import Action, Spaces, State, flat, spaces_of
 from headway.errors import UserError
 
@@ -84,13 +84,16 @@ class Copies:
 
     def reset(self, row: int, seed: int) -> State:
         """Begin an episode, whose start depends on the seed alone."""
-        observation, _ = self._each[row].reset(seed=seed)
+        with self._told("its reset"):
+            observation, _ = self._each[row].reset(seed=seed)
         return self._seen(observation)
 
     def step(self, row: int, action: Action) -> Step:
         """UserError for a reward or a state that is no number."""
-        observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
-        if not np.isfinite(reward):
+        with self._told("its step"):
+            observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
+            known = bool(np.isfinite(reward))
+        if not known:
             raise UserError(
                 f"the environment {self.name!r} gave the reward {reward}, which is not a number; correct it"
             )
@@ -98,8 +101,20 @@ class Copies:
         success = None if said is None else bool(said)
         return Step(self._seen(observation), float(reward), bool(ended), bool(cut), success)
 
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """UserError for what the environment's own code raises."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"the environment {self.name!r} failed in {what} ({said}); correct it") from error
+
     def _seen(self, observation: Any) -> State:
-        state = self.spaces.state(observation)
+        with self._told("what it shows"):
+            state = self.spaces.state(observation)
         if state.dtype != np.uint8 and not np.isfinite(state).all():
             wrong = state[~np.isfinite(state)][0]
             raise UserError(

@@ -67,6 +67,8 @@ def spaces_of(environment: Any, name: str) -> Spaces:
     """The spaces of an environment that is `flat`. UserError for actions that no head of ours says."""
     spaces = gymnasium().spaces
     seen, acts = environment.observation_space, environment.action_space
+    if seen.shape is None:
+        raise UserError(f"the environment {name!r} shows {seen}, of no fixed size; wrap it so that it shows a Box")
     image = len(seen.shape) == 3
     shape = tuple(seen.shape) if image else (int(np.prod(seen.shape)),)
     nothing = np.zeros(0, np.float32)

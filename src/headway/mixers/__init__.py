@@ -14,6 +14,7 @@ from headway.mixers.linear_attention import LinearAttention, LinearAttentionConf
 from headway.mixers.lstm import LSTM, LSTMConfig
 from headway.mixers.mlstm import MLSTM, MLSTMConfig
 from headway.mixers.multiplicative import Multiplicative, MultiplicativeConfig
+from headway.mixers.pointwise import Pointwise, PointwiseConfig
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig, Vectors
 from headway.mixers.sigma_pi import SigmaPi, SigmaPiConfig
 
@@ -50,6 +51,8 @@ __all__ = [
     "MixerConfig",
     "Multiplicative",
     "MultiplicativeConfig",
+    "Pointwise",
+    "PointwiseConfig",
     "Recurrence",
     "RecurrenceConfig",
     "SigmaPi",

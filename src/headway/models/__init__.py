@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from headway.models.act import Act, ActConfig, act
+from headway.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.block import Block, BlockConfig
 from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
@@ -70,6 +71,7 @@ __all__ = [
     "FramesEmbed",
     "FramesEmbedConfig",
     "FromToHeadConfig",
+    "GaussianHeadConfig",
     "Generative",
     "HeadConfig",
     "Heard",
@@ -101,6 +103,8 @@ __all__ = [
     "Stack",
     "StackConfig",
     "StateBridgeConfig",
+    "StatesEmbed",
+    "StatesEmbedConfig",
     "StepHead",
     "StepHeadConfig",
     "TokenEmbedConfig",
@@ -116,9 +120,11 @@ __all__ = [
     "VocabularyHead",
     "VocabularyHeadConfig",
     "act",
+    "actor_critic",
     "attention_maps",
     "build",
     "cycle",
     "describe",
+    "policy_head",
     "step_heads",
 ]

@@ -104,6 +104,8 @@ def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) ->
         raise UserError("packed rows hold several documents, and pooling gives a vector a row; give a document a row")
     if how == "first":
         return x[:, 0]
+    if how == "last" and layout.dense:
+        return x[:, -1]
     if how == "last":
         return x[torch.arange(layout.batch, device=x.device), layout.lengths - 1]
     keep = layout.positions >= skip

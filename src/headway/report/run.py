@@ -72,6 +72,7 @@ _NO_METRICS = (
     "tokens",
     "beam",
     "boundaries",
+    "environment_steps",
 )
 
 

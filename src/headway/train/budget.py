@@ -20,7 +20,7 @@ from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
-from headway.train.task import Plays, Task
+from headway.train.task import Explores, Plays, Task
 
 _WARM_UP = 1  # steps after the first not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
@@ -80,6 +80,8 @@ class Meter:
         self._share = processes.share_of(recipe.train.accumulate)
         self._stream = task.batches("train", processes.shard)
         self._done = 0
+        accumulate = recipe.train.accumulate
+        self._period = -(-task.period // accumulate) if isinstance(task, Explores) else 1
         self.targets = 0.0  # of a step, in the mean
 
     def steps(self, count: int) -> float:
@@ -108,13 +110,16 @@ class Meter:
         return min(times)
 
     def each(self, seconds: float) -> float:
-        """Seconds for a step, measured for about `seconds`; by the first one where that takes longer."""
-        first = self.steps(1)
-        if self.processes.tell(first > seconds):
+        """Seconds for a step, measured for about `seconds`; by the first one, or the first period of a task that
+        explores, where that takes longer.
+        """
+        period = self._period
+        first = self.steps(period) / period
+        if self.processes.tell(first * period > seconds):
             return first
-        self.steps(_WARM_UP)
-        rough = self.steps(1)
-        count = self.processes.tell(max(2, min(1000, round(seconds / rough))))
+        self.steps(_WARM_UP * period)
+        rough = self.steps(period)
+        count = self.processes.tell(period * max(2, min(1000, round(seconds / rough))))
         return self.steps(count) / count
 
     def evaluation(self, split: str, limit: int | None) -> float:

@@ -19,7 +19,7 @@ from headway.train.distributed import Processes
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Carries, Counts, Task
+from headway.train.task import Batch, Carries, Counts, Explores, Task
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -69,6 +69,9 @@ class Learner:
         self._generator = attach_generator(self.model, self.device)
         self._counter = task if isinstance(task, Counts) else None
         self._carried = Carried(task, processes, recipe.train.accumulate) if isinstance(task, Carries) else None
+        self._explorer = task if isinstance(task, Explores) else None
+        if self._explorer is not None:
+            self._explorer.explore(self.model)
         if recipe.train.compile:
             self.model.compile()
 
@@ -129,6 +132,8 @@ class Learner:
         state = self.optimizer.state_dict()
         if self._carried is not None:
             state.update(self._carried.state_dict())
+        if self._explorer is not None:
+            state.update((f"explored.{name}", value) for name, value in self._explorer.explored().items())
         if self.average is not None:
             state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
         return state
@@ -138,6 +143,9 @@ class Learner:
         self.optimizer.load_state_dict(state)
         if self._carried is not None:
             self._carried.load_state_dict(self.model, state)
+        if self._explorer is not None:
+            own = {name: value for name, value in state.items() if name.startswith("explored.")}
+            self._explorer.go_on({name.removeprefix("explored."): value for name, value in own.items()})
         if self.average is not None:
             for name, place in self.flat.views(self.average):
                 if f"average.{name}" not in state:

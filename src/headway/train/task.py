@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headway.checkpoints.familiar import Familiar
 from headway.config import family
@@ -143,6 +143,31 @@ class Carries(Protocol):
         """`loss` of a batch that goes on from `states`, and the states in which it ends. A batch that begins an epoch
         pays no heed to them.
         """
+        ...
+
+
+@runtime_checkable
+class Explores(Protocol):
+    """A task whose batches are what the learning model itself does, with the weights of the moment (reinforcement
+    learning). Batch k of training is a function of all updates before it; checkpoints hold what it hangs on beside the
+    weights.
+    """
+
+    @property
+    def period(self) -> int:
+        """How many batches are made of what the model did at a time: only a whole period costs what others do."""
+        ...
+
+    def explore(self, model: nn.Module) -> None:
+        """Begin anew: `batches("train")` and `loss` are of this model from now on."""
+        ...
+
+    def explored(self) -> dict[str, Tensor]:
+        """What batches hang on beside the weights, for a checkpoint."""
+        ...
+
+    def go_on(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `explored` gave. Raises UserError where that is another task's."""
         ...
 
 

@@ -42,6 +42,11 @@ class Actor:
         self._actions: list[Tensor] = []
         self._decoding: tuple[State, ...] | None = None
 
+    @property
+    def limit(self) -> int:
+        """The most steps of an episode: the model has no later timesteps."""
+        return self.embed.config.timesteps
+
     @torch.no_grad()
     def act(self, states: np.ndarray) -> np.ndarray:
         """An action for each row, int [B] or float [B, A]; `states` are what is seen now, [B, *shape]."""

@@ -15,9 +15,9 @@ from headway.data import SplitConfig, sides_of
 from headway.data.episodes import Episodes, joined
 from headway.data.recordings import read_episodes
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
-from headway.domains.trajectories.rollout import AT_ONCE, check_fits, check_known
+from headway.domains.trajectories.rollout import check_fits, check_known
 from headway.domains.trajectories.task import Trajectories, nothing_left
-from headway.environments import VARIABLE, Copies, Mixture, Recorder, check_stored
+from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored
 from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, TrajectoryEmbedConfig, TransformerConfig
 from headway.train import Recipe, TaskConfig

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.rollout import AT_ONCE, play
-from headway.environments import PICTURED, Copies
+from headway.domains.trajectories.rollout import play
+from headway.environments import AT_ONCE, PICTURED, Copies
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from headway.data.episodes import Episodes, described
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.environments import Copies, normalised
+from headway.environments import Copies, Returns, played
 from headway.environments.film import Watch
 from headway.errors import UserError
 from headway.generate.prompts import evaluating
-from headway.metrics import bootstrap_mean
-from headway.models import TrajectoryEmbed, Transformer
-
-AT_ONCE = 16  # episodes side by side
-
-
-class Played(NamedTuple):
-    """Returns and lengths of E episodes, by their number. `cut` counts those that the model's timesteps ended."""
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    cut: int
+from headway.models import Transformer
 
 
 def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:
@@ -67,62 +55,7 @@ def play(
     target: float,
     seeds: Sequence[int],
     watch: Watch | None = None,
-) -> Played:
+) -> Returns:
     """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
-    found: list[tuple[float, int, bool]] = []
     with evaluating(model):
-        for start in range(0, len(seeds), AT_ONCE):
-            some = seeds[start : start + AT_ONCE]
-            found += _side_by_side(
-                Actor(model, codec, [target] * len(some), some), copies, some, watch if not start else None
-            )
-    returns, lengths, cut = zip(*found)
-    return Played(np.array(returns), np.array(lengths), sum(cut))
-
-
-def _side_by_side(
-    actor: Actor, copies: Copies, seeds: Sequence[int], watch: Watch | None
-) -> list[tuple[float, int, bool]]:
-    """Return and length of each episode, and whether it was cut off as the model knows no later timestep."""
-    longest = actor_limit(actor)
-    rows = np.arange(len(seeds))
-    states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
-    returns, lengths, cut = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
-    while len(rows):
-        if watch is not None and rows[0] == 0:
-            watch(copies.frame)
-        actions = actor.act(states)
-        if copies.spaces.choices is None:
-            actions = np.clip(actions, copies.spaces.low, copies.spaces.high)
-            actor.took(actions)
-        steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
-        rewards = np.array([step.reward for step in steps])
-        returns[rows] += rewards
-        lengths[rows] += 1
-        over = np.array([step.ended or step.cut for step in steps])
-        cut[rows] = ~over & (lengths[rows] >= longest)
-        actor.take(rewards)
-        going = np.flatnonzero(~over & ~cut[rows])
-        if len(going) < len(rows):
-            actor.select(going)
-        rows, states = rows[going], np.array([steps[place].state for place in going])
-    return list(zip(returns.tolist(), lengths.tolist(), cut.tolist()))
-
-
-def actor_limit(actor: Actor) -> int:
-    """The most steps of an episode that the model has timesteps for."""
-    embed: TrajectoryEmbed = actor.embed
-    return embed.config.timesteps
-
-
-def worth(played: Played, environment: str) -> dict[str, Any]:
-    """The mean of the returns with its interval, where D4RL has bounds in their hundredths, and the mean length."""
-    mean = float(played.returns.mean())
-    scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(played.returns)}
-    hundredths = normalised(environment, mean)
-    if hundredths is not None:
-        scores["return_normalised"] = hundredths
-    scores |= {"length_mean": float(played.lengths.mean()), "samples": len(played.returns)}
-    if played.cut:
-        scores["cut"] = played.cut
-    return scores
+        return played(lambda some: Actor(model, codec, [target] * len(some), some), copies, seeds, watch)

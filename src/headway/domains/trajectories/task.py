@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from headway.data.episodes import Episodes
 from headway.domains.trajectories import pictures
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.rollout import play, worth
+from headway.domains.trajectories.rollout import play
 from headway.domains.trajectories.windows import TrajectoryBatch, Windows
-from headway.environments import Copies, seeds_of
+from headway.environments import Copies, seeds_of, worth
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson

@@ -9,8 +9,8 @@ from typing import Any
 
 from headway.data.video import check_film
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
-from headway.domains.trajectories.rollout import AT_ONCE, check_fits, play, worth
-from headway.environments import Copies, check_stored, start_of
+from headway.domains.trajectories.rollout import check_fits, play
+from headway.environments import AT_ONCE, Copies, check_stored, start_of, worth
 from headway.environments.film import filming
 from headway.errors import UserError
 from headway.models import TrajectoryEmbedConfig, Transformer

@@ -1,0 +1,93 @@
+"""An agent at work: in episodes side by side, or step by step in the hands of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from headway.domains.agents.codec import AgentCodec
+from headway.domains.agents.distributions import chances, drawn, likeliest
+from headway.domains.agents.windows import LastStates, layout_of, policy_of
+from headway.environments import Copies, Returns, played
+from headway.environments.film import Watch
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import Transformer
+
+_DRAWS = 15  # so that what is drawn here has nothing to do with what environments draw from the same seed
+
+
+class Acting:
+    """Acts in B episodes that are equally old; what is drawn depends on the seed of each alone."""
+
+    def __init__(self, model: Transformer, codec: AgentCodec, seeds: Sequence[int]) -> None:
+        self.model, self.codec = model, codec
+        self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
+        self._last = LastStates(len(seeds), codec.context, codec.states)
+
+    @property
+    def limit(self) -> int | None:
+        """The most steps of an episode."""
+        return self.codec.horizon
+
+    @torch.no_grad()
+    def act(self, states: Float[np.ndarray, "B S"]) -> np.ndarray:
+        """An action for each row, int [B] or float32 [B, A] in the environment's numbers."""
+        for row, state in enumerate(states):
+            self._last.add(row, state)
+        device, discrete = device_of(self.model), self.codec.choices is not None
+        layout = layout_of(self._last.lengths, self.codec.context, device)
+        said = policy_of(self.model, self.model(torch.from_numpy(self._last.seen).to(device), layout)).cpu().numpy()
+        if not self.codec.draw:
+            return self.codec.done(likeliest(said, discrete))
+        chance = np.stack([chances(each, (), discrete, self.codec.actions) for each in self._chances])
+        return self.codec.done(drawn(said, discrete, chance))
+
+    def took(self, actions: np.ndarray) -> None:
+        """An agent does not look at what it did."""
+
+    def take(self, rewards: np.ndarray) -> None:
+        """An agent does not look at what it was given."""
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on in some of the episodes."""
+        self._chances = [self._chances[row] for row in rows.tolist()]
+        self._last.select(rows)
+
+
+def play(
+    model: Transformer, codec: AgentCodec, copies: Copies, seeds: Sequence[int], watch: Watch | None = None
+) -> Returns:
+    """An episode from each seed; `watch` sees each step of the first one."""
+    with evaluating(model):
+        return played(lambda some: Acting(model, codec, some), copies, seeds, watch)
+
+
+class AgentPolicy:
+    """One agent, step by step."""
+
+    def __init__(self, model: Transformer, codec: AgentCodec, seed: int = 0) -> None:
+        self.model, self.codec, self.seed = model, codec, seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self._acting = Acting(self.model, self.codec, [self.seed])
+
+    def select_action(self, observation: Any) -> int | np.ndarray:
+        """The action by what is seen now, as the environment takes it. UserError for what is no state of its."""
+        seen = np.asarray(observation)
+        if seen.dtype.kind not in "fiub" or seen.size != self.codec.states or not np.isfinite(seen).all():
+            raise UserError(
+                f"an observation of {seen.dtype}, {seen.shape}, for an agent that reads {self.codec.states} numbers; "
+                "give those of its environment, laid flat"
+            )
+        with evaluating(self.model):
+            action = self._acting.act(seen.reshape(1, -1).astype(np.float32))[0]
+        if self.codec.choices is not None:
+            return self.codec.first + int(action)
+        return action.reshape(self.codec.action_shape)

@@ -1,0 +1,116 @@
+"""What an agent sees and does in the numbers of its environment. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headway.checkpoints.durable import read_json, write_json
+from headway.config import from_dict, to_dict
+from headway.environments import Copies, Spaces
+from headway.errors import UserError
+
+FILE = "agent.json"  # beside the model of an agent
+
+
+@dataclass(frozen=True)
+class AgentCodec:
+    """States of `states` numbers, the last `context` of which are seen at once; actions that are one of `choices`, of
+    which the environment calls the first one `first`, or numbers of which the policy's 1 is `reach` from `center` [A].
+    None of them stands for a side that has no bound, and the environment takes them in the shape `action_shape`.
+
+    `environment` is where it acts, `horizon` the most steps of an episode where that says none itself. `draw` draws
+    actions as in training, else the most probable one is done.
+    """
+
+    states: int
+    choices: int | None
+    first: int
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+    action_shape: tuple[int, ...]
+    context: int
+    environment: str
+    horizon: int | None = None
+    draw: bool = False
+
+    @property
+    def actions(self) -> int:
+        """How many choices, or how many numbers."""
+        return len(self.low) if self.choices is None else self.choices
+
+    @property
+    def told(self) -> str:
+        """The actions, for people."""
+        return f"{self.choices} choices" if self.choices is not None else f"{len(self.low)} numbers"
+
+    def done(self, actions: np.ndarray) -> np.ndarray:
+        """Actions of the policy, [B] or [B, A], in the environment's numbers and within its bounds."""
+        if self.choices is not None:
+            return actions
+        low, high = self._edges(self.low, -np.inf), self._edges(self.high, np.inf)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        center = np.where(bounded, (np.where(bounded, low, 0) + np.where(bounded, high, 0)) / 2, 0.0)
+        reach = np.where(bounded, np.where(bounded, high, 1) - center, 1.0)
+        return np.clip(center + reach * actions, low, high).astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, to_dict(self))
+
+    @staticmethod
+    def _edges(side: tuple[float | None, ...], free: float) -> np.ndarray:
+        return np.array([free if edge is None else edge for edge in side])
+
+
+def codec_of(copies: Copies, context: int, horizon: int | None, draw: bool) -> AgentCodec:
+    """The one of an environment. UserError for states that are images, or an episode that may have no end."""
+    spaces = copies.spaces
+    if spaces.image or len(spaces.shape) != 1:
+        raise UserError(
+            f"the environment {copies.name!r} shows images of {' x '.join(map(str, spaces.shape))}, and agents that "
+            "learn online read numbers; wrap it so that it gives some, or record episodes for the recipe trajectories"
+        )
+    if horizon is None and copies.horizon is None:
+        raise UserError(
+            f"the environment {copies.name!r} says no limit of steps, so an episode may have no end; set task.horizon"
+        )
+    low, high = (
+        tuple(float(edge) if np.isfinite(edge) else None for edge in side) for side in (spaces.low, spaces.high)
+    )
+    return AgentCodec(
+        spaces.shape[0],
+        spaces.choices,
+        spaces.first,
+        low,
+        high,
+        spaces.action_shape,
+        context,
+        copies.name,
+        horizon,
+        draw,
+    )
+
+
+def check_fits(codec: AgentCodec, spaces: Spaces, name: str) -> None:
+    """UserError for an environment whose states or actions are not those of the agent."""
+    if spaces.shape != (codec.states,):
+        shape = " x ".join(map(str, spaces.shape))
+        raise UserError(
+            f"the environment {name!r} shows states of {shape} numbers, and this agent reads {codec.states}; "
+            "choose an environment that fits (--env), or train in this one"
+        )
+    if (spaces.choices, len(spaces.low)) != (codec.choices, len(codec.low)):
+        raise UserError(
+            f"the environment {name!r} takes actions of {spaces.told}, and this agent does {codec.told}; "
+            "choose an environment that fits (--env), or train in this one"
+        )
+
+
+def read_codec(directory: Path) -> AgentCodec:
+    """The one of a run. UserError for a folder that has none."""
+    path = directory / FILE
+    if not path.is_file():
+        raise UserError(f"{directory} has no {FILE}, which says what its agent sees and does; give a run of ppo")
+    return from_dict(AgentCodec, read_json(path), str(path))

@@ -1,0 +1,67 @@
+"""The distributions that actions are drawn from: one of several choices, or independent normal numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a normal distribution of standard deviation 1
+
+
+class Categorical(NamedTuple):
+    """One of C choices."""
+
+    logits: Float[Tensor, "B C"]
+
+    def log_probability(self, actions: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        return self.logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
+
+    def entropy(self) -> Float[Tensor, "B"]:
+        """In nats."""
+        log = self.logits.log_softmax(-1)
+        return -(log.exp() * log).sum(-1)
+
+
+class Normal(NamedTuple):
+    """A numbers, each by itself."""
+
+    mean: Float[Tensor, "B A"]
+    log_std: Float[Tensor, "B A"]
+
+    def log_probability(self, actions: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
+        away = (actions - self.mean) * (-self.log_std).exp()
+        return (-0.5 * away.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "B"]:
+        """In nats."""
+        return (self.log_std + _ENTROPY).sum(-1)
+
+
+def distribution(said: Tensor, discrete: bool) -> Categorical | Normal:
+    """The one that a policy's head says: logits, or means and logarithms of standard deviations."""
+    return Categorical(said) if discrete else Normal(*said.chunk(2, -1))
+
+
+def drawn(said: Float[np.ndarray, "B E"], discrete: bool, chance: np.ndarray) -> np.ndarray:
+    """Actions by what is said: choices [B] by `chance` from 0 to 1, [B], or numbers [B, A] by normal ones, [B, A]."""
+    if not discrete:
+        mean, log_std = np.split(said, 2, -1)
+        return mean + np.exp(log_std) * chance
+    odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
+    return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
+
+
+def likeliest(said: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarray:
+    """The most probable choices, or the means."""
+    return said.argmax(-1) if discrete else np.split(said, 2, -1)[0]
+
+
+def chances(generator: np.random.Generator, shape: tuple[int, ...], discrete: bool, actions: int) -> np.ndarray:
+    """What `drawn` needs for so many actions, float32."""
+    if discrete:
+        return generator.random(shape, np.float32)
+    return generator.standard_normal((*shape, actions), np.float32)

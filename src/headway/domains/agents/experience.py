@@ -1,0 +1,237 @@
+"""Steps that the learning policy does in environments side by side: what it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.domains.agents.advantages import ReturnScale, advantages
+from headway.domains.agents.codec import AgentCodec
+from headway.domains.agents.distributions import chances, distribution, drawn
+from headway.domains.agents.windows import LastStates, layout_of, policy_of, value_of
+from headway.environments import SEEDS, Copies
+from headway.errors import UserError
+from headway.generate.prompts import device_of
+from headway.models import StatesEmbed, Transformer
+from headway.parts.running import RunningNorm
+
+_DRAWS, _STARTS = 13, 14  # so that what is drawn has nothing to do with other draws from the same seed
+_AT_ONCE = 4096  # windows of a pass without gradients
+
+
+class Estimation(NamedTuple):
+    """How advantages are told: the `discount` gamma and the `trace` lambda; rewards are `scaled` or left alone."""
+
+    discount: float
+    trace: float
+    scaled: bool
+
+
+class Steps(NamedTuple):
+    """M steps that were done by one policy: what was seen ([M, K, S], of which `lengths` are states), done, how
+    probable that was, and what it was worth.
+    """
+
+    windows: Float[Tensor, "M K S"]
+    lengths: Int[Tensor, "M"]
+    actions: Tensor
+    log_probabilities: Float[Tensor, "M"]
+    values: Float[Tensor, "M"]
+    advantages: Float[Tensor, "M"]
+
+
+class _Record(NamedTuple):
+    """What the environments gave in T steps of N rows, and the last states of those that a limit cut off."""
+
+    windows: np.ndarray
+    lengths: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    ended: np.ndarray
+    over: np.ndarray
+    cut: list[tuple[int, int, np.ndarray, int]]
+
+
+class Experience:
+    """Plays in the copies of an environment, whose episodes go on from one call of `gather` to the next.
+
+    Episode e starts from a seed that is a function of e, and actions are drawn from the seed and the number of the
+    step: so what an environment has come to is told by the seeds and actions of the episodes that are under way, which
+    is what a checkpoint holds. `steps` are those that were done in all copies so far.
+    """
+
+    def __init__(
+        self, model: Transformer, copies: Copies, codec: AgentCodec, estimation: Estimation, seed: int
+    ) -> None:
+        self.model, self.copies, self.codec, self.estimation, self.seed = model, copies, codec, estimation, seed
+        rows = len(copies)
+        self.scale = ReturnScale(rows, estimation.discount)
+        self.last = LastStates(rows, codec.context, codec.states)
+        self.episodes = 0  # that were begun
+        self.steps = 0
+        self.curve: list[tuple[float, float, float]] = []  # steps so far, mean return of what ended since, how many
+        self._numbers = [0] * rows  # of the episodes that are under way
+        self._past: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        self._returns = np.zeros(rows)
+        self.latest: Steps | None = None  # what is learnt from
+        self._counted = False  # whether the scale of states knows the latest ones
+
+    @property
+    def running(self) -> RunningNorm | None:
+        """What brings states to one scale."""
+        embed = self.model.embed
+        found = embed.running if isinstance(embed, StatesEmbed) else None
+        return found if isinstance(found, RunningNorm) else None
+
+    def gather(self, count: int) -> Steps:
+        """The next `count` steps in each copy, by the policy as it is now. UserError where an environment fails.
+
+        The scale of states is that of all steps before, and stays as it is while these are learnt from. Where nothing
+        is known yet, they count at once: heads that start at zero say the same on any scale.
+        """
+        if self.latest is None:
+            for row in range(len(self.copies)):
+                self._begin(row)
+        elif not self._counted:
+            self._see(self.latest.windows, self.latest.lengths)
+        first = self.running is not None and not bool(self.running.count)
+        record = self._play(count)
+        if first:
+            windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
+            self._see(torch.from_numpy(windows), torch.from_numpy(lengths))
+        self.latest, self._counted = self._judged(record), first
+        return self.latest
+
+    def _see(self, windows: Tensor, lengths: Tensor) -> None:
+        """Take the last state of each window into account."""
+        if self.running is not None:
+            self.running.see(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
+
+    def _begin(self, row: int) -> None:
+        """A new episode in a copy."""
+        self._numbers[row] = self.episodes
+        self.episodes += 1
+        self._past[row] = []
+        self._returns[row] = 0.0
+        self.last.begin(row, self.copies.reset(row, self._start(self._numbers[row])))
+
+    def _start(self, episode: int) -> int:
+        """The seed of an episode, which no judged one has."""
+        return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
+
+    @torch.no_grad()
+    def _play(self, count: int) -> _Record:
+        rows, codec, discrete = len(self.copies), self.codec, self.codec.choices is not None
+        chance = np.random.default_rng([_DRAWS, self.seed, self.steps])
+        chosen = chances(chance, (count, rows), discrete, codec.actions)
+        windows = np.empty((count, *self.last.seen.shape), np.float32)
+        lengths = np.empty((count, rows), np.int64)
+        actions = np.empty(chosen.shape, np.int64 if discrete else np.float32)
+        rewards, ended, over = np.zeros((count, rows)), np.zeros((count, rows), bool), np.zeros((count, rows), bool)
+        cut: list[tuple[int, int, np.ndarray, int]] = []
+        finished: list[float] = []
+        for step in range(count):
+            windows[step], lengths[step] = self.last.seen, self.last.lengths
+            actions[step] = drawn(self._said(), discrete, chosen[step])
+            done = codec.done(actions[step])
+            for row in range(rows):
+                after = self.copies.step(row, done[row])
+                self._past[row].append(done[row])
+                self._returns[row] += after.reward
+                late = codec.horizon is not None and len(self._past[row]) >= codec.horizon
+                rewards[step, row], ended[step, row] = after.reward, after.ended
+                self.last.add(row, after.state)
+                if after.ended or after.cut or late:
+                    over[step, row] = True
+                    finished.append(self._returns[row])
+                    if not after.ended:
+                        cut.append((step, row, self.last.seen[row].copy(), int(self.last.lengths[row])))
+                    self._begin(row)
+        self.steps += count * rows
+        self.curve.append((float(self.steps), float(np.mean(finished)) if finished else np.nan, float(len(finished))))
+        return _Record(windows, lengths, actions, rewards, ended, over, cut)
+
+    def _said(self) -> Float[np.ndarray, "N E"]:
+        """What the policy says of the states of now."""
+        device = device_of(self.model)
+        layout = layout_of(self.last.lengths, self.codec.context, device)
+        encoded = self.model(torch.from_numpy(self.last.seen).to(device), layout)
+        return policy_of(self.model, encoded).cpu().numpy()
+
+    @torch.no_grad()
+    def _judged(self, record: _Record) -> Steps:
+        """Advantages and probabilities of what was done, by the policy that did it."""
+        count, rows = record.lengths.shape
+        windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
+        actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
+        said, values = self._passed(windows, lengths)
+        log_probabilities = distribution(said, self.codec.choices is not None).log_probability(actions)
+        ends = [self.last.seen, *(each[None] for _, _, each, _ in record.cut)]
+        sizes = np.concatenate([self.last.lengths, [length for *_, length in record.cut]]).astype(np.int64)
+        _, beyond = self._passed(np.concatenate(ends), sizes)
+        each, after = values.reshape(count, rows).numpy().astype(np.float64), beyond.numpy().astype(np.float64)
+        following = np.concatenate([each[1:], after[None, :rows]])
+        for place, (step, row, *_) in enumerate(record.cut):
+            following[step, row] = after[rows + place]
+        rewards = self.scale.scaled(record.rewards, record.over) if self.estimation.scaled else record.rewards
+        discount, trace = self.estimation.discount, self.estimation.trace
+        found = advantages(rewards, each, following, record.ended, record.over, discount, trace)
+        better = torch.from_numpy(found.reshape(-1).astype(np.float32))
+        return Steps(torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, better)
+
+    def _passed(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+        """What policy and value say of windows."""
+        device, said, values = device_of(self.model), [], []
+        for start in range(0, len(windows), _AT_ONCE):
+            some, sizes = windows[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]
+            layout = layout_of(sizes, self.codec.context, device)
+            encoded = self.model(torch.from_numpy(some).to(device), layout)
+            said.append(policy_of(self.model, encoded).cpu())
+            values.append(value_of(self.model, encoded).cpu())
+        return torch.cat(said), torch.cat(values)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs, as tensors."""
+        kind = np.int64 if self.codec.choices is not None else np.float32
+        past = [np.asarray(action, kind) for actions in self._past for action in actions]
+        shape = () if self.codec.choices is not None else (self.codec.actions,)
+        state = {
+            "counts": torch.tensor([self.episodes, self.steps, int(self._counted)]),
+            "numbers": torch.tensor(self._numbers),
+            "lengths": torch.tensor([len(actions) for actions in self._past]),
+            "past": torch.from_numpy(np.array(past, kind).reshape(len(past), *shape)),
+            "curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3),
+        }
+        state = {name: tensor for name, tensor in state.items() if tensor.numel()}  # files hold no empty ones
+        if self.latest is not None:
+            state |= {f"latest.{name}": value for name, value in self.latest._asdict().items()}
+        return state | {f"scale.{name}": value for name, value in self.scale.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Begin the episodes that were under way anew, and do again what was done in them."""
+        if len(state["numbers"]) != len(self.copies):
+            raise UserError(
+                f"the checkpoint is of {len(state['numbers'])} copies of the environment, and task.copies is "
+                f"{len(self.copies)}; resume it with its own settings"
+            )
+        self.episodes, self.steps, counted = (int(number) for number in state["counts"])
+        self._counted = bool(counted)
+        self.scale.restore({name: state[f"scale.{name}"] for name in ("sums", "known")})
+        if not self.steps:
+            return
+        self.curve = [tuple(line) for line in state["curve"].tolist()]  # type: ignore[misc]
+        self.latest = Steps(*(state[f"latest.{name}"].clone() for name in Steps._fields))
+        past = state["past"].numpy() if "past" in state else np.zeros(0)
+        pasts = np.split(past, np.cumsum(state["lengths"].numpy())[:-1])
+        for row, (number, past) in enumerate(zip(state["numbers"].tolist(), pasts)):
+            self._numbers[row], self._past[row], self._returns[row] = number, list(past), 0.0
+            self.last.begin(row, self.copies.reset(row, self._start(number)))
+            for action in past:
+                after = self.copies.step(row, action)
+                self._returns[row] += after.reward
+                self.last.add(row, after.state)

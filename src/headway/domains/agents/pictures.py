@@ -1,0 +1,49 @@
+"""How an agent learnt, and what it does, for the page of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from headway.domains.agents.acting import play
+from headway.domains.agents.codec import AgentCodec
+from headway.environments import PICTURED, Copies
+from headway.environments.film import Reel, strip
+from headway.errors import UserError
+from headway.models import Transformer
+from headway.report import Picture, line_chart
+
+_POINTS = 200  # of a curve at most
+_LOG = logging.getLogger(__name__)
+
+
+def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]:
+    """The mean return of the episodes that ended, over the steps of all copies of the environment: `curve` holds steps,
+    mean and how many episodes that is of.
+    """
+    lines = np.array(curve).reshape(-1, 3)
+    points = []
+    for some in np.array_split(lines, min(_POINTS, max(1, len(lines)))):
+        weights = some[:, 2]
+        if weights.sum():
+            points.append((float(some[-1, 0]), float((np.nan_to_num(some[:, 1]) * weights).sum() / weights.sum())))
+    if len(points) < 2:
+        return []
+    chart = line_chart({"training": points}, "steps of the environment", "return")
+    caption = f"means of {int(lines[:, 2].sum()):,} episodes in which actions were drawn, as it learnt"
+    return [Picture("Returns while it learnt", caption, chart)]
+
+
+def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> list[Picture]:
+    """An episode in frames; nothing, with a line in the log, where it cannot be drawn."""
+    reel = Reel()
+    try:
+        with Copies(environment, 1, drawn=True) as copies:
+            found = play(model, codec, copies, [PICTURED], reel.take)
+            caption = f"a return of {float(found.returns[0]):.5g} in {found.lengths[0]} steps"
+            return [Picture("An episode", caption, strip(reel.frames), wide=True)]
+    except UserError as error:
+        _LOG.warning("the report has no pictures of episodes: %s", error)
+        return []
