@@ -1,7 +1,16 @@
 """Agents that learn online, from an environment alone: proximal policy optimisation (Schulman et al. 2017)."""
 
-from headway.domains.agents.acting import AgentPolicy
-from headway.domains.agents.recipes import RECIPES
-from headway.domains.agents.use import is_agent, policy, rollout
+from __future__ import annotations
 
-__all__ = ["RECIPES", "AgentPolicy", "is_agent", "policy", "rollout"]
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.agents.acting import AgentPolicy
+    from headway.domains.agents.use import is_agent, policy, rollout
+
+__all__ = ["RECIPES", "TASKS", "AgentPolicy", "is_agent", "policy", "rollout"]
+RECIPES = ("ppo",)
+TASKS = {"ppo": "config"}
+lazily(__name__, {".acting": ("AgentPolicy",), ".use": ("is_agent", "policy", "rollout")})
