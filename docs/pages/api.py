@@ -31,10 +31,10 @@ MODEL = {
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
     "Ids, and what generates": ("generate_ids", "prompt_ids", "session", "generator", "codec", "context", "device"),
 }
-HIDDEN = {"card", "meet"}  # what a notebook shows, and what the verbs call themselves
+HIDDEN = {"card", "meet", "see", "watches"}  # what a notebook shows, and what the verbs call themselves
 FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
-ERRORS = ("UserError", "ConfigError")
+ERRORS = ("UserError", "ConfigError", "SomeFailedError")
 
 
 def page() -> str:
@@ -57,7 +57,7 @@ def page() -> str:
         parts += _record(name, getattr(hw, name))
     parts.append("## Errors\n")
     parts += [f"**`hw.{name}`**: {_said(getattr(hw, name))}\n" for name in ERRORS]
-    parts.append("A `hw.ConfigError` is a `hw.UserError`, which is an Exception.\n")
+    parts.append("`hw.ConfigError` and `hw.SomeFailedError` are `hw.UserError`, which is an Exception.\n")
     return "\n".join(parts).rstrip() + "\n"
 
 

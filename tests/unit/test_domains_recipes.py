@@ -52,8 +52,7 @@ def test_the_numbers_of_2017() -> None:
 
 
 def test_a_domain_says_what_it_holds_before_it_is_imported() -> None:
-    made = {name: module for name, module in ((one.name, one.domain) for one in recipes().values())}
-    assert homes() == made
+    assert homes() == {one.name: one.domain for one in recipes().values()}
     for kind, module in tasks().items():
         import_module(module)
         assert kinds(TaskConfig)[kind].__module__ == module
