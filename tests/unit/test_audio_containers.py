@@ -80,14 +80,14 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
         film.mux(stream.encode())
     for name, message in (
-        ("cut-a.m4a", "no sound that can be read"),
-        ("bad-a.m4a", "no sound that can be read"),
+        ("cut-a.m4a", "not a sound that can be read"),
+        ("bad-a.m4a", "not a sound that can be read"),
         ("cut-a.mkv", r"ends after \d\.\d of 4\.\d s; get the file again"),
         ("bad-a.mkv", "."),
-        ("text.mp4", "no sound that can be read"),
-        ("none.m4a", "no sound that can be read"),
-        ("a.flac", "no sound that can be read"),
-        ("list.m3u8", "no sound that can be read"),
+        ("text.mp4", "not a sound that can be read"),
+        ("none.m4a", "not a sound that can be read"),
+        ("a.flac", "not a sound that can be read"),
+        ("list.m3u8", "not a sound that can be read"),
         ("mute.mp4", "mute.mp4 holds no sound"),
     ):
         with pytest.raises(UserError, match=message) as told:

@@ -338,7 +338,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     for given, message in (
         ([tmp_path / "cut.wav"], "ends after"),
         ([tmp_path / "empty.wav"], "0 samples"),
-        ([tmp_path / "text.mp3"], "no sound that can be read"),
+        ([tmp_path / "text.mp3"], "not a sound that can be read"),
         ([tmp_path / "absent.wav"], "does not exist"),
         ([good, good, "--format", "srt"], "run into one"),
         ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "written for two files"),

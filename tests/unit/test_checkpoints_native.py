@@ -75,7 +75,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has version 2, this headway reads 1"):
         native.load_model(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="no complete safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         native.load_model(tmp_path)
 
 

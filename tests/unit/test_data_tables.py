@@ -119,7 +119,7 @@ def test_conll_columns(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("Angela B-PER\nMerkel\n", "line 2: 'Merkel' is not a word with a tag"),
-        ("Angela\t\n", "line 1: .* no word with a tag"),
+        ("Angela\t\n", "line 1: .* not a word with a tag"),
         ("\n\n", "there are no sentences"),
     ],
 )

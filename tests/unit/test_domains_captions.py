@@ -267,7 +267,7 @@ def test_a_text_model_writes_no_captions(data_dir: Path, tmp_path: Path) -> None
     from tiny_runs import train as train_text
 
     text = train_text(tmp_path / "text", play_file(data_dir, tmp_path)).directory
-    with pytest.raises(UserError, match="writes of no images"):
+    with pytest.raises(UserError, match="cannot write captions"):
         hw.load(text).caption([str(tmp_path)])
     with pytest.raises(UserError, match="reads no images; give a run or model of images"):
         train("scenes", tmp_path / "run", {"task.tower": str(text)})

@@ -73,11 +73,11 @@ def test_castling_is_one_move_however_it_is_written(text: str, wanted: str, tmp_
 
 @pytest.mark.parametrize("text", ["--", "0000", "Z0", "e1e1"])
 def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no move of chess|no legal move"):
+    with pytest.raises(UserError, match=r"not a chess move|not a legal move"):
         move_named(board_of(CASTLES), text)
     if text in ("--", "Z0"):
         game = write(tmp_path, "a.pgn", f'[Result "1-0"]\n\n1. e4 {text} 2. d4 d5 1-0\n')
-        with pytest.raises(UserError, match="passes, which is not a move"):
+        with pytest.raises(UserError, match="passes, which is not a chess move"):
             open_positions([game], 0.5, False)
 
 
@@ -85,8 +85,8 @@ def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
     ("fen", "message"),
     [
         ("44/8/8/8/8/8/8/K6k w - - 0 1", "cannot be read"),
-        ("k7/8/8/8/8/8/8/K7 w kqKQ - 0 1", "cannot be read|no position of chess"),
-        ("8/8/8/8/8/8/8/KK5k w - - 0 1", "no position of chess"),
+        ("k7/8/8/8/8/8/8/K7 w kqKQ - 0 1", "cannot be read|not a chess position"),
+        ("8/8/8/8/8/8/8/KK5k w - - 0 1", "not a chess position"),
     ],
 )
 def test_positions_that_are_none_are_told_and_the_program_goes_on(fen: str, message: str) -> None:
@@ -219,5 +219,5 @@ def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
 
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
-    with pytest.raises(UserError, match=r"line 3: 'a1b8' is no legal move .*; of the 1 puzzles before it 1 are solved"):
+    with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it 1 are solved"):
         solve(Player(Even(), "value"), path, Limits(nodes=30))

@@ -116,9 +116,9 @@ def test_forms_of_lists(tmp_path: Path) -> None:
         (
             "a.csv",
             "position,bestmove\n8/8/8/8/8/8/8/8 w - - 0 1,e2e4\n",
-            "no position of chess .no white king, no black",
+            "not a chess position .no white king, no black",
         ),
-        ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K1q5 w - - 0 1,e2e4\n", "line 2: 'e2e4' is no legal move in"),
+        ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K1q5 w - - 0 1,e2e4\n", "line 2: 'e2e4' is not a legal move in"),
         ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K6q w - - 0 1,best\n", "'best' holds no move"),
         ("a.csv", "position,bestmove,scores\n8/8/8/8/7q/k7/8/1K6 b - - 0 1,h4h1,h4h1:x\n", "'x' is not an evaluation"),
         ("a.csv", "fen2,bestmov\n", "no column 'position' or 'fen'"),

@@ -204,7 +204,7 @@ def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
     board = chess.Board()
     assert side.move(board).uci() == "a2a3"
     board.push_uci("a2a3")
-    with pytest.raises(UserError, match="engine at nodes 10: 'a2a3' is no legal move"):
+    with pytest.raises(UserError, match="engine at nodes 10: 'a2a3' is not a legal move"):
         side.move(board)
     side.close()
     real = EngineSide(stockfish, None, 1320, 0.02)

@@ -228,8 +228,8 @@ def test_uci_answers_what_it_is_asked() -> None:
     [
         ("position fen 8/8/8 w - - 0 1", "3 ranks, not 8"),
         ("position fen rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w HAha - 0 1", "Chess960"),
-        ("position fen 8/8/8/8/8/8/8/K7 w - - 0 1", "no position of chess"),
-        ("position startpos moves e2e5", "'e2e5' is no legal move"),
+        ("position fen 8/8/8/8/8/8/8/K7 w - - 0 1", "not a chess position"),
+        ("position startpos moves e2e5", "'e2e5' is not a legal move"),
         ("position", "'startpos' or 'fen'"),
         ("setoption name UCI_Chess960 value true", "Chess960 is not played here"),
         ("setoption name MultiPV value many", "give a whole number from 1 to 256"),

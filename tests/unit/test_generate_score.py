@@ -61,7 +61,7 @@ def test_bad_input_is_refused() -> None:
         score_targets(translator(), [[2]], [[2], [3]], begin=BEGIN, end=END)
     with pytest.raises(UserError, match="target of 41 tokens, its end included, exceeds the context of 40"):
         score_targets(translator(), [[2]], [[2] * 40], begin=BEGIN, end=END)
-    with pytest.raises(UserError, match="source of 0 symbols"):
+    with pytest.raises(UserError, match="source of 0 tokens"):
         score_targets(translator(), [[]], [[2]], begin=BEGIN, end=END)
 
 

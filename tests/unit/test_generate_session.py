@@ -181,9 +181,9 @@ def test_bad_input_is_refused_before_work() -> None:
     session = Session(language_model(context=8))
     with pytest.raises(UserError, match="prompt of 9 tokens exceeds the context of 8"):
         session.stream([2] * 9)
-    with pytest.raises(UserError, match="prompt of 8 symbols fills the context of 8"):
+    with pytest.raises(UserError, match="prompt of 8 tokens fills the context of 8"):
         session.events([[2], [2] * 8])
-    with pytest.raises(UserError, match="prompt of 0 symbols"):
+    with pytest.raises(UserError, match="prompt of 0 tokens"):
         session.generate([[]])
     with pytest.raises(UserError, match="prompt holds the id 23; this model's are 0 to 22"):
         session.generate([[2], [3, 23]])
@@ -196,7 +196,7 @@ def test_bad_input_is_refused_before_work() -> None:
         other.generate([[2]])
     with pytest.raises(UserError, match="2 sources do not match 1 prompts"):
         other.generate([[2]], sources=[[3], [4]])
-    with pytest.raises(UserError, match="source of 0 symbols"):
+    with pytest.raises(UserError, match="source of 0 tokens"):
         other.generate([[2]], sources=[[]])
     with pytest.raises(UserError, match="source of 41 tokens exceeds the context of 40"):
         other.generate([[2]], sources=[[3] * 41])

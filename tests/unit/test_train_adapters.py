@@ -261,7 +261,7 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
         merge_adapter(model, lost)
     cut = broken(folder, tmp_path)
     (cut / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:50])
-    with pytest.raises(UserError, match="no complete safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         merge_adapter(model, cut)
     other = build(modern(32, 1, 2, 16, 67))
     with pytest.raises(UserError, match=r"adapts 'stack.blocks.1.* which the model lacks; did you mean"):

@@ -99,7 +99,7 @@ class _Header:
         except (ValueError, RecursionError) as error:
             self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
-            self._fail("has a header that is no mapping of tensors")
+            self._fail("has a header that is not a mapping of tensors")
         return header
 
     def _entry(self, name: str, given: Any, data: int) -> Entry:

@@ -39,7 +39,7 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
             raise UserError(f"a prompt of {len(prompt)} tokens exceeds the context of {context}; shorten it")
         if context is not None and len(prompt) == context:
             raise UserError(
-                f"a prompt of {len(prompt)} symbols fills the context of {context} and leaves no room for a new one; "
+                f"a prompt of {len(prompt)} tokens fills the context of {context} and leaves no room for a new one; "
                 "shorten it"
             )
 

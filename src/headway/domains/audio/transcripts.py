@@ -50,7 +50,7 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
         row = missing[0]
-        fact = f"{table.place(row)}: {table.columns['path'][row]} is no file in {table.places[row][0].path.parent}"
+        fact = f"{table.place(row)}: {table.columns['path'][row]} is not a file in {table.places[row][0].path.parent}"
         _refuse(skip, fact, "transcripts", len(missing), len(files), "correct it, or leave the line out")
     found = Transcripts(files, table.columns["text"], table.named, [table.place(row) for row in range(len(table))])
     _check_untold([place.expanduser() for place in paths], files, skip)

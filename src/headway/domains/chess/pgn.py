@@ -70,7 +70,7 @@ class Reader(notation.BaseVisitor[Game]):
         if board.chess960:
             self.game.headers["Variant"] = "Chess960"  # which its castling says, whatever its headers do
         elif not board.is_valid():
-            self.game.fault = f"begins from {board.fen()!r}, which is no position of chess"
+            self.game.fault = f"begins from {board.fen()!r}, which is not a chess position"
 
     def parse_san(self, board: chess.Board, san: str) -> chess.Move:
         move = board.parse_san(san)

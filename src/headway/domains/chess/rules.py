@@ -108,7 +108,7 @@ def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:
         move = board.parse_uci(text) if coordinates else board.parse_san(text)  # e1h1, as some write castling, is e1g1
     except ValueError as error:
         known = coordinates or isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
-        kind = "no legal move" if known else "no move of chess"
+        kind = "not a legal move" if known else "not a chess move"
         raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; {_REMEDY[coordinates]}") from None
     if not move:
         raise UserError(f"{front}{text!r} passes, which is not a chess move; correct it")
