@@ -32,9 +32,9 @@ from headway.parts.running import RunningNorm
 class StatesEmbedConfig(EmbedConfig):
     """A token for each state that is seen; `normalise` brings its numbers to one scale by all states seen so far."""
 
-    states: NumbersConfig = NumbersConfig()
+    states: NumbersConfig = NumbersConfig()  # how many numbers a state has
     normalise: bool = True
-    positions: PositionsConfig | None = None
+    positions: PositionsConfig | None = None  # added to the states
 
     def reads(self, symbols: int, context: int | None) -> str:
         return f"states of {self.states.size} numbers, the last {context or 1}"
@@ -73,8 +73,8 @@ class GaussianHeadConfig(HeadConfig):
     of `std` and are the same for all states.
     """
 
-    outputs: int = 1
-    std: float = 1.0
+    outputs: int = 1  # actions to choose from, or numbers of one
+    std: float = 1.0  # of numbers, at the start
 
     def __post_init__(self) -> None:
         if self.std <= 0:

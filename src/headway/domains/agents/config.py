@@ -35,22 +35,22 @@ class PPOConfig(TaskConfig):
     each evaluation, in which the most probable action is done, or with `draw` one is drawn as in training.
     """
 
-    env: str | None = None
-    copies: int = 16
-    steps: int = 256
-    epochs: int = 8
-    discount: float = 0.995
+    env: str | None = None  # an environment of gymnasium's, by its name
+    copies: int = 16  # of the environment, side by side
+    steps: int = 256  # of each copy in a period
+    epochs: int = 8  # readings of a period
+    discount: float = 0.995  # what a reward counts a step later
     trace: float = 0.95
     clip: float = 0.2
-    value_clip: float | None = None
-    value: float = 0.5
-    entropy: float = 0.01
-    std: float = 1.0
+    value_clip: float | None = None  # how far a value may go in a period
+    value: float = 0.5  # weight of the error of values
+    entropy: float = 0.01  # weight of the entropy of actions
+    std: float = 1.0  # of actions that are numbers, at the start
     scale_rewards: bool = True
-    context: int = 1
-    horizon: int | None = None
+    context: int = 1  # states that the policy sees
+    horizon: int | None = None  # steps after which an episode is cut
     episodes: int = 16
-    draw: bool = False
+    draw: bool = False  # whether actions are drawn where a policy is judged
 
     makes_data: ClassVar[bool] = True
 
