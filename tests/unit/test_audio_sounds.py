@@ -61,7 +61,7 @@ def test_what_has_no_frames_is_refused() -> None:
             log_mel(sound)
     with pytest.raises(UserError, match=r"samples are torch\.int16"):
         log_mel(torch.zeros(8000, dtype=torch.int16))
-    with pytest.raises(UserError, match="0 samples says nothing"):
+    with pytest.raises(UserError, match="0 samples is empty"):
         pad(torch.zeros(0))
     with pytest.raises(UserError, match="bands is 0"):
         mel_filters(0)

@@ -109,7 +109,7 @@ def test_the_command_and_going_on(stockfish: str, tmp_path: Path, capsys: pytest
     assert cli.main([*words, "--limit", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["positions"] == 4
     assert cli.main(words) == 2
-    assert "add --resume to go on with it" in capsys.readouterr().err
+    assert "add --resume to continue it" in capsys.readouterr().err
     whole = out.read_text()
     out.write_text(whole[:-9])  # as a process leaves it that was killed
     assert cli.main([*words, "--resume"]) == 0

@@ -123,7 +123,7 @@ def test_a_model_that_matches_refuses_other_uses(run: Path) -> None:
         lambda text: model.score([text]),
         lambda text: model.translate([text]),
     ):
-        with pytest.raises(UserError, match="compares images with texts and writes none"):
+        with pytest.raises(UserError, match="compares images with texts and cannot write"):
             use("red")
     with pytest.raises(UserError, match="give their names to match"):
         model.classify(["a.png"])
