@@ -16,6 +16,7 @@ from understanding_data import write_questions, write_sentences
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
+from headway.domains.image_text.scale import resolution
 from headway.errors import UserError
 from headway.fitting import fitting
 from headway.recipes import configured
@@ -203,3 +204,13 @@ def test_named_recipes_are_not_fitted_nor_are_models_of_the_user() -> None:
     assert scale_of("spoken-digits") is None
     recipe: Recipe = replace(find_recipe("classification"), start="somewhere")
     assert fitting(recipe, {}, 1.0, Clock(), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("longest", "minutes", "expected"),
+    [(16, 1, (16, 2)), (28, 5, (28, 4)), (64, 5, (48, 8)), (500, 30, (64, 8)), (500, 120, (96, 16)), (3, 1, (4, 2))],
+)
+def test_images_with_texts_have_patches_that_resolve_them(
+    longest: int, minutes: float, expected: tuple[int, int]
+) -> None:
+    assert resolution(longest, minutes) == expected

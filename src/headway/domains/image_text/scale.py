@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
 _SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # minutes, pixels of a side, those of a patch
+_IN_A_ROW, _FINEST = 6, 2  # patches at least, as far as they do not become smaller than so many pixels
 _LOOKED_AT = 32  # images whose size is looked at
 _LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # epochs, and dropout up to them
 
@@ -47,8 +48,7 @@ class CaptionedScale(Scale):
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = read_captions(paths, self.columns(recipe))
-        side, patch = next((side, patch) for most, side, patch in _SIDES if minutes <= most)
-        side = min(side, -(-_longest(found) // patch) * patch)
+        side, patch = resolution(_longest(found), minutes)
         letters = sum(map(len, found.texts))
         symbols = below(_VOCABULARIES, letters)
         shares = self.held_out(len(found.images))
@@ -116,6 +116,14 @@ class CaptionScale(CaptionedScale):
 
     def amount(self, task: Captioning) -> int:
         return sum(len(task.ids[row]) + 1 for row in task.numbers("train").tolist())
+
+
+def resolution(longest: int, minutes: float) -> tuple[int, int]:
+    """The side that images are read in, no larger than theirs, and that of patches, several of which are in a row."""
+    side, patch = next((side, patch) for most, side, patch in _SIDES if minutes <= most)
+    while patch > _FINEST and min(side, longest) < _IN_A_ROW * patch:
+        patch //= 2
+    return min(side, -(-longest // patch) * patch), patch
 
 
 def _longest(found: Captions) -> int:
