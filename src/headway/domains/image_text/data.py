@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def read_captions(paths: Sequence[Path | str], columns: Columns = COLUMNS) -> Ca
     Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is no file.
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
-    files = [_image(table, row) for row in range(len(table))]
+    files = _images(table)
     _check_there(table, files)
     numbers: dict[Path, int] = {}
     of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
@@ -63,15 +64,22 @@ def read_captions(paths: Sequence[Path | str], columns: Columns = COLUMNS) -> Ca
     return Captions(images, texts, of, places, named, np.ones(len(texts), bool), table.columns.get("language"))
 
 
-def _image(table: Table, row: int) -> Path:
-    return (table.places[row][0].path.parent / Path(table.columns["image"][row]).expanduser()).absolute()
+def _images(table: Table) -> list[Path]:
+    """The image of each row. Where many rows name one, its path is made once."""
+
+    @cache
+    def path_of(table: Path, name: str) -> Path:
+        return (table.parent / Path(name).expanduser()).absolute()
+
+    return [path_of(file.path, name) for (file, _), name in zip(table.places, table.columns["image"])]
 
 
 def _check_there(table: Table, files: Sequence[Path]) -> None:
     """UserError where images are missing, which names the first of them."""
-    lost = [row for row, file in enumerate(files) if not file.is_file()]
-    if not lost:
+    missing = {file for file in set(files) if not file.is_file()}
+    if not missing:
         return
+    lost = [row for row, file in enumerate(files) if file in missing]
     first = lost[0]
     raise UserError(
         f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); {len(lost):,} of "
