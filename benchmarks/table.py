@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
+from budget import regret
 from measure import RESULTS, ROOT
 from rows import acting, senses, speeds, texts
 from rows.told import Found, Row
@@ -46,6 +47,21 @@ def minutes() -> Iterator[str]:
             note = f"; {run['note']}" if "note" in run else ""
             told = (f"`--minutes`, {what}: {given}{beside}{note}", scored(run["scores"]), size, where(run["machine"]))
             yield f"| {' | '.join(told)} |"
+
+
+def regrets() -> Iterator[str]:
+    """How much worse the choice of `--minutes` is than the best of a grid of sizes and rates, at equal minutes."""
+    for found in results("budget"):
+        asked = {(one["set"], one["minutes"], one["processor"]): one for one in found.get("grid", ())}
+        for name, minutes, processor in asked:
+            cells = [one for one in found["grid"] if one["processor"] == processor]
+            one = regret(name, minutes, cells)
+            if one is not None:
+                unit = {"loss": "{:+.1%} of the loss", "accuracy": "{:+.1f} points"}.get(one["score"], "{:+.1f}")
+                what = f"`--minutes` beside a grid, {name}: {minutes:g} minutes of one core, regret"
+                width, depth, _ = one["best_size"]
+                best = f"best cell {one['best']:.4g}: {width} wide, {depth} layers, rate {one['best_rate']:g}"
+                yield f"| {what} | {unit.format(one['regret'])} ({one['chosen']:.4g}) | {best} | {processor} |"
 
 
 def demos() -> Iterator[str]:
@@ -91,6 +107,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "emoji-caption": senses.emoji_caption,
     "chess": acting.chess,
     **{f"trajectories-{name}": acting.trajectories for name in ("cartpole", "pendulum", "double", "hopper", "cheetah")},
+    "online": acting.online,
     "robotics": acting.robotics,
     "robotics-together": acting.robotics_together,
     "robotics-chunks": acting.robotics_chunks,
@@ -135,7 +152,7 @@ def table() -> str:
     for name, rows in PARTS.items():
         for found in results(name):
             lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
-    return "\n".join([*lines, *minutes(), *demos(), *claims()])
+    return "\n".join([*lines, *minutes(), *regrets(), *demos(), *claims()])
 
 
 def main() -> int:

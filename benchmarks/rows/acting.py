@@ -120,3 +120,19 @@ def robotics_heads(found: Found) -> Iterator[Row]:
 
 def robotics_cameras(found: Found) -> Iterator[Row]:
     yield f"{found['task']} from two cameras and the hand's state", f"{_share(found['test'])} after {_time(found)}", ""
+
+
+def online(found: Found) -> Iterator[Row]:
+    """Agents that learn by PPO, seed by seed, and after how many steps the goal was reached in training."""
+    for name, programs in found["results"].items():
+        told = {}
+        for program, seeds in programs.items():
+            returns = ", ".join(f"{one['test_return_mean']:.0f}" for one in seeds.values())
+            reached = [one["goal_reached_after_steps"] for one in seeds.values()]
+            steps = ", ".join("never" if one is None else f"{one:,.0f}" for one in reached)
+            seconds = max(one["cpu_seconds"] for one in seeds.values())
+            told[program] = f"{returns} (goal after {steps} steps; {seconds:.0f} core-seconds)"
+        goal, count = found["goals"][name], found["steps"][name]
+        what = f"`ppo`, {name}, {count:,} steps: return of each seed in test, goal {goal:g}"
+        peer = told.get("stable-baselines3")
+        yield what, told.get("headway", "not run"), f"stable-baselines3 {peer}" if peer else ""
