@@ -255,8 +255,9 @@ def unsaid(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "another policy": (settings(type="pi0"), "no policies of type 'pi0' are read; act"),
-    "a language model's": (settings(type="smolvla"), "no policies of type 'smolvla' are read; act"),
+    "another policy": (settings(type="pi0"), "policies of type 'pi0' are not read; those of type act are"),
+    "a language model's": (settings(type="smolvla"), "policies of type 'smolvla' are not read"),
+    "diffusion": (settings(type="diffusion"), "policies of type 'diffusion' are not read"),
     "another backbone": (settings(vision_backbone="resnet50"), "vision_backbone is 'resnet50'"),
     "several observations": (settings(n_obs_steps=2), "n_obs_steps is 2"),
     "dilated": (settings(replace_final_stride_with_dilation=True), "replace_final_stride_with_dilation is True"),

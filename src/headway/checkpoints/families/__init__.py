@@ -43,5 +43,7 @@ def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
     """That of a robot's policy."""
     name = settings.get("type", str)
     if name not in POLICIES:
-        raise UserError(f"{settings.source}: no policies of type {name!r} are read; {' and '.join(POLICIES)} are")
+        raise UserError(
+            f"{settings.source}: policies of type {name!r} are not read; those of type {' and '.join(POLICIES)} are"
+        )
     return known[name]
