@@ -30,6 +30,7 @@ from headway.train.tuning import tuned
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
+_GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
 _LATER = 12  # times as many minutes, of which a plan says what they would be good for
 
 
@@ -90,7 +91,7 @@ class Fitting:
             found = self.scale.settle(self.recipe, paths, self.minutes)
             self.recipe = with_user(self.recipe, found.settings, self.user)
             self.reason = found.reason
-            with within(60 * self.minutes - self.clock.worked()):
+            with within(max(_GRACE, 60 * self.minutes - self.clock.worked())):
                 self.task = open_task(self.recipe, self.workspace)
             self._given: Task | None = None
             stack.callback(self._close)

@@ -42,6 +42,15 @@ OTHER: dict[str, Any] = {
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"), 1),
     **dict.fromkeys(("n_positions", "original_max_position_embeddings"), CONTEXT),
 }
+SEEN = {  # by a policy, and what it does
+    "input_features": {
+        "observation.state": {"type": "STATE", "shape": [3]},
+        "observation.environment_state": {"type": "ENV", "shape": [2]},
+    },
+    "output_features": {"action": {"type": "ACTION", "shape": [2]}},
+    **dict.fromkeys(("dim_model", "dim_feedforward"), WIDTH),
+    **dict.fromkeys(("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers"), 1),
+}
 TOWERS = {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
@@ -53,7 +62,8 @@ def config_seeds(folder: Path) -> list[bytes]:
     for name, family in sorted(families().items()):
         small = {key: value for key, value in OTHER.items() if key in family.defaults or key != "head_dim"}
         towers = TOWERS if name in ("clip", "siglip") else {}
-        settings = {**family.defaults, **SMALL, **small, **towers, "model_type": name}
+        seen = SEEN if name == "act" else {}
+        settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
         found.append(json.dumps(settings).encode())
     return found
 

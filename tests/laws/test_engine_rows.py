@@ -35,6 +35,16 @@ def ready(config: object) -> Transformer | EncoderDecoder:
     return model.float().requires_grad_(False)
 
 
+def translator() -> EncoderDecoder:
+    """Of the mixers that the engine knows."""
+    config = seq2seq("all")
+    stack = config.decoder.stack
+    blocks = tuple(block for block in stack.blocks if not getattr(block.mixer, "placed", False))
+    model = ready(replace(config, decoder=replace(config.decoder, stack=replace(stack, blocks=blocks))))
+    assert isinstance(model, EncoderDecoder)
+    return model
+
+
 def same_alone(engine: Engine, prompt: Prompt, tokens: torch.Tensor) -> None:
     """All rows together, and each alone, bit for bit."""
     rows = torch.arange(len(tokens))
@@ -65,7 +75,7 @@ def test_many_rows_are_what_each_is_alone(name: str, form: Format) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_rows_of_a_translator(threads: int) -> None:
-    model = ready(seq2seq("all"))
+    model = translator()
     engine = Engine(quantise(model, "int8"), threads)  # type: ignore[arg-type]
     lengths = [1 + n % 9 for n in range(ROWS)]
     source = Layout.padded(lengths, 9)
@@ -75,7 +85,7 @@ def test_many_rows_of_a_translator(threads: int) -> None:
 @pytest.mark.parametrize("beams", [2, 11])
 def test_rows_that_share_a_memory_are_what_each_is_alone(beams: int) -> None:
     """They attend to it together; one of them that is idle takes nothing from the others."""
-    model = ready(seq2seq("all"))
+    model = translator()
     engine = Engine(model, threads=2)
     prompt = Prompt(ids(3, 2), Layout.full(3, 2), ids(3, 40, seed=1), Layout.padded([40, 1, 33], 40))
     rows, tokens = torch.arange(3).repeat_interleave(beams), ids(3 * beams, 1, seed=2)[:, 0]

@@ -104,7 +104,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         "needs": whole[:-6],
         "fits no variable": model_bin([one], [("b", "c")]),
         "left behind": whole + b"0",
-        "no UTF-8": whole.replace(b"AnySpec", b"\xff\xffySpec"),
+        "not UTF-8": whole.replace(b"AnySpec", b"\xff\xffySpec"),
         "scales of shape": model_bin([one, variable("a_scale", [1.0, 2.0, 3.0], "float32")]),
         "4 bits": model_bin([one, variable("a_zero", [1.0], "float32")]),
     }

@@ -319,7 +319,7 @@ def test_unsound_files_are_refused(tmp_path: Path) -> None:
         "type 9, which": header(0, [text("a") + deep]),
         "'a' comes twice": header(0, [one, one]),
         "alignment": header(0, [text("general.alignment") + struct.pack("<II", 4, 48)]),
-        "no UTF-8": header(0, [struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", 4, 1)]),
+        "not UTF-8": header(0, [struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", 4, 1)]),
         "'x' comes twice": twice,
         "not at 64": over,
         "ends at": whole[:-1],

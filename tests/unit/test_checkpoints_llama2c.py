@@ -154,7 +154,7 @@ def test_damaged_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
     cases = {
         "cannot follow": whole[:-1],
         "each once": whole + (piece + b"xy") * 2,
-        "no UTF-8": whole + piece + b"\xff\xff",
+        "not UTF-8": whole + piece + b"\xff\xff",
         "3 pieces": whole[:44],
         "with scores": whole + struct.pack("<fi", float("nan"), 2) + b"xy",
         "0 characters": whole + struct.pack("<fi", 0.0, 0),

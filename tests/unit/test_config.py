@@ -83,7 +83,7 @@ def test_override() -> None:
     ("settings", "message"),
     [
         ({"nam": "b"}, "did you mean 'name'"),
-        ({"shapes.7.side": 1}, "no index below 2"),
+        ({"shapes.7.side": 1}, "not an index below 2"),
         ({"name.x": 1}, "nothing to set under"),
         ({"main.kind": "cirkle"}, "main.kind is 'cirkle'; did you mean 'circle'"),
         ({"main.radius": 1}, "no setting 'radius' here; did you mean|no setting 'radius' here; choose from: side"),
