@@ -62,9 +62,7 @@ class Loaded:
     def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
         """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
         if not self.beyond:
-            self.beyond = self._familiar.beyond(texts, rows)
-            for line in self.beyond:
-                _LOG.warning(line)
+            self._warn(self._familiar.beyond(texts, rows))
 
     @property
     def watches(self) -> bool:
@@ -74,9 +72,12 @@ class Loaded:
     def see(self, names: Sequence[str], looks: np.ndarray) -> None:
         """`meet` for images, given with how they look (`headway.checkpoints.alike`), [N, F]."""
         if not self.beyond:
-            self.beyond = self._familiar.strange(names, looks)
-            for line in self.beyond:
-                _LOG.warning(line)
+            self._warn(self._familiar.strange(names, looks))
+
+    def _warn(self, beyond: list[str]) -> None:
+        self.beyond = beyond
+        for line in beyond:
+            _LOG.warning(line)
 
     @cached_property
     def _familiar(self) -> Familiar:
