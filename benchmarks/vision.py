@@ -93,28 +93,24 @@ def drawn(shape: str, count: int) -> tuple[Any, Any]:
 def ours(shape: str, precision: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """A training step and a batch in use, of headway."""
     import torch
-    import torch.nn.functional as F
 
     from headway.domains import recipe as find_recipe
-    from headway.models import Loss, build
+    from headway.models import build
     from headway.train import AdamWConfig
-    from headway.train.classes import ClassBatch
     from headway.train.distributed import Processes
+    from headway.train.examples import Batch
     from headway.train.learner import Learner
+    from headway.train.objectives.classes import Classes
     from headway.train.precision import products
-
-    class Plain:
-        def loss(self, model: Any, batch: ClassBatch) -> dict[str, Loss]:
-            logits = model.output("classes", batch.inputs)
-            return {"loss": Loss(F.cross_entropy(logits, batch.labels, reduction="sum"), batch.tokens)}
 
     many, use = SHAPES[shape]
     model: Any = build(config(shape))
     recipe = replace(find_recipe("vision"), optim=AdamWConfig(lr=1e-4))
-    task: Any = Plain()
+    task: Any = Classes("image")
     cpu = torch.device("cpu")
     learner = Learner(model, recipe, task, Processes(cpu), precision)
-    batch, images = ClassBatch(*drawn(shape, many)), drawn(shape, use)[0]
+    pixels, labels = drawn(shape, many)
+    batch, images = Batch((pixels,), labels, many, many), drawn(shape, use)[0]
 
     def logits() -> Any:
         with learner.evaluating(), torch.inference_mode(), products(precision, cpu):

@@ -29,9 +29,9 @@ from headway.planning import plans
 from headway.recipes import begin_task, configured, final_split, named, open_task, recipe_of, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
-from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim
 from headway.train.budget import FEW, Clock, check_minutes
+from headway.train.page import Illustrated, report_run, with_results
 from headway.train.run import RunDirectory
 from headway.trained import Model
 

@@ -26,11 +26,11 @@ from headway.recipes import Paths, configured, named
 from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
 from headway.report.page import HOW_TO_INSTALL
-from headway.report.run import figure, heading, is_rate, points, scaled, title
 from headway.train import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.train.budget import Clock, check_minutes
 from headway.train.display import duration
 from headway.train.log import read_metrics
+from headway.train.page import figure, heading, is_rate, points, scaled, title
 from headway.train.precision import Precision, choose
 from headway.train.recipe import difference
 from headway.train.run import RunDirectory, free_directory

@@ -25,7 +25,7 @@ from headway.report import (
 )
 from headway.report.charts import WIDTH, Axis, short, thin
 from headway.report.page import branches, value
-from headway.report.run import curves, families, is_rate, notes
+from headway.train.page import curves, families, is_rate, notes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -23,7 +23,7 @@ from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
 from headway.kernels import deterministic
 from headway.models import Transformer
-from headway.report.run import repeat
+from headway.train.page import repeat
 from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.train.budget import Speed
 from headway.train.log import read_metrics

@@ -13,7 +13,7 @@ from vision_data import COLOURS, colours, opened, tiny
 
 from headway.data.idx import read_idx
 from headway.domains import recipe as find_recipe
-from headway.domains.vision.task import Vision, VisionConfig
+from headway.domains.vision.task import Images, VisionConfig
 from headway.errors import ConfigError, UserError
 
 Image = pytest.importorskip("PIL.Image")
@@ -48,7 +48,7 @@ def test_a_folder_for_each_class_is_decoded_once_to_what_the_model_reads(folder:
     again = opened(folder, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")} == before
     np.testing.assert_array_equal(task.images, again.images)
-    rows = sum(len(task.numbers(split)) for split in ("train", "validation", "test"))
+    rows = sum(len(task.splits.rows(split)) for split in ("train", "validation", "test"))
     assert rows == 60
 
 
@@ -59,7 +59,7 @@ def test_named_folders_and_tables_say_the_split(folder: Path, tmp_path: Path) ->
             for path in sorted((folder / name).iterdir())[files]:
                 (tmp_path / "sets" / split / name / path.name).write_bytes(path.read_bytes())
     task = opened(tmp_path / "sets", tmp_path)
-    assert [len(task.numbers(split)) for split in ("train", "validation", "test")] == [42, 9, 9]
+    assert [len(task.splits.rows(split)) for split in ("train", "validation", "test")] == [42, 9, 9]
     lines = [f"{folder}/{name}/{path.name},{name}" for name in COLOURS for path in (folder / name).iterdir()]
     (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(lines))
     assert opened(tmp_path / "all.csv", tmp_path).labels == ("blue", "green", "red")
@@ -68,7 +68,7 @@ def test_named_folders_and_tables_say_the_split(folder: Path, tmp_path: Path) ->
 def test_idx_files_are_grey_and_t10k_is_the_test_split(tmp_path: Path) -> None:
     task = opened(idx_folder(tmp_path), tmp_path, **{"model.size": 8, "task.names": ["a", "b", "c"]})
     assert task.images.shape == (49, 8, 8, 1)
-    assert (len(task.numbers("test")), task.labels) == (9, ("a", "b", "c"))
+    assert (len(task.splits.rows("test")), task.labels) == (9, ("a", "b", "c"))
     assert task.adapt(tiny(**{"model.size": 8}).model).embed.channels == 1  # type: ignore[attr-defined]
     larger = opened(tmp_path, tmp_path, **{"model.size": 12})
     assert larger.images.shape == (49, 12, 12, 1)
@@ -95,9 +95,9 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
         pytest.skip("Fashion-MNIST is not here; apt install dataset-fashion-mnist, or headway data get fashion-mnist")
     recipe = find_recipe("fashion-mnist")
     task = recipe.task.open(recipe, None, tmp_path)
-    assert isinstance(task, Vision)
-    assert (len(task.classes), len(task.numbers("test")), task.labels[0]) == (70_000, 10_000, "Ankle boot")
-    assert np.bincount(task.classes[task.numbers("test")]).tolist() == [1000] * 10
+    assert isinstance(task, Images)
+    assert (len(task.classes), len(task.splits.rows("test")), task.labels[0]) == (70_000, 10_000, "Ankle boot")
+    assert np.bincount(task.classes[task.splits.rows("test")]).tolist() == [1000] * 10
 
 
 @pytest.mark.parametrize(

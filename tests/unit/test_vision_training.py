@@ -21,7 +21,8 @@ import headway as hw
 from headway.checkpoints.usage import read_usage
 from headway.cli import main as cli
 from headway.cli.answers import Failures, answers
-from headway.domains.vision.task import Vision
+from headway.train.examples import Chance
+from headway.domains.vision.task import ImageClasses, Images
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError, UserError
 from headway.models import DistilledHeadConfig, Transformer
@@ -67,11 +68,11 @@ def test_it_learns_the_colours_and_is_used_at_once(run: Any, folder: Path, capsy
     assert [next(iter(each["labels"])) for each in results] == ["red", "blue"]
     model = hw.load(run.directory)
     assert model.embed(files).shape == (2, 16)
-    task = opened(folder, run.directory)
-    row = int(task.numbers("all")[0])
+    images = opened(folder, run.directory)
+    first = images.of("all").some(1)
     torch.testing.assert_close(
-        torch.tensor([list(model.classify([task.files[row]])[0].values())]),  # type: ignore[index]
-        task.logits(model.module, np.array([row])).softmax(-1).sort(descending=True).values,
+        torch.tensor([list(model.classify([images.files[first.rows[0]]])[0].values())]),  # type: ignore[index]
+        ImageClasses("image").logits(model.module, first)[0].softmax(-1).sort(descending=True).values,
         rtol=1e-4,
         atol=1e-5,
     )
@@ -120,11 +121,10 @@ def test_it_overfits_one_batch(folder: Path, tmp_path: Path) -> None:
     recipe = tiny(**{"optim.lr": 0.02})
     task = recipe.task.open(recipe, [folder], tmp_path)
     model = task.adapt(recipe.model).build(0)
-    rows = task.numbers("train")[:12]  # type: ignore[attr-defined]
-    batch = task.training_batch(rows, np.arange(12))  # type: ignore[attr-defined]
+    batch = task.examples.of("train").take(np.arange(12), Chance(0, np.arange(12)))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):
-        loss = torch.nn.functional.cross_entropy(model.output("classes", batch.inputs), batch.labels)  # type: ignore[operator]
+        loss = torch.nn.functional.cross_entropy(model.output("classes", *batch.inputs), batch.targets)  # type: ignore[operator]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -173,23 +173,25 @@ def test_a_student_learns_from_a_teacher(run: Any, folder: Path, tmp_path: Path)
     """Half of the loss is that of the second token to the class that the teacher names."""
     recipe = replace(tiny(**{"task.teacher": str(run.directory)}), model=deit(16, 2, 2, 4, classes=3, size=16))
     task = recipe.task.open(recipe, [folder], tmp_path)
-    assert isinstance(task, Vision)
+    images = task.examples
+    assert isinstance(images, Images)
     config = task.adapt(recipe.model)
     assert isinstance(config.heads["classes"], DistilledHeadConfig)  # type: ignore[attr-defined]
     model = config.build(0)
     torch.nn.init.normal_(model.heads["classes"].distilled.weight)  # type: ignore[union-attr,index,arg-type]
     batch = next(task.batches("train"))
-    x = model(batch.inputs).x
+    (pixels,) = batch.inputs
+    x = model(pixels).x
     labelled, taught = model.heads["classes"].both(x)  # type: ignore[index,union-attr,operator]
     teacher = hw.load(run.directory).module
     mean, std = (
         torch.tensor(read_usage(run.directory).processor[f"image_{n}"]).view(1, 3, 1, 1) for n in ("mean", "std")
     )
-    own = task.std * batch.inputs + task.mean
+    own = images.std * pixels + images.mean
     says = teacher.output("classes", (own - mean) / std).argmax(-1)  # type: ignore[union-attr]
     wanted = sum(
         torch.nn.functional.cross_entropy(a, b, reduction="sum", label_smoothing=s)
-        for a, b, s in ((labelled, batch.labels, 0.1), (taught, says, 0.0))
+        for a, b, s in ((labelled, batch.targets, 0.1), (taught, says, 0.0))
     )
     torch.testing.assert_close(task.loss(model, batch)["loss"].total, wanted / 2, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="has no class 'grey'"):

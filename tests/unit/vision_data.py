@@ -12,7 +12,7 @@ import pytest
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.recipes import small_vit
-from headway.domains.vision.task import Vision
+from headway.domains.vision.task import Images
 from headway.train import Recipe
 
 Image = pytest.importorskip("PIL.Image")
@@ -33,11 +33,11 @@ def tiny(**settings: Any) -> Recipe:
     return override(replace(find_recipe("vision"), model=model), {**SETTINGS, **settings})
 
 
-def opened(data: Any, workspace: Path, **settings: Any) -> Vision:
+def opened(data: Any, workspace: Path, **settings: Any) -> Images:
     recipe = tiny(**settings)
-    found = recipe.task.open(recipe, [Path(path) for path in np.atleast_1d(data)], workspace)
-    assert isinstance(found, Vision)
-    return found
+    task = recipe.task.open(recipe, [Path(path) for path in np.atleast_1d(data)], workspace)
+    assert isinstance(task.examples, Images)
+    return task.examples
 
 
 def colours(place: Path) -> Path:

@@ -66,7 +66,7 @@ def _weight(text: str) -> float | str | None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.report.run import filled
+    from headway.train.page import filled
 
     with torch_options(args):
         model = load(args)

@@ -74,8 +74,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def show(run: Run, terminal: Terminal) -> None:
     """What a finished run is worth, what it does, and where it lies."""
-    from headway.report.run import notes, scores
     from headway.train import measure_of
+    from headway.train.page import notes, scores
 
     summary = run.summary
     terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))

@@ -19,7 +19,7 @@ from headway.data.sources import (
     read_pairs,
     text_sources,
 )
-from headway.data.splits import SIDES, SplitConfig, fraction, sides_of
+from headway.data.splits import SIDES, SplitConfig, Splits, fraction, sides_of
 from headway.data.streams import Streams
 from headway.data.tables import Table, read_table
 from headway.data.tokens import TokenCache, load_tokens, open_tokens
@@ -39,6 +39,7 @@ __all__ = [
     "PairCache",
     "Spans",
     "SplitConfig",
+    "Splits",
     "Streams",
     "Table",
     "Tagged",

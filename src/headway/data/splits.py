@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,3 +110,34 @@ def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> dict[st
 def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
     """The samples of each split, `divided` by the texts that are their keys."""
     return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config)
+
+
+class Splits(NamedTuple):
+    """The samples of each split by number, int64 each, and of `every` one that there is ("all").
+
+    `what` are the samples and `give` what would add some to a split, for messages: "images", "a folder". Where models
+    `play`, they are judged by that last, and need no samples for it.
+    """
+
+    sides: Mapping[str, np.ndarray]
+    every: np.ndarray
+    what: str = "samples"
+    give: str = "files"
+    play: bool = False
+
+    def rows(self, split: str) -> np.ndarray:
+        """The samples of a split. UserError for an unknown or empty one."""
+        found = self.every if split == "all" else self.sides.get(split)
+        if found is None:
+            raise UserError(f"there is no split {split!r}; {nearest(split, [*self.sides, 'all'])}")
+        if len(found) == 0:
+            raise UserError(
+                f"the {split} split of {len(self.every):,} {self.what} is empty; give {self.give} named {split}, or "
+                f"{larger_share(split)}"
+            )
+        return found
+
+    @property
+    def final(self) -> str:
+        """The split on which a finished model is judged: test, or validation where there is no test."""
+        return "test" if self.play or len(self.sides["test"]) else "validation"

@@ -162,6 +162,8 @@ class Learner:
         if self._counter is None:
             return None
         each = [self._counter.counts(batch) for batch in batches]
+        if not each[0]:
+            return None
         names = list(each[0])
         sums = torch.tensor([sum(c[name] for c in each) for name in names], dtype=torch.float64)
         return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))

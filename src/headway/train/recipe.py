@@ -163,3 +163,14 @@ def difference(first: Recipe, second: Recipe) -> str | None:
             if found:
                 return found
     return None
+
+
+def batch_size_of(recipe: Recipe) -> int:
+    """The samples of a micro-batch; ConfigError for a recipe that counts tokens."""
+    train = recipe.train
+    if train.batch_size is None or train.batch_tokens is not None:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of this task "
+            "are made by samples: set train.batch_size alone"
+        )
+    return train.batch_size

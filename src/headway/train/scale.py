@@ -13,6 +13,7 @@ from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, describe
 from headway.train.law import Law
 from headway.train.recipe import Recipe
+from headway.train.task import Task
 
 Settings = Mapping[str, Any]
 Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (of each stack, where there are several), heads
@@ -100,9 +101,9 @@ class Scale:
             {"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in self.shapes
         ]
 
-    def amount(self, task: Any) -> int:
+    def amount(self, task: Task) -> int:
         """The different targets there are to learn from: tokens, or samples."""
-        raise NotImplementedError
+        return task.count("train")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """What keeps a model from learning by heart what it reads so many times; `crowd` is how many parameters it has

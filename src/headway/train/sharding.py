@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from headway.data import PairBatches, sample_at
-from headway.train.task import Shard
+
+
+class Shard(NamedTuple):
+    """The part of the data that one of `world` processes reads."""
+
+    rank: int = 0
+    world: int = 1
+
+
+WHOLE = Shard()
 
 
 def endless(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,19 +15,14 @@ from headway.checkpoints.familiar import Familiar
 from headway.config import family
 from headway.mixers import State
 from headway.models import Loss, ModelConfig
+from headway.train.examples import Batch as TreeBatch
+from headway.train.examples import Examples
+from headway.train.objective import Objective
+from headway.train.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
+    from headway.report import Picture
     from headway.train.recipe import Recipe
-
-
-class Shard(NamedTuple):
-    """The part of the data that one of `world` processes reads."""
-
-    rank: int = 0
-    world: int = 1
-
-
-WHOLE = Shard()
 
 
 class Batch(Protocol):
@@ -182,7 +177,7 @@ class Closes(Protocol):
 class Meets(Protocol):
     """A task that knows what a model meets in training."""
 
-    def met(self) -> Familiar:
+    def met(self) -> Familiar | None:
         """Of the texts that are read."""
         ...
 
@@ -225,3 +220,66 @@ class PartStart(Protocol):
     def open(self) -> nn.Module:
         """The part with its weights."""
         ...
+
+
+class Composed:
+    """Examples and an objective: all that the trainer, the budget and the reports know of a task."""
+
+    def __init__(self, examples: Examples, objective: Objective[Any]) -> None:
+        self.examples, self.objective = examples, objective
+        self.goal: str = objective.goal
+        self.goal_better: Literal["min", "max"] = objective.goal_better
+        self.unit, self.measure = objective.unit, objective.measure
+
+    @property
+    def final_split(self) -> str:
+        return self.examples.final_split
+
+    @property
+    def stated(self) -> str:
+        return self.examples.stated
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.examples.names
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        return self.objective.adapt(self.examples.adapt(model), self.examples)
+
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TreeBatch]:
+        return self.examples.batches(split, shard, start)
+
+    def counts(self, batch: TreeBatch) -> dict[str, int]:
+        return self.objective.counts(batch)
+
+    def loss(self, model: nn.Module, batch: TreeBatch) -> dict[str, Loss]:
+        return self.objective.loss(model, batch)
+
+    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+        return self.objective.judge(model, self.examples, split, limit)
+
+    def count(self, split: str) -> int:
+        return self.examples.count(split)
+
+    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+        return self.objective.samples(model, self.examples, count)
+
+    def pictures(self, model: nn.Module) -> list[Picture]:
+        return self.objective.pictures(model, self.examples)
+
+    def lengthening(self, scores: Mapping[str, Any]) -> float:
+        return self.objective.lengthening(scores)
+
+    def showing(self) -> float:
+        return self.objective.showing()
+
+    def met(self) -> Familiar | None:
+        return self.examples.met()
+
+    def save(self, directory: Path) -> None:
+        self.examples.save(directory)
+        self.objective.save(directory)
+
+    def close(self) -> None:
+        self.examples.close()
+        self.objective.close()

@@ -194,8 +194,8 @@ class Trainer:
             remove(self.directory.metrics)
             if start is not None:  # what a model met before it came here is not known
                 start.usage.save(self.directory.path)
-            elif isinstance(self.task, Meets):
-                self.task.met().save(self.directory.path)
+            elif isinstance(self.task, Meets) and (met := self.task.met()) is not None:
+                met.save(self.directory.path)
             self.task.save(self.directory.path)
             write_recipe(self.recipe, self.directory.recipe)
             self._write_status("running", Progress())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.data import SplitConfig
 from headway.data.labelled import Labelled, read_labelled
-from headway.domains.audio.augment import AugmentConfig, chance, masked, noisy, placed, varied
+from headway.domains.audio.augment import AugmentConfig, masked, noisy, placed, varied
+from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
 from headway.domains.audio.pictures import class_pictures
 from headway.domains.audio.sound import KINDS
@@ -23,8 +24,11 @@ from headway.domains.audio.windows import bands_of, check_lengths, settled, with
 from headway.errors import ConfigError
 from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.report import Picture
-from headway.train import Recipe, TaskConfig
-from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask, check_classes
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch, Chance
+from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.train.recipe import batch_size_of
+from headway.train.task import Composed
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,17 @@ class SoundsConfig(SoundTaskConfig):
 
     crop: bool = False  # cut sounds that are longer than the window
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        return SoundClasses(self, recipe, read_labelled(recipe.files(data), KINDS, "sound"), workspace)
+        return self.over(recipe, read_labelled(recipe.files(data), KINDS, "sound"), workspace)
+
+    def over(self, recipe: Recipe, found: Labelled, workspace: Path) -> Task:
+        """The task over these sounds."""
+        return Composed(LabelledSounds(self, recipe, found, workspace), SoundClasses("sound", self.smoothing))
 
 
-class SoundClasses(ClassTask):
-    """The task over sounds with a label each."""
-
-    unit = "sound"
+class LabelledSounds(Classified):
+    """Windows of sounds with a label each, changed at random in training."""
 
     def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, workspace: Path) -> None:
         if not isinstance(recipe.model, TransformerConfig):
@@ -80,7 +86,7 @@ class SoundClasses(ClassTask):
         self.sounds = sounds
         self.files = [found.files[row] for row in self.kept]
         labels, places = ([column[row] for row in self.kept] for column in (found.labels, found.places))
-        check_classes(found.labels, labels, self.unit)
+        check_classes(found.labels, labels, "sound")
         lengths = sounds.lengths[self.kept]
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
         heard = with_window(recipe.model, self.frames)
@@ -91,28 +97,24 @@ class SoundClasses(ClassTask):
         samples = ClassSamples(
             labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
         )
-        super().__init__(recipe, samples, config.split, config.smoothing, workspace)
+        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
+        self.label(samples, config.split, "sounds", "a folder", workspace)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the window, and a head of as many classes as there are. Raises UserError for empty splits."""
+        """`model` with the window. Raises UserError for empty splits."""
         for split in ("train", "validation"):
-            self.numbers(split)
+            self.splits.rows(split)
         assert isinstance(model, TransformerConfig)
-        head = model.heads.get(HEAD, PooledHeadConfig(pool="mean"))
-        if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)):
-            raise ConfigError(f"the head {HEAD!r} is a {type(head).__name__}; choose one of kind pooled or distilled")
-        return replace(with_window(model, self.frames), heads={HEAD: replace(head, outputs=len(self.labels))})
+        return with_window(model, self.frames)
 
-    def inputs(self, rows: np.ndarray, places: np.ndarray | None = None) -> Float[Tensor, "B T M"]:
-        """Log-mel frames of the windows."""
-        draws = [None] * len(rows) if places is None else [chance(self.seed, int(place)) for place in places]
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Log-mel frames of the windows, Float[B, T, M], and classes."""
+        draws = [None] * len(rows) if chance is None else [drawn(self.seed, int(place)) for place in chance.places]
         windows = [self._window(row, draw) for row, draw in zip(rows.tolist(), draws)]
         frames = spectra(torch.stack(windows), self.frames, self.bands)
         augment = self.config.augment
-        return torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
-
-    def training_batch(self, rows: np.ndarray, places: np.ndarray) -> ClassBatch:
-        return ClassBatch(self.inputs(rows, places), torch.from_numpy(self.classes[rows]), self.tokens)
+        seen = torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
+        return Batch((seen,), torch.from_numpy(self.classes[rows]), len(rows), len(rows) * self.tokens)
 
     def _window(self, row: int, draw: np.random.Generator | None) -> Float[Tensor, "N"]:
         sound, augment = self.sounds[self.kept[row]], self.config.augment
@@ -123,12 +125,23 @@ class SoundClasses(ClassTask):
     def shown(self, row: int) -> str:
         return self.files[row].name
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
+
+class SoundClasses(Classes[LabelledSounds]):
+    """The class of a sound."""
+
+    def adapt(self, model: ModelConfig, examples: LabelledSounds) -> ModelConfig:
+        """`model` with a head of as many classes as there are."""
+        assert isinstance(model, TransformerConfig)
+        head = model.heads.get(HEAD, PooledHeadConfig(pool="mean"))
+        if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)):
+            raise ConfigError(f"the head {HEAD!r} is a {type(head).__name__}; choose one of kind pooled or distilled")
+        return replace(model, heads={HEAD: replace(head, outputs=len(examples.labels))})
+
+    def pictures(self, model: nn.Module, examples: LabelledSounds) -> list[Picture]:
         """What is taken for what on the split that is judged last, and two sounds as they are heard."""
-        rows = self.numbers(self.final_split)
-        said = self.logits(model, rows).argmax(-1).numpy()
-        heard = [(self.shown(row), self.inputs(np.array([row]))[0]) for row in self.spread(2).tolist()]
-        return class_pictures(self.labels, self.classes[rows], said, heard)
+        logits, right = self.logits(model, examples.of(examples.final_split))
+        shown = [(examples.shown(row), examples.take(np.array([row])).inputs[0][0]) for row in examples.spread(2)]
+        return class_pictures(examples.labels, right.numpy(), logits.argmax(-1).numpy(), shown)
 
 
 def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:

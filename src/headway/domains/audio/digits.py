@@ -17,9 +17,9 @@ from headway.data.fingerprint import fingerprint
 from headway.data.labelled import Labelled
 from headway.data.splits import side_number
 from headway.data.store import cache_key, cache_root, open_or_build
-from headway.domains.audio.classification import SoundClasses, SoundsConfig
+from headway.domains.audio.classification import SoundsConfig
 from headway.errors import UserError, nearest
-from headway.train import Recipe
+from headway.train import Recipe, Task
 
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the set's own split
@@ -102,9 +102,9 @@ class SpokenDigitsConfig(SoundsConfig):
 
     hold_out: str | None = None  # a speaker, all of whose recordings are the test split
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SoundClasses:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that are not this set."""
         takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
         found = Labelled(takes.files, labels, takes.named(self.hold_out), [str(file) for file in takes.files])
-        return SoundClasses(self, recipe, found, workspace)
+        return self.over(recipe, found, workspace)

@@ -13,7 +13,7 @@ import numpy as np
 from headway.data.labelled import read_labelled
 from headway.data.splits import side_number
 from headway.domains.audio.augment import AugmentConfig
-from headway.domains.audio.classification import SoundClasses, SoundsConfig
+from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sound import KINDS, FileSound
 from headway.domains.audio.speech import words
 from headway.domains.audio.transcription import Transcription, TranscriptionConfig
@@ -66,9 +66,6 @@ class SoundsScale(Scale):
         longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
         reason = f"windows of {window:g} s for {count:,} sounds{longer}"
         return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
-
-    def amount(self, task: Any) -> int:
-        return len(cast(SoundClasses, task).numbers("train"))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Beside the changes of sounds."""

@@ -32,7 +32,7 @@ from headway.metrics import language_scores
 from headway.metrics.errors import word_error_rate
 from headway.models import EncoderDecoder, EncoderDecoderConfig, Loss, ModelConfig, Prompt, VocabularyHead
 from headway.train import Recipe, Shard, Sided, sharding
-from headway.train.classes import batch_size_of
+from headway.train.recipe import batch_size_of
 from headway.train.task import WHOLE
 
 START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"

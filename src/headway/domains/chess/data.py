@@ -11,7 +11,7 @@ from headway.data.splits import SplitConfig, larger_share
 from headway.domains.chess.positions import Positions
 from headway.errors import UserError
 from headway.train import WHOLE, Recipe, Shard, Sided, sharding
-from headway.train.classes import batch_size_of
+from headway.train.recipe import batch_size_of
 
 
 class PositionRows(Sided):

@@ -28,7 +28,7 @@ from headway.metrics import wilson
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 from headway.report import Picture
 from headway.train import WHOLE, Recipe, Shard
-from headway.train.classes import ClassBatch
+from headway.train.examples import Batch
 
 _SPREAD, _ROUND = 2_654_435_761, 1_000_003  # neighbours begin with different moves
 
@@ -78,15 +78,15 @@ class SearchlessTask(PositionRows):
     def outputs(self) -> int:
         return len(MOVES) if self.config.target == "behaviour" else self.config.bins
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ClassBatch]:
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
         if split != "train":
             yield from (self._batch(rows) for rows in self.once(split, shard))
             return
         for places, rows in self.endless(split, shard, start):
             yield self._batch(rows, places)
 
-    def loss(self, model: nn.Module, batch: ClassBatch) -> dict[str, Loss]:
-        total = F.cross_entropy(said(model, batch.inputs), batch.labels, reduction="sum")
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        total = F.cross_entropy(said(model, *batch.inputs), batch.targets, reduction="sum")
         return {"loss": Loss(total, batch.tokens)}
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
@@ -97,10 +97,10 @@ class SearchlessTask(PositionRows):
         with evaluating(model), torch.no_grad():
             for rows in self.once(split, WHOLE, limit):
                 batch = self._batch(rows).to(device)
-                logits = said(model, batch.inputs)
-                nats += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-                hits += int((logits.argmax(-1) == batch.labels).sum())
-                error += float((scores_of(logits) - (batch.labels + 0.5) / self.outputs).abs().sum())
+                logits = said(model, *batch.inputs)
+                nats += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+                hits += int((logits.argmax(-1) == batch.targets).sum())
+                error += float((scores_of(logits) - (batch.targets + 0.5) / self.outputs).abs().sum())
                 count += batch.tokens
         scores = {"loss": nats / count, "accuracy": hits / count, "accuracy_interval": wilson(hits, count)}
         if self.config.target != "behaviour":
@@ -121,7 +121,7 @@ class SearchlessTask(PositionRows):
     def save(self, directory: Path) -> None:
         """There is no codec to keep: positions are what they are."""
 
-    def _batch(self, rows: np.ndarray, places: np.ndarray | None = None) -> ClassBatch:
+    def _batch(self, rows: np.ndarray, places: np.ndarray | None = None) -> Batch:
         """Of several moves with values one is taken: which one depends on the position's number and, by its place in
         the stream of samples, on the epoch.
         """
@@ -142,8 +142,8 @@ class SearchlessTask(PositionRows):
         return _to_learn(inputs, labels)
 
 
-def _to_learn(inputs: np.ndarray, labels: np.ndarray) -> ClassBatch:
-    return ClassBatch(torch.from_numpy(inputs), torch.from_numpy(labels), inputs.shape[1])
+def _to_learn(inputs: np.ndarray, labels: np.ndarray) -> Batch:
+    return Batch((torch.from_numpy(inputs),), torch.from_numpy(labels), len(inputs), inputs.size)
 
 
 def _known_moves(source: Positions) -> np.ndarray:

@@ -29,7 +29,7 @@ from headway.metrics import caption_scores, language_scores
 from headway.models import Captioner, CaptionerConfig, Loss, ModelConfig, VocabularyHead
 from headway.report import Picture
 from headway.train import Recipe, Shard, Sided, sharding
-from headway.train.classes import batch_size_of
+from headway.train.recipe import batch_size_of
 from headway.train.task import WHOLE
 
 _LOG = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from headway.domains.vision.augment import AugmentConfig
 from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
-from headway.domains.vision.task import Vision, VisionConfig
+from headway.domains.vision.task import VisionConfig
 from headway.models import TransformerConfig
 from headway.train import Recipe
 from headway.train.law import Law
@@ -61,9 +61,6 @@ class VisionScale(Scale):
             f"{seen.images:,} {kind} images of {seen.classes:,} classes, about {seen.size[0]} x {seen.size[1]} pixels"
         )
         return Settled(settings, f"{found}: read as {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
-
-    def amount(self, task: Vision) -> int:
-        return len(task.numbers("train"))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Images that are seen often are changed more; layers are left out of large models."""

@@ -28,7 +28,6 @@ from headway.errors import ConfigError
 from headway.models import (
     DistilledHead,
     DistilledHeadConfig,
-    HeadConfig,
     Loss,
     ModelConfig,
     PatchEmbedConfig,
@@ -37,8 +36,11 @@ from headway.models import (
     TransformerConfig,
 )
 from headway.report import Picture
-from headway.train import Recipe, TaskConfig
-from headway.train.classes import HEAD, ClassBatch, ClassSamples, ClassTask, check_classes
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch, Chance
+from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.train.recipe import batch_size_of
+from headway.train.task import Composed
 
 _MEASURED = 10_000  # images whose mean and deviation are taken
 
@@ -60,16 +62,18 @@ class VisionConfig(TaskConfig):
     skip_bad: bool = False
     teacher: str | None = None
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Vision:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for images that cannot be read, hold too little, or do not fit the model."""
         paths = recipe.files(data)
-        return Vision(self, recipe, read_samples(paths, self.names), workspace)
+        images = Images(self, recipe, read_samples(paths, self.names), workspace)
+        if self.teacher is None:
+            return Composed(images, ImageClasses("image", self.smoothing))
+        # a run that has begun had a teacher
+        return Composed(images, Taught(self, images, opened=not (workspace / "recipe.json").exists()))
 
 
-class Vision(ClassTask):
+class Images(Classified):
     """Images as the model reads them, changed at random in training."""
-
-    unit = "image"
 
     def __init__(self, config: VisionConfig, recipe: Recipe, samples: Samples, workspace: Path) -> None:
         self.config = config
@@ -87,42 +91,32 @@ class Vision(ClassTask):
         self.files = samples.files
         self.places = samples.places
         labels = [samples.labels[row] for row in kept.tolist()]
-        check_classes(samples.labels, labels, self.unit)
+        check_classes(samples.labels, labels, "image")
         labelled = ClassSamples(
             labels,
             samples.named[kept],
             [images.keys[row] for row in kept.tolist()],
             lambda row: samples.places[int(kept[row])],
         )
-        super().__init__(recipe, labelled, config.split, config.smoothing, workspace)
+        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
+        self.label(labelled, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
         if not known:
             self.processor = {**self.processor, **self._measured()}
         read = ImageProcessor.read(self.processor, "preprocessor_config.json")
         mean, std, self.factor = read.mean or (0.0,), read.std or (1.0,), read.factor or 1.0
         self.mean, self.std = (torch.tensor(each).float().view(1, -1, 1, 1) for each in (mean, std))
-        self._teacher: Teacher | None = None
-        if config.teacher is not None and not (workspace / "recipe.json").exists():  # a run that has begun had one
-            self._taught()
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the images' channels and a head of as many classes as there are."""
+        """`model` with the images' channels. UserError for a split without images."""
         for split in ("train", "validation"):
-            self.numbers(split)
+            self.splits.rows(split)
         assert isinstance(model, TransformerConfig)  # as `_embed` has seen
-        return replace(model, embed=self.embed, heads={HEAD: self._head(model.heads.get(HEAD))})
-
-    def _head(self, before: HeadConfig | None) -> HeadConfig:
-        count, embed = len(self.labels), self.embed
-        if isinstance(before, DistilledHeadConfig) or self.config.teacher is not None:
-            return DistilledHeadConfig(count)
-        if isinstance(before, PooledHeadConfig):
-            return replace(before, outputs=count)
-        return PooledHeadConfig(count, "first" if embed.tokens else "mean", skip=embed.registers)
+        return replace(model, embed=self.embed)
 
     def _measured(self) -> dict[str, Any]:
         """Mean and standard deviation of each channel of training images, from 0 to 1."""
-        rows = self.rows[self.numbers("train")]
+        rows = self.rows[self.splits.rows("train")]
         some = self.images[rows[:: max(1, len(rows) // _MEASURED)]]
         levels = np.arange(256) / 255
         counts = [np.bincount(some[..., i].reshape(-1), minlength=256) for i in range(self.embed.channels)]
@@ -131,40 +125,19 @@ class Vision(ClassTask):
         std = np.sqrt(np.maximum(square - mean**2, 1e-4))
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
-    def inputs(self, rows: np.ndarray, places: np.ndarray | None = None) -> Float[Tensor, "B C H W"]:
-        """Normalised pixels; with `places`, changed at random."""
-        found = np.asarray(self.images[self.rows[rows]])
-        if places is None:
-            return self._normalised(torch.from_numpy(found).permute(0, 3, 1, 2).float())
-        return self.augment.erase(self._normalised(self.augment.pixels(found, places)), places)
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Normalised pixels, Float[B, C, H, W], and classes; in training changed and mixed at random."""
+        found, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.classes[rows])
+        if chance is None:
+            pixels = self._normalised(torch.from_numpy(found).permute(0, 3, 1, 2).float())
+            return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
+        pixels = self.augment.erase(self._normalised(self.augment.pixels(found, chance.places)), chance.places)
+        if self.config.augment.mixup or self.config.augment.cutmix:
+            pixels, labels = self.augment.mix(pixels, F.one_hot(labels, len(self.labels)).float(), chance.places)
+        return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
 
     def _normalised(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return ((x * self.factor - self.mean) / self.std).contiguous()
-
-    def training_batch(self, rows: np.ndarray, places: np.ndarray) -> ClassBatch:
-        config = self.config.augment
-        inputs, labels = self.inputs(rows, places), torch.from_numpy(self.classes[rows])
-        if config.mixup or config.cutmix:
-            shares = F.one_hot(labels, len(self.labels)).float()
-            inputs, labels = self.augment.mix(inputs, shares, places)
-        return ClassBatch(inputs, labels, self.embed.length)
-
-    def loss(self, model: nn.Module, batch: ClassBatch) -> dict[str, Loss]:
-        """Cross-entropy; with a teacher, its mean with that of the second token to the class which the teacher names
-        (Touvron et al. 2021, equation 3).
-        """
-        if self.config.teacher is None:
-            return super().loss(model, batch)
-        student = cast(Transformer, model)
-        labelled, taught = cast(DistilledHead, student.heads[HEAD]).both(student(batch.inputs).x)
-        says = self._taught().classes(batch.inputs, self.mean, self.std)
-        given = F.cross_entropy(labelled, batch.labels, reduction="sum", label_smoothing=self.smoothing)
-        return {"loss": Loss((given + F.cross_entropy(taught, says, reduction="sum")) / 2, batch.tokens)}
-
-    def _taught(self) -> Teacher:
-        if self._teacher is None:
-            self._teacher = Teacher.open(self.config.teacher or "", self.labels)
-        return self._teacher
 
     def shown(self, row: int) -> str:
         """The name of its file, or its place in one."""
@@ -173,20 +146,58 @@ class Vision(ClassTask):
 
     def met(self) -> Familiar:
         """What the training images have in common."""
-        rows = self.rows[self.numbers("train")]
+        rows = self.rows[self.splits.rows("train")]
         some = rows[:: max(1, len(rows) // _MEASURED)]
         high, wide = self.embed.size
         return Familiar(
             alike=Alike.of(looks(self.images[row] for row in some)) if min(high, wide) >= SMALLEST else None
         )
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """What is taken for what, and where the model looks in some images."""
-        return pictures(self, cast(Transformer, model))
-
     def save(self, directory: Path) -> None:
         super().save(directory)
         replace(read_usage(directory), processor=self.processor).save(directory)
+
+
+class ImageClasses(Classes[Images]):
+    """The class of an image."""
+
+    def adapt(self, model: ModelConfig, examples: Images) -> ModelConfig:
+        """`model` with a head of as many classes as there are."""
+        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        before, embed, count = model.heads.get(HEAD), examples.embed, len(examples.labels)
+        if isinstance(before, (DistilledHeadConfig, PooledHeadConfig)):
+            return replace(model, heads={HEAD: replace(before, outputs=count)})
+        head = PooledHeadConfig(count, "first" if embed.tokens else "mean", skip=embed.registers)
+        return replace(model, heads={HEAD: head})
+
+    def pictures(self, model: nn.Module, examples: Images) -> list[Picture]:
+        """What is taken for what, and where the model looks in some images."""
+        return pictures(self, examples, cast(Transformer, model))
+
+
+class Taught(ImageClasses):
+    """The mean of the cross-entropies of labels and, by a second token, of the class that a teacher names (Touvron et
+    al. 2021, equation 3).
+    """
+
+    def __init__(self, config: VisionConfig, images: Images, opened: bool) -> None:
+        """`opened` asks for the teacher at once, so that one that cannot be read is told before any work."""
+        super().__init__("image", config.smoothing)
+        self._path, self._images, self._teacher = config.teacher or "", images, None
+        if opened:
+            self._teacher = Teacher.open(self._path, images.labels)
+
+    def adapt(self, model: ModelConfig, examples: Images) -> ModelConfig:
+        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        return replace(model, heads={HEAD: DistilledHeadConfig(len(examples.labels))})
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        self._teacher = self._teacher or Teacher.open(self._path, self._images.labels)
+        student, (pixels,) = cast(Transformer, model), batch.inputs
+        labelled, taught = cast(DistilledHead, student.heads[HEAD]).both(student(pixels).x)
+        says = self._teacher.classes(pixels, self._images.mean, self._images.std)
+        given = F.cross_entropy(labelled, batch.targets, reduction="sum", label_smoothing=self.smoothing)
+        return {"loss": Loss((given + F.cross_entropy(taught, says, reduction="sum")) / 2, batch.tokens)}
 
 
 def _embed(model: ModelConfig) -> PatchEmbedConfig:
