@@ -24,7 +24,7 @@ from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.augment import AugmentConfig, chance, delayed, masked, noisy, placed, varied
-from headway.domains.audio.classification import SoundClasses, windowed
+from headway.domains.audio.classification import LabelledSounds, windowed
 from headway.domains.audio.digits import read_takes
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.store import open_sounds
@@ -32,6 +32,7 @@ from headway.errors import ConfigError, UserError
 from headway.models import build
 from headway.recipes import open_task
 from headway.train import Shard
+from headway.train.examples import Chance
 
 SMALL = {
     "model.width": 16,
@@ -45,11 +46,16 @@ SMALL = {
 }
 
 
-def task_of(data: Path | list[Path], settings: dict[str, Any] | None = None, name: str = "audio") -> SoundClasses:
+def task_of(data: Path | list[Path], settings: dict[str, Any] | None = None, name: str = "audio") -> LabelledSounds:
     recipe = override(find_recipe(name), {**SMALL, **(settings or {})})
     task = open_task(recipe, Path("/nowhere"), data)  # type: ignore[arg-type]
-    assert isinstance(task, SoundClasses)
-    return task
+    assert isinstance(task.examples, LabelledSounds)
+    return task.examples
+
+
+def seen(sounds: LabelledSounds, rows: list[int], places: list[int] | None = None) -> torch.Tensor:
+    """What a model hears of rows; of training where places in its stream are given."""
+    return sounds.take(np.array(rows), None if places is None else Chance(0, np.array(places))).inputs[0]
 
 
 def test_the_cache_holds_what_files_of_every_kind_say(tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_what_is_no_sound_is_an_error_or_is_skipped_and_counted(
     for row, path in enumerate(task.files):  # what is left out does not move the others
         assert task.labels[task.classes[row]] == path.parent.name
         wanted = windowed(read_sound(path), task.frames, 80)
-        torch.testing.assert_close(task.inputs(np.array([row]))[0], wanted)
+        torch.testing.assert_close(seen(task, [row])[0], wanted)
     with pytest.raises(UserError, match=r"is not a sound|0 samples"):  # also where the cache knows it
         task_of(folder)
 
@@ -107,7 +113,7 @@ def test_the_window_is_that_of_the_longest_sound(tmp_path: Path) -> None:
     folder = classes(tmp_path / "data")
     task = task_of(folder)
     assert task.frames == 24  # 0.24 s
-    assert task.inputs(np.arange(3)).shape == (3, 24, 80)
+    assert seen(task, [0, 1, 2]).shape == (3, 24, 80)
     model = task.adapt(override(find_recipe("audio"), SMALL).model)
     assert model.context == 12  # type: ignore[attr-defined]
     longest = write(folder / "low" / "long.wav", tone(200, 0.5))
@@ -116,7 +122,7 @@ def test_the_window_is_that_of_the_longest_sound(tmp_path: Path) -> None:
     cut = task_of(folder, {"task.seconds": 0.3, "task.crop": True})
     row = cut.files.index(longest)
     middle = read_sound(longest)[1600:6400]
-    torch.testing.assert_close(cut.inputs(np.array([row]))[0], windowed(middle, 30, 80))
+    torch.testing.assert_close(seen(cut, [row])[0], windowed(middle, 30, 80))
 
 
 def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
@@ -135,14 +141,13 @@ def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
     stream = task.batches("train")
     batches = [next(stream) for _ in range(6)]
     for start in (1, 4):  # wherever one begins, and whoever reads it
-        assert torch.equal(next(task_of(folder, loud).batches("train", start=start)).inputs, batches[start].inputs)
-    assert torch.equal(next(task.batches("train", Shard(1, 2), 2)).inputs, batches[3].inputs)
-    rows = np.zeros(2, np.int64)
-    one, two = task.inputs(rows, np.array([5, 6]))
+        assert torch.equal(*next(task_of(folder, loud).batches("train", start=start)).inputs, *batches[start].inputs)
+    assert torch.equal(*next(task.batches("train", Shard(1, 2), 2)).inputs, *batches[3].inputs)
+    one, two = seen(task, [0, 0], [5, 6])
     assert not torch.equal(one, two)
-    assert torch.equal(*task.inputs(rows))
+    assert torch.equal(*seen(task, [0, 0]))
     other = task_of(folder, {**loud, "train.seed": 7})
-    assert not torch.equal(task.inputs(rows, np.array([5, 5])), other.inputs(rows, np.array([5, 5])))
+    assert not torch.equal(seen(task, [0, 0], [5, 5]), seen(other, [0, 0], [5, 5]))
 
 
 def test_what_augmentation_changes() -> None:
@@ -190,12 +195,15 @@ def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:
     assert len(found[0].files) == 140
     settings = {"task.seconds": 0.3, "task.split.test": 0.0}
     task = task_of(folder, settings, "spoken-digits")
-    assert {int(task.files[row].stem[-1]) for row in task.sides["test"]} == {0, 1, 2, 3, 4}
-    assert {int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.sides[split]} == {5, 6}
+    assert {int(task.files[row].stem[-1]) for row in task.splits.sides["test"]} == {0, 1, 2, 3, 4}
+    assert {int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.splits.sides[split]} == {
+        5,
+        6,
+    }
     out = task_of(folder, {**settings, "task.hold_out": "bert"}, "spoken-digits")
-    assert {task.files[row].stem.split("_")[1] for row in out.sides["test"]} == {"bert"}
-    assert len(out.sides["test"]) == 70
-    assert {task.files[row].stem.split("_")[1] for row in out.sides["train"]} == {"anna"}
+    assert {task.files[row].stem.split("_")[1] for row in out.splits.sides["test"]} == {"bert"}
+    assert len(out.splits.sides["test"]) == 70
+    assert {task.files[row].stem.split("_")[1] for row in out.splits.sides["train"]} == {"anna"}
     with pytest.raises(UserError, match=r"no speaker 'berd'; did you mean 'bert'"):
         task_of(folder, {"task.hold_out": "berd"}, "spoken-digits")
     with pytest.raises(UserError, match="holds no recordings named"):
@@ -206,8 +214,9 @@ def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:
 
 
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
-    task = task_of(classes(tmp_path / "data"), {"task.augment": {}})
-    model = build(task.adapt(override(find_recipe("audio"), SMALL).model))
+    recipe = override(find_recipe("audio"), {**SMALL, "task.augment": {}})
+    task = open_task(recipe, Path("/nowhere"), classes(tmp_path / "data"))
+    model = build(task.adapt(recipe.model))
     batch = next(task.batches("train"))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(40):

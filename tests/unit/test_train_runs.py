@@ -23,11 +23,11 @@ from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
 from headway.kernels import deterministic
 from headway.models import Transformer
-from headway.train.page import repeat
 from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.train.budget import Speed
 from headway.train.log import read_metrics
 from headway.train.loop import Loop
+from headway.train.page import repeat
 from headway.train.run import RunDirectory
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")

@@ -13,7 +13,7 @@ from vision_data import COLOURS, colours, opened, tiny
 
 from headway.data.idx import read_idx
 from headway.domains import recipe as find_recipe
-from headway.domains.vision.task import Images, VisionConfig
+from headway.domains.vision.task import ImageClasses, Images, VisionConfig
 from headway.errors import ConfigError, UserError
 
 Image = pytest.importorskip("PIL.Image")
@@ -42,7 +42,7 @@ def test_a_folder_for_each_class_is_decoded_once_to_what_the_model_reads(folder:
     assert task.labels == ("blue", "green", "red")
     assert task.images.shape == (60, 16, 16, 3)
     assert isinstance(task.images.base, np.memmap)
-    model = task.adapt(tiny().model)
+    model = ImageClasses("image").adapt(task.adapt(tiny().model), task)
     assert model.heads["classes"].outputs == 3  # type: ignore[attr-defined]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
     again = opened(folder, tmp_path)
@@ -73,7 +73,7 @@ def test_idx_files_are_grey_and_t10k_is_the_test_split(tmp_path: Path) -> None:
     larger = opened(tmp_path, tmp_path, **{"model.size": 12})
     assert larger.images.shape == (49, 12, 12, 1)
     batch = next(task.batches("train"))
-    assert batch.inputs.shape == (12, 1, 8, 8)
+    assert batch.inputs[0].shape == (12, 1, 8, 8)
     assert batch.computed == 12 * 4
 
 
@@ -94,7 +94,7 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
     if not is_present(known):
         pytest.skip("Fashion-MNIST is not here; apt install dataset-fashion-mnist, or headway data get fashion-mnist")
     recipe = find_recipe("fashion-mnist")
-    task = recipe.task.open(recipe, None, tmp_path)
+    task = recipe.task.open(recipe, None, tmp_path).examples
     assert isinstance(task, Images)
     assert (len(task.classes), len(task.splits.rows("test")), task.labels[0]) == (70_000, 10_000, "Ankle boot")
     assert np.bincount(task.classes[task.splits.rows("test")]).tolist() == [1000] * 10

@@ -146,8 +146,8 @@ def test_a_class_of_one_sample_is_learnt(tmp_path: Path) -> None:
 
     given = {"model.embed.size": [8, 8], "task.split.validation": 0.3, "task.split.test": 0.3}
     task = open_task(configured("vision", tmp_path / "data", given, None), tmp_path / "none")
-    sides = task.sides  # type: ignore[attr-defined]
-    assert len(task.labels) == 40
+    sides = task.examples.splits.sides
+    assert len(task.examples.labels) == 40
     assert sum(map(len, sides.values())) == 79
     assert len(sides["validation"])
     assert len(sides["test"])

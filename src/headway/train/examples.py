@@ -23,8 +23,8 @@ from headway.train.sharding import WHOLE, Shard, spread
 class Batch(NamedTuple):
     """One micro-batch. `inputs` is the tuple that the model is called with, `targets` what it is to say: trees (nested
     tuples) of tensors and layouts, with None where there is nothing. `tokens` counts the targets of the loss,
-    `computed` the tokens that the model computes, padding included. A batch that goes on where an earlier one ended says
-    where streams begin anew (`begins`).
+    `computed` the tokens that the model computes, padding included. Where batches go on where earlier ones ended,
+    `begins` says that streams begin anew.
     """
 
     inputs: Any
