@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headway import domains
+from headway.config import shortcuts
 from headway.data.splits import SplitConfig
 from headway.mixers import CrossAttentionConfig, MixerConfig
 from headway.mixers.recurrence import RecurrenceConfig
@@ -203,19 +204,15 @@ def _shortcuts() -> str:
     found = kinds(ModelConfig)
     rows: dict[str, list[str]] = {}
     for name, cls in sorted(found.items()):
-        for method in sorted(dir(cls)):
-            if method.startswith("set_"):
-                rows.setdefault(method, []).append(name)
+        for shortcut in shortcuts(cls):
+            rows.setdefault(shortcut, []).append(name)
     lines = ["| setting | models | meaning |", "|---|---|---|"]
-    for method, models in sorted(rows.items()):
-        docs = [
-            inspect.getdoc(getattr(found[name], method))
-            for name in ("transformer", *models)
-            if hasattr(found[name], method)
-        ]
+    for shortcut, models in sorted(rows.items()):
+        setters = [shortcuts(found[name]).get(shortcut) for name in ("transformer", *models)]
+        docs = [inspect.getdoc(setter) for setter in setters if inspect.isfunction(setter)]
         said = " ".join(next((doc for doc in docs if doc), "").split()).rstrip(".")
         where = "all" if len(models) == len(found) else ", ".join(models)
-        lines.append(f"| `model.{method[4:]}` | {where} | {_escaped(said)} |")
+        lines.append(f"| `model.{shortcut}` | {where} | {_escaped(said)} |")
     head = "### For a whole model at once\n\nThey change every layer, and both sides where there are two.\n\n"
     return head + "\n".join(lines) + "\n"
 

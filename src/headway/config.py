@@ -27,6 +27,8 @@ from headway.errors import ConfigError, nearest
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
 _ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
+Setter = Callable[[Any, Any], Any]
+_SETTERS: dict[type, dict[str, Setter]] = {}
 _waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
 
 
@@ -214,8 +216,8 @@ def checked(cls: type[T]) -> type[T]:
 def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
-    A key that is no field may be a *setting*: a method `set_NAME(value)` of the config that returns a new one (a
-    model's depth, say, which changes how many blocks there are). `schedule.kind=cosine` is short for
+    A key that is no field may be a *setting* (see `setting`): a model's depth, say, which changes how many blocks there
+    are. `schedule.kind=cosine` is short for
     `schedule=cosine`: another kind, with its own defaults. Settings are taken together: what they come to is checked,
     not what lies between them. Raises ConfigError for anything else.
     """
@@ -265,8 +267,24 @@ def _short(value: Any) -> str:
 
 def settings_of(config: Any) -> list[str]:
     """Names that `override` accepts directly under this config."""
-    methods = [name[4:] for name in dir(type(config)) if name.startswith("set_")]
-    return sorted({f.name for f in dataclasses.fields(config)} | set(methods))
+    return sorted({f.name for f in dataclasses.fields(config)} | shortcuts(type(config)).keys())
+
+
+def setting(of: type, name: str) -> Callable[[Setter], Setter]:
+    """Register a function (config, value) -> config for a key of `override` that is no field of `of`, or that reads
+    values which the field's own type does not.
+    """
+
+    def register(setter: Setter) -> Setter:
+        _SETTERS.setdefault(of, {})[name] = setter
+        return setter
+
+    return register
+
+
+def shortcuts(kind: type) -> dict[str, Setter]:
+    """What `setting` registered for a kind of config, by name."""
+    return {name: setter for base in reversed(kind.__mro__) for name, setter in _SETTERS.get(base, {}).items()}
 
 
 def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
@@ -287,9 +305,9 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         return config if same else _read_dataclass(_family_of(config), {"kind": value}, key[: -len(".kind")])
     if name not in settings_of(config):
         raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
-    setter = getattr(config, f"set_{name}", None)
+    setter = shortcuts(type(config)).get(name)
     if setter is not None and not rest:
-        return setter(value)
+        return setter(config, value)
     if rest and name not in {f.name for f in dataclasses.fields(config)}:
         whole = key.removesuffix("." + ".".join(rest))
         raise ConfigError(

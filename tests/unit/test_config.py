@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, to_dict
+from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, setting, to_dict
 from headway.errors import ConfigError
 
 
@@ -38,8 +38,10 @@ class Drawing:
     mode: Literal["ink", "chalk"] = "ink"
     by_name: dict[str, Shape] = field(default_factory=dict)
 
-    def set_count(self, value: object) -> Drawing:
-        return Drawing(self.name, (Square(),) * int(str(value)))
+
+@setting(Drawing, "count")
+def _count(drawing: Drawing, value: object) -> Drawing:
+    return Drawing(drawing.name, (Square(),) * int(str(value)))
 
 
 def test_round_trip() -> None:

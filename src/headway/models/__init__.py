@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from headway.models import settings as _settings  # noqa: F401 -- registers what --set takes
 from headway.models.act import Act, ActConfig, act
 from headway.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.block import Block, BlockConfig

@@ -13,7 +13,6 @@ from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import resize
 from headway.models.block import BlockConfig
 from headway.models.chunks import (
     ChunkHeadConfig,
@@ -99,25 +98,6 @@ class ActConfig(ModelConfig):
 
     def build(self, seed: int | None = 0) -> Act:
         return Act(self, seed)
-
-    def _stacks(self, change: Any, *values: Any) -> ActConfig:
-        return replace(self, **{name: change(getattr(self, name), value) for name, value in zip(_STACKS, values)})
-
-    def set_depth(self, value: Any) -> ActConfig:
-        depths = value if isinstance(value, list) else [value, value]
-        if len(depths) not in (2, 3):
-            raise ConfigError(f"model.depth is {value!r}; give a number, [encoder, decoder], or those and posterior")
-        return self._stacks(resize.depth, *(depths if len(depths) == 3 else [*depths, depths[0]]))
-
-    def set_heads(self, value: Any) -> ActConfig:
-        return self._stacks(resize.heads, value, value, value)
-
-    def set_mixer(self, value: Any) -> ActConfig:
-        return self._stacks(resize.mixer, value, value, value)
-
-    def set_dropout(self, value: Any) -> ActConfig:
-        changed = self._stacks(resize.dropout, value, value, value)
-        return replace(changed, observation=cast(Any, self.observation.with_dropout(float(value))))
 
 
 class Act(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import resize
 from headway.models.embeds import TokenEmbed, TokenEmbedConfig
 from headway.models.patches import PatchEmbedConfig
 from headway.models.transformer import (
@@ -88,36 +87,6 @@ class CaptionerConfig(ModelConfig):
 
     def build(self, seed: int | None = 0) -> Captioner:
         return Captioner(self, seed)
-
-    def _both(self, setter: str, value: Any) -> CaptionerConfig:
-        first, second = value if isinstance(value, list) and len(value) == 2 else (value, value)
-        tower, decoder = getattr(self.tower, setter)(first), getattr(self.decoder, setter)(second)
-        return replace(self, tower=tower, decoder=decoder)
-
-    def set_width(self, value: Any) -> CaptionerConfig:
-        return self._both("set_width", value)
-
-    def set_depth(self, value: Any) -> CaptionerConfig:
-        return self._both("set_depth", value)
-
-    def set_heads(self, value: Any) -> CaptionerConfig:
-        return self._both("set_heads", value)
-
-    def set_mixer(self, value: Any) -> CaptionerConfig:
-        return self._both("set_mixer", value)
-
-    def set_dropout(self, value: Any) -> CaptionerConfig:
-        return self._both("set_dropout", value)
-
-    def set_drop_path(self, value: Any) -> CaptionerConfig:
-        return self._both("set_drop_path", value)
-
-    def set_symbols(self, value: Any) -> CaptionerConfig:
-        return replace(self, decoder=replace(self.decoder, symbols=resize.whole("model.symbols", value)))
-
-    def set_context(self, value: Any) -> CaptionerConfig:
-        size = None if value is None else resize.whole("model.context", value) + self.prefix
-        return replace(self, decoder=replace(self.decoder, context=size))
 
 
 class Projector(nn.Module):

@@ -8,11 +8,10 @@ from typing import Any, Literal, NamedTuple, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import from_dict, register
+from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.mixers import Memory, MixerConfig
-from headway.models import resize
+from headway.mixers import Memory
 from headway.models.block import BlockConfig
 from headway.models.bridge import Bridge, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig, check_single
 from headway.models.transformer import (
@@ -61,70 +60,6 @@ class EncoderDecoderConfig(ModelConfig):
 
     def build(self, seed: int | None = 0) -> EncoderDecoder:
         return EncoderDecoder(self, seed)
-
-    def _both(self, setter: str, first: Any, second: Any) -> EncoderDecoderConfig:
-        encoder, decoder = getattr(self.encoder, setter)(first), getattr(self.decoder, setter)(second)
-        return replace(self, encoder=encoder, decoder=decoder)
-
-    def set_width(self, value: Any) -> EncoderDecoderConfig:
-        return self._both("set_width", value, value)
-
-    def set_depth(self, value: Any) -> EncoderDecoderConfig:
-        first, second = value if isinstance(value, list) and len(value) == 2 else (value, value)
-        return self._both("set_depth", first, second)
-
-    def set_heads(self, value: Any) -> EncoderDecoderConfig:
-        return self._both("set_heads", value, value)
-
-    def set_mixer(self, value: Any) -> EncoderDecoderConfig:
-        """One that reads the memory takes the place of the cross-attention too; the encoder gets a GRU beside it."""
-        wanted = from_dict(MixerConfig, value, "model.mixer")
-        if wanted.reads_memory:
-            beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
-            return self.set_cross(None)._mixing(beside, value)
-        return self._mixing(value, value)
-
-    def _mixing(self, first: Any, second: Any) -> EncoderDecoderConfig:
-        encoder, decoder = (
-            replace(part, stack=resize.mixer(part.stack, value))
-            for part, value in ((self.encoder, first), (self.decoder, second))
-        )
-        return replace(self, encoder=encoder, decoder=decoder)
-
-    def set_cells(self, value: Any) -> EncoderDecoderConfig:
-        """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""
-        cells = resize.whole("model.cells", value)
-        encoder, decoder = (
-            replace(part, stack=resize.cells(part.stack, cells)) for part in (self.encoder, self.decoder)
-        )
-        heads = {
-            name: replace(head, maxout=max(1, cells // 2)) if getattr(head, "maxout", None) else head
-            for name, head in decoder.heads.items()
-        }
-        bridge = self.bridge
-        if isinstance(bridge, StateBridgeConfig) and bridge.summary is not None:
-            bridge = replace(bridge, summary=cells)
-        return replace(self, encoder=encoder, decoder=replace(decoder, heads=heads), bridge=bridge)
-
-    def set_cross(self, value: Any) -> EncoderDecoderConfig:
-        """none takes the cross-attention out of the decoder."""
-        if value is not None:
-            raise ConfigError(f"model.cross is {value!r}; give none, which takes the decoder's cross-attention out")
-        blocks = tuple(replace(block, cross=None) for block in self.decoder.stack.blocks)
-        return replace(self, decoder=replace(self.decoder, stack=replace(self.decoder.stack, blocks=blocks)))
-
-    def set_dropout(self, value: Any) -> EncoderDecoderConfig:
-        return self._both("set_dropout", value, value)
-
-    def set_symbols(self, value: Any) -> EncoderDecoderConfig:
-        """The size of the vocabulary; the data decide it."""
-        size = resize.whole("model.symbols", value)
-        return replace(self, encoder=replace(self.encoder, symbols=size), decoder=replace(self.decoder, symbols=size))
-
-    def set_context(self, value: Any) -> EncoderDecoderConfig:
-        """The most positions of a row."""
-        size = None if value is None else resize.whole("model.context", value)
-        return replace(self, encoder=replace(self.encoder, context=size), decoder=replace(self.decoder, context=size))
 
 
 class Heard(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -15,10 +15,8 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.memory import check_room
 from headway.mixers import Memory, State, select, tree_map
-from headway.models import resize
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.models.heads import HeadConfig, VocabularyHeadConfig
-from headway.models.patches import PatchEmbedConfig
 from headway.models.stack import Stack, StackConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
@@ -99,52 +97,6 @@ class TransformerConfig(ModelConfig):
 
     def build(self, seed: int | None = 0) -> Transformer:
         return Transformer(self, seed)
-
-    def set_width(self, value: Any) -> TransformerConfig:
-        """Of all layers, and of what reads and writes their vectors."""
-        return replace(self, width=resize.whole("model.width", value))
-
-    def set_depth(self, value: Any) -> TransformerConfig:
-        """How many blocks: their pattern is repeated, or cut."""
-        return replace(self, stack=resize.depth(self.stack, value))
-
-    def set_heads(self, value: Any) -> TransformerConfig:
-        """Of every attention; key and value heads keep their share."""
-        if isinstance(value, dict):
-            raise ConfigError(f"model.heads is {value!r}; give the number of attention heads")
-        return replace(self, stack=resize.heads(self.stack, value))
-
-    def set_mixer(self, value: Any) -> TransformerConfig:
-        """The kind of every mixer, by its name or as JSON; what fits of the old one's settings is kept."""
-        changed = replace(self, stack=resize.mixer(self.stack, value))
-        if any(block.mixer.reads_memory for block in changed.stack.blocks):
-            raise ConfigError(
-                f"model.mixer={value!r} reads the output of an encoder, and this model has none; choose another, "
-                "or a recipe with an encoder and a decoder, such as translation"
-            )
-        return changed
-
-    def set_dropout(self, value: Any) -> TransformerConfig:
-        """Of every branch and of the embedding."""
-        return replace(self, stack=resize.dropout(self.stack, value), embed=self.embed.with_dropout(value))
-
-    def set_drop_path(self, value: Any) -> TransformerConfig:
-        """Stochastic depth, from 0 in the first block to this in the last."""
-        return replace(self, stack=resize.drop_path(self.stack, value))
-
-    def set_layer_scale(self, value: Any) -> TransformerConfig:
-        """Where a trained gain on every branch starts; none: there is none."""
-        return replace(self, stack=resize.layer_scale(self.stack, value))
-
-    def set_size(self, value: Any) -> TransformerConfig:
-        """Height and width of the images, or one number for both."""
-        if not isinstance(self.embed, PatchEmbedConfig):
-            raise ConfigError(f"model.size={value!r}: this model reads no images; leave the setting out")
-        sides = value if isinstance(value, (list, tuple)) else [value, value]
-        if len(sides) != 2:
-            raise ConfigError(f"model.size is {value!r}; give height and width, or one number for both")
-        high, wide = (resize.whole("model.size", side) for side in sides)
-        return replace(self, embed=replace(self.embed, size=(high, wide)))
 
 
 class Transformer(nn.Module):

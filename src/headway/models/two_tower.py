@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.models import resize
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 
 HEAD = "embedding"
@@ -64,54 +63,12 @@ class TwoTowerConfig(ModelConfig):
     def build(self, seed: int | None = 0) -> TwoTower:
         return TwoTower(self, seed)
 
-    def _both(self, setter: str, value: Any) -> TwoTowerConfig:
-        left, right = value if isinstance(value, list) and len(value) == 2 else (value, value)
-        return replace(self, left=getattr(self.left, setter)(left), right=getattr(self.right, setter)(right))
-
-    def set_width(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_width", value)
-
-    def set_depth(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_depth", value)
-
-    def set_heads(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_heads", value)
-
-    def set_mixer(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_mixer", value)
-
-    def set_dropout(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_dropout", value)
-
-    def set_drop_path(self, value: Any) -> TwoTowerConfig:
-        return self._both("set_drop_path", value)
-
-    def set_shared(self, value: Any) -> TwoTowerConfig:
-        """Of every head that projects into the common space."""
-        width = resize.whole("model.shared", value)
-        towers = (_projecting(tower, width) for tower in (self.left, self.right))
-        return replace(self, **dict(zip(SIDES, towers)))  # type: ignore[arg-type]
-
-    def set_symbols(self, value: Any) -> TwoTowerConfig:
-        return replace(self, right=replace(self.right, symbols=resize.whole("model.symbols", value)))
-
-    def set_context(self, value: Any) -> TwoTowerConfig:
-        size = None if value is None else resize.whole("model.context", value)
-        return replace(self, right=replace(self.right, context=size))
-
 
 def _width(tower: TransformerConfig, side: Side) -> int:
     if HEAD not in tower.heads:
         known = ", ".join(tower.heads) or "none"
         raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); give it one")
     return getattr(tower.heads[HEAD], "outputs", None) or tower.width
-
-
-def _projecting(tower: TransformerConfig, width: int) -> TransformerConfig:
-    head: Any = tower.heads[HEAD]
-    if getattr(head, "outputs", None) is None:
-        return tower
-    return replace(tower, heads={**tower.heads, HEAD: replace(head, outputs=width)})
 
 
 class TwoTower(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headway.checkpoints.native import named_tensors
 from headway.checkpoints.peft import Factors, Settings, save_adapter
-from headway.config import family, from_dict, register
+from headway.config import family, from_dict, register, setting
 from headway.errors import ConfigError, nearest
 from headway.kernels import linear
 from headway.parts.dropout import Dropout
@@ -75,11 +75,6 @@ class LoRAConfig(AdapterConfig):
     def title(self) -> str:
         return f"LoRA of rank {self.rank} on {', '.join(self.targets)}"
 
-    def set_targets(self, value: Any) -> LoRAConfig:
-        """A list, or names with commas between them."""
-        names = value.split(",") if isinstance(value, str) else value
-        return replace(self, targets=from_dict(tuple[str, ...], names, "adapter.targets"))  # type: ignore[arg-type]
-
     def attach(self, model: nn.Module, seed: int) -> None:
         places = list(maps(model))
         known = {name for place in places for name in place.names}
@@ -124,6 +119,13 @@ def maps(model: nn.Module) -> Iterator[Map]:
         parts = path.split(".")
         if isinstance(module, Projection) and "stack" in parts:
             yield Map(path, module, slice_names(parts[-1], module))
+
+
+@setting(LoRAConfig, "targets")
+def _targets(adapter: LoRAConfig, value: Any) -> LoRAConfig:
+    """A list, or names with commas between them."""
+    names = value.split(",") if isinstance(value, str) else value
+    return replace(adapter, targets=from_dict(tuple[str, ...], names, "adapter.targets"))  # type: ignore[arg-type]
 
 
 class LoRA(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 
+from headway.config import shortcuts
 from headway.memory import check_room
 from headway.models import build
 from headway.train.freezing import prepared
@@ -36,7 +37,7 @@ def check_memory(recipe: Recipe, fresh: Collection[str], device: torch.device) -
     """UserError for a run that does not fit into the memory that is free, before it takes any."""
     parts = training_bytes(recipe, fresh)
     smaller = "set model.width or model.depth lower"
-    if hasattr(recipe.model, "set_cells"):
+    if "cells" in shortcuts(type(recipe.model)):
         smaller = "set model.width, model.depth or model.cells lower"
     if parts["optimiser"]:
         smaller += ", or optim=sgd, which keeps nothing"

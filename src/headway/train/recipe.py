@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.checkpoints.durable import read_json, write_text
-from headway.config import differences, dumps, from_dict, to_dict
+from headway.config import differences, dumps, from_dict, setting, to_dict
 from headway.data import find_set
 from headway.errors import ConfigError
 from headway.models import ModelConfig
@@ -71,11 +71,6 @@ class TrainConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema is {self.ema}; give a decay between 0 and 1 such as 0.999, or none")
 
-    def set_frozen(self, value: Any) -> TrainConfig:
-        """A list, or names with commas between them."""
-        names = [name for name in value.split(",") if name] if isinstance(value, str) else value or ()
-        return replace(self, frozen=from_dict(tuple[str, ...], names, "train.frozen"))  # type: ignore[arg-type]
-
     def rows(self, context: int) -> int:
         """Rows of `context` tokens in a micro-batch: batch_size, or what batch_tokens holds; ConfigError for none."""
         if self.batch_size is not None:
@@ -97,6 +92,13 @@ class TrainConfig:
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints."""
         return self.checkpoint_every or self.evaluation_interval
+
+
+@setting(TrainConfig, "frozen")
+def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
+    """A list, or names with commas between them."""
+    names = [name for name in value.split(",") if name] if isinstance(value, str) else value or ()
+    return replace(train, frozen=from_dict(tuple[str, ...], names, "train.frozen"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

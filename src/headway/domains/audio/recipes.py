@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.audio.augment import AugmentConfig
 from headway.domains.audio.classification import SoundsConfig
@@ -75,7 +76,7 @@ def writer(
     """A small Whisper to be trained from nothing. What its convolutions say is to be as large as its positions from the
     start: the weights of 0.02 that large models begin with leave the sound at a twentieth of them.
     """
-    model = whisper(width, depth, heads, symbols).set_dropout(dropout)
+    model = override(whisper(width, depth, heads, symbols), {"dropout": dropout})
     decoder = replace(model.decoder, context=context)
     return replace(model, decoder=decoder, init=InitConfig(matrices="fan_in"))
 
