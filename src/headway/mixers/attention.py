@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.kernels import View, attend, linear, rotate
+from headway.kernels.attend import View, attend
+from headway.kernels.linear import linear
+from headway.kernels.rope import rotate
 from headway.layout import Layout
 from headway.mixers.base import Mixer, MixerConfig, zeros
 from headway.parts.dropout import Dropout

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.errors import ConfigError, UserError
-from headway.kernels import View, attend, linear
+from headway.kernels.attend import View, attend
+from headway.kernels.linear import linear
 from headway.layout import Layout
 from headway.mixers.attention import head_size, shared_heads, shared_positions
 from headway.parts.dropout import Dropout

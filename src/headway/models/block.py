@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.mixers import CrossAttentionConfig, Memory, MixerConfig, State
 from headway.mixers.attention import AttentionConfig
+from headway.mixers.base import Memory, MixerConfig, State
+from headway.mixers.cross import CrossAttentionConfig
 from headway.parts.dropout import Dropout, DropPath
 from headway.parts.feedforward import FeedForwardConfig, MLPConfig, Terms
 from headway.parts.norm import LayerNormConfig, NormConfig

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
-from headway.kernels import IGNORED, linear, linear_cross_entropy, pointwise
+from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from headway.kernels.linear import linear
+from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 from headway.parts.feedforward import ACTIVATIONS, ActivationName
 from headway.parts.norm import LayerNormConfig, NormConfig

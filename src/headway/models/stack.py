@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.mixers import Memory, State
 from headway.mixers.attention import POSITIONS
+from headway.mixers.base import Memory, State
 from headway.models.block import Block, BlockConfig, build_block
 from headway.parts.bias import BiasConfig
 from headway.parts.feedforward import Terms

@@ -14,7 +14,7 @@ from headway.config import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.memory import check_room
-from headway.mixers import Memory, State, select, tree_map
+from headway.mixers.base import Memory, State, select, tree_map
 from headway.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.models.heads import HeadConfig, VocabularyHeadConfig
 from headway.models.stack import Stack, StackConfig

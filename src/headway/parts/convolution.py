@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.kernels import convolve
+from headway.kernels.convolution import convolve
 from headway.parts.projection import Projection
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.kernels import pointwise
+from headway.kernels.pointwise import pointwise
 from headway.parts.projection import Projection
 
 _SLOWEST, _FASTEST = 1e-3, 1e-1  # shares of a memory that the heads lose a token at the start

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.errors import ConfigError
-from headway.kernels import pointwise
+from headway.kernels.pointwise import pointwise
 
 FeatureMap = Literal["elu", "dpfp", "relu", "silu", "identity"]
 KeyNorm = Literal["none", "sum", "l2"]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from headway.config import family, register
 from headway.errors import ConfigError
-from headway.kernels import gelu_tanh, pointwise, relu_squared
+from headway.kernels.activations import gelu_tanh, relu_squared
+from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 from headway.parts.dropout import Dropout
 from headway.parts.projection import Projection

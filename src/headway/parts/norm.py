@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.config import family, register
-from headway.kernels import rms_norm
+from headway.kernels.rms_norm import rms_norm
 
 
 @family

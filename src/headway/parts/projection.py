@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.kernels import linear
+from headway.kernels.linear import linear
 
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
 _PLAIN = {"out": "o"}
