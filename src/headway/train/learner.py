@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.checkpoints.native import named_tensors
+from headway.data.order import mixed
 from headway.errors import UserError
 from headway.models import Loss
 from headway.parts.dropout import attach_generator
@@ -208,9 +210,6 @@ class Learner:
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of 63 bits, far from those of neighbouring steps and ranks (the finaliser of SplitMix64)."""
-    mask = (1 << 64) - 1
-    z = (seed + step * 0x9E3779B97F4A7C15 + rank * 0xD1342543DE82EF95) & mask
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
-    return (z ^ (z >> 31)) >> 1
+    """A seed of 63 bits, far from those of neighbouring steps and ranks."""
+    place = (seed + (step - 1) * 0x9E3779B97F4A7C15 + rank * 0xD1342543DE82EF95) % (1 << 64)
+    return int(mixed(np.uint64(place))) >> 1
