@@ -294,7 +294,7 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
 
     def interrupted(self: PairTask, *given: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return judge(self, *given, **named)
+        return evaluate(self, *given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(hw, "train", shortened)
