@@ -15,13 +15,15 @@ from measure import data_folder, write
 def share(recipe_name: str, batches: int, data: list[Path] | None = None) -> dict[str, float]:
     """Over the first `batches` training batches of a recipe."""
     from headway.recipes import configured, open_task
+    from headway.train.examples import Batch
 
     recipe = configured(recipe_name, data, None, None)
     with tempfile.TemporaryDirectory() as folder:
         task = open_task(recipe, Path(folder))
         kept = computed = 0
         for batch in islice(task.batches("train"), batches):
-            layouts = [value for value in vars(batch).values() if hasattr(value, "keep")]
+            read = batch.inputs if isinstance(batch, Batch) else vars(batch).values()
+            layouts = [value for value in read if hasattr(value, "keep")]
             kept += sum(int(layout.keep.sum()) for layout in layouts)
             computed += sum(layout.keep.numel() for layout in layouts)
     return {"batches": batches, "tokens_computed": computed, "padding": round(1 - kept / computed, 4)}

@@ -14,7 +14,7 @@ from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import QUANTISED, Weights
 from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.usage import Usage
-from headway.codecs import load_codec
+from headway.codecs import published_codec
 from headway.collector import resting
 from headway.errors import UserError
 from headway.exchange import open_quantised
@@ -258,8 +258,9 @@ def find_device(name: str) -> torch.device:
 
 
 def _attention(run: Run) -> list[Picture]:
-    codec = load_codec(run.directory)
-    return attention_pictures(
+    """Where a model of texts looks, whose task has no pictures of its own."""
+    codec = published_codec(run.directory)
+    return [] if codec is None else attention_pictures(
         Model(Opened(run.model, Usage(), codec), run.directory, run.recipe), run.summary["samples"]
     )
 
@@ -276,8 +277,8 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():
-        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else _attention(run)
-        run.summary["report"] = str(report_run(run, pictures))
+        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else []
+        run.summary["report"] = str(report_run(run, pictures or _attention(run)))
     elif progress:
         print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
     RunDirectory(run.directory).write_status(run.summary)

@@ -30,6 +30,7 @@ from headway.models import EncoderDecoder, Transformer, attention_maps, describe
 from headway.recipes import Paths, final_split, listed, open_task
 from headway.senses import matches, sees
 from headway.train import Task
+from headway.train.task import Composed
 from headway.writing import Writes
 
 Labels = dict[str, float]
@@ -301,9 +302,10 @@ class Model(Writes, Acts):
                 raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
             if stride is None:
                 return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-            if not isinstance(task, text.Language):
+            if not isinstance(task, Composed) or not isinstance(task.objective, text.NextToken):
                 raise UserError(f"{self.directory} is not a language model, so it has no windows; leave the stride out")
-            return {"split": wanted, "stride": stride, **task.strided(self.module, wanted, stride, limit)}
+            scores = task.objective.strided(self.module, cast(Any, task.examples), wanted, stride, limit)
+            return {"split": wanted, "stride": stride, **scores}
 
     @property
     def _domain(self) -> str:

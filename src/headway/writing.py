@@ -10,7 +10,7 @@ from typing import cast, overload
 from headway import given
 from headway.data.dialogues import Message
 from headway.domains import chat, translation
-from headway.domains.text.config import LanguageConfig
+from headway.domains.text import LanguageConfig
 from headway.errors import UserError
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.given import typed

@@ -42,7 +42,7 @@ def change(book: Path, tmp_path: Path, width: int, depth: int, rates: bool) -> t
 
     def told() -> tuple[torch.Tensor, torch.Tensor]:
         with learner.evaluating() as model:
-            encoded = model(batch.inputs, batch.layout)
+            encoded = model(*batch.inputs)
             return encoded.x, model.get_submodule("heads.vocabulary")(encoded.x)
 
     before, stream = told(), task.batches("train")

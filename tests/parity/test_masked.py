@@ -15,7 +15,7 @@ import headway as hw
 from headway.codecs import load_codec
 from headway.config import override
 from headway.data import IGNORED
-from headway.domains.masked import Masked, fill
+from headway.domains.masked import fill
 from headway.domains.masked.recipes import masked
 from headway.models import TransformerConfig
 from headway.train import TrainConfig
@@ -96,19 +96,19 @@ def test_the_losses_of_pre_training_are_those_of_transformers(tmp_path: Path, pl
     recipe = replace(masked(), model=model.config, train=TrainConfig(batch_tokens=512))
     recipe = override(recipe, {"task.next": True, "task.tokenizer": str(tmp_path)})
     task = recipe.task.open(recipe, [tmp_path / "play.txt"], tmp_path / "none")
-    assert isinstance(task, Masked)
     assert task.adapt(model.config) == model.config  # it has all the heads that are needed
     batch = next(task.batches("train"))
+    (inputs, layout), (labels, unrelated) = batch.inputs, batch.targets
     with torch.no_grad():
         wanted = theirs(
-            input_ids=batch.inputs.ids,
-            token_type_ids=batch.inputs.types,
-            attention_mask=batch.layout.keep.long(),
-            labels=torch.where(batch.labels == IGNORED, -100, batch.labels),
-            next_sentence_label=batch.unrelated,
+            input_ids=inputs.ids,
+            token_type_ids=inputs.types,
+            attention_mask=layout.keep.long(),
+            labels=torch.where(labels == IGNORED, -100, labels),
+            next_sentence_label=unrelated,
         )
         losses = task.loss(model, batch)
-    assert load_codec(tmp_path).mask in batch.inputs.ids
+    assert load_codec(tmp_path).mask in inputs.ids
     found = sum(float(loss.total) / loss.count for loss in losses.values())
     assert found == pytest.approx(float(wanted.loss), rel=1e-5)
 

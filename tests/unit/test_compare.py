@@ -22,7 +22,7 @@ from headway.cli import main as cli
 from headway.compare import Comparison, compare
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.caption_recipes import captioner
-from headway.domains.text.task import Language
+from headway.domains.text.task import NextToken
 from headway.errors import UserError
 from headway.models import describe
 from headway.recipes import configured
@@ -191,15 +191,15 @@ def whole(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped_at(call: int, patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C within so many evaluations from now. Each run has two, and a third of its best model."""
-    evaluate, calls = Language.evaluate, []
+    judge, calls = NextToken.judge, []
 
-    def interrupted(self: Language, *given: Any, **named: Any) -> Any:
+    def interrupted(self: NextToken, *given: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(self, *given, **named)
+        return judge(self, *given, **named)
 
-    patch.setattr(Language, "evaluate", interrupted)
+    patch.setattr(NextToken, "judge", interrupted)
 
 
 def noted(patch: pytest.MonkeyPatch) -> list[str]:
@@ -230,7 +230,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     assert f"headway: {where}; the same command with --run '{stopped}' --resume goes on\n" in capsys.readouterr().err
     assert not (stopped / "gru").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headway.domains.text.config.train_codec", None)  # it is there already
+        patch.setattr("headway.domains.text.task.train_codec", None)  # it is there already
         names = noted(patch)
         assert cli.main(command(book, stopped, "--resume")) == cli.DONE
     assert names == ["lstm", "gru"]

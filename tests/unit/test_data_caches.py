@@ -101,13 +101,14 @@ def test_one_book_is_cut_at_its_end_as_nanogpt_cuts_it(data_dir: Path) -> None:
     cache = open_tokens([path], codec)
     assert len(cache.ids) == 1_115_394
     config = SplitConfig(validation=0.1, test=0)
-    train, validation = (cache.spans(side, config) for side in ("train", "validation"))
+    spans, splits = cache.divided(config)
+    train, validation = (spans.of(splits.rows(side)) for side in ("train", "validation"))
     assert (train.starts.tolist(), train.lengths.tolist()) == ([0], [1_003_854])
     assert (validation.starts.tolist(), validation.lengths.tolist()) == ([1_003_854], [111_540])
     with pytest.raises(UserError, match="the test split of 1 documents is empty"):
-        cache.spans("test", config)
+        splits.rows("test")
     with pytest.raises(UserError, match="did you mean 'validation'"):
-        cache.spans("valid", config)
+        splits.rows("valid")
 
 
 def test_named_files_and_few_documents_go_together(data_dir: Path, codec: TokenizerCodec, tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_named_files_and_few_documents_go_together(data_dir: Path, codec: Tokeni
     for name, part in (("train", text[:500_000]), ("val", text[500_000:600_000])):
         (tmp_path / f"{name}.txt").write_text(part)
     cache = open_tokens([tmp_path], codec)
-    spans = {side: cache.spans(side, SplitConfig(test=0.25)) for side in SIDES}
-    lengths = {side: found.lengths.tolist() for side, found in spans.items()}
+    spans, splits = cache.divided(SplitConfig(test=0.25))
+    lengths = {side: spans.of(splits.rows(side)).lengths.tolist() for side in SIDES}
     whole = np.diff(cache.offsets).tolist()
     assert lengths["validation"] == whole[1:]
     assert lengths["train"][0] + lengths["test"][0] == whole[0]
@@ -129,8 +130,8 @@ def test_documents_are_split_by_their_text(data_dir: Path, codec: TokenizerCodec
     for number, scene in enumerate([*scenes, *scenes]):
         (tmp_path / f"{number:04}.txt").write_text(scene)
     cache = open_tokens([tmp_path], codec)
-    config = SplitConfig(validation=0.2, test=0.1)
-    sides = {side: cache.spans(side, config) for side in SIDES}
+    spans, splits = cache.divided(SplitConfig(validation=0.2, test=0.1))
+    sides = {side: spans.of(splits.rows(side)) for side in SIDES}
     assert sum(spans.tokens for spans in sides.values()) == len(cache.ids)
     texts = {
         side: {codec.decode(cache.ids[s : s + n].tolist()) for s, n in zip(*spans)} for side, spans in sides.items()

@@ -21,6 +21,7 @@ from headway.checkpoints.usage import read_usage
 from headway.codecs import load_codec
 from headway.data import IGNORED
 from headway.domains.chat.recipes import instruct, preference
+from headway.domains.chat.task import replies
 from headway.models import build
 from headway.train import Recipe, Shard
 
@@ -44,20 +45,21 @@ def told(data_dir: Path, tmp_path: Path) -> Path:
 
 def test_only_what_the_assistant_says_is_learnt(told: Path, data_dir: Path) -> None:
     task = opened(small(instruct()), told)
-    rows = chats(data_dir)
+    rows, examples = chats(data_dir), task.examples
     batch = next(task.batches("train"))
-    learnt = (batch.labels != IGNORED).nonzero()
+    inputs, layout = batch.inputs
+    learnt = (batch.targets != IGNORED).nonzero()
     assert batch.tokens == len(learnt) > 0
-    for row, place in learnt[learnt[:, 1] < batch.inputs.shape[1] - 1].tolist():
-        ends = batch.layout.positions[row, place + 1] < 1  # the last symbol of a conversation is no input
-        assert ends or batch.labels[row, place] == batch.inputs[row, place + 1]
-    for number in task.split("train").tolist()[:20]:
-        ids, marks = task.cache.part(number)
-        text = task.codec.decode(ids[marks == 1].tolist())
+    for row, place in learnt[learnt[:, 1] < inputs.shape[1] - 1].tolist():
+        ends = layout.positions[row, place + 1] < 1  # the last symbol of a conversation is no input
+        assert ends or batch.targets[row, place] == inputs[row, place + 1]
+    for number in examples.numbers("train").tolist()[:20]:
+        ids, marks = examples.cache.part(number)
+        text = examples.codec.decode(ids[marks == 1].tolist())
         answers = [m["content"] for m in rows[number]["messages"] if m["role"] == "assistant"]
         assert text == "".join(answers)
         ends = ids[np.flatnonzero(np.diff(marks.astype(int), append=0) == -1)]
-        assert set(ends.tolist()) == {task.codec.end}
+        assert set(ends.tolist()) == {examples.codec.end}
 
 
 def test_rows_hold_whole_conversations_kept_apart(told: Path) -> None:
@@ -66,11 +68,12 @@ def test_rows_hold_whole_conversations_kept_apart(told: Path) -> None:
     task = opened(recipe, told)
     model = build(task.adapt(recipe.model), seed=3).eval()
     batch = next(task.batches("validation"))
-    assert int((batch.layout.positions == 0).sum()) == len(task.split("validation"))
+    held_out = task.examples.numbers("validation").tolist()
+    assert int((batch.inputs[1].positions == 0).sum()) == len(held_out)
     together = task.loss(model, batch)["loss"]
     alone, count = 0.0, 0
-    for number in task.split("validation").tolist():
-        ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.cache.part(number))
+    for number in held_out:
+        ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.part(number))
         with torch.no_grad():
             logits = model.logits(ids[None, :-1])[0]
         nats = F.cross_entropy(logits, ids[1:], reduction="none")
@@ -80,7 +83,7 @@ def test_rows_hold_whole_conversations_kept_apart(told: Path) -> None:
     scores = task.evaluate(model)
     assert scores["loss"] == pytest.approx(alone / count, rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(alone / count), rel=1e-5)
-    assert scores["samples"] == len(task.split("validation"))
+    assert scores["samples"] == len(held_out)
 
 
 @pytest.mark.parametrize("recipe", [instruct(), preference()])
@@ -88,10 +91,10 @@ def test_batches_are_a_pure_function_of_seed_and_index(recipe: Recipe, data_dir:
     rows = chats(data_dir) if recipe.name == "instruct" else choices(data_dir)
     task = opened(small(recipe), write(tmp_path / "data.jsonl", rows))
     task.adapt(small(recipe).model)
-    first = [batch.inputs.tolist() for batch in islice(task.batches("train"), 20)]
-    assert [batch.inputs.tolist() for batch in islice(task.batches("train", start=12), 8)] == first[12:]
+    first = [batch.inputs[0].tolist() for batch in islice(task.batches("train"), 20)]
+    assert [batch.inputs[0].tolist() for batch in islice(task.batches("train", start=12), 8)] == first[12:]
     sharded = [islice(task.batches("train", Shard(rank, 2)), 10) for rank in range(2)]
-    assert [batch.inputs.tolist() for two in zip(*sharded) for batch in two] == first
+    assert [batch.inputs[0].tolist() for two in zip(*sharded) for batch in two] == first
 
 
 def test_it_overfits_one_batch_and_answers(told: Path, data_dir: Path) -> None:
@@ -99,14 +102,15 @@ def test_it_overfits_one_batch_and_answers(told: Path, data_dir: Path) -> None:
     task = opened(recipe, told)
     model, batch, loss = overfit(task, recipe, 80)
     assert loss < 0.1
-    known = [n for n in task.split("train").tolist() if torch.isin(_row(task, n), batch.inputs).all()]
-    seen = [n for n in known if any(_holds(row, _row(task, n)) for row in batch.inputs)]
+    examples, inputs = task.examples, batch.inputs[0]
+    known = [n for n in examples.numbers("train").tolist() if torch.isin(_row(examples, n), inputs).all()]
+    seen = [n for n in known if any(_holds(row, _row(examples, n)) for row in inputs)]
     assert seen
-    assert task.replies(model, seen[:4]) == [task.text(n) for n in seen[:4]]
+    assert list(replies(model, examples, seen[:4])) == [examples.reply(n) for n in seen[:4]]
 
 
-def _row(task: Any, number: int) -> torch.Tensor:
-    return torch.from_numpy(task.cache.part(number)[0][:-1].astype(np.int64))
+def _row(examples: Any, number: int) -> torch.Tensor:
+    return torch.from_numpy(examples.cache.part(number)[0][:-1].astype(np.int64))
 
 
 def _holds(row: torch.Tensor, part: torch.Tensor) -> bool:
@@ -129,8 +133,8 @@ def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path
 
 def test_roles_are_symbols_of_a_codec_that_is_trained_here(told: Path) -> None:
     task = opened(small(instruct()), told)
-    ids, _ = task.cache.part(0)
-    assert {task.codec.token(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
+    ids, _ = task.examples.cache.part(0)
+    assert {task.examples.codec.token(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
 
 
 @pytest.mark.parametrize("lora", [None, 4])
@@ -142,11 +146,11 @@ def test_a_published_model_is_taught_its_own_template(
     settings = {"task.context": 256, "optim.lr": 0.01}
     run = train(tmp_path / "run", told, small(instruct()), start=start, lora=lora, set=settings)
     assert read_usage(run.directory).template == TEMPLATE
-    task = opened(replace(small(instruct()), start=str(start)), told, run.directory)
-    ids, marks = task.cache.part(1)
+    examples = opened(replace(small(instruct()), start=str(start)), told, run.directory).examples
+    ids, marks = examples.cache.part(1)
     row = chats(data_dir)[1]["messages"]
-    assert task.codec.decode(ids.tolist()) == "".join(f"<|{m['role']}|>{m['content']}" for m in row)
-    assert ids[marks == 1][-1] == task.codec.end
+    assert examples.codec.decode(ids.tolist()) == "".join(f"<|{m['role']}|>{m['content']}" for m in row)
+    assert ids[marks == 1][-1] == examples.codec.end
     before, after = open_model(start).model.state_dict(), open_model(run.directory).model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

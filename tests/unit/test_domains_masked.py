@@ -15,16 +15,19 @@ import torch
 from headway.codecs import Codec, train_codec
 from headway.config import override
 from headway.data import IGNORED, SplitConfig
-from headway.domains.masked import Masked, MaskedBatch, Masking, MaskingConfig
+from headway.domains.masked.masking import Masking, MaskingConfig
 from headway.domains.masked.recipes import encoder, masked
 from headway.domains.masked.symbols import SPECIAL, Symbols, symbols_of
+from headway.domains.masked.task import MaskedTexts
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.models import build
 from headway.models.presets import preset
 from headway.train import Recipe, Shard, TrainConfig
 from headway.train.distributed import Processes
+from headway.train.examples import Batch
 from headway.train.learner import Learner
+from headway.train.task import Composed
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +60,21 @@ def small(**settings: object) -> Recipe:
     return override(recipe, {"task.size": 500, "task.split": {"validation": 0.2, "test": 0.1}, **settings})
 
 
-def open_task(recipe: Recipe, path: Path) -> Masked:
+def open_task(recipe: Recipe, path: Path) -> Composed:
     task = recipe.task.open(recipe, [path], path.parent / "run")
-    assert isinstance(task, Masked)
+    assert isinstance(task, Composed)
     return task
 
 
-def as_rows(batch: MaskedBatch) -> list:
-    types = [] if batch.inputs.types is None else batch.inputs.types.tolist()
-    return batch.inputs.ids.tolist() + batch.labels.tolist() + batch.layout.positions.tolist() + types
+def texts_of(task: Composed) -> MaskedTexts:
+    assert isinstance(task.examples, MaskedTexts)
+    return task.examples
+
+
+def as_rows(batch: Batch) -> list:
+    (inputs, layout), (labels, _) = batch.inputs, batch.targets
+    types = [] if inputs.types is None else inputs.types.tolist()
+    return inputs.ids.tolist() + labels.tolist() + layout.positions.tolist() + types
 
 
 def text_rows(codec: Codec, play: str, length: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -195,19 +204,20 @@ def test_shares_that_are_none_are_refused(settings: dict, message: str) -> None:
 
 def test_rows_hold_every_document_once_and_framed(speeches: Path, play: str) -> None:
     task = open_task(small(**{"task.masking.mask": 0.0, "task.masking.random": 0.0}), speeches)
-    begin, end, found = task.codec.begin, task.codec.end, []
+    codec, found = texts_of(task).codec, []
     for batch in task.batches("all"):
-        for ids, positions in zip(batch.inputs.ids, batch.layout.positions):
+        inputs, layout = batch.inputs
+        for ids, positions in zip(inputs.ids, layout.positions):
             starts = (positions == 0).nonzero()[:, 0].tolist()
             length = int((positions >= 0).sum())
             for first, last in zip(starts, [*starts[1:], length]):
-                assert (ids[first], ids[last - 1]) == (begin, end)
+                assert (ids[first], ids[last - 1]) == (codec.begin, codec.end)
                 assert positions[first:last].tolist() == list(range(last - first))
                 found.append(ids[first + 1 : last - 1].tolist())
-    whole = [task.codec.encode(speech) for speech in play.split("\n\n")]
+    whole = [codec.encode(speech) for speech in play.split("\n\n")]
     pieces = [ids[i : i + 62] for ids in whole for i in range(0, len(ids), 62)]
     assert sorted(found) == sorted(pieces)
-    source = task._rows("all").source
+    source = texts_of(task).of("all").source
     assert source.padding < 0.05  # type: ignore[attr-defined]
 
 
@@ -215,11 +225,12 @@ def test_a_packed_row_is_read_as_its_documents_are_alone(speeches: Path) -> None
     recipe = small()
     task = open_task(recipe, speeches)
     model = build(task.adapt(recipe.model)).eval()
-    batch = next(b for b in task.batches("train") if (b.layout.positions == 0).sum() > len(b.labels))
-    row = int((batch.layout.positions == 0).sum(1).argmax())
-    ids, positions = batch.inputs.ids[row], batch.layout.positions[row]
+    every = (batch.inputs for batch in task.batches("train"))
+    inputs, layout = next(found for found in every if (found[1].positions == 0).sum() > len(found[1].positions))
+    row = int((layout.positions == 0).sum(1).argmax())
+    ids, positions = inputs.ids[row], layout.positions[row]
     with torch.no_grad():
-        together = model(batch.inputs, batch.layout).x[row]
+        together = model(inputs, layout).x[row]
         starts = [*(positions == 0).nonzero()[:, 0].tolist(), int((positions >= 0).sum())]
         for first, last in pairwise(starts):
             alone = model(ids[None, first:last], Layout.full(1, last - first)).x[0]
@@ -235,17 +246,17 @@ def test_batches_are_a_pure_function_of_seed_and_index(speeches: Path, pairs: bo
     assert [as_rows(batch) for two in zip(*sharded) for batch in two] == first
     held = [[as_rows(batch) for batch in task.batches("validation")] for _ in range(2)]
     assert held[0] == held[1]
-    task.seed += 1
+    texts_of(task).seed += 1
     assert as_rows(next(task.batches("train"))) != first[0]
     assert [as_rows(batch) for batch in task.batches("validation")] == held[0]  # masks of the row alone
 
 
 def test_every_epoch_has_new_masks(speeches: Path) -> None:
     task = open_task(small(**{"task.masking.mask": 0.0, "task.masking.random": 0.0}), speeches)
-    size = len(task._rows("train"))
+    size = len(texts_of(task).of("train"))
     seen: dict[str, list] = {}
     for batch in islice(task.batches("train"), -(-2 * size // 8)):
-        for ids, labels in zip(batch.inputs.ids.tolist(), batch.labels.tolist()):
+        for ids, labels in zip(batch.inputs[0].ids.tolist(), batch.targets[0].tolist()):
             seen.setdefault(str(ids), []).append(labels)
     twice = [labels for labels in seen.values() if len(labels) > 1]
     assert len(twice) > 0.9 * size
@@ -254,21 +265,21 @@ def test_every_epoch_has_new_masks(speeches: Path) -> None:
 
 def test_half_of_the_pairs_follow_and_the_others_are_of_other_documents(speeches: Path, play: str) -> None:
     task = open_task(small(**{"task.next": True, "task.masking.mask": 0.0, "task.masking.random": 0.0}), speeches)
-    documents = [task.codec.encode(speech) for speech in play.split("\n\n")]
+    codec = texts_of(task).codec
+    documents = [codec.encode(speech) for speech in play.split("\n\n")]
     texts = [" ".join(map(str, ids)) for ids in documents]
     apart = []
     for batch in islice(task.batches("train"), 40):
-        assert batch.inputs.types is not None
-        assert batch.unrelated is not None
-        apart += batch.unrelated.tolist()
-        for row in range(len(batch.labels)):
-            length = int(batch.layout.lengths[row])
-            ids, types = batch.inputs.ids[row, :length].tolist(), batch.inputs.types[row, :length].tolist()
+        (inputs, layout), (labels, unrelated) = batch.inputs, batch.targets
+        apart += unrelated.tolist()
+        for row in range(len(labels)):
+            length = int(layout.lengths[row])
+            ids, types = inputs.ids[row, :length].tolist(), inputs.types[row, :length].tolist()
             cut = types.index(1)
             assert types == [0] * cut + [1] * (length - cut)
-            assert (ids[0], ids[cut - 1], ids[-1]) == (task.codec.begin, task.codec.end, task.codec.end)
+            assert (ids[0], ids[cut - 1], ids[-1]) == (codec.begin, codec.end, codec.end)
             first, second = (" ".join(map(str, part)) for part in (ids[1 : cut - 1], ids[cut:-1]))
-            if batch.unrelated[row] == 0:
+            if unrelated[row] == 0:
                 assert any(f"{first} {second}" in text for text in texts)
     assert np.mean(apart) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(apart)))
 
@@ -277,7 +288,7 @@ def test_wrong_pairs_come_from_elsewhere(speeches: Path, play: str, tmp_path: Pa
     one = tmp_path / "one.txt"
     one.write_text(play)
     for path in (one, speeches):
-        source = open_task(small(**{"task.next": True}), path)._rows("train").source
+        source = texts_of(open_task(small(**{"task.next": True}), path)).of("train").source
         numbers = np.arange(2000)
         first = source._pairs[numbers % len(source)]  # type: ignore[attr-defined]
         others = source._others(first, np.linspace(0, 1, 2000, endpoint=False))  # type: ignore[attr-defined]
@@ -350,8 +361,9 @@ def test_the_codec_of_a_run_is_kept_and_has_a_mask(speeches: Path, tmp_path: Pat
     task = open_task(small(), speeches)
     task.save(tmp_path / "run")
     again = open_task(small(), speeches)
-    assert again.codec.encode("First Citizen") == task.codec.encode("First Citizen")
-    assert [task.codec.decode([i]) for i in (task.codec.begin, task.codec.end)] == ["", ""]  # type: ignore[list-item]
+    codec = texts_of(task).codec
+    assert texts_of(again).codec.encode("First Citizen") == codec.encode("First Citizen")
+    assert [codec.decode([i]) for i in (codec.begin, codec.end)] == ["", ""]  # type: ignore[list-item]
 
 
 def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path: Path) -> None:
@@ -363,7 +375,7 @@ def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path:
     with pytest.raises(UserError, match="EncoderDecoderConfig foretells no hidden symbols"):
         task.adapt(preset("transformer-base"))
     with pytest.raises(UserError, match="leaves no room"):
-        open_task(small(**{"task.context": 2}), speeches).batches("train")
+        open_task(small(**{"task.context": 2}), speeches).adapt(small().model)
     with pytest.raises(UserError, match="validation split"):
         open_task(small(**{"task.split": SplitConfig(0.0, 0.0)}), speeches).adapt(small().model)
     train_codec("bpe", [speeches.read_text()], 500).save(tmp_path / "run")

@@ -19,7 +19,7 @@ from tiny_runs import cut_back, publish, weights
 import headway as hw
 from headway.checkpoints.usage import read_usage
 from headway.data import IGNORED
-from headway.domains.chat import reference
+from headway.domains.chat import preference as choosing
 from headway.domains.chat.recipes import instruct, preference
 from headway.models import build
 
@@ -63,13 +63,13 @@ def test_the_loss_of_choices_is_that_of_the_paper(chosen: Path) -> None:
     task = opened(recipe, chosen)
     start = build(task.adapt(recipe.model), recipe.train.seed).eval()
     model = moved(build(task.adapt(recipe.model)))
-    numbers = task.split("validation").tolist()
+    numbers = task.examples.numbers("validation").tolist()
     found = task.evaluate(model)
     margins, rewards = [], []
     for number in numbers:
         pair = []
         for ending in (0, 1):
-            ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.cache.part(number, ending))
+            ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.part(number, ending))
             both = []
             for one in (model, start):
                 with torch.no_grad():
@@ -106,14 +106,15 @@ def test_the_gradient_is_that_of_the_paper(chosen: Path) -> None:
     model = moved(build(task.adapt(recipe.model)))
     batch = next(task.batches("train"))
     loss = task.loss(model, batch)["loss"]
-    assert loss.count == batch.tokens == batch.inputs.shape[0] // 2
+    (inputs, layout), (labels, reference) = batch.inputs, batch.targets
+    assert loss.count == batch.tokens == inputs.shape[0] // 2
     loss.total.backward()
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    logs = model.heads["vocabulary"](model(batch.inputs, batch.layout).x).log_softmax(-1)
-    picked = logs.gather(2, batch.labels.clamp(min=0)[..., None])[..., 0]
-    totals = (picked * (batch.labels != IGNORED)).sum(1).view(2, -1)
-    ratio = (totals - batch.reference).detach()
+    logs = model.heads["vocabulary"](model(inputs, layout).x).log_softmax(-1)
+    picked = logs.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    totals = (picked * (labels != IGNORED)).sum(1).view(2, -1)
+    ratio = (totals - reference).detach()
     weight = 0.1 * torch.sigmoid(-0.1 * (ratio[0] - ratio[1]))
     (-(weight * (totals[0] - totals[1])).sum()).backward()
     for parameter, grad in zip(model.parameters(), found):
@@ -129,9 +130,9 @@ def test_what_the_prompt_holds_of_the_assistants_does_not_count(data_dir: Path, 
     task = opened(small(preference()), write(tmp_path / "choices.jsonl", rows))
     for number in range(60):
         for ending, key in ((0, "chosen"), (1, "rejected")):
-            ids, marks = task.cache.part(number, ending)
-            assert task.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
-            assert ids[marks == 1][-1] == task.codec.end
+            ids, marks = task.examples.cache.part(number, ending)
+            assert task.examples.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
+            assert ids[marks == 1][-1] == task.examples.codec.end
 
 
 def test_an_ending_that_begins_like_the_other_counts_whole(data_dir: Path, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_an_ending_that_begins_like_the_other_counts_whole(data_dir: Path, tmp_p
     task = opened(replace(small(preference()), start=str(start)), path, run.directory)
     for number in range(60):
         for ending, key in ((0, "chosen"), (1, "rejected")):
-            ids, marks = task.cache.part(number, ending)
-            assert task.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
+            ids, marks = task.examples.cache.part(number, ending)
+            assert task.examples.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
 
 
 def test_it_learns_to_prefer(chosen: Path) -> None:
@@ -156,7 +157,7 @@ def test_it_learns_to_prefer(chosen: Path) -> None:
     model, batch, loss = overfit(task, recipe, 40)
     assert loss < 0.1  # log 2 where nothing is preferred
     with torch.no_grad():
-        chosen_rewards, rejected_rewards = task._rewards(model, model(batch.inputs, batch.layout).x, batch)
+        chosen_rewards, rejected_rewards = task.objective.rewards(model, model(*batch.inputs).x, batch)
     assert (chosen_rewards > rejected_rewards).all()
     assert task.evaluate(model, "train", limit=3)["samples"] == 3
 
@@ -166,8 +167,8 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
 ) -> None:
     taught = train(tmp_path / "taught", told, small(instruct()))
     computed = []
-    original = reference._build
-    monkeypatch.setattr(reference, "_build", lambda *given: (computed.append(1), original(*given))[1])
+    original = choosing._build
+    monkeypatch.setattr(choosing, "_build", lambda *given: (computed.append(1), original(*given))[1])
     recipe = small(preference())
     run = train(tmp_path / "run", chosen, recipe, start=taught.directory)
     train(tmp_path / "again", chosen, recipe, start=taught.directory)  # from the cache
@@ -176,8 +177,8 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
     assert len(kept) == 1
     model = hw.load(taught.directory)
     task = opened(recipe, chosen, run.directory)
-    number = int(task.split("train")[0])
-    ids, marks = task.cache.part(number, 0)
+    number = int(task.examples.numbers("train")[0])
+    ids, marks = task.examples.cache.part(number, 0)
     first = int(np.flatnonzero(marks)[0])
     with torch.inference_mode():
         logs = model.logits([ids[:-1].tolist()])[0].log_softmax(-1)

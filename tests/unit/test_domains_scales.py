@@ -171,7 +171,7 @@ def test_masked_texts_count_what_is_hidden(data_dir: Path, tmp_path: Path, monke
     recipe, task = fit(monkeypatch, "masked", play)
     assert recipe.task.size == 1000
     assert recipe.model.symbols == 1000
-    assert scale("masked").amount(task) == round(0.15 * task.tokens("train"))  # type: ignore[attr-defined]
+    assert scale("masked").amount(task) == round(0.15 * task.examples.tokens("train"))  # type: ignore[attr-defined]
 
 
 def test_conversations_get_rows_that_hold_the_longest(
@@ -181,7 +181,8 @@ def test_conversations_get_rows_that_hold_the_longest(
     recipe, task = fit(monkeypatch, "instruct", told, Pace(20_000.0, 0.002))
     assert recipe.task.context == recipe.model.context == 256  # type: ignore[attr-defined]
     assert recipe.train.batch_tokens == 2048
-    said = sum(int(task.cache.part(i)[1].sum()) for i in task.split("train").tolist())  # type: ignore[attr-defined]
+    chats = task.examples  # type: ignore[attr-defined]
+    said = sum(int(chats.cache.part(i)[1].sum()) for i in chats.numbers("train").tolist())
     assert scale("instruct").amount(task) == said > 0
 
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from headway.config import override
 from headway.data import Spans, Streams
-from headway.domains.text import StreamedLanguage
 from headway.domains.text.recipes import text
+from headway.domains.text.task import CarriedNextToken, StreamedDocuments, StreamedRows
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.models import ModelConfig, build
@@ -28,6 +28,7 @@ from headway.train import Recipe, Shard
 from headway.train.carried import Carried
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
+from headway.train.task import Composed
 
 CARRIED = {"model.mixer": "lstm", "task.carry_state": True}
 
@@ -53,10 +54,12 @@ def small(**settings: Any) -> Recipe:
     return override(recipe, settings)
 
 
-def open_task(recipe: Recipe, path: Path) -> StreamedLanguage:
+def open_task(recipe: Recipe, path: Path) -> tuple[Composed, StreamedDocuments, CarriedNextToken]:
     task = recipe.task.open(recipe, [path], path.parent / "run")
-    assert isinstance(task, StreamedLanguage)
-    return task
+    assert isinstance(task, Composed)
+    assert isinstance(task.examples, StreamedDocuments)
+    assert isinstance(task.objective, CarriedNextToken)
+    return task, task.examples, task.objective
 
 
 def shaken(config: ModelConfig) -> nn.Module:
@@ -89,27 +92,27 @@ def test_streams_hold_each_prediction_once_and_rows_go_on() -> None:
 
 
 def test_batches_are_a_pure_function_of_their_number(speeches: Path) -> None:
-    task = open_task(small(**{"train.accumulate": 2}), speeches)
-    first = [(b.inputs.tolist(), b.begins) for b in islice(task.batches("train"), 400)]
-    epoch = 2 * len(task._training_lanes.source)
+    task, texts, _ = open_task(small(**{"train.accumulate": 2}), speeches)
+    first = [(b.inputs[0].tolist(), b.begins) for b in islice(task.batches("train"), 400)]
+    epoch = 2 * len(texts.streams.source)
     assert [k for k, (_, begins) in enumerate(first) if begins] == [k for k in range(400) if k % epoch < 2]
-    assert [b.inputs.tolist() for b in islice(task.batches("train", start=260), 140)] == [i for i, _ in first[260:]]
+    assert [b.inputs[0].tolist() for b in islice(task.batches("train", start=260), 140)] == [i for i, _ in first[260:]]
     sharded = zip(*(islice(task.batches("train", Shard(rank, 2)), 200) for rank in range(2)))
-    assert [b.inputs.tolist() for two in sharded for b in two] == [i for i, _ in first]
+    assert [b.inputs[0].tolist() for two in sharded for b in two] == [i for i, _ in first]
 
 
 @pytest.mark.parametrize("mixer", ["elman", "lstm", "gru", "linear_attention", "delta", "gated_delta", "mlstm"])
 def test_losses_without_learning_are_those_of_whole_streams(speeches: Path, mixer: str) -> None:
     """Steps of two micro-batches at a rate of nothing, into a second epoch, against one pass over whole streams."""
     recipe = small(**{"model.mixer": mixer, "train.accumulate": 2, "optim": {"kind": "sgd", "lr": 1e-30}})
-    task = open_task(recipe, speeches)
+    task, texts, objective = open_task(recipe, speeches)
     model = shaken(task.adapt(recipe.model))
     learner = Learner(model, recipe, task, Processes(torch.device("cpu")))
-    source = task._training_lanes.source
-    whole = Streams(task.cache.ids, task._spans("train"), source.targets, 6).windows(slice(0, 6), 0)
+    source = texts.streams.source
+    whole = Streams(texts.cache.ids, texts.spans("train"), source.targets, 6).windows(slice(0, 6), 0)
     inputs, labels, positions = map(torch.from_numpy, whole)
     with torch.no_grad():
-        x = model(inputs, Layout(positions), task.begin(model, 6)).x
+        x = model(inputs, Layout(positions), objective.begin(model, 6)).x
         nats = torch.nn.functional.cross_entropy(model.heads["vocabulary"](x).mT, labels, reduction="none")
     stream, start = task.batches("train"), 0
     for step in range(len(source) + 3):
@@ -117,7 +120,7 @@ def test_losses_without_learning_are_those_of_whole_streams(speeches: Path, mixe
             assert start == labels.shape[1]
             start = 0
         batches = [next(stream), next(stream)]
-        length = batches[0].inputs.shape[1]
+        length = batches[0].targets.shape[1]
         [(total, count)] = learner.update(step, batches).losses().values()
         assert count == sum(batch.tokens for batch in batches)
         assert total == pytest.approx(float(nats[:, start : start + length].sum()), rel=1e-9)
@@ -126,18 +129,19 @@ def test_losses_without_learning_are_those_of_whole_streams(speeches: Path, mixe
 
 def test_evaluation_reads_streams_too(speeches: Path) -> None:
     recipe = small()
-    task = open_task(recipe, speeches)
+    task, texts, objective = open_task(recipe, speeches)
     model = shaken(task.adapt(recipe.model))
-    lanes = task._read_once("validation", None)
+    lanes = StreamedRows(texts, "validation").judged
     assert lanes.rows == 3
     assert len(lanes.source) > 8
-    whole = Streams(task.cache.ids, task._spans("validation"), lanes.source.targets, lanes.rows)
+    whole = Streams(texts.cache.ids, texts.spans("validation"), lanes.source.targets, lanes.rows)
     inputs, labels, positions = map(torch.from_numpy, whole.windows(slice(0, lanes.rows), 0))
     with torch.no_grad():
-        x = model(inputs, Layout(positions), task.begin(model, lanes.rows)).x
+        x = model(inputs, Layout(positions), objective.begin(model, lanes.rows)).x
         nats = torch.nn.functional.cross_entropy(model.heads["vocabulary"](x).mT, labels)
     assert task.evaluate(model)["loss"] == pytest.approx(float(nats), rel=1e-9)
-    assert sum(batch.tokens for batch in task._read_once("validation", 4).once()) == 28
+    some = StreamedRows(texts, "validation", 4)
+    assert sum(some.take(numbers).tokens for numbers in some.judging().once()) == 28
 
 
 @pytest.mark.parametrize("carried", [True, False])
@@ -185,11 +189,11 @@ def test_resuming_goes_on_from_the_states_bit_for_bit(data_dir: Path, tmp_path: 
 def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two has the micro-batches 1 and 3, and adds theirs to what the first one saves."""
     recipe = small(**{"train.accumulate": 4})
-    task = open_task(recipe, tiny_runs.play_file(data_dir, tmp_path))
+    task, _, objective = open_task(recipe, tiny_runs.play_file(data_dir, tmp_path))
     model = build(task.adapt(recipe.model))
     processes = Processes(torch.device("cpu"))
     processes.rank, processes.world = 1, 2
-    carried = Carried(task, processes, 4)
+    carried = Carried(objective, processes, 4)
     saved = {f"carried.{lane}.{n}": torch.full((3, 32), float(lane)) for lane in range(4) for n in range(8)}
     carried.load_state_dict(model, saved)
     assert [state[0].now[0][0, 0].item() for state in carried._states] == [1, 3]
@@ -220,4 +224,4 @@ def test_models_whose_state_cannot_go_on_are_refused(speeches: Path, settings: d
 def test_too_little_text_is_told_before_any_work(speeches: Path) -> None:
     recipe = small(**{"train.batch_size": 10_000})
     with pytest.raises(UserError, match="predictions cannot be cut into 10,000 streams; give more text"):
-        open_task(recipe, speeches).adapt(recipe.model)
+        open_task(recipe, speeches)[0].adapt(recipe.model)

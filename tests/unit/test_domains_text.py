@@ -14,11 +14,13 @@ import torch
 from headway.cli.main import main
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.text import Language, LanguageConfig, TextBatch
 from headway.domains.text.recipes import modern, shakespeare, text
+from headway.domains.text.task import Documents, LanguageConfig
 from headway.errors import ConfigError, UserError
 from headway.models import build
 from headway.train import Recipe, Shard, TrainConfig
+from headway.train.examples import Batch
+from headway.train.task import Composed
 
 
 @pytest.fixture
@@ -35,14 +37,20 @@ def small(recipe: Recipe, **task: object) -> Recipe:
     return replace(recipe, model=model, task=config, train=TrainConfig(batch_tokens=256))
 
 
-def open_task(recipe: Recipe, *paths: Path) -> Language:
+def open_task(recipe: Recipe, *paths: Path) -> Composed:
     task = recipe.task.open(recipe, list(paths), paths[0].parent / "run")
-    assert isinstance(task, Language)
+    assert isinstance(task, Composed)
     return task
 
 
-def rows(batch: TextBatch) -> list[list[int]]:
-    return batch.inputs.tolist() + batch.labels.tolist() + batch.layout.positions.tolist()
+def texts_of(task: Composed) -> Documents:
+    assert isinstance(task.examples, Documents)
+    return task.examples
+
+
+def rows(batch: Batch) -> list[list[int]]:
+    inputs, layout = batch.inputs
+    return inputs.tolist() + batch.targets.tolist() + layout.positions.tolist()
 
 
 @pytest.mark.parametrize("packing", ["windows", "documents"])
@@ -52,26 +60,28 @@ def test_batches_are_a_pure_function_of_seed_and_index(play: Path, packing: str)
     assert [rows(batch) for batch in islice(task.batches("train", start=150), 50)] == first[150:]
     sharded = [islice(task.batches("train", Shard(rank, 2)), 100) for rank in range(2)]
     assert [rows(batch) for two in zip(*sharded) for batch in two] == first
-    task.seed += 1
+    texts_of(task).seed += 1
     assert rows(next(task.batches("train"))) != first[0]
 
 
 def test_labels_follow_inputs_and_rows_are_full(play: Path) -> None:
     task = open_task(small(shakespeare()), play)
     batch = next(task.batches("train"))
-    assert batch.inputs.shape == (8, 32)
-    assert torch.equal(batch.inputs[:, 1:], batch.labels[:, :-1])
+    inputs, layout = batch.inputs
+    assert inputs.shape == (8, 32)
+    assert torch.equal(inputs[:, 1:], batch.targets[:, :-1])
     assert batch.tokens == batch.computed == 256
-    assert batch.layout.dense
-    assert task.codec.decode(batch.inputs[0].tolist()) in play.read_text()
+    assert layout.dense
+    assert texts_of(task).codec.decode(inputs[0].tolist()) in play.read_text()
 
 
 def test_the_last_tenth_is_held_out_once(play: Path) -> None:
     task = open_task(small(shakespeare()), play)
     held_out = play.read_text()[18_000:]
-    kept = [batch.labels[batch.labels >= 0] for batch in task.batches("validation")]
-    assert task.codec.decode(torch.cat(kept).tolist()) == held_out[1:]
-    seen = {task.codec.decode(row) for batch in islice(task.batches("train"), 100) for row in batch.inputs.tolist()}
+    kept = [batch.targets[batch.targets >= 0] for batch in task.batches("validation")]
+    codec = texts_of(task).codec
+    assert codec.decode(torch.cat(kept).tolist()) == held_out[1:]
+    seen = {codec.decode(row) for batch in islice(task.batches("train"), 100) for row in batch.inputs[0].tolist()}
     assert all(row in play.read_text()[:18_000] for row in seen)
 
 
@@ -80,13 +90,15 @@ def test_documents_are_on_one_side_and_kept_apart(data_dir: Path, tmp_path: Path
     path = tmp_path / "speeches.jsonl"
     path.write_text("".join(json.dumps({"text": speech}) + "\n" for speech in speeches))
     task = open_task(small(text(), codec="byte", size=None, split=SplitConfig(0.2, 0.0)), path)
-    spans = [task.cache.spans(split, task.config.split) for split in ("train", "validation")]
-    sides = [{task.codec.decode(task.cache.ids[s : s + n].tolist()) for s, n in zip(*side)} for side in spans]
+    texts = texts_of(task)
+    spans = [texts.spans(split) for split in ("train", "validation")]
+    sides = [{texts.codec.decode(texts.cache.ids[s : s + n].tolist()) for s, n in zip(*side)} for side in spans]
     assert sides[0] | sides[1] == set(speeches)
     assert not sides[0] & sides[1]
     batch = next(task.batches("train"))
-    ends = batch.inputs == task.codec.end
-    assert (batch.labels[ends & (batch.layout.positions > 0)] < 0).all()  # nothing is foretold past an end
+    inputs, layout = batch.inputs
+    ends = inputs == texts.codec.end
+    assert (batch.targets[ends & (layout.positions > 0)] < 0).all()  # nothing is foretold past an end
 
 
 def test_an_untrained_model_knows_nothing(data_dir: Path, tmp_path: Path) -> None:
@@ -118,7 +130,7 @@ def test_the_codec_of_a_run_is_kept(play: Path, tmp_path: Path) -> None:
     task = open_task(recipe, play)
     task.save(tmp_path / "run")
     again = open_task(recipe, play)
-    assert again.codec.encode("First Citizen") == task.codec.encode("First Citizen")
+    assert texts_of(again).codec.encode("First Citizen") == texts_of(task).codec.encode("First Citizen")
 
 
 @pytest.mark.parametrize(
@@ -138,20 +150,20 @@ def test_misfit_settings_are_errors_before_any_work(play: Path, settings: dict, 
 
 def test_batch_size_counts_rows(play: Path) -> None:
     recipe = override(small(shakespeare()), {"train.batch_size": 3})
-    assert next(open_task(recipe, play).batches("train")).inputs.shape == (3, 32)
+    assert next(open_task(recipe, play).batches("train")).inputs[0].shape == (3, 32)
 
 
 def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
-    task = open_task(small(shakespeare()), short)
+    recipe = small(shakespeare(), split=SplitConfig(0.3, 0.0))
     with pytest.raises(UserError, match="longest document"):
-        task.batches("train")
+        open_task(recipe, short).adapt(recipe.model)
     recipe = small(shakespeare(), split=SplitConfig(0.0, 0.0))
     task = open_task(recipe, play)
     with pytest.raises(UserError, match="validation split"):
         task.adapt(recipe.model)
-    assert open_task(small(text(), size=8000), play).codec.size < 8000  # the most: the data fill less
+    assert texts_of(open_task(small(text(), size=8000), play)).codec.size < 8000  # the most: the data fill less
     with pytest.raises(UserError, match="no file or folder"):
         open_task(small(text()), tmp_path / "none.txt")
 
@@ -160,14 +172,14 @@ def test_recipe_opens_known_data(data_dir: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     recipe = shakespeare()
     task = recipe.task.open(recipe, None, tmp_path)
-    assert isinstance(task.config, LanguageConfig)
-    assert next(task.batches("train")).inputs.shape == (16, 64)
+    assert isinstance(recipe.task, LanguageConfig)
+    assert next(task.batches("train")).inputs[0].shape == (16, 64)
 
 
 def test_all_is_every_document(play: Path) -> None:
     task = open_task(small(shakespeare()), play)
-    kept = torch.cat([batch.labels[batch.labels >= 0] for batch in task.batches("all")])
-    assert task.codec.decode(kept.tolist()) == play.read_text()
+    kept = torch.cat([batch.targets[batch.targets >= 0] for batch in task.batches("all")])
+    assert texts_of(task).codec.decode(kept.tolist()) == play.read_text()
     assert task.final_split == "validation"  # the recipe holds out no test split, as nanoGPT does not
 
 
@@ -186,5 +198,5 @@ def test_too_little_text_is_told_before_any_step(tmp_path: Path, capsys: pytest.
     assert main(words) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
-    assert "nothing to predict in the validation split; give more text, or a larger share" in told[0]
+    assert "the validation split of 1 documents is empty; give more text, a file or folder named" in told[0]
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from headway.bench.job import Job
 from headway.checkpoints.open import open_config, open_model
 from headway.codecs import Codec, train_codec
 from headway.data import SplitConfig, TokenCache
-from headway.domains.text.config import LanguageConfig
-from headway.domains.text.task import Language
+from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.train import AdamWConfig, Recipe, TrainConfig
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
+from headway.train.task import Composed
 
 _TOKENS = 1 << 18
 
@@ -25,7 +26,8 @@ def training_step(job: Job) -> Callable[[], object]:
     """The next step of a language model on windows of drawn tokens: a batch, forward, backward, clipping, AdamW."""
     context = job.context or 0
     recipe = training_recipe(job.model, job.rows, context)
-    task = Language(recipe.task, _drawn(job), _no_codec(), context, job.rows, job.seed)  # type: ignore[arg-type]
+    config = cast(LanguageConfig, recipe.task)
+    task = Composed(Documents(config, _drawn(job), _no_codec(), context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])

@@ -12,7 +12,7 @@ import numpy as np
 from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.packing import IGNORED, Windows, best_fit, gather, ranges
-from headway.data.splits import SplitConfig, assign, key_of, larger_share, side_number
+from headway.data.splits import key_of, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.data.tokens import ids_type
 from headway.errors import UserError
@@ -65,24 +65,6 @@ class MarkedCache:
         place = sample * self.each + number
         where = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
         return self.ids[where], self.marks[where]
-
-    def split(self, side: str, config: SplitConfig) -> np.ndarray:
-        """The samples of a split, int64 [N]; "all" is all. Equal keys are never trained on and held out.
-
-        A UserError if there are none.
-        """
-        if side == "all":
-            return np.arange(len(self))
-        named, keys = np.asarray(self.named), np.asarray(self.keys)
-        assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config)
-        found = assigned == side_number(side)
-        if side == "train":
-            found &= ~np.isin(keys, keys[~found])
-        if not found.any():
-            raise UserError(
-                f"the {side} split of {len(self):,} samples is empty; give files named {side}, or {larger_share(side)}"
-            )
-        return np.flatnonzero(found)
 
     def fitting(self, samples: np.ndarray, limit: int, drop_long: bool, what: str) -> tuple[np.ndarray, int]:
         """Those of `samples` with at most `limit` tokens a conversation, and how many were left out.

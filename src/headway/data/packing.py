@@ -25,6 +25,10 @@ class Spans(NamedTuple):
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
+    def of(self, numbers: np.ndarray) -> Spans:
+        """Those of these numbers, int64 [M]."""
+        return Spans(self.starts[numbers], self.lengths[numbers])
+
 
 class Windows(NamedTuple):
     """A batch of rows, int64 [B, context] each: `labels` are the next tokens, -100 at padding; `positions`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.packing import Spans
 from headway.data.sources import Chunk, TextSource, chunks, text_sources
-from headway.data.splits import SplitConfig, assign, larger_share, shares_to_draw, side_number
+from headway.data.splits import SIDES, SplitConfig, Splits, assign, shares_to_draw, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.errors import UserError
 
@@ -55,48 +55,46 @@ class TokenCache:
     def documents(self) -> int:
         return len(self.keys)
 
-    def spans(self, side: str, config: SplitConfig) -> Spans:
-        """The documents of a split. A UserError if it has none.
+    def divided(self, config: SplitConfig, least: int = 1) -> tuple[Spans, Splits]:
+        """All documents and, after them, parts of some; and which of these each split has, of `least` tokens or more.
 
         Where files name no split, documents fall on a side by the hash of their text, so that equal ones are
         never on two. Of fewer than a hundred documents that would leave a side empty or lopsided, so each is
         cut instead: its end is test, what stands before it validation (one book of 90 % and 10 %). Equal
         documents are cut at equal places, so that this does not leak either.
         """
-        number = side_number(side)
-        given = frozenset(np.unique(self.named).tolist())
-        training = np.flatnonzero(self.named <= side_number("train"))
-        if len(training) < FEW_DOCUMENTS and any(shares_to_draw(given, config)):
-            spans = self._cut_spans(side, training, *shares_to_draw(given, config))
+        named, every = np.asarray(self.named), np.arange(self.documents)
+        whole = Spans(np.asarray(self.offsets[:-1]), np.diff(self.offsets))
+        given = frozenset(np.unique(named).tolist())
+        training, shares = np.flatnonzero(named <= side_number("train")), shares_to_draw(given, config)
+        if len(training) < FEW_DOCUMENTS and any(shares):
+            spans, sides = self._cut(whole, training, *shares)
         else:
-            sides = assign(np.asarray(self.keys), np.asarray(self.named), given, config)
-            spans = self._whole(np.flatnonzero(sides == number))
-        if spans.tokens == 0:
-            raise UserError(
-                f"the {side} split of {self.documents:,} documents is empty; give a file or folder named {side}, "
-                f"or {larger_share(side)}"
-            )
-        return spans
+            assigned = assign(np.asarray(self.keys), named, given, config)
+            spans, sides = whole, {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
+        held = {side: numbers[spans.lengths[numbers] >= least] for side, numbers in sides.items()}
+        return spans, Splits(held, every, "documents", "more text, a file or folder")
 
-    def _whole(self, documents: np.ndarray) -> Spans:
-        starts = np.asarray(self.offsets)[documents]
-        return Spans(starts, np.asarray(self.offsets)[documents + 1] - starts)
-
-    def _cut_spans(self, side: str, training: np.ndarray, validation: float, test: float) -> Spans:
-        starts, lengths = self._whole(training)
+    def _cut(
+        self, whole: Spans, training: np.ndarray, validation: float, test: float
+    ) -> tuple[Spans, dict[str, np.ndarray]]:
+        """The documents and, side by side, the parts of those of training; and the numbers of each side."""
+        starts, lengths = whole.of(training)
         begin, end = self.framing
         text = lengths - begin - end
         # A share of 0 leaves nothing of a document, not even its end symbol, to its side.
         second = begin + (text * (1 - test)).astype(np.int64) if test else lengths
         first = begin + (text * (1 - validation - test)).astype(np.int64) if validation else second
-        edges = {"train": (np.zeros_like(first), first), "validation": (first, second), "test": (second, lengths)}
-        low, high = edges[side]
-        named = self._whole(np.flatnonzero(self.named == side_number(side)) if side != "train" else training[:0])
-        kept = high > low
+        edges = (np.zeros_like(first), first, second, lengths)
+        sides = {}
+        for place, side in enumerate(SIDES):
+            parts = len(whole.starts) + place * len(training) + np.arange(len(training))
+            named = np.flatnonzero(self.named == side_number(side)) if side != "train" else training[:0]
+            sides[side] = np.concatenate([parts, named])
         return Spans(
-            np.concatenate([(starts + low)[kept], named.starts]),
-            np.concatenate([(high - low)[kept], named.lengths]),
-        )
+            np.concatenate([whole.starts, *(starts + low for low in edges[:-1])]),
+            np.concatenate([whole.lengths, *(high - low for low, high in pairwise(edges))]),
+        ), sides
 
 
 def open_tokens(paths: Iterable[Path | str], codec: Encoder, progress: Progress | None = None) -> TokenCache:

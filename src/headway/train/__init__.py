@@ -17,7 +17,6 @@ from headway.train.schedule import (
 from headway.train.task import (
     WHOLE,
     Batch,
-    Carries,
     Closes,
     Counts,
     Explores,
@@ -37,7 +36,6 @@ __all__ = [
     "WHOLE",
     "AdamWConfig",
     "Batch",
-    "Carries",
     "Closes",
     "ConstantConfig",
     "CosineConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from headway.errors import UserError
 from headway.mixers import State, tree_map
 from headway.models import Loss
 from headway.train.distributed import Processes
-from headway.train.task import Batch, Carries
+from headway.train.examples import Batch
+from headway.train.objective import Carrying
 
 
 class Carried:
@@ -20,15 +22,15 @@ class Carried:
     Micro-batch i of all processes together goes on from micro-batch i of the step before: each has rows of its own.
     """
 
-    def __init__(self, task: Carries, processes: Processes, accumulate: int) -> None:
-        self.task = task
+    def __init__(self, objective: Carrying[Any], processes: Processes, accumulate: int) -> None:
+        self.objective = objective
         self.processes = processes
         self._states: list[State | None] = [None] * processes.share_of(accumulate)
         self._gathered: list[list[Tensor]] = []
 
     def loss(self, model: nn.Module, place: int, batch: Batch) -> dict[str, Loss]:
         """The losses of this step's micro-batch `place`, which goes on from the one of the step before."""
-        losses, states = self.task.carry(model, batch, self._states[place])
+        losses, states = self.objective.carry(model, batch, self._states[place])
         self._states[place] = tree_map(Tensor.detach, states)
         return losses
 
@@ -48,7 +50,7 @@ class Carried:
 
     def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         """Go on from saved states; UserError where they are not those of this model and step."""
-        form = self.task.begin(model, 1)
+        form = self.objective.begin(model, 1)
         for place in range(len(self._states)):
             lane = self.processes.rank + place * self.processes.world
             self._states[place] = _filled(form, state, f"carried.{lane}", model)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -66,18 +66,19 @@ class Order(Protocol):
 
 
 class ByCount(NamedTuple):
-    """Batches of `size` samples: batch k holds the places k size, ..., (k + 1) size - 1 of a shuffled stream of epochs;
-    once, they come as they are numbered.
+    """Batches of `size` samples: batch k holds the places k size, ..., (k + 1) size - 1 of a stream of epochs, which
+    are shuffled where there is a seed; once, they come as they are numbered.
     """
 
     samples: int
     size: int
-    seed: int = 0
+    seed: int | None = None
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
         for number in count(start + shard.rank, shard.world):
             places = np.arange(number * self.size, (number + 1) * self.size)
-            yield Chance(number, places), sample_at(places, self.samples, self.seed)
+            found = places % self.samples if self.seed is None else sample_at(places, self.samples, self.seed)
+            yield Chance(number, places), found
 
     def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
         for first in range(shard.rank * self.size, self.samples, shard.world * self.size):
@@ -198,8 +199,16 @@ class Numbered(Examples):
     def judging(self, rows: np.ndarray) -> Order:
         return ByCount(len(rows), self.at_once)
 
+    def numbers(self, split: str) -> np.ndarray:
+        """The rows of a split. UserError for an unknown or empty one."""
+        return self.splits.rows(split)
+
+    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+        """At most `limit` of these rows, which stand for all."""
+        return spread(rows, limit)
+
     def of(self, split: str) -> Selected:
-        return Selected(self, self.splits.rows(split))
+        return Selected(self, self.numbers(split))
 
     @property
     def final_split(self) -> str:
@@ -211,7 +220,7 @@ class Numbered(Examples):
 
     def spread(self, count: int) -> np.ndarray:
         """Rows of the split that is judged last, spread evenly over it."""
-        return spread(self.splits.rows(self.final_split), count)
+        return spread(self.numbers(self.final_split), count)
 
 
 @dataclass(frozen=True)
@@ -233,8 +242,8 @@ class Selected:
     def judging(self) -> Order:
         return self.examples.judging(self.rows)
 
-    def some(self, limit: int | None) -> Selected:
-        return Selected(self.examples, spread(self.rows, limit))
+    def some(self, limit: int | None) -> Self:
+        return replace(self, rows=self.examples.some(self.rows, limit))
 
 
 class Explored(Examples):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from headway.models import Loss
 from headway.parts.dropout import attach_generator
 from headway.train.carried import Carried
 from headway.train.distributed import Processes
+from headway.train.objective import Carrying
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Carries, Counts, Explores, Task
+from headway.train.task import Batch, Composed, Counts, Explores, Task
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -70,7 +71,9 @@ class Learner:
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
         self._counter = task if isinstance(task, Counts) else None
-        self._carried = Carried(task, processes, recipe.train.accumulate) if isinstance(task, Carries) else None
+        objective = task.objective if isinstance(task, Composed) else None
+        carries = isinstance(objective, Carrying)
+        self._carried = Carried(objective, processes, recipe.train.accumulate) if carries else None
         self._explorer = task if isinstance(task, Explores) else None
         if self._explorer is not None:
             self._explorer.explore(self.model)
@@ -154,7 +157,7 @@ class Learner:
                     raise UserError(f"the checkpoint lacks average.{name}; drop train.ema, or start another run")
                 place.copy_(state[f"average.{name}"])
 
-    def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
+    def _loss(self, place: int, batch: Any) -> dict[str, Loss]:
         if self._carried is not None:
             return self._carried.loss(self.model, place, batch)
         return self.task.loss(self.model, batch)

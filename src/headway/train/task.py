@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from headway.checkpoints.familiar import Familiar
 from headway.config import family
-from headway.mixers import State
 from headway.models import Loss, ModelConfig
 from headway.train.examples import Batch as TreeBatch
 from headway.train.examples import Examples
@@ -121,23 +120,6 @@ class Counts(Protocol):
 
     def counts(self, batch: Any) -> dict[str, int]:
         """The counts that `loss` will give for this batch, by name."""
-        ...
-
-
-@runtime_checkable
-class Carries(Protocol):
-    """A task of endless streams (truncated back-propagation through time): batch k of training goes on where batch
-    k - train.accumulate ended. The learner keeps the states between them, and checkpoints hold them.
-    """
-
-    def begin(self, model: nn.Module, rows: int) -> State:
-        """The states of so many rows before anything was read."""
-        ...
-
-    def carry(self, model: nn.Module, batch: Any, states: State | None) -> tuple[dict[str, Loss], State]:
-        """`loss` of a batch that goes on from `states`, and the states in which it ends. A batch that begins an epoch
-        pays no heed to them.
-        """
         ...
 
 

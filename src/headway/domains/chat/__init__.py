@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.chat.config import ChatConfig, InstructConfig, PreferenceConfig
     from headway.domains.chat.talk import Talk
 
-__all__ = ["RECIPES", "TASKS", "ChatConfig", "InstructConfig", "PreferenceConfig", "Talk"]
+__all__ = ["RECIPES", "TASKS", "Talk"]
 RECIPES = ("instruct", "preference")
-TASKS = {"instruct": "config", "preference": "config"}
-lazily(__name__, {".config": ("ChatConfig", "InstructConfig", "PreferenceConfig"), ".talk": ("Talk",)})
+TASKS = {"instruct": "instruct", "preference": "preference"}
+lazily(__name__, {".talk": ("Talk",)})

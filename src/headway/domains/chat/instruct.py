@@ -3,89 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat import ChatTemplate
-from headway.data.dialogues import ASSISTANT, Messages, read_chats
+from headway.config import register
+from headway.data import IGNORED
+from headway.data.dialogues import ASSISTANT, dialogue_sources, read_chats
 from headway.data.files import File
-from headway.data.marked import Marked, Sample, WholeRows, open_marked
-from headway.domains.chat.batches import ChatBatch, ChatRows
-from headway.domains.chat.config import InstructConfig
-from headway.domains.chat.task import ChatTask, head_of, read
+from headway.data.marked import Marked, MarkedCache, Sample, WholeRows, open_marked
+from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
+from headway.layout import Layout
 from headway.metrics import language_scores
-from headway.models import Loss
-from headway.train import Recipe, Shard
-from headway.train.task import WHOLE
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, ByCount, Chance, Selected
+from headway.train.objectives.vocabulary import Likelihood
+from headway.train.task import Composed
 
-_EVALUATED_AT_ONCE = 8192  # tokens
+
+@register("instruct")
+@dataclass(frozen=True)
+class InstructConfig(ChatConfig):
+    """Predict what the assistant says in conversations, and nothing else of them. Rows hold several, kept apart."""
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        self.check_model(recipe.model)
+        rows = recipe.train.rows(self.context)
+        sources = dialogue_sources(recipe.files(data))
+        chats = (chat.messages for file in sources for chat in read_chats(file))
+        codec, template = self.codec_and_template(chats, workspace)
+
+        def samples(file: File) -> Iterator[Sample]:
+            for line, chat in read_chats(file):
+                asked = takewhile(lambda message: message["role"] != ASSISTANT, chat)
+                yield Sample(key_of(asked), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
+
+        cache = open_marked(sources, 1, codec, samples, template.text)
+        return Composed(Chats(self, recipe, codec, template, cache, rows), Replies())
 
 
-class Instruct(ChatTask):
-    """The task over conversations; `rows` is the number of rows in a training batch."""
-
-    goal: str = "loss"
-    goal_better: Literal["min", "max"] = "min"
+class Chats(Conversations):
+    """Conversations, several side by side in a row; `size` rows in a batch of training."""
 
     def __init__(
         self,
         config: InstructConfig,
         recipe: Recipe,
-        sources: Sequence[File],
         codec: TokenizerCodec,
         template: ChatTemplate,
-        rows: int,
+        cache: MarkedCache,
+        size: int,
     ) -> None:
-        def samples(file: File) -> Iterator[Sample]:
-            for line, chat in read_chats(file):
-                yield Sample(_key(chat), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
+        super().__init__(config, recipe, codec, template, cache)
+        self.size = size
 
-        cache = open_marked(sources, 1, codec, samples, template.text)
-        super().__init__(config, recipe, sources, codec, template, cache)
-        self.rows = rows
+    def of(self, split: str) -> Selected:
+        return ChatRows(self, self.numbers(split))
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ChatBatch]:
-        if split == "train":
-            return self._training_rows.endless(self.rows, self.seed, shard, start)
-        return self._whole(split).once(max(1, _EVALUATED_AT_ONCE // self.config.context), shard)
+
+@dataclass(frozen=True)
+class ChatRows(Selected):
+    """Some conversations, whole ones side by side: batches have such rows by number."""
+
+    examples: Chats
 
     @cached_property
-    def _training_rows(self) -> ChatRows:
-        return self._whole("train")
+    def packed(self) -> WholeRows:
+        return WholeRows(self.examples.cache, self.rows, self.examples.config.context)
 
-    def _whole(self, split: str, limit: int | None = None) -> ChatRows:
-        return ChatRows(WholeRows(self.cache, self.split(split)[:limit], self.config.context))
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Tokens, int [B, T], with their layout, and the symbols that follow where the assistant says them, -100
+        elsewhere.
+        """
+        inputs, labels, positions = map(torch.from_numpy, self.packed.windows(numbers))
+        return Batch((inputs, Layout(positions)), labels, int((labels != IGNORED).sum()), inputs.numel())
 
-    def loss(self, model: nn.Module, batch: ChatBatch) -> dict[str, Loss]:
-        encoded = model(batch.inputs, batch.layout)
-        loss = head_of(model).loss(encoded.x, batch.labels)
-        return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
+    def training(self) -> ByCount:
+        return ByCount(len(self.packed), self.examples.size, self.examples.seed)
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+    def judging(self) -> ByCount:
+        return ByCount(len(self.packed), max(1, JUDGED_AT_ONCE // self.examples.config.context))
+
+
+class Replies(Likelihood[Chats]):
+    """What the assistant says."""
+
+    def judge(self, model: nn.Module, examples: Chats, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats) and perplexity of what the assistant says in a split, or in the first `limit` chats of it."""
-        device = next(model.parameters()).device
-        nats, count = 0.0, 0
-        for batch in self._whole(split, limit).once(max(1, _EVALUATED_AT_ONCE // self.config.context), WHOLE):
-            loss = self.loss(model, batch.to(device))["loss"]
-            nats, count = nats + float(loss.total), count + loss.count
-        return {**language_scores(nats, count), "samples": len(self.split(split)[:limit])}
+        samples = examples.of(split).some(limit)
+        return {**language_scores(*self.nats(model, samples)), "samples": len(samples)}
 
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Conversations that were held out, each up to its last reply; the model's reply (greedy); the real one."""
-        chosen = self.spread(count)
-        outputs = self.replies(model, chosen)
+    def samples(self, model: nn.Module, examples: Chats, count: int) -> list[dict[str, str]]:
+        """Conversations that were held out, each up to its last reply; the model's reply; the real one."""
+        rows = examples.spread(count).tolist()
         return [
-            {"prompt": self.prompt_text(i), "output": output, "reference": self.text(i)}
-            for i, output in zip(chosen, outputs)
+            {"prompt": examples.shown(row), "output": output, "reference": examples.reply(row)}
+            for row, output in zip(rows, replies(model, examples, rows))
         ]
-
-
-def _key(chat: Messages) -> str:
-    """What decides a conversation's split: all that comes before the assistant first speaks."""
-    first = next(i for i, message in enumerate(chat) if message["role"] == ASSISTANT)
-    return "\n".join(f"{message['role']}: {message['content']}" for message in chat[:first])

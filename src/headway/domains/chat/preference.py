@@ -2,148 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from headway.checkpoints.durable import write_tensors
+from headway.checkpoints.native import named_tensors
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat import Chat, ChatTemplate
-from headway.data.dialogues import read_choices
+from headway.config import register, to_dict
+from headway.data import IGNORED, PairBatches
+from headway.data.dialogues import dialogue_sources, read_choices
 from headway.data.files import File
-from headway.data.marked import Marked, Sample, open_marked
-from headway.domains.chat.batches import ChoiceBatch, Choices
-from headway.domains.chat.config import PreferenceConfig
-from headway.domains.chat.reference import log_probabilities, open_reference, save_reference, saved_reference
-from headway.domains.chat.task import ChatTask, read
+from headway.data.marked import Marked, MarkedCache, Sample, open_marked
+from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column
+from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
+from headway.errors import ConfigError
+from headway.layout import Layout
 from headway.metrics import wilson
-from headway.models import Loss, ModelConfig
-from headway.train import Recipe, Shard, sharding
-from headway.train.task import WHOLE
+from headway.models import Loss, ModelConfig, VocabularyHead, build
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, ByTokens, Chance
+from headway.train.objective import Objective, judged
+from headway.train.start import open_start
+from headway.train.task import Composed
 
-_EVALUATED_AT_ONCE = 8192  # tokens
+FILE = "reference.safetensors"
+_NAME = "log_probabilities"
+_FORMAT = 1
 
 
-class Preference(ChatTask):
-    """The task over choices."""
+@register("preference")
+@dataclass(frozen=True)
+class PreferenceConfig(ChatConfig):
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
 
-    what = "choices"
-    goal: str = "loss"
-    unit = "pair"
-    goal_better: Literal["min", "max"] = "min"
+    `beta` holds the model to the one it starts from; `smoothing` is the share of choices that are taken to be the wrong
+    way round (conservative DPO, Mitchell 2023). A batch holds train.batch_tokens tokens of both endings together.
+    """
 
-    def __init__(
-        self,
-        config: PreferenceConfig,
-        recipe: Recipe,
-        sources: Sequence[File],
-        codec: TokenizerCodec,
-        template: ChatTemplate,
-        workspace: Path,
-    ) -> None:
+    beta: float = 0.1  # how strongly the model is held to the one it starts from
+    smoothing: float = 0.0  # share of choices taken to be the wrong way round
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta <= 0:
+            raise ConfigError(f"task.beta is {self.beta}; give a number above 0 such as 0.1")
+        if not 0 <= self.smoothing < 0.5:
+            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 0.5")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        self.check_model(recipe.model)
+        if recipe.train.batch_tokens is None or recipe.train.batch_size is not None:
+            raise ConfigError(
+                f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
+                "batches of choices are made by tokens: set train.batch_tokens alone"
+            )
+        sources = dialogue_sources(recipe.files(data))
+        choices = (choice for file in sources for choice in read_choices(file))
+        told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
+        codec, template = self.codec_and_template(told, workspace)
+
         def samples(file: File) -> Iterator[Sample]:
             for line, prompt, *endings in read_choices(file):
-                key = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
                 place = f"{file}, line {line}"
                 chats = (read(template, codec, [*prompt, *ending], place) for ending in endings)
-                yield Sample(key, line, _differing(*chats))
+                yield Sample(key_of(prompt), line, _differing(*chats))
 
         cache = open_marked(sources, 2, codec, samples, template.text)
-        super().__init__(config, recipe, sources, codec, template, cache)
-        self.settings = config
-        self.batch_tokens = recipe.train.batch_tokens or 0
-        self._recipe = recipe
-        self._model = recipe.model
-        self._workspace = workspace
-
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        self._model = super().adapt(model)
-        return self._model
-
-    @cached_property
-    def reference(self) -> Float[Tensor, "N 2"]:
-        """Log probabilities of all choices under the model that training starts from."""
-        saved = saved_reference(self.cache, self._workspace)
-        if saved is not None:
-            return saved
-        return open_reference(self.cache, self._recipe.start, self._model, self.seed, self.config.context)
-
-    def save(self, directory: Path) -> None:
-        super().save(directory)
-        save_reference(self.cache, self.reference, directory)
-
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ChoiceBatch]:
-        choices = Choices(self.cache, self.split(split))
-        return self._endless(choices, shard, start) if split == "train" else self._once(choices, shard)
-
-    def _endless(self, choices: Choices, shard: Shard, start: int) -> Iterator[ChoiceBatch]:
-        """Batches without end: batch k is the k-th of a row of shuffled epochs, whoever reads it."""
-        plan = choices.plan(self.batch_tokens, self.seed)
-        for places in sharding.planned(plan, shard, start):
-            yield choices.batch(places, self.reference)
-
-    def _once(self, choices: Choices, shard: Shard) -> Iterator[ChoiceBatch]:
-        plan = choices.plan(max(_EVALUATED_AT_ONCE, 2 * self.config.context), 0)
-        for places in plan.in_order()[shard.rank :: shard.world]:
-            yield choices.batch(places, self.reference)
-
-    def loss(self, model: nn.Module, batch: ChoiceBatch) -> dict[str, Loss]:
-        encoded = model(batch.inputs, batch.layout)
-        chosen, rejected = self._rewards(model, encoded.x, batch)
-        total, count = self._losses(chosen - rejected).sum(), batch.tokens
-        return {"loss": Loss(total, count), **{n: Loss(term * count, count) for n, term in encoded.auxiliary.items()}}
-
-    def _losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """-log sigmoid of the margin; of a share `smoothing` of choices taken the other way round."""
-        share = self.settings.smoothing
-        return -(1 - share) * F.logsigmoid(margins) - share * F.logsigmoid(-margins)
-
-    def _rewards(self, model: nn.Module, x: Float[Tensor, "R T D"], batch: ChoiceBatch) -> Float[Tensor, "2 B"]:
-        """beta log(p / p of the reference) of the chosen and the rejected endings (section 4)."""
-        return self.settings.beta * (log_probabilities(model, x, batch.labels) - batch.reference)
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """The loss; how often the chosen ending has the higher reward (`accuracy`, a tie counts half); by how much
-        (`margin`), and the mean reward of either.
-        """
-        device = next(model.parameters()).device
-        choices = Choices(self.cache, self.split(split)).first(limit)
-        found = []
-        for batch in self._once(choices, WHOLE):
-            moved = batch.to(device)
-            found.append(self._rewards(model, model(moved.inputs, moved.layout).x, moved).double().cpu())
-        rewards = torch.cat(found, dim=1)
-        margins = rewards[0] - rewards[1]
-        right = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
-        return {
-            "loss": float(self._losses(margins).mean()),
-            "accuracy": right / len(choices),
-            "accuracy_interval": wilson(round(right), len(choices)),
-            "margin": float(margins.mean()),
-            "chosen_reward": float(rewards[0].mean()),
-            "rejected_reward": float(rewards[1].mean()),
-            "samples": len(choices),
-        }
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Prompts that were held out, the model's reply (greedy), and the two endings."""
-        chosen = self.spread(count)
-        outputs = self.replies(model, chosen)
-        return [
-            {
-                "prompt": self.prompt_text(i),
-                "output": output,
-                "chosen": self.text(i, 0),
-                "rejected": self.text(i, 1),
-            }
-            for i, output in zip(chosen, outputs)
-        ]
+        preferences = Preferences(self, recipe, codec, template, cache, workspace)
+        return Composed(preferences, DirectPreference(self.beta, self.smoothing))
 
 
 def _differing(chosen: Chat, rejected: Chat) -> list[Marked]:
@@ -154,3 +97,173 @@ def _differing(chosen: Chat, rejected: Chat) -> list[Marked]:
         Marked(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
         for chat in (chosen, rejected)
     ]
+
+
+class Preferences(Conversations):
+    """Choices between two endings, with the log probabilities of both under the model that training starts from."""
+
+    what = "choices"
+
+    def __init__(
+        self,
+        config: PreferenceConfig,
+        recipe: Recipe,
+        codec: TokenizerCodec,
+        template: ChatTemplate,
+        cache: MarkedCache,
+        workspace: Path,
+    ) -> None:
+        super().__init__(config, recipe, codec, template, cache)
+        self._recipe, self._model, self._workspace = recipe, recipe.model, workspace
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        self._model = super().adapt(model)
+        return self._model
+
+    @cached_property
+    def reference(self) -> Float[Tensor, "N 2"]:
+        """Log probabilities of all choices, from the run where it has them. Choices that do not fit have 0."""
+        path, name = self._workspace / FILE, self.cache.directory.name
+        saved = load_file(path).get(name) if path.is_file() else None
+        if saved is not None:
+            return saved
+        start, context = self._recipe.start, self.config.context
+        module = build(self._model, self.seed).eval() if start is None else open_start(start).model
+        key = cache_key("reference", _FORMAT, name, context, _fingerprint(module))
+        folder = open_or_build(cache_root() / key, lambda part: _build(part, self.cache, module, context))
+        found = read_column(folder, _NAME, np.float32, 2 * len(self.cache))
+        return torch.from_numpy(np.array(found)).view(len(self.cache), 2)
+
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """B choices as 2 B rows, and as targets their labels with the reference, [2, B]. Tokens count choices, which is
+        what the loss is divided by.
+        """
+        inputs, labels = _endings(self.cache, rows)
+        reference = self.reference[torch.from_numpy(rows)].T
+        return Batch(inputs, (labels, reference), len(rows), labels.numel())
+
+    def training(self, rows: np.ndarray) -> ByTokens:
+        return ByTokens(_plan(self.cache, rows, self._recipe.train.batch_tokens or 0, self.seed), len(rows))
+
+    def judging(self, rows: np.ndarray) -> ByTokens:
+        return ByTokens(_plan(self.cache, rows, max(JUDGED_AT_ONCE, 2 * self.config.context)), len(rows))
+
+    def save(self, directory: Path) -> None:
+        """With the reference, so that a run needs its start no more."""
+        super().save(directory)
+        write_tensors(directory / FILE, {self.cache.directory.name: self.reference}, {"format": "headway"})
+
+
+def _endings(cache: MarkedCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
+    """The chosen endings of choices, then the rejected ones, each after its prompt; and the symbols that follow where
+    they are the ending's, -100 elsewhere.
+    """
+    parts = [cache.part(int(row), ending) for ending in (0, 1) for row in rows]
+    layout = Layout.padded([len(ids) - 1 for ids, _ in parts])
+    inputs = torch.zeros(len(parts), layout.length, dtype=torch.long)
+    labels = torch.full_like(inputs, IGNORED)
+    for row, (ids, marks) in enumerate(parts):
+        symbols = torch.from_numpy(ids.astype(np.int64))
+        inputs[row, : len(symbols) - 1] = symbols[:-1]
+        learnt = torch.from_numpy(marks[1:].astype(bool))
+        labels[row, : len(symbols) - 1][learnt] = symbols[1:][learnt]
+    return (inputs, layout), labels
+
+
+def _plan(cache: MarkedCache, rows: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
+    """Choices of like lengths together; `batch_tokens` are those of both endings."""
+    chosen, rejected = (cache.lengths[rows] - 1).T
+    return PairBatches(chosen, rejected, batch_tokens // 2, seed)
+
+
+@torch.no_grad()
+def _build(part: Path, cache: MarkedCache, model: nn.Module, context: int) -> None:
+    """Write the reference, once for all runs that begin from this model."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fitting = np.flatnonzero(cache.lengths.max(1) <= context + 1)
+    found = torch.zeros(len(cache), 2)
+    model.to(device)
+    plan = _plan(cache, fitting, max(JUDGED_AT_ONCE, 2 * context)).in_order()
+    shown = "log probabilities of the model that training starts from"
+    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    for places in track(plan, shown, console=console, transient=True, disable=hidden):
+        (inputs, layout), labels = _endings(cache, fitting[places])
+        x = model(inputs.to(device), layout.to(device)).x
+        said = log_probabilities(model, x, labels.to(device))
+        found[torch.from_numpy(fitting[places])] = said.T.float().cpu()
+    with Columns(part, {_NAME: np.float32}) as columns:
+        columns.append(_NAME, found.numpy())
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of configuration and weights."""
+    digest = hashlib.blake2b(json.dumps(to_dict(model.config)).encode(), digest_size=16)
+    for name, tensor in named_tensors(model):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"]) -> Float[Tensor, "2 B"]:
+    """log p of each ending, summed over its labels; the logits of all rows never exist at once."""
+    head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
+    return torch.stack([-head.loss(*row).total for row in zip(x, labels)]).view(2, -1)
+
+
+class DirectPreference(Objective[Preferences]):
+    """-log sigmoid of the margin between the rewards of two endings (Rafailov et al. 2023, equation 7); of a share
+    `smoothing` of choices taken the other way round (Mitchell 2023).
+    """
+
+    unit = "pair"
+
+    def __init__(self, beta: float, smoothing: float) -> None:
+        self.beta, self.smoothing = beta, smoothing
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        encoded = model(*batch.inputs)
+        chosen, rejected = self.rewards(model, encoded.x, batch)
+        total, count = self._losses(chosen - rejected).sum(), batch.tokens
+        return {"loss": Loss(total, count), **{n: Loss(term * count, count) for n, term in encoded.auxiliary.items()}}
+
+    def _losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        return -(1 - self.smoothing) * F.logsigmoid(margins) - self.smoothing * F.logsigmoid(-margins)
+
+    def rewards(self, model: nn.Module, x: Float[Tensor, "R T D"], batch: Batch) -> Float[Tensor, "2 B"]:
+        """beta log(p / p of the reference) of the chosen and the rejected endings (section 4)."""
+        labels, reference = batch.targets
+        return self.beta * (log_probabilities(model, x, labels) - reference)
+
+    def judge(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
+        """The loss; how often the chosen ending has the higher reward (`accuracy`, a tie counts half); by how much
+        (`margin`), and the mean reward of either.
+        """
+        samples = examples.of(split).some(limit)
+        found = [
+            self.rewards(model, model(*batch.inputs).x, batch).double().cpu() for _, batch in judged(model, samples)
+        ]
+        rewards = torch.cat(found, dim=1)
+        margins = rewards[0] - rewards[1]
+        right = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
+        return {
+            "loss": float(self._losses(margins).mean()),
+            "accuracy": right / len(samples),
+            "accuracy_interval": wilson(round(right), len(samples)),
+            "margin": float(margins.mean()),
+            "chosen_reward": float(rewards[0].mean()),
+            "rejected_reward": float(rewards[1].mean()),
+            "samples": len(samples),
+        }
+
+    def samples(self, model: nn.Module, examples: Preferences, count: int) -> list[dict[str, str]]:
+        """Prompts that were held out, the model's reply, and the two endings."""
+        rows = examples.spread(count).tolist()
+        return [
+            {
+                "prompt": examples.shown(row),
+                "output": output,
+                "chosen": examples.reply(row, 0),
+                "rejected": examples.reply(row, 1),
+            }
+            for row, output in zip(rows, replies(model, examples, rows))
+        ]

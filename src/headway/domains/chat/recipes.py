@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headway.domains.chat.config import InstructConfig, PreferenceConfig
+from headway.domains.chat.instruct import InstructConfig
+from headway.domains.chat.preference import PreferenceConfig
 from headway.models import TransformerConfig
 from headway.models.presets import decoder
 from headway.parts.init import InitConfig

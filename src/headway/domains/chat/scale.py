@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from headway.data.dialogues import dialogue_sources, read_chats
-from headway.domains.chat.instruct import Instruct
+from headway.domains.chat.instruct import Chats
 from headway.errors import UserError
-from headway.train import Recipe
+from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # characters, symbols
@@ -45,10 +46,10 @@ class InstructScale(Scale):
         rows = {"task.context": context, "model.context": context}
         return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
 
-    def amount(self, task: Any) -> int:
-        chats = cast(Instruct, task)
+    def amount(self, task: Task) -> int:
+        chats = cast(Chats, cast(Composed, task).examples)
         said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
-        return int(said[chats.split("train")].sum())
+        return int(said[chats.numbers("train")].sum())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}

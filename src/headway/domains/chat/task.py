@@ -1,11 +1,11 @@
-"""What tasks over conversations share: symbols, splits, and what is saved and shown."""
+"""What tasks over conversations share: their settings, how they become symbols, splits, and what is saved and shown."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -14,72 +14,101 @@ import numpy as np
 from torch import nn
 
 from headway.checkpoints.usage import read_usage
-from headway.codecs import TokenizerCodec
-from headway.codecs.chat import Chat, ChatTemplate, Ends
+from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
+from headway.codecs.chat import ROLES, Chat, ChatTemplate, Ends, default_template
+from headway.codecs.tokenizer import END_OF_TEXT, FILE
 from headway.config import override
-from headway.data.dialogues import Message
-from headway.data.files import File
+from headway.data import SplitConfig, Splits
+from headway.data.dialogues import Message, Messages
 from headway.data.marked import MarkedCache
-from headway.domains.chat.config import ChatConfig
-from headway.errors import UserError
+from headway.data.splits import divided
+from headway.errors import ConfigError, UserError
 from headway.generate import Limits, Sampling, Session
-from headway.models import ModelConfig, Transformer, VocabularyHead
-from headway.train import Recipe, sharding
+from headway.models import ModelConfig, Transformer, TransformerConfig
+from headway.train import Recipe, TaskConfig
+from headway.train.examples import Numbered
 
+JUDGED_AT_ONCE = 8192  # tokens
 _LOG = logging.getLogger(__name__)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
 _REPLY = 200  # tokens of a reply that is shown
 
 
-class ChatTask:
-    """`what` are the samples, in messages."""
+@dataclass(frozen=True)
+class ChatConfig(TaskConfig):
+    """Tasks over conversations.
+
+    A model that is started from brings its tokenizer and its chat template; without one, `codec` and `size` (the most
+    symbols) say how text becomes symbols. No conversation has more than `context` tokens: a longer one is an error or,
+    with `drop_long`, left out, and how many is said. `split` says what is held out where no file is named for it.
+    """
+
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 4096  # most symbols
+    context: int = 512  # most tokens of a conversation
+    drop_long: bool = False  # leave longer ones out, and count them
+    split: SplitConfig = SplitConfig()  # what is held out
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise ConfigError(f"task.context {self.context} holds no conversation; give 2 or more")
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises ConfigError for a model that does not write, or that cannot see a conversation whole."""
+        if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
+            raise ConfigError(
+                "conversations need a model that continues text; choose a decoder such as gpt2 or a llama"
+            )
+        if model.context is not None and self.context > model.context:
+            raise ConfigError(
+                f"task.context {self.context} exceeds the model's context of {model.context}; lower task.context"
+            )
+
+    def codec_and_template(self, chats: Iterable[Messages], workspace: Path) -> tuple[TokenizerCodec, ChatTemplate]:
+        """Those in the workspace (the run's, or its start's), or a codec of what is said and the default template."""
+        if (workspace / FILE).exists():
+            codec = load_codec(workspace)
+        else:
+            texts = (message["content"] for chat in chats for message in chat)
+            codec = train_codec(self.codec, texts, self.size, special=(*ROLES, END_OF_TEXT), fewer=True)
+        said = read_usage(workspace).template
+        if said is None:
+            return codec, default_template(codec.marks)
+        return codec, ChatTemplate(said, codec.marks, "the model's chat template")
+
+
+class Conversations(Numbered):
+    """Conversations as ids, and which of these the assistant says. `what` they are, in messages."""
 
     what = "conversations"
 
     def __init__(
-        self,
-        config: ChatConfig,
-        recipe: Recipe,
-        sources: Sequence[File],
-        codec: TokenizerCodec,
-        template: ChatTemplate,
-        cache: MarkedCache,
+        self, config: ChatConfig, recipe: Recipe, codec: TokenizerCodec, template: ChatTemplate, cache: MarkedCache
     ) -> None:
-        self.config = config
-        self.sources = sources
-        self.codec = codec
-        self.template = template
-        self.cache = cache
+        self.config, self.codec, self.template, self.cache = config, codec, template, cache
         self.seed = recipe.train.seed
-        self._splits: dict[str, np.ndarray] = {}
+        sides = divided(np.asarray(cache.keys), np.asarray(cache.named), config.split)
+        self.splits = Splits(sides, np.arange(len(cache)), self.what)
+        self._fitting: dict[str, np.ndarray] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's symbols. Raises UserError where there is nothing to train on or to judge by."""
         for split in dict.fromkeys(("train", "validation", self.final_split)):
-            self.split(split)
+            self.numbers(split)
         return override(model, {"symbols": self.codec.size})
 
-    def split(self, name: str) -> np.ndarray:
+    def numbers(self, split: str) -> np.ndarray:
         """The samples of a split that fit, int64 [N]; a first token is read and not foretold."""
-        if name not in self._splits:
-            samples = self.cache.split(name, self.config.split)
+        if split not in self._fitting:
+            samples = self.splits.rows(split)
             kept, lost = self.cache.fitting(samples, self.config.context + 1, self.config.drop_long, self.what)
             if lost:
-                _LOG.warning(f"{name}: {lost:,} of {len(samples):,} {self.what} are too long and left out")
-            self._splits[name] = kept
-        return self._splits[name]
+                _LOG.warning(f"{split}: {lost:,} of {len(samples):,} {self.what} are too long and left out")
+            self._fitting[split] = kept
+        return self._fitting[split]
 
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        try:
-            self.cache.split("test", self.config.split)
-        except UserError:
-            return "validation"
-        return "test"
-
-    def count(self, split: str) -> int:
-        return len(self.split(split))
+    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+        return rows[:limit]
 
     def save(self, directory: Path) -> None:
         """The codec, and with the template what a chat needs to know."""
@@ -93,32 +122,33 @@ class ChatTask:
         """What ends a reply."""
         return self.template.ends(self.codec)
 
-    def replies(self, model: nn.Module, samples: Sequence[int]) -> list[str]:
-        """What the model says in place of each conversation's last reply."""
-        session = Session(cast(Transformer, model), self.codec)
-        limits = Limits(_REPLY, self.ends.texts, self.ends.ids)
-        found = session.generate([self.prompt(i) for i in samples], Sampling(temperature=0.0), limits)
-        return [completion.text.strip() for completion in found]
-
-    def prompt(self, sample: int) -> list[int]:
+    def prompt(self, row: int) -> list[int]:
         """A conversation's ids up to its last reply."""
-        ids, marks = self.cache.part(sample)
-        last = int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
-        return ids[:last].tolist()
+        ids, marks = self.cache.part(row)
+        return ids[: _last_reply(marks)].tolist()
 
-    def prompt_text(self, sample: int) -> str:
+    def shown(self, row: int) -> str:
         """`prompt` as people read it: without marks, and without the empty lines between them."""
-        return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt(sample))).strip()
+        return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt(row))).strip()
 
-    def text(self, sample: int, part: int = 0) -> str:
+    def reply(self, row: int, part: int = 0) -> str:
         """A conversation's last reply."""
-        ids, marks = self.cache.part(sample, part)
-        last = int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
+        ids, marks = self.cache.part(row, part)
+        last = _last_reply(marks)
         return self.codec.decode(ids[last:][marks[last:] == 1].tolist()).strip()
 
-    def spread(self, count: int) -> list[int]:
-        """Samples of the final split, spread evenly over it."""
-        return sharding.spread(self.split(self.final_split), count).tolist()
+
+def _last_reply(marks: np.ndarray) -> int:
+    """Where it begins."""
+    return int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
+
+
+def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iterator[str]:
+    """What the model says (greedy) in place of each conversation's last reply."""
+    session = Session(cast(Transformer, model), chats.codec)
+    limits = Limits(_REPLY, chats.ends.texts, chats.ends.ids)
+    found = session.generate([chats.prompt(row) for row in rows], Sampling(temperature=0.0), limits)
+    return (completion.text.strip() for completion in found)
 
 
 def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], place: str) -> Chat:
@@ -135,5 +165,6 @@ def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Messa
     return found
 
 
-def head_of(model: nn.Module) -> VocabularyHead:
-    return cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
+def key_of(messages: Iterable[Message]) -> str:
+    """What decides a split: messages as a text."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

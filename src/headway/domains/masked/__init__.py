@@ -7,31 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.masked.batches import MaskedBatch, MaskedBatches
     from headway.domains.masked.fill import Candidate, fill
-    from headway.domains.masked.masking import Masking, MaskingConfig
-    from headway.domains.masked.task import Masked, MaskedConfig
 
-__all__ = [
-    "RECIPES",
-    "TASKS",
-    "Candidate",
-    "Masked",
-    "MaskedBatch",
-    "MaskedBatches",
-    "MaskedConfig",
-    "Masking",
-    "MaskingConfig",
-    "fill",
-]
+__all__ = ["RECIPES", "TASKS", "Candidate", "fill"]
 RECIPES = ("masked",)
 TASKS = {"masked": "task"}
-lazily(
-    __name__,
-    {
-        ".batches": ("MaskedBatch", "MaskedBatches"),
-        ".fill": ("Candidate", "fill"),
-        ".masking": ("Masking", "MaskingConfig"),
-        ".task": ("Masked", "MaskedConfig"),
-    },
-)
+lazily(__name__, {".fill": ("Candidate", "fill")})

@@ -29,7 +29,7 @@ class Sequences(NamedTuple):
     unrelated: np.ndarray | None = None
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Rows by number. What a row draws at random depends on the seed and on the number of the sample."""
 
     def __len__(self) -> int: ...
@@ -58,7 +58,7 @@ def texts_of(cache: TokenCache, spans: Spans, codec: Codec) -> Texts:
     return Texts(cache.ids, Spans(starts[held], (ends - starts)[held]), frame_of(codec))
 
 
-class Pieces:
+class FramedPieces:
     """Documents cut into pieces that fill a row, each framed; short ones side by side in a row (Liu et al. 2019,
     "full sentences", but that documents do not see each other). Row k holds the same text in every epoch.
     """
@@ -101,7 +101,7 @@ class Pieces:
         return Sequences(ids, positions)
 
 
-class Pairs:
+class SegmentPairs:
     """Two segments a row with the marks of a pair, of types 0 and 1 (Devlin et al. 2019, section 3.1).
 
     Documents are cut into segments of about equal lengths, at least two each. In half of the rows B is the segment

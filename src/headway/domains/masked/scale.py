@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from headway.data import characters
-from headway.domains.masked.task import Masked, MaskedConfig
-from headway.train import Recipe
+from headway.domains.masked.task import MaskedConfig, MaskedTexts
+from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 1 << 24  # characters that are counted
@@ -38,9 +39,9 @@ class MaskedScale(Scale):
         reason = f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters"
         return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
 
-    def amount(self, task: Any) -> int:
-        masked = cast(Masked, task)
-        return max(1, round(masked.config.masking.rate * masked.tokens("train")))
+    def amount(self, task: Task) -> int:
+        texts = cast(MaskedTexts, cast(Composed, task).examples)
+        return max(1, round(texts.config.masking.rate * texts.tokens("train")))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 20 else 0.1}

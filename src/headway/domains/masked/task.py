@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 from headway.checkpoints.hub import find_folder
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
-from headway.data import IGNORED, Spans, SplitConfig, TokenCache, chunks, open_tokens, text_sources
-from headway.domains.masked.batches import MaskedBatch, MaskedBatches
+from headway.data import IGNORED, SplitConfig, TokenCache, chunks, open_tokens, text_sources
 from headway.domains.masked.fill import best_symbols
 from headway.domains.masked.masking import Masking, MaskingConfig
-from headway.domains.masked.rows import Pairs, Pieces, texts_of
+from headway.domains.masked.rows import FramedPieces, RowSource, SegmentPairs, Sequences, texts_of
 from headway.domains.masked.symbols import SPECIAL, read, symbols_of
 from headway.errors import UserError
+from headway.generate.prompts import device_of
+from headway.layout import Layout
 from headway.metrics import perplexity, wilson
 from headway.models import (
     Encoded,
@@ -30,15 +30,20 @@ from headway.models import (
     ModelConfig,
     PooledHeadConfig,
     TokenEmbedConfig,
+    TokenInputs,
     TransformConfig,
     TransformerConfig,
     VocabularyHead,
     VocabularyHeadConfig,
 )
 from headway.parts.norm import LayerNormConfig
-from headway.train import WHOLE, Recipe, Shard, TaskConfig
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch, ByCount, Chance, Examples
+from headway.train.objective import Objective, judged
+from headway.train.task import Composed
 
-_EVALUATED_AT_ONCE = 4096  # tokens
+_JUDGED_AT_ONCE = 4096  # tokens
+_FIXED = 0  # the seed of masks that are judged, the same for every run
 _SCORED_AT_ONCE = 512  # hidden symbols
 _SHOWN = 60  # symbols of a sample
 HEAD = VocabularyHeadConfig(bias=True, transform=TransformConfig(norm=LayerNormConfig(1e-12)))
@@ -66,14 +71,16 @@ class MaskedConfig(TaskConfig):
     next: bool = False  # pairs of segments, and whether the second follows the first (BERT)
     split: SplitConfig = SplitConfig()  # what is held out
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Masked:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
         context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
         paths = recipe.files(data)
         codec = self._codec(paths, workspace)
         masking = Masking(self.masking, symbols_of(codec))
-        return Masked(self, open_tokens(paths, codec), codec, masking, context, rows, recipe.train.seed)
+        cache = open_tokens(paths, codec)
+        texts = MaskedTexts(self, cache, codec, masking, context, rows, recipe.train.seed)
+        return Composed(texts, HiddenSymbols())
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
@@ -85,23 +92,8 @@ class MaskedConfig(TaskConfig):
         return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 
 
-class Judged(NamedTuple):
-    """Sums over one batch: nats and hits of hidden symbols and, of pairs, of what follows."""
-
-    nats: float
-    hits: int
-    count: int
-    next_nats: float = 0.0
-    next_hits: int = 0
-    pairs: int = 0
-
-
-class Masked:
-    """The task over tokenised documents; `rows` is the number of rows in a training batch."""
-
-    goal = "loss"
-    unit = "hidden symbol"
-    goal_better: Literal["min", "max"] = "min"
+class MaskedTexts(Examples):
+    """Tokenised documents in rows, of which parts are hidden; `rows` is the number of rows in a training batch."""
 
     def __init__(
         self,
@@ -113,21 +105,19 @@ class Masked:
         rows: int,
         seed: int,
     ) -> None:
-        self.config = config
-        self.cache = cache
-        self.codec = codec
-        self.masking = masking
-        self.context = context
-        self.rows = rows
-        self.seed = seed
+        self.config, self.cache, self.codec, self.masking = config, cache, codec, masking
+        self.context, self.rows, self.seed = context, rows, seed
+        self.pieces, self.splits = cache.divided(config.split)
+        self._samples: dict[str, MaskedSamples] = {}
+        self._full: dict[tuple[int, ...], Layout] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and the heads of this task; its own vocabulary head where it has one.
+        """`model` with the codec's symbols, and with types where rows are pairs.
 
         Raises UserError for a model that sees one side only, and where there is no text to train or to judge it on.
         """
         for split in ("train", "validation"):
-            self._spans(split)
+            self.of(split)
         if not isinstance(model, TransformerConfig):
             raise UserError(f"a {type(model).__name__} foretells no hidden symbols; use an encoder such as bert-base")
         if model.stack.causal:
@@ -135,132 +125,161 @@ class Masked:
                 "this model sees earlier tokens only, and masks are predicted from both sides; use an encoder such as "
                 "bert-base, or the recipe text"
             )
-        heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}
         embed = model.embed
-        if self.config.next:
-            heads["next"] = PooledHeadConfig(outputs=2, dense=True, activation="tanh")
-            if isinstance(embed, TokenEmbedConfig) and embed.types < 2:
-                embed = replace(embed, types=2)
-        return replace(model, symbols=self.codec.size, heads=heads, embed=embed)
+        if self.config.next and isinstance(embed, TokenEmbedConfig) and embed.types < 2:
+            embed = replace(embed, types=2)
+        return replace(model, symbols=self.codec.size, embed=embed)
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[MaskedBatch]:
-        if split == "train":
-            return self._training.endless(self.rows, self.seed, shard, start)
-        return self._rows(split).once(self._evaluated_rows, shard, None)
-
-    @cached_property
-    def _training(self) -> MaskedBatches:
-        return self._rows("train")
-
-    def _rows(self, split: str) -> MaskedBatches:
-        texts = texts_of(self.cache, self._spans(split), self.codec)
-        return MaskedBatches((Pairs if self.config.next else Pieces)(texts, self.context), self.masking)
-
-    def _spans(self, split: str) -> Spans:
-        if split == "all":
-            return Spans(np.asarray(self.cache.offsets[:-1]), np.diff(self.cache.offsets))
-        return self.cache.spans(split, self.config.split)
+    def of(self, split: str) -> MaskedSamples:
+        if split not in self._samples:
+            texts = texts_of(self.cache, self.pieces.of(self.splits.rows(split)), self.codec)
+            source = (SegmentPairs if self.config.next else FramedPieces)(texts, self.context)
+            self._samples[split] = MaskedSamples(self, source)
+        return self._samples[split]
 
     @property
     def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        try:
-            self._spans("test")
-        except UserError:
-            return "validation"
-        return "test"
-
-    @property
-    def _evaluated_rows(self) -> int:
-        return max(1, _EVALUATED_AT_ONCE // self.context)
-
-    def counts(self, batch: MaskedBatch) -> dict[str, int]:
-        """Hidden symbols and pairs, which are divided by separately."""
-        if batch.unrelated is None:
-            return {"masked": batch.tokens}
-        return {"masked": batch.tokens, "next": len(batch.unrelated)}
-
-    def loss(self, model: nn.Module, batch: MaskedBatch) -> dict[str, Loss]:
-        """Cross-entropy of hidden symbols (with the model's auxiliary terms) and of what follows."""
-        encoded = model(batch.inputs, batch.layout)
-        hidden = _head(model).loss(encoded.x, batch.labels)
-        extra = sum(encoded.auxiliary.values(), hidden.total.new_zeros(()))
-        losses = {"masked": Loss(hidden.total + extra * hidden.count, hidden.count)}
-        if batch.unrelated is not None:
-            total = F.cross_entropy(_next(model, encoded), batch.unrelated, reduction="sum")
-            losses["next"] = Loss(total, len(batch.unrelated))
-        return losses
-
-    def count(self, split: str) -> int:
-        return len(self._rows(split))
+        return self.splits.final
 
     def tokens(self, split: str) -> int:
         """The symbols of a split, marks included."""
-        return int(self._spans(split).lengths.sum())
+        return self.pieces.of(self.splits.rows(split)).tokens
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a hidden symbol), its perplexity, the share of hidden symbols found, and the same of pairs.
-
-        Masks depend on the row alone: a row has them in every evaluation of every run. `limit` counts rows; the split
-        "all" is all of the data.
+    def batch(self, read: Sequences, numbers: np.ndarray, seed: int) -> Batch:
+        """Rows with masks, which their numbers, int [B], and the seed draw. The targets are the hidden symbols, int
+        [B, T], -100 where nothing is to be foretold, and of pairs, int [B], 0 where the second segment follows the
+        first and 1 where it does not.
         """
-        device = next(model.parameters()).device
-        batches = self._rows(split).once(self._evaluated_rows, WHOLE, limit)
-        sums = Judged(*map(sum, zip(*(_judge(model, batch.to(device)) for batch in batches))))
-        scores: dict[str, Any] = {
-            "loss": sums.nats / sums.count,
-            "perplexity": perplexity(sums.nats, sums.count),
-            "accuracy": sums.hits / sums.count,
-            "accuracy_interval": wilson(sums.hits, sums.count),
-        }
-        if sums.pairs:
-            scores |= {"next_loss": sums.next_nats / sums.pairs, "next_accuracy": sums.next_hits / sums.pairs}
-            scores["next_accuracy_interval"] = wilson(sums.next_hits, sums.pairs)
-        return scores
+        masked = self.masking(read.ids, read.positions, numbers, seed)
+        types, unrelated = (None if t is None else torch.from_numpy(t) for t in (read.types, read.unrelated))
+        inputs = TokenInputs(torch.from_numpy(masked.inputs), types)
+        hidden = int((masked.labels != IGNORED).sum())
+        targets = torch.from_numpy(masked.labels), unrelated
+        return Batch((inputs, self._layout(read.positions)), targets, hidden, read.ids.size)
 
-    @torch.no_grad()
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out text with its masks, and what the model writes there, from places spread evenly over it."""
-        device = next(model.parameters()).device
-        source = self._rows("validation")
-        rows = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
-        batch = source.batch(rows, rows, 0).to(device)
-        best = best_symbols(model, batch.inputs, batch.layout, batch.labels != IGNORED)
-        shown = []
-        for row in range(len(rows)):
-            length = min(_SHOWN, int(batch.layout.lengths[row]))
-            hidden, ids = batch.labels[row, :length] != IGNORED, batch.inputs.ids[row, :length]
-            columns = {
-                "masked": torch.where(hidden, self.masking.symbols.mask, ids),
-                "filled": torch.where(hidden, best[row, :length], ids),
-                "text": torch.where(hidden, batch.labels[row, :length], ids),
-            }
-            shown.append({name: read(self.codec, values.tolist()) for name, values in columns.items()})
-        return shown
+    def _layout(self, positions: np.ndarray) -> Layout:
+        """Rows that are one document each share one layout, and so what models derive from it."""
+        shape = positions.shape
+        if not (positions[:, -1] == shape[1] - 1).all():
+            return Layout(torch.from_numpy(positions))
+        if shape not in self._full:
+            self._full[shape] = Layout.full(*shape)
+        return self._full[shape]
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
 
 
-def _judge(model: nn.Module, batch: MaskedBatch) -> Judged:
-    encoded = model(batch.inputs, batch.layout)
-    kept = batch.labels != IGNORED
+@dataclass(frozen=True)
+class MaskedSamples:
+    """The rows of a split, or the first `limit` of them. A row has other masks in every epoch of training; judged, it
+    has those of its number, the same in every run.
+    """
+
+    texts: MaskedTexts
+    source: RowSource
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) if self.limit is None else min(self.limit, len(self.source))
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        drawn, seed = (numbers, _FIXED) if chance is None else (chance.places, self.texts.seed)
+        return self.texts.batch(self.source.rows(numbers, drawn, seed), drawn, seed)
+
+    def training(self) -> ByCount:
+        return ByCount(len(self.source), self.texts.rows, self.texts.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), max(1, _JUDGED_AT_ONCE // self.texts.context))
+
+    def some(self, limit: int | None) -> MaskedSamples:
+        return replace(self, limit=limit)
+
+
+class HiddenSymbols(Objective[MaskedTexts]):
+    """Hidden symbols and, of pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
+
+    unit = "hidden symbol"
+
+    def adapt(self, model: ModelConfig, examples: MaskedTexts) -> ModelConfig:
+        """`model` with the heads of this task; its own vocabulary head where it has one."""
+        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}
+        if examples.config.next:
+            heads["next"] = PooledHeadConfig(outputs=2, dense=True, activation="tanh")
+        return replace(model, heads=heads)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Hidden symbols and pairs, which are divided by separately."""
+        _, unrelated = batch.targets
+        return {"masked": batch.tokens} | ({} if unrelated is None else {"next": len(unrelated)})
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        """Cross-entropy of hidden symbols (with the model's auxiliary terms) and of what follows."""
+        labels, unrelated = batch.targets
+        encoded = model(*batch.inputs)
+        hidden = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, labels)
+        extra = sum(encoded.auxiliary.values(), hidden.total.new_zeros(()))
+        losses = {"masked": Loss(hidden.total + extra * hidden.count, hidden.count)}
+        if unrelated is not None:
+            total = F.cross_entropy(_next(model, encoded), unrelated, reduction="sum")
+            losses["next"] = Loss(total, len(unrelated))
+        return losses
+
+    def judge(self, model: nn.Module, examples: MaskedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss (nats a hidden symbol), its perplexity, the share of hidden symbols found, and the same of pairs.
+
+        Masks depend on the row alone: a row has them in every evaluation of every run. `limit` counts rows.
+        """
+        found = [_sums(model, batch) for _, batch in judged(model, examples.of(split).some(limit))]
+        nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*found))
+        scores: dict[str, Any] = {
+            "loss": nats / count,
+            "perplexity": perplexity(nats, count),
+            "accuracy": hits / count,
+            "accuracy_interval": wilson(hits, count),
+        }
+        if pairs:
+            scores |= {"next_loss": next_nats / pairs, "next_accuracy": next_hits / pairs}
+            scores["next_accuracy_interval"] = wilson(next_hits, pairs)
+        return scores
+
+    @torch.no_grad()
+    def samples(self, model: nn.Module, examples: MaskedTexts, count: int) -> list[dict[str, str]]:
+        """Held-out text with its masks, and what the model writes there, from places spread evenly over it."""
+        held_out = examples.of("validation")
+        places = np.unique(np.linspace(0, len(held_out) - 1, count).astype(int))
+        batch = held_out.take(places).to(device_of(model))
+        (inputs, layout), (labels, _) = batch.inputs, batch.targets
+        best = best_symbols(model, inputs, layout, labels != IGNORED)
+        shown = []
+        for row in range(len(places)):
+            length = min(_SHOWN, int(layout.lengths[row]))
+            hidden, ids = labels[row, :length] != IGNORED, inputs.ids[row, :length]
+            columns = {
+                "masked": torch.where(hidden, examples.masking.symbols.mask, ids),
+                "filled": torch.where(hidden, best[row, :length], ids),
+                "text": torch.where(hidden, labels[row, :length], ids),
+            }
+            shown.append({name: read(examples.codec, values.tolist()) for name, values in columns.items()})
+        return shown
+
+
+def _sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
+    """Nats, hits and count of the hidden symbols of a batch and, of pairs, of what follows."""
+    labels, unrelated = batch.targets
+    encoded, kept = model(*batch.inputs), labels != IGNORED
     nats, hits = 0.0, 0
-    for x, labels in zip(encoded.x[kept].split(_SCORED_AT_ONCE), batch.labels[kept].split(_SCORED_AT_ONCE)):
-        logits = _head(model)(x)
-        nats += float(F.cross_entropy(logits, labels, reduction="sum"))
-        hits += int((logits.argmax(-1) == labels).sum())
-    if batch.unrelated is None:
-        return Judged(nats, hits, batch.tokens)
+    for x, hidden in zip(encoded.x[kept].split(_SCORED_AT_ONCE), labels[kept].split(_SCORED_AT_ONCE)):
+        logits = model.get_submodule("heads.vocabulary")(x)
+        nats += float(F.cross_entropy(logits, hidden, reduction="sum"))
+        hits += int((logits.argmax(-1) == hidden).sum())
+    if unrelated is None:
+        return nats, hits, batch.tokens, 0.0, 0, 0
     said = _next(model, encoded)
-    right = int((said.argmax(-1) == batch.unrelated).sum())
-    loss = float(F.cross_entropy(said, batch.unrelated, reduction="sum"))
-    return Judged(nats, hits, batch.tokens, loss, right, len(batch.unrelated))
-
-
-def _head(model: nn.Module) -> VocabularyHead:
-    return cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
+    loss = float(F.cross_entropy(said, unrelated, reduction="sum"))
+    return nats, hits, batch.tokens, loss, int((said.argmax(-1) == unrelated).sum()), len(unrelated)
 
 
 def _next(model: nn.Module, encoded: Encoded) -> Tensor:

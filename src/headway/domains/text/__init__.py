@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.text.batches import Rows, TextBatch
-    from headway.domains.text.config import LanguageConfig
-    from headway.domains.text.task import Language, StreamedLanguage, language_task
+    from headway.domains.text.task import LanguageConfig, NextToken, language_task
 
-__all__ = ["RECIPES", "TASKS", "Language", "LanguageConfig", "Rows", "StreamedLanguage", "TextBatch", "language_task"]
+__all__ = ["RECIPES", "TASKS", "LanguageConfig", "NextToken", "language_task"]
 RECIPES = ("shakespeare", "text")
-TASKS = {"language": "config"}
-lazily(
-    __name__,
-    {
-        ".batches": ("Rows", "TextBatch"),
-        ".config": ("LanguageConfig",),
-        ".task": ("Language", "StreamedLanguage", "language_task"),
-    },
-)
+TASKS = {"language": "task"}
+lazily(__name__, {".task": ("LanguageConfig", "NextToken", "language_task")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.data import SplitConfig
-from headway.domains.text.config import LanguageConfig
+from headway.domains.text.task import LanguageConfig
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.parts.feedforward import GatedConfig, MLPConfig

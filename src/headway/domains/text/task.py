@@ -2,159 +2,198 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from headway.checkpoints.familiar import Familiar
-from headway.codecs import Codec
-from headway.config import override
-from headway.data import Crops, Packing, Spans, Streams, TokenCache, open_tokens
-from headway.data.splits import larger_share
-from headway.domains.text.batches import Lanes, Rows, StreamBatch, TextBatch
-from headway.domains.text.config import LanguageConfig
-from headway.errors import UserError
+from headway.checkpoints.hub import find_folder
+from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs.tokenizer import FILE
+from headway.config import override, register
+from headway.data import (
+    IGNORED,
+    Crops,
+    Packing,
+    Spans,
+    SplitConfig,
+    Streams,
+    TokenCache,
+    Windows,
+    chunks,
+    open_tokens,
+    text_sources,
+)
+from headway.errors import ConfigError
 from headway.generate import Limits, Sampling, Session, strided_nats
+from headway.layout import Layout
 from headway.metrics import language_scores
 from headway.mixers import State
-from headway.models import Encoded, Loss, ModelConfig, Transformer, VocabularyHead
-from headway.train import Shard
-from headway.train.task import WHOLE
+from headway.models import Loss, ModelConfig, Transformer, TransformerConfig, describe
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch, ByCount, Chance, Examples, Samples
+from headway.train.objective import Carrying, judged
+from headway.train.objectives.vocabulary import Likelihood
+from headway.train.task import Composed
 
-_EVALUATED_AT_ONCE = 8192  # tokens
+_JUDGED_AT_ONCE = 8192  # tokens
 _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read
 _DECODED_AT_ONCE = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
 _CONTEXT = 1024  # of a model without a longest context, where nothing says one
 
 
-class Language:
-    """The task over tokenised documents; `rows` is the number of rows in a training batch."""
+@register("language")
+@dataclass(frozen=True)
+class LanguageConfig(TaskConfig):
+    """Predict each symbol of documents from those before it.
 
-    goal = "loss"
-    goal_better: Literal["min", "max"] = "min"
+    `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), unless `tokenizer`
+    names a published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's.
+    `packing` "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows
+    at any offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A
+    batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
+
+    `carry_state` is for recurrent and linear mixers: in place of either packing, the text is cut into as many streams
+    as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
+    """
+
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 8192  # most symbols; none: as many as there are
+    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    context: int | None = None  # tokens of a row; none: the model's
+    packing: Literal["documents", "windows"] = "documents"  # whole documents side by side, or windows at any offset
+    split: SplitConfig = SplitConfig()  # what is held out
+    carry_state: bool = False  # whether a row goes on where it ended in the step before, state and all
+
+    @property
+    def crops(self) -> bool:
+        """Whether rows begin anywhere in a document."""
+        return self.packing == "windows" and not self.carry_state
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        context, train = recipe.row_length(self.context), recipe.train
+        rows = train.rows(context)
+        if self.carry_state:
+            _check_carried(recipe.model)
+        paths = recipe.files(data)
+        codec = self._codec(paths, workspace)
+        given = self, open_tokens(paths, codec), codec, context, rows, train.seed
+        if self.carry_state:
+            return Composed(StreamedDocuments(*given, lanes=train.accumulate), CarriedNextToken())
+        return Composed(Documents(*given), NextToken())
+
+    def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
+        """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
+        if (workspace / FILE).exists():
+            return load_codec(workspace)
+        if self.tokenizer is not None:
+            return load_codec(find_folder(self.tokenizer))
+        texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
+        return train_codec(self.codec, texts, self.size, fewer=True)
+
+
+def _check_carried(model: ModelConfig) -> None:
+    """Raises ConfigError for a model whose state cannot go on from row to row without end."""
+    if not isinstance(model, TransformerConfig) or not model.stack.causal:
+        raise ConfigError("task.carry_state needs a model that sees earlier tokens only; set it to false")
+    if model.context is not None:
+        raise ConfigError(
+            f"task.carry_state lets documents go on past model.context {model.context}; set model.context to none"
+        )
+    growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
+    if growth:
+        raise ConfigError(
+            f"task.carry_state needs a state that does not grow, and this model's grows by {growth:,} bytes a token: "
+            "attention, with a window too, keeps keys and values of a single document; choose another model.mixer, "
+            "such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
+        )
+
+
+class Documents(Examples):
+    """Tokenised documents, read in rows; `rows` is the number of rows in a training batch."""
 
     def __init__(
         self, config: LanguageConfig, cache: TokenCache, codec: Codec, context: int, rows: int, seed: int
     ) -> None:
-        self.config = config
-        self.cache = cache
-        self.codec = codec
-        self.context = context
-        self.rows = rows
-        self.seed = seed
+        self.config, self.cache, self.codec = config, cache, codec
+        self.context, self.rows, self.seed = context, rows, seed
+        self.pieces, self.splits = cache.divided(config.split, least=2)  # a first token is read and not foretold
+        self._packed: dict[str, Packing] = {}
+        self._unbroken: dict[int, Layout] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols. Raises UserError where there is no text to train or to judge it on."""
-        empty = [split for split in ("train", "validation") if self.tokens(split) == 0]
-        if empty:
-            raise UserError(
-                f"{self.cache.documents:,} documents with {len(self.cache.ids):,} tokens leave nothing to predict in "
-                f"the {' and the '.join(empty)} split; give more text, or {larger_share(empty[-1])}"
-            )
+        """`model` with the codec's symbols. UserError where there is too little text to train or to judge it on."""
+        for split in ("train", "validation"):
+            self.spans(split)
+        self.of("train").training()
         return override(model, {"symbols": self.codec.size})
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TextBatch]:
-        if split == "train":
-            return self._training_rows.endless(self.rows, self.seed, shard, start)
-        return self._consecutive(split).once(self._evaluated_rows, shard, None)
-
-    @cached_property
-    def _training_rows(self) -> Rows:
-        spans = self._spans("train")
-        kind = Crops if self.config.crops else Packing
-        return Rows(kind(self.cache.ids, spans, self.context))
-
-    def _consecutive(self, split: str) -> Rows:
-        return Rows(Packing(self.cache.ids, self._spans(split), self.context))
-
-    def _spans(self, split: str) -> Spans:
-        if split == "all":
-            return Spans(np.asarray(self.cache.offsets[:-1]), np.diff(self.cache.offsets))
-        return self.cache.spans(split, self.config.split)
+    def of(self, split: str) -> Samples:
+        return TextRows(self, split)
 
     @property
     def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        try:
-            return "test" if self.tokens("test") else "validation"
-        except UserError:
-            return "validation"
+        return self.splits.final
 
-    @property
-    def _evaluated_rows(self) -> int:
-        return max(1, _EVALUATED_AT_ONCE // self.context)
+    def spans(self, split: str) -> Spans:
+        """The documents of a split, or their parts."""
+        return self.pieces.of(self.splits.rows(split))
 
-    def loss(self, model: nn.Module, batch: TextBatch) -> dict[str, Loss]:
-        return _losses(model, model(batch.inputs, batch.layout), batch)
+    def packed(self, split: str) -> Packing:
+        """A split in consecutive rows."""
+        if split not in self._packed:
+            self._packed[split] = Packing(self.cache.ids, self.spans(split), self.context)
+        return self._packed[split]
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
-        """Loss (nats a token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`.
+    @cached_property
+    def trained(self) -> Packing | Crops:
+        """The rows that are trained on."""
+        if self.config.crops:
+            return Crops(self.cache.ids, self.spans("train"), self.context)
+        return self.packed("train")
 
-        The split "all" is all of the data.
-        """
-        nats, count = 0.0, 0
-        for loss in self._judged(model, split, limit):
-            nats, count = nats + float(loss.total), count + loss.count
-        size = round(count * self._bytes_per_token(split, count))
-        return language_scores(nats, count, size)
-
-    def _judged(self, model: nn.Module, split: str, limit: int | None) -> Iterator[Loss]:
-        device = next(model.parameters()).device
-        for batch in self._consecutive(split).once(self._evaluated_rows, WHOLE, limit):
-            yield self.loss(model, batch.to(device))["loss"]
+    def batch(self, windows: Windows) -> Batch:
+        """Tokens and the next of each. Batches of unbroken rows share one layout, and so what models derive from it."""
+        # Only where every row is one document from its start has the last place the last position.
+        if not (windows.positions[:, -1] == self.context - 1).all():
+            return _batch(windows, Layout(torch.from_numpy(windows.positions)))
+        size = len(windows.positions)
+        if size not in self._unbroken:
+            self._unbroken[size] = Layout.full(size, self.context)
+        return _batch(windows, self._unbroken[size])
 
     def tokens(self, split: str) -> int:
         """The symbols of a split that are foretold."""
-        return int(np.maximum(self._spans(split).lengths - 1, 0).sum())
+        return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
-    def count(self, split: str) -> int:
-        return len(self._consecutive(split))
-
-    def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, float]:
-        """`evaluate` in windows of the context that advance by `stride`, so that each token follows at least context -
-        stride others where its document has them; over the documents of a split, or its first `limit`.
+    def bytes_of(self, split: str, tokens: int) -> int:
+        """The bytes of so many predictions: as many a token as whole documents from the start of a split have until
+        they hold so many, which is exact for a whole split.
         """
-        spans = self._spans(split)
-        nats, count = 0.0, 0
-        for start, length in list(zip(spans.starts.tolist(), spans.lengths.tolist()))[:limit]:
-            if length > 1:
-                document = self.cache.ids[start : start + length].tolist()
-                found = strided_nats(cast(Transformer, model), document, self.context, stride)
-                nats, count = nats + found.total, count + found.tokens
-        return language_scores(nats, count, round(count * self._bytes_per_token(split, count)))
-
-    def _bytes_per_token(self, split: str, count: int) -> float:
-        """Of whole documents from the start of a split until they hold `count` predictions: exact for a whole split."""
-        spans = self._spans(split)
-        tokens = size = 0
+        spans = self.spans(split)
+        seen = size = 0
         for start, length in zip(spans.starts.tolist(), spans.lengths.tolist()):
-            if tokens >= count:
+            if seen >= tokens:
                 break
-            tokens += length - 1
+            seen += max(0, length - 1)
             for first in range(start + 1, start + length, _DECODED_AT_ONCE):
                 piece = self.cache.ids[first : min(first + _DECODED_AT_ONCE, start + length)]
                 size += len(self.codec.decode(piece.tolist()).encode())
-        return size / tokens
+        return round(tokens * (size / seen))
 
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Continuations of held-out text, from places spread evenly over it, drawn at temperature 0.8."""
-        rows = self._consecutive("validation").source
+    def prompts(self, count: int) -> list[list[int]]:
+        """Beginnings of rows of held-out text, spread evenly over it."""
+        rows = self.packed("validation")
         places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
-        prompts = rows.windows(places).inputs[:, : max(1, self.context // 4)].tolist()
-        session = Session(cast(Transformer, model), self.codec)
-        sampling = Sampling(temperature=0.8, seed=self.seed)
-        found = session.generate(prompts, sampling, Limits(max_new_tokens=_SAMPLE_TOKENS))
-        return [
-            {"prompt": self.codec.decode(prompt), "output": completion.text}
-            for prompt, completion in zip(prompts, found)
-        ]
+        return rows.windows(places).inputs[:, : max(1, self.context // 4)].tolist()
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
@@ -164,14 +203,38 @@ class Language:
         return Familiar.of(self.cache.ids, self.codec.size, marks=(self.codec.begin, self.codec.end))
 
 
-class StreamedLanguage(Language):
-    """`Language` by truncated back-propagation through time: the states in which the rows of a batch end are those from
-    which they go on in a later one, and no gradient passes between the two (Williams and Peng 1990; Mikolov et al.
-    2010).
+@dataclass(frozen=True)
+class TextRows:
+    """The consecutive rows of a split, or the first `limit` of them; training reads the rows that are trained on."""
 
-    Each of the `lanes` micro-batches of a step has streams of its own. With an epoch all streams begin anew, as models
-    that have read nothing; within a stream a document does so where it starts. A split is judged in the same way, in
-    streams of its own.
+    texts: Documents
+    split: str
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        rows = len(self.texts.packed(self.split))
+        return rows if self.limit is None else min(self.limit, rows)
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Tokens, int [B, T], with their layout, and the symbols that follow, -100 where none is to be foretold."""
+        rows = self.texts.trained if chance is not None else self.texts.packed(self.split)
+        return self.texts.batch(rows.windows(numbers))
+
+    def training(self) -> ByCount:
+        return ByCount(len(self.texts.trained), self.texts.rows, self.texts.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), max(1, _JUDGED_AT_ONCE // self.texts.context))
+
+    def some(self, limit: int | None) -> TextRows:
+        return TextRows(self.texts, self.split, limit)
+
+
+class StreamedDocuments(Documents):
+    """Documents in streams: a row of a batch goes on where it ended in the batch `lanes` before.
+
+    Each of the `lanes` micro-batches of a step has streams of its own. With an epoch all streams begin anew; within a
+    stream a document does so where it starts. A split is judged in the same way, in streams of its own.
     """
 
     def __init__(
@@ -187,59 +250,137 @@ class StreamedLanguage(Language):
         super().__init__(config, cache, codec, context, rows, seed)
         self.lanes = lanes
 
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        """As above; raises UserError where the text is too little for the streams, too."""
-        self.batches("train")
-        return super().adapt(model)
-
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[StreamBatch]:
-        if split == "train":
-            return self._training_lanes.endless(shard, start)
-        return self._read_once(split, None).once()
+    def of(self, split: str) -> Samples:
+        return StreamedRows(self, split)
 
     @cached_property
-    def _training_lanes(self) -> Lanes:
-        spans = self._spans("train")
-        return Lanes(Streams(self.cache.ids, spans, self.context, self.rows * self.lanes), self.rows, self.lanes)
+    def streams(self) -> Lanes:
+        """What is trained on."""
+        source = Streams(self.cache.ids, self.spans("train"), self.context, self.rows * self.lanes)
+        return Lanes(source, self.rows, self.lanes)
 
-    def _read_once(self, split: str, limit: int | None) -> Lanes:
-        """The first `limit` rows' worth of a split, in as many streams as training has rows or fewer, longer ones."""
-        spans = self._spans(split)
-        most = int(np.maximum(spans.lengths - 1, 0).sum())
-        most = most if limit is None else min(most, limit * self.context)
-        rows = max(1, min(self.rows, most // (_WINDOWS * self.context)))
-        return Lanes(Streams(self.cache.ids, spans, self.context, rows, most), rows)
+
+@dataclass(frozen=True)
+class Lanes:
+    """Streams, `rows` of which stand in each of `lanes`; a sample is a row of one window of a stream, and a batch has
+    the window of a lane.
+    """
+
+    source: Streams
+    rows: int
+    lanes: int = 1
+
+    def __len__(self) -> int:
+        return len(self.source) * self.lanes * self.rows
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        window, lane = divmod(int(numbers[0]) // self.rows, self.lanes)
+        found = self.source.windows(slice(lane * self.rows, (lane + 1) * self.rows), window)
+        return _batch(found, Layout(torch.from_numpy(found.positions)), begins=window == 0)
+
+    def in_order(self) -> ByCount:
+        return ByCount(len(self), self.rows)
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """The first `limit` rows' worth of a split, in as many streams as training has rows or fewer, longer ones; training
+    reads the streams that are trained on.
+    """
+
+    texts: StreamedDocuments
+    split: str
+    limit: int | None = None
+
+    @cached_property
+    def judged(self) -> Lanes:
+        most, context = self.texts.tokens(self.split), self.texts.context
+        most = most if self.limit is None else min(most, self.limit * context)
+        rows = max(1, min(self.texts.rows, most // (_WINDOWS * context)))
+        return Lanes(Streams(self.texts.cache.ids, self.texts.spans(self.split), context, rows, most), rows)
+
+    def __len__(self) -> int:
+        return len(self.judged)
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        return (self.judged if chance is None else self.texts.streams).batch(numbers)
+
+    def training(self) -> ByCount:
+        return self.texts.streams.in_order()
+
+    def judging(self) -> ByCount:
+        return self.judged.in_order()
+
+    def some(self, limit: int | None) -> StreamedRows:
+        return StreamedRows(self.texts, self.split, limit)
+
+
+def _batch(windows: Windows, layout: Layout, begins: bool = True) -> Batch:
+    inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
+    return Batch((inputs, layout), labels, int((windows.labels != IGNORED).sum()), inputs.numel(), begins)
+
+
+class NextToken(Likelihood[Documents]):
+    """The next symbol of documents."""
+
+    def judge(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss (nats a token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`."""
+        nats, count = self.nats(model, examples.of(split).some(limit))
+        return dict(language_scores(nats, count, examples.bytes_of(split, count)))
+
+    def strided(
+        self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
+    ) -> dict[str, float]:
+        """`judge` in windows of the context that advance by `stride`, so that each token follows at least context -
+        stride others where its document has them; over the documents of a split, or its first `limit`.
+        """
+        spans = examples.spans(split)
+        nats, count = 0.0, 0
+        for start, length in list(zip(spans.starts.tolist(), spans.lengths.tolist()))[:limit]:
+            if length > 1:
+                document = examples.cache.ids[start : start + length].tolist()
+                found = strided_nats(cast(Transformer, model), document, examples.context, stride)
+                nats, count = nats + found.total, count + found.tokens
+        return language_scores(nats, count, examples.bytes_of(split, count))
+
+    def samples(self, model: nn.Module, examples: Documents, count: int) -> list[dict[str, str]]:
+        """Continuations of held-out text, drawn at temperature 0.8."""
+        prompts, codec = examples.prompts(count), examples.codec
+        sampling = Sampling(temperature=0.8, seed=examples.seed)
+        session = Session(cast(Transformer, model), codec)
+        found = session.generate(prompts, sampling, Limits(max_new_tokens=_SAMPLE_TOKENS))
+        return [
+            {"prompt": codec.decode(prompt), "output": completion.text} for prompt, completion in zip(prompts, found)
+        ]
+
+
+class CarriedNextToken(NextToken, Carrying[Documents]):
+    """The next symbol by truncated back-propagation through time: the states in which the rows of a batch end are those
+    from which they go on in a later one, and no gradient passes between the two (Williams and Peng 1990; Mikolov et al.
+    2010).
+    """
 
     def begin(self, model: nn.Module, rows: int) -> State:
-        """The states of so many rows before anything was read."""
         return cast(Transformer, model).stack.initial_states(rows, 1, like=next(model.parameters()))
 
-    def carry(self, model: nn.Module, batch: StreamBatch, states: State | None) -> tuple[dict[str, Loss], State]:
-        """`loss` of a batch that goes on from `states`, and those in which it ends."""
+    def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
         if batch.begins or states is None:
-            states = self.begin(model, len(batch.inputs))
+            states = self.begin(model, len(batch.targets))
         else:
             states = cast(Transformer, model).stack.carry(states)
-        encoded = model(batch.inputs, batch.layout, states)
-        return _losses(model, encoded, batch), encoded.states
+        encoded = model(*batch.inputs, states)
+        return self.losses(model, encoded, batch, self.smoothing), encoded.states
 
-    def _judged(self, model: nn.Module, split: str, limit: int | None) -> Iterator[Loss]:
-        device, states = next(model.parameters()).device, None
-        for batch in self._read_once(split, limit).once():
-            losses, states = self.carry(model, batch.to(device), states)
-            yield losses["loss"]
+    def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
+        nats, count, states = 0.0, 0, None
+        for _, batch in judged(model, samples):
+            losses, states = self.carry(model, batch, states)
+            nats, count = nats + float(losses["loss"].total), count + losses["loss"].count
+        return nats, count
 
 
-def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Language:
+def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Composed:
     """The task that judges a language model, however it came about, on texts of the user's."""
     context = model.config.context or _CONTEXT
-    return Language(LanguageConfig(context=context), open_tokens(paths, codec), codec, context, rows=1, seed=0)
-
-
-def _head(model: nn.Module) -> VocabularyHead:
-    return cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
-
-
-def _losses(model: nn.Module, encoded: Encoded, batch: TextBatch) -> dict[str, Loss]:
-    loss = _head(model).loss(encoded.x, batch.labels)
-    return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
+    config = LanguageConfig(context=context)
+    return Composed(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())
