@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.domains.translation.config import Codecs, Marks, PairsConfig
-from headway.domains.translation.decode import translate_hypotheses
+from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
+from headway.domains.translation.translator import translate_hypotheses
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
 from headway.layout import Layout
@@ -40,7 +40,7 @@ def alignment(
     A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
     where the encoder reads it backwards.
     """
-    marks = Marks.of(codecs)
+    marks = PairMarks.of(codecs)
     device = next(model.parameters()).device
     inputs = [
         torch.tensor([ids], device=device)
