@@ -311,6 +311,7 @@ def test_odd_words(dictionary: Path) -> None:
     examples = examples_of(open_task(small(pronounce()), [dictionary]))
     codec, config = examples.codecs.source, examples.config
     assert codec.encode(config.prepare(" Data ")) == codec.encode("d a t a")
+    assert codec.unknown is not None
     assert codec.encode(config.prepare("naïve")).count(codec.unknown) == 1
     assert codec.encode(config.prepare("")) == []
 
