@@ -231,8 +231,11 @@ def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
     recipe = configured("transcription", prompts(tmp_path / "data"), SPLIT, None, start=whisper)
     examples, _ = parts(begin_task(recipe, tmp_path / "run"))
     assert examples.frames == 3000
-    names = [examples.codec.tokenizer.id_to_token(i) for i in examples.targets[0]]
-    assert names == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj", "<|endoftext|>"]
+    batch = batch_of(examples, 0)
+    both = batch.inputs[2][0].tolist(), batch.targets[0, 1:].tolist()
+    read, said = ([examples.codec.tokenizer.id_to_token(i) for i in ids] for ids in both)
+    assert read == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj"]
+    assert said == ["Ġa", "Ġj", "<|endoftext|>"]
     assert examples.marks.end not in examples.marks.never
     with pytest.raises(ConfigError, match="writes English only, not 'de'"):
         begin_task(override(recipe, {"task.language": "de"}), tmp_path / "run")

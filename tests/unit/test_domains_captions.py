@@ -20,12 +20,13 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
 from headway.domains.image_text.caption_recipes import captioner
-from headway.domains.image_text.captioning import CaptionedImages, CaptionText, shifted, text_batch
+from headway.domains.image_text.captioning import CaptionedImages, CaptionText, moved
 from headway.domains.image_text.emoji import read_emoji
 from headway.errors import ConfigError, UserError
 from headway.models import Captioner
 from headway.recipes import open_task
 from headway.train import Recipe, Run
+from headway.train.objectives.written import shifted
 
 Image = pytest.importorskip("PIL.Image")
 TINY = {
@@ -172,7 +173,7 @@ def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_texts_in_batches() -> None:
-    ids, layout, labels = text_batch([[5, 6], [], [7]], begin=1, end=2)
+    ids, layout, labels = shifted([[5, 6], [], [7]], prompt=(1,), end=2)
     assert ids.tolist() == [[1, 5, 6], [1, 0, 0], [1, 7, 0]]
     assert labels.tolist() == [[5, 6, 2], [2, -100, -100], [7, 2, -100]]
     assert layout.positions.tolist() == [[0, 1, 2], [0, -1, -1], [0, 1, -1]]
@@ -180,12 +181,12 @@ def test_texts_in_batches() -> None:
 
 def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
-    moved = shifted(images, 2, 1, np.array([4, 5, 6]))
-    assert np.array_equal(moved[1:], shifted(images[1:], 2, 1, np.array([5, 6])))
+    shown = moved(images, 2, 1, np.array([4, 5, 6]))
+    assert np.array_equal(shown[1:], moved(images[1:], 2, 1, np.array([5, 6])))
     wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-    for image, whole in zip(moved, wide):
+    for image, whole in zip(shown, wide):
         assert any(np.array_equal(image, whole[y : y + 6, x : x + 6]) for y in range(5) for x in range(5))
-    assert np.array_equal(shifted(images, 0, 1, np.array([4, 5, 6])), images)
+    assert np.array_equal(moved(images, 0, 1, np.array([4, 5, 6])), images)
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.translation import PairMarks, ParallelText, PronounceConfig, SentencePairs, Sentences, Translated
-from headway.domains.translation.alignment import alignment
+from headway.domains.translation import PairMarks, ParallelText, PronounceConfig, SentencePairs, Sentences, TargetText
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
+from headway.domains.translation.task import alignment
 from headway.domains.translation.translator import Translator, source_ids
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
@@ -270,7 +270,7 @@ def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:
     assert {"loss", "perplexity", "bleu", "bleu_signature", "chrf", "chrf_signature"} <= scores.keys()
     assert "case:lc|" in scores["bleu_lowercase_signature"]
     examples, objective = examples_of(task), task.objective
-    assert isinstance(objective, Translated)
+    assert isinstance(objective, TargetText)
     assert (scores["samples"], scores["beam"]) == (8, examples.config.beam)
     assert task.evaluate(model, "validation", limit=4)["beam"] == 1
     samples = task.samples(model, 3)

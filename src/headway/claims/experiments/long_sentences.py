@@ -12,7 +12,7 @@ from headway.claims.dictionary import words_of, write_lists
 from headway.claims.pictures import intervals, lines, middle_of
 from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned
 from headway.claims.statistics import difference, mean
-from headway.domains.translation.task import ParallelText, Translated
+from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.models import EncoderDecoder, ModelConfig
 from headway.models.ancestors import rnnenc, rnnsearch
@@ -57,7 +57,7 @@ def model_of(settings: Settings, variant: str, task: Composed) -> ModelConfig:
 
 def by_length(settings: Settings, task: Composed, model: EncoderDecoder) -> tuple[list[float], list[float]]:
     """The phoneme error rate of lists of 1, 2, ... words, and their mean length in letters."""
-    examples, objective = cast(ParallelText, task.examples), cast(Translated, task.objective)
+    examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
     sources = examples.sources("validation")
     texts, references = sources.given, sources.references
     outputs = examples.texts(objective.write(model, examples, sources, objective.searched("validation")))

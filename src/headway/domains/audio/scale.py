@@ -103,8 +103,7 @@ class SpeechScale(Scale):
 
     def amount(self, task: Task) -> int:
         speech = cast(SpokenTexts, cast(Composed, task).examples)
-        rows = speech.splits.rows("train").tolist()
-        return sum(len(speech.targets[row]) - len(speech.marks.prompt) for row in rows)
+        return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}

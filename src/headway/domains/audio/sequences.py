@@ -28,11 +28,11 @@ from headway.domains.audio.speech import (
     END,
     PLAIN,
     START,
-    Heard,
-    Speech,
     SpeechConfig,
     SpeechText,
     SpokenMarks,
+    SpokenSounds,
+    Utterance,
     check_targets,
     listening,
 )
@@ -95,7 +95,7 @@ class SpokenSequencesConfig(SpeechConfig):
         return Composed(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
-class SpokenSequences(Speech):
+class SpokenSequences(SpokenSounds):
     """Joined digits, each sequence a pure function of its split and number."""
 
     def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
@@ -106,7 +106,11 @@ class SpokenSequences(Speech):
         sides = sides_of(self.sounds.keys, takes.named(None), config.split)
         sides = {side: np.setdiff1d(rows, self.sounds.bad) for side, rows in sides.items()}
         self.splits = Splits(sides, good, "recordings", "recordings")
-        self.voices = {side: _by_speaker(takes, rows) for side, rows in (*sides.items(), ("all", good))}
+        names = np.array(takes.speakers)
+        self.voices = {
+            side: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # those of each speaker
+            for side, rows in (*sides.items(), ("all", good))
+        }
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         saved = (workspace / FILE).exists()
         codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
@@ -181,10 +185,8 @@ class SequenceSamples:
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
         """Each place of training has a sequence of its own."""
         examples, chosen = self.examples, self.numbers[numbers] if chance is None else chance.places
-        marks, heard = examples.marks, []
-        for number in chosen.tolist():
-            window, spans = examples.sequence(self.split, number, chance is not None)
-            heard.append(Heard(window, len(window), [*marks.prompt, *examples.ids(spans), marks.end]))
+        joined = [examples.sequence(self.split, number, chance is not None) for number in chosen.tolist()]
+        heard = [Utterance(window, len(window), examples.ids(spans)) for window, spans in joined]
         return examples.batch(heard, chance)
 
     def spans(self) -> list[list[Span]]:
@@ -256,9 +258,3 @@ def _marks(codec: TokenizerCodec) -> SpokenMarks:
     if start is None or plain is None or end is None:
         raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a run of this task")
     return SpokenMarks((start,), end, (start, plain))
-
-
-def _by_speaker(takes: Takes, rows: np.ndarray) -> list[np.ndarray]:
-    """The recordings of each speaker."""
-    names = np.array(takes.speakers)[rows]
-    return [rows[names == name] for name in sorted(set(names.tolist()))]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from headway.checkpoints.usage import read_usage
 from headway.codecs import TokenizerCodec
 from headway.data.order import epoch_seed
-from headway.data.packing import IGNORED
 from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.augment import masked
 from headway.domains.audio.classification import SoundTaskConfig
@@ -34,7 +33,7 @@ from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Pr
 from headway.train import Recipe
 from headway.train.examples import Batch, Chance, Samples
 from headway.train.objective import judged
-from headway.train.objectives.written import Ids, Sourced, Sources, Written
+from headway.train.objectives.written import Ids, Sourced, Sources, Written, shifted
 from headway.train.recipe import batch_size_of
 
 START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
@@ -55,9 +54,9 @@ class SpeechConfig(SoundTaskConfig):
             raise ConfigError(f"task.beam is {self.beam}; give 1 or more")
 
 
-class Heard(NamedTuple):
-    """The samples of a window, how many of them the sound has, the others being silence behind it, and all symbols of
-    what is said in it, from the first of the prompt to the end.
+class Utterance(NamedTuple):
+    """The samples of a window, how many of them the sound has, the others being silence behind it, and the symbols of
+    what is said in it.
     """
 
     window: Float[Tensor, "N"]
@@ -73,7 +72,7 @@ class SpokenMarks(NamedTuple):
     never: tuple[int, ...]
 
 
-class Speech(Sourced):
+class SpokenSounds(Sourced):
     """Sounds and what is said in them. A batch is train.batch_size of them.
 
     Each kind says which samples there are (`of`) and what is said in some (`told`).
@@ -109,30 +108,19 @@ class Speech(Sourced):
         decoder = replace(both.decoder, symbols=self.codec.size)
         return replace(both, encoder=with_window(both.encoder, self.frames), decoder=decoder)
 
-    def batch(self, sounds: Sequence[Heard], chance: Chance | None = None) -> Batch:
+    def batch(self, sounds: Sequence[Utterance], chance: Chance | None = None) -> Batch:
         """The model is called with frames, Float[B, T, M], heard as a whole, and with symbols, [B, L]; targets are the
         symbols after the prompt, [B, L]. In training parts of the spectra are masked.
         """
         whole = framed(torch.stack([sound.window for sound in sounds]), self.bands)
-        heard = [x[: self._heard(sound.used)] for x, sound in zip(whole, sounds)]
+        heard = [x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(whole, sounds)]
         if chance is not None:
             draws = [drawn(epoch_seed(self.seed, _MASKS), place) for place in chance.places.tolist()]
             heard = [masked(x, self.augment, draw) for x, draw in zip(heard, draws)]
         frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in heard])
-        lengths = torch.tensor([len(sound.ids) - 1 for sound in sounds])
-        read = torch.zeros(len(sounds), int(lengths.max()), dtype=torch.long)
-        labels = torch.full_like(read, IGNORED)
-        for row, (*_, ids) in enumerate(sounds):
-            text, first = torch.tensor(ids), len(self.marks.prompt) - 1
-            read[row, : len(ids) - 1] = text[:-1]
-            labels[row, first : len(ids) - 1] = text[first + 1 :]
-        inputs = frames, Layout.full(len(frames), frames.shape[1]), read, Layout.padded(lengths)
-        computed = frames.shape[0] * frames.shape[1] // 2 + read.numel()
-        return Batch(inputs, labels, int((labels != IGNORED).sum()), computed)
-
-    def _heard(self, used: int) -> int:
-        """The frames of a window that are not 0."""
-        return self.frames if self.padding == "silence" else min(self.frames, used // HOP)
+        read, layout, labels = shifted([sound.ids for sound in sounds], self.marks.prompt, self.marks.end)
+        tokens, computed = sum(len(sound.ids) + 1 for sound in sounds), len(frames) * self.frames // 2 + read.numel()
+        return Batch((frames, Layout.full(len(frames), self.frames), read, layout), labels, tokens, computed)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
@@ -146,7 +134,7 @@ def words(text: str) -> str:
     return " ".join(_NO_WORD.sub(" ", text.lower()).split())
 
 
-H = TypeVar("H", bound=Speech)
+H = TypeVar("H", bound=SpokenSounds)
 
 
 class SpeechText(Written[H], Generic[H]):

@@ -26,11 +26,11 @@ from headway.domains.audio.speech import (
     END,
     PLAIN,
     START,
-    Heard,
-    Speech,
     SpeechConfig,
     SpeechText,
     SpokenMarks,
+    SpokenSounds,
+    Utterance,
     check_targets,
     listening,
     words,
@@ -74,7 +74,7 @@ class TranscriptionConfig(SpeechConfig):
         return Composed(examples, TranscriptText(self, examples.language))
 
 
-class SpokenTexts(Speech, Numbered):
+class SpokenTexts(SpokenSounds, Numbered):
     """Sounds with transcripts. Equal texts are never both trained on and held out."""
 
     def __init__(self, config: TranscriptionConfig, recipe: Recipe, found: Transcripts, workspace: Path) -> None:
@@ -89,9 +89,8 @@ class SpokenTexts(Speech, Numbered):
         self.language, marks = _spoken(codec, model, config.language)
         super().__init__(recipe, codec, marks, frames, config, workspace)
         # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
-        texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
-        self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
-        sizes = np.array([len(ids) - 1 for ids in self.targets])
+        self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
+        sizes = np.array([len(marks.prompt) + len(ids) for ids in self.ids])
         check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
 
     def _fitting(
@@ -120,19 +119,19 @@ class SpokenTexts(Speech, Numbered):
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         places = [None] * len(rows) if chance is None else chance.places.tolist()
-        return self.batch([self._heard_at(row, place) for row, place in zip(rows.tolist(), places)], chance)
+        return self.batch([self.utterance(row, place) for row, place in zip(rows.tolist(), places)], chance)
 
-    def _heard_at(self, row: int, place: int | None) -> Heard:
+    def utterance(self, row: int, place: int | None) -> Utterance:
         """A sound from the start of its window, as Whisper hears it; changed where it stands in a place of training."""
         sound, length = self.sounds[self.kept[row]], self.frames * HOP
         if place is None:
-            return Heard(F.pad(sound, (0, length - len(sound))), len(sound), self.targets[row])
+            return Utterance(F.pad(sound, (0, length - len(sound))), len(sound), self.ids[row])
         draw, augment = drawn(self.seed, place), self.augment
         changed = varied(sound, augment, draw)
         # What became too long by a lower speed stays as it was: nothing of it is cut.
         sound = delayed(changed if len(changed) <= length else sound, length, augment, draw)
         window = noisy(F.pad(sound, (0, length - len(sound))), augment, draw)
-        return Heard(window, len(sound), self.targets[row])
+        return Utterance(window, len(sound), self.ids[row])
 
     def told(self, samples: Selected) -> Sources:
         rows = samples.rows.tolist()
@@ -151,7 +150,8 @@ class TranscriptText(SpeechText[SpokenTexts]):
 
     def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:
         """Where each symbol of a text was read from, in the spectrogram of its sound."""
-        row = min(examples.spread(12).tolist(), key=lambda row: abs(len(examples.targets[row]) - 20))
+        wanted = 19 - len(examples.marks.prompt)
+        row = min(examples.spread(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - wanted))
         found = self.alignment(cast(EncoderDecoder, model), examples, Selected(examples, np.array([row])))
         used = frames_of(int(examples.sounds.lengths[examples.kept[row]]))
         frames, weights = found.frames[:used], found.weights[:, : -(-used // 2)]

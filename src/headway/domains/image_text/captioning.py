@@ -11,26 +11,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from torch import Tensor, nn
+from torch import nn
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec
 from headway.codecs.processor import ImageProcessor
 from headway.config import override
-from headway.data import IGNORED, SIDES, Splits
+from headway.data import SIDES, Splits
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_config import Captioned, CaptionsConfig
 from headway.domains.image_text.caption_pictures import captions_shown, looks
 from headway.errors import UserError
 from headway.generate import SearchConfig
-from headway.layout import Layout
 from headway.metrics import caption_scores
 from headway.models import Captioner, CaptionerConfig, ModelConfig
 from headway.report import Picture
 from headway.train import Recipe
 from headway.train.examples import Batch, Chance, Numbered, Selected
 from headway.train.objective import judged
-from headway.train.objectives.written import Ids, Sourced, Sources, Written
+from headway.train.objectives.written import Ids, Sourced, Sources, Written, shifted
 from headway.train.recipe import batch_size_of
 
 _LOG = logging.getLogger(__name__)
@@ -104,10 +103,10 @@ class CaptionedImages(Sourced, Numbered):
         """
         pixels = self.data.pixels(rows)
         if chance is not None and self.config.shift:
-            pixels = shifted(pixels, self.config.shift, self.seed, chance.places)
+            pixels = moved(pixels, self.config.shift, self.seed, chance.places)
         images = torch.from_numpy(np.stack([self.processor.numbers(image) for image in pixels]))
         ids = [self.ids[row] for row in rows.tolist()]
-        read, layout, labels = text_batch(ids, self.begin, self.end)
+        read, layout, labels = shifted(ids, (self.begin,), self.end)
         computed = read.numel() + self.model.prefix * len(ids)
         return Batch((images, read, layout), labels, sum(map(len, ids)) + len(ids), computed)
 
@@ -169,21 +168,7 @@ class CaptionText(Written[CaptionedImages]):
         return [captions_shown(pixels, written, [text for (text,) in sources.references]), *shown]
 
 
-def text_batch(
-    rows: Sequence[Sequence[int]], begin: int, end: int
-) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
-    """Inputs, their layout and labels of captions."""
-    layout = Layout.padded([len(row) + 1 for row in rows])
-    ids, labels = np.zeros((len(rows), layout.length), np.int64), np.full((len(rows), layout.length), IGNORED)
-    ids[:, 0] = begin
-    for number, row in enumerate(rows):
-        ids[number, 1 : len(row) + 1] = row
-        labels[number, : len(row)] = row
-        labels[number, len(row)] = end
-    return torch.from_numpy(ids), layout, torch.from_numpy(labels)
-
-
-def shifted(
+def moved(
     images: UInt8[np.ndarray, "B H W 3"], most: int, seed: int, places: Int[np.ndarray, "B"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Each image moved by up to `most` pixels, its edges drawn out, by what (seed, place in the stream) draws."""

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.translation.alignment import Alignment, alignment
     from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, TranslationConfig
     from headway.domains.translation.pronounce import PronounceConfig
-    from headway.domains.translation.task import ParallelText, SentencePairs, Sentences, Translated
+    from headway.domains.translation.task import (
+        Alignment,
+        ParallelText,
+        SentencePairs,
+        Sentences,
+        TargetText,
+        alignment,
+    )
     from headway.domains.translation.translator import Translator, framed, translate_hypotheses
 
 __all__ = [
@@ -24,7 +30,7 @@ __all__ = [
     "PronounceConfig",
     "SentencePairs",
     "Sentences",
-    "Translated",
+    "TargetText",
     "TranslationConfig",
     "Translator",
     "alignment",
@@ -36,10 +42,9 @@ TASKS = {"pronounce": "pronounce", "translation": "config"}
 lazily(
     __name__,
     {
-        ".alignment": ("Alignment", "alignment"),
         ".config": ("Codecs", "PairMarks", "PairsConfig", "TranslationConfig"),
         ".pronounce": ("PronounceConfig",),
-        ".task": ("ParallelText", "SentencePairs", "Sentences", "Translated"),
+        ".task": ("Alignment", "ParallelText", "SentencePairs", "Sentences", "TargetText", "alignment"),
         ".translator": ("Translator", "framed", "translate_hypotheses"),
     },
 )

@@ -123,13 +123,13 @@ class TranslationConfig(PairsConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        from headway.domains.translation.task import ParallelText, Translated
+        from headway.domains.translation.task import ParallelText, TargetText
 
         check_recipe(recipe, self.shared)
         paths = recipe.files(data)
         codecs = self.saved_or_trained(paths, workspace)
         examples = ParallelText(self, recipe, paths, codecs, reverse=self.reverse, grouped=self.grouped)
-        return Composed(examples, Translated(self.goal, self, self.lowercase_bleu))
+        return Composed(examples, TargetText(self.goal, self, self.lowercase_bleu))
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:

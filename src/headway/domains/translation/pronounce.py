@@ -11,7 +11,7 @@ from headway.codecs import Codec, train_codec
 from headway.config import register
 from headway.data import split_pairs
 from headway.domains.translation.config import BEGIN, END, Codecs, PairsConfig, check_recipe
-from headway.domains.translation.task import ParallelText, Translated
+from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.train import Recipe, Task
 from headway.train.objectives.written import Ids, Sources
@@ -63,7 +63,7 @@ class Spelling:
         return f"letters of {self._codec.fingerprint()}"
 
 
-class Pronounced(Translated):
+class Pronounced(TargetText):
     """The phonemes of a word, by word and phoneme error rates; the nearest of a word's pronunciations counts."""
 
     def scores(self, examples: ParallelText, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:

@@ -10,19 +10,21 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from headway.checkpoints.familiar import Familiar
 from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
-from headway.domains.translation.alignment import alignment_pictures
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, with_symbols
 from headway.domains.translation.translator import translate_hypotheses
 from headway.generate import SearchConfig
+from headway.generate.prompts import evaluating
 from headway.layout import Layout
 from headway.metrics import bleu, translation_scores
-from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig
-from headway.report import Picture
+from headway.mixers import ConditionalGRU, CrossAttention
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
+from headway.report import Picture, heatmap
 from headway.train import Recipe
 from headway.train.examples import Batch, ByTokens, Chance
 from headway.train.objectives.written import Ids, Sourced, Sources, Written
@@ -32,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding
 _NO_LIMIT = 1 << 31
 _LOOKED_AT = 20  # texts from which one is drawn as a picture
+_EASY = 24  # symbols of one that is easy to look at
+_END = "·"  # stands for the end symbol, which has no text
 
 
 class Sentences(NamedTuple):
@@ -118,8 +122,8 @@ class SentencePairs:
 
 
 class ParallelText(Sourced):
-    """Pairs of texts. `reverse` swaps the sides of the files; where they are `grouped`, a source is judged once, against
-    all its targets.
+    """Pairs of texts. `reverse` swaps the sides of the files; where they are `grouped`, each source is judged once,
+    against all its targets.
     """
 
     def __init__(
@@ -136,7 +140,9 @@ class ParallelText(Sourced):
         self.codecs, self.codec, self.marks = codecs, codecs.target, PairMarks.of(codecs)
         self.seed = recipe.train.seed
         self.batch_tokens = recipe.train.batch_tokens or 0
-        self._model_limit = _longest_of(recipe.model)
+        model = cast(EncoderDecoderConfig, recipe.model)
+        contexts = model.encoder.context, model.decoder.context
+        self._model_limit = min((most for most in contexts if most is not None), default=_NO_LIMIT)
         first, second = config.reading(codecs.source), codecs.target
         self.cache = open_pairs(paths, second, first) if reverse else open_pairs(paths, first, second)
         self.splits = self.cache.splits(config.split)
@@ -173,7 +179,7 @@ class ParallelText(Sourced):
         numbers = self.splits.rows(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
-        limit = min(limit for limit in (longest, self._model_limit, most) if limit is not None)
+        limit = min(longest or _NO_LIMIT, self._model_limit, most)
         # The end symbol takes a place of its own.
         found = self.cache.fitting(numbers, limit - 1, limit - 1, drop_long=longest is not None)
         if found.too_long or found.empty:
@@ -214,7 +220,7 @@ class ParallelText(Sourced):
         return [source for source, _ in both], [[target] for _, target in both]
 
 
-class Translated(Written[ParallelText]):
+class TargetText(Written[ParallelText]):
     """The target of a source, by BLEU and chrF, `lowercase` by BLEU of lower-cased text too."""
 
     def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
@@ -236,13 +242,52 @@ class Translated(Written[ParallelText]):
         return {**scores, **{name.replace("bleu", "bleu_lowercase"): value for name, value in lower.items()}}
 
     def pictures(self, model: nn.Module, examples: ParallelText) -> list[Picture]:
-        """The alignment of one of the samples."""
-        texts = examples.looked_at(_LOOKED_AT).given
-        return alignment_pictures(cast(EncoderDecoder, model), examples.codecs, examples.config, texts)
+        """The alignment of a text and its translation, the longest that is easy to look at; none without attention."""
+        texts, codecs, config = examples.looked_at(_LOOKED_AT).given, examples.codecs, examples.config
+        rows = [codecs.source.encode(config.prepare(text)) for text in texts]
+        shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+        easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [shortest]
+        chosen = max(easy, key=lambda i: len(rows[i]))
+        [ids] = self.write(model, examples, Sources([texts[chosen]], [], []), self.search)
+        found = alignment(model, codecs, config, rows[chosen], ids)
+        if found is None:
+            return []
+        [output] = examples.texts([ids])
+        caption = f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}"
+        return [Picture("Alignment", caption, heatmap(found.weights.tolist(), found.target, found.source, "alignment"))]
 
 
-def _longest_of(model: ModelConfig) -> int | None:
-    """The most tokens that both sides of a model take; None where there is no limit."""
-    if not isinstance(model, EncoderDecoderConfig):
+class Alignment(NamedTuple):
+    """Weights between 0 and 1 whose rows add up to 1, as [target, source], and the text of each symbol."""
+
+    source: list[str]
+    target: list[str]
+    weights: Float[np.ndarray, "T S"]
+
+
+def alignment(
+    model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
+) -> Alignment | None:
+    """The cross-attention or additive attention of a pair of sequences (ids without begin and end), averaged over
+    layers and heads; None where the decoder has none, as it reads one vector of the source.
+
+    A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
+    where the encoder reads it backwards.
+    """
+    marks = PairMarks.of(codecs)
+    device = next(model.parameters()).device
+    inputs = [
+        torch.tensor([ids], device=device)
+        for ids in ([*config.order(source), marks.source_end], [marks.begin, *target])
+    ]
+    layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
+    with evaluating(model):
+        maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
+    readers = (ConditionalGRU, CrossAttention)
+    read = [weights[0].mean(0) for name, weights in maps.items() if isinstance(model.get_submodule(name), readers)]
+    if not read:
         return None
-    return min((c for c in (model.encoder.context, model.decoder.context) if c is not None), default=None)
+    mean: Tensor = torch.stack(read).mean(0)
+    columns = [*config.order(range(len(source))), len(source)]
+    names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
+    return Alignment([*names[0], _END], [*names[1], _END], mean[:, columns].cpu().numpy())

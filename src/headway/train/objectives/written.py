@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from torch import nn
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from headway.codecs import Codec
+from headway.data import IGNORED
 from headway.generate import SearchConfig
+from headway.layout import Layout
 from headway.metrics import language_scores
 from headway.train.examples import Examples
 from headway.train.objectives.vocabulary import Likelihood
@@ -42,6 +46,21 @@ class Sourced(Examples):
 
     def texts(self, written: Sequence[Ids]) -> list[str]:
         return [self.codec.decode(ids) for ids in written]
+
+
+def shifted(
+    rows: Sequence[Ids], prompt: Sequence[int], end: int
+) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
+    """What is read of rows of symbols, the prompt before each, its layout, and what is to be said after the prompt: the
+    same symbols and end.
+    """
+    lengths = [len(prompt) + len(row) for row in rows]
+    read = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    labels = torch.full_like(read, IGNORED)
+    for number, (row, length) in enumerate(zip(rows, lengths)):
+        read[number, :length] = torch.tensor([*prompt, *row])
+        labels[number, len(prompt) - 1 : length] = torch.tensor([*row, end])
+    return read, Layout.padded(lengths), labels
 
 
 S = TypeVar("S", bound=Sourced)
