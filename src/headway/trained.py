@@ -297,7 +297,7 @@ class Model(Writes, Acts):
         with kept(data, self._domain) as paths:
             task = self._task(paths)
             wanted = split or (final_split(task) if data is None else getattr(task, "stated", "all"))
-            known = {*SIDES, "all", *getattr(task, "sides", ())}
+            known = {*SIDES, "all", *getattr(task, "names", getattr(task, "sides", ()))}
             if wanted not in known:
                 raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
             if stride is None:

@@ -26,10 +26,10 @@ from headway.data.packing import IGNORED
 from headway.domains import recipe as find_recipe
 from headway.domains.audio import FileSound, Transcribing
 from headway.domains.audio.framing import Windows
-from headway.domains.audio.sequences import STEP, SpokenSequences, matched
+from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matched
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.speech import words
-from headway.domains.audio.transcription import Transcription
+from headway.domains.audio.transcription import SpokenTexts, TranscriptText
 from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import ConfigError, UserError
 from headway.exchange import export_model
@@ -37,6 +37,8 @@ from headway.models import build
 from headway.recipes import begin_task, configured, open_task
 from headway.report.png import png
 from headway.report.spectrogram import Span, spectrogram
+from headway.train.examples import Batch, Selected
+from headway.train.task import Composed
 
 SMALL = {
     "model.width": 16,
@@ -50,11 +52,19 @@ SMALL = {
 SPLIT = {"task.split.validation": 0.2, "task.split.test": 0.2}
 
 
-def transcription(data: Path, settings: dict[str, Any] | None = None) -> Transcription:
+def transcription(data: Path, settings: dict[str, Any] | None = None) -> tuple[SpokenTexts, TranscriptText]:
     recipe = override(find_recipe("transcription"), {**SMALL, **SPLIT, **(settings or {})})
-    task = open_task(recipe, Path("/nowhere"), data)
-    assert isinstance(task, Transcription)
-    return task
+    return parts(open_task(recipe, Path("/nowhere"), data))
+
+
+def parts(task: Any) -> tuple[SpokenTexts, TranscriptText]:
+    assert isinstance(task.examples, SpokenTexts)
+    assert isinstance(task.objective, TranscriptText)
+    return task.examples, task.objective
+
+
+def batch_of(examples: SpokenTexts, *rows: int) -> Batch:
+    return examples.take(np.array(rows))
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +72,18 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits(tmp_path_factory.mktemp("digits"))
 
 
-def sequences(data: Path, settings: dict[str, Any] | None = None) -> SpokenSequences:
+def sequences_task(data: Path, settings: dict[str, Any] | None = None) -> Composed:
     given = {"task.seconds": 1.2, "task.held_out": 12, "task.gap": [0.05, 0.2], "task.lead": 0.1, "task.most": 4}
     recipe = override(find_recipe("spoken-sequences"), {**SMALL, **given, **(settings or {})})
     task = open_task(recipe, Path("/nowhere"), data)
-    assert isinstance(task, SpokenSequences)
+    assert isinstance(task, Composed)
     return task
+
+
+def sequences(data: Path, settings: dict[str, Any] | None = None) -> SpokenSequences:
+    examples = sequences_task(data, settings).examples
+    assert isinstance(examples, SpokenSequences)
+    return examples
 
 
 # Sounds with transcripts
@@ -99,15 +115,14 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
     (folder / "sounds" / "3.wav").write_bytes(b"no sound")
     write(folder / "sounds" / "4.wav", tone(200, 31.0))
     with caplog.at_level(logging.WARNING):
-        task = transcription(folder, {"task.skip_bad": True})
-    assert len(task.rows) == 8
+        examples, _ = transcription(folder, {"task.skip_bad": True})
+    assert len(examples.rows) == 8
     for message in ("2 of 12 transcripts", "1 of 11 sounds", "1 of 10 sounds cannot be read", "longer than the window"):
         assert message in caplog.text
-    for number, text in enumerate(task.rows.texts):
-        window = task.example("train", number).window
-        sound = read_sound(folder / "sounds" / f"{'abcdefghij'.index(text[0])}.wav")
-        assert torch.equal(window[: len(sound)], sound)
-        assert not window[len(sound) :].any()
+    for row, text in enumerate(examples.rows.texts):
+        sound = FileSound(folder / "sounds" / f"{'abcdefghij'.index(text[0])}.wav")
+        window = Windows(sound, examples.bands, examples.frames, "silence").window(0)
+        torch.testing.assert_close(batch_of(examples, row).inputs[0], window, rtol=0, atol=2e-5)
     for bad, message in (
         (tmp_path / "no.tsv", "there is no file"),
         (tmp_path / "no.wav", "does not exist"),
@@ -123,11 +138,11 @@ def test_what_does_not_fit_names_both_lengths(tmp_path: Path) -> None:
         transcription(folder, {"task.seconds": 0.2})
     with pytest.raises(UserError, match="has a text of 6 symbols, more than the 4 that the model writes"):
         transcription(folder, {"model.decoder.context": 4})
-    task = transcription(folder, {"task.split.validation": 0.0})
+    examples, _ = transcription(folder, {"task.split.validation": 0.0})
     with pytest.raises(
         UserError, match=r"the validation split of 10 sounds is empty; .* as task\.split\.validation=0\.2"
     ):
-        task.adapt(find_recipe("transcription").model)
+        examples.adapt(find_recipe("transcription").model)
 
 
 def test_what_is_judged_has_words(tmp_path: Path) -> None:
@@ -135,24 +150,28 @@ def test_what_is_judged_has_words(tmp_path: Path) -> None:
     lines = (folder / "prompts.tsv").read_text().splitlines()
     (folder / "prompts.tsv").rename(folder / "train.tsv").write_text("\n".join(lines[:9]) + "\n")
     (folder / "validation.tsv").write_text("path\ttext\nsounds/8.wav\t...\nsounds/9.wav\t?!\n")
-    task = transcription(folder)
+    examples, objective = transcription(folder)
     with pytest.raises(UserError, match=r"no text of the validation split has a word to compare \(2 texts such as"):
-        task.adapt(find_recipe("transcription").model)
+        objective.adapt(examples.adapt(find_recipe("transcription").model), examples)
 
 
 def test_the_prompt_is_read_and_not_foretold(tmp_path: Path) -> None:
-    task = transcription(prompts(tmp_path / "data"), {"task.augment": {}})
-    start, plain, end = (task.codec.token(f"<|{n}|>") for n in ("startoftranscript", "notimestamps", "endoftext"))
-    assert task.marks == ((start, plain), end, (start, plain))
-    batch = task.batch([task.example("train", number) for number in (0, 1)])
-    assert batch.frames.shape == (2, 26, 80)  # whole pairs of frames
-    assert batch.target[0].tolist() == [start, plain, *task.codec.encode(" a j")]
-    assert batch.labels[0].tolist() == [IGNORED, *task.codec.encode(" a j"), end]
+    examples, objective = transcription(prompts(tmp_path / "data"), {"task.augment": {}})
+    codec = examples.codec
+    start, plain, end = (codec.token(f"<|{n}|>") for n in ("startoftranscript", "notimestamps", "endoftext"))
+    assert examples.marks == ((start, plain), end, (start, plain))
+    batch = batch_of(examples, 0, 1)
+    frames, _, read, _ = batch.inputs
+    assert frames.shape == (2, 26, 80)  # whole pairs of frames
+    assert read[0].tolist() == [start, plain, *codec.encode(" a j")]
+    assert batch.targets[0].tolist() == [IGNORED, *codec.encode(" a j"), end]
     assert batch.tokens == 10
-    scores = task.scores("train", np.array([0, 1]), [task.codec.encode(" a j"), task.codec.encode(" b j")])
+    sources = examples.told(Selected(examples, np.array([0, 1])))
+    scores = objective.scores(examples, sources, [codec.encode(" a j"), codec.encode(" b j")])
     assert scores["wer"] == 0.25
     assert words("Don't stop_it,  NOW.") == "don't stop it now"
-    assert [task.sample("train", 0, task.codec.encode(f" {text}"))[""] for text in ("a j", "a b")] == ["✓", "✗"]
+    said = [objective.sample(examples, "", codec.encode(f" {text}"), ["a j"]) for text in ("a j", "a b")]
+    assert [row[""] for row in said] == ["✓", "✗"]
 
 
 def test_english_is_compared_by_whispers_normaliser(whisper: Path, tmp_path: Path) -> None:
@@ -160,32 +179,34 @@ def test_english_is_compared_by_whispers_normaliser(whisper: Path, tmp_path: Pat
     folder = prompts(tmp_path / "data")
     table = folder / "prompts.tsv"
     table.write_text(table.read_text().replace("a j", "Mr. Li's colour, um, is twenty-one"))
-    row, said = np.array([0]), " mister li is color is 21"
+    said = " mister li is color is 21"
     plain, told = transcription(folder), transcription(folder, {"task.language": "en"})
     german = transcription(folder, {"task.language": "de"})
     recipe = configured("transcription", folder, SPLIT, None, start=whisper)
-    published = begin_task(recipe, tmp_path / "run")
-    assert isinstance(published, Transcription)
+    published = parts(begin_task(recipe, tmp_path / "run"))
     for task, language in ((plain, None), (german, "de"), (told, "en"), (published, "en")):
-        scores = task.scores("all", row, [published.codec.encode(said)] if task is published else [[]])
-        assert task.language == language
+        examples, objective = task
+        sources = examples.told(Selected(examples, np.array([0])))
+        written = examples.codec.encode(said) if task is published else []
+        scores = objective.scores(examples, sources, [written])
+        assert examples.language == language
         assert scores["wer_signature"] == (
             "normalizer:whisper-english" if language == "en" else "case:lower|punctuation:no"
         )
         assert scores["wer"] == (0 if task is published else 1)
-    assert told.compared("twenty-one, um") == "21"
-    assert plain.compared("twenty-one, um") == "twenty one um"
+    assert told[1].compared("twenty-one, um") == "21"
+    assert plain[1].compared("twenty-one, um") == "twenty one um"
 
 
 def test_augmented_speech_is_a_function_of_seed_and_place(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "data")
-    task = transcription(folder, {"task.augment.noise": [20.0, 30.0]})
-    stream = task.batches("train")
+    examples, _ = transcription(folder, {"task.augment.noise": [20.0, 30.0]})
+    stream = examples.batches("train")
     batches = [next(stream) for _ in range(4)]
-    again = next(transcription(folder, {"task.augment.noise": [20.0, 30.0]}).batches("train", start=3))
-    assert torch.equal(again.frames, batches[3].frames)
-    assert torch.equal(again.target, batches[3].target)
-    assert not torch.equal(batches[0].frames, batches[3].frames)
+    again = next(transcription(folder, {"task.augment.noise": [20.0, 30.0]})[0].batches("train", start=3))
+    assert torch.equal(again.inputs[0], batches[3].inputs[0])
+    assert torch.equal(again.targets, batches[3].targets)
+    assert not torch.equal(batches[0].inputs[0], batches[3].inputs[0])
 
 
 def test_fine_tuning_keeps_the_models_symbols(tmp_path: Path) -> None:
@@ -200,20 +221,22 @@ def test_fine_tuning_keeps_the_models_symbols(tmp_path: Path) -> None:
     short = prompts(tmp_path / "short", 5)
     recipe = configured("transcription", short, {"train.steps": 2, **SPLIT}, None, start=tmp_path / "first")
     task = begin_task(recipe, tmp_path / "second")
-    assert isinstance(task, Transcription)
-    assert task.codec.fingerprint() == first.task.codec.fingerprint()  # type: ignore[union-attr]
-    assert usage["ends"] == [task.marks.end]
+    examples, _ = parts(task)
+    assert examples.codec.fingerprint() == parts(first.task)[0].codec.fingerprint()
+    assert usage["ends"] == [examples.marks.end]
     assert task.adapt(recipe.model) == first.recipe.model
 
 
 def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
     recipe = configured("transcription", prompts(tmp_path / "data"), SPLIT, None, start=whisper)
-    task = begin_task(recipe, tmp_path / "run")
-    assert isinstance(task, Transcription)
-    assert task.frames == 3000
-    names = [task.codec.tokenizer.id_to_token(i) for i in task.targets[0]]
-    assert names == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj", "<|endoftext|>"]
-    assert task.marks.end not in task.marks.never
+    examples, _ = parts(begin_task(recipe, tmp_path / "run"))
+    assert examples.frames == 3000
+    batch = batch_of(examples, 0)
+    both = batch.inputs[2][0].tolist(), batch.targets[0, 1:].tolist()
+    read, said = ([examples.codec.tokenizer.id_to_token(i) for i in ids] for ids in both)
+    assert read == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj"]
+    assert said == ["Ġa", "Ġj", "<|endoftext|>"]
+    assert examples.marks.end not in examples.marks.never
     with pytest.raises(ConfigError, match="writes English only, not 'de'"):
         begin_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
 
@@ -227,17 +250,18 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     settings |= {"optim": {"kind": "adamw", "lr": 0.005, "betas": [0.9, 0.98], "weight_decay": 0.01}}
     settings |= {"schedule": {"kind": "cosine", "warmup": 0.05, "floor": 0.0}}
     run = hw.train("transcription", folder, settings, run=tmp_path / "run", progress=False, samples=0)
-    task, model = run.task, hw.load(tmp_path / "run")
-    assert isinstance(task, Transcription)
+    (examples, objective), model = parts(run.task), hw.load(tmp_path / "run")
     assert model.usage.settings == {"sound_padding": "silence"}
     transcriber = model.transcriber(Transcribing(beam=1, temperatures=(0.0,), vad=False))  # its words are tones
     texts = set[str]()
-    for number in task.numbers("all").tolist():
-        frames = task.batch([task.example("all", number)]).frames
-        sound = FileSound(task.rows.files[number])
-        window = Windows(sound, task.bands, task.frames, transcriber.padding).window(0)
+    for row in examples.of("all").rows.tolist():
+        frames = batch_of(examples, row).inputs[0]
+        sound = FileSound(examples.rows.files[row])
+        window = Windows(sound, examples.bands, examples.frames, transcriber.padding).window(0)
         torch.testing.assert_close(window, frames, rtol=0, atol=2e-5)
-        wanted = task.codec.decode(task.write(model.module, frames)[0]).strip()
+        alone = examples.told(Selected(examples, np.array([row])))
+        [wanted] = examples.texts(objective.write(model.module, examples, alone, objective.search))
+        wanted = wanted.strip()
         assert transcriber.transcribe(sound.path).text == wanted
         texts.add(wanted)
     assert len(texts) > 1
@@ -258,15 +282,14 @@ def test_fine_tuning_a_published_model_keeps_its_frames_of_zeros(tmp_path: Path)
     folder, start = prompts(tmp_path / "data"), whisper_folder(tmp_path / "published")
     settings = {**SPLIT, "train.steps": 2, "train.batch_size": 2, "train.precision": "fp32"}
     run = hw.train("transcription", folder, settings, run=tmp_path / "run", start=start, progress=False, samples=0)
-    task, model = run.task, hw.load(tmp_path / "run")
-    assert isinstance(task, Transcription)
-    assert model.usage.settings["sound_padding"] == task.padding == "zeros"
-    [frames] = task.batch([task.example("all", 0)]).frames
+    (examples, _), model = parts(run.task), hw.load(tmp_path / "run")
+    assert model.usage.settings["sound_padding"] == examples.padding == "zeros"
+    [frames] = batch_of(examples, 0).inputs[0]
     assert frames.shape == (100, 8)
     assert [bool(frames[:25].all()), bool(frames[25:].any())] == [True, False]
-    changed = next(task.batches("train")).frames  # later, slower and masked, but still with zeros behind
+    changed = next(examples.batches("train")).inputs[0]  # later, slower and masked, but still with zeros behind
     assert not changed[:, 50:].any()
-    window = Windows(FileSound(task.rows.files[0]), task.bands, task.frames, "zeros").window(0)
+    window = Windows(FileSound(examples.rows.files[0]), examples.bands, examples.frames, "zeros").window(0)
     torch.testing.assert_close(window[0], frames, rtol=0, atol=2e-5)
 
 
@@ -309,8 +332,8 @@ def test_sequences_are_a_function_of_split_and_number(recordings: Path) -> None:
     assert not torch.equal(task.sequence("train", 3, True).window, again.sequence("train", 3, True).window)
     stream = task.batches("train")
     batches = [next(stream) for _ in range(3)]
-    assert torch.equal(next(sequences(recordings).batches("train", start=2)).frames, batches[2].frames)
-    targets = {tuple(row) for batch in batches for row in batch.target.tolist()}
+    assert torch.equal(next(sequences(recordings).batches("train", start=2)).inputs[0], batches[2].inputs[0])
+    targets = {tuple(row) for batch in batches for row in batch.inputs[2].tolist()}
     assert len(targets) == 12  # no place has the sequence of another
 
 
@@ -328,22 +351,27 @@ def test_times_stand_around_each_word(recordings: Path) -> None:
 
 
 def test_what_is_right_has_no_errors_but_those_of_the_step(recordings: Path) -> None:
-    task = sequences(recordings)
-    numbers = task.numbers("test")
-    right = [task.ids(task.sequence("test", number).spans) for number in numbers]
-    scores = task.scores("test", numbers, right)
+    task = sequences_task(recordings)
+    examples, objective = sequences(recordings), task.objective
+    assert isinstance(objective, TimedDigits)
+    sources = examples.sources("test")
+    right = [examples.ids(spans) for spans in sources.given.spans()]
+    scores = objective.scores(examples, sources, right)
     assert scores["wer"] == 0
     assert 0 < scores["boundary_error_ms"] <= 10
-    late = [[i + 1 if i in task.places and i + 1 in task.places else i for i in ids] for ids in right]
-    assert task.scores("test", numbers, late)["boundary_error_ms"] == pytest.approx(20, abs=6)
-    assert task.scores("test", numbers, [[] for _ in right])["wer"] == 1
+    late = [[i + 1 if i in examples.places and i + 1 in examples.places else i for i in ids] for ids in right]
+    assert objective.scores(examples, sources, late)["boundary_error_ms"] == pytest.approx(20, abs=6)
+    assert objective.scores(examples, sources, [[] for _ in right])["wer"] == 1
     true = [Span(word, i, i + 0.5) for i, word in enumerate(("one", "two", "three"))]
     pairs = matched(true, [Span("one", 0.1, 0.4), Span("nine", 1, 1.5), Span("three", 2, 2.5)])
     assert [one.text for one, _ in pairs] == ["one", "three"]
 
 
 def test_a_batch_of_sequences_is_learned_by_heart(recordings: Path) -> None:
-    task = sequences(recordings, {"task.augment": {}})
+    task = sequences_task(recordings, {"task.augment": {}})
+    examples, objective = task.examples, task.objective
+    assert isinstance(examples, SpokenSequences)
+    assert isinstance(objective, TimedDigits)
     model = build(task.adapt(override(find_recipe("spoken-sequences"), {**SMALL, "model.width": 32}).model))
     batch = next(task.batches("train"))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -353,8 +381,10 @@ def test_a_batch_of_sequences_is_learned_by_heart(recordings: Path) -> None:
         (loss.total / loss.count).backward()
         optimizer.step()
     assert float(loss.total.detach()) / loss.count < 0.1
-    wanted = [task.spans(row) for row in batch.target.tolist()]
-    assert [task.spans(ids) for ids in task.write(model, batch.frames)] == wanted
+    wanted = [examples.spans(row) for row in batch.inputs[2].tolist()]
+    first = SequenceSamples(examples, "train", np.arange(len(wanted)))
+    written = objective.write(model, examples, examples.told(first), objective.search)
+    assert [examples.spans(ids) for ids in written] == wanted
 
 
 def test_a_run_of_sequences_goes_on_bit_for_bit_and_is_shown(recordings: Path, tmp_path: Path) -> None:

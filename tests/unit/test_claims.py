@@ -19,7 +19,7 @@ from headway.claims.claim import Claim, Finding, Number, Trial, Trials
 from headway.claims.experiments import chosen, claims
 from headway.claims.pictures import lines, svg
 from headway.claims.runner import _code, record, reread, run_claim
-from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, tuned
+from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, symbols_of, tuned
 from headway.claims.statistics import (
     Interval,
     difference,
@@ -276,7 +276,7 @@ def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -
 def test_the_other_models_are_as_large(few_words: None) -> None:
     mixers = ("lstm", "gru", "elman", "conditional_gru")
     with opened("pronounce", Budget(), seed=1) as task:
-        own, symbols = size(small(task, "pronounce", width=64, depth=1)), task.codecs.target.size
+        own, symbols = size(small(task, "pronounce", width=64, depth=1)), symbols_of(task)
         others = [small(task, "pronounce", 64, 1, mixer) for mixer in (*mixers, WITHOUT_ORDER)]
     for build in (rnnenc, rnnsearch):
         others.append(sized(lambda width, build=build: build(width, width, symbols, width // 2), own))

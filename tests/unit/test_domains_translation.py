@@ -16,14 +16,17 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.translation import Marks, PairBatch, Pairs, PairTask, PronounceConfig, Sentences
-from headway.domains.translation.alignment import alignment
-from headway.domains.translation.decode import source_ids
+from headway.domains.translation import PairMarks, ParallelText, PronounceConfig, SentencePairs, Sentences, TargetText
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
-from headway.domains.translation.translator import Translator
+from headway.domains.translation.task import alignment
+from headway.domains.translation.translator import Translator, source_ids
 from headway.errors import ConfigError, UserError
-from headway.models import EncoderDecoder, build
+from headway.generate import SearchConfig
+from headway.models import EncoderDecoder, EncoderDecoderConfig, build
 from headway.train import Recipe, Shard, TrainConfig
+from headway.train.examples import Batch
+from headway.train.objectives.written import Sources
+from headway.train.task import Composed
 
 LINES = 400
 
@@ -54,37 +57,54 @@ def small(recipe: Recipe, **task: object) -> Recipe:
     return replace(recipe, model=model, task=replace(recipe.task, **task), train=TrainConfig(batch_tokens=512))
 
 
-def open_task(recipe: Recipe, paths: list[Path]) -> PairTask:
+def open_task(recipe: Recipe, paths: list[Path]) -> Composed:
     task = recipe.task.open(recipe, paths, paths[0].parent / "run")
-    assert isinstance(task, PairTask)
+    assert isinstance(task, Composed)
     return task
 
 
-def captions_task(paths: list[Path], **settings: object) -> PairTask:
+def examples_of(task: Composed) -> ParallelText:
+    assert isinstance(task.examples, ParallelText)
+    return task.examples
+
+
+def captions_task(paths: list[Path], **settings: object) -> Composed:
     return open_task(small(translation(), **{"size": 600, "split": SplitConfig(0.1, 0.1), **settings}), paths)
 
 
-def rows(batch: PairBatch) -> list[list[int]]:
-    return batch.source.tolist() + batch.target.tolist() + batch.labels.tolist()
+def captions_examples(paths: list[Path], **settings: object) -> ParallelText:
+    return examples_of(captions_task(paths, **settings))
+
+
+def rows(batch: Batch) -> list[list[int]]:
+    source, _, target, _ = batch.inputs
+    return source.tolist() + target.tolist() + batch.targets.tolist()
+
+
+def sentences(rows: list[list[int]]) -> Sentences:
+    lengths = np.array([len(row) for row in rows])
+    return Sentences(np.array([symbol for row in rows for symbol in row]), np.cumsum(lengths) - lengths, lengths)
 
 
 def test_a_batch_in_full() -> None:
-    pairs = Pairs(Sentences.of([[5, 6], [7], [8, 9, 5]]), Sentences.of([[3], [4, 5], []]), Marks(1, 2, 4))
-    batch = pairs.batch(np.array([2, 0]))
-    assert batch.source.tolist() == [[8, 9, 5, 4], [5, 6, 4, 0]]
-    assert batch.source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1]]
-    assert batch.target.tolist() == [[1, 2], [1, 3]]
-    assert batch.labels.tolist() == [[2, -100], [3, 2]]
-    assert batch.target_layout.positions.tolist() == [[0, -1], [0, 1]]
+    pairs = SentencePairs(sentences([[5, 6], [7], [8, 9, 5]]), sentences([[3], [4, 5], []]), PairMarks(1, 2, 4))
+    batch = pairs.take(np.array([2, 0]))
+    source, source_layout, target, target_layout = batch.inputs
+    assert source.tolist() == [[8, 9, 5, 4], [5, 6, 4, 0]]
+    assert source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1]]
+    assert target.tolist() == [[1, 2], [1, 3]]
+    assert batch.targets.tolist() == [[2, -100], [3, 2]]
+    assert target_layout.positions.tolist() == [[0, -1], [0, 1]]
     assert (batch.tokens, batch.computed) == (3, 12)
 
 
 def test_a_source_backwards_keeps_its_end_and_padding_last() -> None:
-    pairs = Pairs(Sentences.of([[5, 6], [], [8, 9, 5]]), Sentences.of([[3], [4, 5], [6]]), Marks(1, 2, 4), True)
-    batch = pairs.batch(np.array([2, 0, 1]))
-    assert batch.source.tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
-    assert batch.source_layout.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1], [0, -1, -1, -1]]
-    assert batch.labels.tolist() == [[6, 2, -100], [3, 2, -100], [4, 5, 2]]
+    marks = PairMarks(1, 2, 4)
+    pairs = SentencePairs(sentences([[5, 6], [], [8, 9, 5]]), sentences([[3], [4, 5], [6]]), marks, True)
+    batch = pairs.take(np.array([2, 0, 1]))
+    assert batch.inputs[0].tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
+    assert batch.inputs[1].positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, -1], [0, -1, -1, -1]]
+    assert batch.targets.tolist() == [[6, 2, -100], [3, 2, -100], [4, 5, 2]]
 
 
 @pytest.mark.parametrize("kind", ["translation", "pronounce"])
@@ -95,15 +115,17 @@ def test_what_is_translated_is_read_backwards_as_in_training(
         task = open_task(small(pronounce(), reverse_source=True, split=SplitConfig(0.1, 0.1)), [dictionary])
     else:
         task = captions_task(captions, reverse_source=True)
+    examples = examples_of(task)
+    codec, config = examples.codecs.source, examples.config
     [batch] = islice(task.batches("train"), 1)
-    rows = [row[keep].tolist() for row, keep in zip(batch.source, batch.source_layout.keep)]
-    texts = [task.codecs.source.decode(row[-2::-1]) for row in rows]
+    rows = [row[keep].tolist() for row, keep in zip(batch.inputs[0], batch.inputs[1].keep)]
+    texts = [codec.decode(row[-2::-1]) for row in rows]
     if kind == "pronounce":
         texts = [text.replace(" ", "") for text in texts]
-    assert source_ids(texts, task.codecs.source, task.config) == rows
+    assert source_ids(texts, codec, config) == rows
     task.save(tmp_path / "saved")
     model = cast(EncoderDecoder, build(task.adapt(small(translation()).model)))
-    assert Translator.of_run(model, task.config, tmp_path / "saved", model, lambda *_: None).read(texts) == rows
+    assert Translator.of_run(model, config, tmp_path / "saved", model, lambda *_: None).read(texts) == rows
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:
@@ -112,28 +134,27 @@ def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> 
     assert [rows(batch) for batch in islice(task.batches("train", start=40), 20)] == first[40:]
     sharded = [islice(task.batches("train", Shard(rank, 3)), 20) for rank in range(3)]
     assert [rows(batch) for three in zip(*sharded) for batch in three] == first
-    task.seed += 1
-    assert rows(next(task.batches("train"))) != first[0]
+    other = open_task(
+        override(small(translation(), size=600, split=SplitConfig(0.1, 0.1)), {"train.seed": 9}), captions
+    )
+    assert rows(next(other.batches("train"))) != first[0]
 
 
 def test_every_pair_is_in_an_epoch_once(captions: list[Path]) -> None:
-    task = captions_task(captions)
-    pairs = task.pairs("train")
+    examples = captions_examples(captions)
+    pairs = examples.of("train")
     count = len(pairs.plan(512, 0))
-    labels = sorted(tuple(row) for b in islice(task.batches("train"), count) for row in _unpadded(b))
-    assert labels == sorted((*pairs.target.row(i), task.codecs.target.end) for i in range(len(pairs)))
-
-
-def _unpadded(batch: PairBatch) -> list[list[int]]:
-    return [row[row >= 0].tolist() for row in batch.labels]
+    labels = sorted(
+        tuple(row[row >= 0].tolist()) for b in islice(examples.batches("train"), count) for row in b.targets
+    )
+    assert labels == sorted((*pairs.target.row(i), examples.codec.end) for i in range(len(pairs)))
 
 
 def test_text_comes_back(captions: list[Path]) -> None:
-    task = captions_task(captions)
-    texts, references = task.sources("validation")
-    pairs = task.pairs("validation")
-    assert [task.codecs.source.decode(pairs.source.row(i)) for i in range(len(pairs))] == texts
-    assert [[task.codecs.target.decode(pairs.target.row(i))] for i in range(len(pairs))] == references
+    examples = captions_examples(captions)
+    sources, pairs = examples.sources("validation"), examples.of("validation")
+    assert [examples.codecs.source.decode(pairs.source.row(i)) for i in range(len(pairs))] == sources.given
+    assert [[examples.codec.decode(pairs.target.row(i))] for i in range(len(pairs))] == sources.references
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -144,32 +165,33 @@ def test_no_source_is_on_two_sides(data_dir: Path, tmp_path: Path, reverse: bool
         lines = [f"{line.strip()}\t{line.strip()[::-1]}" for line in islice(file, LINES)]
     path.write_text("\n".join(lines + greetings))
     for seed in range(5):
-        task = captions_task([path], reverse=reverse, split=SplitConfig(0.2, 0.2, seed), codec="byte", size=None)
-        sides = [
-            {tuple(p.source.row(i)) for i in range(len(p))} for p in map(task.pairs, ("train", "validation", "test"))
-        ]
+        split = SplitConfig(0.2, 0.2, seed)
+        examples = captions_examples([path], reverse=reverse, split=split, codec="byte", size=None)
+        pairs = map(examples.of, ("train", "validation", "test"))
+        sides = [{tuple(p.source.row(i)) for i in range(len(p))} for p in pairs]
         assert not sides[0] & (sides[1] | sides[2])
         if not reverse:
             assert not sides[1] & sides[2]
 
 
 def test_reverse_swaps_the_languages(captions: list[Path]) -> None:
-    forward, backward = captions_task(captions), captions_task(captions, reverse=True)
-    assert forward.sources("test").texts == [ref for (ref,) in backward.sources("test").references]
-    pairs = backward.pairs("train")
+    forward, backward = captions_examples(captions), captions_examples(captions, reverse=True)
+    assert forward.sources("test").given == [ref for (ref,) in backward.sources("test").references]
+    pairs = backward.of("train")
     assert backward.codecs.source.decode(pairs.source.row(0)) in captions[1].read_text(encoding="utf-8")
 
 
 def test_vocabularies_of_their_own(captions: list[Path], tmp_path: Path) -> None:
     recipe = override(small(translation(), size=500, shared=False), {"model.tie": "head"})
     task = open_task(recipe, captions)
-    model = task.adapt(recipe.model)
+    model = cast(EncoderDecoderConfig, task.adapt(recipe.model))
     assert (model.encoder.symbols, model.decoder.symbols) == (500, 500)
-    assert task.codecs.source.encode("Straße") != task.codecs.target.encode("Straße")
+    codecs = examples_of(task).codecs
+    assert codecs.source.encode("Straße") != codecs.target.encode("Straße")
     task.save(tmp_path / "run")
-    again = open_task(recipe, captions)
-    assert again.codecs.source.encode("A dog runs.") == task.codecs.source.encode("A dog runs.")
-    assert again.codecs.target.encode("Ein Hund rennt.") == task.codecs.target.encode("Ein Hund rennt.")
+    again = examples_of(open_task(recipe, captions)).codecs
+    assert again.source.encode("A dog runs.") == codecs.source.encode("A dog runs.")
+    assert again.target.encode("Ein Hund rennt.") == codecs.target.encode("Ein Hund rennt.")
 
 
 def test_overfits_one_batch(captions: list[Path]) -> None:
@@ -178,7 +200,7 @@ def test_overfits_one_batch(captions: list[Path]) -> None:
     _overfit(task, recipe)
 
 
-def _overfit(task: PairTask, recipe: Recipe) -> nn.Module:
+def _overfit(task: Composed, recipe: Recipe) -> nn.Module:
     model = build(task.adapt(recipe.model))
     batch = next(task.batches("train"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -197,11 +219,11 @@ def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest
     long = open_task(short, captions)
     with pytest.raises(UserError, match="too long"):
         long.adapt(short.model)
-    task = captions_task(captions, longest=20)
+    examples = captions_examples(captions, longest=20)
     with caplog.at_level(logging.WARNING):
-        pairs = task.pairs("train")
+        pairs = examples.of("train")
     assert int(pairs.source.lengths.max()) + 1 <= 20
-    whole = len(task.cache.split("train", task.config.split))
+    whole = len(examples.splits.rows("train"))
     assert f"{whole - len(pairs)} of {whole} pairs" in caplog.text
 
 
@@ -227,12 +249,15 @@ def test_misfit_settings_are_errors_before_any_work(tmp_path: Path, settings: di
 def test_alignment_names_every_symbol(captions: list[Path]) -> None:
     task = captions_task(captions)
     model = build(task.adapt(small(translation()).model)).eval()
-    pairs = task.pairs("test")
+    examples = examples_of(task)
+    pairs, codecs, config = examples.of("test"), examples.codecs, examples.config
     source, target = pairs.source.row(0), pairs.target.row(0)
-    found = alignment(model, task.codecs, task.config, source, target)
+    found = alignment(model, codecs, config, source, target)
+    assert found is not None
     assert found.weights.shape == (len(target) + 1, len(source) + 1) == (len(found.target), len(found.source))
     assert np.allclose(found.weights.sum(1), 1, atol=1e-5)
-    turned = alignment(model, task.codecs, replace(task.config, reverse_source=True), source[::-1], target)
+    turned = alignment(model, codecs, replace(config, reverse_source=True), source[::-1], target)
+    assert turned is not None
     columns = [*range(len(source))[::-1], len(source)]
     assert turned.source == [found.source[i] for i in columns]
     assert np.allclose(turned.weights, found.weights[:, columns])
@@ -244,45 +269,51 @@ def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:
     scores = task.evaluate(model, "test", limit=8)
     assert {"loss", "perplexity", "bleu", "bleu_signature", "chrf", "chrf_signature"} <= scores.keys()
     assert "case:lc|" in scores["bleu_lowercase_signature"]
-    assert (scores["samples"], scores["beam"]) == (8, task.config.beam)
+    examples, objective = examples_of(task), task.objective
+    assert isinstance(objective, TargetText)
+    assert (scores["samples"], scores["beam"]) == (8, examples.config.beam)
     assert task.evaluate(model, "validation", limit=4)["beam"] == 1
     samples = task.samples(model, 3)
-    texts, references = task.sources("test")
+    sources = examples.sources("test")
+    texts = sources.given
     assert [s["source"] for s in samples] == [texts[0], texts[(len(texts) - 1) // 2], texts[-1]]
-    assert samples[0]["reference"] == references[0][0]
+    assert samples[0]["reference"] == sources.references[0][0]
     batch = next(task.batches("train"))
-    known = [task.codecs.source.decode(row[keep].tolist()) for row, keep in zip(batch.source, batch.source_layout.keep)]
-    written = [task.codecs.target.decode(row[row >= 0].tolist()) for row in batch.labels]
-    assert task.translate(model, known, beam=2) == written
+    known = [
+        examples.codecs.source.decode(row[keep].tolist()) for row, keep in zip(batch.inputs[0], batch.inputs[1].keep)
+    ]
+    written = objective.write(model, examples, Sources(known, [], known), SearchConfig(beam=2))
+    assert written == [row[row >= 0].tolist()[:-1] for row in batch.targets]
     [picture] = task.pictures(model)
     assert str(picture.figure).startswith("<svg")
 
 
 def test_all_is_every_pair(captions: list[Path]) -> None:
-    task = captions_task(captions)
-    assert len(task.pairs("all")) == len(task.sources("all").texts) == LINES
+    examples = captions_examples(captions)
+    assert len(examples.of("all")) == len(examples.sources("all").given) == LINES
 
 
 def test_words_are_spelt_and_grouped(dictionary: Path) -> None:
-    task = open_task(small(pronounce(), split=SplitConfig(0.1, 0.1)), [dictionary])
-    assert isinstance(task.config, PronounceConfig)
-    everything = [task.sources(split) for split in ("train", "validation", "test")]
-    words = [word for sources in everything for word in sources.texts]
+    examples = examples_of(open_task(small(pronounce(), split=SplitConfig(0.1, 0.1)), [dictionary]))
+    assert isinstance(examples.config, PronounceConfig)
+    everything = [examples.sources(split) for split in ("train", "validation", "test")]
+    words = [word for sources in everything for word in sources.given]
     assert len(words) == len(set(words))
     said = dict(zip(words, (r for sources in everything for r in sources.references)))
     assert said["read"] == ["R EH D", "R IY D"]
-    pairs = task.pairs("train")
-    phonemes = task.codecs.target.decode(pairs.target.row(5)).split()
+    pairs = examples.of("train")
+    phonemes = examples.codec.decode(pairs.target.row(5)).split()
     assert phonemes == [p for p in phonemes if p.isupper() and not p[-1].isdigit()]
-    assert task.codecs.source.decode(pairs.source.row(5)).replace(" ", "") in words
+    assert examples.codecs.source.decode(pairs.source.row(5)).replace(" ", "") in words
 
 
 def test_odd_words(dictionary: Path) -> None:
-    task = open_task(small(pronounce()), [dictionary])
-    codec = task.codecs.source
-    assert codec.encode(task.config.prepare(" Data ")) == codec.encode("d a t a")
-    assert codec.encode(task.config.prepare("naïve")).count(codec.unknown) == 1
-    assert codec.encode(task.config.prepare("")) == []
+    examples = examples_of(open_task(small(pronounce()), [dictionary]))
+    codec, config = examples.codecs.source, examples.config
+    assert codec.encode(config.prepare(" Data ")) == codec.encode("d a t a")
+    assert codec.unknown is not None
+    assert codec.encode(config.prepare("naïve")).count(codec.unknown) == 1
+    assert codec.encode(config.prepare("")) == []
 
 
 def test_pronounce_overfits_one_batch(dictionary: Path) -> None:
@@ -297,9 +328,8 @@ def test_pronounce_overfits_one_batch(dictionary: Path) -> None:
 def test_padding_is_under_five_percent(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     recipe = multi30k_en_de()
-    task = recipe.task.open(recipe, None, tmp_path)
-    assert isinstance(task, PairTask)
-    count = len(task.pairs("train").plan(recipe.train.batch_tokens or 0, 0))
-    batches = list(islice(task.batches("train"), count))
-    kept = sum(int(b.source_layout.keep.sum()) + b.tokens for b in batches)
+    examples = examples_of(cast(Composed, recipe.task.open(recipe, None, tmp_path)))
+    plan = examples.of("train").plan(recipe.train.batch_tokens or 0, 0)
+    batches = list(islice(examples.batches("train"), len(plan)))
+    kept = sum(int(b.inputs[1].keep.sum()) + b.tokens for b in batches)
     assert 1 - kept / sum(b.computed for b in batches) < 0.05

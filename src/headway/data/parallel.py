@@ -12,7 +12,7 @@ import numpy as np
 
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.sources import Pair, PairSource, pair_sources, read_pairs
-from headway.data.splits import SplitConfig, assign, key_of, larger_share, side_number
+from headway.data.splits import SIDES, SplitConfig, Splits, assign, key_of, side_number
 from headway.data.store import (
     Columns,
     cache_key,
@@ -69,16 +69,13 @@ class PairCache:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def split(self, side: str, config: SplitConfig) -> np.ndarray:
-        """The pairs of a split, int64 [N]: equal sources are never in two. A UserError if there are none."""
+    def splits(self, config: SplitConfig) -> Splits:
+        """The pairs of each split: equal sources are never in two."""
         named = np.asarray(self.named)
         given = frozenset(np.unique(named).tolist())
-        pairs = np.flatnonzero(assign(np.asarray(self.keys), named, given, config) == side_number(side))
-        if len(pairs) == 0:
-            raise UserError(
-                f"the {side} split of {len(self):,} pairs is empty; give files named {side}, or {larger_share(side)}"
-            )
-        return pairs
+        assigned = assign(np.asarray(self.keys), named, given, config)
+        sides = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
+        return Splits(sides, np.arange(len(self)), "pairs")
 
     def fitting(self, pairs: np.ndarray, source_limit: int, target_limit: int, drop_long: bool) -> Fitting:
         """Those of `pairs` within the limits (tokens, without special symbols) and not empty on a side.
@@ -105,7 +102,7 @@ class PairCache:
 
 
 def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> Iterator[Pair]:
-    """The text of the pairs that `PairCache.split` gives, in the same order, streamed."""
+    """The text of the pairs that `PairCache.splits` has, in the same order, streamed."""
     sources = pair_sources(paths)
     given = frozenset(_named(source) for source in sources)
     number = side_number(side)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, cast
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import words_of, write_lists
 from headway.claims.pictures import intervals, lines, middle_of
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, tuned
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned
 from headway.claims.statistics import difference, mean
-from headway.domains.translation.task import PairTask
+from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.models import EncoderDecoder, ModelConfig
 from headway.models.ancestors import rnnenc, rnnsearch
+from headway.train.task import Composed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,18 +47,20 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {**course.values("per"), "rates": rates, "letters": letters}
 
 
-def model_of(settings: Settings, variant: str, task: PairTask) -> ModelConfig:
+def model_of(settings: Settings, variant: str, task: Composed) -> ModelConfig:
     transformer = small(task, "pronounce", settings.width, depth=1)
     if variant == TRANSFORMER:
         return transformer
-    build, symbols = rnnsearch if variant == SEARCH else rnnenc, task.codecs.target.size
+    build, symbols = rnnsearch if variant == SEARCH else rnnenc, symbols_of(task)
     return sized(lambda width: begun(build(width, width, symbols, width // 2)), size(transformer))
 
 
-def by_length(settings: Settings, task: PairTask, model: EncoderDecoder) -> tuple[list[float], list[float]]:
+def by_length(settings: Settings, task: Composed, model: EncoderDecoder) -> tuple[list[float], list[float]]:
     """The phoneme error rate of lists of 1, 2, ... words, and their mean length in letters."""
-    texts, references = task.sources("validation")
-    outputs = task.translate(model, texts, beam=1)
+    examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
+    sources = examples.sources("validation")
+    texts, references = sources.given, sources.references
+    outputs = examples.texts(objective.write(model, examples, sources, objective.searched("validation")))
     rates, letters = [], []
     for length in range(1, settings.most + 1):
         places = [place for place, text in enumerate(texts) if words_of(text) == length]

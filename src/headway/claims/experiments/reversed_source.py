@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.dictionary import write_backwards
 from headway.claims.pictures import bars, intervals
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, tuned
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned
 from headway.claims.statistics import difference, mean
 from headway.models.ancestors import lstm_2014
 
@@ -42,7 +42,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     with TemporaryDirectory() as folder:
         data = write_backwards(Path(folder)) if order == BOTH else None
         with opened("pronounce", settings.budget, seed, data, reverse_source=order != PLAIN) as task:
-            model, symbols = small(task, "pronounce", settings.width, depth=1), task.codecs.target.size
+            model, symbols = small(task, "pronounce", settings.width, depth=1), symbols_of(task)
             if name == LSTM:
                 model = sized(lambda width: begun(lstm_2014(width, settings.depth, symbols, symbols)), size(model))
             course = tuned(settings.budget, task, model, seed)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from headway.domains.audio.augment import AugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sound import KINDS, FileSound
 from headway.domains.audio.speech import words
-from headway.domains.audio.transcription import Transcription, TranscriptionConfig
+from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
 from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import UserError
-from headway.train import Recipe
+from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
 _WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
@@ -100,9 +101,9 @@ class SpeechScale(Scale):
         reason = f"{lengths.total / 3600:.2g} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
         return Settled(settings, reason)
 
-    def amount(self, task: Any) -> int:
-        speech = cast(Transcription, task)
-        return sum(len(speech.targets[row]) - len(speech.marks.prompt) for row in speech.numbers("train").tolist())
+    def amount(self, task: Task) -> int:
+        speech = cast(SpokenTexts, cast(Composed, task).examples)
+        return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import checked, register
-from headway.data import sides_of
+from headway.data import Splits, sides_of
 from headway.data.order import epoch_seed
-from headway.domains.audio.alignment import alignment
-from headway.domains.audio.augment import chance, noisy, varied
+from headway.domains.audio.augment import chance as drawn
+from headway.domains.audio.augment import noisy, varied
 from headway.domains.audio.digits import Takes, read_takes
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
@@ -29,10 +28,11 @@ from headway.domains.audio.speech import (
     END,
     PLAIN,
     START,
-    Example,
-    Marks,
     SpeechConfig,
-    SpeechTask,
+    SpeechText,
+    SpokenMarks,
+    SpokenSounds,
+    Utterance,
     check_targets,
     listening,
 )
@@ -42,14 +42,18 @@ from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoder
 from headway.report import Picture
 from headway.report.spectrogram import Span
-from headway.train import Recipe, Shard
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, ByCount, Chance
+from headway.train.objectives.written import Ids, Sources
+from headway.train.sharding import spread
+from headway.train.task import Composed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEP = 0.02  # seconds between timestamps, as Whisper has them
 _SPLITS = ("train", "validation", "test", "all")  # what each draws its sequences by
 
 
-class Spoken(NamedTuple):
+class JoinedDigits(NamedTuple):
     """The samples of a window, and what is said in it when."""
 
     window: Float[Tensor, "N"]
@@ -86,49 +90,48 @@ class SpokenSequencesConfig(SpeechConfig):
         if self.held_out < 1:
             raise ConfigError(f"task.held_out is {self.held_out}; give 1 or more")
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SpokenSequences:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that are not this set."""
-        return SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace)
+        return Composed(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
-class SpokenSequences(SpeechTask):
-    """The task over joined digits; besides words it judges the times."""
+class SpokenSequences(SpokenSounds):
+    """Joined digits, each sequence a pure function of its split and number."""
 
     def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
         model = listening(recipe.model)
         self.config, self.takes = config, takes
         self.sounds = open_sounds(takes.files, config.skip_bad)
-        sides = {**sides_of(self.sounds.keys, takes.named(None), config.split), "all": np.arange(len(takes.files))}
-        self.sides = {side: np.setdiff1d(rows, self.sounds.bad) for side, rows in sides.items()}
-        self.voices = {side: _by_speaker(takes, rows) for side, rows in self.sides.items()}
+        good = np.setdiff1d(np.arange(len(takes.files)), self.sounds.bad)
+        sides = sides_of(self.sounds.keys, takes.named(None), config.split)
+        sides = {side: np.setdiff1d(rows, self.sounds.bad) for side, rows in sides.items()}
+        self.splits = Splits(sides, good, "recordings", "recordings")
+        names = np.array(takes.speakers)
+        self.voices = {
+            side: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # those of each speaker
+            for side, rows in (*sides.items(), ("all", good))
+        }
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
-        codec = sequence_codec(frames * HOP / RATE) if not (workspace / FILE).exists() else _saved(workspace)
+        saved = (workspace / FILE).exists()
+        codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
         super().__init__(recipe, codec, _marks(codec), frames, config, workspace)
         self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
         self.places = {symbol: place for place, symbol in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence of the most digits")
 
-    def numbers(self, split: str) -> np.ndarray:
-        """Those of training have no end; a number of them stands for it."""
-        if split not in self.voices or not self.voices[split]:
-            raise UserError(f"there are no recordings for the split {split!r}; choose from train, validation and test")
-        return np.arange(self.config.held_out)
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
 
-    def stream(self, shard: Shard, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each place of training has a sequence of its own."""
-        self.numbers("train")
-        for number in count(start + shard.rank, shard.world):
-            places = np.arange(number * self.size, (number + 1) * self.size)
-            yield places, places
+    def of(self, split: str) -> SequenceSamples:
+        """Those of training have no end; a number of them stands for it. UserError for a split without recordings."""
+        self.splits.rows(split)
+        return SequenceSamples(self, split, np.arange(self.config.held_out))
 
-    def example(self, split: str, number: int, place: int | None = None) -> Example:
-        window, spans = self.sequence(split, number, place is not None)
-        return Example(window, len(window), [*self.marks.prompt, *self.ids(spans), self.marks.end])
-
-    def sequence(self, split: str, number: int, augmented: bool = False) -> Spoken:
+    def sequence(self, split: str, number: int, augmented: bool = False) -> JoinedDigits:
         """The `number`-th sequence of a split: a pure function of both (of training, of the run's seed too)."""
         seed = epoch_seed(self.seed if split == "train" else 0, _SPLITS.index(split))
-        draw = chance(seed, number)
+        draw = drawn(seed, number)
         config, voices = self.config, self.voices[split]
         voice = voices[int(draw.integers(len(voices)))]
         window = torch.zeros(self.frames * HOP)
@@ -143,7 +146,7 @@ class SpokenSequences(SpeechTask):
             window[start:end] = sound
             spans.append(Span(WORDS[self.takes.digits[row]], start / RATE, end / RATE))
             start = end + round(draw.uniform(*config.gap) * RATE)
-        return Spoken(noisy(window, config.augment, draw) if augmented else window, spans)
+        return JoinedDigits(noisy(window, config.augment, draw) if augmented else window, spans)
 
     def ids(self, spans: Sequence[Span]) -> list[int]:
         """Each word between the symbols of its times."""
@@ -163,23 +166,51 @@ class SpokenSequences(SpeechTask):
                 found.append(Span(text, self.places[before] * STEP, self.places[after] * STEP))
         return found
 
-    def reference(self, split: str, number: int) -> str:
-        return " ".join(span.text for span in self.sequence(split, number).spans)
+    def told(self, samples: SequenceSamples) -> Sources:
+        spans = samples.spans()
+        return Sources(samples, [[" ".join(span.text for span in some)] for some in spans], list(map(_timed, spans)))
 
-    def shown(self, split: str, number: int) -> str:
-        return _timed(self.sequence(split, number).spans)
 
-    def sample(self, split: str, number: int, ids: Sequence[int]) -> dict[str, str]:
-        return {**super().sample(split, number, ids), "times": _timed(self.spans(ids))}
+@dataclass(frozen=True)
+class SequenceSamples:
+    """Sequences of a split by number."""
 
-    def scores(self, split: str, numbers: np.ndarray, said: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Word error rate; and by how many milliseconds the times of the words that are right are off, in the mean."""
-        pairs = [
-            pair
-            for number, ids in zip(numbers.tolist(), said)
-            for pair in matched(self.sequence(split, number).spans, self.spans(ids))
-        ]
-        found = super().scores(split, numbers, said)
+    examples: SpokenSequences
+    split: str
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Each place of training has a sequence of its own."""
+        examples, chosen = self.examples, self.numbers[numbers] if chance is None else chance.places
+        joined = [examples.sequence(self.split, number, chance is not None) for number in chosen.tolist()]
+        heard = [Utterance(window, len(window), examples.ids(spans)) for window, spans in joined]
+        return examples.batch(heard, chance)
+
+    def spans(self) -> list[list[Span]]:
+        """What is said when in each."""
+        return [self.examples.sequence(self.split, number).spans for number in self.numbers.tolist()]
+
+    def training(self) -> ByCount:
+        return ByCount(len(self), self.examples.size, self.examples.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), self.examples.at_once)
+
+    def some(self, limit: int | None) -> SequenceSamples:
+        return replace(self, numbers=spread(self.numbers, limit))
+
+
+class TimedDigits(SpeechText[SpokenSequences]):
+    """Digits between the times of their starts and ends; besides words the times are judged."""
+
+    def scores(self, examples: SpokenSequences, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+        """By how many milliseconds the times of the words that are right are off, in the mean, too."""
+        found = {**super().scores(examples, sources, written), "beam": self.search.beam}
+        said = zip(sources.given.spans(), written)
+        pairs = [pair for spans, ids in said for pair in matched(spans, examples.spans(ids))]
         if not pairs:
             return found
         off = 1000 * np.abs([(one.start - other.start, one.end - other.end) for one, other in pairs])
@@ -187,14 +218,18 @@ class SpokenSequences(SpeechTask):
         times = {"boundary_error_ms": float(off.mean()), "start_error_ms": starts, "end_error_ms": ends}
         return {**found, **times, "boundaries": 2 * len(pairs)}
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
+    def sample(self, examples: SpokenSequences, source: str, ids: Ids, right: Sequence[str]) -> dict[str, str]:
+        return {**super().sample(examples, source, ids, right), "times": _timed(examples.spans(ids))}
+
+    def pictures(self, model: nn.Module, examples: SpokenSequences) -> list[Picture]:
         """A sequence of the split that is judged last: when digits are said and heard, and where each was read from."""
-        split = self.final_split
-        number = max(self.spread(12), key=lambda number: len(self.sequence(split, number).spans))
-        example, spans = self.example(split, number), self.sequence(split, number).spans
-        found = alignment(cast(EncoderDecoder, model), self, example)
-        tracks = {"said": spans, "heard": self.spans(found.ids)}
-        name = f"{found.text} (said: {self.reference(split, number)})"
+        some = examples.of(examples.final_split).some(12)
+        spans, number = max(zip(some.spans(), some.numbers), key=lambda each: len(each[0]))
+        sample = replace(some, numbers=np.array([number]))
+        found = self.alignment(cast(EncoderDecoder, model), examples, sample)
+        tracks = {"said": spans, "heard": examples.spans(found.ids)}
+        [[right]] = examples.told(sample).references
+        name = f"{found.text} (said: {right})"
         return [alignment_picture(name, found.frames, tracks, found.weights, found.symbols)]
 
 
@@ -218,18 +253,8 @@ def sequence_codec(seconds: float) -> TokenizerCodec:
     return train_codec("word", [" ".join(WORDS)], special=(END, START, PLAIN, *time_names(seconds)))
 
 
-def _saved(workspace: Path) -> TokenizerCodec:
-    return cast(TokenizerCodec, load_codec(workspace))
-
-
-def _marks(codec: TokenizerCodec) -> Marks:
+def _marks(codec: TokenizerCodec) -> SpokenMarks:
     start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
     if start is None or plain is None or end is None:
         raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a run of this task")
-    return Marks((start,), end, (start, plain))
-
-
-def _by_speaker(takes: Takes, rows: np.ndarray) -> list[np.ndarray]:
-    """The recordings of each speaker."""
-    names = np.array(takes.speakers)[rows]
-    return [rows[names == name] for name in sorted(set(names.tolist()))]
+    return SpokenMarks((start,), end, (start, plain))

@@ -15,10 +15,9 @@ from torch import nn
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import register
-from headway.data import sides_of
-from headway.data.splits import larger_share
-from headway.domains.audio.alignment import alignment
-from headway.domains.audio.augment import chance, delayed, noisy, varied
+from headway.data import Splits, sides_of
+from headway.domains.audio.augment import chance as drawn
+from headway.domains.audio.augment import delayed, noisy, varied
 from headway.domains.audio.marks import languages_of
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.pictures import alignment_picture
@@ -27,10 +26,11 @@ from headway.domains.audio.speech import (
     END,
     PLAIN,
     START,
-    Example,
-    Marks,
     SpeechConfig,
-    SpeechTask,
+    SpeechText,
+    SpokenMarks,
+    SpokenSounds,
+    Utterance,
     check_targets,
     listening,
     words,
@@ -42,7 +42,10 @@ from headway.errors import ConfigError, UserError, nearest
 from headway.metrics.spoken import english_words, spellings
 from headway.models import EncoderDecoder, EncoderDecoderConfig
 from headway.report import Picture
-from headway.train import Recipe
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, Chance, Numbered, Selected
+from headway.train.objectives.written import Sources
+from headway.train.task import Composed
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,14 +67,15 @@ class TranscriptionConfig(SpeechConfig):
     size: int | None = None  # most symbols; none: as many as there are
     language: str | None = None  # of what is said; none: English
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Transcription:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         found = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
-        return Transcription(self, recipe, found, workspace)
+        examples = SpokenTexts(self, recipe, found, workspace)
+        return Composed(examples, TranscriptText(self, examples.language))
 
 
-class Transcription(SpeechTask):
-    """The task over sounds with transcripts. Equal texts are never both trained on and held out."""
+class SpokenTexts(SpokenSounds, Numbered):
+    """Sounds with transcripts. Equal texts are never both trained on and held out."""
 
     def __init__(self, config: TranscriptionConfig, recipe: Recipe, found: Transcripts, workspace: Path) -> None:
         model = listening(recipe.model)
@@ -79,17 +83,14 @@ class Transcription(SpeechTask):
         self.sounds = open_sounds(found.files, config.skip_bad)
         frames, self.kept = self._fitting(recipe, model, found, workspace)
         self.rows = found.select(self.kept)
-        self.sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
+        sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
+        self.splits = Splits(sides, np.arange(len(self.rows)), "sounds", "a table")
         codec = self._codec(workspace)
         self.language, marks = _spoken(codec, model, config.language)
         super().__init__(recipe, codec, marks, frames, config, workspace)
-        if self.language == "en":
-            spellings()  # before any work
-            self.compared, self.signature = english_words, "normalizer:whisper-english"
         # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
-        texts = codec.encode_batch([f" {text}" for text in self.rows.texts])
-        self.targets = [[*self.marks.prompt, *ids, self.marks.end] for ids in texts]
-        sizes = np.array([len(ids) - 1 for ids in self.targets])
+        self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
+        sizes = np.array([len(marks.prompt) + len(ids) for ids in self.ids])
         check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
 
     def _fitting(
@@ -113,48 +114,52 @@ class Transcription(SpeechTask):
     def _codec(self, workspace: Path) -> TokenizerCodec:
         if (workspace / FILE).exists():
             return cast(TokenizerCodec, load_codec(workspace))
-        texts = (f" {self.rows.texts[row]}" for row in self.numbers("train").tolist())
+        texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
         return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN), fewer=True)
 
-    def numbers(self, split: str) -> np.ndarray:
-        found = np.arange(len(self.rows)) if split == "all" else self.sides[split]
-        if len(found) == 0:
-            raise UserError(
-                f"the {split} split of {len(self.rows):,} sounds is empty; give a table named {split}, or "
-                f"{larger_share(split)}"
-            )
-        return found
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        places = [None] * len(rows) if chance is None else chance.places.tolist()
+        return self.batch([self.utterance(row, place) for row, place in zip(rows.tolist(), places)], chance)
 
-    def example(self, split: str, number: int, place: int | None = None) -> Example:
-        """A sound from the start of its window, as Whisper hears it."""
-        sound, length = self.sounds[self.kept[number]], self.frames * HOP
+    def utterance(self, row: int, place: int | None) -> Utterance:
+        """A sound from the start of its window, as Whisper hears it; changed where it stands in a place of training."""
+        sound, length = self.sounds[self.kept[row]], self.frames * HOP
         if place is None:
-            return Example(F.pad(sound, (0, length - len(sound))), len(sound), self.targets[number])
-        draw, augment = chance(self.seed, place), self.config.augment
+            return Utterance(F.pad(sound, (0, length - len(sound))), len(sound), self.ids[row])
+        draw, augment = drawn(self.seed, place), self.augment
         changed = varied(sound, augment, draw)
         # What became too long by a lower speed stays as it was: nothing of it is cut.
         sound = delayed(changed if len(changed) <= length else sound, length, augment, draw)
         window = noisy(F.pad(sound, (0, length - len(sound))), augment, draw)
-        return Example(window, len(sound), self.targets[number])
+        return Utterance(window, len(sound), self.ids[row])
 
-    def reference(self, split: str, number: int) -> str:
-        return self.rows.texts[number]
+    def told(self, samples: Selected) -> Sources:
+        rows = samples.rows.tolist()
+        return Sources(samples, [[self.rows.texts[row]] for row in rows], [self.rows.files[row].name for row in rows])
 
-    def shown(self, split: str, number: int) -> str:
-        return self.rows.files[number].name
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
+class TranscriptText(SpeechText[SpokenTexts]):
+    """What is said in sounds with transcripts."""
+
+    def __init__(self, config: TranscriptionConfig, language: str | None) -> None:
+        if language != "en":
+            super().__init__(config)
+            return
+        spellings()  # before any work
+        super().__init__(config, english_words, "normalizer:whisper-english")
+
+    def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:
         """Where each symbol of a text was read from, in the spectrogram of its sound."""
-        split = self.final_split
-        number = min(self.spread(12), key=lambda number: abs(len(self.targets[number]) - 20))
-        example = self.example(split, number)
-        found = alignment(cast(EncoderDecoder, model), self, example)
-        used = frames_of(int(self.sounds.lengths[self.kept[number]]))
+        wanted = 19 - len(examples.marks.prompt)
+        row = min(examples.spread(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - wanted))
+        found = self.alignment(cast(EncoderDecoder, model), examples, Selected(examples, np.array([row])))
+        used = frames_of(int(examples.sounds.lengths[examples.kept[row]]))
         frames, weights = found.frames[:used], found.weights[:, : -(-used // 2)]
-        return [alignment_picture(f"{self.shown(split, number)}: {found.text}", frames, {}, weights, found.symbols)]
+        name = f"{examples.rows.files[row].name}: {found.text}"
+        return [alignment_picture(name, frames, {}, weights, found.symbols)]
 
 
-def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, Marks]:
+def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, SpokenMarks]:
     """The language, None where nothing says it; and the symbols that a text without timestamps begins with, what
     follows it, and all others that are no text.
     """
@@ -165,12 +170,12 @@ def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | 
     never = tuple(place for place in sorted(special) if place != end)
     task, known = codec.token("<|transcribe|>"), languages_of(codec, model.symbols)
     if task is None:
-        return language, Marks((start, plain), end, never)
+        return language, SpokenMarks((start, plain), end, never)
     language = language or "en"
     if not known:
         if language != "en":
             raise ConfigError(f"this model writes English only, not {language!r}; start from a multilingual one")
-        return language, Marks((start, plain), end, never)
+        return language, SpokenMarks((start, plain), end, never)
     if language not in known:
         raise ConfigError(f"task.language {language!r} is not among this model's; {nearest(language, known)}")
-    return language, Marks((start, known[language], task, plain), end, never)
+    return language, SpokenMarks((start, known[language], task, plain), end, never)

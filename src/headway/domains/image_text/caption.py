@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import Tensor
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
@@ -58,7 +59,7 @@ def marks(codec: Codec) -> tuple[int, int]:
 
 def write(
     model: Captioner,
-    batches: Iterable[Float32[np.ndarray, "B 3 H W"]],
+    batches: Iterable[Float32[Tensor, "B 3 H W"]],
     begin: int,
     end: int,
     search: SearchConfig,
@@ -70,7 +71,7 @@ def write(
     like = cast(PatchEmbed, model.tower.embed).positions.table  # which no quantisation packs
     found = []
     for batch in batches:
-        images = torch.from_numpy(batch).to(device_of(model), like.dtype)
+        images = batch.to(device_of(model), like.dtype)
         prompt = Prompt(*pad([[begin]] * len(images), device_of(model)), images)
         found += beam_search(model, prompt, [most] * len(images), end, search)
     return found
@@ -78,9 +79,9 @@ def write(
 
 def _batches(
     images: Sequence[Image], processor: ImageProcessor, failed: Failed | None
-) -> Iterator[Float32[np.ndarray, "B 3 H W"]]:
+) -> Iterator[Float32[Tensor, "B 3 H W"]]:
     """Inputs in the order of the images; neighbours of the same size go together."""
     read = each(images, lambda _, image: processor(pixels_of(image)), failed)
     while some := list(islice(read, _AT_ONCE)):
         for _, alike in groupby(some, key=np.shape):
-            yield np.stack(list(alike))
+            yield torch.from_numpy(np.stack(list(alike)))

@@ -1,33 +1,77 @@
-"""The settings of tasks that write captions, and how their text and images become what a model reads."""
+"""The settings of tasks that write captions, where their images come from, and how both become what a model reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Bool, Int, UInt8
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
-from headway.data import SplitConfig, find_set
+from headway.data import SplitConfig, find_set, sides_of
 from headway.domains.image_text import scenes
-from headway.domains.image_text.captioned import Captioned, captioned
-from headway.domains.image_text.data import Columns, read_captions
+from headway.domains.image_text.data import Captions, Columns, read_captions
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.parts import Part, decoder_of, tower_of
+from headway.domains.image_text.pictures import open_pictures
 from headway.errors import ConfigError, UserError
 from headway.models import CaptionerConfig
-from headway.train import Recipe, TaskConfig
-
-if TYPE_CHECKING:
-    from headway.domains.image_text.captioning import Captioning
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.task import Composed
 
 BEGIN, END = "<s>", "</s>"
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """N samples. `pixels(rows)` are their images, all of one size; `images` are equal for samples of the same image,
+    whose captions are one another's alternatives; `sides` are the samples of each split, "train", "validation", "test"
+    and perhaps others; `shown(row)` is a sample's name for people, `place(row)` where it stands, for messages.
+    """
+
+    captions: Sequence[str]
+    images: Int[np.ndarray, "N"]
+    sides: dict[str, Int[np.ndarray, "K"]]
+    pixels: Callable[[Int[np.ndarray, "B"]], UInt8[np.ndarray, "B H W 3"]]
+    shown: Callable[[int], str]
+    place: Callable[[int], str]
+
+
+def captioned(
+    found: Captions,
+    processor: ImageProcessor,
+    split: SplitConfig,
+    skip: bool = False,
+    wanted: Bool[np.ndarray, "N"] | None = None,
+) -> Captioned:
+    """The texts of `found`, or the `wanted` of them, with their images.
+
+    Equal pixels are one image, and all its captions are on the same side of the split. UserErrors are those of
+    `open_pictures`: an image that is corrupt, unless `skip` has such left out and counted.
+    """
+    pictures = open_pictures(found.images, processor, skip)
+    kept = ~np.isin(found.of, list(pictures.wrong))
+    rows = np.flatnonzero(kept if wanted is None else kept & wanted)
+    if len(rows) == 0:
+        raise UserError(f"none of {len(found.texts):,} captions has a sound image; give some that has")
+    of = found.of[rows]
+    _, same = np.unique(pictures.keys, return_inverse=True)
+    keys = pictures.keys if found.groups is None else found.groups
+    return Captioned(
+        captions=[found.texts[row] for row in rows.tolist()],
+        images=same[of],
+        sides=sides_of([keys[image] for image in of.tolist()], found.named[of], split),
+        pixels=lambda chosen: np.asarray(pictures.pixels[of[chosen]]),
+        shown=lambda row: found.images[of[row]].name,
+        place=lambda row: found.places[rows[row]],
+    )
 
 
 @dataclass(frozen=True)
@@ -67,9 +111,9 @@ class CaptionsConfig(TaskConfig):
         """The samples, from the user's files or from the known sets that a recipe names."""
         raise NotImplementedError
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Captioning:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        from headway.domains.image_text.captioning import Captioning
+        from headway.domains.image_text.captioning import CaptionedImages, CaptionText
 
         model = recipe.model
         if not isinstance(model, CaptionerConfig):
@@ -85,7 +129,7 @@ class CaptionsConfig(TaskConfig):
             )
         samples = self.gather(data, recipe.data, processor)
         codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
-        return Captioning(self, recipe, model, samples, codec, usage, processor)
+        return Composed(CaptionedImages(self, recipe, model, samples, codec, usage, processor), CaptionText(self))
 
     def starts(self) -> dict[str, Part]:  # type: ignore[override]
         found = {} if self.tower is None else {"tower": tower_of(self.tower)}

@@ -16,12 +16,13 @@ from headway.domains.image_text.caption_config import FilesConfig
 from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.data import Captions, Columns, read_captions
 from headway.errors import UserError
-from headway.train import Recipe, sharding
+from headway.train import Recipe, Task, sharding
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.train.task import Composed
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.captioning import Captioning
+    from headway.domains.image_text.captioning import CaptionedImages
     from headway.domains.image_text.task import ImageText
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
@@ -114,8 +115,9 @@ class CaptionScale(CaptionedScale):
         size = {"model.tower.embed.size": [side, side], "model.tower.embed.patch": [patch, patch]}
         return {**size, "task.shift": side // 16}
 
-    def amount(self, task: Captioning) -> int:
-        return sum(len(task.ids[row]) + 1 for row in task.numbers("train").tolist())
+    def amount(self, task: Task) -> int:
+        examples = cast("CaptionedImages", cast(Composed, task).examples)
+        return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
 
 
 def resolution(longest: int, minutes: float) -> tuple[int, int]:

@@ -7,33 +7,34 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.translation.alignment import Alignment, alignment
-    from headway.domains.translation.batches import PairBatch, Pairs, Sentences
-    from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig
-    from headway.domains.translation.decode import translate, translate_hypotheses
-    from headway.domains.translation.pronounce import Pronounce, PronounceConfig
-    from headway.domains.translation.task import PairTask, Translation
-    from headway.domains.translation.translator import Translator, framed
+    from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, TranslationConfig
+    from headway.domains.translation.pronounce import PronounceConfig
+    from headway.domains.translation.task import (
+        Alignment,
+        ParallelText,
+        SentencePairs,
+        Sentences,
+        TargetText,
+        alignment,
+    )
+    from headway.domains.translation.translator import Translator, framed, translate_hypotheses
 
 __all__ = [
     "RECIPES",
     "TASKS",
     "Alignment",
     "Codecs",
-    "Marks",
-    "PairBatch",
-    "PairTask",
-    "Pairs",
+    "PairMarks",
     "PairsConfig",
-    "Pronounce",
+    "ParallelText",
     "PronounceConfig",
+    "SentencePairs",
     "Sentences",
-    "Translation",
+    "TargetText",
     "TranslationConfig",
     "Translator",
     "alignment",
     "framed",
-    "translate",
     "translate_hypotheses",
 ]
 RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
@@ -41,12 +42,9 @@ TASKS = {"pronounce": "pronounce", "translation": "config"}
 lazily(
     __name__,
     {
-        ".alignment": ("Alignment", "alignment"),
-        ".batches": ("PairBatch", "Pairs", "Sentences"),
-        ".config": ("Codecs", "Marks", "PairsConfig", "TranslationConfig"),
-        ".decode": ("translate", "translate_hypotheses"),
-        ".pronounce": ("Pronounce", "PronounceConfig"),
-        ".task": ("PairTask", "Translation"),
-        ".translator": ("Translator", "framed"),
+        ".config": ("Codecs", "PairMarks", "PairsConfig", "TranslationConfig"),
+        ".pronounce": ("PronounceConfig",),
+        ".task": ("Alignment", "ParallelText", "SentencePairs", "Sentences", "TargetText", "alignment"),
+        ".translator": ("Translator", "framed", "translate_hypotheses"),
     },
 )

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
+from headway.data.fingerprint import Encoder
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, ModelConfig
-from headway.train import Recipe, TaskConfig
-
-if TYPE_CHECKING:
-    from headway.domains.translation.task import Translation
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.task import Composed
 
 BEGIN, END = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec where it has its own
@@ -34,7 +33,7 @@ class Codecs(NamedTuple):
             self.source.save(directory / _SOURCE)
 
 
-class Marks(NamedTuple):
+class PairMarks(NamedTuple):
     """The symbols around sequences: `begin` starts a target, `end` follows it, `source_end` follows a source."""
 
     begin: int
@@ -42,12 +41,12 @@ class Marks(NamedTuple):
     source_end: int
 
     @staticmethod
-    def of(codecs: Codecs) -> Marks:
+    def of(codecs: Codecs) -> PairMarks:
         """Raises UserError for a codec without them."""
         found = (codecs.target.begin, codecs.target.end, codecs.source.end)
         if None in found:
             raise UserError(f"the tokenizer has no begin or end symbol; train one with {BEGIN} and {END}")
-        return Marks(*found)  # type: ignore[arg-type]
+        return PairMarks(*found)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class PairsConfig(TaskConfig):
     def prepare(self, source: str) -> str:
         """A source as its codec reads it."""
         return source
+
+    def reading(self, codec: Codec) -> Encoder:
+        """What encodes sources of files with the codec of sources."""
+        return codec
 
     def order(self, source: Sequence[int]) -> list[int]:
         """Ids of a source, without its end, in the order in which the encoder reads them; twice is as before."""
@@ -118,14 +121,15 @@ class TranslationConfig(PairsConfig):
     lowercase_bleu: bool = False
     goal: Literal["bleu", "chrf", "loss"] = "bleu"
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Translation:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        from headway.domains.translation.task import Translation
+        from headway.domains.translation.task import ParallelText, TargetText
 
         check_recipe(recipe, self.shared)
         paths = recipe.files(data)
         codecs = self.saved_or_trained(paths, workspace)
-        return Translation(self, recipe, paths, codecs)
+        examples = ParallelText(self, recipe, paths, codecs, reverse=self.reverse, grouped=self.grouped)
+        return Composed(examples, TargetText(self.goal, self, self.lowercase_bleu))
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headway.codecs import Codec, train_codec
 from headway.config import register
-from headway.data import Pair, PairCache, open_pairs, split_pairs
+from headway.data import split_pairs
 from headway.domains.translation.config import BEGIN, END, Codecs, PairsConfig, check_recipe
-from headway.domains.translation.task import PairTask
+from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
-from headway.train import Recipe
+from headway.train import Recipe, Task
+from headway.train.objectives.written import Ids, Sources
+from headway.train.task import Composed
 
 
 @register("pronounce")
@@ -25,23 +27,25 @@ class PronounceConfig(PairsConfig):
     words, not pronunciations, are held out.
     """
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Pronounce:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read or do not fit the settings."""
         check_recipe(recipe, shared=True)
         paths = recipe.files(data)
-        return Pronounce(self, recipe, paths, self.saved_or_trained(paths, workspace))
+        examples = ParallelText(self, recipe, paths, self.saved_or_trained(paths, workspace), grouped=True)
+        return Composed(examples, Pronounced("per", self))
 
     def prepare(self, source: str) -> str:
         """A word as letters between spaces; capitals are read as small letters, which dictionaries have."""
         return " ".join(source.strip().lower())
 
+    def reading(self, codec: Codec) -> Spelling:
+        return Spelling(codec, self)
+
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
-        texts = self._spelt(split_pairs(paths, "train", self.split))
+        pairs = split_pairs(paths, "train", self.split)
+        texts = (text for word, sounds in pairs for text in (self.prepare(word), sounds))
         codec = train_codec("word", texts, split="space", special=(BEGIN, END))
         return Codecs(codec, codec)
-
-    def _spelt(self, pairs: Iterable[Pair]) -> Iterable[str]:
-        return (text for word, sounds in pairs for text in (self.prepare(word), sounds))
 
 
 class Spelling:
@@ -59,19 +63,8 @@ class Spelling:
         return f"letters of {self._codec.fingerprint()}"
 
 
-class Pronounce(PairTask):
-    """The task over words and their phonemes."""
+class Pronounced(TargetText):
+    """The phonemes of a word, by word and phoneme error rates; the nearest of a word's pronunciations counts."""
 
-    goal = "per"
-    groups = True
-
-    def __init__(self, config: PronounceConfig, recipe: Recipe, paths: Sequence[Path], codecs: Codecs) -> None:
-        self._spelling = Spelling(codecs.source, config)
-        super().__init__(config, recipe, paths, codecs)
-
-    def _open(self) -> PairCache:
-        return open_pairs(self.paths, self._spelling, self.codecs.target)
-
-    def scores(self, outputs: list[str], references: list[list[str]]) -> dict[str, Any]:
-        """Word and phoneme error rates; the nearest of a word's pronunciations counts."""
-        return pronunciation_error_rates(outputs, references)
+    def scores(self, examples: ParallelText, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+        return pronunciation_error_rates(examples.texts(written), sources.references)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from headway.data import pairs
-from headway.domains.translation.task import PairTask
-from headway.train import Recipe
+from headway.domains.translation.task import ParallelText
+from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
+from headway.train.task import Composed
 
 _SHAPES = (
     (48, 2, 2),
@@ -48,8 +50,8 @@ class PairsScale(Scale):
         reason = f"a vocabulary of {symbols:,} for {count:,} pairs of {size / max(1, count):.0f} characters"
         return Settled({"task.size": symbols, **self.held_out(count)}, reason)
 
-    def amount(self, task: PairTask) -> int:
-        found = task.pairs("train")
+    def amount(self, task: Task) -> int:
+        found = cast(ParallelText, cast(Composed, task).examples).of("train")
         return int(found.target.lengths.sum()) + len(found)
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

@@ -1,75 +1,164 @@
-"""Pairs of sequences as a task: foretell targets from sources, and judge what is decoded."""
+"""Pairs of sequences as a task: the pairs and their batches, and what is learned of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from headway.checkpoints.familiar import Familiar
-from headway.data import Column, Pair, PairCache, grouped, open_pairs, split_pairs
+from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
-from headway.domains.translation.alignment import alignment_pictures
-from headway.domains.translation.batches import PairBatch, Pairs, Sentences
-from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig, with_symbols
-from headway.domains.translation.decode import translate
-from headway.errors import UserError
+from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, with_symbols
+from headway.domains.translation.translator import translate_hypotheses
 from headway.generate import SearchConfig
-from headway.metrics import bleu, language_scores, translation_scores
-from headway.models import EncoderDecoder, EncoderDecoderConfig, Loss, ModelConfig, VocabularyHead
-from headway.report import Picture
-from headway.train import Recipe, Shard, sharding
-from headway.train.task import WHOLE
+from headway.generate.prompts import evaluating
+from headway.layout import Layout
+from headway.metrics import bleu, translation_scores
+from headway.mixers import ConditionalGRU, CrossAttention
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
+from headway.report import Picture, heatmap
+from headway.train import Recipe
+from headway.train.examples import Batch, ByTokens, Chance
+from headway.train.objectives.written import Ids, Sourced, Sources, Written
+from headway.train.sharding import spread
 
 _LOG = logging.getLogger(__name__)
 _EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding
 _NO_LIMIT = 1 << 31
 _LOOKED_AT = 20  # texts from which one is drawn as a picture
+_EASY = 24  # symbols of one that is easy to look at
+_END = "·"  # stands for the end symbol, which has no text
 
 
-class Sources(NamedTuple):
-    """Texts to translate, each with one or more references."""
+class Sentences(NamedTuple):
+    """Sequences of ids as places in one array: int64 [N] starts and lengths. No begin or end is among them."""
 
-    texts: list[str]
-    references: list[list[str]]
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @staticmethod
+    def of(column: Column, pairs: np.ndarray) -> Sentences:
+        """One side of some pairs."""
+        # As plain arrays: each look-up in a memory map costs more than in the array that it is.
+        return Sentences(np.asarray(column.ids), column.offsets[pairs], column.lengths[pairs])
+
+    def select(self, numbers: np.ndarray) -> Sentences:
+        return Sentences(self.ids, self.starts[numbers], self.lengths[numbers])
+
+    def row(self, number: int) -> Ids:
+        start = int(self.starts[number])
+        return self.ids[start : start + int(self.lengths[number])].tolist()
+
+    def padded(self, end: int, backwards: bool = False) -> np.ndarray:
+        """All of them with `end` after each and after that 0: int64 [N, longest + 1].
+
+        `backwards` turns each around, which moves neither its end nor its padding: [5, 6] becomes [6, 5, end, 0].
+        """
+        longest = int(self.lengths.max(initial=0))
+        steps = np.arange(longest + 1)
+        inside = steps < self.lengths[:, None]
+        rows = np.zeros((len(self.lengths), longest + 1), np.int64)
+        first = (self.starts + self.lengths - 1 if backwards else self.starts)[:, None]
+        rows[inside] = self.ids[(first - steps if backwards else first + steps)[inside]]
+        rows[np.arange(len(rows)), self.lengths] = end
+        return rows
 
 
-class PairTask:
-    """What all tasks over pairs share; `reverse` swaps the sides of the files."""
+@dataclass(frozen=True)
+class SentencePairs:
+    """The pairs of a split, in batches of so many tokens a side: of training, and of those that are judged at once.
+    `reverse_source` has the batches hold each source backwards, its end still last.
+    """
 
-    goal: str = "loss"
-    goal_better: Literal["min", "max"] = "min"
-    groups: bool = False  # whether a source is scored once, against all its targets
+    source: Sentences
+    target: Sentences
+    marks: PairMarks
+    reverse_source: bool = False
+    batch_tokens: int = _EVALUATED_AT_ONCE
+    at_once: int = _EVALUATED_AT_ONCE
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source.lengths)
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """The model is called with sources, int64 [B, S], and with begin and a translation's symbols, [B, T], each with
+        its layout; targets are the same symbols and end, [B, T].
+        """
+        source, target = self.source.select(numbers), self.target.select(numbers)
+        labels = target.padded(self.marks.end)
+        read = np.empty_like(labels)
+        read[:, 0], read[:, 1:] = self.marks.begin, labels[:, :-1]
+        layout = Layout.padded(torch.from_numpy(target.lengths + 1))
+        if not layout.dense:
+            labels[np.arange(labels.shape[1]) > target.lengths[:, None]] = IGNORED
+        ids = torch.from_numpy(source.padded(self.marks.source_end, self.reverse_source))
+        inputs = ids, Layout.padded(torch.from_numpy(source.lengths + 1)), torch.from_numpy(read), layout
+        tokens = int(target.lengths.sum()) + len(numbers)
+        return Batch(inputs, torch.from_numpy(labels), tokens, ids.numel() + labels.size)
+
+    def plan(self, batch_tokens: int, seed: int) -> PairBatches:
+        return PairBatches(self.source.lengths + 1, self.target.lengths + 1, batch_tokens, seed)
+
+    def training(self) -> ByTokens:
+        return ByTokens(self.plan(self.batch_tokens, self.seed), len(self))
+
+    def judging(self) -> ByTokens:
+        return ByTokens(self.plan(self.at_once, 0), len(self))
+
+    def some(self, limit: int | None) -> SentencePairs:
+        """At most `limit` pairs, spread evenly over all: files are often sorted by length."""
+        kept = spread(np.arange(len(self)), limit)
+        return replace(self, source=self.source.select(kept), target=self.target.select(kept))
+
+
+class ParallelText(Sourced):
+    """Pairs of texts. `reverse` swaps the sides of the files; where they are `grouped`, each source is judged once,
+    against all its targets.
+    """
 
     def __init__(
-        self, config: PairsConfig, recipe: Recipe, paths: Sequence[Path], codecs: Codecs, *, reverse: bool = False
+        self,
+        config: PairsConfig,
+        recipe: Recipe,
+        paths: Sequence[Path],
+        codecs: Codecs,
+        *,
+        reverse: bool = False,
+        grouped: bool = False,
     ) -> None:
-        self.config = config
-        self.paths = paths
-        self.codecs = codecs
-        self.reverse = reverse
+        self.config, self.paths, self.reverse, self.grouped = config, paths, reverse, grouped
+        self.codecs, self.codec, self.marks = codecs, codecs.target, PairMarks.of(codecs)
         self.seed = recipe.train.seed
         self.batch_tokens = recipe.train.batch_tokens or 0
-        self._model_limit = _longest_of(recipe.model)
-        self.cache = self._open()
-        self._splits: dict[str, Pairs] = {}
-        self._texts: dict[str, Sources] = {}
+        model = cast(EncoderDecoderConfig, recipe.model)
+        contexts = model.encoder.context, model.decoder.context
+        self._model_limit = min((most for most in contexts if most is not None), default=_NO_LIMIT)
+        first, second = config.reading(codecs.source), codecs.target
+        self.cache = open_pairs(paths, second, first) if reverse else open_pairs(paths, first, second)
+        self.splits = self.cache.splits(config.split)
+        self._of: dict[str, SentencePairs] = {}
+        self._texts: dict[str, tuple[list[str], list[list[str]]]] = {}
 
-    def _open(self) -> PairCache:
-        first, second = self.codecs if not self.reverse else self.codecs[::-1]
-        return open_pairs(self.paths, first, second)
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codecs' symbols. Raises UserError where there are no pairs to train it on or to judge it by,
         or pairs that do not fit it.
         """
         for split in ("train", "validation"):
-            self.pairs(split)
+            self.of(split)
         return with_symbols(model, self.codecs)
 
     def save(self, directory: Path) -> None:
@@ -77,26 +166,20 @@ class PairTask:
 
     def met(self) -> Familiar:
         """Sources, each with the end that is put after it."""
-        source, codec = self.pairs("train").source, self.codecs.source
+        source, codec = self.of("train").source, self.codecs.source
         return Familiar.of(source.ids, codec.size, int(source.lengths.max()) + 1, (codec.begin, codec.end))
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[PairBatch]:
-        pairs = self.pairs(split)
-        if split == "train":
-            return pairs.endless(self.batch_tokens, self.seed, shard, start)
-        return pairs.once(self._at_once(pairs), shard)
-
-    def pairs(self, split: str) -> Pairs:
+    def of(self, split: str) -> SentencePairs:
         """The pairs of a split that can be computed."""
-        if split not in self._splits:
-            self._splits[split] = self._select(split)
-        return self._splits[split]
+        if split not in self._of:
+            self._of[split] = self._select(split)
+        return self._of[split]
 
-    def _select(self, split: str) -> Pairs:
-        numbers = self._numbers(split)
+    def _select(self, split: str) -> SentencePairs:
+        numbers = self.splits.rows(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
-        limit = min(limit for limit in (longest, self._model_limit, most) if limit is not None)
+        limit = min(longest or _NO_LIMIT, self._model_limit, most)
         # The end symbol takes a place of its own.
         found = self.cache.fitting(numbers, limit - 1, limit - 1, drop_long=longest is not None)
         if found.too_long or found.empty:
@@ -107,136 +190,104 @@ class PairTask:
         kept = found.pairs
         if self.reverse and split == "train":
             kept = kept[~self._held_out(kept)]
-        sides = [_sentences(column, kept) for column in (self.cache.source, self.cache.target)]
+        sides = [Sentences.of(column, kept) for column in (self.cache.source, self.cache.target)]
         source, target = sides[::-1] if self.reverse else sides
-        return Pairs(source, target, Marks.of(self.codecs), self.config.reverse_source)
-
-    def _numbers(self, split: str) -> np.ndarray:
-        return np.arange(len(self.cache)) if split == "all" else self.cache.split(split, self.config.split)
+        at_once = max(_EVALUATED_AT_ONCE, int(max(source.lengths.max(), target.lengths.max())) + 1)
+        reverse = self.config.reverse_source
+        return SentencePairs(source, target, self.marks, reverse, self.batch_tokens, at_once, self.seed)
 
     def _held_out(self, numbers: np.ndarray) -> np.ndarray:
         """Which pairs have a source that is held out too: splits are drawn by the other side, the files' first."""
-        others: set[bytes] = set()
-        for split in ("validation", "test"):
-            if self._has(split):
-                others.update(self.cache.target[pair].tobytes() for pair in self.cache.split(split, self.config.split))
-        return np.array([self.cache.target[pair].tobytes() in others for pair in numbers], dtype=bool)
-
-    @property
-    def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
-        return "test" if self._has("test") else "validation"
-
-    def _has(self, split: str) -> bool:
-        try:
-            self.cache.split(split, self.config.split)
-        except UserError:
-            return False
-        return True
-
-    def _at_once(self, pairs: Pairs) -> int:
-        longest = int(max(pairs.source.lengths.max(), pairs.target.lengths.max())) + 1
-        return max(_EVALUATED_AT_ONCE, longest)
-
-    def loss(self, model: nn.Module, batch: PairBatch) -> dict[str, Loss]:
-        return self._loss(model, batch, self.config.smoothing)
-
-    def _loss(self, model: nn.Module, batch: PairBatch, smoothing: float) -> dict[str, Loss]:
-        encoded = model(batch.source, batch.source_layout, batch.target, batch.target_layout)
-        head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
-        loss = head.loss(encoded.x, batch.labels, smoothing)
-        return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss and perplexity of the targets, without smoothing, and the scores of what is decoded from the sources.
-
-        The split "all" is all of the data.
-        """
-        pairs = self.pairs(split)
-        device = next(model.parameters()).device
-        nats, count = 0.0, 0
-        for batch in pairs.some(limit).once(self._at_once(pairs), WHOLE):
-            loss = self._loss(model, batch.to(device), smoothing=0.0)["loss"]
-            nats, count = nats + float(loss.total), count + loss.count
-        sources = self.sources(split, limit)
-        beam = self.config.beam if split in ("test", "all") else 1
-        outputs = self.translate(model, sources.texts, beam)
-        return {**language_scores(nats, count), **self.scores(outputs, sources.references), "beam": beam}
-
-    def count(self, split: str) -> int:
-        return len(self.pairs(split))
+        sides, source = self.splits.sides, self.cache.target
+        others = {source[pair].tobytes() for split in ("validation", "test") for pair in sides[split]}
+        return np.array([source[pair].tobytes() in others for pair in numbers], dtype=bool)
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """The texts of a split, at most `limit`, spread evenly over them."""
+        """The texts of a split, as they stand in the files, at most `limit`, spread evenly over them."""
         if split not in self._texts:
             self._texts[split] = self._read(split)
         texts, references = self._texts[split]
-        kept = sharding.spread(np.arange(len(texts)), limit).tolist()
-        return Sources([texts[row] for row in kept], [references[row] for row in kept])
+        kept = spread(np.arange(len(texts)), limit).tolist()
+        given = [texts[row] for row in kept]
+        return Sources(given, [references[row] for row in kept], given)
 
-    def _read(self, split: str) -> Sources:
+    def _read(self, split: str) -> tuple[list[str], list[list[str]]]:
         pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
         both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
-        if self.groups:
+        if self.grouped:
             together = grouped(both)
-            return Sources(list(together), list(together.values()))
-        return Sources([source for source, _ in both], [[target] for _, target in both])
-
-    def scores(self, outputs: list[str], references: list[list[str]]) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def translate(self, model: nn.Module, texts: Sequence[str], beam: int) -> list[str]:
-        """The best translation of each text."""
-        search = SearchConfig(beam=beam, length_penalty=self.config.length_penalty)
-        found = translate(cast(EncoderDecoder, model), self.codecs, self.config, texts, search)
-        return [best for best, *_ in found]
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Sources of the test split, or of the validation split where there is none, spread evenly over it."""
-        texts, references = self._spread(count)
-        outputs = self.translate(model, texts, self.config.beam)
-        return [
-            {"source": source, "output": output, "reference": " | ".join(some)}
-            for source, output, some in zip(texts, outputs, references)
-        ]
-
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """The alignment of one of the samples."""
-        texts = self._spread(_LOOKED_AT).texts
-        return alignment_pictures(cast(EncoderDecoder, model), self.codecs, self.config, texts)
-
-    def _spread(self, count: int) -> Sources:
-        texts, references = self.sources(self.final_split)
-        places = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
-        return Sources([texts[place] for place in places], [references[place] for place in places])
+            return list(together), list(together.values())
+        return [source for source, _ in both], [[target] for _, target in both]
 
 
-class Translation(PairTask):
-    """The task over parallel text."""
+class TargetText(Written[ParallelText]):
+    """The target of a source, by BLEU and chrF, `lowercase` by BLEU of lower-cased text too."""
 
-    def __init__(self, config: TranslationConfig, recipe: Recipe, paths: Sequence[Path], codecs: Codecs) -> None:
-        super().__init__(config, recipe, paths, codecs, reverse=config.reverse)
-        self.settings = config
-        self.goal = config.goal
-        self.groups = config.grouped
-        self.goal_better = "min" if config.goal == "loss" else "max"
+    def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
+        super().__init__(goal, SearchConfig(config.beam, config.length_penalty), config.smoothing)
+        self.lowercase = lowercase
 
-    def scores(self, outputs: list[str], references: list[list[str]]) -> dict[str, Any]:
-        scores = translation_scores(outputs, references)
-        if not self.settings.lowercase_bleu:
+    def write(self, model: nn.Module, examples: ParallelText, sources: Sources, search: SearchConfig) -> list[Ids]:
+        found = translate_hypotheses(
+            cast(EncoderDecoder, model), examples.codecs, examples.config, sources.given, search
+        )
+        return [best.ids for best, *_ in found]
+
+    def scores(self, examples: ParallelText, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+        outputs = examples.texts(written)
+        scores = translation_scores(outputs, sources.references)
+        if not self.lowercase:
             return scores
-        lower = bleu(outputs, references, lowercase=True)
+        lower = bleu(outputs, sources.references, lowercase=True)
         return {**scores, **{name.replace("bleu", "bleu_lowercase"): value for name, value in lower.items()}}
 
+    def pictures(self, model: nn.Module, examples: ParallelText) -> list[Picture]:
+        """The alignment of a text and its translation, the longest that is easy to look at; none without attention."""
+        texts, codecs, config = examples.looked_at(_LOOKED_AT).given, examples.codecs, examples.config
+        rows = [codecs.source.encode(config.prepare(text)) for text in texts]
+        shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
+        easy = [i for i, row in enumerate(rows) if 0 < len(row) <= _EASY] or [shortest]
+        chosen = max(easy, key=lambda i: len(rows[i]))
+        [ids] = self.write(model, examples, Sources([texts[chosen]], [], []), self.search)
+        found = alignment(model, codecs, config, rows[chosen], ids)
+        if found is None:
+            return []
+        [output] = examples.texts([ids])
+        caption = f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}"
+        return [Picture("Alignment", caption, heatmap(found.weights.tolist(), found.target, found.source, "alignment"))]
 
-def _longest_of(model: ModelConfig) -> int | None:
-    """The most tokens that both sides of a model take; None where there is no limit."""
-    if not isinstance(model, EncoderDecoderConfig):
+
+class Alignment(NamedTuple):
+    """Weights between 0 and 1 whose rows add up to 1, as [target, source], and the text of each symbol."""
+
+    source: list[str]
+    target: list[str]
+    weights: Float[np.ndarray, "T S"]
+
+
+def alignment(
+    model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
+) -> Alignment | None:
+    """The cross-attention or additive attention of a pair of sequences (ids without begin and end), averaged over
+    layers and heads; None where the decoder has none, as it reads one vector of the source.
+
+    A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
+    where the encoder reads it backwards.
+    """
+    marks = PairMarks.of(codecs)
+    device = next(model.parameters()).device
+    inputs = [
+        torch.tensor([ids], device=device)
+        for ids in ([*config.order(source), marks.source_end], [marks.begin, *target])
+    ]
+    layouts = [Layout.full(1, ids.shape[1], device=device) for ids in inputs]
+    with evaluating(model):
+        maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
+    readers = (ConditionalGRU, CrossAttention)
+    read = [weights[0].mean(0) for name, weights in maps.items() if isinstance(model.get_submodule(name), readers)]
+    if not read:
         return None
-    return min((c for c in (model.encoder.context, model.decoder.context) if c is not None), default=None)
-
-
-def _sentences(column: Column, pairs: np.ndarray) -> Sentences:
-    # As plain arrays: each look-up in a memory map costs more than in the array that it is.
-    return Sentences(np.asarray(column.ids), column.offsets[pairs], column.lengths[pairs])
+    mean: Tensor = torch.stack(read).mean(0)
+    columns = [*config.order(range(len(source))), len(source)]
+    names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
+    return Alignment([*names[0], _END], [*names[1], _END], mean[:, columns].cpu().numpy())

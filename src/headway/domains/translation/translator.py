@@ -8,10 +8,9 @@ from pathlib import Path
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
-from headway.domains.translation.config import Codecs, Marks, PairsConfig
-from headway.domains.translation.decode import source_ids
+from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
 from headway.errors import UserError
-from headway.generate import SearchConfig, score_targets, translate_ids
+from headway.generate import Hypothesis, SearchConfig, score_targets, translate_ids
 from headway.models import EncoderDecoder, Generative
 
 Ids = list[int]
@@ -44,7 +43,7 @@ class Translator:
     ) -> Translator:
         """As the task of a run has it."""
         codecs = config.codecs(directory)
-        marks = Marks.of(codecs)
+        marks = PairMarks.of(codecs)
         read = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
         return Translator(model, generator, codecs, read, marks.begin, marks.end, met=met)
 
@@ -78,6 +77,22 @@ class Translator:
         """log p of each target token and of the end after it, in nats."""
         ids = self.codecs.target.encode_batch(list(targets))
         return score_targets(self.model, self.read(sources), ids, begin=self.begin, end=self.end)
+
+
+def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
+    """What an encoder reads of each text; nothing of a text that is empty."""
+    end = codec.end
+    rows = [config.order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
+    return [[*row, end] if row and end is not None else row for row in rows]
+
+
+def translate_hypotheses(
+    model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str], search: SearchConfig
+) -> list[list[Hypothesis]]:
+    """The `n_best` of each text, best first, as ids of the target's codec."""
+    marks = PairMarks.of(codecs)
+    sources = source_ids(texts, codecs.source, config)
+    return translate_ids(model, sources, begin=marks.begin, end=marks.end, config=search)
 
 
 def framed(codec: Codec, text: str) -> Ids:
