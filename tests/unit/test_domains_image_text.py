@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from headway.cli import main as cli
 from headway.domains.image_text.augment import AugmentConfig
-from headway.domains.image_text.baseline import baselines
-from headway.domains.image_text.config import ImageTextConfig
-from headway.domains.image_text.contrast import of_parts, sigmoid_contrast, softmax_contrast
+from headway.domains.image_text.emoji import Side, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
+from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import ConfigError, UserError
 from headway.models import TwoTower, build
 from headway.models.clip import clip
 from headway.parts.dropout import attach_generator
 from headway.recipes import configured, open_task
+from headway.train.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
 
 
 def plain_clip(logits: Tensor, of: Tensor, same: Tensor) -> float:
@@ -72,7 +71,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(loss: str, tmp_path: Pat
         here = task(table, **chosen)
         model = here.adapt(configured("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
         batch = next(here.batches("train"))
-        total = here.loss(model, replace(batch, images=batch.images.double()))["loss"].total
+        pixels, texts = batch.inputs
+        total = here.loss(model, batch._replace(inputs=(pixels.double(), texts)))["loss"].total
         total.backward()
         values.append(float(total.detach()))
         gradients.append({name: p.grad for name, p in model.named_parameters()})
@@ -119,20 +119,20 @@ def test_batches_are_a_pure_function_and_no_image_is_on_two_sides(tmp_path: Path
     stream = here.batches("train")
     batches = [next(stream) for _ in range(5)]
     later = next(again.batches("train", start=4))
-    torch.testing.assert_close(batches[4].images, later.images, rtol=0, atol=0)
-    assert torch.equal(batches[4].same, later.same)
-    assert [part.tokens.ids.tolist() for part in batches[4].texts.parts] == [
-        part.tokens.ids.tolist() for part in later.texts.parts
-    ]
-    sides = [{here.pictures_of.keys[n] for n in numbers.tolist()} for numbers in here.sides.values()]
+    (pixels, texts), (others, again) = batches[4].inputs, later.inputs
+    torch.testing.assert_close(pixels, others, rtol=0, atol=0)
+    assert torch.equal(batches[4].targets[1], later.targets[1])
+    assert [part.tokens.ids.tolist() for part in texts.parts] == [part.tokens.ids.tolist() for part in again.parts]
+    images = here.examples
+    sides = [{images.pictures.keys[n] for n in numbers.tolist()} for numbers in images.splits.sides.values()]
     assert sum(map(len, sides)) == len(set().union(*sides))
-    whole = here._batch(np.array([0, 12, 5]), np.arange(3), None)
-    assert whole.same.tolist() == [[True, True, True, True, False, False]] * 2 + [[False] * 4 + [True] * 2]
+    _, same = images.take(np.array([0, 12, 5])).targets
+    assert same.tolist() == [[True, True, True, True, False, False]] * 2 + [[False] * 4 + [True] * 2]
     held = tmp_path / "test.csv"  # names one of the pictures as a test
     held.write_text("path,caption,language\ndark-red.png,held out,en\n", encoding="utf-8")
-    both = open_task(configured("image-text", [table, held], TINY, None), tmp_path / "none")
-    assert [both.captions.images[n].name for n in both.sides["test"]] == ["dark-red.png"]
-    assert not {0, 12, 13} & {*both.sides["train"].tolist()}
+    both: Any = open_task(configured("image-text", [table, held], TINY, None), tmp_path / "none")
+    assert [both.examples.shown(n) for n in both.examples.splits.rows("test")] == ["dark-red.png"]
+    assert not {0, 12, 13} & {*both.examples.splits.rows("train").tolist()}
 
 
 def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
@@ -169,7 +169,7 @@ def test_baselines_know_what_chance_gives() -> None:
     pixels[1] += 100
     pixels[2] += 200
     names, of, one = ["red cat", "blue dog", "green owl"], np.arange(3), ["en"] * 3
-    found = baselines((pixels, names, of, one), (pixels, ["a cat", "a dog", "nothing"], of, one))
+    found = baselines(Side(pixels, names, of, one), Side(pixels, ["a cat", "a dog", "nothing"], of, one))
     assert found["chance_at_1"] == pytest.approx(1 / 3)
     assert found["neighbour_at_1"] == pytest.approx((1 + 1 + 1 / 3) / 3)  # of the last, all are equally far
 

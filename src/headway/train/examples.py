@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -198,6 +198,10 @@ class Numbered(Examples):
     def judging(self, rows: np.ndarray) -> Order:
         return ByCount(len(rows), self.at_once)
 
+    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+        """At most `limit` of some rows, which stand for all: spread evenly over them."""
+        return spread(rows, limit)
+
     def of(self, split: str) -> Selected:
         return Selected(self, self.splits.rows(split))
 
@@ -233,8 +237,8 @@ class Selected:
     def judging(self) -> Order:
         return self.examples.judging(self.rows)
 
-    def some(self, limit: int | None) -> Selected:
-        return Selected(self.examples, spread(self.rows, limit))
+    def some(self, limit: int | None) -> Self:
+        return replace(self, rows=self.examples.some(self.rows, limit))
 
 
 class Explored(Examples):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from headway.domains.image_text.augment import AugmentConfig
 from headway.domains.image_text.caption_recipes import CAPTIONS
-from headway.domains.image_text.config import ImageTextConfig
-from headway.domains.image_text.emoji import EmojiConfig
+from headway.domains.image_text.emoji import EmojiPairsConfig
+from headway.domains.image_text.task import ImageTextConfig
 from headway.models import TwoTowerConfig
 from headway.models.clip import clip
 from headway.parts.init import InitConfig
@@ -50,7 +50,7 @@ def emoji_clip() -> Recipe:
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
         model=towers(96, 2, 4, 8, 32),
-        task=EmojiConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
+        task=EmojiPairsConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),

@@ -13,8 +13,8 @@ import numpy as np
 
 from headway.codecs.images import read_image
 from headway.domains.image_text.caption_config import FilesConfig
-from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.data import Captions, Columns, read_captions
+from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import UserError
 from headway.train import Recipe, sharding
 from headway.train.law import Law
@@ -22,7 +22,6 @@ from headway.train.scale import Scale, Settings, Settled, Shapes, below
 
 if TYPE_CHECKING:
     from headway.domains.image_text.captioning import Captioning
-    from headway.domains.image_text.task import ImageText
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
@@ -93,9 +92,6 @@ class ContrastScale(CaptionedScale):
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{**sizes, "model.shared": sizes["model.width"]} for sizes in super().sizes(recipe)]
-
-    def amount(self, task: ImageText) -> int:
-        return len(task.numbers("train"))
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headway.codecs import Codec
 from headway.codecs.frame import frame_of
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
 from headway.models import TwoTower, TwoTowerConfig
-from headway.train.rows import Inputs, Limit, Rows, flat, framed
+from headway.train.rows import Inputs, Limit, Rows, flat, framed, said_of
 
 _AT_ONCE = 4096  # tokens
 
@@ -39,19 +37,8 @@ def text_rows(
 
 
 def text_vectors(model: TwoTower, rows: Rows, chosen: np.ndarray) -> Float[Tensor, "N E"]:
-    """The vectors of chosen rows; those of nearly equal lengths are computed together."""
-    found = torch.empty(len(chosen), model.width)
-    with evaluating(model), torch.inference_mode():
-        for places in batches(rows, chosen):
-            inputs = rows.inputs(chosen[places]).to(device_of(model))
-            found[torch.from_numpy(places)] = encode(model, inputs).float().cpu()
-    return found
-
-
-def batches(rows: Rows, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Places in `chosen`, from short rows to long."""
-    if len(chosen):
-        yield from rows.plan(chosen, _AT_ONCE).in_order()
+    """The vectors of chosen rows."""
+    return said_of(model, rows, chosen, lambda inputs: encode(model, inputs), _AT_ONCE)
 
 
 def encode(model: TwoTower, inputs: Inputs) -> Float[Tensor, "N E"]:
