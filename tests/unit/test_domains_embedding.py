@@ -12,6 +12,7 @@ from tiny_models import overfit
 from understanding_data import opened, small, write_questions, write_sentences
 
 from headway.domains.understanding.recipes import embedding
+from headway.errors import UserError
 from headway.models import PooledHeadConfig
 from headway.train.objectives.contrast import softmax_contrast
 
@@ -72,6 +73,25 @@ def test_every_text_of_a_label_is_the_partner_of_one_other(questions: Path) -> N
         assert (found != samples.rows).all()
         assert (labels[found] == labels[samples.rows]).all()
     assert any((one != drawn[0]).any() for one in drawn[1:])
+
+
+def test_what_is_judged_are_the_first_texts_and_their_partners_are_of_the_whole_split(questions: Path) -> None:
+    samples = opened(small(embedding()), questions).examples.of("train")
+    first = samples.some(3)
+    assert first.rows.tolist() == samples.rows[:3].tolist()
+    (texts,), (other,) = first.take(np.arange(3)).inputs, samples.take(np.arange(3)).inputs
+    assert [part.tokens.ids.tolist() for part in texts.parts] == [part.tokens.ids.tolist() for part in other.parts]
+    assert first.take(np.arange(3)).targets[1].shape == (3, 3)
+
+
+def test_texts_without_a_partner_are_an_error(tmp_path: Path) -> None:
+    table = tmp_path / "alone.csv"
+    table.write_text("text,label\n" + "".join(f"text {n},{n}\n" for n in range(30)), encoding="utf-8")
+    recipe = small(embedding(), **{"task.codec": "char", "task.size": None})
+    with pytest.raises(
+        UserError, match="validation split of 0 texts with a partner is empty; give files named"
+    ):
+        opened(recipe, table).adapt(recipe.model)
 
 
 def test_the_contrast_by_hand() -> None:

@@ -13,8 +13,8 @@ from image_text_data import TINY, draw, task
 from torch import Tensor
 
 from headway.cli import main as cli
-from headway.domains.image_text.augment import AugmentConfig
-from headway.domains.image_text.emoji import Side, baselines
+from headway.domains.image_text.augment import ImageMovesConfig
+from headway.domains.image_text.emoji import ComparedImages, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextConfig
@@ -137,16 +137,16 @@ def test_batches_are_a_pure_function_and_no_image_is_on_two_sides(tmp_path: Path
 
 def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert AugmentConfig()(images, 3) is images
-    moved = AugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
+    assert ImageMovesConfig()(images, 3) is images
+    moved = ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
     assert moved.shape == images.shape
     assert not torch.equal(moved, images)
-    torch.testing.assert_close(moved, AugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
-    mirrored = AugmentConfig(flip=True)(images, 1)
+    torch.testing.assert_close(moved, ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
+    mirrored = ImageMovesConfig(flip=True)(images, 1)
     for one, other in zip(images, mirrored):
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one.flip(2), other, atol=1e-5)
     with pytest.raises(ConfigError, match=r"shift is 1\.5"):
-        AugmentConfig(shift=1.5)
+        ImageMovesConfig(shift=1.5)
 
 
 def test_recall_is_counted_as_by_hand() -> None:
@@ -169,7 +169,9 @@ def test_baselines_know_what_chance_gives() -> None:
     pixels[1] += 100
     pixels[2] += 200
     names, of, one = ["red cat", "blue dog", "green owl"], np.arange(3), ["en"] * 3
-    found = baselines(Side(pixels, names, of, one), Side(pixels, ["a cat", "a dog", "nothing"], of, one))
+    found = baselines(
+        ComparedImages(pixels, names, of, one), ComparedImages(pixels, ["a cat", "a dog", "nothing"], of, one)
+    )
     assert found["chance_at_1"] == pytest.approx(1 / 3)
     assert found["neighbour_at_1"] == pytest.approx((1 + 1 + 1 / 3) / 3)  # of the last, all are equally far
 
@@ -190,7 +192,8 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"train.accumulate": 2}, "set train.accumulate to 1, and task.at_once"),
         ({"train.batch_size": 1}, "train.batch_size is 1"),
-        ({"train.batch_size": 60}, "exceeds the"),
+        ({"train.batch_size": 60}, "exceeds the .* images to train on"),
+        ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; give tables named validation"),
         ({"task.loss": "sigmoid"}, "learns a bias, and the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
         ({"model": "gpt-1m"}, "a tower of images and one of texts"),

@@ -73,7 +73,7 @@ def test_batches_are_a_pure_function_of_seed_and_index(questions: Path) -> None:
 def test_hardly_anything_is_padding(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     recipe = override(banking77(), {"task.codec": "char", "task.size": None})
-    task = recipe.task.open(recipe, None, tmp_path)
+    task: Any = recipe.task.open(recipe, None, tmp_path)
     batches = list(islice(task.batches("train"), 100))
     kept = sum(int(batch.inputs.layout.keep.sum()) for batch in batches)
     assert kept / sum(batch.computed for batch in batches) > 0.95

@@ -52,7 +52,7 @@ class Limit(NamedTuple):
 NO_LIMIT = Limit(None)
 
 
-class Rows(NamedTuple):
+class FramedRows(NamedTuple):
     """Framed texts one after the other: int32 ids, and int64 [N + 1] where each begins.
 
     `seconds` int64 [N] is where the second text of each row begins, counted in the row; None where there is none, or
@@ -89,7 +89,7 @@ class Rows(NamedTuple):
         return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
 
-class Parts(NamedTuple):
+class RowParts(NamedTuple):
     """Texts in parts of nearly equal lengths; `order` int64 [N] is where each text is among the parts' rows."""
 
     parts: tuple[Inputs, ...]
@@ -101,7 +101,7 @@ class Parts(NamedTuple):
         return sum(part.computed for part in self.parts)
 
 
-def in_parts(rows: Rows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> Parts:
+def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> RowParts:
     """The rows of these numbers sorted by length, and cut where padding would pass its share, or a part `most` rows."""
     order = np.argsort(rows.lengths[numbers], kind="stable")
     lengths = rows.lengths[numbers[order]]
@@ -112,7 +112,7 @@ def in_parts(rows: Rows, numbers: np.ndarray, padding: float = _PADDING, most: i
         if (padded > padding and count >= _LEAST) or count == most:
             edges.append(stop)
     parts = [rows.inputs(numbers[some]) for some in np.split(order, edges[1:])]
-    return Parts(tuple(parts), torch.from_numpy(np.argsort(order)))
+    return RowParts(tuple(parts), torch.from_numpy(np.argsort(order)))
 
 
 def frame_for(codec: Codec, model: TransformerConfig) -> Frame:
@@ -127,7 +127,7 @@ def framed(
     second: Sequence[Ids] | None = None,
     limit: Limit = NO_LIMIT,
     place: Callable[[int], str] = lambda row: f"text {row + 1}",
-) -> Rows:
+) -> FramedRows:
     """Rows of one text each, or of two. UserError for one that is too long, named by `place`, unless it may be cut."""
     rows, starts = [], []
     marks = frame.marks(1 if second is None else 2)
@@ -144,7 +144,7 @@ def framed(
         rows.append(frame.around(one, other))
         starts.append(len(frame.before) + len(one) + len(frame.between))
     seconds = np.array(starts, np.int64) if second is not None and frame.typed else None
-    return Rows(*flat(rows), seconds)
+    return FramedRows(*flat(rows), seconds)
 
 
 def flat(rows: Sequence[Ids], kind: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,11 @@ def _cut(first: Ids, second: Ids | None, room: int) -> tuple[Ids, Ids | None]:
 
 
 def said_of(
-    model: nn.Module, rows: Rows, numbers: Int[np.ndarray, "N"], say: Callable[[Inputs], Tensor], most: int = AT_ONCE
+    model: nn.Module,
+    rows: FramedRows,
+    numbers: Int[np.ndarray, "N"],
+    say: Callable[[Inputs], Tensor],
+    most: int = AT_ONCE,
 ) -> Tensor:
     """What is said of the rows of these numbers, in their order, on the processor. Rows of nearly equal lengths are
     computed together, at most so many tokens at once.

@@ -55,10 +55,10 @@ class EmojiMatching(Matching):
         return found | baselines(*(_side(examples, images) for images in sides))
 
 
-def _side(examples: CaptionedImages, images: np.ndarray) -> Side:
+def _side(examples: CaptionedImages, images: np.ndarray) -> ComparedImages:
     (texts, of), captions = examples.asked(images), examples.captions
     said, spoken = ([column[row] for row in texts] for column in (captions.texts, captions.languages or []))
-    return Side(examples.pictures.pixels[images], said, of, spoken)
+    return ComparedImages(examples.pictures.pixels[images], said, of, spoken)
 
 
 def read_emoji(paths: Sequence[Path]) -> Captions:
@@ -110,7 +110,7 @@ def group_of(code: str, names: Mapping[str, str]) -> str:
     return left.lower() or "person"
 
 
-class Side(NamedTuple):
+class ComparedImages(NamedTuple):
     """Images with their texts; text n belongs to image `of[n]`."""
 
     pixels: UInt8[np.ndarray, "M H W 3"]
@@ -119,7 +119,7 @@ class Side(NamedTuple):
     languages: Sequence[str]
 
 
-def baselines(asked: Side, known: Side) -> dict[str, float]:
+def baselines(asked: ComparedImages, known: ComparedImages) -> dict[str, float]:
     """`chance_at_K` and `neighbour_at_K`: recall of an image's texts among all of its language.
 
     The neighbour is the image to train on whose pixels are nearest. Its text ranks the texts that may be meant by the

@@ -21,12 +21,12 @@ from headway.config import register
 from headway.data import SplitConfig, Splits, epoch_seed, sides_of
 from headway.data.order import mixed
 from headway.data.splits import key_of
-from headway.domains.image_text.augment import AugmentConfig
+from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.data import Captions, Columns, read_captions
 from headway.domains.image_text.nearest import nearest_pictures
 from headway.domains.image_text.pictures import open_pictures
 from headway.domains.image_text.recall import recall
-from headway.domains.image_text.texts import encode, text_rows, text_vectors
+from headway.domains.image_text.use import text_rows, text_vectors
 from headway.errors import ConfigError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
@@ -66,7 +66,7 @@ class ImageTextConfig(TaskConfig):
     captions: int = 1  # texts of each image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
     scale_limit: float | None = 100.0  # the most that exp(scale) may be
-    augment: AugmentConfig = AugmentConfig()  # what training changes of images
+    augment: ImageMovesConfig = ImageMovesConfig()  # what training changes of images
     codec: Kind = "bpe"  # kind of the tokenizer that is trained
     size: int | None = 2000  # most symbols
     lowercase: bool = True  # whether texts are lower-cased
@@ -223,7 +223,7 @@ class Matching(Contrast[CaptionedImages]):
         towers, (pixels, texts), at_once = cast(TwoTower, model), batch.inputs, self.config.at_once
         again = model if at_once is not None else None
         images = of_parts(lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), again)
-        said = of_parts(lambda part: encode(towers, part), texts.parts, again)[texts.order]
+        said = of_parts(lambda part: towers.vectors("right", *part), texts.parts, again)[texts.order]
         return towers.logits(images, said)
 
     def judge(
@@ -231,15 +231,18 @@ class Matching(Contrast[CaptionedImages]):
     ) -> dict[str, Any]:
         """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split."""
         images = examples.of(split).some(limit).rows
-        texts, of = examples.asked(images)
-        spoken = examples.captions.languages
+        (texts, of), spoken = examples.asked(images), examples.captions.languages
         languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
-        said = text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
-        found = recall(self.vectors(model, examples, images), said, of, languages)
+        vectors = self.images(model, examples, images), self.texts(model, examples, texts)
+        found = recall(*vectors, of, languages)
         bad = len(examples.pictures.wrong)
         return {**found, "skipped_images": bad} if bad else found
 
-    def vectors(self, model: nn.Module, examples: CaptionedImages, images: np.ndarray) -> Float[np.ndarray, "N E"]:
+    def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
+        """The vectors of texts."""
+        return text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
+
+    def images(self, model: nn.Module, examples: CaptionedImages, images: np.ndarray) -> Float[np.ndarray, "N E"]:
         """The vectors of images."""
         towers, parts = cast(TwoTower, model), np.split(images, range(_IMAGES_AT_ONCE, len(images), _IMAGES_AT_ONCE))
         with evaluating(towers), torch.inference_mode():
@@ -251,8 +254,8 @@ class Matching(Contrast[CaptionedImages]):
         images = examples.splits.rows(examples.final_split)
         texts, of = examples.asked(images)
         asked = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        right = text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
-        similar, said = self.vectors(model, examples, images[asked]) @ right.T, examples.captions.texts
+        similar = self.images(model, examples, images[asked]) @ self.texts(model, examples, texts).T
+        said = examples.captions.texts
         return [
             {
                 "source": examples.shown(int(images[place])),
@@ -266,8 +269,7 @@ class Matching(Contrast[CaptionedImages]):
         """Held-out texts with the images that are nearest to them, and images with the texts nearest to them."""
         images = examples.splits.rows(examples.final_split)
         texts, of = examples.asked(images)
-        said = text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
-        similar = said @ self.vectors(model, examples, images).T
+        similar = self.texts(model, examples, texts) @ self.images(model, examples, images).T
         shown = [examples.captions.texts[row] for row in texts.tolist()]
         return nearest_pictures(examples.pictures.pixels[images], shown, of, similar, _PICTURED)
 

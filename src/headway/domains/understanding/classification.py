@@ -56,7 +56,7 @@ class ClassificationConfig(EncoderTaskConfig):
 
 @register("pairs")
 @dataclass(frozen=True)
-class PairsConfig(ClassificationConfig):
+class TextPairsConfig(ClassificationConfig):
     """Give each pair of texts its class, or its number where all labels are numbers (`target` says which of the two).
 
     `text`, `text2` and `label` are the names of the columns. Pairs are split by their first text.
@@ -69,16 +69,12 @@ class PairsConfig(ClassificationConfig):
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         names = {"text": self.text, "text2": self.text2, "label": self.label}
         table = read_table(recipe.files(data), names)
-        if self.target == "class" or (self.target == "auto" and not _are_numbers(table.columns["label"])):
+        if self.target == "class" or (self.target == "auto" and None in map(_number, table.columns["label"])):
             return self.classes(recipe, table, workspace)
         if self.target == "auto":
             _LOG.warning("all labels are numbers, which are foretold as such; task.target=class makes classes of them")
         texts = ValuedTexts(self, recipe, table, workspace)
         return Composed(texts, TextNumbers(texts.what, texts.deviation, Pooling(self.pool, recipe.start is not None)))
-
-
-def _are_numbers(labels: Sequence[str]) -> bool:
-    return all(_number(label) is not None for label in labels)
 
 
 def _number(label: str) -> float | None:
@@ -129,7 +125,7 @@ class LabelledTexts(TableTexts, Classified):
 class ValuedTexts(TableTexts, Valued):
     """Texts or pairs with numbers."""
 
-    def __init__(self, config: PairsConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
+    def __init__(self, config: TextPairsConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
         super().__init__(config, recipe, table, workspace)
         given = table.columns["label"]
         found = [_number(label) for label in given]

@@ -22,7 +22,7 @@ from headway.models import ModelConfig, PooledHeadConfig, Transformer
 from headway.train import Recipe, Task
 from headway.train.examples import Batch, ByCount, Chance, Examples
 from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
-from headway.train.rows import Rows, frame_for, framed, in_parts, said_of
+from headway.train.rows import FramedRows, frame_for, framed, in_parts, said_of
 from headway.train.sharding import spread
 from headway.train.task import Composed
 
@@ -58,11 +58,11 @@ class EmbeddingConfig(EncoderTaskConfig):
                 f"{table.places[0][0]} has neither a column {self.text2!r} nor {self.label!r}; give texts with their "
                 "partners or with labels, or name the column with task.text2=NAME or task.label=NAME"
             )
-        sentences = Sentences(self, recipe, size, table, workspace)
+        sentences = RelatedTexts(self, recipe, size, table, workspace)
         return Composed(sentences, SentenceContrast(sentences.labels is None, self.temperature))
 
 
-class Sentences(Examples):
+class RelatedTexts(Examples):
     """Texts that belong together: by their `partners`, or by their `labels`, int64 [N]. The rows are those of the
     texts, and after them those of the partners.
     """
@@ -78,7 +78,7 @@ class Sentences(Examples):
         self.lines = [line for column in columns for line in column]
         encoded = [ids for column in columns for ids in self.codec.encode_batch(column)]
         frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
-        self.rows: Rows = framed(frame, encoded, None, limit, lambda row: table.place(row % len(self.texts)))
+        self.rows: FramedRows = framed(frame, encoded, None, limit, lambda row: table.place(row % len(self.texts)))
         kept, every = {side: self._related(texts) for side, texts in sides.items()}, np.arange(len(self.texts))
         self.splits = Splits(kept, self._related(every), "texts with a partner")
 
@@ -88,8 +88,8 @@ class Sentences(Examples):
             return texts
         return texts[np.bincount(self.labels[texts])[self.labels[texts]] > 1]
 
-    def of(self, split: str) -> Related:
-        return Related(self, self.splits.rows(split))
+    def of(self, split: str) -> RelatedSplit:
+        return RelatedSplit(self, self.splits.rows(split))
 
     @property
     def final_split(self) -> str:
@@ -117,10 +117,10 @@ class Sentences(Examples):
         self.codec.save(directory)
 
 
-class Related:
+class RelatedSplit:
     """Texts that all have a partner among them, or the `first` of these."""
 
-    def __init__(self, examples: Sentences, texts: np.ndarray, first: int | None = None) -> None:
+    def __init__(self, examples: RelatedTexts, texts: np.ndarray, first: int | None = None) -> None:
         self.examples, self.texts, self.rows = examples, texts, texts[:first]
         if examples.labels is not None:
             labels = examples.labels[texts]
@@ -153,17 +153,17 @@ class Related:
     def judging(self) -> ByCount:
         return ByCount(len(self), self.examples.size)
 
-    def some(self, limit: int | None) -> Related:
-        return Related(self.examples, self.texts, limit)
+    def some(self, limit: int | None) -> RelatedSplit:
+        return RelatedSplit(self.examples, self.texts, limit)
 
 
-class SentenceContrast(Contrast[Sentences]):
+class SentenceContrast(Contrast[RelatedTexts]):
     """Texts find their partners by the cosine of their vectors, divided by a `temperature`."""
 
     def __init__(self, partnered: bool, temperature: float) -> None:
         self.goal, self.temperature = "recall_at_1" if partnered else "accuracy", temperature
 
-    def adapt(self, model: ModelConfig, examples: Sentences) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: RelatedTexts) -> ModelConfig:
         """`model` with a head of sentence vectors; its own where it has one."""
         encoder = check_encoder(model)
         known = encoder.heads.get(HEAD)
@@ -176,12 +176,12 @@ class SentenceContrast(Contrast[Sentences]):
         left, right = of_parts(lambda part: encoder.output(HEAD, *part), texts.parts)[texts.order].chunk(2)
         return left @ right.T / self.temperature
 
-    def vectors(self, model: nn.Module, examples: Sentences, rows: np.ndarray) -> Float[np.ndarray, "N D"]:
+    def vectors(self, model: nn.Module, examples: RelatedTexts, rows: np.ndarray) -> Float[np.ndarray, "N D"]:
         """The vectors of rows."""
         encoder = cast(Transformer, model)
         return said_of(encoder, examples.rows, rows, lambda part: encoder.output(HEAD, *part)).numpy()
 
-    def judge(self, model: nn.Module, examples: Sentences, split: str, limit: int | None = None) -> dict[str, Any]:
+    def judge(self, model: nn.Module, examples: RelatedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
         """Of pairs: recall of the partner among all partners of the split, at 1 and 5. Of texts with labels: recall of
         a text of the same label, and accuracy of the nearest centre of a class; centres are those of training texts.
         """
@@ -197,7 +197,7 @@ class SentenceContrast(Contrast[Sentences]):
         scores = nearest_centroid(self.vectors(model, examples, centres), examples.labels[centres], found, labels)
         return {**neighbour_recall(found, labels), **scores}
 
-    def samples(self, model: nn.Module, examples: Sentences, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: RelatedTexts, count: int) -> list[dict[str, str]]:
         """Held-out texts with the nearest of the others (of the partners, where there are some)."""
         texts, lines, partners = examples.of(examples.final_split).rows, examples.lines, examples.partners
         asked, offered = spread(texts, count), texts if partners is None else texts + len(examples.texts)

@@ -10,7 +10,7 @@ from typing import cast
 
 from headway.data import read_conll, read_table
 from headway.data.splits import side_number
-from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
+from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences
 from headway.train import Recipe, Task
@@ -49,7 +49,7 @@ class LabelledScale(Scale):
         """Samples that no file's name holds out, and their characters. UserError for what cannot be read."""
         task = cast(ClassificationConfig, recipe.task)
         names = {"text": task.text, "label": task.label}
-        if isinstance(task, PairsConfig):
+        if isinstance(task, TextPairsConfig):
             names["text2"] = task.text2
         return _table(paths, names)
 

@@ -26,7 +26,7 @@ from headway.train import Recipe, Task
 from headway.train.examples import Batch, Chance, Selected
 from headway.train.objective import Objective, judged
 from headway.train.objectives.classes import Classified
-from headway.train.rows import Limit, Rows, frame_for, framed
+from headway.train.rows import FramedRows, Limit, frame_for, framed
 from headway.train.task import Composed
 
 HEAD = "tags"
@@ -52,7 +52,9 @@ class WordRows:
     """
 
     def __init__(self, pieces: Sequence[Pieces], frame: Frame, limit: Limit) -> None:
-        self.rows: Rows = framed(frame, [one.ids for one in pieces], None, limit, lambda row: f"sentence {row + 1}")
+        self.rows: FramedRows = framed(
+            frame, [one.ids for one in pieces], None, limit, lambda row: f"sentence {row + 1}"
+        )
         self.places = np.full((len(pieces), max((len(one.first) for one in pieces), default=0)), -1, np.int64)
         ends = self.rows.lengths - len(frame.after)
         for row, one in enumerate(pieces):

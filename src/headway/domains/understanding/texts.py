@@ -15,7 +15,7 @@ from headway.errors import ConfigError
 from headway.models import ModelConfig, TransformerConfig
 from headway.train import Recipe, TaskConfig
 from headway.train.examples import ByTokens, Numbered
-from headway.train.rows import AT_ONCE, Limit, Rows
+from headway.train.rows import AT_ONCE, FramedRows, Limit
 
 SPECIAL = ("[CLS]", "[SEP]")
 
@@ -67,7 +67,7 @@ class EncodedTexts(Numbered):
     """Rows of symbols, of a text each, or of two. `size` is that of a batch in tokens."""
 
     codec: Codec
-    rows: Rows
+    rows: FramedRows
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's symbols. UserError for a split without samples."""

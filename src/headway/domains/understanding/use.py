@@ -22,7 +22,7 @@ from headway.generate.prompts import device_of, evaluating
 from headway.metrics import Span, spans
 from headway.models import Transformer
 from headway.models.pooled import pool
-from headway.train.rows import AT_ONCE, Limit, Rows, frame_for, framed
+from headway.train.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 
 Text = str | tuple[str, str]
 
@@ -113,7 +113,7 @@ def _with_head(module: nn.Module, head: str, use: str, recipe: str) -> Transform
     return model
 
 
-def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> Rows:
+def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:
     for number, text in enumerate(texts):
         if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
             raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")
@@ -127,7 +127,7 @@ def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: boo
     return framed(frame, first, second, limit)
 
 
-def _outputs(model: Transformer, head: str, rows: Rows) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _outputs(model: Transformer, head: str, rows: FramedRows) -> Iterator[tuple[np.ndarray, Tensor]]:
     """What a head says of the rows, in batches of nearly equal lengths; without that head, mean vectors."""
     if len(rows) == 0:
         return
