@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,17 @@ from image_text_data import TINY, draw, task
 from torch import Tensor
 
 from headway.cli import main as cli
-from headway.domains.image_text.augment import AugmentConfig
-from headway.domains.image_text.baseline import baselines
-from headway.domains.image_text.config import ImageTextConfig
-from headway.domains.image_text.contrast import of_parts, sigmoid_contrast, softmax_contrast
+from headway.domains.image_text.augment import ImageMovesConfig
+from headway.domains.image_text.emoji import ComparedImages, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
+from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import ConfigError, UserError
 from headway.models import TwoTower, build
 from headway.models.clip import clip
 from headway.parts.dropout import attach_generator
 from headway.recipes import configured, open_task
+from headway.train.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
 
 
 def plain_clip(logits: Tensor, of: Tensor, same: Tensor) -> float:
@@ -72,7 +71,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(loss: str, tmp_path: Pat
         here = task(table, **chosen)
         model = here.adapt(configured("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
         batch = next(here.batches("train"))
-        total = here.loss(model, replace(batch, images=batch.images.double()))["loss"].total
+        pixels, texts = batch.inputs
+        total = here.loss(model, batch._replace(inputs=(pixels.double(), texts)))["loss"].total
         total.backward()
         values.append(float(total.detach()))
         gradients.append({name: p.grad for name, p in model.named_parameters()})
@@ -119,34 +119,34 @@ def test_batches_are_a_pure_function_and_no_image_is_on_two_sides(tmp_path: Path
     stream = here.batches("train")
     batches = [next(stream) for _ in range(5)]
     later = next(again.batches("train", start=4))
-    torch.testing.assert_close(batches[4].images, later.images, rtol=0, atol=0)
-    assert torch.equal(batches[4].same, later.same)
-    assert [part.tokens.ids.tolist() for part in batches[4].texts.parts] == [
-        part.tokens.ids.tolist() for part in later.texts.parts
-    ]
-    sides = [{here.pictures_of.keys[n] for n in numbers.tolist()} for numbers in here.sides.values()]
+    (pixels, texts), (others, again) = batches[4].inputs, later.inputs
+    torch.testing.assert_close(pixels, others, rtol=0, atol=0)
+    assert torch.equal(batches[4].targets[1], later.targets[1])
+    assert [part.tokens.ids.tolist() for part in texts.parts] == [part.tokens.ids.tolist() for part in again.parts]
+    images = here.examples
+    sides = [{images.pictures.keys[n] for n in numbers.tolist()} for numbers in images.splits.sides.values()]
     assert sum(map(len, sides)) == len(set().union(*sides))
-    whole = here._batch(np.array([0, 12, 5]), np.arange(3), None)
-    assert whole.same.tolist() == [[True, True, True, True, False, False]] * 2 + [[False] * 4 + [True] * 2]
+    _, same = images.take(np.array([0, 12, 5])).targets
+    assert same.tolist() == [[True, True, True, True, False, False]] * 2 + [[False] * 4 + [True] * 2]
     held = tmp_path / "test.csv"  # names one of the pictures as a test
     held.write_text("path,caption,language\ndark-red.png,held out,en\n", encoding="utf-8")
-    both = open_task(configured("image-text", [table, held], TINY, None), tmp_path / "none")
-    assert [both.captions.images[n].name for n in both.sides["test"]] == ["dark-red.png"]
-    assert not {0, 12, 13} & {*both.sides["train"].tolist()}
+    both: Any = open_task(configured("image-text", [table, held], TINY, None), tmp_path / "none")
+    assert [both.examples.shown(n) for n in both.examples.splits.rows("test")] == ["dark-red.png"]
+    assert not {0, 12, 13} & {*both.examples.splits.rows("train").tolist()}
 
 
 def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert AugmentConfig()(images, 3) is images
-    moved = AugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
+    assert ImageMovesConfig()(images, 3) is images
+    moved = ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
     assert moved.shape == images.shape
     assert not torch.equal(moved, images)
-    torch.testing.assert_close(moved, AugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
-    mirrored = AugmentConfig(flip=True)(images, 1)
+    torch.testing.assert_close(moved, ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
+    mirrored = ImageMovesConfig(flip=True)(images, 1)
     for one, other in zip(images, mirrored):
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one.flip(2), other, atol=1e-5)
     with pytest.raises(ConfigError, match=r"shift is 1\.5"):
-        AugmentConfig(shift=1.5)
+        ImageMovesConfig(shift=1.5)
 
 
 def test_recall_is_counted_as_by_hand() -> None:
@@ -169,7 +169,9 @@ def test_baselines_know_what_chance_gives() -> None:
     pixels[1] += 100
     pixels[2] += 200
     names, of, one = ["red cat", "blue dog", "green owl"], np.arange(3), ["en"] * 3
-    found = baselines((pixels, names, of, one), (pixels, ["a cat", "a dog", "nothing"], of, one))
+    found = baselines(
+        ComparedImages(pixels, names, of, one), ComparedImages(pixels, ["a cat", "a dog", "nothing"], of, one)
+    )
     assert found["chance_at_1"] == pytest.approx(1 / 3)
     assert found["neighbour_at_1"] == pytest.approx((1 + 1 + 1 / 3) / 3)  # of the last, all are equally far
 
@@ -190,7 +192,8 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"train.accumulate": 2}, "set train.accumulate to 1, and task.at_once"),
         ({"train.batch_size": 1}, "train.batch_size is 1"),
-        ({"train.batch_size": 60}, "exceeds the"),
+        ({"train.batch_size": 60}, "exceeds the .* images to train on"),
+        ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; give tables named validation"),
         ({"task.loss": "sigmoid"}, "learns a bias, and the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
         ({"model": "gpt-1m"}, "a tower of images and one of texts"),

@@ -161,7 +161,7 @@ def test_pairs_and_tags_are_fitted(data_dir: Path, tmp_path: Path, monkeypatch: 
     tagged = tmp_path / "tagged.conll"
     tagged.write_text("".join(f"word{i % 30} X\nnext{i % 7} Y\n\n" for i in range(200)))
     recipe, task = fit(monkeypatch, "tagging", tagged)
-    assert scale("tagging").amount(task) == 2 * len(task.numbers("train"))  # type: ignore[attr-defined]
+    assert scale("tagging").amount(task) == 2 * task.count("train")  # type: ignore[attr-defined]
 
 
 def test_masked_texts_count_what_is_hidden(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_data_of_few_symbols_fill_fewer(tmp_path: Path, monkeypatch: pytest.Monk
     rows = ({"text": f"it is {'good' if i % 2 else 'bad'} number {i}", "label": str(i % 2)} for i in range(300))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe, task = fit(monkeypatch, "classification", path)
-    assert recipe.task.size == 1000 > task.codec.size  # type: ignore[attr-defined]
+    assert recipe.task.size == 1000 > task.examples.codec.size  # type: ignore[attr-defined]
 
 
 def test_named_recipes_are_not_fitted_nor_are_models_of_the_user() -> None:

@@ -61,23 +61,24 @@ def test_the_recipes_have_the_promised_names() -> None:
 
 def test_batches_are_a_pure_function_of_seed_and_index(questions: Path) -> None:
     task = opened(small(classification()), questions)
-    first = [batch.labels.tolist() for batch in islice(task.batches("train"), 40)]
-    assert [batch.labels.tolist() for batch in islice(task.batches("train", start=30), 10)] == first[30:]
+    first = [batch.targets.tolist() for batch in islice(task.batches("train"), 40)]
+    assert [batch.targets.tolist() for batch in islice(task.batches("train", start=30), 10)] == first[30:]
     sharded = [islice(task.batches("train", Shard(rank, 2)), 20) for rank in range(2)]
-    assert [batch.labels.tolist() for two in zip(*sharded) for batch in two] == first
-    epoch = len(task.rows.plan(task.numbers("train"), 256))
-    assert sum(map(len, first[:epoch])) == len(task.numbers("train"))
+    assert [batch.targets.tolist() for two in zip(*sharded) for batch in two] == first
+    rows = task.examples.of("train").rows
+    epoch = len(task.examples.rows.plan(rows, 256))
+    assert sum(map(len, first[:epoch])) == len(rows) == task.count("train")
 
 
 def test_hardly_anything_is_padding(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     recipe = override(banking77(), {"task.codec": "char", "task.size": None})
-    task = recipe.task.open(recipe, None, tmp_path)
+    task: Any = recipe.task.open(recipe, None, tmp_path)
     batches = list(islice(task.batches("train"), 100))
     kept = sum(int(batch.inputs.layout.keep.sum()) for batch in batches)
     assert kept / sum(batch.computed for batch in batches) > 0.95
     assert task.final_split == "test"
-    assert len(task.labels) == 77
+    assert len(task.examples.labels) == 77
 
 
 def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path: Path) -> None:
@@ -89,35 +90,35 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     assert scores["accuracy"] > 0.3  # it has seen a batch
     assert scores.keys() >= {"loss", "accuracy", "accuracy_interval", "f1", "f1_interval", "samples"}
     task.save(tmp_path)
-    assert read_usage(tmp_path).labels == task.labels
-    row = int(task.numbers("train")[0])
-    text = task.table.columns["text"][row]
-    found = classify(model, task.codec, task.labels, [text, "hello"])
+    texts = task.examples
+    assert read_usage(tmp_path).labels == texts.labels
+    first = texts.of("train").some(1)
+    text = texts.table.columns["text"][first.rows[0]]
+    found = classify(model, texts.codec, texts.labels, [text, "hello"])
     assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
     assert sum(found[1].values()) == pytest.approx(1.0, abs=1e-5)
-    logits = next(iter(task.outputs(model, np.array([row]))))[2]
-    assert next(iter(found[0])) == task.labels[int(logits.argmax())]
-    assert task.pictures(model)[0].caption.startswith(
-        f"{len(task.numbers(task.final_split)):,} {task.final_split} texts"
-    )
+    logits, right = task.objective.logits(model, first)
+    assert next(iter(found[0])) == texts.labels[int(logits.argmax())]
+    assert texts.labels[int(right)] == texts.table.columns["label"][first.rows[0]]
+    assert task.pictures(model)[0].caption.startswith(f"{task.count(task.final_split):,} {task.final_split} texts")
     assert unit_of(task) == "text"
     sample = task.samples(model, 3)[0]
-    assert sample["source"] in task.table.columns["text"]
-    assert sample["output"] in task.labels
+    assert sample["source"] in texts.table.columns["text"]
+    assert sample["output"] in texts.labels
 
 
 def test_sizes_and_order_of_texts_do_not_change_what_is_said(questions: Path) -> None:
     recipe = small(classification())
     task = opened(recipe, questions)
     model = build(task.adapt(recipe.model))
-    texts = task.table.columns["text"][:40]
-    together = classify(model, task.codec, task.labels, texts)
-    alone = [classify(model, task.codec, task.labels, [text])[0] for text in reversed(texts)]
+    codec, labels, texts = task.examples.codec, task.examples.labels, task.examples.table.columns["text"][:40]
+    together = classify(model, codec, labels, texts)
+    alone = [classify(model, codec, labels, [text])[0] for text in reversed(texts)]
     for one, other in zip(together, reversed(alone)):
         assert one == pytest.approx(other, abs=1e-5)
-    vectors = embed(model, task.codec, texts)
+    vectors = embed(model, codec, texts)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(40), atol=1e-5)
-    assert torch.allclose(vectors[7:8], embed(model, task.codec, texts[7:8]), atol=1e-5)
+    assert torch.allclose(vectors[7:8], embed(model, codec, texts[7:8]), atol=1e-5)
 
 
 def write_pairs(path: Path, source: Path, labels: Sequence[str]) -> Path:
@@ -137,15 +138,17 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
     task = opened(recipe, path)
     batch = next(task.batches("train"))
     ids, types = batch.inputs.tokens
-    marks = ids == task.codec.end
+    marks = ids == task.examples.codec.end
     assert torch.equal(marks.sum(1), torch.full((len(ids),), 2))
     assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.keep).long())
     model, _, loss = overfit(task, recipe)
     assert loss < 0.05
-    found = classify(model, task.codec, task.labels, [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")])
+    found = classify(
+        model, task.examples.codec, task.examples.labels, [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")]
+    )
     assert set(found[0]) == {"same", "other"}
     with pytest.raises(UserError, match="1 of 2 are pairs"):
-        classify(model, task.codec, task.labels, [("a", "b"), "c"])
+        classify(model, task.examples.codec, task.examples.labels, [("a", "b"), "c"])
 
 
 def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,23 +161,23 @@ def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCapt
     assert loss < 0.1
     scores = task.evaluate(model)
     assert scores.keys() >= {"pearson", "pearson_interval", "spearman", "spearman_interval", "samples"}
-    said = classify(model, task.codec, (), [("Hello.", "Hallo.")])[0]
+    said = classify(model, task.examples.codec, (), [("Hello.", "Hallo.")])[0]
     assert list(said) == ["value"]
-    assert opened(small(pairs(), **{"task.target": "class"}), path).labels == ("0", "1", "4.5")
+    assert opened(small(pairs(), **{"task.target": "class"}), path).examples.labels == ("0", "1", "4.5")
 
 
 def test_tagging_overfits_one_batch_and_is_used(speeches: Path, tmp_path: Path) -> None:
     recipe = small(tagging())
     task = opened(recipe, speeches)
     assert task.goal == "f1"
-    assert task.labels == ("B-WHO", "I-WHO", "O")
+    assert task.examples.labels == ("B-WHO", "I-WHO", "O")
     model, _, loss = overfit(task, recipe)
     assert loss < 0.02
     scores = task.evaluate(model)
     assert scores["f1"] > 0.7  # who speaks stands first, before a colon
     assert scores.keys() >= {"accuracy", "f1", "f1_interval", "precision", "recall", "samples"}
     words = ["First", "Citizen", ":", "Before", "we", "proceed"]
-    found = tag(model, task.codec, task.labels, [words, "MENENIUS: What work's, my countrymen?"])
+    found = tag(model, task.examples.codec, task.examples.labels, [words, "MENENIUS: What work's, my countrymen?"])
     assert found[0].words == words
     assert len(found[0].tags) == 6
     assert found[1].words == ["MENENIUS", ":", "What", "work's", ",", "my", "countrymen", "?"]
@@ -185,16 +188,16 @@ def test_tagging_overfits_one_batch_and_is_used(speeches: Path, tmp_path: Path) 
 def test_only_first_symbols_of_words_are_labelled(speeches: Path) -> None:
     task = opened(small(tagging()), speeches)
     batch = next(task.batches("train"))
-    assert batch.tokens == int((batch.labels != IGNORED).sum())
-    row = int(task.numbers("train")[0])
-    words, tags = task.text.sentences[row]
-    one = task.batch(np.array([row]))
-    kept = one.labels[0] != IGNORED
+    assert batch.tokens == int((batch.targets != IGNORED).sum())
+    first = task.examples.of("train").some(1)
+    words, tags = task.examples.sentences[first.rows[0]]
+    one = first.take(np.array([0]))
+    kept = one.targets[0] != IGNORED
     assert int(kept.sum()) == len(words)
     starts = one.inputs.tokens.ids[0][kept].tolist()
-    for word, label, first in zip(words, one.labels[0][kept].tolist(), starts):
-        assert task.labels[label] == tags[words.index(word)]
-        assert word.startswith(task.codec.decode([first]).strip())
+    for word, label, start in zip(words, one.targets[0][kept].tolist(), starts):
+        assert task.examples.labels[label] == tags[words.index(word)]
+        assert word.startswith(task.examples.codec.decode([start]).strip())
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe", "wordpiece", "unigram", "char"])
@@ -244,12 +247,12 @@ def test_labels_that_cannot_be_learned_are_errors(questions: Path, tmp_path: Pat
 def test_long_texts_are_cut_where_that_is_asked_for(questions: Path) -> None:
     recipe = small(classification(), **{"model.context": 12, "task.truncate": True})
     task = opened(recipe, questions)
-    assert task.rows.lengths.max() == 12
+    assert task.examples.rows.lengths.max() == 12
     model = build(task.adapt(recipe.model))
     long = " ".join(["money"] * 40)
     with pytest.raises(UserError, match=r"text 2 has \d+ tokens and the model reads 12 at most"):
-        classify(model, task.codec, task.labels, ["short", long])
-    assert len(classify(model, task.codec, task.labels, ["short", long], truncate=True)) == 2
+        classify(model, task.examples.codec, task.examples.labels, ["short", long])
+    assert len(classify(model, task.examples.codec, task.examples.labels, ["short", long], truncate=True)) == 2
 
 
 def test_the_longer_of_two_texts_is_cut_first() -> None:
@@ -266,11 +269,11 @@ def test_the_longer_of_two_texts_is_cut_first() -> None:
 
 def test_labels_of_the_start_are_kept_where_they_are_the_same(questions: Path, tmp_path: Path) -> None:
     recipe = small(classification())
-    names = opened(recipe, questions).labels
+    names = opened(recipe, questions).examples.labels
     Usage(labels=names[::-1]).save(tmp_path)
-    assert opened(recipe, questions, tmp_path).labels == names[::-1]
+    assert opened(recipe, questions, tmp_path).examples.labels == names[::-1]
     Usage(labels=("positive", "negative")).save(tmp_path)
-    assert opened(recipe, questions, tmp_path).labels == names
+    assert opened(recipe, questions, tmp_path).examples.labels == names
     (tmp_path / "recipe.json").write_text("{}")  # a run that has begun: its labels stand
     with pytest.raises(UserError, match=r"is never seen in training \(choose from: negative, positive"):
         opened(recipe, questions, tmp_path)
@@ -293,9 +296,9 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     task = opened(recipe, questions)
     model = build(task.adapt(recipe.model))
     with pytest.raises(UserError, match=r"no head that can tag \(its heads: classes\).*headway train tagging"):
-        tag(model, task.codec, (), ["a text"])
+        tag(model, task.examples.codec, (), ["a text"])
     with pytest.raises(UserError, match="gives 6 classes and 2 have names"):
-        classify(model, task.codec, ("a", "b"), ["a text"])
+        classify(model, task.examples.codec, ("a", "b"), ["a text"])
     with pytest.raises(UserError, match="text 2 of 2 is empty"):
-        embed(model, task.codec, ["a text", " "])
-    assert embed(model, task.codec, []).shape == (0, 32)
+        embed(model, task.examples.codec, ["a text", " "])
+    assert embed(model, task.examples.codec, []).shape == (0, 32)

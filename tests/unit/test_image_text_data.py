@@ -72,7 +72,7 @@ def test_images_of_any_kind_are_decoded_once(tmp_path: Path, monkeypatch: pytest
 def test_few_texts_fill_a_small_codec(tmp_path: Path) -> None:
     """A size is the most that there may be: nothing stops who has a hundred captions."""
     here = task(draw(tmp_path), **{"task.size": 2000})
-    assert here.codec.size < 600
+    assert here.examples.codec.size < 600
 
 
 def test_bad_images_are_an_error_or_counted(
@@ -85,8 +85,8 @@ def test_bad_images_are_an_error_or_counted(
         task(table)
     here = task(table, **{"task.skip_bad": True})
     assert "2 of 12 images cannot be read and are left out" in caplog.text
-    assert sorted(here.pictures_of.wrong) == [0, 7]
-    assert len(here.numbers("all")) == 10
+    assert sorted(here.examples.pictures.wrong) == [0, 7]
+    assert here.count("all") == 10
     model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
     assert here.evaluate(model, "all")["skipped_images"] == 2
     with pytest.raises(UserError, match="cut off or corrupt"):  # though the cache has them

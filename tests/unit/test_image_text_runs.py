@@ -16,7 +16,7 @@ from headway.checkpoints.published import save_published
 from headway.checkpoints.usage import Usage
 from headway.cli import main as cli
 from headway.codecs import train_codec
-from headway.domains.image_text.config import SPECIAL
+from headway.domains.image_text.task import SPECIAL
 from headway.errors import UserError
 from headway.models import ProbeHeadConfig, build
 from headway.models.clip import siglip

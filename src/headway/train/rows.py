@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from headway.codecs.frame import Frame
+from headway.codecs import Codec
+from headway.codecs.frame import Frame, frame_of
 from headway.data import PairBatches
 from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
-from headway.models import Encoded, TokenInputs, Transformer
+from headway.mixers import tree_map
+from headway.models import TokenInputs, TransformerConfig
 
 Ids = Sequence[int]
 
+AT_ONCE = 2048  # tokens that are computed together where nothing is learned
 _PADDING = 0.05  # the most of a part of a batch
 _LEAST = 8  # rows of a part
 
@@ -35,9 +39,7 @@ class Inputs(NamedTuple):
         return self.tokens.ids.numel()
 
     def to(self, device: torch.device | str) -> Inputs:
-        ids, types = self.tokens
-        moved = TokenInputs(ids.to(device), None if types is None else types.to(device))
-        return Inputs(moved, self.layout.to(device))
+        return tree_map(lambda item: item.to(device), self)
 
 
 class Limit(NamedTuple):
@@ -50,7 +52,7 @@ class Limit(NamedTuple):
 NO_LIMIT = Limit(None)
 
 
-class Rows(NamedTuple):
+class FramedRows(NamedTuple):
     """Framed texts one after the other: int32 ids, and int64 [N + 1] where each begins.
 
     `seconds` int64 [N] is where the second text of each row begins, counted in the row; None where there is none, or
@@ -86,13 +88,8 @@ class Rows(NamedTuple):
         lengths = self.lengths[numbers]
         return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
-    def once(self, numbers: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-        """The rows of these numbers in batches, from short to long."""
-        for places in self.plan(numbers, batch_tokens).in_order():
-            yield numbers[places]
 
-
-class Parts(NamedTuple):
+class RowParts(NamedTuple):
     """Texts in parts of nearly equal lengths; `order` int64 [N] is where each text is among the parts' rows."""
 
     parts: tuple[Inputs, ...]
@@ -103,11 +100,8 @@ class Parts(NamedTuple):
         """Tokens, padding included."""
         return sum(part.computed for part in self.parts)
 
-    def to(self, device: torch.device | str) -> Parts:
-        return Parts(tuple(part.to(device) for part in self.parts), self.order.to(device))
 
-
-def in_parts(rows: Rows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> Parts:
+def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> RowParts:
     """The rows of these numbers sorted by length, and cut where padding would pass its share, or a part `most` rows."""
     order = np.argsort(rows.lengths[numbers], kind="stable")
     lengths = rows.lengths[numbers[order]]
@@ -118,7 +112,13 @@ def in_parts(rows: Rows, numbers: np.ndarray, padding: float = _PADDING, most: i
         if (padded > padding and count >= _LEAST) or count == most:
             edges.append(stop)
     parts = [rows.inputs(numbers[some]) for some in np.split(order, edges[1:])]
-    return Parts(tuple(parts), torch.from_numpy(np.argsort(order)))
+    return RowParts(tuple(parts), torch.from_numpy(np.argsort(order)))
+
+
+def frame_for(codec: Codec, model: TransformerConfig) -> Frame:
+    """The marks of a codec around what a model reads. A second text has types of its own where the model knows some."""
+    frame = frame_of(codec)
+    return frame._replace(typed=frame.typed and getattr(model.embed, "types", 0) > 1)
 
 
 def framed(
@@ -127,7 +127,7 @@ def framed(
     second: Sequence[Ids] | None = None,
     limit: Limit = NO_LIMIT,
     place: Callable[[int], str] = lambda row: f"text {row + 1}",
-) -> Rows:
+) -> FramedRows:
     """Rows of one text each, or of two. UserError for one that is too long, named by `place`, unless it may be cut."""
     rows, starts = [], []
     marks = frame.marks(1 if second is None else 2)
@@ -144,7 +144,7 @@ def framed(
         rows.append(frame.around(one, other))
         starts.append(len(frame.before) + len(one) + len(frame.between))
     seconds = np.array(starts, np.int64) if second is not None and frame.typed else None
-    return Rows(*flat(rows), seconds)
+    return FramedRows(*flat(rows), seconds)
 
 
 def flat(rows: Sequence[Ids], kind: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
@@ -164,14 +164,19 @@ def _cut(first: Ids, second: Ids | None, room: int) -> tuple[Ids, Ids | None]:
     return first[:shorter], second[: room - shorter]
 
 
-def features(model: Transformer, inputs: Inputs) -> Encoded:
-    """The model's features of rows; types go only to a model that knows some."""
-    ids, types = inputs.tokens
-    known = getattr(model.config.embed, "types", 0) > 1
-    return model(TokenInputs(ids, types if known else None), inputs.layout)
-
-
-def output(model: Transformer, head: str, inputs: Inputs) -> Tensor:
-    """What a head says of rows."""
-    encoded = features(model, inputs)
-    return model.heads[head](encoded.x, encoded.layout)
+def said_of(
+    model: nn.Module,
+    rows: FramedRows,
+    numbers: Int[np.ndarray, "N"],
+    say: Callable[[Inputs], Tensor],
+    most: int = AT_ONCE,
+) -> Tensor:
+    """What is said of the rows of these numbers, in their order, on the processor. Rows of nearly equal lengths are
+    computed together, at most so many tokens at once.
+    """
+    places, said = [np.zeros(0, np.int64)], [torch.zeros(0)]
+    with evaluating(model), torch.inference_mode():
+        for some in rows.plan(numbers, most).in_order() if len(numbers) else ():
+            places.append(some)
+            said.append(say(rows.inputs(numbers[some]).to(device_of(model))).float().cpu())
+    return torch.cat(said[1:] or said)[torch.from_numpy(np.argsort(np.concatenate(places)))]

@@ -9,10 +9,9 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.image_text.caption import LONGEST, caption
     from headway.domains.image_text.caption_config import CaptionsConfig
-    from headway.domains.image_text.config import ImageTextConfig
     from headway.domains.image_text.data import Captions, read_captions
-    from headway.domains.image_text.emoji import EmojiConfig
-    from headway.domains.image_text.task import ImageText, published_task
+    from headway.domains.image_text.emoji import EmojiPairsConfig
+    from headway.domains.image_text.task import ImageTextConfig, published_task
     from headway.domains.image_text.use import Image, Matches, embed, match
 
 __all__ = [
@@ -21,9 +20,8 @@ __all__ = [
     "TASKS",
     "Captions",
     "CaptionsConfig",
-    "EmojiConfig",
+    "EmojiPairsConfig",
     "Image",
-    "ImageText",
     "ImageTextConfig",
     "Matches",
     "caption",
@@ -37,7 +35,7 @@ TASKS = {
     "captions": "caption_config",
     "emoji": "emoji",
     "emoji_captions": "caption_config",
-    "image_text": "config",
+    "image_text": "task",
     "scenes": "caption_config",
 }
 lazily(
@@ -45,10 +43,9 @@ lazily(
     {
         ".caption": ("LONGEST", "caption"),
         ".caption_config": ("CaptionsConfig",),
-        ".config": ("ImageTextConfig",),
         ".data": ("Captions", "read_captions"),
-        ".emoji": ("EmojiConfig",),
-        ".task": ("ImageText", "published_task"),
+        ".emoji": ("EmojiPairsConfig",),
+        ".task": ("ImageTextConfig", "published_task"),
         ".use": ("Image", "Matches", "embed", "match"),
     },
 )

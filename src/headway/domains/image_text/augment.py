@@ -13,7 +13,7 @@ from headway.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class ImageMovesConfig:
     """Each image is drawn anew at every step: shifted by up to `shift` of its sides, made larger or smaller by up to
     `zoom`, turned by up to `turn` degrees, mirrored half of the time with `flip`; brightness and contrast change by up
     to `light`. What comes in from outside repeats the edge.
@@ -34,7 +34,7 @@ class AugmentConfig:
 
     def __call__(self, images: Float[Tensor, "B C H W"], seed: int) -> Float[Tensor, "B C H W"]:
         """A pure function of the images and the seed."""
-        if self == AugmentConfig():
+        if self == ImageMovesConfig():
             return images
         generator = torch.Generator().manual_seed(seed & ((1 << 63) - 1))
         drawn = 2 * torch.rand(7, len(images), generator=generator) - 1  # from -1 to 1

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import nn
 
 from headway.config import register
 from headway.data.files import File
-from headway.domains.image_text.baseline import baselines
-from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.data import Captions
-from headway.domains.image_text.task import ImageText
+from headway.domains.image_text.recall import AT
+from headway.domains.image_text.task import CaptionedImages, ImageTextConfig, Matching
 from headway.errors import UserError
-from headway.train import Recipe
+from headway.train import Recipe, Task
+from headway.train.task import Composed
 
+_SIDE = 16  # pixels that images are compared by, as means of larger fields
+_GRAM = 3
 LANGUAGES = ("en", "de", "fr", "es", "cs")
 _ANYONE = {"1f468": "1f9d1", "1f469": "1f9d1"}  # a man, a woman: a person
 _VARIANTS = ("200d", "fe0f", "2640", "2642", *(f"1f3f{digit}" for digit in "bcdef"))  # joiners, genders, skins
@@ -29,29 +33,32 @@ _WHO = re.compile(r"\b(mx|mrs|man|woman|person|men|women|people|boy|girl|male|fe
 
 @register("emoji")
 @dataclass(frozen=True)
-class EmojiConfig(ImageTextConfig):
+class EmojiPairsConfig(ImageTextConfig):
     """Names are asked for in each language, keywords only learnt from. Variants of an emoji are on one side."""
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Emoji:
-        self.check(recipe)
-        paths = recipe.files(data)
-        return Emoji(self, recipe, read_emoji(paths), workspace)
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        size = self.check(recipe)
+        images = CaptionedImages(self, recipe, size, read_emoji(recipe.files(data)), workspace)
+        return Composed(images, EmojiMatching(self))
 
 
-class Emoji(ImageText):
-    """Beside what the model does, `evaluate` says of the final split what chance gives, and neighbours in pixels."""
+class EmojiMatching(Matching):
+    """Beside what the model does, it says of the final split what chance gives, and neighbours in pixels."""
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        found = super().evaluate(model, split, limit)
-        if split != self.final_split:
+    def judge(
+        self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
+        found = super().judge(model, examples, split, limit)
+        if split != examples.final_split:
             return found
-        images, train = self.numbers(split)[:limit], self.numbers("train")
-        (texts, of), (known, owner) = self.asked(images), self.asked(train)
-        pixels, (said, spoken) = self.pictures_of.pixels, (self.captions.texts, self.captions.languages or [])
-        return found | baselines(
-            (pixels[images], [said[row] for row in texts], of, [spoken[row] for row in texts]),
-            (pixels[train], [said[row] for row in known], owner, [spoken[row] for row in known]),
-        )
+        sides = examples.of(split).some(limit).rows, examples.of("train").rows
+        return found | baselines(*(_side(examples, images) for images in sides))
+
+
+def _side(examples: CaptionedImages, images: np.ndarray) -> ComparedImages:
+    (texts, of), captions = examples.asked(images), examples.captions
+    said, spoken = ([column[row] for row in texts] for column in (captions.texts, captions.languages or []))
+    return ComparedImages(examples.pictures.pixels[images], said, of, spoken)
 
 
 def read_emoji(paths: Sequence[Path]) -> Captions:
@@ -101,3 +108,62 @@ def group_of(code: str, names: Mapping[str, str]) -> str:
     plain = next((name for name in ("-200d-".join(parts), "-".join(parts)) if name in names), code)
     left = " ".join(_WHO.sub(" ", names[plain].partition(":")[0]).split())
     return left.lower() or "person"
+
+
+class ComparedImages(NamedTuple):
+    """Images with their texts; text n belongs to image `of[n]`."""
+
+    pixels: UInt8[np.ndarray, "M H W 3"]
+    texts: Sequence[str]
+    of: Int[np.ndarray, "N"]
+    languages: Sequence[str]
+
+
+def baselines(asked: ComparedImages, known: ComparedImages) -> dict[str, float]:
+    """`chance_at_K` and `neighbour_at_K`: recall of an image's texts among all of its language.
+
+    The neighbour is the image to train on whose pixels are nearest. Its text ranks the texts that may be meant by the
+    cosine of their counts of three characters; of those that are equal, the order is drawn, and the rates are expected
+    ones.
+    """
+    nearest = _nearest(_small(asked.pixels), _small(known.pixels))
+    found: dict[str, list[float]] = {f"{kind}_at_{k}": [] for kind in ("chance", "neighbour") for k in AT}
+    spoken, there = np.array(asked.languages), np.array(known.languages)
+    for language in np.unique(spoken):
+        some, others = np.flatnonzero(spoken == language), np.flatnonzero(there == language)
+        similar = _overlap([known.texts[row] for row in others.tolist()], [asked.texts[row] for row in some.tolist()])
+        place = dict(zip(known.of[others].tolist(), range(len(others))))
+        for column, row in enumerate(some.tolist()):
+            neighbour = place.get(int(nearest[asked.of[row]]))
+            scores = np.zeros(len(some)) if neighbour is None else similar[neighbour]
+            better, equal = (scores > scores[column]).sum(), (scores == scores[column]).sum()
+            for k in AT:
+                found[f"chance_at_{k}"].append(min(1.0, k / len(some)))
+                found[f"neighbour_at_{k}"].append(float(np.clip((k - better) / equal, 0, 1)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _small(pixels: UInt8[np.ndarray, "M H W 3"]) -> Float[np.ndarray, "M P"]:
+    count, high, wide = pixels.shape[:3]
+    rows, columns = max(1, high // _SIDE), max(1, wide // _SIDE)
+    cut = pixels[:, : high // rows * rows, : wide // columns * columns].astype(np.float32)
+    return cut.reshape(count, high // rows, rows, wide // columns, columns, 3).mean((2, 4)).reshape(count, -1)
+
+
+def _nearest(asked: Float[np.ndarray, "M P"], known: Float[np.ndarray, "K P"]) -> Int[np.ndarray, "M"]:
+    return ((known**2).sum(1)[None] - 2 * asked @ known.T).argmin(1)
+
+
+def _overlap(known: Sequence[str], asked: Sequence[str]) -> Float[np.ndarray, "K N"]:
+    counts = [Counter(_grams(text)) for text in (*known, *asked)]
+    names = {gram: number for number, gram in enumerate(sorted({gram for each in counts for gram in each}))}
+    table = np.zeros((len(counts), len(names)), np.float32)
+    for row, each in enumerate(counts):
+        table[row, [names[gram] for gram in each]] = list(each.values())
+    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
+    return np.round(table[: len(known)] @ table[len(known) :].T, 5)
+
+
+def _grams(text: str) -> list[str]:
+    framed = f" {text.casefold()} "
+    return [framed[start : start + _GRAM] for start in range(max(1, len(framed) - _GRAM + 1))]

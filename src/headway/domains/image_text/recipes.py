@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headway.domains.image_text.augment import AugmentConfig
+from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.caption_recipes import CAPTIONS
-from headway.domains.image_text.config import ImageTextConfig
-from headway.domains.image_text.emoji import EmojiConfig
+from headway.domains.image_text.emoji import EmojiPairsConfig
+from headway.domains.image_text.task import ImageTextConfig
 from headway.models import TwoTowerConfig
 from headway.models.clip import clip
 from headway.parts.init import InitConfig
@@ -34,7 +34,7 @@ def image_text() -> Recipe:
         description="any images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
         data=(),
         model=towers(192, 4, 3, 16, 96),
-        task=ImageTextConfig(augment=AugmentConfig(shift=0.1, zoom=0.1)),
+        task=ImageTextConfig(augment=ImageMovesConfig(shift=0.1, zoom=0.1)),
         optim=MuonConfig(lr=0.02, weight_decay=0.05, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
@@ -50,7 +50,7 @@ def emoji_clip() -> Recipe:
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
         model=towers(96, 2, 4, 8, 32),
-        task=EmojiConfig(captions=3, augment=AugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
+        task=EmojiPairsConfig(captions=3, augment=ImageMovesConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),

@@ -13,8 +13,8 @@ import numpy as np
 
 from headway.codecs.images import read_image
 from headway.domains.image_text.caption_config import FilesConfig
-from headway.domains.image_text.config import ImageTextConfig
 from headway.domains.image_text.data import Captions, Columns, read_captions
+from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import UserError
 from headway.train import Recipe, Task, sharding
 from headway.train.law import Law
@@ -94,9 +94,6 @@ class ContrastScale(CaptionedScale):
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         return [{**sizes, "model.shared": sizes["model.width"]} for sizes in super().sizes(recipe)]
-
-    def amount(self, task: ImageText) -> int:
-        return len(task.numbers("train"))
 
 
 @dataclass(frozen=True)

@@ -1,148 +1,178 @@
-"""The task of images and texts: which text belongs to which image."""
+"""Which text belongs to which image: CLIP and SigLIP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.checkpoints.usage import Usage, read_usage
-from headway.codecs import Codec
+from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
-from headway.config import override
-from headway.data import epoch_seed, sides_of
+from headway.codecs.styles import frame
+from headway.config import register
+from headway.data import SplitConfig, Splits, epoch_seed, sides_of
 from headway.data.order import mixed
-from headway.data.splits import key_of, larger_share
-from headway.domains.image_text.config import ImageTextConfig, check_towers
-from headway.domains.image_text.contrast import of_parts, sigmoid_contrast, softmax_contrast
-from headway.domains.image_text.data import Captions
+from headway.data.splits import key_of
+from headway.domains.image_text.augment import ImageMovesConfig
+from headway.domains.image_text.data import Captions, Columns, read_captions
 from headway.domains.image_text.nearest import nearest_pictures
 from headway.domains.image_text.pictures import open_pictures
-from headway.domains.image_text.processing import processor_of
 from headway.domains.image_text.recall import recall
-from headway.domains.image_text.texts import encode, text_rows, text_vectors
-from headway.errors import UserError
+from headway.domains.image_text.use import text_rows, text_vectors
+from headway.errors import ConfigError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Loss, ModelConfig, TwoTower
+from headway.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
 from headway.report import Picture
-from headway.train import WHOLE, Recipe, Shard, Sided, TrainConfig, sharding
-from headway.train.rows import Parts, in_parts
+from headway.train import Recipe, Task, TaskConfig, TrainConfig
+from headway.train.examples import Batch, Chance, Numbered
+from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
+from headway.train.rows import in_parts
+from headway.train.task import Composed
 
+SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
+_KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
 _IMAGES_AT_ONCE = 64
 _PADDING = 0.2  # of texts, which are short: more parts would take longer than what they save
 _PICTURED = 8  # texts and images in the pictures of a report
 
 
+@register("image_text")
 @dataclass(frozen=True)
-class PairBatch:
-    """Images and texts. Text n belongs to image `of[n]`; pairs that are the `same` are no negatives of each other."""
+class ImageTextConfig(TaskConfig):
+    """Find the texts of an image among those of others, and the image of a text (Radford et al. 2021).
 
-    images: Float[Tensor, "B C H W"]
-    texts: Parts
-    of: Int[Tensor, "N"]
-    same: Bool[Tensor, "B N"]
-    patches: int  # tokens of an image
+    `image`, `caption` and `language` are the names of the columns; the last may be missing. `loss` is CLIP's softmax or
+    SigLIP's sigmoid, which wants a model with a bias. A batch is train.batch_size images, each with so many `captions`
+    of its own, drawn anew each epoch; as the loss couples them, train.accumulate is 1, and `at_once` images or texts
+    are computed together, the others again on the way back. exp(scale) is held to `scale_limit`.
 
-    @property
-    def tokens(self) -> int:
-        return len(self.of)
+    `codec`, `size` (at most) and `lowercase` are for the codec that is trained where the model starts from scratch. A
+    text of more tokens than the model reads is an error, or cut with `truncate`. An image that is corrupt is an error,
+    or left out and counted with `skip_bad`. `split` says what is held out where no table is named for it.
+    """
 
-    @property
-    def computed(self) -> int:
-        return len(self.images) * self.patches + self.texts.computed
+    image: str = "path"  # column of the images
+    caption: str = "caption"  # column of the texts
+    language: str = "language"  # column of the language, which may be missing
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # CLIP's, or SigLIP's
+    captions: int = 1  # texts of each image in a batch
+    at_once: int | None = None  # images or texts computed together; none: all
+    scale_limit: float | None = 100.0  # the most that exp(scale) may be
+    augment: ImageMovesConfig = ImageMovesConfig()  # what training changes of images
+    codec: Kind = "bpe"  # kind of the tokenizer that is trained
+    size: int | None = 2000  # most symbols
+    lowercase: bool = True  # whether texts are lower-cased
+    truncate: bool = False  # cut texts that are too long
+    skip_bad: bool = False  # leave corrupt images out, and count them
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
-    def to(self, device: torch.device | str) -> Self:
-        if self.of.device == torch.device(device):
-            return self
-        moved = (self.images.to(device), self.texts.to(device), self.of.to(device), self.same.to(device))
-        return type(self)(*moved, self.patches)
+    def __post_init__(self) -> None:
+        for name in ("captions", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"task.{name} is {value}; give 1 or more")
+        if self.scale_limit is not None and self.scale_limit <= 0:
+            raise ConfigError(f"task.scale_limit is {self.scale_limit}; give a number above 0, such as 100, or none")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        size = self.check(recipe)
+        columns = Columns(self.image, self.caption, self.language)
+        images = CaptionedImages(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
+        return Composed(images, Matching(self))
+
+    def check(self, recipe: Recipe) -> int:
+        """The images of a batch. Raises ConfigError for settings that do not go together."""
+        model = check_towers(recipe.model)
+        size = coupled(recipe, "images", ", and task.at_once to what fits into memory")
+        if self.loss == "sigmoid" and model.bias is None:
+            raise ConfigError(
+                "task.loss sigmoid learns a bias, and the model has none; set model.bias to -10 and model.scale to "
+                "2.3, or task.loss to softmax"
+            )
+        return size
+
+    def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
+        """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
+        if (workspace / FILE).exists():
+            return load_codec(workspace)
+        codec = sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
+        frame(codec.tokenizer, "clip", codec.marks, {})  # for others who read the tokenizer.json
+        return codec
 
 
-class ImageText(Sided):
-    """The task over captions."""
+def check_towers(model: ModelConfig) -> TwoTowerConfig:
+    """Raises ConfigError for a model that is no pair of towers, an image's and a text's."""
+    if not isinstance(model, TwoTowerConfig) or not isinstance(model.left.embed, PatchEmbedConfig):
+        raise ConfigError(
+            f"this task needs a tower of images and one of texts, and the model is a {type(model).__name__}; start "
+            "from a CLIP or SigLIP, or take the model of the recipe"
+        )
+    return model
 
-    goal = "recall_at_1"
-    unit = "pair"
-    goal_better: Literal["min", "max"] = "max"
 
-    def __init__(self, config: ImageTextConfig, recipe: Recipe, captions: Captions, workspace: Path) -> None:
+class CaptionedImages(Numbered):
+    """Images, moved at random in training, with texts of theirs, drawn anew each epoch."""
+
+    def __init__(self, config: ImageTextConfig, recipe: Recipe, size: int, captions: Captions, workspace: Path) -> None:
         """Raises UserError for images that cannot be read, and for texts that are too long."""
-        self.config = config
-        self.captions = captions
-        self.seed = recipe.train.seed
-        self.size = recipe.train.batch_size or 0
+        self.config, self.captions = config, captions
+        self.seed, self.size, self.at_once = recipe.train.seed, size, size
         towers = check_towers(recipe.model)
-        self.usage = read_usage(workspace)
-        self.usage = replace(self.usage, processor=processor_of(self.usage, towers))
+        usage = read_usage(workspace)
+        self.usage = replace(usage, processor=processor_of(usage, towers))
         self.processor = ImageProcessor.read(self.usage.processor, "preprocessor_config.json")
-        self.patches = cast(Any, towers.left.embed).length
-        self.pictures_of = open_pictures(captions.images, self.processor, config.skip_bad)
-        sound = np.ones(len(captions.images), bool)
-        sound[list(self.pictures_of.wrong)] = False
-        found = sides_of(captions.groups or self.pictures_of.keys, captions.named, config.split)
-        self.sides = {side: numbers[sound[numbers]] for side, numbers in found.items()}
+        self.patches = cast(PatchEmbedConfig, towers.left.embed).length
+        self.pictures = open_pictures(captions.images, self.processor, config.skip_bad)
+        found = sides_of(captions.groups or self.pictures.keys, captions.named, config.split)
+        sides = {side: np.setdiff1d(images, list(self.pictures.wrong)) for side, images in found.items()}
+        self.splits = Splits(sides, np.sort(np.concatenate(list(sides.values()))), "images", "tables")
         self.order = np.argsort(captions.of, kind="stable")  # texts, image by image
         self.starts = np.searchsorted(captions.of[self.order], np.arange(len(captions.images) + 1))
-        trained = np.isin(captions.of, self.sides["train"])
+        trained = np.isin(captions.of, sides["train"])
         self.codec = config.codec_of((captions.texts[row] for row in np.flatnonzero(trained)), workspace)
         self.rows = text_rows(self.codec, captions.texts, towers, config.truncate, captions.places.__getitem__)
         self.said = np.array([key_of(text.casefold()) for text in captions.texts], np.uint64)
-        self.alike = np.unique(self.pictures_of.keys, return_inverse=True)[1].astype(np.uint64)
+        self.alike = np.unique(self.pictures.keys, return_inverse=True)[1].astype(np.uint64)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and its end."""
-        self.numbers("validation")
-        if len(self.numbers("train")) < self.size:
-            raise UserError(
-                f"train.batch_size {self.size} exceeds the {len(self.numbers('train'))} images to train on; lower it, "
-                "or give more"
-            )
-        towers = override(check_towers(model), {"symbols": self.codec.size})
-        return towers if towers.filler is not None else replace(towers, end=self.codec.end)
+        """`model` with the codec's symbols and its end. UserError for a split without images, and for fewer than a
+        batch holds.
+        """
+        check_sides(self.splits, self.size, "images")
+        towers = check_towers(model)
+        end = self.codec.end if towers.filler is None else towers.end
+        return replace(towers, right=replace(towers.right, symbols=self.codec.size), end=end)
 
-    def numbers(self, split: str) -> np.ndarray:
-        """The images of a split, int64 [N]. A UserError where there are none."""
-        found = np.sort(np.concatenate(list(self.sides.values()))) if split == "all" else self.sides[split]
-        if len(found) == 0:
-            raise UserError(
-                f"the {split} split of {len(self.captions.images):,} images is empty; give tables named {split}, or "
-                f"{larger_share(split)}"
-            )
-        return found
+    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+        return rows[:limit]
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[PairBatch]:
-        """Batch k of training holds the images k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""
-        numbers = self.numbers(split)
-        if split != "train":
-            for places in sharding.once(len(numbers), self.size, shard):
-                yield self._batch(numbers[places], places, None)
-            return
-        for stream, places in sharding.endless(len(numbers), self.size, self.seed, shard, start):
-            yield self._batch(numbers[places], stream, epoch_seed(self.seed, int(stream[0])))
-
-    def _batch(self, images: np.ndarray, stream: np.ndarray, seed: int | None) -> PairBatch:
-        """`seed` is that of the augmentation, None for images as they are; `stream` decides which texts are drawn."""
-        pixels = self.images(images)
-        if seed is not None:
-            pixels = self.config.augment(pixels, seed)
-        texts = self._drawn(images, stream)
-        of = np.repeat(np.arange(len(images)), self.config.captions)
-        said = self.said[texts]
-        own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in images])
-        same = np.isin(_pair(self.alike[images][:, None], said[None]), own)
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are no negatives of each other.
+        Which texts are drawn hangs on the places in the stream, or else on the images alone.
+        """
+        pixels = self.inputs(rows)
+        if chance is not None:
+            pixels = self.config.augment(pixels, epoch_seed(self.seed, int(chance.places[0])))
+        texts = self._drawn(rows, rows if chance is None else chance.places)
+        of = np.repeat(np.arange(len(rows)), self.config.captions)
+        own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in rows])
+        same = np.isin(_pair(self.alike[rows][:, None], self.said[texts][None]), own)
         parts = in_parts(self.rows, texts, _PADDING, self.config.at_once)
-        return PairBatch(pixels, parts, torch.from_numpy(of), torch.from_numpy(same), self.patches)
+        targets = torch.from_numpy(of), torch.from_numpy(same)
+        return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
 
-    def images(self, numbers: np.ndarray) -> Float[Tensor, "B 3 H W"]:
+    def inputs(self, images: np.ndarray) -> Float[Tensor, "B 3 H W"]:
         """What the model reads of images."""
-        return torch.from_numpy(np.stack([self.processor.numbers(each) for each in self.pictures_of.pixels[numbers]]))
+        return torch.from_numpy(np.stack([self.processor.numbers(each) for each in self.pictures.pixels[images]]))
 
     def texts_of(self, image: int) -> np.ndarray:
         return self.order[self.starts[image] : self.starts[image + 1]]
@@ -163,81 +193,111 @@ class ImageText(Sided):
                 drawn.append(kind[((row[0] >> 1) + turn) % len(kind)])
         return np.array(drawn)
 
-    def loss(self, model: nn.Module, batch: PairBatch) -> dict[str, Loss]:
-        towers = cast(TwoTower, model)
-        if self.config.scale_limit is not None and torch.is_grad_enabled():
-            towers.limit_scale(self.config.scale_limit)
-        at_once = self.config.at_once
-        some = batch.images.split(at_once or len(batch.images))
-        again = model if at_once is not None else None
-        images = of_parts(lambda part: towers.vectors("left", part), some, again)
-        texts = of_parts(lambda part: encode(towers, part), batch.texts.parts, again)[batch.texts.order]
-        contrast = softmax_contrast if self.config.loss == "softmax" else sigmoid_contrast
-        return {"loss": Loss(contrast(towers.logits(images, texts), batch.of, batch.same), batch.tokens)}
-
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split."""
-        images = self.numbers(split)[:limit]
-        texts, of = self.asked(images)
-        spoken = self.captions.languages
-        languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
-        found = recall(self.image_vectors(model, images), self.text_vectors(model, texts), of, languages)
-        bad = len(self.pictures_of.wrong)
-        return {**found, "skipped_images": bad} if bad else found
-
     def asked(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The texts of images that are asked for, and the places of their images, int64 [N] each."""
         each = [texts[self.captions.asked[texts]] for texts in map(self.texts_of, images.tolist())]
         return np.concatenate(each), np.repeat(np.arange(len(images)), [len(texts) for texts in each])
 
-    def image_vectors(self, model: nn.Module, images: np.ndarray) -> Float[np.ndarray, "N E"]:
-        towers = cast(TwoTower, model)
-        parts = np.split(images, range(_IMAGES_AT_ONCE, len(images), _IMAGES_AT_ONCE))
-        with evaluating(towers), torch.inference_mode():
-            found = [towers.vectors("left", self.images(part).to(device_of(towers))).cpu() for part in parts]
-        return torch.cat(found).numpy()
-
-    def text_vectors(self, model: nn.Module, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
-        return text_vectors(cast(TwoTower, model), self.rows, texts).numpy()
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out images with the nearest of all their texts and their own first one."""
-        images = self.numbers(self.final_split)
-        texts, of = self.asked(images)
-        asked = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        similar = self.image_vectors(model, images[asked]) @ self.text_vectors(model, texts).T
-        said = self.captions.texts
-        return [
-            {
-                "source": self.captions.images[images[place]].name,
-                "output": said[texts[best]],
-                "reference": " | ".join(said[row] for row in texts[of == place]),
-            }
-            for place, best in zip(asked.tolist(), similar.argmax(1).tolist())
-        ]
-
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """Held-out texts with the images that are nearest to them, and images with the texts nearest to them."""
-        images = self.numbers(self.final_split)
-        texts, of = self.asked(images)
-        similar = self.text_vectors(model, texts) @ self.image_vectors(model, images).T
-        shown = [self.captions.texts[row] for row in texts.tolist()]
-        return nearest_pictures(self.pictures_of.pixels[images], shown, of, similar, _PICTURED)
+    def shown(self, row: int) -> str:
+        return self.captions.images[row].name
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
         self.usage.save(directory)
 
 
-def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[Path]) -> ImageText:
-    """The task that judges a published model on the user's own captions. UserErrors as in `ImageText`."""
+class Matching(Contrast[CaptionedImages]):
+    """Texts and images find each other."""
+
+    goal = "recall_at_1"
+
+    def __init__(self, config: ImageTextConfig) -> None:
+        self.config, self.kind = config, config.loss
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        if self.config.scale_limit is not None and torch.is_grad_enabled():
+            cast(TwoTower, model).limit_scale(self.config.scale_limit)
+        return super().loss(model, batch)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
+        towers, (pixels, texts), at_once = cast(TwoTower, model), batch.inputs, self.config.at_once
+        again = model if at_once is not None else None
+        images = of_parts(lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), again)
+        said = of_parts(lambda part: towers.vectors("right", *part), texts.parts, again)[texts.order]
+        return towers.logits(images, said)
+
+    def judge(
+        self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
+        """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split."""
+        images = examples.of(split).some(limit).rows
+        (texts, of), spoken = examples.asked(images), examples.captions.languages
+        languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
+        vectors = self.images(model, examples, images), self.texts(model, examples, texts)
+        found = recall(*vectors, of, languages)
+        bad = len(examples.pictures.wrong)
+        return {**found, "skipped_images": bad} if bad else found
+
+    def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
+        """The vectors of texts."""
+        return text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
+
+    def images(self, model: nn.Module, examples: CaptionedImages, images: np.ndarray) -> Float[np.ndarray, "N E"]:
+        """The vectors of images."""
+        towers, parts = cast(TwoTower, model), np.split(images, range(_IMAGES_AT_ONCE, len(images), _IMAGES_AT_ONCE))
+        with evaluating(towers), torch.inference_mode():
+            found = [towers.vectors("left", examples.inputs(part).to(device_of(towers))).cpu() for part in parts]
+        return torch.cat(found).numpy()
+
+    def samples(self, model: nn.Module, examples: CaptionedImages, count: int) -> list[dict[str, str]]:
+        """Held-out images with the nearest of all their texts and their own ones."""
+        images = examples.splits.rows(examples.final_split)
+        texts, of = examples.asked(images)
+        asked = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+        similar = self.images(model, examples, images[asked]) @ self.texts(model, examples, texts).T
+        said = examples.captions.texts
+        return [
+            {
+                "source": examples.shown(int(images[place])),
+                "output": said[texts[best]],
+                "reference": " | ".join(said[row] for row in texts[of == place]),
+            }
+            for place, best in zip(asked.tolist(), similar.argmax(1).tolist())
+        ]
+
+    def pictures(self, model: nn.Module, examples: CaptionedImages) -> list[Picture]:
+        """Held-out texts with the images that are nearest to them, and images with the texts nearest to them."""
+        images = examples.splits.rows(examples.final_split)
+        texts, of = examples.asked(images)
+        similar = self.texts(model, examples, texts) @ self.images(model, examples, images).T
+        shown = [examples.captions.texts[row] for row in texts.tolist()]
+        return nearest_pictures(examples.pictures.pixels[images], shown, of, similar, _PICTURED)
+
+
+def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
+    """A preprocessor_config.json whose images are of the model's size: what `usage` says, or CLIP's."""
+    size = cast(PatchEmbedConfig, model.left.embed).size
+    said = usage.processor or {"image_processor_type": "CLIPImageProcessor"}
+    if usage.processor:
+        known = ImageProcessor.read(usage.processor, "preprocessor_config.json")
+        if size == known.shape:
+            return usage.processor
+    kept = {name: said[name] for name in _KEPT if name in said}
+    edges = {"height": size[0], "width": size[1]}
+    if size[0] == size[1]:
+        return {**kept, "size": {"shortest_edge": size[0]}, "do_center_crop": True, "crop_size": edges}
+    return {**kept, "size": edges, "do_center_crop": False}
+
+
+def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[Path]) -> Task:
+    """The task that judges a published model on the user's own captions. UserErrors as in `CaptionedImages`."""
     with TemporaryDirectory() as folder:  # where a task finds the tokenizer of the model it starts from
         workspace = Path(folder)
         codec.save(workspace)
         usage.save(workspace)
         train = TrainConfig(batch_size=_IMAGES_AT_ONCE)
         recipe = Recipe("image-text", "image_text", "", (), model.config, ImageTextConfig(), train=train)
-        return recipe.task.open(recipe, paths, workspace)  # type: ignore[return-value]
+        return recipe.task.open(recipe, paths, workspace)
 
 
 def _pair(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,16 +16,18 @@ from torch import Tensor
 from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
+from headway.codecs.frame import frame_of
 from headway.codecs.images import FORMATS, read_image
 from headway.codecs.processor import ImageProcessor
-from headway.domains.image_text.texts import check_texts, text_rows, text_vectors
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each, filled
-from headway.models import PatchEmbedConfig, TwoTower
+from headway.models import PatchEmbedConfig, TwoTower, TwoTowerConfig
+from headway.train.rows import FramedRows, Limit, flat, framed, said_of
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"]
 _AT_ONCE = 16  # images
+_TEXTS_AT_ONCE = 4096  # tokens
 _ENDINGS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
 
@@ -123,6 +125,30 @@ def is_image(item: str | Image) -> bool:
     return True
 
 
+def text_rows(
+    codec: Codec,
+    texts: Sequence[str],
+    config: TwoTowerConfig,
+    truncate: bool,
+    place: Callable[[int], str] = lambda row: f"text {row + 1}",
+) -> FramedRows:
+    """Framed texts, filled up where the model reads them so. UserError for one that is too long, named by `place`,
+    unless it may be cut.
+    """
+    frame, limit = frame_of(codec), Limit(config.context, truncate)
+    rows = framed(frame, codec.encode_batch(texts), None, limit, place)
+    if config.filler is None or config.context is None:
+        return rows
+    each = [rows.ids[start:stop].tolist() for start, stop in zip(rows.offsets, rows.offsets[1:])]
+    filling = [config.filler] * config.context
+    return FramedRows(*flat([[*ids, *filling[len(ids) :]] for ids in each]))
+
+
+def text_vectors(model: TwoTower, rows: FramedRows, chosen: np.ndarray) -> Float[Tensor, "N E"]:
+    """The vectors of chosen rows."""
+    return said_of(model, rows, chosen, lambda inputs: model.vectors("right", *inputs), _TEXTS_AT_ONCE)
+
+
 def embed_texts(model: TwoTower, codec: Codec, texts: Sequence[str], truncate: bool) -> Float[Tensor, "N E"]:
     rows = text_rows(codec, texts, model.config, truncate)
     return text_vectors(model, rows, np.arange(len(rows)))
@@ -146,6 +172,13 @@ def embed_images(
             inputs = torch.from_numpy(np.stack(read)).to(device_of(model), model.scale.dtype)
             found.append(model.vectors("left", inputs).float().cpu())
     return torch.cat(found)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """UserError for no text, and for one that says nothing."""
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")
 
 
 def check_images(images: Sequence[Image]) -> None:

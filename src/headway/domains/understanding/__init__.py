@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
+    from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
     from headway.domains.understanding.embedding import EmbeddingConfig
     from headway.domains.understanding.tagging import TaggingConfig
     from headway.domains.understanding.use import TaggedWords, Text, classify, embed, tag
@@ -17,10 +17,10 @@ __all__ = [
     "TASKS",
     "ClassificationConfig",
     "EmbeddingConfig",
-    "PairsConfig",
     "TaggedWords",
     "TaggingConfig",
     "Text",
+    "TextPairsConfig",
     "classify",
     "embed",
     "tag",
@@ -30,7 +30,7 @@ TASKS = {"classification": "classification", "embedding": "embedding", "pairs": 
 lazily(
     __name__,
     {
-        ".classification": ("ClassificationConfig", "PairsConfig"),
+        ".classification": ("ClassificationConfig", "TextPairsConfig"),
         ".embedding": ("EmbeddingConfig",),
         ".tagging": ("TaggingConfig",),
         ".use": ("TaggedWords", "Text", "classify", "embed", "tag"),

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from headway.codecs.frame import frame_of
 from headway.config import register
-from headway.data import Table, read_table, sides_of
-from headway.domains.understanding.config import (
-    EncoderTaskConfig,
-    adapted,
-    pooling_head,
-)
-from headway.domains.understanding.task import EncoderTask, LabelledBatch
+from headway.data import Splits, Table, read_table, sides_of
+from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.errors import UserError
-from headway.metrics import class_scores, correlation_scores
-from headway.models import Loss, ModelConfig, Transformer
+from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.models.pooled import Pool
-from headway.report import Picture
-from headway.report.confusion import confusions
-from headway.train import Recipe, sharding
-from headway.train.labels import labels_of, save_labels, unknown_label
-from headway.train.rows import Rows, framed, output
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, Chance
+from headway.train.objectives.classes import HEAD, Classes, Classified
+from headway.train.objectives.regression import Regression, Valued
+from headway.train.rows import frame_for, framed
+from headway.train.task import Composed
 
 _LOG = logging.getLogger(__name__)
-HEAD = "classes"
+_POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
 
 
 @register("classification")
@@ -51,15 +43,20 @@ class ClassificationConfig(EncoderTaskConfig):
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Classes:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         table = read_table(recipe.files(data), {"text": self.text, "label": self.label})
-        return Classes(self, recipe, table, workspace)
+        return self.classes(recipe, table, workspace)
+
+    def classes(self, recipe: Recipe, table: Table, workspace: Path) -> Task:
+        """The task over a table of texts, or pairs, and their classes."""
+        texts = LabelledTexts(self, recipe, table, workspace)
+        return Composed(texts, TextClasses(texts.what, self.smoothing, Pooling(self.pool, recipe.start is not None)))
 
 
 @register("pairs")
 @dataclass(frozen=True)
-class PairsConfig(ClassificationConfig):
+class TextPairsConfig(ClassificationConfig):
     """Give each pair of texts its class, or its number where all labels are numbers (`target` says which of the two).
 
     `text`, `text2` and `label` are the names of the columns. Pairs are split by their first text.
@@ -68,19 +65,16 @@ class PairsConfig(ClassificationConfig):
     text2: str = "text2"  # column of the second texts
     target: Literal["auto", "class", "number"] = "auto"  # classes, numbers, or what the labels look like
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Classes | Numbers:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         names = {"text": self.text, "text2": self.text2, "label": self.label}
         table = read_table(recipe.files(data), names)
-        if self.target == "class" or (self.target == "auto" and not _are_numbers(table.columns["label"])):
-            return Classes(self, recipe, table, workspace)
+        if self.target == "class" or (self.target == "auto" and None in map(_number, table.columns["label"])):
+            return self.classes(recipe, table, workspace)
         if self.target == "auto":
             _LOG.warning("all labels are numbers, which are foretold as such; task.target=class makes classes of them")
-        return Numbers(self, recipe, table, workspace)
-
-
-def _are_numbers(labels: Sequence[str]) -> bool:
-    return all(_number(label) is not None for label in labels)
+        texts = ValuedTexts(self, recipe, table, workspace)
+        return Composed(texts, TextNumbers(texts.what, texts.deviation, Pooling(self.pool, recipe.start is not None)))
 
 
 def _number(label: str) -> float | None:
@@ -91,151 +85,99 @@ def _number(label: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-class TextTask(EncoderTask):
-    """A table of texts or pairs."""
+class TableTexts(EncodedTexts):
+    """A table of texts or pairs. `targets` are what is to be said of each: its class, or its number."""
 
-    head = HEAD
+    targets: np.ndarray
 
     def __init__(self, config: ClassificationConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
-        self.config = config
+        texts, seconds = table.columns["text"], table.columns.get("text2")
         self.table = table
-        self.started = recipe.start is not None
-        texts = table.columns["text"]
-        sides = sides_of(texts, table.named, config.split)
-        seconds = table.columns.get("text2")
-        trained = (column[row] for column in (texts, seconds or []) for row in sides["train"] if column)
-        self.unit = "pair" if seconds else "text"
-        codec = config.codec_of(trained, workspace)
-        super().__init__(recipe, codec, self._rows(codec, recipe), sides)
+        self.what = "pair" if seconds else "text"
+        self.seed, self.size = recipe.train.seed, batch_tokens(recipe)
+        self.splits = Splits(sides_of(texts, table.named, config.split), np.arange(len(table)))
+        trained = (column[row] for column in (texts, seconds or []) for row in self.splits.sides["train"] if column)
+        self.codec = config.codec_of(trained, workspace)
+        first = self.codec.encode_batch(texts)
+        second = self.codec.encode_batch(seconds) if seconds is not None else None
+        frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
+        self.rows = framed(frame, first, second, limit, table.place)
 
-    def _rows(self, codec: Any, recipe: Recipe) -> Rows:
-        first, *others = (
-            codec.encode_batch(self.table.columns[use]) for use in ("text", "text2") if use in self.table.columns
-        )
-        second = others[0] if others else None
-        return framed(frame_of(codec), first, second, self.config.limit(recipe), self.table.place)
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Symbols, and what is to be said of their texts, [B]."""
+        inputs = self.rows.inputs(rows)
+        return Batch(inputs, torch.from_numpy(self.targets[rows]), len(rows), inputs.computed)
 
-    def _shown(self, row: int) -> str:
-        columns = self.table.columns
-        return columns["text"][row] + (f" | {columns['text2'][row]}" if "text2" in columns else "")
-
-    def _head(self, model: ModelConfig, outputs: int) -> ModelConfig:
-        for split in ("train", "validation"):
-            self.numbers(split)
-        pool: Pool | None = self.config.pool
-        return adapted(model, self.codec, HEAD, pooling_head(model, outputs, pool, self.started))
+    def shown(self, row: int) -> str:
+        return " | ".join(self.table.columns[use][row] for use in ("text", "text2") if use in self.table.columns)
 
 
-class Classes(TextTask):
-    """The task over texts with classes; cross-entropy, judged by accuracy."""
+class LabelledTexts(TableTexts, Classified):
+    """Texts or pairs with classes."""
 
     def __init__(self, config: ClassificationConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
         super().__init__(config, recipe, table, workspace)
         given = table.columns["label"]
-        self.labels = labels_of({given[row] for row in self.sides["train"]} or set(given), workspace)
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        wrong = next((row for row, label in enumerate(given) if label not in numbers), None)
-        if wrong is not None:
-            raise unknown_label(given[wrong], table.place(wrong), self.labels)
-        self.classes = np.fromiter((numbers[label] for label in given), np.int64, len(given))
-
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and a head of as many classes as there are."""
-        return self._head(model, len(self.labels))
-
-    def batch(self, numbers: np.ndarray) -> LabelledBatch:
-        return LabelledBatch(self.rows.inputs(numbers), torch.from_numpy(self.classes[numbers]), len(numbers))
-
-    def loss(self, model: nn.Module, batch: LabelledBatch) -> dict[str, Loss]:
-        logits = output(cast(Transformer, model), HEAD, batch.inputs)
-        total = F.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=self.config.smoothing)
-        return {"loss": Loss(total, batch.tokens)}
-
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a text, without smoothing), accuracy and macro F1 over a split, or `limit` texts of it."""
-        numbers = sharding.spread(self.numbers(split), limit)
-        said, nats = np.zeros(len(self.rows), np.int64), 0.0
-        for some, batch, logits in self.outputs(model, numbers):
-            said[some] = logits.argmax(-1).cpu().numpy()
-            nats += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-        return {"loss": nats / len(numbers), **class_scores(said[numbers], self.classes[numbers])}
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out texts with the class that is said and the one that is right."""
-        said: dict[int, str] = {}
-        for some, _, logits in self.outputs(model, self.spread(count)):
-            said.update(zip(some.tolist(), (self.labels[best] for best in logits.argmax(-1).tolist())))
-        return [
-            {"source": self._shown(row), "output": label, "reference": self.labels[self.classes[row]]}
-            for row, label in sorted(said.items())
-        ]
-
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """What is taken for what on the split that is judged last."""
-        numbers = self.numbers(self.final_split)
-        said = np.zeros(len(self.rows), np.int64)
-        for some, _, logits in self.outputs(model, numbers):
-            said[some] = logits.argmax(-1).cpu().numpy()
-        return confusions(self.classes[numbers], said[numbers], self.labels, f"{self.final_split} {self.unit}s")
-
-    def save(self, directory: Path) -> None:
-        super().save(directory)
-        save_labels(directory, self.labels)
+        trained = {given[row] for row in self.splits.sides["train"]}
+        self.targets = self.classes = self.numbered(given, trained, table.place, workspace)
 
 
-class Numbers(TextTask):
-    """The task over pairs with numbers; squared error in units of their variance, judged by Spearman's correlation."""
+class ValuedTexts(TableTexts, Valued):
+    """Texts or pairs with numbers."""
 
-    goal = "spearman"
-    measure = "squared error in units of the variance"
-
-    def __init__(self, config: PairsConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
+    def __init__(self, config: TextPairsConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
         super().__init__(config, recipe, table, workspace)
-        found = [_number(label) for label in table.columns["label"]]
+        given = table.columns["label"]
+        found = [_number(label) for label in given]
         wrong = next((row for row, value in enumerate(found) if value is None), None)
         if wrong is not None:
-            label = table.columns["label"][wrong]
             raise UserError(
-                f"{table.place(wrong)}: the label {label!r} is not a number; correct it, or task.target=class"
+                f"{table.place(wrong)}: the label {given[wrong]!r} is not a number; correct it, or task.target=class"
             )
-        self.values = np.array(found, np.float32)
-        self.scale = float(self.values[self.sides["train"]].std()) if len(self.sides["train"]) else 1.0
-        if len(self.sides["train"]) and self.scale == 0:
-            raise UserError(f"all labels are {self.values[0]:g}, so there is nothing to predict; give others")
+        self.targets = self.values = np.array(found, np.float32)
 
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and a head of one number."""
-        return self._head(model, 1)
 
-    def batch(self, numbers: np.ndarray) -> LabelledBatch:
-        return LabelledBatch(self.rows.inputs(numbers), torch.from_numpy(self.values[numbers]), len(numbers))
+class Pooling(NamedTuple):
+    """What of a text's tokens is judged, None for what suits the model, and whether that was `started` from another."""
 
-    def loss(self, model: nn.Module, batch: LabelledBatch) -> dict[str, Loss]:
-        said = output(cast(Transformer, model), HEAD, batch.inputs)[:, 0]
-        return {"loss": Loss(((said - batch.labels) / self.scale).square().sum(), batch.tokens)}
+    pool: Pool | None
+    started: bool
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Mean squared error in units of the variance, and both correlations, over a split or `limit` of it."""
-        numbers = sharding.spread(self.numbers(split), limit)
-        said = self._said(model, numbers)
-        errors = (said[numbers] - self.values[numbers]) / self.scale
-        return {"loss": float(np.square(errors).mean()), **correlation_scores(said[numbers], self.values[numbers])}
+    def head(self, model: ModelConfig, outputs: int) -> TransformerConfig:
+        """`model` with one head over whole texts. A model that was started from keeps its pooler (BERT's), or gets one
+        of BERT's kind; one from scratch takes the mean of its tokens; one that sees only earlier tokens, its last.
+        """
+        encoder = check_encoder(model)
+        rate = getattr(encoder.embed, "dropout", 0.0)
+        known = next((encoder.heads[name] for name in _POOLERS if name in encoder.heads), None)
+        if self.pool is None and isinstance(known, PooledHeadConfig):
+            head = replace(known, outputs=outputs, dropout=known.dropout or rate)
+        elif self.pool is None and self.started and not encoder.stack.causal:
+            head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
+        else:
+            head = PooledHeadConfig(outputs, self.pool or ("last" if encoder.stack.causal else "mean"), dropout=rate)
+        return replace(encoder, heads={HEAD: head})
 
-    def _said(self, model: nn.Module, numbers: np.ndarray) -> np.ndarray:
-        said = np.zeros(len(self.rows), np.float32)
-        for some, _, values in self.outputs(model, numbers):
-            said[some] = values[:, 0].cpu().numpy()
-        return said
 
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out pairs with the number that is said and the one that is right."""
-        numbers = self.spread(count)
-        said = self._said(model, numbers)
-        return [
-            {"source": self._shown(row), "said": f"{said[row]:.2f}", "given": f"{self.values[row]:g}"}
-            for row in numbers.tolist()
-        ]
+class TextClasses(Classes[LabelledTexts]):
+    """The class of a text, or of two."""
 
-    def save(self, directory: Path) -> None:
-        super().save(directory)
-        save_labels(directory, ())
+    def __init__(self, unit: str, smoothing: float, pooling: Pooling) -> None:
+        super().__init__(unit, smoothing)
+        self.pooling = pooling
+
+    def adapt(self, model: ModelConfig, examples: LabelledTexts) -> ModelConfig:
+        """`model` with a head of as many classes as there are."""
+        return self.pooling.head(model, len(examples.labels))
+
+
+class TextNumbers(Regression[ValuedTexts]):
+    """The number of a text, or of two."""
+
+    def __init__(self, unit: str, deviation: float, pooling: Pooling) -> None:
+        super().__init__(unit, deviation)
+        self.pooling = pooling
+
+    def adapt(self, model: ModelConfig, examples: ValuedTexts) -> ModelConfig:
+        """`model` with a head of one number."""
+        return self.pooling.head(model, 1)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from headway.codecs.frame import frame_of
 from headway.config import register
-from headway.data import Table, read_table, sides_of
-from headway.data.splits import key_of, larger_share
-from headway.domains.understanding.config import EncoderTaskConfig, adapted, check_encoder
-from headway.domains.understanding.contrast import ContrastBatch, Partners, contrast, vectors
+from headway.data import Splits, Table, epoch_seed, read_table, sides_of
+from headway.data.splits import key_of
+from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import device_of, evaluating
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
-from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
-from headway.train import WHOLE, Recipe, Shard, Sided, sharding
-from headway.train.rows import Rows, framed, in_parts, output
+from headway.models import ModelConfig, PooledHeadConfig, Transformer
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, ByCount, Chance, Examples
+from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
+from headway.train.rows import FramedRows, frame_for, framed, in_parts, said_of
+from headway.train.sharding import spread
+from headway.train.task import Composed
 
 HEAD = "embedding"
-_EVALUATED_AT_ONCE = 2048  # tokens
 _CENTRES = 50  # texts of a class whose mean is its centre
 
 
@@ -45,9 +46,11 @@ class EmbeddingConfig(EncoderTaskConfig):
     label: str = "label"  # column of labels, where there are no partners
     temperature: float = 0.05  # what cosines are divided by
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Embedding:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        _check(recipe, self.temperature)
+        if self.temperature <= 0:
+            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.05")
+        size = coupled(recipe, "pairs", " and raise train.batch_size")
         names = {"text": self.text, "text2": self.text2, "label": self.label}
         table = read_table(recipe.files(data), names, optional=("text2", "label"))
         if not table.columns.keys() & {"text2", "label"}:
@@ -55,148 +58,153 @@ class EmbeddingConfig(EncoderTaskConfig):
                 f"{table.places[0][0]} has neither a column {self.text2!r} nor {self.label!r}; give texts with their "
                 "partners or with labels, or name the column with task.text2=NAME or task.label=NAME"
             )
-        return Embedding(self, recipe, table, workspace)
+        sentences = RelatedTexts(self, recipe, size, table, workspace)
+        return Composed(sentences, SentenceContrast(sentences.labels is None, self.temperature))
 
 
-def _check(recipe: Recipe, temperature: float) -> None:
-    train = recipe.train
-    if temperature <= 0:
-        raise ConfigError(f"task.temperature is {temperature}; give a number above 0, such as 0.05")
-    if train.accumulate != 1:
-        raise ConfigError(
-            f"train.accumulate is {train.accumulate}, but the loss couples the pairs of a batch, so that parts of it "
-            "are not the whole; set train.accumulate to 1 and raise train.batch_size"
-        )
-    if train.batch_size is None or train.batch_size < 2:
-        raise ConfigError(f"train.batch_size is {train.batch_size}; give the pairs of a batch, 2 or more")
+class RelatedTexts(Examples):
+    """Texts that belong together: by their `partners`, or by their `labels`, int64 [N]. The rows are those of the
+    texts, and after them those of the partners.
+    """
 
-
-class Embedding(Sided):
-    """The task over pairs, or over texts with labels."""
-
-    goal_better: Literal["min", "max"] = "max"
-    unit = "pair"
-
-    def __init__(self, config: EmbeddingConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
-        self.config = config
-        self.seed = recipe.train.seed
-        self.size = recipe.train.batch_size or 0
-        self.texts = table.columns["text"]
-        self.partners = table.columns.get("text2")
+    def __init__(self, config: EmbeddingConfig, recipe: Recipe, size: int, table: Table, workspace: Path) -> None:
+        self.seed, self.size = recipe.train.seed, size
+        self.texts, self.partners = table.columns["text"], table.columns.get("text2")
         self.labels = None if self.partners is not None else np.unique(table.columns["label"], return_inverse=True)[1]
-        self.goal = "recall_at_1" if self.labels is None else "accuracy"
-        self.sides = sides_of(self.texts, table.named, config.split)
+        sides = sides_of(self.texts, table.named, config.split)
         columns = [self.texts, *([] if self.partners is None else [self.partners])]
-        trained = (column[row] for column in columns for row in self.sides["train"])
+        trained = (column[row] for column in columns for row in sides["train"])
         self.codec = config.codec_of(trained, workspace)
-        # Texts, and after them their partners, are the rows.
+        self.lines = [line for column in columns for line in column]
         encoded = [ids for column in columns for ids in self.codec.encode_batch(column)]
-        limit = config.limit(recipe)
-        self.rows: Rows = framed(
-            frame_of(self.codec), encoded, None, limit, lambda row: table.place(row % len(self.texts))
-        )
+        frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
+        self.rows: FramedRows = framed(frame, encoded, None, limit, lambda row: table.place(row % len(self.texts)))
+        kept, every = {side: self._related(texts) for side, texts in sides.items()}, np.arange(len(self.texts))
+        self.splits = Splits(kept, self._related(every), "texts with a partner")
+
+    def _related(self, texts: np.ndarray) -> np.ndarray:
+        """Those of some texts that have a partner among them."""
+        if self.labels is None:
+            return texts
+        return texts[np.bincount(self.labels[texts])[self.labels[texts]] > 1]
+
+    def of(self, split: str) -> RelatedSplit:
+        return RelatedSplit(self, self.splits.rows(split))
+
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and a head of sentence vectors; its own where it has one."""
-        self.pairs("validation")
-        if len(self.pairs("train")) < self.size:
-            raise UserError(
-                f"train.batch_size {self.size} exceeds the {len(self.pairs('train'))} pairs to train on; lower it, or "
-                "give more"
-            )
-        known = check_encoder(model).heads.get(HEAD)
-        pool: Literal["mean", "last"] = "last" if check_encoder(model).stack.causal else "mean"
-        head = known if isinstance(known, PooledHeadConfig) else PooledHeadConfig(pool=pool, unit=True)
-        return adapted(model, self.codec, HEAD, head)
+        """`model` with the codec's symbols. UserError for a split without pairs, and for fewer than a batch holds."""
+        check_sides(self.splits, self.size, "pairs")
+        return replace(check_encoder(model), symbols=self.codec.size)
 
-    def pairs(self, split: str) -> np.ndarray:
-        """The texts of a split that have a partner there, int64 [N]. A UserError where there are none."""
-        found = np.arange(len(self.texts)) if split == "all" else self.sides[split]
-        if self.labels is not None:
-            counts = np.bincount(self.labels[found], minlength=int(self.labels.max()) + 1)
-            found = found[counts[self.labels[found]] > 1]
-        if len(found) == 0:
-            raise UserError(
-                f"the {split} split of {len(self.texts):,} texts holds no two that belong together; give files named "
-                f"{split}, or {larger_share(split)}"
-            )
-        return found
-
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ContrastBatch]:
-        """Batch k of training holds the pairs k size, ..., (k + 1) size - 1 of a shuffled stream of epochs."""
-        texts = self.pairs(split)
-        draw = Partners(None if self.labels is None else self.labels[texts], self.seed)
-        if split != "train":
-            for places in sharding.once(len(texts), self.size, shard):
-                yield self._batch(texts, places, draw.of(places, 0))
-            return
-        for stream, places in sharding.endless(len(texts), self.size, self.seed, shard, start):
-            yield self._batch(texts, places, draw.of(places, int(stream[0]) // len(texts)))
-
-    def _batch(self, texts: np.ndarray, places: np.ndarray, partners: np.ndarray) -> ContrastBatch:
-        """`places` are those of the texts; the row of a given partner stands as far behind as there are texts."""
-        chosen, others = texts[places], texts[partners] + (len(self.texts) if self.labels is None else 0)
-        keys = [self._keys(chosen), self._keys(others)]
+    def batch(self, texts: np.ndarray, partners: np.ndarray) -> Batch:
+        """Symbols of texts and of their partners, which are rows. Equal ones, or those of a label, are the same."""
+        keys = [self._keys(texts), self._keys(partners)]
         same = np.logical_or.reduce([side[:, None] == side for side in keys])
-        return ContrastBatch(in_parts(self.rows, np.concatenate([chosen, others])), torch.from_numpy(same))
+        parts = in_parts(self.rows, np.concatenate([texts, partners]))
+        return Batch((parts,), (torch.arange(len(same)), torch.from_numpy(same)), len(same), parts.computed)
 
     def _keys(self, rows: np.ndarray) -> np.ndarray:
         """Numbers that are equal for rows which are no negatives of each other."""
         if self.labels is not None:
             return self.labels[rows]
-        columns = [self.texts, self.partners or []]
-        size = len(self.texts)
-        return np.array([key_of(columns[row // size][row % size]) for row in rows.tolist()], np.uint64)
-
-    def loss(self, model: nn.Module, batch: ContrastBatch) -> dict[str, Loss]:
-        texts, partners = vectors(batch.texts, cast(Transformer, model), HEAD).chunk(2)
-        return {"loss": Loss(contrast(texts, partners, batch.same, self.config.temperature), batch.tokens)}
-
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
-        """Of pairs: recall of the partner among all partners of the split, at 1 and 5. Of texts with labels: recall of
-        a text of the same label, and accuracy of the nearest centre of a class; centres are those of training texts.
-        """
-        texts = self.pairs(split)[:limit]
-        if self.labels is None:
-            return partner_recall(self.vectors(model, texts), self.vectors(model, texts + len(self.texts)))
-        found, labels = self.vectors(model, texts), self.labels[texts]
-        centres = self._some_of_each(self.pairs("all" if split == "all" else "train"))
-        scores = nearest_centroid(self.vectors(model, centres), self.labels[centres], found, labels)
-        return {**neighbour_recall(found, labels), **scores}
-
-    def _some_of_each(self, texts: np.ndarray) -> np.ndarray:
-        """The first texts of each label."""
-        assert self.labels is not None  # asked for only where there are labels
-        order = texts[np.argsort(self.labels[texts], kind="stable")]
-        labels = self.labels[order]
-        return order[np.arange(len(order)) - np.searchsorted(labels, labels) < _CENTRES]
-
-    def vectors(self, model: nn.Module, rows: np.ndarray) -> np.ndarray:
-        """The vectors [N, D] of rows."""
-        encoder = cast(Transformer, model)
-        found: dict[int, np.ndarray] = {}
-        with evaluating(encoder), torch.no_grad():
-            for some in self.rows.once(rows, _EVALUATED_AT_ONCE):
-                inputs = self.rows.inputs(some).to(device_of(encoder))
-                found.update(zip(some.tolist(), output(encoder, HEAD, inputs).cpu().numpy()))
-        return np.stack([found[row] for row in rows.tolist()])
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out texts with the nearest of the others (of the partners, where there are some)."""
-        texts = self.pairs(self.final_split)
-        asked = sharding.spread(texts, count)
-        offered = texts if self.partners is None else texts + len(self.texts)
-        similar = self.vectors(model, asked) @ self.vectors(model, offered).T
-        similar[offered == asked[:, None]] = -np.inf
-        size, columns = len(self.texts), [self.texts, self.partners or []]
-        nearest = offered[similar.argmax(1)].tolist()
-        shown = [
-            {"source": self.texts[one], "output": columns[row // size][row % size]}
-            for one, row in zip(asked.tolist(), nearest)
-        ]
-        if self.partners is None:
-            return shown
-        return [{**sample, "reference": self.partners[one]} for sample, one in zip(shown, asked.tolist())]
+        return np.array([key_of(self.lines[row]) for row in rows.tolist()], np.uint64)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
+
+
+class RelatedSplit:
+    """Texts that all have a partner among them, or the `first` of these."""
+
+    def __init__(self, examples: RelatedTexts, texts: np.ndarray, first: int | None = None) -> None:
+        self.examples, self.texts, self.rows = examples, texts, texts[:first]
+        if examples.labels is not None:
+            labels = examples.labels[texts]
+            self._order = np.argsort(labels, kind="stable")
+            self._rank = np.argsort(self._order, kind="stable")
+            grouped = labels[self._order]
+            self._starts = np.searchsorted(grouped, labels, "left")
+            self._counts = np.searchsorted(grouped, labels, "right") - self._starts
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def partners(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
+        """The rows of texts' partners, a pure function of (seed, epoch): where texts have labels, each is the partner
+        of one other of its label.
+        """
+        if self.examples.labels is None:
+            return self.texts[numbers] + len(self.examples.texts)
+        starts, counts = self._starts[numbers], self._counts[numbers]
+        step = 1 + (epoch_seed(self.examples.seed, epoch) % (1 << 32)) % (counts - 1)
+        return self.texts[self._order[starts + (self._rank[numbers] - starts + step) % counts]]
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        epoch = 0 if chance is None else int(chance.places[0]) // len(self.texts)
+        return self.examples.batch(self.texts[numbers], self.partners(numbers, epoch))
+
+    def training(self) -> ByCount:
+        return ByCount(len(self), self.examples.size, self.examples.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), self.examples.size)
+
+    def some(self, limit: int | None) -> RelatedSplit:
+        return RelatedSplit(self.examples, self.texts, limit)
+
+
+class SentenceContrast(Contrast[RelatedTexts]):
+    """Texts find their partners by the cosine of their vectors, divided by a `temperature`."""
+
+    def __init__(self, partnered: bool, temperature: float) -> None:
+        self.goal, self.temperature = "recall_at_1" if partnered else "accuracy", temperature
+
+    def adapt(self, model: ModelConfig, examples: RelatedTexts) -> ModelConfig:
+        """`model` with a head of sentence vectors; its own where it has one."""
+        encoder = check_encoder(model)
+        known = encoder.heads.get(HEAD)
+        pool: Literal["mean", "last"] = "last" if encoder.stack.causal else "mean"
+        head = known if isinstance(known, PooledHeadConfig) else PooledHeadConfig(pool=pool, unit=True)
+        return replace(encoder, heads={HEAD: head})
+
+    def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B B"]:
+        encoder, (texts,) = cast(Transformer, model), batch.inputs
+        left, right = of_parts(lambda part: encoder.output(HEAD, *part), texts.parts)[texts.order].chunk(2)
+        return left @ right.T / self.temperature
+
+    def vectors(self, model: nn.Module, examples: RelatedTexts, rows: np.ndarray) -> Float[np.ndarray, "N D"]:
+        """The vectors of rows."""
+        encoder = cast(Transformer, model)
+        return said_of(encoder, examples.rows, rows, lambda part: encoder.output(HEAD, *part)).numpy()
+
+    def judge(self, model: nn.Module, examples: RelatedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Of pairs: recall of the partner among all partners of the split, at 1 and 5. Of texts with labels: recall of
+        a text of the same label, and accuracy of the nearest centre of a class; centres are those of training texts.
+        """
+        samples = examples.of(split).some(limit)
+        found = self.vectors(model, examples, samples.rows)
+        if examples.labels is None:
+            return partner_recall(found, self.vectors(model, examples, samples.rows + len(examples.texts)))
+        known = examples.splits.rows("all" if split == "all" else "train")
+        order = known[np.argsort(examples.labels[known], kind="stable")]
+        grouped = examples.labels[order]
+        centres = order[np.arange(len(order)) - np.searchsorted(grouped, grouped) < _CENTRES]  # the first of each label
+        labels = examples.labels[samples.rows]
+        scores = nearest_centroid(self.vectors(model, examples, centres), examples.labels[centres], found, labels)
+        return {**neighbour_recall(found, labels), **scores}
+
+    def samples(self, model: nn.Module, examples: RelatedTexts, count: int) -> list[dict[str, str]]:
+        """Held-out texts with the nearest of the others (of the partners, where there are some)."""
+        texts, lines, partners = examples.of(examples.final_split).rows, examples.lines, examples.partners
+        asked, offered = spread(texts, count), texts if partners is None else texts + len(examples.texts)
+        similar = self.vectors(model, examples, asked) @ self.vectors(model, examples, offered).T
+        similar[offered == asked[:, None]] = -np.inf
+        nearest = offered[similar.argmax(1)]
+        shown = [{"source": lines[one], "output": lines[row]} for one, row in zip(asked, nearest)]
+        if partners is None:
+            return shown
+        return [{**sample, "reference": partners[one]} for sample, one in zip(shown, asked)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.data import SplitConfig
-from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
+from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggingConfig
 from headway.mixers import AttentionConfig
@@ -64,7 +64,7 @@ def pairs() -> Recipe:
         description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
         data=(),
         model=fresh(width=128, depth=2, heads=4),
-        task=PairsConfig(),
+        task=TextPairsConfig(),
         optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),

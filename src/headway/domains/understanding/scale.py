@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from headway.data import read_conll, read_table
 from headway.data.splits import side_number
-from headway.domains.understanding.classification import ClassificationConfig, PairsConfig
-from headway.domains.understanding.embedding import Embedding, EmbeddingConfig
-from headway.domains.understanding.tagging import Tags
-from headway.domains.understanding.task import EncoderTask
-from headway.train import Recipe
+from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
+from headway.domains.understanding.embedding import EmbeddingConfig
+from headway.domains.understanding.tagging import TaggedSentences
+from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.train.task import Composed
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
@@ -49,12 +49,9 @@ class LabelledScale(Scale):
         """Samples that no file's name holds out, and their characters. UserError for what cannot be read."""
         task = cast(ClassificationConfig, recipe.task)
         names = {"text": task.text, "label": task.label}
-        if isinstance(task, PairsConfig):
+        if isinstance(task, TextPairsConfig):
             names["text2"] = task.text2
         return _table(paths, names)
-
-    def amount(self, task: Any) -> int:
-        return len(cast(EncoderTask, task).numbers("train"))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
@@ -75,9 +72,9 @@ class TaggingScale(LabelledScale):
         kept = [one for one, side in zip(text.sentences, text.named) if side <= side_number("train")]
         return len(kept), sum(len(word) + 1 for one in kept for word in one.words)
 
-    def amount(self, task: Any) -> int:
-        tags = cast(Tags, task)
-        return int((tags.places[tags.numbers("train")] >= 0).sum())
+    def amount(self, task: Task) -> int:
+        tagged = cast(TaggedSentences, cast(Composed, task).examples)
+        return int((tagged.places[tagged.splits.rows("train")] >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -99,9 +96,6 @@ class EmbeddingScale(LabelledScale):
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         task = cast(EmbeddingConfig, recipe.task)
         return _table(paths, {"text": task.text, "text2": task.text2, "label": task.label}, ("text2", "label"))
-
-    def amount(self, task: Any) -> int:
-        return len(cast(Embedding, task).pairs("train"))
 
 
 def _table(paths: Sequence[Path], names: dict[str, str], optional: Sequence[str] = ()) -> tuple[int, int]:

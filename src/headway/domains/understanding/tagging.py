@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from headway.codecs.frame import Frame, frame_of
+from headway.codecs.frame import Frame
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.codecs.words import Pieces, word_pieces
 from headway.config import register
-from headway.data import IGNORED, TaggedText, read_conll, sides_of
-from headway.domains.understanding.config import (
-    EncoderTaskConfig,
-    adapted,
-    check_encoder,
-)
-from headway.domains.understanding.task import EncoderTask, LabelledBatch
+from headway.data import IGNORED, Splits, TaggedText, read_conll, sides_of
+from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.spans import OUTSIDE
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
-from headway.train import Recipe
-from headway.train.labels import labels_of, save_labels, unknown_label
-from headway.train.rows import Limit, Rows, framed, output
+from headway.train import Recipe, Task
+from headway.train.examples import Batch, Chance, Selected
+from headway.train.objective import Objective, judged
+from headway.train.objectives.classes import Classified
+from headway.train.rows import FramedRows, Limit, frame_for, framed
+from headway.train.task import Composed
 
 HEAD = "tags"
 
@@ -41,9 +40,10 @@ class TaggingConfig(EncoderTaskConfig):
     Data are CoNLL columns: a word a line, its tag in the last column, a blank line after each sentence.
     """
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Tags:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        return Tags(self, recipe, read_conll(recipe.files(data)), workspace)
+        sentences = TaggedSentences(self, recipe, read_conll(recipe.files(data)), workspace)
+        return Composed(sentences, Tags("f1" if has_spans(sentences.labels) else "accuracy"))
 
 
 class WordRows:
@@ -52,7 +52,9 @@ class WordRows:
     """
 
     def __init__(self, pieces: Sequence[Pieces], frame: Frame, limit: Limit) -> None:
-        self.rows: Rows = framed(frame, [one.ids for one in pieces], None, limit, lambda row: f"sentence {row + 1}")
+        self.rows: FramedRows = framed(
+            frame, [one.ids for one in pieces], None, limit, lambda row: f"sentence {row + 1}"
+        )
         self.places = np.full((len(pieces), max((len(one.first) for one in pieces), default=0)), -1, np.int64)
         ends = self.rows.lengths - len(frame.after)
         for row, one in enumerate(pieces):
@@ -60,94 +62,103 @@ class WordRows:
             self.places[row, : len(found)] = [at if at < ends[row] else -1 for at in found]
 
 
-class Tags(EncoderTask):
-    """The task over tagged sentences; judged by the F1 of entities where tags have some, else by accuracy."""
-
-    head = HEAD
-    unit = "word"
+class TaggedSentences(EncodedTexts, Classified):
+    """Sentences with a tag for each word; `classes`, as `places`, are the tags' numbers, IGNORED where no symbol stands
+    for the word.
+    """
 
     def __init__(self, config: TaggingConfig, recipe: Recipe, text: TaggedText, workspace: Path) -> None:
-        self.config = config
-        self.text = text
-        self.started = recipe.start is not None
+        self.sentences = text.sentences
+        self.seed, self.size = recipe.train.seed, batch_tokens(recipe)
         lines = [" ".join(one.words) for one in text.sentences]
-        sides = sides_of(lines, text.named, config.split)
-        codec = cast(TokenizerCodec, config.codec_of((lines[row] for row in sides["train"]), workspace))
+        self.splits = Splits(sides_of(lines, text.named, config.split), np.arange(len(lines)))
+        train = self.splits.sides["train"]
+        self.codec = codec = cast(TokenizerCodec, config.codec_of((lines[row] for row in train), workspace))
         pieces = word_pieces(codec, [one.words for one in text.sentences])
-        words = WordRows(pieces, frame_of(codec), config.limit(recipe))
-        super().__init__(recipe, codec, words.rows, sides)
-        self.places = words.places
-        trained = {tag for row in sides["train"] for tag in text.sentences[row].tags}
-        self.labels = labels_of(trained or {tag for one in text.sentences for tag in one.tags}, workspace)
-        self.classes = self._classes()
-        self.goal = "f1" if has_spans(self.labels) else "accuracy"
+        words = WordRows(pieces, frame_for(codec, check_encoder(recipe.model)), config.limit(recipe))
+        self.rows, self.places = words.rows, words.places
+        counts = [len(one.tags) for one in text.sentences]
+        owner, tags = np.repeat(np.arange(len(counts)), counts), [tag for one in text.sentences for tag in one.tags]
+        trained = {tag for row in train for tag in text.sentences[row].tags}
+        self.classes = np.full_like(self.places, IGNORED)
+        numbers = self.numbered(tags, trained, lambda tag: self._place(int(owner[tag])), workspace)
+        self.classes[np.arange(self.places.shape[1]) < np.array(counts)[:, None]] = numbers
+        self.classes[self.places < 0] = IGNORED
 
-    def _classes(self) -> np.ndarray:
-        """The number of each word's tag, int64 as `places`; IGNORED where no symbol stands for the word."""
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        classes = np.full_like(self.places, IGNORED)
-        for row, sentence in enumerate(self.text.sentences):
-            wrong = next((tag for tag in sentence.tags if tag not in numbers), None)
-            if wrong is not None:
-                raise unknown_label(wrong, f"sentence {row + 1} ({' '.join(sentence.words[:5])} ...)", self.labels)
-            classes[row, : len(sentence.tags)] = [numbers[tag] for tag in sentence.tags]
-        return np.where(self.places >= 0, classes, IGNORED)
+    def _place(self, row: int) -> str:
+        return f"sentence {row + 1} ({' '.join(self.sentences[row].words[:5])} ...)"
 
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and a head of as many tags as there are."""
-        for split in ("train", "validation"):
-            self.numbers(split)
-        rate = getattr(check_encoder(model).embed, "dropout", 0.0)
-        head = PooledHeadConfig(len(self.labels), pool="tokens", dropout=rate)
-        return adapted(model, self.codec, HEAD, head)
+    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+        return rows[:limit]
 
-    def batch(self, numbers: np.ndarray) -> LabelledBatch:
-        inputs = self.rows.inputs(numbers)
-        labels = np.full(inputs.tokens.ids.shape, IGNORED, np.int64)
-        rows, words = np.nonzero(self.places[numbers] >= 0)
-        labels[rows, self.places[numbers[rows], words]] = self.classes[numbers[rows], words]
-        return LabelledBatch(inputs, torch.from_numpy(labels), len(rows))
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Symbols, and the tags of those with which words begin, int64 [B, T], IGNORED of others."""
+        inputs = self.rows.inputs(rows)
+        tags = np.full(inputs.tokens.ids.shape, IGNORED, np.int64)
+        each, words = np.nonzero(self.places[rows] >= 0)
+        tags[each, self.places[rows[each], words]] = self.classes[rows[each], words]
+        return Batch(inputs, torch.from_numpy(tags), len(each), inputs.computed)
 
-    def loss(self, model: nn.Module, batch: LabelledBatch) -> dict[str, Loss]:
-        logits = output(cast(Transformer, model), HEAD, batch.inputs)
-        kept = batch.labels != IGNORED
-        return {"loss": Loss(F.cross_entropy(logits[kept], batch.labels[kept], reduction="sum"), batch.tokens)}
+    def read(self, row: int, best: np.ndarray) -> list[str]:
+        """The tag of each word of a sentence, from the best class of each symbol, int64 [T]."""
+        return read_tags(best, self.places[row, : len(self.sentences[row].words)], self.labels)
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+
+class Tags(Objective[TaggedSentences]):
+    """Cross-entropy of the tags of words; judged by the F1 of entities where tags have some, else by accuracy."""
+
+    goal_better: Literal["min", "max"] = "max"
+    unit = "word"
+
+    def __init__(self, goal: str) -> None:
+        self.goal = goal
+
+    def adapt(self, model: ModelConfig, examples: TaggedSentences) -> ModelConfig:
+        """`model` with a head of as many tags as there are."""
+        encoder = check_encoder(model)
+        rate = getattr(encoder.embed, "dropout", 0.0)
+        return replace(encoder, heads={HEAD: PooledHeadConfig(len(examples.labels), pool="tokens", dropout=rate)})
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        return {"loss": _nats(cast(Transformer, model).output(HEAD, *batch.inputs), batch)}
+
+    def tags(self, model: nn.Module, samples: Selected) -> tuple[list[list[str]], float]:
+        """The tags that are said of the words of each sample, and the nats a word."""
+        examples, nats, count = cast(TaggedSentences, samples.examples), 0.0, 0
+        said: list[list[str]] = [[] for _ in range(len(samples))]
+        for numbers, batch in judged(model, samples):
+            logits = cast(Transformer, model).output(HEAD, *batch.inputs)
+            loss = _nats(logits, batch)
+            nats, count = nats + float(loss.total), count + loss.count
+            for number, best in zip(numbers.tolist(), logits.argmax(-1).cpu().numpy()):
+                said[number] = examples.read(int(samples.rows[number]), best)
+        return said, nats / max(1, count)
+
+    def judge(
+        self, model: nn.Module, examples: TaggedSentences, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or its first `limit`
         sentences. Words that the model does not see count as outside of any entity.
         """
-        numbers = self.numbers(split)[:limit]
-        nats, count, said = 0.0, 0, {}
-        for some, batch, logits in self.outputs(model, numbers):
-            kept = batch.labels != IGNORED
-            nats += float(F.cross_entropy(logits[kept], batch.labels[kept], reduction="sum"))
-            count += batch.tokens
-            said.update(zip(some.tolist(), self._tags(some, logits.argmax(-1).cpu().numpy())))
-        labels = [self.text.sentences[row].tags for row in numbers]
-        return {"loss": nats / max(1, count), **tag_scores([said[row] for row in numbers], labels)}
+        samples = examples.of(split).some(limit)
+        said, nats = self.tags(model, samples)
+        return {"loss": nats, **tag_scores(said, [examples.sentences[row].tags for row in samples.rows])}
 
-    def _tags(self, numbers: np.ndarray, best: np.ndarray) -> list[list[str]]:
-        """The tag of each word, from the best class of each symbol [B, T]."""
-        sizes = [len(self.text.sentences[row].words) for row in numbers]
-        return [read_tags(row, self.places[n, :size], self.labels) for row, n, size in zip(best, numbers, sizes)]
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
         """Held-out sentences with the tags that are said and those that are right; words outside are left plain."""
-        said: dict[int, list[str]] = {}
-        for some, _, logits in self.outputs(model, self.spread(count)):
-            said.update(zip(some.tolist(), self._tags(some, logits.argmax(-1).cpu().numpy())))
+        rows = examples.spread(count)
         shown = []
-        for row, tags in sorted(said.items()):
-            words, right = self.text.sentences[row]
+        for row, tags in zip(rows.tolist(), self.tags(model, Selected(examples, rows))[0]):
+            words, right = examples.sentences[row]
             shown.append(
                 {"source": " ".join(words), "output": _marked(words, tags), "reference": _marked(words, right)}
             )
         return shown
 
-    def save(self, directory: Path) -> None:
-        super().save(directory)
-        save_labels(directory, self.labels)
+
+def _nats(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:
+    kept = batch.targets != IGNORED
+    return Loss(F.cross_entropy(logits[kept], batch.targets[kept], reduction="sum"), batch.tokens)
 
 
 def read_tags(best: np.ndarray, places: np.ndarray, labels: Sequence[str]) -> list[str]:

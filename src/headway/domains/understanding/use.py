@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from headway.checkpoints.usage import named
 from headway.codecs import Codec
-from headway.codecs.frame import frame_of
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.codecs.words import word_pieces
 from headway.domains.understanding.tagging import WordRows, read_tags
@@ -23,11 +22,10 @@ from headway.generate.prompts import device_of, evaluating
 from headway.metrics import Span, spans
 from headway.models import Transformer
 from headway.models.pooled import pool
-from headway.train.rows import Limit, Rows, features, framed, output
+from headway.train.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 
 Text = str | tuple[str, str]
 
-_AT_ONCE = 2048  # tokens
 _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")  # as CoNLL's texts are cut
 
 
@@ -73,7 +71,7 @@ def tag(
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"a {type(codec).__name__} does not say where words begin; use a tokenizer.json")
     pieces = word_pieces(codec, sentences)
-    words = WordRows(pieces, frame_of(codec), Limit(model.config.context, truncate))
+    words = WordRows(pieces, frame_for(codec, model.config), Limit(model.config.context, truncate))
     found: dict[int, list[str]] = {}
     for some, logits in _outputs(model, "tags", words.rows):
         names = list(labels) or [f"LABEL_{number}" for number in range(logits.shape[-1])]
@@ -115,29 +113,29 @@ def _with_head(module: nn.Module, head: str, use: str, recipe: str) -> Transform
     return model
 
 
-def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> Rows:
+def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:
     for number, text in enumerate(texts):
         if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
             raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")
     paired = [isinstance(text, tuple) for text in texts]
     if any(paired) and not all(paired):
         raise UserError(f"{sum(paired)} of {len(texts)} are pairs of texts; give pairs only, or single texts only")
-    frame, limit = frame_of(codec), Limit(model.config.context, truncate)
+    frame, limit = frame_for(codec, model.config), Limit(model.config.context, truncate)
     if not any(paired):
         return framed(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
     first, second = (codec.encode_batch(list(side)) for side in zip(*cast(list[tuple[str, str]], texts)))
     return framed(frame, first, second, limit)
 
 
-def _outputs(model: Transformer, head: str, rows: Rows) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _outputs(model: Transformer, head: str, rows: FramedRows) -> Iterator[tuple[np.ndarray, Tensor]]:
     """What a head says of the rows, in batches of nearly equal lengths; without that head, mean vectors."""
     if len(rows) == 0:
         return
     with evaluating(model), torch.inference_mode():
-        for some in rows.once(np.arange(len(rows)), _AT_ONCE):
+        for some in rows.plan(np.arange(len(rows)), AT_ONCE).in_order():
             inputs = rows.inputs(some).to(device_of(model))
             if head in model.heads:
-                yield some, output(model, head, inputs)
+                yield some, model.output(head, *inputs)
             else:
-                encoded = features(model, inputs)
+                encoded = model(*inputs)
                 yield some, F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)

@@ -18,6 +18,8 @@ from headway.data.splits import side_number
 from headway.errors import UserError
 from headway.metrics import class_scores
 from headway.models import Loss, Transformer
+from headway.report import Picture
+from headway.report.confusion import confusions
 from headway.train.examples import Batch, Numbered, Selected
 from headway.train.labels import labels_of, save_labels, unknown_label
 from headway.train.objective import Objective, judged
@@ -41,7 +43,7 @@ class Classified(Numbered):
     """Samples with a class each. A domain says what the inputs of samples are (`take`) and how people see them."""
 
     labels: tuple[str, ...]
-    classes: Int[np.ndarray, "N"]  # the number of each sample's label
+    classes: Int[np.ndarray, "N *T"]  # the number of each sample's label, or of those of its tokens
 
     def label(self, samples: ClassSamples, split: SplitConfig, what: str, give: str, workspace: Path) -> None:
         """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
@@ -49,12 +51,20 @@ class Classified(Numbered):
         sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
         self.splits = Splits(sides, np.arange(len(samples.labels)), what, give)
         trained = {samples.labels[int(row)] for row in sides["train"]}
-        self.labels = labels_of(trained or set(samples.labels), workspace)
+        self.classes = self.numbered(samples.labels, trained, samples.place, workspace)
+
+    def numbered(
+        self, given: Sequence[str], trained: Collection[str], place: Callable[[int], str], workspace: Path
+    ) -> Int[np.ndarray, "K"]:
+        """Settle the labels, by those that are `trained` on, and the numbers of the `given` ones, which stand at
+        `place`. UserError for labels that training never sees, and for fewer than two.
+        """
+        self.labels = labels_of(trained or set(given), workspace)
         numbers = {label: number for number, label in enumerate(self.labels)}
-        wrong = next((row for row, label in enumerate(samples.labels) if label not in numbers), None)
+        wrong = next((row for row, label in enumerate(given) if label not in numbers), None)
         if wrong is not None:
-            raise unknown_label(samples.labels[wrong], samples.place(wrong), self.labels)
-        self.classes = np.fromiter((numbers[label] for label in samples.labels), np.int64, len(samples.labels))
+            raise unknown_label(given[wrong], place(wrong), self.labels)
+        return np.fromiter((numbers[label] for label in given), np.int64, len(given))
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)
@@ -102,6 +112,12 @@ class Classes(Objective[C], Generic[C]):
             {"source": examples.shown(row), "output": examples.labels[one], "reference": examples.labels[other]}
             for row, one, other in zip(rows.tolist(), said.argmax(-1).tolist(), right.tolist())
         ]
+
+    def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
+        """What is taken for what on the split that is judged last."""
+        split = examples.final_split
+        logits, right = self.logits(model, examples.of(split))
+        return confusions(right.numpy(), logits.argmax(-1).numpy(), examples.labels, f"{split} {self.unit}s")
 
 
 def _stated(named: np.ndarray) -> str:

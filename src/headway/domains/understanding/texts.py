@@ -1,4 +1,4 @@
-"""What the tasks on encoders share: the codec, the labels, the head, and what they refuse."""
+"""Texts as encoders read them: their codec and symbols, in batches of nearly equal lengths."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from headway.checkpoints.familiar import Familiar
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
-from headway.config import override
 from headway.data import SplitConfig
 from headway.errors import ConfigError
-from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
-from headway.models.pooled import Pool
+from headway.models import ModelConfig, TransformerConfig
 from headway.train import Recipe, TaskConfig
-from headway.train.rows import Limit
+from headway.train.examples import ByTokens, Numbered
+from headway.train.rows import AT_ONCE, FramedRows, Limit
 
 SPECIAL = ("[CLS]", "[SEP]")
-_POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,30 @@ def batch_tokens(recipe: Recipe) -> int:
     return train.batch_tokens
 
 
-def adapted(model: ModelConfig, codec: Codec, head: str, config: PooledHeadConfig) -> TransformerConfig:
-    """`model` with the codec's symbols and this head alone."""
-    encoder = check_encoder(model)
-    return replace(override(encoder, {"symbols": codec.size}), heads={head: config})
+class EncodedTexts(Numbered):
+    """Rows of symbols, of a text each, or of two. `size` is that of a batch in tokens."""
 
+    codec: Codec
+    rows: FramedRows
 
-def pooling_head(model: ModelConfig, outputs: int, pool: Pool | None, started: bool) -> PooledHeadConfig:
-    """A head over whole texts. Without `pool`, a model that was started from keeps its pooler (BERT's), or gets one of
-    BERT's kind; one from scratch takes the mean of its tokens; one that sees only earlier tokens, its last.
-    """
-    encoder = check_encoder(model)
-    rate = getattr(encoder.embed, "dropout", 0.0)
-    known = next((encoder.heads[name] for name in _POOLERS if name in encoder.heads), None)
-    if pool is None and isinstance(known, PooledHeadConfig):
-        return replace(known, outputs=outputs, dropout=known.dropout or rate)
-    if pool is None and started and not encoder.stack.causal:
-        return PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
-    plain: Pool = "last" if encoder.stack.causal else "mean"
-    return PooledHeadConfig(outputs, pool=pool or plain, dropout=rate)
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the codec's symbols. UserError for a split without samples."""
+        for split in ("train", "validation"):
+            self.splits.rows(split)
+        return replace(check_encoder(model), symbols=self.codec.size)
+
+    def training(self, rows: np.ndarray) -> ByTokens:
+        return ByTokens(self.rows.plan(rows, self.size, self.seed), len(rows))
+
+    def judging(self, rows: np.ndarray) -> ByTokens:
+        return ByTokens(self.rows.plan(rows, AT_ONCE), len(rows))
+
+    def met(self) -> Familiar:
+        """The symbols of the texts to train on. Longer texts than these are nothing strange to what says a label."""
+        of_train = np.zeros(len(self.rows), bool)
+        of_train[self.splits.sides["train"]] = True
+        return Familiar.of(self.rows.ids[np.repeat(of_train, self.rows.lengths)], self.codec.size)
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        self.codec.save(directory)
