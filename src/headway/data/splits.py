@@ -137,6 +137,10 @@ class Splits(NamedTuple):
             )
         return found
 
+    def holds(self, split: str) -> bool:
+        """Whether a split has samples."""
+        return len(self.every if split == "all" else self.sides.get(split, ())) > 0
+
     @property
     def final(self) -> str:
         """The split on which a finished model is judged: test, or validation where there is no test."""

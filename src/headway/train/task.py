@@ -259,7 +259,7 @@ class Composed:
         return self.objective.judge(model, self.examples, split, limit)
 
     def count(self, split: str) -> int:
-        return self.examples.count(split)
+        return self.objective.count(self.examples, split)
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
