@@ -205,7 +205,7 @@ class StepActions(Objective[Trajectories]):
         """
         weight, config = self.config.states, cast(TransformerConfig, model)
         if self.copies is None:
-            examples.splits.rows("validation")
+            examples.splits.rows("validation", "an environment to be judged in (task.env)")
         if weight and self.codec.image:
             raise ConfigError(
                 f"task.states is {weight}, and the data's states are images, which no head says; set it to 0"
