@@ -190,10 +190,9 @@ def test_all_moves_with_values_are_learnt_from_in_the_first_epoch(tmp_path: Path
     )
     source = open_positions([path], 0.5, False)
     source.keys = np.arange(60, dtype=np.uint64)  # equal positions are on one side otherwise
-    from headway.domains.chess.searchless import SearchlessTask
+    from headway.domains.chess.searchless import Fens
 
-    task = SearchlessTask(chosen.task, chosen, source)
-    labels = next(task.batches("train")).labels
+    labels = next(Fens(chosen.task, chosen, source).batches("train")).targets
     assert len(labels.unique()) == 3
 
 

@@ -278,8 +278,8 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
     assert embed.states == PatchesConfig((4, 4), (12, 8), 3)
     batch = next(images.batches("train"))
     assert batch.inputs[0].states.shape == (8, 4, 3, 12, 8)
-    assert batch.inputs.states.min() >= 0
-    assert batch.inputs.states.max() <= 1
+    assert batch.inputs[0].states.min() >= 0
+    assert batch.inputs[0].states.max() <= 1
 
 
 @pytest.mark.parametrize(
