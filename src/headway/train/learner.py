@@ -21,7 +21,7 @@ from headway.train.distributed import Processes
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Carries, Counts, Explores, Task
+from headway.train.task import Batch, Carries, Counts, Task, explorer_of
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -71,7 +71,7 @@ class Learner:
         self._generator = attach_generator(self.model, self.device)
         self._counter = task if isinstance(task, Counts) else None
         self._carried = Carried(task, processes, recipe.train.accumulate) if isinstance(task, Carries) else None
-        self._explorer = task if isinstance(task, Explores) else None
+        self._explorer = explorer_of(task)
         if self._explorer is not None:
             self._explorer.explore(self.model)
         if recipe.train.compile:
