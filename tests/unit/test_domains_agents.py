@@ -329,9 +329,9 @@ def test_each_step_comes_once_in_an_epoch_and_ratios_begin_at_1(tmp_path: Path) 
 
 def test_normalised_advantages() -> None:
     steps = [torch.zeros(6, 1, 1), torch.ones(6, dtype=torch.long), torch.zeros(6), torch.zeros(6), torch.arange(6.0)]
-    from headway.domains.agents.experience import Steps
+    from headway.domains.agents.experience import DoneSteps
 
-    batch = batch_of(Steps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
+    batch = batch_of(DoneSteps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
     assert batch.targets.advantages.tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
     assert batch.targets.returns.tolist() == [0.0, 4.0, 8.0]
 

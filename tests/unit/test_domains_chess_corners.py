@@ -22,12 +22,11 @@ from chess_data import MATE  # noqa: E402
 from headway.domains.chess.judge import Opinion, Place  # noqa: E402
 from headway.domains.chess.label import LabelConfig, label  # noqa: E402
 from headway.domains.chess.limits import Limits  # noqa: E402
-from headway.domains.chess.nodes import PuctConfig  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.puct import Tree  # noqa: E402
+from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
 from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
 from headway.domains.chess.rules import board_of, move_named  # noqa: E402
 from headway.domains.chess.sources import bare_positions  # noqa: E402

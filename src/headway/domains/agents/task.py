@@ -22,7 +22,7 @@ from headway.domains.agents import pictures
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec, codec_of
 from headway.domains.agents.distributions import Categorical, Normal, distribution
-from headway.domains.agents.experience import Estimation, Experience, Steps
+from headway.domains.agents.experience import DoneSteps, Estimation, Experience
 from headway.domains.agents.windows import layout_of, policy_of, value_of
 from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
@@ -295,11 +295,11 @@ class ClippedPolicy(Objective[Explorations]):
         self.copies.close()
 
 
-def batch_of(steps: Steps, rows: Int[Tensor, "B"]) -> Batch:
+def batch_of(steps: DoneSteps, rows: Int[Tensor, "B"]) -> Batch:
     """Some of the steps, with advantages of mean 0 and standard deviation 1; `computed` counts the states that the
     model reads.
     """
-    chosen = Steps(*(each[rows] for each in steps))
+    chosen = DoneSteps(*(each[rows] for each in steps))
     centred = chosen.advantages - chosen.advantages.mean()
     advantages, returns = centred / (centred.square().mean().sqrt() + _EPS), chosen.advantages + chosen.values
     done = Deeds(chosen.actions, chosen.log_probabilities, chosen.values, advantages, returns)

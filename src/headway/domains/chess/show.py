@@ -10,9 +10,9 @@ import numpy as np
 from headway.codecs.fen import fens
 from headway.domains.chess.judge import BoardJudge, Judge, place_of
 from headway.domains.chess.limits import Limits
-from headway.domains.chess.nodes import expected_of
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
+from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, drawing, move_of
 from headway.models import attention_maps
 from headway.report import Picture

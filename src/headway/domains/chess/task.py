@@ -78,7 +78,7 @@ class Boards(PositionRows):
         return found
 
 
-class Judged(NamedTuple):
+class BoardSums(NamedTuple):
     """Sums over positions: nats of moves, hits among legal ones, and how often the most probable of all is legal; nats
     of outcomes and errors of expected scores; and the counts.
     """
@@ -121,7 +121,7 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         """
         some = examples.of(split).some(limit)
         found = [_judge(model, batch, examples.legal(some.rows[numbers])) for numbers, batch in judged(model, some)]
-        sums = Judged(*map(sum, zip(*found)))
+        sums = BoardSums(*map(sum, zip(*found)))
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
         if sums.moves:
             scores["policy"] = sums.policy / sums.moves
@@ -168,7 +168,7 @@ def _value_nats(logits: Tensor, said: BoardTargets) -> Tensor:
     return -(said.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
 
 
-def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> Judged:
+def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
     """`legal`, bool [B, M], are the moves that there are."""
     (policy, value), said = outputs(model, *batch.inputs), batch.targets
     allowed = torch.from_numpy(legal).to(policy.device)
@@ -176,7 +176,7 @@ def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> Judged:
     moved, valued = said.moves[:, 0] >= 0, ~said.values[:, 0].isnan()
     scores = torch.tensor([1.0, 0.5, 0.0], device=value.device)
     error = ((value.softmax(-1) - said.values.nan_to_num(0.0)) @ scores).abs()
-    return Judged(
+    return BoardSums(
         float(_policy_nats(policy, said).sum()),
         int((best == said.moves[:, 0])[moved].sum()),
         int((best == policy.argmax(-1))[moved].sum()),

@@ -104,16 +104,31 @@ class TrajectoriesConfig(TaskConfig):
             episodes = self._with_random(episodes, copies)
         sides = sides_of(episodes.keys(), episodes.named, self.split)
         splits = Splits(sides, every, "episodes", play=copies is not None and self.episodes > 0)
-        training = sides["train"] = self._best(episodes, sides["train"] if known else splits.rows("train"))
-        codec = self._codec(episodes, training, name, copies, known)
+        training = sides["train"] if known else splits.rows("train")
+        best = training[np.argsort(-episodes.returns[training], kind="stable")]
+        training = sides["train"] = np.sort(best[: max(1, round(self.best * len(best)))])
+        if known is None:
+            codec = fitted(
+                episodes,
+                training,
+                self.context,
+                scale=self.scale,
+                target=self.target,
+                choices=copies.spaces.choices if copies is not None else None,
+                environment=name,
+                draw=self.draw,
+            )
+        else:  # that of the run, or of the model that it starts from
+            target = known.target if self.target is None else self.target
+            codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
         check_known(codec, episodes)
         if copies is not None:
             check_fits(codec, copies)
         _check_spaces(model, codec, recipe.start is not None)
         asked = {"returns": self.condition, "following": bool(self.states or self.returns)}
         examples = Trajectories(episodes, splits, codec, rows, recipe.train.seed, **asked)
-        best = int(episodes.lengths[training[np.argmax(episodes.returns[training])]]) if len(training) else 0
-        return Composed(examples, StepActions(self, codec, copies if self.episodes else None, best))
+        longest = int(episodes.lengths[best[0]]) if len(best) else 0
+        return Composed(examples, StepActions(self, codec, copies if self.episodes else None, longest))
 
     def _environment(self, episodes: Episodes) -> str:
         """The name of the environment in which the model is judged; "" where none is known."""
@@ -150,35 +165,6 @@ class TrajectoriesConfig(TaskConfig):
         recorder = Recorder(copies, [Mixture(None, 1.0)], seed=0, horizon=None)
         recorder.run(self.random, at_once=1)
         return joined([episodes, recorder.episodes()], ["the data", f"the environment {copies.name!r}"])
-
-    def _best(self, episodes: Episodes, training: np.ndarray) -> np.ndarray:
-        count = max(1, round(self.best * len(training)))
-        order = np.argsort(-episodes.returns[training], kind="stable")[:count]
-        return np.sort(training[order])
-
-    def _codec(
-        self,
-        episodes: Episodes,
-        training: np.ndarray,
-        name: str,
-        copies: Copies | None,
-        known: TrajectoryCodec | None,
-    ) -> TrajectoryCodec:
-        """The one that is `known`, of the run or of the model that it starts from; else one of the training data."""
-        if known is not None:
-            target = known.target if self.target is None else self.target
-            return replace(known, target=target, context=self.context, environment=name, draw=self.draw)
-        choices = copies.spaces.choices if copies is not None else None
-        return fitted(
-            episodes,
-            training,
-            self.context,
-            scale=self.scale,
-            target=self.target,
-            choices=choices,
-            environment=name,
-            draw=self.draw,
-        )
 
 
 class StepActions(Objective[Trajectories]):
