@@ -40,9 +40,8 @@ def speed(run: str) -> None:
     import torch
 
     import headway as hw
-    from headway.domains.chess.judge import BoardJudge, judge_of, place_of
+    from headway.domains.chess.judge import BoardJudge, judge_of, outputs, place_of
     from headway.domains.chess.limits import Limits
-    from headway.domains.chess.outputs import outputs
     from headway.domains.chess.puzzles import puzzles
     from headway.domains.chess.rules import chess
 

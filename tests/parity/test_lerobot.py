@@ -21,7 +21,7 @@ import headway as hw
 from headway.checkpoints.open import open_config, open_model
 from headway.cli.main import main as cli
 from headway.data.demonstrations import Demonstrations
-from headway.domains.robotics import config as robotics_config
+from headway.domains.robotics import task as robotics_task
 from headway.errors import UserError
 from headway.models import ActConfig, Chunks, Observations, SceneEmbedConfig
 
@@ -189,7 +189,7 @@ def test_training_goes_on_from_it(
 ) -> None:
     """By its own scales; the run is written back into LeRobot's format with them."""
     data = demonstrations(11)
-    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
+    monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
     how: dict[str, Any] = {"train.steps": 20, "train.batch_size": 8, "train.precision": "fp32", "task.episodes": 0}
     how |= {"task.split.validation": 0.3, "task.split.test": 0.3, "optim.lr": 1e-3}
     run = tmp_path / "run"
@@ -211,7 +211,7 @@ def test_demonstrations_of_another_robot_are_refused(
     folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = demonstrations(4)
-    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
+    monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
     with pytest.raises(UserError, match="the policy knows states of 11 numbers, and the data have states of 4"):
         hw.train("robotics", "any.npz", run=tmp_path / "run", from_=str(folders("act-older")), progress=False)
 

@@ -15,8 +15,7 @@ from tiny_models import stirred
 from headway.config import override
 from headway.data.demonstrations import Demonstrations
 from headway.domains import recipe as find_recipe
-from headway.domains.robotics import config as robotics_config
-from headway.domains.robotics.task import Robotics
+from headway.domains.robotics import task as robotics_task
 from headway.models import Act, act
 from headway.recipes import configured, open_task
 from headway.train import Recipe
@@ -131,7 +130,7 @@ def made(
 
 def given(monkeypatch: pytest.MonkeyPatch, data: Demonstrations) -> None:
     """Whatever files are named hold these demonstrations."""
-    monkeypatch.setattr(robotics_config, "read_demonstrations", lambda paths, cache, size, cameras: data)
+    monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
 
 
 def tiny(name: str = "metaworld", **settings: Any) -> Recipe:
@@ -140,9 +139,8 @@ def tiny(name: str = "metaworld", **settings: Any) -> Recipe:
     return override(replace(find_recipe(name), model=model), {**SETTINGS, "model.head.latent": 3, **settings})
 
 
-def opened(workspace: Path, **settings: Any) -> Robotics:
-    task: Any = open_task(configured(tiny(**settings), str(workspace / "any.npz"), {}, None), workspace)
-    return task
+def opened(workspace: Path, **settings: Any) -> Any:
+    return open_task(configured(tiny(**settings), str(workspace / "any.npz"), {}, None), workspace)
 
 
 def built(task: Any, **settings: Any) -> Act:

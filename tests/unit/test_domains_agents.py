@@ -21,18 +21,17 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.agents.advantages import ReturnScale, advantages
 from headway.domains.agents.codec import AgentCodec
-from headway.domains.agents.config import PPOConfig
 from headway.domains.agents.distributions import Categorical, Normal, chances, drawn, likeliest
 from headway.domains.agents.experience import Estimation, Experience
-from headway.domains.agents.objective import batch_of, surrogate, value_error
 from headway.domains.agents.pictures import learning_curve
-from headway.domains.agents.task import Agents
+from headway.domains.agents.task import PPOConfig, batch_of, surrogate, value_error
 from headway.domains.agents.windows import LastStates
 from headway.environments import Copies
 from headway.errors import ConfigError, UserError
 from headway.models import Transformer, actor_critic, build
 from headway.parts.running import RunningNorm
 from headway.train import Recipe
+from headway.train.task import Composed
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
@@ -298,10 +297,10 @@ def test_the_last_states_move_on() -> None:
     assert (last.seen[0, 0].tolist(), last.lengths.tolist()) == ([9.0], [1])
 
 
-def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Agents, Transformer]:
+def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Composed, Transformer]:
     recipe = tiny(**settings)
     task = recipe.task.open(recipe, None, tmp_path)
-    assert isinstance(task, Agents)
+    assert isinstance(task, Composed)
     recipe = replace(recipe, model=task.adapt(recipe.model))
     model = build(recipe.model, 0)
     assert isinstance(model, Transformer)
@@ -310,30 +309,31 @@ def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Agents, Transformer
 
 def test_each_step_comes_once_in_an_epoch_and_ratios_begin_at_1(tmp_path: Path) -> None:
     _, task, model = opened(tmp_path, **{"task.env": "CartPole-v1"})
-    task.explore(model)
+    examples: Any = task.examples
+    examples.explore(model)
     stream = task.batches("train")
-    batches = [next(stream) for _ in range(task.period)]
-    assert (task.period, task.gathered) == (8, 128)
-    latest = task.experience.latest  # type: ignore[union-attr]
+    batches = [next(stream) for _ in range(examples.period)]
+    assert (examples.period, examples.gathered) == (8, 128)
+    latest = examples.experience.latest
     for epoch in (batches[:4], batches[4:]):
-        seen = torch.cat([batch.targets for batch in epoch])
+        seen = torch.cat([batch.targets.returns for batch in epoch])
         assert torch.equal(seen.sort().values, (latest.values + latest.advantages).sort().values)
-    assert not torch.equal(batches[0].targets, batches[4].targets)
+    assert not torch.equal(batches[0].targets.returns, batches[4].targets.returns)
     losses = task.loss(model, batches[0])
     assert losses["policy"].total.item() == pytest.approx(0, abs=1e-3)  # of advantages whose mean is 0
     assert {loss.count for loss in losses.values()} == {32}
     next(stream)
-    assert task.experience.steps == 256  # type: ignore[union-attr]
+    assert examples.experience.steps == 256
     task.close()
 
 
 def test_normalised_advantages() -> None:
     steps = [torch.zeros(6, 1, 1), torch.ones(6, dtype=torch.long), torch.zeros(6), torch.zeros(6), torch.arange(6.0)]
-    from headway.domains.agents.experience import Steps
+    from headway.domains.agents.experience import DoneSteps
 
-    batch = batch_of(Steps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
-    assert batch.steps.advantages.tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
-    assert batch.targets.tolist() == [0.0, 4.0, 8.0]
+    batch = batch_of(DoneSteps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
+    assert batch.targets.advantages.tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
+    assert batch.targets.returns.tolist() == [0.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize(

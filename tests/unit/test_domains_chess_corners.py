@@ -22,12 +22,11 @@ from chess_data import MATE  # noqa: E402
 from headway.domains.chess.judge import Opinion, Place  # noqa: E402
 from headway.domains.chess.label import LabelConfig, label  # noqa: E402
 from headway.domains.chess.limits import Limits  # noqa: E402
-from headway.domains.chess.nodes import PuctConfig  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.puct import Tree  # noqa: E402
+from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
 from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
 from headway.domains.chess.rules import board_of, move_named  # noqa: E402
 from headway.domains.chess.sources import bare_positions  # noqa: E402
@@ -190,10 +189,9 @@ def test_all_moves_with_values_are_learnt_from_in_the_first_epoch(tmp_path: Path
     )
     source = open_positions([path], 0.5, False)
     source.keys = np.arange(60, dtype=np.uint64)  # equal positions are on one side otherwise
-    from headway.domains.chess.searchless import SearchlessTask
+    from headway.domains.chess.searchless import Fens
 
-    task = SearchlessTask(chosen.task, chosen, source)
-    labels = next(task.batches("train")).labels
+    labels = next(Fens(chosen.task, chosen, source).batches("train")).targets
     assert len(labels.unique()) == 3
 
 

@@ -22,11 +22,13 @@ from headway.models import build
 
 chess = pytest.importorskip("chess")
 
-from headway.domains.chess.batches import board_batch  # noqa: E402
+from headway.domains.chess.config import ChessConfig  # noqa: E402
 from headway.domains.chess.judge import BoardJudge, judge_of, place_of  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
+from headway.domains.chess.task import Boards  # noqa: E402
 from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
+from headway.train.examples import Chance  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -189,10 +191,11 @@ def test_left_and_right_are_exchanged_where_no_one_may_castle(tmp_path: Path) ->
     other = chess.Board(free).transform(chess.flip_horizontal).fen()
     text = f"position,bestmove\n{free},a1a8\n{bound},h1h8\n{other},h1h8\n"
     source = open_positions([write(tmp_path, "a.csv", text)], 0.5, False)
-    plain, turned = (board_batch(source, np.arange(3), 1, 0.05, turned=np.full(3, truth)) for truth in (False, True))
+    rows, tasks = np.arange(3), (ChessConfig(forget=0, turn=share) for share in (0, 1))
+    plain, turned = (Boards(task, recipe(), source).take(rows, Chance(0, rows)) for task in tasks)
     for first, second in ((0, 2), (1, 1), (2, 0)):
-        assert torch.equal(turned.inputs[first], plain.inputs[second])
-        assert torch.equal(turned.moves[first], plain.moves[second])
+        assert torch.equal(turned.inputs[0][first], plain.inputs[0][second])
+        assert torch.equal(turned.targets.moves[first], plain.targets.moves[second])
 
 
 def test_it_overfits_a_batch(tmp_path: Path) -> None:
@@ -209,9 +212,23 @@ def test_it_overfits_a_batch(tmp_path: Path) -> None:
         total.backward()  # type: ignore[union-attr]
         optimizer.step()
     policy, value = (float(loss.total.detach()) / loss.count for loss in losses.values())
-    floor = -(batch.values * batch.values.clamp(min=1e-9).log()).sum(1).mean()
+    values = batch.targets.values
+    floor = -(values * values.clamp(min=1e-9).log()).sum(1).mean()
     assert policy < 0.5  # equal positions go on in several ways
     assert value < float(floor) + 0.1
+
+
+def test_an_empty_split_is_told_before_any_work(tmp_path: Path) -> None:
+    rows = "".join(f"{chess.STARTING_FEN[:-1]}{n},e2e4\n" for n in range(1, 9))
+    path = write(tmp_path, "a.csv", f"position,bestmove\n{rows}")
+    with pytest.raises(UserError, match="the validation split of 8 positions is empty; give games in files named val"):
+        train(tmp_path / "run", path, **{"task.split.validation": 0.0})
+    told = "the train split of 0 positions that action_value is learnt from is empty; give games with results"
+    chosen = find_recipe("chess-searchless")
+    task = chosen.task.open(chosen, [path], tmp_path)
+    with pytest.raises(UserError, match=told):
+        task.adapt(chosen.model)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("target", ["behaviour", "state_value", "action_value"])
@@ -229,7 +246,7 @@ def test_the_tokens_of_a_fen_learn_each_target(tmp_path: Path, target: str) -> N
     head = run.model.heads["value"]  # type: ignore[index]
     assert head.project.weight.shape[0] == (1968 if target == "behaviour" else 128)
     batch = next(run.task.batches("train"))
-    assert batch.inputs.shape == (8, 79 if target == "action_value" else 78)
+    assert batch.inputs[0].shape == (8, 79 if target == "action_value" else 78)
     assert run.summary["scores"]["positions"] > 0
     assert json.loads((tmp_path / "run/recipe.json").read_text())["task"]["target"] == target
 

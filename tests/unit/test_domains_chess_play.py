@@ -27,11 +27,10 @@ clients = pytest.importorskip("chess.engine")
 from headway.domains.chess.judge import Opinion, Place, place_of, repetitions  # noqa: E402
 from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
 from headway.domains.chess.match import EngineSide, ModelSide, RandomSide, Tally, play_match, rungs  # noqa: E402
-from headway.domains.chess.nodes import PuctConfig, expected_of  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
 from headway.domains.chess.opinions import OpinionCache  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
-from headway.domains.chess.puct import Tree  # noqa: E402
+from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
 from headway.domains.chess.rules import board_of, move_named  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402

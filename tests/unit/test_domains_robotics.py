@@ -19,6 +19,7 @@ from headway.errors import ConfigError, UserError  # noqa: E402
 from headway.models import build  # noqa: E402
 from headway.models.presets import preset  # noqa: E402
 from headway.train import WHOLE, Shard  # noqa: E402
+from headway.train.examples import Chance  # noqa: E402
 
 close = torch.testing.assert_close
 
@@ -27,10 +28,11 @@ def test_a_window_holds_the_actions_from_a_step_on(tmp_path: Path, monkeypatch: 
     """Against a plain loop over the data; after an episode's end there are none."""
     data = made(count=4)
     given(monkeypatch, data)
-    task = opened(tmp_path)
-    windows = task._windows("train")
+    task = opened(tmp_path, **{"task.noise": 0.0})
     steps = np.arange(len(data.actions))
-    chunks, seen = windows.chunks(steps), windows.seen(steps)
+    batch = task.examples.of("train").take(steps, Chance(0, steps))
+    (seen, _), chunks = batch.inputs, batch.targets
+    assert (batch.tokens, batch.computed) == (int(chunks.keep.sum()), 5 * len(steps))
     mean, std = data.states.mean(0), data.states.std(0)
     for step in steps.tolist():
         end = int(data.ends[data.ends > step][0])
@@ -38,7 +40,7 @@ def test_a_window_holds_the_actions_from_a_step_on(tmp_path: Path, monkeypatch: 
         for place in range(5):
             assert bool(chunks.keep[step, place]) == (step + place < end)
             if step + place < end:
-                said = task.codec.said_actions(chunks.actions[step, place].numpy())
+                said = task.examples.codec.said_actions(chunks.actions[step, place].numpy())
                 np.testing.assert_allclose(said, data.actions[step + place], atol=1e-6)
 
 
@@ -49,7 +51,7 @@ def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path, monkeypa
 
     def some(start: int, count: int, shard: Shard = WHOLE) -> list[torch.Tensor]:
         batches = [batch for batch, _ in zip(task.batches("train", shard, start), range(count))]
-        return [torch.cat([each.seen.states.flatten(), each.drawn.noise.flatten()]) for each in batches]
+        return [torch.cat([each.inputs[0].states.flatten(), each.inputs[1].noise.flatten()]) for each in batches]
 
     whole = some(0, 8)
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], some(3, 5)))
@@ -61,10 +63,10 @@ def test_states_are_moved_in_training_alone(tmp_path: Path, monkeypatch: pytest.
     given(monkeypatch, made())
     still, moved = (opened(tmp_path, **OFFLINE, **{"task.noise": noise}) for noise in (0.0, 0.5))
     first, second = (
-        torch.cat([b.seen.states for b, _ in zip(task.batches("train"), range(40))]) for task in (still, moved)
+        torch.cat([b.inputs[0].states for b, _ in zip(task.batches("train"), range(40))]) for task in (still, moved)
     )
     assert float((second - first).std()) == pytest.approx(0.5, rel=0.1)
-    assert torch.equal(*(next(task.batches("validation")).seen.states for task in (still, moved)))
+    assert torch.equal(*(next(task.batches("validation")).inputs[0].states for task in (still, moved)))
 
 
 def test_tasks_are_seen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,16 +87,15 @@ def test_tasks_are_seen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     given(monkeypatch, data)
     task = opened(tmp_path)
-    windows = task._windows("train")
-    stream = windows.endless(10, 7)
+    stream = task.examples.of("train").training()._replace(size=10, seed=7).endless(WHOLE, 0)
     seen = np.concatenate([next(stream)[1] for _ in range(40)])
     second = seen >= len(one.actions)
     assert second.sum() == 200
     size = len(two.actions)
     assert sorted(seen[second][:size]) == list(range(len(one.actions), len(data.actions)))
     batch = next(task.batches("train"))
-    assert batch.seen.words is not None
-    assert sorted(task.codec.words) == ["left", "reach"]
+    assert batch.inputs[0].words is not None
+    assert sorted(task.examples.codec.words) == ["left", "reach"]
 
 
 def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("deviation", actions.mean(), actions.std()),
         ("range", (actions.max() + actions.min()) / 2, np.ptp(actions) / 2),
     ):
-        codec = opened(tmp_path, **{"task.scaling": scaling}).codec
+        codec = opened(tmp_path, **{"task.scaling": scaling}).examples.codec
         assert codec.shift == pytest.approx([shift, 0.25], rel=1e-5)
         assert codec.scale == pytest.approx([scale, 1.0], rel=1e-5)
         assert codec.said_actions(codec.read_actions(np.array([[0.5, 9.0]]))) == pytest.approx(np.array([[0.5, 9.0]]))
@@ -118,10 +119,10 @@ def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_a_state_the_first_numbers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made(count=4, cameras=("top",)))
     task = opened(tmp_path, **{"task.state": 2, "task.episodes": 0, "task.split.validation": 0.3}, **PATCHES)
-    assert (task.codec.recorded, len(task.codec.mean)) == (4, 2)
+    assert (task.examples.codec.recorded, len(task.examples.codec.mean)) == (4, 2)
     assert task.adapt(tiny(**PATCHES).model).observation.states == 2
     blind = opened(tmp_path, **{"task.state": 0, "task.episodes": 0, "task.split.validation": 0.3}, **PATCHES)
-    assert next(blind.batches("train")).seen.states is None
+    assert next(blind.batches("train")).inputs[0].states is None
 
 
 @pytest.mark.parametrize(
@@ -157,9 +158,9 @@ def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pyt
     given(monkeypatch, data)
     task = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.size": [16, 24]})
     batch = next(task.batches("train"))
-    assert [tuple(each.shape) for each in batch.seen.images] == [(8, 3, 16, 24)] * 2
+    assert [tuple(each.shape) for each in batch.inputs[0].images] == [(8, 3, 16, 24)] * 2
     plain = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.cameras": ["top"]})
-    seen = plain._windows("train").seen(np.array([3]))
+    seen = plain.examples.seen(np.array([3]))
     assert len(seen.images) == 1
     wanted = (picture(data.states[3], (32, 48)).astype(np.float32) - 127.5) / 64
     np.testing.assert_allclose(seen.images[0][0].permute(1, 2, 0).numpy(), wanted)
@@ -169,7 +170,7 @@ def test_simulators_draw_what_was_recorded(tmp_path: Path, monkeypatch: pytest.M
     """Not what it was scaled to: a camera of another shape sees other things."""
     data = made(cameras=("top",))
     given(monkeypatch, replace(data, cameras={"top": Pictures(data.states, (16, 16), recorded=(32, 48))}))
-    (camera,) = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.size": [16, 16]}).codec.cameras
+    (camera,) = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.size": [16, 16]}).examples.codec.cameras
     assert (camera.recorded, camera.read) == ((32, 48), (16, 16))
 
 
@@ -236,7 +237,7 @@ def test_a_few_demonstrations_judge_a_policy_that_plays_nowhere(
     task.save(tmp_path)
     model, one = built(task), made(count=1)
     given(monkeypatch, one)
-    for share, message in ((0.99, "none of 1 demonstrations is left to train on"), (0.0, "the validation split of 1")):
+    for share, message in ((0.99, "the train split of 1 demonstrations"), (0.0, "the validation split of 1.*task.env")):
         few = opened(tmp_path, **OFFLINE, **{"task.split": {"validation": share, "test": 0.0}})
         assert few.evaluate(model, "all")["samples"] >= len(one.actions)
         with pytest.raises(UserError, match=message):
@@ -263,10 +264,10 @@ def test_code_that_data_name_is_not_run(
 ) -> None:
     given(monkeypatch, replace(made(), environments=("os:abort",)))
     task = opened(tmp_path, **{"task.split.validation": 0.3})
-    assert (task.goal, task.codec.environments) == ("loss", ("",))
+    assert (task.goal, task.examples.codec.environments) == ("loss", ("",))
     assert "HEADWAY_ENV=os:abort" in caplog.text
     monkeypatch.setenv("HEADWAY_ENV", "robot_data:Reach")
-    assert opened(tmp_path).codec.environments == ("robot_data:Reach",)
+    assert opened(tmp_path).examples.codec.environments == ("robot_data:Reach",)
 
 
 def test_other_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,15 +42,15 @@ def test_an_actor_does_what_its_chunks_say(
     task = opened(tmp_path, **{"task.execute": execute, "task.ensemble": ensemble})
     model = built(task)
     random = np.random.default_rng(0)
-    states = [task.codec.states(random.normal(size=(3, 4))) for _ in range(9)]
-    acting, table, rows = Acting(model, task.codec, [1, 2, 3]), {}, np.arange(3)
+    states = [task.examples.codec.states(random.normal(size=(3, 4))) for _ in range(9)]
+    acting, table, rows = Acting(model, task.examples.codec, [1, 2, 3]), {}, np.arange(3)
     for step, seen in enumerate(states):
         if step == 6:
             acting.select(np.array([0, 2]))
             rows = np.array([0, 2])
         found = acting.act(lambda now=seen[rows]: Observations(torch.from_numpy(now)))
         if step % execute == 0:
-            table[step] = Acting(model, task.codec, [1, 2, 3]).chunk(Observations(torch.from_numpy(seen)))
+            table[step] = Acting(model, task.examples.codec, [1, 2, 3]).chunk(Observations(torch.from_numpy(seen)))
         live = [table[first][:, step - first] for first in sorted(table) if step - first < 5]
         weights = np.exp(-(ensemble or 0.0) * np.arange(len(live)))
         wanted = live[-1] if ensemble is None else sum(w * x for w, x in zip(weights / weights.sum(), live))
@@ -62,8 +62,8 @@ def test_what_diffusion_draws_is_each_rows_own(tmp_path: Path, monkeypatch: pyte
     settings = {"model.head": {"kind": "diffusion", "steps": 10, "sampled": 3}}
     task = opened(tmp_path, **settings)
     model, seen = built(task, **settings), torch.zeros(2, 4)
-    both = Acting(model, task.codec, [1, 2]).chunk(Observations(seen))
-    alone = Acting(model, task.codec, [2]).chunk(Observations(seen[:1]))
+    both = Acting(model, task.examples.codec, [1, 2]).chunk(Observations(seen))
+    alone = Acting(model, task.examples.codec, [2]).chunk(Observations(seen[:1]))
     np.testing.assert_allclose(both[1], alone[0], rtol=1e-4, atol=1e-5)
     assert np.abs(both[0] - both[1]).max() > 1e-3
 
@@ -72,7 +72,7 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     given(monkeypatch, made(cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.codec)
+    policy = Policy(built(task, **settings), task.examples.codec)
     image, state = picture(np.zeros(4), (24, 24)), np.arange(4) / 4
     one = {"state": state, "cameras": {"top": image}}
     flat = {"observation.state": state, "observation.images.top": image, "task": "reach"}
@@ -108,7 +108,7 @@ def test_observations_that_do_not_fit(
     given(monkeypatch, made(("reach", "left"), cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.codec)
+    policy = Policy(built(task, **settings), task.examples.codec)
     sound = {"state": np.zeros(4), "cameras": {"top": np.zeros((24, 24, 3), np.uint8)}, "task": "reach"}
     assert policy.select_action(sound).shape == (2,)
     with pytest.raises(UserError, match=message):
@@ -118,12 +118,12 @@ def test_observations_that_do_not_fit(
 def test_the_words_of_a_task_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made(("reach it", "to the left")))
     task = opened(tmp_path)
-    policy = Policy(built(task), task.codec)
-    chunks = [policy.predict_action_chunk({"state": np.zeros(4), "task": name}) for name in task.codec.names]
+    policy = Policy(built(task), task.examples.codec)
+    chunks = [policy.predict_action_chunk({"state": np.zeros(4), "task": name}) for name in task.examples.codec.names]
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
     assert words_of("Pick_up the-CUBE!") == ["pick", "up", "the", "cube", "!"]
-    assert task.codec.text("reach the unknown") == [3, 4, 0]
-    assert opened(tmp_path, **{"task.text": False}).codec.symbols == 0
+    assert task.examples.codec.text("reach the unknown") == [3, 4, 0]
+    assert opened(tmp_path, **{"task.text": False}).examples.codec.symbols == 0
 
 
 def expert(codec: Any) -> Any:
@@ -157,7 +157,7 @@ def expert(codec: Any) -> Any:
 def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side as alone; the film sees every step of the first episode."""
     given(monkeypatch, made(("reach", "left")))
-    codec = opened(tmp_path, **{"task.ensemble": None}).codec
+    codec = opened(tmp_path, **{"task.ensemble": None}).examples.codec
     frames: list[np.ndarray] = []
     with Copies(codec.environments[0], 3, drawn=True) as copies:
         played = play(expert(codec), codec, copies, "reach", range(7), lambda draw: frames.append(draw()))
@@ -192,7 +192,7 @@ def test_who_ends_without_a_word_has_not_succeeded(
 ) -> None:
     """The episode of seed 0 says so as it ends; the others are cut off by their limit, untold."""
     given(monkeypatch, made())
-    codec = opened(tmp_path).codec
+    codec = opened(tmp_path).examples.codec
 
     class Telling(Copies):
         def reset(self, row: int, seed: int) -> Any:
@@ -210,8 +210,8 @@ def test_who_ends_without_a_word_has_not_succeeded(
 def test_any_success_is_better_than_returns_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made())
     task = opened(tmp_path)
-    told = task._score({"success_rate": 0.0, "steps_mean": 30.0, "samples": 4})
-    poor, rich = (task._score({"return_mean": value}) for value in (-500.0, 4000.0))
+    told = task.objective.score({"success_rate": 0.0, "steps_mean": 30.0, "samples": 4})
+    poor, rich = (task.objective.score({"return_mean": value}) for value in (-500.0, 4000.0))
     assert poor < rich < told
 
 

@@ -22,6 +22,7 @@ from headway.models import PatchesConfig, TrajectoryInputs, Transformer, build
 from headway.models.presets import preset
 from headway.recipes import configured, open_task
 from headway.train import WHOLE, Shard
+from headway.train.examples import Chance
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 OFFLINE = {"task.episodes": 0}
@@ -34,26 +35,27 @@ def built(task: Any, **settings: Any) -> Transformer:
 def test_a_window_holds_the_steps_that_an_agent_sees(tmp_path: Path) -> None:
     """Against a plain loop over the data."""
     task = opened(saved(tmp_path), tmp_path, **OFFLINE)
-    episodes, codec = task.episodes, task.codec
-    windows = task._windows("train")
-    batch = windows.ending(np.arange(windows.steps))
+    episodes, codec = task.examples.episodes, task.examples.codec
+    windows = task.examples.of("train")
+    batch = windows.take(np.arange(windows.training().samples), Chance(0, np.arange(1)))
+    (inputs, layout), (actions, following) = batch.inputs, batch.targets
+    assert (inputs.actions is actions, following) == (True, None)
     to_go, row = episodes.returns_to_go(), 0
-    for number in task.sides["train"]:
+    for number in task.examples.splits.sides["train"]:
         start, end = int(episodes.starts[number]), int(episodes.ends[number])
         for last in range(start, end):
             first = max(start, last - 3)
             count = last - first + 1
-            assert batch.layout.positions[row].tolist() == [-1] * (4 - count) + list(range(count))
+            assert layout.positions[row].tolist() == [-1] * (4 - count) + list(range(count))
             for place, step in zip(range(4 - count, 4), range(first, last + 1)):
-                assert batch.inputs.timesteps[row, place] == step - start
-                assert batch.inputs.actions[row, place] == episodes.actions[step]
-                assert batch.inputs.returns[row, place] == pytest.approx(to_go[step] / codec.scale, rel=1e-6)
+                assert inputs.timesteps[row, place] == step - start
+                assert inputs.actions[row, place] == episodes.actions[step]
+                assert inputs.returns[row, place] == pytest.approx(to_go[step] / codec.scale, rel=1e-6)
                 wanted = (episodes.states[step] - np.array(codec.mean)) / np.array(codec.std)
-                np.testing.assert_allclose(batch.inputs.states[row, place], wanted, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(inputs.states[row, place], wanted, rtol=1e-4, atol=1e-5)
             row += 1
-    assert row == windows.steps
-    once = [task._windows("all").judged(edges) for edges in task._windows("all").once(5)]
-    assert sum(batch.tokens for batch in once) == len(episodes.rewards)  # each step, once
+    assert row == windows.training().samples
+    assert sum(batch.tokens for batch in task.batches("all")) == len(episodes.rewards)  # each step, once
 
 
 def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path) -> None:
@@ -61,13 +63,13 @@ def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path) -> None:
 
     def some(start: int, count: int, shard: Shard = WHOLE) -> list[torch.Tensor]:
         stream = task.batches("train", shard, start)
-        return [next(stream).inputs.states for _ in range(count)]
+        return [next(stream).inputs[0].states for _ in range(count)]
 
     whole = some(0, 8)
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], some(3, 5)))
     assert all(torch.equal(a, b) for a, b in zip(whole[1::2], some(0, 4, Shard(1, 2))))
     other = opened(saved(tmp_path, "b.npz"), tmp_path, **OFFLINE, **{"train.seed": 5})
-    assert not torch.equal(next(other.batches("train")).inputs.states, whole[0])
+    assert not torch.equal(next(other.batches("train")).inputs[0].states, whole[0])
 
 
 def test_equal_episodes_are_never_on_two_sides(tmp_path: Path) -> None:
@@ -76,8 +78,8 @@ def test_equal_episodes_are_never_on_two_sides(tmp_path: Path) -> None:
     twice = joined([made(), made()], ["a", "b"])
     write_episodes(tmp_path / "a.npz", twice)
     task = opened(tmp_path / "a.npz", tmp_path, **OFFLINE)
-    keys = task.episodes.keys()
-    sides = [{keys[number] for number in task.sides[side]} for side in ("train", "validation", "test")]
+    keys = task.examples.episodes.keys()
+    sides = [{keys[number] for number in task.examples.splits.sides[side]} for side in ("train", "validation", "test")]
     assert all(sides)
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
 
@@ -115,29 +117,28 @@ def test_losses_are_those_of_the_steps_alone(tmp_path: Path) -> None:
     """Padding adds nothing; the next state of an episode's last step is no target."""
     settings = {"task.states": 2.0, "task.returns": 0.5, **OFFLINE}
     task = opened(saved(tmp_path, discrete=False), tmp_path, **settings)
-    model, windows = built(task, **settings), task._windows("train")
-    batch = windows.ending(np.arange(20))
+    model, windows = built(task, **settings), task.examples.of("train")
+    batch = windows.take(np.arange(20), Chance(0, np.arange(1)))
     losses = task.loss(model, batch)
     with torch.no_grad():
-        encoded = model(batch.inputs, batch.layout)
+        encoded, layout = model(*batch.inputs), batch.inputs[1]
         said = {name: model.heads[name](encoded.x, encoded.layout) for name in ("actions", "states", "returns")}
     total = {"actions": 0.0, "states": 0.0, "returns": 0.0}
     count = 0
-    lasts = {int(end) - 1 for end in task.episodes.ends}
-    order = [
-        step for n in task.sides["train"] for step in range(int(task.episodes.starts[n]), int(task.episodes.ends[n]))
-    ]
-    to_go = task.episodes.returns_to_go() / task.codec.scale
+    episodes, codec = task.examples.episodes, task.examples.codec
+    lasts = {int(end) - 1 for end in episodes.ends}
+    order = [step for n in windows.episodes for step in range(int(episodes.starts[n]), int(episodes.ends[n]))]
+    to_go = episodes.returns_to_go() / codec.scale
     for row in range(20):
         for place in range(4):
-            if batch.layout.positions[row, place] < 0:
+            if layout.positions[row, place] < 0:
                 continue
             step = order[row] - 3 + place
-            target = task.codec.read_actions(task.episodes.actions[step])
+            target = codec.read_actions(episodes.actions[step])
             total["actions"] += float(((said["actions"][row, place].numpy() - target) ** 2).mean())
             if step not in lasts:
                 count += 1
-                state = task.codec.states(task.episodes.states[step + 1])
+                state = codec.states(episodes.states[step + 1])
                 total["states"] += 2.0 * float(((said["states"][row, place].numpy() - state) ** 2).mean())
                 total["returns"] += 0.5 * float((said["returns"][row, place, 0] - to_go[step + 1]) ** 2)
     for name, loss in losses.items():
@@ -195,9 +196,10 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
         said.append(found.detach().numpy())
         return found
 
-    actor, plain = Actor(model, task.codec, [3.0, -1.0, 0.5], [1, 2, 3]), Plain(model, task.codec, [3.0, -1.0, 0.5])
+    codec = task.examples.codec
+    actor, plain = Actor(model, codec, [3.0, -1.0, 0.5], [1, 2, 3]), Plain(model, codec, [3.0, -1.0, 0.5])
     random = np.random.default_rng(1)
-    for step in range(2 * task.codec.context + 1):
+    for step in range(2 * codec.context + 1):
         states, rewards = (
             random.normal(size=(len(actor.to_go), 4)).astype(np.float32),
             random.normal(size=len(actor.to_go)),
@@ -221,25 +223,25 @@ def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
     """And for each episode from its own seed, whoever plays beside it."""
     task = opened(saved(tmp_path), tmp_path, **OFFLINE, **{"task.draw": True})
     logits = np.log(np.array([[0.2, 0.5, 0.3]])).repeat(20_000, 0)
-    drawn = task.codec.said_actions(logits, np.random.default_rng(0).random(20_000))
+    drawn = task.examples.codec.said_actions(logits, np.random.default_rng(0).random(20_000))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
-    assert task.codec.said_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
+    assert task.examples.codec.said_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
     model, states = built(task), np.random.default_rng(1).normal(size=(9, 1, 4))
-    alone = Actor(model, task.codec, [1.0], [5])
-    beside = Actor(model, task.codec, [1.0, 1.0, 1.0], [4, 5, 6])
+    alone = Actor(model, task.examples.codec, [1.0], [5])
+    beside = Actor(model, task.examples.codec, [1.0, 1.0, 1.0], [4, 5, 6])
     said = [(alone.act(each)[0], beside.act(each.repeat(3, 0))[1]) for each in states]
     assert all(a == b for a, b in said)
 
 
 def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
     task = opened(saved(tmp_path, discrete=False), tmp_path, **OFFLINE)
-    steps = np.concatenate([np.arange(task.episodes.starts[n], task.episodes.ends[n]) for n in task.sides["train"]])
-    codec = task.codec
-    np.testing.assert_allclose(codec.mean, task.episodes.states[steps].mean(0), rtol=1e-4, atol=1e-6)
-    assert codec.scale == pytest.approx(np.abs(task.episodes.returns_to_go()[steps]).max())
-    assert codec.target == pytest.approx(task.episodes.returns[task.sides["train"]].max())
-    assert codec.reach == pytest.approx((float(np.abs(task.episodes.actions[steps]).max()),))
-    assert np.abs(codec.read_actions(task.episodes.actions[steps])).max() <= 1
+    episodes, codec, training = task.examples.episodes, task.examples.codec, task.examples.splits.sides["train"]
+    steps = np.concatenate([np.arange(episodes.starts[n], episodes.ends[n]) for n in training])
+    np.testing.assert_allclose(codec.mean, episodes.states[steps].mean(0), rtol=1e-4, atol=1e-6)
+    assert codec.scale == pytest.approx(np.abs(episodes.returns_to_go()[steps]).max())
+    assert codec.target == pytest.approx(episodes.returns[training].max())
+    assert codec.reach == pytest.approx((float(np.abs(episodes.actions[steps]).max()),))
+    assert np.abs(codec.read_actions(episodes.actions[steps])).max() <= 1
     task.save(tmp_path)
     assert read_codec(tmp_path) == codec
     with pytest.raises(UserError, match=r"has no trajectories\.json"):
@@ -249,11 +251,11 @@ def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
 def test_the_best_episodes_alone_are_learnt_from(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole, best = (opened(path, tmp_path, **OFFLINE, **{"task.best": share}) for share in (1.0, 0.25))
-    assert len(best.sides["train"]) == round(0.25 * len(whole.sides["train"]))
-    left = set(whole.sides["train"]) - set(best.sides["train"])
-    returns = whole.episodes.returns
-    assert min(returns[list(best.sides["train"])]) >= max(returns[list(left)])
-    assert best.sides["validation"].tolist() == whole.sides["validation"].tolist()
+    assert len(best.examples.splits.sides["train"]) == round(0.25 * len(whole.examples.splits.sides["train"]))
+    left = set(whole.examples.splits.sides["train"]) - set(best.examples.splits.sides["train"])
+    returns = whole.examples.episodes.returns
+    assert min(returns[list(best.examples.splits.sides["train"])]) >= max(returns[list(left)])
+    assert best.examples.splits.sides["validation"].tolist() == whole.examples.splits.sides["validation"].tolist()
 
 
 def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
@@ -275,9 +277,9 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
     embed = images.adapt(tiny(**{"model.embed.states": {"kind": "patches", "patch": [4, 4]}}).model).embed
     assert embed.states == PatchesConfig((4, 4), (12, 8), 3)
     batch = next(images.batches("train"))
-    assert batch.inputs.states.shape == (8, 4, 3, 12, 8)
-    assert batch.inputs.states.min() >= 0
-    assert batch.inputs.states.max() <= 1
+    assert batch.inputs[0].states.shape == (8, 4, 3, 12, 8)
+    assert batch.inputs[0].states.min() >= 0
+    assert batch.inputs[0].states.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -291,11 +293,15 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
         ({}, {"task.returns": 1.0, "task.condition": False}, "without task.condition"),
         ({}, {"train.batch_size": None, "train.batch_tokens": None}, "neither train.batch_tokens nor train.batch_size"),
-        ({"count": 1}, {"task.split": {"validation": 0.99, "test": 0.0}}, "is left to train on"),
+        ({"count": 1}, {"task.split": {"validation": 0.99, "test": 0.0}}, "the train split of 1 episodes is empty"),
         ({}, {"task.split.validation": 0.0}, "the validation split of 30 episodes is empty"),
         ({"discrete": False}, {"task.random": 3}, "no environment is known"),
         ({}, {"task.env": "walks:Walk", "task.episodes": 1}, "code of its own, which no file may ask for"),
-        ({}, {"task.env": "CartPoll-v1", "task.episodes": 1}, "did you mean 'CartPole-v1'.; or set task.episodes=0"),
+        (
+            {},
+            {"task.env": "CartPoll-v1", "task.episodes": 1},
+            "did you mean 'CartPole-v1'.; or set task.episodes=0",
+        ),
         (
             {},
             {"task.env": "Pendulum-v1", "task.episodes": 1},
@@ -336,7 +342,7 @@ def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], messag
     path, model = saved(tmp_path, **given), preset("decision-hopper")
     recipe = replace(configured(tiny(**OFFLINE), str(path), {}, None), model=model)
     task: Any = open_task(recipe, tmp_path)
-    assert task.adapt(model).embed.states.size == task.codec.shape[0]
+    assert task.adapt(model).embed.states.size == task.examples.codec.shape[0]
     with pytest.raises(ConfigError, match=message):
         open_task(replace(recipe, start="elsewhere"), tmp_path)
 
@@ -351,18 +357,18 @@ def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
     path = saved(tmp_path)
     with_some = opened(path, tmp_path, **{"task.random": 5})
     without = opened(path, tmp_path)
-    assert len(with_some.episodes) == len(without.episodes) + 5
+    assert len(with_some.examples.episodes) == len(without.examples.episodes) + 5
     again = opened(path, tmp_path, **{"task.random": 5})
-    assert again.episodes.keys() == with_some.episodes.keys()
+    assert again.examples.episodes.keys() == with_some.examples.episodes.keys()
 
 
 def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = opened(saved(tmp_path), tmp_path)
     model = built(task)
     seen: list[int] = []
-    assert task.copies is not None
-    reset = task.copies.reset
-    monkeypatch.setattr(task.copies, "reset", lambda row, seed: seen.append(seed) or reset(row, seed))
+    assert task.objective.copies is not None
+    reset = task.objective.copies.reset
+    monkeypatch.setattr(task.objective.copies, "reset", lambda row, seed: seen.append(seed) or reset(row, seed))
     scores = task.evaluate(model)
     assert seen == [1_000_000, 1_000_001]
     task.evaluate(model, "test")
@@ -376,6 +382,6 @@ def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.
 def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
     task = opened(tmp_path / "a.npz", tmp_path)
-    assert (task.copies, task.goal) == (None, "loss")
+    assert (task.objective.copies, task.goal) == (None, "loss")
     assert "os:getcwd, code that they may not ask for" in caplog.text
     assert isinstance(built(task), nn.Module)

@@ -24,7 +24,6 @@ from headway.domains.chess import scale as chess_scale
 from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
 from headway.models import build, describe
-from headway.train import Plays
 from headway.train import scale as scales
 from headway.train.muon import is_matrix
 from headway.train.scale import Scale, ladder, shape_of
@@ -108,12 +107,11 @@ def test_pictures_are_made_small_enough_for_the_minutes(cameras: Any, minutes: f
 
 def test_an_evaluation_is_expected_to_last_as_long_as_the_best_episode(tmp_path: Path) -> None:
     task = trajectory_data.opened(trajectory_data.saved(tmp_path, discrete=False), tmp_path, **{"task.episodes": 0})
-    training = task.sides["train"]
-    best = training[np.argmax(task.episodes.returns[training])]
-    assert task.lengthening({"length_mean": 0.5}) == 2 * task.episodes.lengths[best]
+    training = task.examples.splits.sides["train"]
+    best = training[np.argmax(task.examples.episodes.returns[training])]
+    assert task.lengthening({"length_mean": 0.5}) == 2 * task.examples.episodes.lengths[best]
     assert task.lengthening({"length_mean": 1000.0}) == 1
     assert task.lengthening({"loss": 1.0}) == 1
-    assert isinstance(task, Plays)
     assert task.showing() == 0
 
 

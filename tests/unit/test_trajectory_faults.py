@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_of_the_data_is_without_what_the_run_recorded(tmp_path: Path) -> None:
     path = saved(tmp_path)
     task = opened(path, tmp_path, **{"task.random": 5})
-    assert len(task.episodes) == 35
+    assert len(task.examples.episodes) == 35
     assert sum(batch.tokens for batch in task.batches("all")) == len(read_episodes([path]).rewards)
 
 
@@ -51,7 +51,10 @@ def test_a_few_episodes_judge_a_run_that_plays_nowhere(run: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"validation": 0.99, "test": 0.0}, "no one of 1 episodes is left to train on"),
+        (
+            {"validation": 0.99, "test": 0.0},
+            "the train split of 1 episodes is empty; give files named train, or smaller",
+        ),
         ({"validation": 0.0, "test": 0.0}, "the validation split of 1 episodes is empty"),
     ],
 )
@@ -68,13 +71,13 @@ def test_a_head_of_numbers_says_no_choices(tmp_path: Path) -> None:
     episodes.actions[3:5] = [2, 3]
     write_episodes(tmp_path / "four.npz", episodes)
     choices = opened(tmp_path / "four.npz", tmp_path, **OFFLINE)
-    choices.codec = replace(choices.codec, choices=3)
+    choices.examples.codec = replace(choices.examples.codec, choices=3)
     own: Any = choices.adapt(preset("decision-hopper")).heads["actions"]
     assert (own.outputs, own.activation) == (3, None)
     atari = preset("decision-atari")
     embed: Any = atari.embed  # type: ignore[attr-defined]
     atari = replace(atari, embed=replace(embed, states=decision_gym().embed.states))  # type: ignore[type-var]
-    choices.codec = replace(choices.codec, choices=4)
+    choices.examples.codec = replace(choices.examples.codec, choices=4)
     own = choices.adapt(atari).heads["actions"]
     assert (own.outputs, own.bias) == (4, False)
     numbers = replace(episodes, actions=np.zeros((len(episodes.actions), 4), np.float32))

@@ -12,7 +12,6 @@ from headway.config import override
 from headway.data.episodes import Episode, Episodes, together
 from headway.data.recordings import write_episodes
 from headway.domains import recipe as find_recipe
-from headway.domains.trajectories.task import Trajectories
 from headway.models.decisions import decision_gym
 from headway.recipes import configured, open_task
 from headway.train import Recipe
@@ -56,6 +55,5 @@ def tiny(name: str = "trajectories", **settings: Any) -> Recipe:
     return override(found, {**SETTINGS, **settings})
 
 
-def opened(path: Path, workspace: Path, **settings: Any) -> Trajectories:
-    task: Any = open_task(configured(tiny(**settings), str(path), {}, None), workspace)
-    return task
+def opened(path: Path, workspace: Path, **settings: Any) -> Any:
+    return open_task(configured(tiny(**settings), str(path), {}, None), workspace)

@@ -125,17 +125,21 @@ class Splits(NamedTuple):
     give: str = "files"
     play: bool = False
 
-    def rows(self, split: str) -> np.ndarray:
-        """The samples of a split. UserError for an unknown or empty one."""
+    def rows(self, split: str, also: str = "") -> np.ndarray:
+        """The samples of a split. UserError for an unknown or empty one; `also` is one more thing that may be given."""
         found = self.every if split == "all" else self.sides.get(split)
         if found is None:
             raise UserError(f"there is no split {split!r}; {nearest(split, [*self.sides, 'all'])}")
         if len(found) == 0:
             raise UserError(
                 f"the {split} split of {len(self.every):,} {self.what} is empty; give {self.give} named {split}, or "
-                f"{larger_share(split)}"
+                f"{larger_share(split)}{also and f', or {also}'}"
             )
         return found
+
+    def holds(self, split: str) -> bool:
+        """Whether a split has samples."""
+        return len(self.every if split == "all" else self.sides.get(split, ())) > 0
 
     @property
     def final(self) -> str:

@@ -20,7 +20,7 @@ from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
-from headway.train.task import Explores, Plays, Task
+from headway.train.task import Plays, Task, explorer_of
 
 _WARM_UP = 1  # steps after the first not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
@@ -81,7 +81,8 @@ class Meter:
         self._stream = task.batches("train", processes.shard)
         self._done = 0
         accumulate = recipe.train.accumulate
-        self._period = -(-task.period // accumulate) if isinstance(task, Explores) else 1
+        explorer = explorer_of(task)
+        self._period = 1 if explorer is None else -(-explorer.period // accumulate)
         self.targets = 0.0  # of a step, in the mean
 
     def steps(self, count: int) -> float:

@@ -51,8 +51,8 @@ class Chance(NamedTuple):
     places: Int[np.ndarray, "B"]
 
 
-class Order(Protocol):
-    """The order in which samples, numbered from 0, are read in batches."""
+class Endless(Protocol):
+    """The order of training, over samples that are numbered from 0."""
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
         """Batches without end, where batch k is a pure function of k: a shard reads start + rank, start + rank + world,
@@ -60,9 +60,17 @@ class Order(Protocol):
         """
         ...
 
+
+class Once(Protocol):
+    """The order of judging."""
+
     def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
         """Each sample once."""
         ...
+
+
+class Order(Endless, Once, Protocol):
+    """An order for both."""
 
 
 class ByCount(NamedTuple):
@@ -116,9 +124,9 @@ class Samples(Protocol):
         """
         ...
 
-    def training(self) -> Order: ...
+    def training(self) -> Endless: ...
 
-    def judging(self) -> Order: ...
+    def judging(self) -> Once: ...
 
     def some(self, limit: int | None) -> Samples:
         """At most `limit` of them, which stand for all."""

@@ -22,7 +22,7 @@ from headway.train.objective import Carrying
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Composed, Counts, Explores, Task
+from headway.train.task import Batch, Composed, Counts, Task, explorer_of
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -74,7 +74,7 @@ class Learner:
         objective = task.objective if isinstance(task, Composed) else None
         carries = isinstance(objective, Carrying)
         self._carried = Carried(objective, processes, recipe.train.accumulate) if carries else None
-        self._explorer = task if isinstance(task, Explores) else None
+        self._explorer = explorer_of(task)
         if self._explorer is not None:
             self._explorer.explore(self.model)
         if recipe.train.compile:

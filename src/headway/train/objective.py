@@ -55,6 +55,10 @@ class Objective(Generic[E]):
         """Scores on at most `limit` samples of a split; `goal` is one of them."""
         raise NotImplementedError
 
+    def count(self, examples: E, split: str) -> int:
+        """What `judge` judges on all of a split, in the samples of its `limit`: episodes, where it plays."""
+        return examples.count(split)
+
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
         return []

@@ -148,6 +148,12 @@ class Explores(Protocol):
         ...
 
 
+def explorer_of(task: Task) -> Explores | None:
+    """What makes the batches of a task of what the learning model does; None for one of other batches."""
+    found = task.examples if isinstance(task, Composed) else task
+    return found if isinstance(found, Explores) else None
+
+
 @runtime_checkable
 class Closes(Protocol):
     """A task that holds what it should give back once it is needed no more: simulators, and what they draw with."""
@@ -241,7 +247,7 @@ class Composed:
         return self.objective.judge(model, self.examples, split, limit)
 
     def count(self, split: str) -> int:
-        return self.examples.count(split)
+        return self.objective.count(self.examples, split)
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)

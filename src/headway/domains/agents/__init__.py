@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "TASKS", "AgentPolicy", "is_agent", "policy", "rollout"]
 RECIPES = ("ppo",)
-TASKS = {"ppo": "config"}
+TASKS = {"ppo": "task"}
 lazily(__name__, {".acting": ("AgentPolicy",), ".use": ("is_agent", "policy", "rollout")})

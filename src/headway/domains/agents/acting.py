@@ -21,8 +21,8 @@ from headway.models import Transformer
 _DRAWS = 15  # so that what is drawn here has nothing to do with what environments draw from the same seed
 
 
-class Acting:
-    """Acts in B episodes that are equally old; what is drawn depends on the seed of each alone."""
+class Agents:
+    """Agents in B episodes that are equally old; what is drawn depends on the seed of each alone."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
@@ -64,7 +64,7 @@ def play(
 ) -> Returns:
     """An episode from each seed; `watch` sees each step of the first one."""
     with evaluating(model):
-        return played(lambda some: Acting(model, codec, some), copies, seeds, watch)
+        return played(lambda some: Agents(model, codec, some), copies, seeds, watch)
 
 
 class AgentPolicy:
@@ -76,7 +76,7 @@ class AgentPolicy:
 
     def reset(self) -> None:
         """Begin an episode."""
-        self._acting = Acting(self.model, self.codec, [self.seed])
+        self._acting = Agents(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Any) -> int | np.ndarray:
         """The action by what is seen now, as the environment takes it. UserError for what is no state of its."""

@@ -32,7 +32,7 @@ class Estimation(NamedTuple):
     scaled: bool
 
 
-class Steps(NamedTuple):
+class DoneSteps(NamedTuple):
     """M steps that were done by one policy: what was seen ([M, K, S], of which `lengths` are states), done, how
     probable that was, and what it was worth.
     """
@@ -78,7 +78,7 @@ class Experience:
         self._numbers = [0] * rows  # of the episodes that are under way
         self._past: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._returns = np.zeros(rows)
-        self.latest: Steps | None = None  # what is learnt from
+        self.latest: DoneSteps | None = None  # what is learnt from
         self._counted = False  # whether the scale of states knows the latest ones
 
     @property
@@ -88,7 +88,7 @@ class Experience:
         found = embed.running if isinstance(embed, StatesEmbed) else None
         return found if isinstance(found, RunningNorm) else None
 
-    def gather(self, count: int) -> Steps:
+    def gather(self, count: int) -> DoneSteps:
         """The next `count` steps in each copy, by the policy as it is now. UserError where an environment fails.
 
         The scale of states is that of all steps before, and stays as it is while these are learnt from. Where nothing
@@ -164,7 +164,7 @@ class Experience:
         return policy_of(self.model, encoded).cpu().numpy()
 
     @torch.no_grad()
-    def _judged(self, record: _Record) -> Steps:
+    def _judged(self, record: _Record) -> DoneSteps:
         """Advantages and probabilities of what was done, by the policy that did it."""
         count, rows = record.lengths.shape
         windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
@@ -182,7 +182,9 @@ class Experience:
         discount, trace = self.estimation.discount, self.estimation.trace
         found = advantages(rewards, each, following, record.ended, record.over, discount, trace)
         better = torch.from_numpy(found.reshape(-1).astype(np.float32))
-        return Steps(torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, better)
+        return DoneSteps(
+            torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, better
+        )
 
     def _passed(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """What policy and value say of windows."""
@@ -225,7 +227,7 @@ class Experience:
         if not self.steps:
             return
         self.curve = [tuple(line) for line in state["curve"].tolist()]  # type: ignore[misc]
-        self.latest = Steps(*(state[f"latest.{name}"].clone() for name in Steps._fields))
+        self.latest = DoneSteps(*(state[f"latest.{name}"].clone() for name in DoneSteps._fields))
         past = state["past"].numpy() if "past" in state else np.zeros(0)
         pasts = np.split(past, np.cumsum(state["lengths"].numpy())[:-1])
         for row, (number, past) in enumerate(zip(state["numbers"].tolist(), pasts)):

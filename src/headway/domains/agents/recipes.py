@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.domains.agents.config import PPOConfig
+from headway.domains.agents.task import PPOConfig
 from headway.models.agents import actor_critic
 from headway.train import AdamWConfig, Recipe, TrainConfig, WSDConfig
 

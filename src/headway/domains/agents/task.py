@@ -1,25 +1,30 @@
-"""The task over an environment: what a policy does there is what it learns from, and it is judged by playing."""
+"""An agent that learns online: what its policy does in an environment is what it learns from, and it is judged by
+playing there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.config import checked, register
 from headway.domains.agents import pictures
 from headway.domains.agents.acting import play
-from headway.domains.agents.codec import AgentCodec
-from headway.domains.agents.distributions import distribution
-from headway.domains.agents.experience import Estimation, Experience
-from headway.domains.agents.objective import ExperienceBatch, batch_of, surrogate, value_error
-from headway.domains.agents.windows import policy_of, value_of
-from headway.environments import PICTURED, Copies, seeds_of, worth
+from headway.domains.agents.codec import AgentCodec, codec_of
+from headway.domains.agents.distributions import Categorical, Normal, distribution
+from headway.domains.agents.experience import DoneSteps, Estimation, Experience
+from headway.domains.agents.windows import layout_of, policy_of, value_of
+from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
 from headway.models import (
     GaussianHeadConfig,
@@ -33,31 +38,120 @@ from headway.models import (
 )
 from headway.parts.positions import LearnedConfig
 from headway.report import Picture
-from headway.train import WHOLE, Shard
+from headway.train import WHOLE, Recipe, Shard, Task, TaskConfig
+from headway.train.examples import Batch, Explored
+from headway.train.objective import Objective
+from headway.train.task import Composed
 
-if TYPE_CHECKING:
-    from headway.domains.agents.config import PPOConfig
-
+_EPS = 1e-8
 _ORDER = 16  # so that the order of steps has nothing to do with other draws from the same seed
 
 
-class Agents:
-    """Proximal policy optimisation (Schulman et al. 2017, algorithm 1).
+@register("ppo")
+@checked
+@dataclass(frozen=True)
+class PPOConfig(TaskConfig):
+    """Learn in the environment `env`, or that of HEADWAY_ENV, by proximal policy optimisation (Schulman et al. 2017).
 
-    `copies` are those of the environment in which the policy learns, `judged` others, in which it plays. `rows` is the
-    number of steps in a batch.
+    Again and again the policy does `steps` steps in each of so many `copies` of it, and learns from these in `epochs`
+    readings. Rewards after t steps count by `discount`^t; `trace` is the lambda of generalised advantage estimation.
+    `clip` bounds how far the probability of an action may go in a period, `value_clip` a value (none: it is not bound).
+    `value` and `entropy` weigh the error of values and the entropy. Actions that are numbers begin with the standard
+    deviation `std`, of the 1 that their bounds are from their middle. `scale_rewards` divides rewards by the standard
+    deviation of returns.
+
+    The policy sees the last `context` states. An episode ends after `horizon` steps, none where the environment has a
+    limit itself; either is a limit of time, after which the value of the state still counts. `episodes` are played at
+    each evaluation, in which the most probable action is done, or with `draw` one is drawn as in training.
     """
 
-    unit, goal = "timestep", "return_mean"
-    goal_better: Literal["min", "max"] = "max"
-    measure = "clipped objective, value error and entropy"
-    final_split = "test"
+    env: str | None = None  # an environment of gymnasium's, by its name
+    copies: int = 16  # of the environment, side by side
+    steps: int = 256  # of each copy in a period
+    epochs: int = 8  # readings of a period
+    discount: float = 0.995  # what a reward counts a step later
+    trace: float = 0.95
+    clip: float = 0.2
+    value_clip: float | None = None  # how far a value may go in a period
+    value: float = 0.5  # weight of the error of values
+    entropy: float = 0.01  # weight of the entropy of actions
+    std: float = 1.0  # of actions that are numbers, at the start
+    scale_rewards: bool = True
+    context: int = 1  # states that the policy sees
+    horizon: int | None = None  # steps after which an episode is cut
+    episodes: int = 16
+    draw: bool = False  # whether actions are drawn where a policy is judged
 
-    def __init__(
-        self, config: PPOConfig, codec: AgentCodec, copies: Copies, judged: Copies, rows: int, seed: int
-    ) -> None:
-        self.config, self.codec, self.copies, self.judged = config, codec, copies, judged
-        self.rows, self.seed = rows, seed
+    makes_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("copies", "steps", "epochs", "context", "episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; give 1 or more")
+        if self.horizon is not None and self.horizon < 1:
+            raise ConfigError(f"task.horizon is {self.horizon}; give 1 step or more, or none")
+        for name in ("discount", "trace"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; give a number from 0 to 1")
+        if not self.clip > 0 or (self.value_clip is not None and not self.value_clip > 0):
+            raise ConfigError(f"task.clip is {self.clip}, task.value_clip {self.value_clip}; give numbers above 0")
+        if not self.std > 0:
+            raise ConfigError(f"task.std is {self.std}; give a standard deviation above 0")
+        if min(self.value, self.entropy) < 0:
+            raise ConfigError(f"task.value is {self.value}, task.entropy {self.entropy}; give 0 or more")
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for an environment that there is not, or that no agent of ours can learn in."""
+        if recipe.data:
+            raise UserError(
+                f"an agent learns from its environment alone, and data are given ({recipe.data[0]}); "
+                "leave --data out, or learn from episodes by the recipe trajectories"
+            )
+        check_model(recipe.model)
+        rows = self._rows(recipe)
+        name = os.environ.get(VARIABLE) or (check_stored(self.env) if self.env is not None else "")
+        if not name:
+            raise UserError(
+                f"no environment is named; set task.env=CartPole-v1 or another of gymnasium's, or "
+                f"{VARIABLE}=module:Name for one of your own"
+            )
+        with ExitStack() as stack:
+            copies = stack.enter_context(Copies(name, self.copies))
+            codec = codec_of(copies, self.context, self.horizon, self.draw)
+            judged = stack.enter_context(Copies(name, min(AT_ONCE, self.episodes)))
+            stack.pop_all()  # they stay open but where this raises
+        return Composed(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
+
+    def _rows(self, recipe: Recipe) -> int:
+        """Steps of a batch. ConfigError for what does not divide those that are learnt from at a time."""
+        rows, whole = recipe.train.rows(1), self.copies * self.steps
+        if whole % rows:
+            raise ConfigError(
+                f"batches of {rows} do not divide the {whole:,} steps of {self.copies} copies x {self.steps}; set "
+                f"train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if whole % d == 0)}"
+            )
+        return rows
+
+
+class Deeds(NamedTuple):
+    """What was done in B steps: with which logarithm of a probability, what the state was taken to be worth, how much
+    better it turned out than expected, and the return that the value is to say.
+    """
+
+    actions: Tensor
+    log_probabilities: Float[Tensor, "B"]
+    values: Float[Tensor, "B"]
+    advantages: Float[Tensor, "B"]
+    returns: Float[Tensor, "B"]
+
+
+class Explorations(Explored):
+    """The steps of a learning policy in `copies` of an environment, in batches of `rows`. `experience` is that of the
+    model that is learning.
+    """
+
+    def __init__(self, config: PPOConfig, codec: AgentCodec, copies: Copies, rows: int, seed: int) -> None:
+        self.config, self.codec, self.copies, self.rows, self.seed = config, codec, copies, rows, seed
         self.experience: Experience | None = None
 
     @property
@@ -69,24 +163,21 @@ class Agents:
     def period(self) -> int:
         return self.config.epochs * (self.gathered // self.rows)
 
+    @property
+    def final_split(self) -> str:
+        return "test"
+
     def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """`model` with the sizes of states and actions, and positions where it sees several states at once."""
+        """`model` with the size of states, and positions where it sees several at once."""
         config = cast(TransformerConfig, model)
         embed, context = cast(StatesEmbedConfig, config.embed), self.config.context
         positions = embed.positions or (LearnedConfig() if context > 1 else None)
         embed = replace(embed, states=replace(embed.states, size=self.codec.states), positions=positions)
-        discrete, own = self.codec.choices is not None, config.heads["policy"]
-        if (discrete and isinstance(own, PooledHeadConfig)) or (not discrete and isinstance(own, GaussianHeadConfig)):
-            policy = replace(own, outputs=self.codec.actions)
-        else:
-            policy = policy_head(self.codec.actions, discrete, self.config.std)
-        heads = {**config.heads, "policy": policy}
-        return replace(config, embed=embed, heads=heads, context=context if context > 1 else config.context)
+        return replace(config, embed=embed, context=context if context > 1 else config.context)
 
     def explore(self, model: nn.Module) -> None:
         estimation = Estimation(self.config.discount, self.config.trace, self.config.scale_rewards)
-        module = cast(Transformer, model)
-        self.experience = Experience(module, self.copies, self.codec, estimation, self.seed)
+        self.experience = Experience(cast(Transformer, model), self.copies, self.codec, estimation, self.seed)
 
     def explored(self) -> dict[str, Tensor]:
         return self._experience.state()
@@ -99,7 +190,7 @@ class Agents:
         assert self.experience is not None  # which the learner begins
         return self.experience
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[ExperienceBatch]:
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
         """Batch k is of the steps of period k // `period`, each of which comes once in an epoch, in an order by the
         seed and the epoch. UserError for other splits, which hold nothing, and for several processes.
         """
@@ -117,17 +208,48 @@ class Agents:
             assert experience.latest is not None  # which a checkpoint holds
             yield batch_of(experience.latest, rows)
 
-    def loss(self, model: nn.Module, batch: ExperienceBatch) -> dict[str, Loss]:
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+    def close(self) -> None:
+        self.copies.close()
+
+
+class ClippedPolicy(Objective[Explorations]):
+    """Proximal policy optimisation (Schulman et al. 2017, algorithm 1), judged by playing in `copies` of its own."""
+
+    unit, goal = "timestep", "return_mean"
+    goal_better: Literal["min", "max"] = "max"
+
+    def __init__(self, config: PPOConfig, codec: AgentCodec, copies: Copies) -> None:
+        self.config, self.codec, self.copies = config, codec, copies
+        self.discrete = codec.choices is not None
+
+    @property
+    def measure(self) -> str:
+        return "clipped objective, value error and entropy"
+
+    def adapt(self, model: ModelConfig, examples: Explorations) -> ModelConfig:
+        """`model` with a head for the actions that there are."""
+        config = cast(TransformerConfig, model)
+        own = config.heads["policy"]
+        if isinstance(own, PooledHeadConfig if self.discrete else GaussianHeadConfig):
+            policy = replace(cast(Any, own), outputs=self.codec.actions)
+        else:
+            policy = policy_head(self.codec.actions, self.discrete, self.config.std)
+        return replace(config, heads={**config.heads, "policy": policy})
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         """Schulman et al. 2017, equation 9: the clipped objective, the weighted error of values and, less than 0, the
         weighted entropy.
         """
-        module, config, steps = cast(Transformer, model), self.config, batch.steps
-        encoded = module(steps.windows, batch.layout)
-        policy = distribution(policy_of(module, encoded), self.codec.choices is not None)
+        module, config, done = cast(Transformer, model), self.config, cast(Deeds, batch.targets)
+        encoded = module(*batch.inputs)
+        policy = distribution(policy_of(module, encoded), self.discrete)
         value = value_of(module, encoded)
-        better = surrogate(policy, steps.actions, steps.log_probabilities, steps.advantages, config.clip).sum()
+        better = surrogate(policy, done.actions, done.log_probabilities, done.advantages, config.clip).sum()
         extra = sum(encoded.auxiliary.values(), better.new_zeros(()))
-        error = value_error(value, steps.values, batch.targets, config.value_clip).sum()
+        error = value_error(value, done.values, done.returns, config.value_clip).sum()
         entropy = policy.entropy().sum()
         return {
             "policy": Loss(better + extra * batch.tokens, batch.tokens),
@@ -135,46 +257,82 @@ class Agents:
             "entropy": Loss(-config.entropy * entropy, batch.tokens),
         }
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+    def judge(self, model: nn.Module, examples: Explorations, split: str, limit: int | None = None) -> dict[str, Any]:
         """What episodes are worth that are played from seeds of this split alone, at most `limit`; while it learns also
         the steps of the environment so far.
         """
         seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
-        scores = worth(play(cast(Transformer, model), self.codec, self.judged, seeds), self.judged.name)
-        if split == "validation" and self.experience is not None:
-            scores["environment_steps"] = self.experience.steps
+        scores = worth(play(cast(Transformer, model), self.codec, self.copies, seeds), self.copies.name)
+        if split == "validation" and examples.experience is not None:
+            scores["environment_steps"] = examples.experience.steps
         return scores
+
+    def count(self, examples: Explorations, split: str) -> int:
+        return self.config.episodes
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
         """An agent that has learnt may stay in the game until the limit of steps."""
-        limit = self.judged.horizon if self.codec.horizon is None else self.codec.horizon
+        limit = self.copies.horizon if self.codec.horizon is None else self.codec.horizon
         return max(1.0, (limit or 0) / max(1.0, scores["length_mean"]))
 
     def showing(self) -> float:
         """An episode on film."""
         return 1.0
 
-    def count(self, split: str) -> int:
-        return self.config.episodes
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: Explorations, count: int) -> list[dict[str, str]]:
         """What a few episodes are worth."""
         if not count:
             return []
-        found = play(cast(Transformer, model), self.codec, self.judged, range(PICTURED, PICTURED + count))
+        found = play(cast(Transformer, model), self.codec, self.copies, range(PICTURED, PICTURED + count))
         return [{"return": f"{each:.5g}", "steps": str(length)} for each, length in zip(found.returns, found.lengths)]
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: Explorations) -> list[Picture]:
         """Returns over the steps of the environment, and an episode as a strip of film where it can be drawn here."""
-        curve = [] if self.experience is None else pictures.learning_curve(self.experience.curve)
-        return curve + pictures.film_strip(cast(Transformer, model), self.codec, self.judged.name)
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
+        curve = [] if examples.experience is None else pictures.learning_curve(examples.experience.curve)
+        return curve + pictures.film_strip(cast(Transformer, model), self.codec, self.copies.name)
 
     def close(self) -> None:
         self.copies.close()
-        self.judged.close()
+
+
+def batch_of(steps: DoneSteps, rows: Int[Tensor, "B"]) -> Batch:
+    """Some of the steps, with advantages of mean 0 and standard deviation 1; `computed` counts the states that the
+    model reads.
+    """
+    chosen = DoneSteps(*(each[rows] for each in steps))
+    centred = chosen.advantages - chosen.advantages.mean()
+    advantages, returns = centred / (centred.square().mean().sqrt() + _EPS), chosen.advantages + chosen.values
+    done = Deeds(chosen.actions, chosen.log_probabilities, chosen.values, advantages, returns)
+    context = chosen.windows.shape[1]
+    inputs = chosen.windows, layout_of(chosen.lengths.numpy(), context)
+    return Batch(inputs, done, len(rows), len(rows) * context)
+
+
+def surrogate(
+    policy: Categorical | Normal,
+    actions: Tensor,
+    before: Float[Tensor, "B"],
+    advantages: Float[Tensor, "B"],
+    clip: float,
+) -> Float[Tensor, "B"]:
+    """Schulman et al. 2017, equation 7, with its sign turned: what is to be small. `before` are the logarithms of the
+    probabilities with which the actions were done.
+    """
+    ratio = (policy.log_probability(actions) - before).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def value_error(
+    values: Float[Tensor, "B"], before: Float[Tensor, "B"], targets: Float[Tensor, "B"], clip: float | None
+) -> Float[Tensor, "B"]:
+    """Half the squared error; with a `clip` the larger one of it and that of a value which went no farther than so from
+    the one `before`.
+    """
+    error = (values - targets).square()
+    if clip is not None:
+        near = before + (values - before).clamp(-clip, clip)
+        error = torch.maximum(error, (near - targets).square())
+    return 0.5 * error
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from headway.codecs.moves import MOVES
 from headway.config import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError
-from headway.train import Recipe, TaskConfig
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.task import Composed
 
 if TYPE_CHECKING:
     from headway.domains.chess.positions import Positions
-    from headway.domains.chess.searchless import SearchlessTask
-    from headway.domains.chess.task import ChessTask
 
 Target = Literal["behaviour", "state_value", "action_value"]
 
@@ -69,11 +69,11 @@ class ChessConfig(GamesConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; give a share from 0 to 1")
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> ChessTask:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         source = self.positions(data)
-        from headway.domains.chess.task import ChessTask
+        from headway.domains.chess.task import Boards, MovesAndOutcomes
 
-        return ChessTask(self, recipe, source)
+        return Composed(Boards(self, recipe, source), MovesAndOutcomes(self.value_weight))
 
 
 @register("searchless")
@@ -91,8 +91,9 @@ class SearchlessConfig(GamesConfig):
         if self.bins < 2:
             raise ConfigError(f"task.bins is {self.bins}; give 2 or more")
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> SearchlessTask:
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         source = self.positions(data)
-        from headway.domains.chess.searchless import SearchlessTask
+        from headway.domains.chess.searchless import Fens, MoveOrBin
 
-        return SearchlessTask(self, recipe, source)
+        outputs = len(MOVES) if self.target == "behaviour" else self.bins
+        return Composed(Fens(self, recipe, source), MoveOrBin(self.target, outputs))

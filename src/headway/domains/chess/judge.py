@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headway.codecs.boards import planes
+from headway.codecs.fen import TOKENS, tokens
+from headway.codecs.moves import MIRROR
 from headway.domains.chess.config import SearchlessConfig, Target
-from headway.domains.chess.outputs import absolute, outputs, said, scores_of, token_inputs
 from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.models import BoardEmbedConfig, Transformer
 from headway.train import Recipe
 
+POLICY, VALUE = "policy", "value"  # heads
 _SHARP = 0.03  # how far apart expected scores of moves lie of which one is e times as probable
 _MOST_ROWS = 512  # computed at once
 
@@ -149,6 +151,40 @@ class TokenJudge:
     def _logits(self, inputs: np.ndarray) -> Tensor:
         rows = torch.from_numpy(inputs).split(_MOST_ROWS)
         return torch.cat([said(self.model, some.to(device_of(self.model))).float().cpu() for some in rows])
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of moves [B, M] and of the outcome [B, 3]."""
+    encoded = model(inputs)
+    heads = cast(Transformer, model).heads
+    return heads[POLICY](encoded.x, encoded.layout), heads[VALUE](encoded.x, encoded.layout)
+
+
+def token_inputs(positions: np.ndarray, moves: np.ndarray | None = None) -> np.ndarray:
+    """What the model reads, int64 [N, 78], or [N, 79] with moves, int [N], numbered from White's side: a begin symbol,
+    the tokens of each FEN, and the move.
+    """
+    found = np.zeros((len(positions), 1 + TOKENS + (moves is not None)), np.int64)
+    found[:, 1 : 1 + TOKENS] = tokens(positions)
+    if moves is not None:
+        found[:, -1] = moves
+    return found
+
+
+def absolute(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Moves, int [N], from the side of who makes them as moves from White's side, as the tokens of a FEN are."""
+    return np.where(positions["flags"] & 1, MIRROR[moves], moves)
+
+
+def said(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits [B, C]."""
+    return cast(Transformer, model).output(VALUE, inputs)
+
+
+def scores_of(logits: Tensor) -> Tensor:
+    """Expected scores [B] of logits of bins [B, C]: the mean of the bins' middles."""
+    middles = (torch.arange(logits.shape[-1], device=logits.device) + 0.5) / logits.shape[-1]
+    return logits.softmax(-1) @ middles
 
 
 def _outcome(score: float) -> np.ndarray:

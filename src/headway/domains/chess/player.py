@@ -10,8 +10,7 @@ import torch
 
 from headway.domains.chess.judge import Judge, Place, place_of, repetitions
 from headway.domains.chess.limits import SEARCHES, Limits
-from headway.domains.chess.nodes import PuctConfig, expected_of
-from headway.domains.chess.puct import Line, Tree
+from headway.domains.chess.puct import Line, PuctConfig, Tree, expected_of
 from headway.domains.chess.rules import chess, move_of
 from headway.errors import UserError
 

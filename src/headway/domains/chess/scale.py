@@ -11,7 +11,6 @@ from pathlib import Path
 
 from headway.data.files import File, lines
 from headway.domains.chess.config import GamesConfig
-from headway.domains.chess.task import ChessTask
 from headway.errors import UserError
 from headway.train import Recipe
 from headway.train.law import Law
@@ -49,9 +48,6 @@ class BoardsScale(Scale):
         judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
         settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
         return Settled(settings, f"of about {count:,} positions at most {judged:,} are judged at an evaluation")
-
-    def amount(self, task: ChessTask) -> int:
-        return len(task.numbers("train"))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}

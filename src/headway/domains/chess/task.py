@@ -2,31 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.domains.chess.batches import FORGET, TURN, BoardBatch, board_batch, drawn
+from headway.codecs.boards import planes
+from headway.codecs.fen import fens
+from headway.codecs.moves import FLIP, MOVERS
+from headway.data import Splits
 from headway.domains.chess.config import ChessConfig
-from headway.domains.chess.data import PositionRows
-from headway.domains.chess.judge import BoardJudge
-from headway.domains.chess.outputs import POLICY, VALUE, outputs
-from headway.domains.chess.pictures import board_pictures
-from headway.domains.chess.positions import Positions
-from headway.domains.chess.show import legal_moves, shown_positions
+from headway.domains.chess.data import PositionObjective, PositionRows
+from headway.domains.chess.judge import POLICY, VALUE, BoardJudge, outputs
+from headway.domains.chess.positions import Positions, Targets
+from headway.domains.chess.rules import chess, legal_numbers
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson
 from headway.models import BoardEmbedConfig, Loss, ModelConfig, Transformer, TransformerConfig
-from headway.report import Picture
-from headway.train import WHOLE, Recipe, Shard
+from headway.train import Recipe
+from headway.train.examples import Batch, Chance
+from headway.train.objective import judged
+
+_FORGET, _TURN = 23, 24  # streams of random numbers
 
 
-class Judged(NamedTuple):
+class BoardTargets(NamedTuple):
+    """The moves to learn with their shares, -1 and 0 where there are fewer, and the outcome, NaN where no one knows
+    it.
+    """
+
+    moves: Int[Tensor, "B K"]
+    shares: Float[Tensor, "B K"]
+    values: Float[Tensor, "B 3"]
+
+
+class Boards(PositionRows):
+    """Planes of positions with those before them."""
+
+    def __init__(self, config: ChessConfig, recipe: Recipe, source: Positions) -> None:
+        every = np.arange(len(source))
+        super().__init__(recipe, source, Splits(source.split(config.split), every, "positions", "games in files"))
+        self.config, self.history = config, _history(recipe.model)
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` as it is; UserError for one that does not see 64 squares, and where there is nothing to train on."""
+        for split in ("train", "validation"):
+            self.splits.rows(split)
+        _history(model)
+        return model
+
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """In training some are shown without their past, and some with left and right exchanged, where no one may
+        castle any more: the rules then are the same.
+        """
+        records, known = self.source.records(rows, self.history)
+        if chance is not None:
+            known = known & (_drawn(chance, self.seed, _FORGET) >= self.config.forget)[:, None]
+        targets, inputs = self.source.targets(rows), planes(records, known)
+        moves = targets.moves
+        if chance is not None:
+            turned = (_drawn(chance, self.seed, _TURN) < self.config.turn) & (records[0]["flags"] < 2)
+            inputs[turned] = inputs[turned][:, np.arange(64) ^ 7]
+            moves = np.where(turned[:, None] & (moves >= 0), FLIP[moves], moves)
+        shares = shares_of(targets, self.config.temperature)
+        said = BoardTargets(*map(torch.from_numpy, (moves, shares, targets.values)))
+        return Batch((torch.from_numpy(inputs),), said, len(rows), inputs.shape[0] * inputs.shape[1])
+
+    def legal(self, rows: np.ndarray) -> np.ndarray:
+        """The legal moves of positions, bool [N, M], from the side of who is to move."""
+        found = np.zeros((len(rows), MOVERS), bool)
+        for row, fen in enumerate(fens(np.asarray(self.source.positions[rows]))):
+            found[row, legal_numbers(chess.Board(fen))] = True
+        return found
+
+
+class BoardSums(NamedTuple):
     """Sums over positions: nats of moves, hits among legal ones, and how often the most probable of all is legal; nats
     of outcomes and errors of expected scores; and the counts.
     """
@@ -40,52 +92,36 @@ class Judged(NamedTuple):
     values: int
 
 
-class ChessTask(PositionRows):
-    """Cross-entropy of the moves that are to be made and of the outcome (win, draw, loss)."""
+class MovesAndOutcomes(PositionObjective[Boards]):
+    """Cross-entropy of the moves that are to be made and, by its `weight`, of the outcome (win, draw, loss)."""
 
-    def __init__(self, config: ChessConfig, recipe: Recipe, source: Positions) -> None:
-        super().__init__(recipe, source, config.split)
-        self.config = config
-        self.history = _history(recipe.model)
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
 
-    def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` as it is; UserError for one that does not see 64 squares, and where there is nothing to train on."""
-        for split in ("train", "validation"):
-            self.numbers(split)
-        _history(model)
-        return model
+    def opinions(self, model: nn.Module) -> BoardJudge:
+        return BoardJudge(cast(Transformer, model))
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[BoardBatch]:
-        if split != "train":
-            yield from (self._batch(rows) for rows in self.once(split, shard))
-            return
-        for places, rows in self.endless(split, shard, start):
-            kept = drawn(places, self.seed, FORGET) >= self.config.forget
-            turned = drawn(places, self.seed, TURN) < self.config.turn
-            yield board_batch(self.source, rows, self.history, self.config.temperature, kept, turned)
-
-    def counts(self, batch: BoardBatch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> dict[str, int]:
         """Positions with moves and with outcomes, which are divided by separately."""
-        return {POLICY: int((batch.moves[:, 0] >= 0).sum()), VALUE: int((~batch.values[:, 0].isnan()).sum())}
+        said: BoardTargets = batch.targets
+        return {POLICY: int((said.moves[:, 0] >= 0).sum()), VALUE: int((~said.values[:, 0].isnan()).sum())}
 
-    def loss(self, model: nn.Module, batch: BoardBatch) -> dict[str, Loss]:
-        policy, value = outputs(model, batch.inputs)
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        policy, value = outputs(model, *batch.inputs)
         counts = self.counts(batch)
         return {
-            POLICY: Loss(_policy_nats(policy, batch).sum(), counts[POLICY]),
-            VALUE: Loss(self.config.value_weight * _value_nats(value, batch).sum(), counts[VALUE]),
+            POLICY: Loss(_policy_nats(policy, batch.targets).sum(), counts[POLICY]),
+            VALUE: Loss(self.weight * _value_nats(value, batch.targets).sum(), counts[VALUE]),
         }
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+    def judge(self, model: nn.Module, examples: Boards, split: str, limit: int | None = None) -> dict[str, Any]:
         """Nats a position of moves (policy), of outcomes (value) and of both with their weights (loss); how often the
         right move is the most probable of the legal ones (accuracy), which is the accuracy on puzzles where no outcome
         is known; how often the most probable of all is legal; the mean error of the expected score.
         """
-        device = device_of(cast(Transformer, model))
-        with evaluating(model), torch.no_grad():
-            rows = self.once(split, WHOLE, limit)
-            found = (_judge(model, self._batch(some).to(device), legal_moves(self.source, some)) for some in rows)
-            sums = Judged(*map(sum, zip(*found)))
+        some = examples.of(split).some(limit)
+        found = [_judge(model, batch, examples.legal(some.rows[numbers])) for numbers, batch in judged(model, some)]
+        sums = BoardSums(*map(sum, zip(*found)))
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
         if sums.moves:
             scores["policy"] = sums.policy / sums.moves
@@ -97,48 +133,55 @@ class ChessTask(PositionRows):
             scores["puzzle_accuracy_interval"] = scores["accuracy_interval"]
         if sums.values:
             scores["value"], scores["score_error"] = sums.value / sums.values, sums.error / sums.values
-        scores["loss"] = scores.get("policy", 0.0) + self.config.value_weight * scores.get("value", 0.0)
+        scores["loss"] = scores.get("policy", 0.0) + self.weight * scores.get("value", 0.0)
         scores["positions"] = max(sums.moves, sums.values)
         return scores
 
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        """Held-out positions with the move that is said and the one that is right."""
-        return shown_positions(BoardJudge(cast(Transformer, model)), self.source, self.spread(count))
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """Boards with the moves that the model thinks of, and where its squares look."""
-        return board_pictures(BoardJudge(cast(Transformer, model)), self.source, self.spread(4))
-
-    def save(self, directory: Path) -> None:
-        """There is no codec to keep: positions are what they are."""
-
-    def _batch(self, rows: np.ndarray) -> BoardBatch:
-        return board_batch(self.source, rows, self.history, self.config.temperature)
-
-
-def _policy_nats(logits: Tensor, batch: BoardBatch) -> Tensor:
-    said = logits.log_softmax(-1).gather(1, batch.moves.clamp(min=0))
-    return -(batch.shares * said).sum(1)
+def shares_of(targets: Targets, temperature: float) -> np.ndarray:
+    """How much of the policy each move is to get, float32 [B, K]: a softmax of their worths over the temperature
+    where several are known, else all to the first.
+    """
+    several = (targets.moves >= 0).sum(1) > 1
+    judged = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
+    logits = np.where(targets.moves >= 0, np.nan_to_num(targets.worths), -np.inf) / temperature
+    best = np.maximum(logits.max(1, keepdims=True), -1e9)
+    soft = np.exp(logits - best)
+    soft /= np.maximum(soft.sum(1, keepdims=True), 1e-9)
+    first = np.zeros_like(soft)
+    first[:, 0] = targets.moves[:, 0] >= 0
+    return np.where(judged[:, None], soft, first).astype(np.float32)
 
 
-def _value_nats(logits: Tensor, batch: BoardBatch) -> Tensor:
-    return -(batch.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
+def _drawn(chance: Chance, seed: int, stream: int) -> np.ndarray:
+    """Numbers from 0 to 1, [B], that depend on the batch's place in the stream of samples and the seed alone."""
+    first = int(chance.places[0])
+    random = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, first]))
+    return random.random(len(chance.places))
 
 
-def _judge(model: nn.Module, batch: BoardBatch, legal: np.ndarray) -> Judged:
+def _policy_nats(logits: Tensor, said: BoardTargets) -> Tensor:
+    return -(said.shares * logits.log_softmax(-1).gather(1, said.moves.clamp(min=0))).sum(1)
+
+
+def _value_nats(logits: Tensor, said: BoardTargets) -> Tensor:
+    return -(said.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
+
+
+def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
     """`legal`, bool [B, M], are the moves that there are."""
-    policy, value = outputs(model, batch.inputs)
+    (policy, value), said = outputs(model, *batch.inputs), batch.targets
     allowed = torch.from_numpy(legal).to(policy.device)
     best = policy.masked_fill(~allowed, float("-inf")).argmax(-1)
-    moved, valued = batch.moves[:, 0] >= 0, ~batch.values[:, 0].isnan()
+    moved, valued = said.moves[:, 0] >= 0, ~said.values[:, 0].isnan()
     scores = torch.tensor([1.0, 0.5, 0.0], device=value.device)
-    error = ((value.softmax(-1) - batch.values.nan_to_num(0.0)) @ scores).abs()
-    return Judged(
-        float(_policy_nats(policy, batch).sum()),
-        int((best == batch.moves[:, 0])[moved].sum()),
+    error = ((value.softmax(-1) - said.values.nan_to_num(0.0)) @ scores).abs()
+    return BoardSums(
+        float(_policy_nats(policy, said).sum()),
+        int((best == said.moves[:, 0])[moved].sum()),
         int((best == policy.argmax(-1))[moved].sum()),
         int(moved.sum()),
-        float(_value_nats(value, batch).sum()),
+        float(_value_nats(value, said).sum()),
         float(error[valued].sum()),
         int(valued.sum()),
     )

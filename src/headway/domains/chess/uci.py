@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from headway.domains.chess.limits import SEARCHES, Limits, share_of_clock
 from headway.domains.chess.mates import forced_mate
-from headway.domains.chess.nodes import expected_of
+from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, move_named
 from headway.domains.chess.values import centipawns
 from headway.errors import UserError, nearest

@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "TASKS", "Policy", "acts_in_chunks", "policy", "rollout"]
 RECIPES = ("robotics", "metaworld")
-TASKS = {"robotics": "config"}
+TASKS = {"robotics": "task"}
 lazily(__name__, {".policy": ("Policy",), ".use": ("acts_in_chunks", "policy", "rollout")})

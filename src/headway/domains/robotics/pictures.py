@@ -12,7 +12,7 @@ import torch
 from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.rollout import open_copies, play
-from headway.domains.robotics.windows import Windows
+from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
@@ -56,15 +56,14 @@ def _film_strip(model: Act, codec: RobotCodec, task: str, environment: str) -> P
     return Picture(f"An episode: {task}", caption, strip(reel.frames), wide=True)
 
 
-def chunk_beside(model: Act, windows: Windows) -> list[Picture]:
+def chunk_beside(model: Act, examples: Demonstrated, episode: int) -> list[Picture]:
     """What is said at one step of a demonstration, a third on its way, and what was done."""
-    data = windows.data
-    episode = int(windows.numbers[0])
+    data, codec = examples.data, examples.codec
     step = int(data.starts[episode] + data.lengths[episode] // 3)
-    said = Acting(model, windows.codec, [PICTURED]).chunk(windows.seen(np.array([step])))[0]
-    chunks = windows.chunks(np.array([step]))
+    said = Acting(model, codec, [PICTURED]).chunk(examples.seen(np.array([step])))[0]
+    chunks = examples.chunks(np.array([step]))
     keep = chunks.keep[0]
-    done = windows.codec.said_actions(chunks.actions[0][keep].numpy())
+    done = codec.said_actions(chunks.actions[0][keep].numpy())
     moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_NUMBERS]
     series, strokes = {}, {}
     for colour, number in enumerate(sorted(moving.tolist())):

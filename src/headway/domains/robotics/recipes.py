@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.data import SplitConfig
-from headway.domains.robotics.config import RoboticsConfig
+from headway.domains.robotics.task import RoboticsConfig
 from headway.models import RegressionConfig, act
 from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 

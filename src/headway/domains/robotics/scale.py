@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from headway.data.demonstrations import outline
-from headway.domains.robotics.task import Robotics
-from headway.train import Recipe
+from headway.domains.robotics.windows import Demonstrated
+from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.task import Composed
 
 _SHAPES = (
     (64, [1, 1, 1], 2),
@@ -67,8 +68,9 @@ class DemonstrationsScale(Scale):
             reason += f"; pictures of {size[0]} x {size[1]}"
         return Settled(settings, reason)
 
-    def amount(self, task: Robotics) -> int:
-        return task.model.chunk * int(task.data.lengths[task.sides["train"]].sum())
+    def amount(self, task: Task) -> int:
+        examples = cast(Demonstrated, cast(Composed, task).examples)
+        return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}

@@ -1,12 +1,13 @@
-"""What is learnt at once: the observation at a step of a demonstration, and the actions from there on."""
+"""Demonstrations as they are learned from: the observation at a step, and the chunk of actions from there on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import count
-from typing import Self
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,43 +15,39 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headway.data import Splits
 from headway.data.demonstrations import Demonstrations
 from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
-from headway.models import Chunks, Drawn, Observations
-from headway.train import WHOLE, Shard
+from headway.errors import ConfigError
+from headway.models import ActConfig, Chunks, ModelConfig, Observations
+from headway.train import Shard
+from headway.train.examples import Batch, ByCount, Chance, Examples
 
 _BRIGHTEST = 255.0
 _MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pictures then lie within -2 to 2
+_JUDGED_AT_ONCE = 64  # windows
+_DRAWS = 13  # so that what training draws has nothing to do with other draws from the same seed
 
 
-@dataclass(frozen=True)
-class RobotBatch:
-    """Observations of B steps and the chunks that follow. `tokens` counts actions that there are, `computed` all."""
-
-    seen: Observations
-    chunks: Chunks
-    drawn: Drawn
-    tokens: int
-    computed: int
-
-    def to(self, device: torch.device | str) -> Self:
-        if self.chunks.actions.device == torch.device(device):
-            return self
-        moved = self.seen.to(device), self.chunks.to(device), self.drawn.to(device)
-        return type(self)(*moved, self.tokens, self.computed)
-
-
-class Windows:
-    """Windows over the steps of some demonstrations: one begins at each step and has `chunk` actions, of which those
-    after the episode's end are not there.
+class Demonstrated(Examples):
+    """Windows over the steps of demonstrations, which `splits` divide; `size` of them are a batch of training, in which
+    scaled states are moved by `noise`. `model` says how long chunks are, and what chance gives to them.
     """
 
-    def __init__(self, data: Demonstrations, numbers: np.ndarray, codec: RobotCodec, chunk: int) -> None:
-        """`numbers` int64 [E] are the episodes."""
-        self.data, self.codec, self.chunk = data, codec, chunk
-        self.numbers = numbers
+    def __init__(
+        self,
+        data: Demonstrations,
+        splits: Splits,
+        codec: RobotCodec,
+        model: ActConfig,
+        size: int,
+        seed: int,
+        noise: float,
+    ) -> None:
+        self.data, self.splits, self.codec, self.model = data, splits, codec, model
+        self.size, self.seed, self.noise = size, seed, noise
         self._ends = np.repeat(data.ends, data.lengths)  # of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
 
@@ -62,32 +59,29 @@ class Windows:
     def _actions(self) -> np.ndarray:
         return self.codec.read_actions(self.data.actions)
 
-    @cached_property
-    def steps(self) -> list[np.ndarray]:
-        """The steps of each task that has any, int64 [N] each."""
-        starts, ends, tasks = self.data.starts, self.data.ends, self.data.tasks
-        found = []
-        for task in np.unique(tasks[self.numbers]):
-            own = self.numbers[tasks[self.numbers] == task]
-            found.append(steps_within(starts[own], ends[own]))
-        return found
+    def of(self, split: str) -> ChunkWindows:
+        return ChunkWindows(self, self.splits.rows(split))
 
-    def endless(self, rows: int, seed: int, shard: Shard = WHOLE, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """The numbers of batches and their steps, without end: tasks take turns, and of each one the steps come in
-        shuffled epochs of its own, so that none is seen more for having longer demonstrations.
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
+
+    def count(self, split: str) -> int:
+        """Demonstrations, of which there are many windows."""
+        return len(self.splits.rows(split))
+
+    def adapt(self, model: ModelConfig) -> ActConfig:
+        """`model` with the sizes of states, pictures and actions, and the words of tasks. UserError where nothing is
+        left to train on.
         """
-        tasks = len(self.steps)
-        for number in count(start + shard.rank, shard.world):
-            turns, owners = np.divmod(np.arange(number * rows, (number + 1) * rows), tasks)
-            steps = np.empty(rows, np.int64)
-            for owner, own in enumerate(self.steps):
-                here = owners == owner
-                steps[here] = own[sample_at(turns[here], len(own), epoch_seed(seed, owner))]
-            yield number, steps
-
-    def once(self) -> np.ndarray:
-        """The first steps of chunks one after the other, int64 [N]."""
-        return steps_within(self.data.starts[self.numbers], self.data.ends[self.numbers], self.chunk)
+        self.splits.rows("train")
+        config = cast(ActConfig, model)
+        cameras = tuple(camera.read for camera in self.codec.cameras)
+        try:
+            observation = config.observation.fitted(len(self.codec.mean), cameras)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
+        return replace(config, observation=observation, actions=len(self.codec.scale), words=self.codec.symbols)
 
     def seen(self, steps: np.ndarray) -> Observations:
         """What is seen at steps, int64 [B]."""
@@ -97,10 +91,73 @@ class Windows:
 
     def chunks(self, steps: np.ndarray) -> Chunks:
         """The actions from steps on, int64 [B]; after an episode's end its last one stands for those that are not."""
-        places = steps[:, None] + np.arange(self.chunk)
+        places = steps[:, None] + np.arange(self.model.chunk)
         last = self._ends[steps][:, None] - 1
-        actions = self._actions[np.minimum(places, last)]
-        return Chunks(torch.from_numpy(actions), torch.from_numpy(places <= last))
+        return Chunks(torch.from_numpy(self._actions[np.minimum(places, last)]), torch.from_numpy(places <= last))
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+
+class ChunkWindows:
+    """Windows of the demonstrations of these `numbers`, int64 [E]. Those that are judged begin at `steps`, one chunk
+    after the other; one of training begins at each step.
+    """
+
+    def __init__(self, examples: Demonstrated, numbers: np.ndarray, limit: int | None = None) -> None:
+        self.examples, self.numbers = examples, numbers
+        data = examples.data
+        self.steps = steps_within(data.starts[numbers], data.ends[numbers], examples.model.chunk)[:limit]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def training(self) -> Turns:
+        starts, ends, tasks = self.examples.data.starts, self.examples.data.ends, self.examples.data.tasks[self.numbers]
+        each = [self.numbers[tasks == task] for task in np.unique(tasks)]
+        steps = tuple(steps_within(starts[own], ends[own]) for own in each)
+        return Turns(steps, self.examples.size, self.examples.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), _JUDGED_AT_ONCE)
+
+    def some(self, limit: int | None) -> ChunkWindows:
+        """The first ones."""
+        return ChunkWindows(self.examples, self.numbers, limit)
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """What is seen, with what chance gives to the batch, and the chunks that follow; `tokens` counts actions that
+        there are, `computed` all. In training `numbers` are steps of the data.
+        """
+        found = self.examples
+        steps, number = (self.steps[numbers], int(numbers[0])) if chance is None else (numbers, chance.number)
+        chunks, seen = found.chunks(steps), found.seen(steps)
+        random = np.random.default_rng([_DRAWS, found.seed, number])
+        drawn = found.model.head.draw(random, len(steps), found.model.chunk, len(found.codec.scale))
+        if chance is not None and found.noise and seen.states is not None:
+            moved = random.standard_normal(tuple(seen.states.shape), np.float32)
+            seen = seen._replace(states=seen.states + found.noise * torch.from_numpy(moved))
+        return Batch((seen, drawn), chunks, int(chunks.keep.sum()), chunks.keep.numel())
+
+
+class Turns(NamedTuple):
+    """Batches of `size` steps, of those of each task, int64 [N] each: tasks take turns, and of each one the steps come
+    in shuffled epochs of its own, so that none is seen more for having longer demonstrations.
+    """
+
+    steps: tuple[np.ndarray, ...]
+    size: int
+    seed: int
+
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, np.ndarray]]:
+        for number in count(start + shard.rank, shard.world):
+            places = np.arange(number * self.size, (number + 1) * self.size)
+            turns, owners = np.divmod(places, len(self.steps))
+            steps = np.empty(self.size, np.int64)
+            for owner, own in enumerate(self.steps):
+                here = owners == owner
+                steps[here] = own[sample_at(turns[here], len(own), epoch_seed(self.seed, owner))]
+            yield Chance(number, places), steps
 
 
 def observed(

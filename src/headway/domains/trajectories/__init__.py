@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "TASKS", "rollout"]
 RECIPES = ("trajectories", "cartpole", "pendulum", "hopper")
-TASKS = {"trajectories": "config"}
+TASKS = {"trajectories": "task"}
 lazily(__name__, {".use": ("rollout",)})

@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.data.episodes import described
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.generate.prompts import device_of
+from headway.environments import Copies, Returns, played
+from headway.environments.film import Watch
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
 from headway.mixers import State, select
 from headway.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
@@ -115,3 +119,32 @@ class Actor:
         shape = (len(self.to_go), 0) if self.codec.choices is not None else (len(self.to_go), 0, len(self.codec.reach))
         kind = torch.long if self.codec.choices is not None else torch.float32
         return torch.zeros(shape, dtype=kind, device=self._device)
+
+
+def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:
+    """UserError for an environment whose states or actions are not those of the model."""
+    spaces = copies.spaces
+    if codec.choices != spaces.choices or (codec.choices is None and len(codec.reach) != spaces.numbers):
+        raise UserError(
+            f"the environment {copies.name!r} takes actions of {spaces.told}, and this model says {codec.told}; "
+            "choose an environment that fits (--env), or train on episodes of this one"
+        )
+    if codec.shape != spaces.shape:
+        seen, wanted = (described(np.empty((1, *shape))) for shape in (spaces.shape, codec.shape))
+        raise UserError(
+            f"the environment {copies.name!r} shows states of {seen}, and this model reads {wanted}; choose an "
+            "environment that fits (--env), or train on episodes of this one"
+        )
+
+
+def play(
+    model: Transformer,
+    codec: TrajectoryCodec,
+    copies: Copies,
+    target: float,
+    seeds: Sequence[int],
+    watch: Watch | None = None,
+) -> Returns:
+    """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
+    with evaluating(model):
+        return played(lambda some: Actor(model, codec, [target] * len(some), some), copies, seeds, watch)

@@ -58,7 +58,7 @@ class TrajectoryCodec:
     def states(self, states: np.ndarray) -> np.ndarray:
         """[..., *shape] as float32; images become [..., C, H, W]."""
         if not self.image:
-            return (states.astype(np.float32) - self._mean) / self._std
+            return (states.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         found = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
         return np.moveaxis(found, -1, -3) if last_is_channels(self.shape) else found
 
@@ -79,14 +79,6 @@ class TrajectoryCodec:
             return said.argmax(-1)
         odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
         return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
-
-    @property
-    def _mean(self) -> np.ndarray:
-        return np.array(self.mean, np.float32)
-
-    @property
-    def _std(self) -> np.ndarray:
-        return np.array(self.std, np.float32)
 
     @property
     def _reach(self) -> np.ndarray:

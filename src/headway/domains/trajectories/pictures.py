@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.domains.trajectories.acting import play
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.rollout import play
 from headway.environments import AT_ONCE, PICTURED, Copies
 from headway.environments.film import Reel, strip
 from headway.errors import UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.domains.trajectories.config import TrajectoriesConfig
+from headway.domains.trajectories.task import TrajectoriesConfig
 from headway.models.decisions import decision_gym
 from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from headway.data.recordings import outline
-from headway.domains.trajectories.task import Trajectories
-from headway.train import Recipe
+from headway.domains.trajectories.windows import Trajectories
+from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.task import Composed
 
 _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),
@@ -45,8 +47,9 @@ class EpisodesScale(Scale):
         settings = {"task.context": context, "task.episodes": played}
         return Settled({**settings, "task.split.validation": share, "task.split.test": share}, reason)
 
-    def amount(self, task: Trajectories) -> int:
-        return int(task.episodes.lengths[task.sides["train"]].sum())
+    def amount(self, task: Task) -> int:
+        examples = cast(Trajectories, cast(Composed, task).examples)
+        return int(examples.episodes.lengths[examples.splits.rows("train")].sum())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}

@@ -1,34 +1,33 @@
-"""The task over episodes: actions from what was seen and what was still to come, judged by playing."""
+"""The actions of episodes by what was seen and what was still to come: what is learned, and judged by playing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from functools import cached_property
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.data.episodes import Episodes
+from headway.config import checked, register
+from headway.data import SplitConfig, Splits, sides_of
+from headway.data.episodes import Episodes, described, joined
+from headway.data.recordings import read_episodes
 from headway.domains.trajectories import pictures
-from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.rollout import play
-from headway.domains.trajectories.windows import TrajectoryBatch, Windows
-from headway.environments import Copies, seeds_of, worth
+from headway.domains.trajectories.acting import check_fits, play
+from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
+from headway.domains.trajectories.windows import StepWindows, Trajectories
+from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import device_of, evaluating
 from headway.metrics import wilson
 from headway.models import (
-    ConvolutionsConfig,
     Encoded,
     Loss,
     ModelConfig,
-    NumbersConfig,
-    PatchesConfig,
     StepHeadConfig,
     TrajectoryEmbed,
     TrajectoryEmbedConfig,
@@ -37,243 +36,284 @@ from headway.models import (
     step_heads,
 )
 from headway.report import Picture
-from headway.train import WHOLE, Shard, Sided, sharding
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch
+from headway.train.objective import Objective, judged
+from headway.train.task import Composed
 
-if TYPE_CHECKING:
-    from headway.domains.trajectories.config import TrajectoriesConfig
-
-_JUDGED_AT_ONCE = 64  # windows
 _SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
+_LOG = logging.getLogger(__name__)
 
 
-class Trajectories(Sided):
-    """`rows` is the number of windows in a training batch. Where there are `copies` of an environment, the goal is the
-    mean return that is reached there; else the loss on held-out episodes.
+@register("trajectories")
+@checked
+@dataclass(frozen=True)
+class TrajectoriesConfig(TaskConfig):
+    """Say the actions of episodes from the states and, with `condition`, the returns that were still to come.
+
+    Windows have `context` steps. Without `condition` this is behaviour cloning; `best` is the share of training
+    episodes that are learnt from, those of the highest returns. `states` and `returns` weigh the squared errors of the
+    next state and return-to-go, of which a model of trajectories learns (0: not said). Returns are divided by `scale`,
+    none for the largest of the training data.
+
+    Where an environment is known (`env`, or what the data say, or HEADWAY_ENV), `episodes` are played there at each
+    evaluation, asked for the return `target`, none for the best of the training data; with 0 held-out episodes judge
+    alone. `draw` draws choices by their probabilities, as the paper does for Atari, in place of the most probable.
+    `random` episodes of a policy of chance are recorded there and added to the data, though not to its split "all".
+    Episodes that are equal never stand on two sides of the `split`.
+    """
+
+    context: int = 20  # steps of a window
+    condition: bool = True  # whether returns-to-go are read; without, behaviour cloning
+    best: float = 1.0  # share of training episodes that are learnt from, the best
+    states: float = 0.0  # weight of the loss of the next state
+    returns: float = 0.0  # weight of the loss of the next return-to-go
+    scale: float | None = None  # what returns are divided by; none: the largest of the training data
+    env: str | None = None  # environment; none: what the data say
+    episodes: int = 10  # played at each evaluation; 0: none
+    target: float | None = None  # return that is asked for; none: the best of the training data
+    draw: bool = False  # draw choices by their probabilities
+    random: int = 0  # episodes of a random policy that are added to the data
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or min(self.episodes, self.random) < 0 or min(self.states, self.returns) < 0:
+            raise ConfigError(
+                f"task.context is {self.context}, task.episodes {self.episodes}, task.random {self.random}, "
+                f"task.states {self.states} and task.returns {self.returns}; give 1 step or more, nothing below 0"
+            )
+        if not 0 < self.best <= 1:
+            raise ConfigError(f"task.best is {self.best}; give a share of the episodes above 0, and at most 1")
+        if self.scale is not None and not self.scale > 0:
+            raise ConfigError(f"task.scale is {self.scale}; give a number above 0, or none")
+        if self.returns and not self.condition:
+            raise ConfigError(
+                f"task.returns is {self.returns} without task.condition; set it to 0, or condition to true"
+            )
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
+        model = check_model(recipe.model)
+        rows = recipe.train.rows(self.context)
+        known = read_codec(workspace) if (workspace / FILE).is_file() else None
+        episodes = read_episodes(recipe.files(data))
+        every = np.arange(len(episodes))  # those of the data, whatever is added to them
+        name = self._environment(episodes)
+        copies = self._copies(name)
+        if self.random:
+            episodes = self._with_random(episodes, copies)
+        sides = sides_of(episodes.keys(), episodes.named, self.split)
+        splits = Splits(sides, every, "episodes", play=copies is not None and self.episodes > 0)
+        training = sides["train"] if known else splits.rows("train")
+        best = training[np.argsort(-episodes.returns[training], kind="stable")]
+        training = sides["train"] = np.sort(best[: max(1, round(self.best * len(best)))])
+        if known is None:
+            codec = fitted(
+                episodes,
+                training,
+                self.context,
+                scale=self.scale,
+                target=self.target,
+                choices=copies.spaces.choices if copies is not None else None,
+                environment=name,
+                draw=self.draw,
+            )
+        else:  # that of the run, or of the model that it starts from
+            target = known.target if self.target is None else self.target
+            codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
+        check_known(codec, episodes)
+        if copies is not None:
+            check_fits(codec, copies)
+        _check_spaces(model, codec, recipe.start is not None)
+        asked = {"returns": self.condition, "following": bool(self.states or self.returns)}
+        examples = Trajectories(episodes, splits, codec, rows, recipe.train.seed, **asked)
+        longest = int(episodes.lengths[best[0]]) if len(best) else 0
+        return Composed(examples, StepActions(self, codec, copies if self.episodes else None, longest))
+
+    def _environment(self, episodes: Episodes) -> str:
+        """The name of the environment in which the model is judged; "" where none is known."""
+        given = os.environ.get(VARIABLE)
+        if given:
+            return given
+        if self.env is not None:
+            return check_stored(self.env)
+        if ":" not in episodes.environment:
+            return episodes.environment
+        if self.episodes:
+            _LOG.warning(
+                "the data were recorded in %s, code that they may not ask for: models are judged by held-out episodes; "
+                "set %s=%s to have them play there",
+                episodes.environment,
+                VARIABLE,
+                episodes.environment,
+            )
+        return ""
+
+    def _copies(self, name: str) -> Copies | None:
+        if not name or not (self.episodes or self.random):
+            return None
+        try:
+            return Copies(name, max(1, min(AT_ONCE, self.episodes)))
+        except UserError as error:
+            raise UserError(f"{error}; or set task.episodes=0 to judge by held-out episodes alone") from error
+
+    def _with_random(self, episodes: Episodes, copies: Copies | None) -> Episodes:
+        if copies is None:
+            raise ConfigError(
+                f"task.random is {self.random}, and no environment is known; set task.env, or random to 0"
+            )
+        recorder = Recorder(copies, [Mixture(None, 1.0)], seed=0, horizon=None)
+        recorder.run(self.random, at_once=1)
+        return joined([episodes, recorder.episodes()], ["the data", f"the environment {copies.name!r}"])
+
+
+class StepActions(Objective[Trajectories]):
+    """Of the action of each step nats, or the mean squared error of its numbers; of the next states and returns that,
+    by their weights. Where there are `copies` of an environment, the goal is the mean return that is reached there;
+    else the loss on held-out episodes. The best episode that is learned from has `best` steps.
     """
 
     unit = "timestep"
 
-    def __init__(
-        self,
-        config: TrajectoriesConfig,
-        episodes: Episodes,
-        given: int,
-        sides: dict[str, np.ndarray],
-        codec: TrajectoryCodec,
-        copies: Copies | None,
-        rows: int,
-        seed: int,
-    ) -> None:
-        """The first `given` episodes are those of the data, which the split "all" has alone; `sides` are the numbers of
-        the episodes of each other split.
-        """
-        self.config, self.episodes, self.given, self.sides, self.codec = config, episodes, given, sides, codec
-        self.copies = copies if config.episodes else None
-        self.plays = self.copies is not None
-        self.measure = "squared error of an action" if codec.choices is None else "nats of a choice"
-        self.rows, self.seed = rows, seed
-        self.goal = "return_mean" if self.plays else "loss"
-        self.goal_better: Literal["min", "max"] = "max" if self.plays else "min"
+    def __init__(self, config: TrajectoriesConfig, codec: TrajectoryCodec, copies: Copies | None, best: int) -> None:
+        self.config, self.codec, self.copies, self.best = config, codec, copies, best
+        self._asked: list[pictures.Point] = []  # what was reached in the last samples
+        if copies is not None:
+            self.goal, self.goal_better = "return_mean", "max"
 
-    def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """`model` with the sizes of states and actions, timesteps for the longest episode, and the heads that are
-        trained beside those it has. UserError for data and settings that nothing can be trained by.
-        """
-        self._check_training()
-        config = cast(TransformerConfig, model)
-        before = cast(TrajectoryEmbedConfig, config.embed)
-        longest = int(self.episodes.lengths.max())
-        limit = None if self.copies is None else self.copies.horizon
-        embed = replace(
-            before,
-            states=self._sized(before.states),
-            actions=self.codec.actions,
-            discrete=self.codec.choices is not None,
-            returns=self.config.condition,
-            timesteps=max(before.timesteps, longest, limit or 0),
-        )
-        if config.context is not None and config.context < self.codec.context * embed.tokens:
-            raise ConfigError(
-                f"task.context {self.codec.context} has {self.codec.context * embed.tokens} tokens, and model.context "
-                f"is {config.context}; lower task.context, or raise model.context"
-            )
-        wanted = {"states": bool(self.config.states), "returns": bool(self.config.returns)}
-        heads = step_heads(embed, **{name: is_set or name in config.heads for name, is_set in wanted.items()})
-        own, same = config.heads.get("actions"), before.discrete == embed.discrete
-        if same and isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
-            heads["actions"] = own  # with the bias and the activation that it has
-        return replace(config, embed=embed, heads=heads)
+    @property
+    def measure(self) -> str:
+        return "squared error of an action" if self.codec.choices is None else "nats of a choice"
 
-    def _check_training(self) -> None:
-        """UserError where nothing is left to train on, or to judge by; ConfigError for next states that are images."""
-        if not len(self.sides["train"]):
-            raise nothing_left(self.episodes)
-        if not self.plays:
-            self._windows("validation")
-        weight = self.config.states
+    def adapt(self, model: ModelConfig, examples: Trajectories) -> ModelConfig:
+        """`model` with timesteps for the longest episode that is played, and the heads that are trained beside those it
+        has. UserError where there is nothing to judge by; ConfigError for next states that are images.
+        """
+        weight, config = self.config.states, cast(TransformerConfig, model)
+        if self.copies is None:
+            examples.splits.rows("validation", "an environment to be judged in (task.env)")
         if weight and self.codec.image:
             raise ConfigError(
                 f"task.states is {weight}, and the data's states are images, which no head says; set it to 0"
             )
+        embed = cast(TrajectoryEmbedConfig, config.embed)
+        limit = None if self.copies is None else self.copies.horizon
+        embed = replace(embed, timesteps=max(embed.timesteps, limit or 0))
+        wanted = {name: bool(getattr(self.config, name)) or name in config.heads for name in ("states", "returns")}
+        heads, own = step_heads(embed, **wanted), config.heads.get("actions")
+        if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
+            heads["actions"] = own  # with the bias and the activation that it has
+        return replace(config, embed=embed, heads=heads)
 
-    def _sized(self, states: Any) -> Any:
-        if isinstance(states, NumbersConfig):
-            return replace(states, size=self.codec.shape[0])
-        if isinstance(states, (PatchesConfig, ConvolutionsConfig)):
-            channels, *size = self.codec.seen
-            return replace(states, channels=channels, size=tuple(size))
-        return states
-
-    def _windows(self, split: str) -> Windows:
-        numbers = np.arange(self.given) if split == "all" else self.sides.get(split, np.zeros(0, int))
-        if not len(numbers):
-            raise UserError(
-                f"the {split} split of {len(self.episodes)} episodes is empty; give files named {split}, a larger "
-                "share (task.split), or an environment to be judged in (task.env)"
-            )
-        following = bool(self.config.states or self.config.returns)
-        return Windows(self.episodes, numbers, self.codec, returns=self.config.condition, following=following)
-
-    @cached_property
-    def _training(self) -> Windows:
-        return self._windows("train")
-
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[TrajectoryBatch]:
-        """Batch k of training holds the windows that end at the steps k rows, ... of a shuffled stream of epochs."""
-        if split == "train":
-            windows = self._training
-            for _, steps in sharding.endless(windows.steps, self.rows, self.seed, shard, start):
-                yield windows.ending(steps)
-            return
-        windows = self._windows(split)
-        yield from map(windows.judged, windows.once(_JUDGED_AT_ONCE)[shard.rank :: shard.world])
-
-    def counts(self, batch: TrajectoryBatch) -> dict[str, int]:
+    def counts(self, batch: Batch) -> dict[str, int]:
         """Steps whose action is said, and those that have a successor."""
-        found = {"actions": batch.tokens}
-        if batch.following is not None:
-            count = int(batch.following.keep.sum())
+        found, (_, following) = {"actions": batch.tokens}, batch.targets
+        if following is not None:
+            count = int(following.keep.sum())
             found |= {name: count for name in ("states", "returns") if getattr(self.config, name)}
         return found
 
-    def loss(self, model: nn.Module, batch: TrajectoryBatch) -> dict[str, Loss]:
-        """Of actions nats, or the mean squared error of a step's numbers; of states and returns that, by its weight."""
-        encoded: Encoded = model(batch.inputs, batch.layout)
-        total = self._of_actions(model, encoded, batch).sum()
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        encoded: Encoded = model(*batch.inputs)
+        total = self._of_actions(*_actions(model, encoded, batch)).sum()
         extra = sum(encoded.auxiliary.values(), total.new_zeros(()))
         losses = {"actions": Loss(total + extra * batch.tokens, batch.tokens)}
-        after, counts = batch.following, self.counts(batch)
+        (_, after), counts = batch.targets, self.counts(batch)
         if after is None:
             return losses
         for name, target in (("states", after.states), ("returns", after.returns[..., None])):
             if name in counts:
-                said = _said(model, name, encoded)[after.keep]
-                error = (said - target[after.keep].flatten(1)).square().mean(-1).sum()
-                losses[name] = Loss(getattr(self.config, name) * error, counts[name])
+                error = (_said(model, name, encoded)[after.keep] - target[after.keep].flatten(1)).square().mean(-1)
+                losses[name] = Loss(getattr(self.config, name) * error.sum(), counts[name])
         return losses
 
-    def _of_actions(self, model: nn.Module, encoded: Encoded, batch: TrajectoryBatch) -> Tensor:
+    def _of_actions(self, said: Tensor, target: Tensor) -> Tensor:
         """The loss of each step that there is, [N]."""
-        keep = batch.layout.keep
-        said, target = _said(model, "actions", encoded)[keep], batch.inputs.actions[keep]
         if self.codec.choices is not None:
             return F.cross_entropy(said, target, reduction="none")
         return (said - target).square().mean(-1)
 
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+    def judge(self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None) -> dict[str, Any]:
         """What episodes are worth that are played from seeds of this split alone, asked for the target; and the loss
         on held-out episodes, with the accuracy of choices, where there are any. `limit` is the most episodes of each.
         Raises UserError, before any work, for an episode that is too long for the model.
         """
         scores: dict[str, Any] = {}
         windows = None
-        if not self.plays or split == "all" or len(self.sides.get(split, ())):
-            windows = self._windows(split)
-            _check_lengths(model, windows, limit)
+        if self.copies is None or examples.splits.holds(split):
+            windows = examples.of(split).some(limit)
+            _check_lengths(model, windows)
         if self.copies is not None:
             seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
             played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
             scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
-        if windows is not None:
-            scores |= self._held_out(model, windows, limit)
-        return scores
+        return scores if windows is None else scores | self._held_out(model, windows)
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
-        """A model that has learnt plays as long as the best episode that it learns from."""
-        training = self.sides["train"]
-        if "length_mean" not in scores or not len(training):
-            return 1.0
-        best = training[np.argmax(self.episodes.returns[training])]
-        return max(1.0, float(self.episodes.lengths[best]) / scores["length_mean"])
-
-    def showing(self) -> float:
-        """Episodes that are asked for other returns, few for each, and two films."""
-        if not self.plays:
-            return 0.0
-        return _SHOWN if self.config.condition else 1.0
-
-    def count(self, split: str) -> int:
-        return len(self.sides[split]) if self.copies is None else self.config.episodes
-
-    @torch.no_grad()
-    def _held_out(self, model: nn.Module, windows: Windows, limit: int | None) -> dict[str, Any]:
+    def _held_out(self, model: nn.Module, windows: StepWindows) -> dict[str, Any]:
         total, right, steps = 0.0, 0, 0
-        with evaluating(model):
-            for first, last, owner in windows.once(_JUDGED_AT_ONCE):
-                if limit is not None:
-                    first, last, owner = (each[owner < limit] for each in (first, last, owner))
-                if not len(first):
-                    break
-                batch = windows.judged((first, last, owner)).to(device_of(cast(Transformer, model)))
-                encoded = model(batch.inputs, batch.layout)
-                total += float(self._of_actions(model, encoded, batch).sum())
-                steps += batch.tokens
-                if self.codec.choices is not None:
-                    keep = batch.layout.keep
-                    said = _said(model, "actions", encoded)[keep].argmax(-1)
-                    right += int((said == batch.inputs.actions[keep]).sum())
+        for _, batch in judged(model, windows):
+            said, target = _actions(model, model(*batch.inputs), batch)
+            total += float(self._of_actions(said, target).sum())
+            steps += batch.tokens
+            if self.codec.choices is not None:
+                right += int((said.argmax(-1) == target).sum())
         scores: dict[str, Any] = {"loss": total / steps}
         if self.codec.choices is not None:
             scores |= {"accuracy": right / steps, "accuracy_interval": wilson(right, steps)}
-        return scores if self.plays else {**scores, "samples": steps}
+        return scores if self.copies is not None else {**scores, "samples": steps}
 
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
+    def count(self, examples: Trajectories, split: str) -> int:
+        return examples.count(split) if self.copies is None else self.config.episodes
+
+    def lengthening(self, scores: Mapping[str, Any]) -> float:
+        """A model that has learnt plays as long as the best episode that it learns from."""
+        return max(1.0, self.best / scores["length_mean"]) if "length_mean" in scores else 1.0
+
+    def showing(self) -> float:
+        """Episodes that are asked for other returns, few for each, and two films."""
+        if self.copies is None:
+            return 0.0
+        return _SHOWN if self.config.condition else 1.0
+
+    def samples(self, model: nn.Module, examples: Trajectories, count: int) -> list[dict[str, str]]:
         """What the model reaches where it is asked for returns from the worst to the best of the training data."""
         if self.copies is None:
             return []
-        self._asked = pictures.asked(cast(Transformer, model), self.codec, self.copies, self._targets(count))
+        targets = self._targets(examples, count)
+        self._asked = pictures.asked(cast(Transformer, model), self.codec, self.copies, targets)
         return [point.shown() for point in self._asked]
 
-    def _targets(self, count: int) -> list[float]:
-        returns = self.episodes.returns[self.sides["train"]]
+    def _targets(self, examples: Trajectories, count: int) -> list[float]:
+        returns = examples.episodes.returns[examples.splits.sides["train"]]
         if not self.config.condition:
             return [self.codec.target]
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
 
-    def pictures(self, model: nn.Module) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Returns against what was asked for, and an episode as a strip of film where it can be drawn here."""
         if self.copies is None:
             return []
-        found = pictures.curve(getattr(self, "_asked", []))
-        ends = self._targets(2)
-        return found + pictures.film_strips(cast(Transformer, model), self.codec, self.copies.name, ends)
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
+        ends, name = self._targets(examples, 2), self.copies.name
+        return pictures.curve(self._asked) + pictures.film_strips(cast(Transformer, model), self.codec, name, ends)
 
     def close(self) -> None:
         if self.copies is not None:
             self.copies.close()
 
 
-def nothing_left(episodes: Episodes) -> UserError:
-    """What is raised where all episodes are held out."""
-    return UserError(f"no one of {len(episodes)} episodes is left to train on; hold out fewer with task.split")
+def _actions(model: nn.Module, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What is said of the actions of the steps that there are, and what they were."""
+    (_, layout), (actions, _) = batch.inputs, batch.targets
+    return _said(model, "actions", encoded)[layout.keep], actions[layout.keep]
 
 
-def _check_lengths(model: nn.Module, windows: Windows, limit: int | None) -> None:
-    """UserError for an episode, of the first `limit`, of more steps than the model has timesteps for."""
-    longest = int((windows.ends - windows.starts)[:limit].max())
+def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
+    return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
+
+
+def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
+    """UserError for an episode of more steps than the model has timesteps for."""
+    longest = int((windows.ends - windows.starts).max())
     known = cast(TrajectoryEmbed, model.embed).config.timesteps
     if longest > known:
         raise UserError(
@@ -282,5 +322,64 @@ def _check_lengths(model: nn.Module, windows: Windows, limit: int | None) -> Non
         )
 
 
-def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
-    return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
+def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
+    """UserError for episodes whose states or actions are not those that the codec scales."""
+    shape, choices = tuple(episodes.states.shape[1:]), codec.choices
+    if shape != codec.shape:
+        seen, wanted = (described(np.empty((1, *each))) for each in (shape, codec.shape))
+        raise UserError(
+            f"the data have states of {seen}, and this model reads {wanted}; give episodes of its environment"
+        )
+    largest = int(episodes.actions.max()) if episodes.discrete else -1
+    fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
+    if not fits:
+        told = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
+        own = codec.told if choices is None else f"{codec.told}, from 0 on"
+        raise UserError(f"the data have actions of {told}, and there are {own}; give episodes of one environment")
+
+
+def check_model(model: ModelConfig) -> TransformerConfig:
+    """Raises ConfigError for a model that reads no trajectories, or sees what is still to come."""
+    if not isinstance(model, TransformerConfig) or not isinstance(model.embed, TrajectoryEmbedConfig):
+        raise ConfigError(
+            f"this task needs a model whose embed is trajectories, and this {type(model).__name__} has another; "
+            "take that of the recipe, or decision-hopper"
+        )
+    if not model.stack.causal:
+        raise ConfigError("this model sees later steps, which an agent does not know yet; choose causal mixers")
+    return model
+
+
+def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: bool) -> None:
+    """ConfigError for a model that reads numbers where the data have images, or the reverse; and for one that is
+    `started` from whose weights are for other states or actions than the data's. Others get the data's sizes.
+    """
+    embed = model.embed
+    assert isinstance(embed, TrajectoryEmbedConfig)
+    shape, wanted = codec.seen, embed.states.shape
+    if len(wanted) != len(shape):
+        kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
+        raise ConfigError(
+            f"the model reads states by {embed.states.kind}, and the data have {_by(shape)}; "  # type: ignore[attr-defined]
+            f"set model.embed.states='{kind}'"
+        )
+    if not started:
+        return
+    if wanted != shape:
+        raise ConfigError(
+            f"the model that is started from reads states of {_by(wanted)}, and the data have {_by(shape)}; "
+            "give episodes of the environment that it knows"
+        )
+    if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
+        own, theirs = (
+            f"{count} {'choices' if discrete else 'numbers'}"
+            for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
+        )
+        raise ConfigError(
+            f"the model that is started from takes actions of {own}, and the data have {theirs}; give episodes of the "
+            "environment that it knows"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{' x '.join(map(str, shape))} numbers"

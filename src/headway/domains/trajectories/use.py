@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from headway.data.video import check_film
+from headway.domains.trajectories.acting import check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
-from headway.domains.trajectories.rollout import check_fits, play
 from headway.environments import AT_ONCE, Copies, check_stored, start_of, worth
 from headway.environments.film import filming
 from headway.errors import UserError

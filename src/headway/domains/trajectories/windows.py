@@ -1,24 +1,37 @@
-"""Windows of steps for training and judging: what a model reads at once, padded at the left."""
+"""Episodes as they are learned from: windows of steps, padded at the left."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
-from typing import Self
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.data.episodes import Episodes
+from headway.data import Splits
+from headway.data.episodes import Episodes, steps_within
 from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.models import TrajectoryInputs
+from headway.models import (
+    ConvolutionsConfig,
+    ModelConfig,
+    NumbersConfig,
+    PatchesConfig,
+    TrajectoryEmbedConfig,
+    TrajectoryInputs,
+    TransformerConfig,
+)
+from headway.train.examples import Batch, ByCount, Chance, Examples
+
+_JUDGED_AT_ONCE = 64  # windows
 
 
-@dataclass(frozen=True)
-class Following:
+class Following(NamedTuple):
     """The states and scaled returns-to-go after each step's action, and which steps have such."""
 
     states: Float[Tensor, "B K *S"]
@@ -26,84 +39,136 @@ class Following:
     keep: Bool[Tensor, "B K"]
 
 
-@dataclass(frozen=True)
-class TrajectoryBatch:
-    """Windows of K steps. `layout` is that of the steps; `tokens` counts them, `computed` the tokens of the model."""
-
-    inputs: TrajectoryInputs
-    layout: Layout
-    following: Following | None
-    tokens: int
-    computed: int
-
-    def to(self, device: torch.device | str) -> Self:
-        if self.inputs.states.device == torch.device(device):
-            return self
-        after = self.following
-        moved = after and Following(after.states.to(device), after.returns.to(device), after.keep.to(device))
-        return type(self)(self.inputs.to(device), self.layout.to(device), moved, self.tokens, self.computed)
-
-
-class Windows:
-    """Windows over the steps of some episodes: window i of training ends at step i, as what is seen at that step of an
-    episode that is played.
+class Trajectories(Examples):
+    """Windows over the steps of episodes, which `splits` divide; `size` of them are a batch of training. With `returns`
+    a model reads them; `following` adds what comes next to the targets.
     """
 
     def __init__(
-        self, episodes: Episodes, numbers: np.ndarray, codec: TrajectoryCodec, *, returns: bool, following: bool
+        self,
+        episodes: Episodes,
+        splits: Splits,
+        codec: TrajectoryCodec,
+        size: int,
+        seed: int,
+        *,
+        returns: bool,
+        following: bool,
     ) -> None:
-        """`numbers` int64 [E] are the episodes; with `returns` a model reads them; `following` adds what comes next."""
-        self.episodes, self.codec, self.context = episodes, codec, codec.context
+        self.episodes, self.splits, self.codec, self.size, self.seed = episodes, splits, codec, size, seed
         self.returns, self.following = returns, following
-        self.starts, self.ends = episodes.starts[numbers], episodes.ends[numbers]
-        self.before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # steps before each episode
-
-    @property
-    def steps(self) -> int:
-        return int(self.before[-1])
 
     @cached_property
-    def _to_go(self) -> np.ndarray:
+    def to_go(self) -> np.ndarray:
+        """The scaled return-to-go of each step of all episodes."""
         return self.codec.returns(self.episodes.returns_to_go())
 
-    def ending(self, steps: np.ndarray) -> TrajectoryBatch:
-        """The windows that end at these steps, int [B], counted over all episodes; they reach back to K - 1 steps."""
-        owner = np.searchsorted(self.before, steps, side="right") - 1
-        last = self.starts[owner] + steps - self.before[owner]
-        return self._between(np.maximum(self.starts[owner], last - self.context + 1), last, owner)
+    def of(self, split: str) -> StepWindows:
+        return StepWindows(self, self.splits.rows(split))
 
-    def once(self, size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """All steps once: first and last steps and owners of windows one after the other, in groups of `size`."""
-        edges = [
-            (first, min(first + self.context, end) - 1, owner)
-            for owner, (start, end) in enumerate(zip(self.starts.tolist(), self.ends.tolist()))
-            for first in range(start, end, self.context)
-        ]
-        table = np.array(edges, np.int64)
-        return [tuple(table[place : place + size].T) for place in range(0, len(table), size)]  # type: ignore[misc]
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
 
-    def judged(self, edges: tuple[np.ndarray, np.ndarray, np.ndarray]) -> TrajectoryBatch:
-        return self._between(*edges)
+    def count(self, split: str) -> int:
+        """Episodes, of which there are many windows."""
+        return len(self.splits.rows(split))
 
-    def _between(self, first: np.ndarray, last: np.ndarray, owner: np.ndarray) -> TrajectoryBatch:
+    def adapt(self, model: ModelConfig) -> TransformerConfig:
+        """`model` with the sizes of states and actions and timesteps for the longest episode, without a head for
+        actions of another kind. UserError where nothing is left to train on.
+        """
+        self.splits.rows("train")
+        config = cast(TransformerConfig, model)
+        before = cast(TrajectoryEmbedConfig, config.embed)
+        states, discrete = before.states, self.codec.choices is not None
+        if isinstance(states, NumbersConfig):
+            states = replace(states, size=self.codec.shape[0])
+        elif isinstance(states, (PatchesConfig, ConvolutionsConfig)):
+            channels, high, wide = self.codec.seen
+            states = replace(states, channels=channels, size=(high, wide))
+        embed = replace(
+            before,
+            states=states,
+            actions=self.codec.actions,
+            discrete=discrete,
+            returns=self.returns,
+            timesteps=max(before.timesteps, int(self.episodes.lengths.max())),
+        )
+        tokens = self.codec.context * embed.tokens
+        if config.context is not None and config.context < tokens:
+            raise ConfigError(
+                f"task.context {self.codec.context} has {tokens} tokens, and model.context is {config.context}; lower "
+                "task.context, or raise model.context"
+            )
+        heads = {name: head for name, head in config.heads.items() if name != "actions" or before.discrete == discrete}
+        return replace(config, embed=embed, heads=heads)
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+
+class StepWindows:
+    """Windows of at most K steps of some `episodes`, int64 [E]: those that are judged follow one another, one of
+    training ends at each step, as what is seen at that step of an episode that is played.
+    """
+
+    def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:
+        self.examples, self.episodes = examples, episodes
+        self.starts, self.ends = examples.episodes.starts[episodes], examples.episodes.ends[episodes]
+        self.before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # steps before each episode
+
+    @cached_property
+    def judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first and the last step of each window that is judged, and which of the episodes that is of."""
+        context = self.examples.codec.context
+        owners = np.repeat(np.arange(len(self.episodes)), -(-(self.ends - self.starts) // context))
+        first = steps_within(self.starts, self.ends, context)
+        return first, np.minimum(first + context, self.ends[owners]) - 1, owners
+
+    def __len__(self) -> int:
+        return len(self.judged[0])
+
+    def training(self) -> ByCount:
+        return ByCount(int(self.before[-1]), self.examples.size, self.examples.seed)
+
+    def judging(self) -> ByCount:
+        return ByCount(len(self), _JUDGED_AT_ONCE)
+
+    def some(self, limit: int | None) -> StepWindows:
+        """The windows of the first `limit` episodes."""
+        return StepWindows(self.examples, self.episodes[:limit])
+
+    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Inputs with the layout of their steps; the actions, and what follows them where that is to be said. In
+        training `numbers` are steps, counted over all episodes.
+        """
+        if chance is None:
+            return self._between(*(each[numbers] for each in self.judged))
+        owners = np.searchsorted(self.before, numbers, side="right") - 1
+        last = self.starts[owners] + numbers - self.before[owners]
+        return self._between(np.maximum(self.starts[owners], last - self.examples.codec.context + 1), last, owners)
+
+    def _between(self, first: np.ndarray, last: np.ndarray, owners: np.ndarray) -> Batch:
         """The steps from `first` to `last`, both included and at most K, at the right end of their rows."""
-        places = last[:, None] + np.arange(1 - self.context, 1)
+        found, codec, episodes = self.examples, self.examples.codec, self.examples.episodes
+        places = last[:, None] + np.arange(1 - codec.context, 1)
         keep = places >= first[:, None]
         places = np.where(keep, places, first[:, None])
-        positions = torch.from_numpy(np.where(keep, places - first[:, None], -1))
+        actions = torch.from_numpy(codec.read_actions(episodes.actions[places]))
         inputs = TrajectoryInputs(
-            torch.from_numpy(self._to_go[places]) if self.returns else None,
-            torch.from_numpy(self.codec.states(self.episodes.states[places])),
-            torch.from_numpy(self.codec.read_actions(self.episodes.actions[places])),
-            torch.from_numpy(np.where(keep, places - self.starts[owner][:, None], 0)),
+            torch.from_numpy(found.to_go[places]) if found.returns else None,
+            torch.from_numpy(codec.states(episodes.states[places])),
+            actions,
+            torch.from_numpy(np.where(keep, places - self.starts[owners][:, None], 0)),
         )
         tokens = int(keep.sum())
-        layout = Layout(positions, dense=tokens == keep.size)
-        after = self._after(places, keep, owner) if self.following else None
-        return TrajectoryBatch(inputs, layout, after, tokens, keep.size * (3 if self.returns else 2))
-
-    def _after(self, places: np.ndarray, keep: np.ndarray, owner: np.ndarray) -> Following:
-        there = keep & (places + 1 < self.ends[owner][:, None])
-        places = np.where(there, places + 1, places)
-        states = torch.from_numpy(self.codec.states(self.episodes.states[places]))
-        return Following(states, torch.from_numpy(self._to_go[places]), torch.from_numpy(there))
+        layout = Layout(torch.from_numpy(np.where(keep, places - first[:, None], -1)), dense=tokens == keep.size)
+        following = None
+        if found.following:
+            there = keep & (places + 1 < self.ends[owners][:, None])
+            after = np.where(there, places + 1, places)
+            states = torch.from_numpy(codec.states(episodes.states[after]))
+            following = Following(states, torch.from_numpy(found.to_go[after]), torch.from_numpy(there))
+        computed = keep.size * (3 if found.returns else 2)
+        return Batch((inputs, layout), (actions, following), tokens, computed)
