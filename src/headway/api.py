@@ -26,12 +26,12 @@ from headway.memory import check_room
 from headway.models import Cache
 from headway.pictures import attention_pictures
 from headway.planning import plans
-from headway.recipes import begin_task, configured, final_split, named, open_task, recipe_of, recorded
+from headway.recipes import begin_task, configured, named, open_task, recipe_of, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.train import Recipe, Run, Task, Trainer, claim
 from headway.train.budget import FEW, Clock, check_minutes
-from headway.train.page import Illustrated, report_run, with_results
+from headway.train.page import report_run, with_results
 from headway.train.run import RunDirectory
 from headway.trained import Model
 
@@ -260,8 +260,12 @@ def find_device(name: str) -> torch.device:
 def _attention(run: Run) -> list[Picture]:
     """Where a model of texts looks, whose task has no pictures of its own."""
     codec = published_codec(run.directory)
-    return [] if codec is None else attention_pictures(
-        Model(Opened(run.model, Usage(), codec), run.directory, run.recipe), run.summary["samples"]
+    return (
+        []
+        if codec is None
+        else attention_pictures(
+            Model(Opened(run.model, Usage(), codec), run.directory, run.recipe), run.summary["samples"]
+        )
     )
 
 
@@ -277,8 +281,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():
-        pictures = task.pictures(run.model) if isinstance(task, Illustrated) else []
-        run.summary["report"] = str(report_run(run, pictures or _attention(run)))
+        run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
     elif progress:
         print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
     RunDirectory(run.directory).write_status(run.summary)
@@ -287,7 +290,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
 
 def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     """The scores of the final split, of as many of its samples as there is time for."""
-    split = final_split(task)
+    split = task.final_split
     if left is None:
         return {"split": split, **task.evaluate(run.model, split)}
     started, whole = time.perf_counter(), task.count(split)

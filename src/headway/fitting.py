@@ -18,7 +18,7 @@ from headway.data.store import within
 from headway.domains import scale_of
 from headway.models import build, describe
 from headway.recipes import begin_task, open_task
-from headway.train import Closes, Recipe, Task
+from headway.train import Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes
 from headway.train.loop import Foretell
@@ -108,7 +108,7 @@ class Fitting:
 
     def _close(self) -> None:
         """Close the task, unless it is what was given."""
-        if self.task is not self._given and isinstance(self.task, Closes):
+        if self.task is not self._given:
             self.task.close()
 
     def fit(self) -> Fitted:
@@ -212,8 +212,7 @@ def tune(
     most = None if "train.steps" in user else found.useful
     if chosen.train == recipe.train:
         return Fitted(chosen, task, most)
-    if isinstance(task, Closes):
-        task.close()
+    task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
 
 

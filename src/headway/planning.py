@@ -14,7 +14,7 @@ from headway.errors import UserError
 from headway.fitting import Plan, fitting
 from headway.models import build, describe
 from headway.recipes import begin_task
-from headway.train import Closes, Recipe, Task
+from headway.train import Recipe, Task
 from headway.train.budget import Clock, Speed, measure, planned
 from headway.train.distributed import Processes
 from headway.train.memory import check_memory, training_bytes
@@ -72,8 +72,7 @@ class _Fixed:
                 check_memory(self.recipe, (), device)
                 self.speed, self.batch = self._measured(task, 60 * min(minutes))
             finally:
-                if isinstance(task, Closes):
-                    task.close()
+                task.close()
         self.spent = clock.worked()
 
     def _measured(self, task: Task, seconds: float) -> tuple[Speed, int]:

@@ -143,11 +143,6 @@ def begin_task(recipe: Recipe, directory: Path) -> Task:
         return open_task(recipe, Path(workspace))
 
 
-def final_split(task: Task) -> str:
-    """The split on which a finished model is judged; a task that does not say is judged by validation."""
-    return getattr(task, "final_split", "validation")
-
-
 def find_model(name: str) -> ModelConfig:
     """The model of a recipe, a preset, a recipe.json, a run directory or a published model."""
     if name in PRESETS:

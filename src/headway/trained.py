@@ -27,10 +27,9 @@ from headway.layout import Layout
 from headway.loaded import Texts
 from headway.mixers import ConditionalGRU, CrossAttention
 from headway.models import EncoderDecoder, Transformer, attention_maps, describe
-from headway.recipes import Paths, final_split, listed, open_task
+from headway.recipes import Paths, listed, open_task
 from headway.senses import matches, sees
 from headway.train import Task
-from headway.train.task import Composed
 from headway.writing import Writes
 
 Labels = dict[str, float]
@@ -296,13 +295,13 @@ class Model(Writes, Acts):
         """
         with kept(data, self._domain) as paths:
             task = self._task(paths)
-            wanted = split or (final_split(task) if data is None else getattr(task, "stated", "all"))
+            wanted = split or (task.final_split if data is None else task.stated)
             known = {*SIDES, "all", *getattr(task, "names", getattr(task, "sides", ()))}
             if wanted not in known:
                 raise UserError(f"there is no split {wanted!r}; {nearest(wanted, known)}")
             if stride is None:
                 return {"split": wanted, **task.evaluate(self.module, wanted, limit)}
-            if not isinstance(task, Composed) or not isinstance(task.objective, text.NextToken):
+            if not isinstance(task.objective, text.NextToken):
                 raise UserError(f"{self.directory} is not a language model, so it has no windows; leave the stride out")
             scores = task.objective.strided(self.module, cast(Any, task.examples), wanted, stride, limit)
             return {"split": wanted, "stride": stride, **scores}

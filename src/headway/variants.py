@@ -17,7 +17,7 @@ from headway.config import override, to_dict
 from headway.errors import UserError
 from headway.models import ModelConfig, describe
 from headway.recipes import open_task
-from headway.train import Closes, Recipe, Task, TaskConfig
+from headway.train import Recipe, Task, TaskConfig
 
 # Values of these make models of different sizes, which cannot be compared at equal sizes.
 _SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
@@ -90,8 +90,7 @@ class Tasks:
             try:
                 yield own
             finally:
-                if isinstance(own, Closes):
-                    own.close()
+                own.close()
 
 
 def variants(

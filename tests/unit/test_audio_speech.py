@@ -38,7 +38,7 @@ from headway.recipes import begin_task, configured, open_task
 from headway.report.png import png
 from headway.report.spectrogram import Span, spectrogram
 from headway.train.examples import Batch, Selected
-from headway.train.task import Composed
+from headway.train.task import Task
 
 SMALL = {
     "model.width": 16,
@@ -72,11 +72,11 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits(tmp_path_factory.mktemp("digits"))
 
 
-def sequences_task(data: Path, settings: dict[str, Any] | None = None) -> Composed:
+def sequences_task(data: Path, settings: dict[str, Any] | None = None) -> Task:
     given = {"task.seconds": 1.2, "task.held_out": 12, "task.gap": [0.05, 0.2], "task.lead": 0.1, "task.most": 4}
     recipe = override(find_recipe("spoken-sequences"), {**SMALL, **given, **(settings or {})})
     task = open_task(recipe, Path("/nowhere"), data)
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     return task
 
 

@@ -31,7 +31,7 @@ from headway.errors import ConfigError, UserError
 from headway.models import Transformer, actor_critic, build
 from headway.parts.running import RunningNorm
 from headway.train import Recipe
-from headway.train.task import Composed
+from headway.train.task import Task
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
@@ -297,10 +297,10 @@ def test_the_last_states_move_on() -> None:
     assert (last.seen[0, 0].tolist(), last.lengths.tolist()) == ([9.0], [1])
 
 
-def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Composed, Transformer]:
+def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Task, Transformer]:
     recipe = tiny(**settings)
     task = recipe.task.open(recipe, None, tmp_path)
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     recipe = replace(recipe, model=task.adapt(recipe.model))
     model = build(recipe.model, 0)
     assert isinstance(model, Transformer)

@@ -27,7 +27,7 @@ from headway.train import Recipe, Shard, TrainConfig
 from headway.train.distributed import Processes
 from headway.train.examples import Batch
 from headway.train.learner import Learner
-from headway.train.task import Composed
+from headway.train.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def small(**settings: object) -> Recipe:
     return override(recipe, {"task.size": 500, "task.split": {"validation": 0.2, "test": 0.1}, **settings})
 
 
-def open_task(recipe: Recipe, path: Path) -> Composed:
+def open_task(recipe: Recipe, path: Path) -> Task:
     task = recipe.task.open(recipe, [path], path.parent / "run")
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     return task
 
 
-def texts_of(task: Composed) -> MaskedTexts:
+def texts_of(task: Task) -> MaskedTexts:
     assert isinstance(task.examples, MaskedTexts)
     return task.examples
 

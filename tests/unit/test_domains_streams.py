@@ -28,7 +28,7 @@ from headway.train import Recipe, Shard
 from headway.train.carried import Carried
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
-from headway.train.task import Composed
+from headway.train.task import Task
 
 CARRIED = {"model.mixer": "lstm", "task.carry_state": True}
 
@@ -54,9 +54,9 @@ def small(**settings: Any) -> Recipe:
     return override(recipe, settings)
 
 
-def open_task(recipe: Recipe, path: Path) -> tuple[Composed, StreamedDocuments, CarriedNextToken]:
+def open_task(recipe: Recipe, path: Path) -> tuple[Task, StreamedDocuments, CarriedNextToken]:
     task = recipe.task.open(recipe, [path], path.parent / "run")
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     assert isinstance(task.examples, StreamedDocuments)
     assert isinstance(task.objective, CarriedNextToken)
     return task, task.examples, task.objective

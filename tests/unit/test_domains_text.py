@@ -20,7 +20,7 @@ from headway.errors import ConfigError, UserError
 from headway.models import build
 from headway.train import Recipe, Shard, TrainConfig
 from headway.train.examples import Batch
-from headway.train.task import Composed
+from headway.train.task import Task
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def small(recipe: Recipe, **task: object) -> Recipe:
     return replace(recipe, model=model, task=config, train=TrainConfig(batch_tokens=256))
 
 
-def open_task(recipe: Recipe, *paths: Path) -> Composed:
+def open_task(recipe: Recipe, *paths: Path) -> Task:
     task = recipe.task.open(recipe, list(paths), paths[0].parent / "run")
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     return task
 
 
-def texts_of(task: Composed) -> Documents:
+def texts_of(task: Task) -> Documents:
     assert isinstance(task.examples, Documents)
     return task.examples
 

@@ -26,7 +26,7 @@ from headway.models import EncoderDecoder, EncoderDecoderConfig, build
 from headway.train import Recipe, Shard, TrainConfig
 from headway.train.examples import Batch
 from headway.train.objectives.written import Sources
-from headway.train.task import Composed
+from headway.train.task import Task
 
 LINES = 400
 
@@ -57,18 +57,18 @@ def small(recipe: Recipe, **task: object) -> Recipe:
     return replace(recipe, model=model, task=replace(recipe.task, **task), train=TrainConfig(batch_tokens=512))
 
 
-def open_task(recipe: Recipe, paths: list[Path]) -> Composed:
+def open_task(recipe: Recipe, paths: list[Path]) -> Task:
     task = recipe.task.open(recipe, paths, paths[0].parent / "run")
-    assert isinstance(task, Composed)
+    assert isinstance(task, Task)
     return task
 
 
-def examples_of(task: Composed) -> ParallelText:
+def examples_of(task: Task) -> ParallelText:
     assert isinstance(task.examples, ParallelText)
     return task.examples
 
 
-def captions_task(paths: list[Path], **settings: object) -> Composed:
+def captions_task(paths: list[Path], **settings: object) -> Task:
     return open_task(small(translation(), **{"size": 600, "split": SplitConfig(0.1, 0.1), **settings}), paths)
 
 
@@ -200,7 +200,7 @@ def test_overfits_one_batch(captions: list[Path]) -> None:
     _overfit(task, recipe)
 
 
-def _overfit(task: Composed, recipe: Recipe) -> nn.Module:
+def _overfit(task: Task, recipe: Recipe) -> nn.Module:
     model = build(task.adapt(recipe.model))
     batch = next(task.batches("train"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -328,7 +328,7 @@ def test_pronounce_overfits_one_batch(dictionary: Path) -> None:
 def test_padding_is_under_five_percent(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     recipe = multi30k_en_de()
-    examples = examples_of(cast(Composed, recipe.task.open(recipe, None, tmp_path)))
+    examples = examples_of(cast(Task, recipe.task.open(recipe, None, tmp_path)))
     plan = examples.of("train").plan(recipe.train.batch_tokens or 0, 0)
     batches = list(islice(examples.batches("train"), len(plan)))
     kept = sum(int(b.inputs[1].keep.sum()) + b.tokens for b in batches)

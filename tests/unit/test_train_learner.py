@@ -6,23 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_task import SYMBOLS, CountedCounting, Counting, CountingBatch, CountingConfig, counting_recipe
+from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 
 from headway.errors import UserError
 from headway.models import build
 from headway.train.distributed import Processes
+from headway.train.examples import Batch
 from headway.train.learner import Learner, Update
 
 
 def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:
     """In float64, without dropout."""
     recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
-    task = (CountedCounting if counted else Counting)(CountingConfig(losses=losses), 1)
+    task = counting(CountingConfig(losses=losses), 1, ahead=counted)
     return Learner(build(recipe.model, 5).double(), recipe, task, Processes(torch.device("cpu")))
 
 
-def _joined(batches: list[CountingBatch]) -> CountingBatch:
-    return CountingBatch(torch.cat([b.ids for b in batches]), torch.cat([b.labels for b in batches]))
+def _joined(batches: list[Batch]) -> Batch:
+    ids, targets = torch.cat([b.inputs[0] for b in batches]), torch.cat([b.targets for b in batches])
+    return Batch((ids,), targets, sum(b.tokens for b in batches), sum(b.computed for b in batches))
 
 
 @pytest.mark.parametrize(("losses", "counted"), [(1, False), (2, True)])

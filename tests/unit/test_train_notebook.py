@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_task import Counting, counting_recipe
+from tiny_task import counting, counting_recipe
 
 from headway.train import Trainer, display
 from headway.train.display import Live, Notebook, Plain, open_display
@@ -54,7 +54,7 @@ def test_a_run_is_one_block_that_is_renewed(
 ) -> None:
     monkeypatch.setattr(display, "_RENEW", 1e9)  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
-    Trainer(recipe, Counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
+    Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
     (handle,) = handles  # one output for the whole run
     assert len(handle.shown) < 20  # though it has 40 steps
     last = handle.shown[-1]

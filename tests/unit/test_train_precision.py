@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_task import SYMBOLS, Counting, CountingConfig, counting_recipe
+from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
 from headway.kernels.linear import are_products_rough
@@ -30,7 +30,7 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32() -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         recipe = counting_recipe(optim="muon", **{"model.symbols": SYMBOLS, "model.dropout": 0.0})
-        task = Counting(CountingConfig(), 1)
+        task = counting(CountingConfig(), 1)
         learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), precision)
         for step in range(10):
             learner.update(step, [task.batch(step)])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tiny_task
 import torch
-from tiny_task import Counting, CountingConfig, counting_recipe, train
+from tiny_task import CountingConfig, CountOn, counting, counting_recipe, train
 
 from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
@@ -117,16 +117,16 @@ def test_interrupt_within_an_evaluation_is_made_up_for(
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**SETTINGS))
-    evaluate, calls = Counting.evaluate, []
+    judge, calls = CountOn.judge, []
 
-    def interrupted(self: Counting, *arguments: Any) -> dict[str, float]:
+    def interrupted(self: CountOn, *arguments: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(self, *arguments)
+        return judge(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Counting, "evaluate", interrupted)
+        patch.setattr(CountOn, "judge", interrupted)
         with pytest.raises(UserInterrupt, match=f"stopped at step {step}"):
             train(stopped, counting_recipe(**SETTINGS))
     train(stopped, counting_recipe(**SETTINGS), resume=True)
@@ -167,13 +167,13 @@ def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation
 def test_an_evaluation_that_is_broken_off_is_no_time_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(self: Counting, *arguments: Any) -> dict[str, float]:
+    def slow(self: CountOn, *arguments: Any) -> dict[str, float]:
         time.sleep(0.6)
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Counting, "evaluate", slow)
+        patch.setattr(CountOn, "judge", slow)
         with pytest.raises(UserInterrupt):
             train(tmp_path / "a", counting_recipe(**SETTINGS))
     summary = json.loads((tmp_path / "a" / "run.json").read_text())
@@ -187,7 +187,7 @@ def test_an_evaluation_that_is_made_up_for_stands_once(tmp_path: Path, monkeypat
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**SETTINGS))
 
-    def interrupted(self: Counting, *arguments: Any) -> dict[str, float]:
+    def interrupted(self: CountOn, *arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
@@ -195,7 +195,7 @@ def test_an_evaluation_that_is_made_up_for_stands_once(tmp_path: Path, monkeypat
         raise RuntimeError("killed")
 
     for target, name, fault, error in (
-        (Counting, "evaluate", interrupted, UserInterrupt),
+        (CountOn, "judge", interrupted, UserInterrupt),
         (Loop, "_step", killed, RuntimeError),
     ):
         with monkeypatch.context() as patch:
@@ -316,7 +316,7 @@ def test_mean_of_checkpoints_is_judged_and_kept_if_better(tmp_path: Path) -> Non
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(Counting, "evaluate", lambda *_: {"loss": next(values)})
+    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values)})
     run = train(tmp_path, counting_recipe(patience=2))
     assert (run.summary["step"], run.summary["best"]) == (8, {"step": 4, "loss": 2.0})
     assert train(tmp_path, counting_recipe(patience=2), resume=True).summary == run.summary
@@ -403,7 +403,7 @@ def test_a_stopped_run_ends_soon_where_that_is_asked_for(tmp_path: Path, monkeyp
         patch.setattr(Loop, "_step", stopped)
         with pytest.raises(UserInterrupt):
             train(tmp_path, recipe)
-    task = Counting(recipe.task, recipe.train.seed, 0.0)  # type: ignore[arg-type]
+    task = counting(recipe.task, recipe.train.seed, 0.0)  # type: ignore[arg-type]
     given = {"device": "cpu", "threads": 1, "progress": False}
     run = Trainer(recipe, task, tmp_path, **given).fit(resume=True, finish=True)  # type: ignore[arg-type]
     assert (run.recipe.train.steps, run.summary["status"]) == (165, "finished")
@@ -428,7 +428,7 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
 
 def test_the_display_shows_rate_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = counting_recipe(steps=5)
-    task = Counting(CountingConfig(), 1, delay=0.3)
+    task = counting(CountingConfig(), 1, delay=0.3)
     Trainer(recipe, task, tmp_path, device="cpu", threads=1).fit()
     shown = capsys.readouterr().err
     assert "training 5 steps in" in shown

@@ -10,35 +10,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headway.config import override, parse_value, register
 from headway.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
-from headway.train import WHOLE, Recipe, Run, Shard, TaskConfig, TrainConfig, Trainer, UserInterrupt
+from headway.train import WHOLE, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
+from headway.train.examples import Batch, Examples
+from headway.train.objective import Objective
 
 SYMBOLS = 11
 LENGTH = 8
-
-
-@dataclass(frozen=True)
-class CountingBatch:
-    ids: Tensor
-    labels: Tensor
-
-    @property
-    def tokens(self) -> int:
-        return int((self.labels >= 0).sum())
-
-    @property
-    def computed(self) -> int:
-        return self.ids.numel()
-
-    def to(self, device: torch.device | str) -> CountingBatch:
-        return CountingBatch(self.ids.to(device), self.labels.to(device))
 
 
 @register("test_counting")
@@ -47,32 +32,31 @@ class CountingConfig(TaskConfig):
     rows: int = 4
     losses: int = 1
 
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Counting:
-        return Counting(self, recipe.train.seed)
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        return counting(self, recipe.train.seed)
 
 
-class Counting:
-    goal = "loss"
-    goal_better: Literal["min", "max"] = "min"
+class Counts(Examples):
+    """Rows that count upwards; the counts of targets differ between batches."""
+
+    final_split = "validation"
 
     def __init__(self, config: CountingConfig, seed: int, delay: float = 0.0) -> None:
-        self.config = config
-        self.seed = seed
-        self.delay = delay
+        self.config, self.seed, self.delay = config, seed, delay
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         assert isinstance(model, TransformerConfig)
         return replace(model, symbols=SYMBOLS)
 
-    def batch(self, k: int) -> CountingBatch:
+    def batch(self, k: int) -> Batch:
         generator = np.random.default_rng((self.seed, k))
         start = generator.integers(SYMBOLS, size=(self.config.rows, 1))
         ids = torch.from_numpy((start + np.arange(LENGTH + 1)) % SYMBOLS)
         labels = ids[:, 1:].clone()
-        labels[torch.from_numpy(generator.random(labels.shape) < 0.3)] = -100  # counts differ between batches
-        return CountingBatch(ids[:, :-1], labels)
+        labels[torch.from_numpy(generator.random(labels.shape) < 0.3)] = -100
+        return Batch((ids[:, :-1],), labels, int((labels >= 0).sum()), labels.numel())
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[CountingBatch]:
+    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
         if split != "train":
             yield from (self.batch(10**6 + k) for k in range(2))
             return
@@ -82,33 +66,39 @@ class Counting:
             yield self.batch(k)
             k += shard.world
 
-    def loss(self, model: nn.Module, batch: CountingBatch) -> dict[str, Loss]:
-        x = model(batch.ids).x
-        losses = {"next": model.heads["vocabulary"].loss(x, batch.labels)}  # type: ignore[union-attr,operator]
-        if self.config.losses == 2:
-            first = batch.labels[:, :3]
-            losses["first"] = model.heads["vocabulary"].loss(x[:, :3], first)  # type: ignore[union-attr,operator]
-        return losses
-
-    def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, float]:
-        losses = [self.loss(model, batch)["next"] for batch in self.batches(split)]
-        return {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
-
     def count(self, split: str) -> int:
         return 2
-
-    def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
-        return []
 
     def save(self, directory: Path) -> None:
         (directory / "tokenizer.json").write_text("{}")
 
 
-class CountedCounting(Counting):
-    """With counts known ahead."""
+class CountOn(Objective[Counts]):
+    """The next number, and once more the first three where there are two `losses`, whose counts are told ahead if
+    `ahead`.
+    """
 
-    def counts(self, batch: CountingBatch) -> dict[str, int]:
-        return {"next": batch.tokens, "first": int((batch.labels[:, :3] >= 0).sum())}
+    def __init__(self, losses: int = 1, ahead: bool = False) -> None:
+        self.losses, self.ahead = losses, ahead
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"next": batch.tokens, "first": int((batch.targets[:, :3] >= 0).sum())} if self.ahead else {}
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        x = model(*batch.inputs).x
+        losses = {"next": model.heads["vocabulary"].loss(x, batch.targets)}  # type: ignore[union-attr,operator]
+        if self.losses == 2:
+            first = batch.targets[:, :3]
+            losses["first"] = model.heads["vocabulary"].loss(x[:, :3], first)  # type: ignore[union-attr,operator]
+        return losses
+
+    def judge(self, model: nn.Module, examples: Counts, split: str, limit: int | None = None) -> dict[str, Any]:
+        losses = [self.loss(model, batch)["next"] for batch in examples.batches(split)]
+        return {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
+
+
+def counting(config: CountingConfig, seed: int, delay: float = 0.0, ahead: bool = False) -> Task:
+    return Task(Counts(config, seed, delay), CountOn(config.losses, ahead))
 
 
 def counting_recipe(**settings: Any) -> Recipe:
@@ -118,7 +108,7 @@ def counting_recipe(**settings: Any) -> Recipe:
         "text",
         "counts upwards",
         (),
-        TransformerConfig(width=16, stack=StackConfig(blocks=(BlockConfig(dropout=0.1),))).set_heads(2),
+        override(TransformerConfig(width=16, stack=StackConfig(blocks=(BlockConfig(dropout=0.1),))), {"heads": 2}),
         CountingConfig(),
         train=TrainConfig(steps=20, precision="fp32"),
     )
@@ -131,7 +121,7 @@ def train(
     directory: Path, recipe: Recipe, resume: bool = False, delay: float = 0.0, minutes: float | None = None
 ) -> Run:
     """Train on one thread without a display; `delay` slows each batch by so many seconds."""
-    task = Counting(recipe.task, recipe.train.seed, delay)  # type: ignore[arg-type]
+    task = counting(recipe.task, recipe.train.seed, delay)  # type: ignore[arg-type]
     return Trainer(recipe, task, directory, device="cpu", threads=1, progress=False, minutes=minutes).fit(resume)
 
 

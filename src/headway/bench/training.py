@@ -17,7 +17,7 @@ from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.train import AdamWConfig, Recipe, TrainConfig
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
-from headway.train.task import Composed
+from headway.train.task import Task
 
 _TOKENS = 1 << 18
 
@@ -27,7 +27,7 @@ def training_step(job: Job) -> Callable[[], object]:
     context = job.context or 0
     recipe = training_recipe(job.model, job.rows, context)
     config = cast(LanguageConfig, recipe.task)
-    task = Composed(Documents(config, _drawn(job), _no_codec(), context, job.rows, job.seed), NextToken())
+    task = Task(Documents(config, _drawn(job), _no_codec(), context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])

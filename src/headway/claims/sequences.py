@@ -21,7 +21,7 @@ from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, de
 from headway.recipes import configured, named, open_task
 from headway.train import ScheduleConfig, WSDConfig
 from headway.train.objectives.written import Sourced
-from headway.train.task import Composed
+from headway.train.task import Task
 from headway.variants import matching_width, nearest_width
 
 ATTENTION = "attention"
@@ -66,15 +66,15 @@ class Course(NamedTuple):
 @contextmanager
 def opened(
     recipe: str, budget: Budget, seed: int, data: Sequence[Path] | None = None, **settings: Any
-) -> Iterator[Composed]:
+) -> Iterator[Task]:
     """The task of a recipe over its own data, or over `data`; `settings` are the task's."""
     changed = {f"task.{name}": value for name, value in settings.items()}
     found = configured(recipe, data, {**changed, "train.batch_tokens": budget.batch_tokens}, seed)
     with TemporaryDirectory() as workspace:
-        yield cast(Composed, open_task(found, Path(workspace)))
+        yield cast(Task, open_task(found, Path(workspace)))
 
 
-def small(task: Composed, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
+def small(task: Task, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
     """The recipe's model in a smaller size, or as large with another mixer in its encoder (both ways) and decoder.
 
     Nothing is dropped: such short runs do not overfit, and the same seed gives the same numbers.
@@ -88,7 +88,7 @@ def small(task: Composed, recipe: str, width: int, depth: int, mixer: str = ATTE
     return other if matched is None else override(other, {"width": matched})
 
 
-def symbols_of(task: Composed) -> int:
+def symbols_of(task: Task) -> int:
     """The symbols of what is written."""
     return cast(Sourced, task.examples).codec.size
 
@@ -112,7 +112,7 @@ def sized(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
     return make(nearest_width(lambda width: size(make(width)), parameters, step=2))
 
 
-def tuned(budget: Budget, task: Composed, model: ModelConfig, seed: int) -> Course:
+def tuned(budget: Budget, task: Task, model: ModelConfig, seed: int) -> Course:
     """A run at the best of the rates, by the validation loss after short runs with the same seed."""
     tried: dict[float, float] = {}
     for rate in budget.rates if len(budget.rates) > 1 else ():
@@ -123,7 +123,7 @@ def tuned(budget: Budget, task: Composed, model: ModelConfig, seed: int) -> Cour
     return run(budget, task, model, seed, training, budget.evaluations)._replace(tried=tried)
 
 
-def run(budget: Budget, task: Composed, model: ModelConfig, seed: int, training: Training, evaluations: int) -> Course:
+def run(budget: Budget, task: Task, model: ModelConfig, seed: int, training: Training, evaluations: int) -> Course:
     """Train a model, with `evaluations` spread evenly over the run, the last at its end.
 
     The seconds are those that the processor works on the one thread, so that other programs do not count.

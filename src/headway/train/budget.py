@@ -16,11 +16,12 @@ from headway.errors import UserError
 from headway.given import shown
 from headway.models import build
 from headway.train.distributed import Processes
+from headway.train.examples import Explored
 from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
-from headway.train.task import Plays, Task, explorer_of
+from headway.train.task import Task
 
 _WARM_UP = 1  # steps after the first not timed
 _SHARE = 0.02  # of the time goes into measuring, but within these seconds
@@ -81,7 +82,7 @@ class Meter:
         self._stream = task.batches("train", processes.shard)
         self._done = 0
         accumulate = recipe.train.accumulate
-        explorer = explorer_of(task)
+        explorer = task.examples if isinstance(task.examples, Explored) else None
         self._period = 1 if explorer is None else -(-explorer.period // accumulate)
         self.targets = 0.0  # of a step, in the mean
 
@@ -130,7 +131,7 @@ class Meter:
         if self.processes.first:
             with self.learner.evaluating() as model:
                 scores = self.task.evaluate(model, split, limit)
-            longer = self.task.lengthening(scores) if isinstance(self.task, Plays) else 1.0
+            longer = self.task.lengthening(scores)
         return longer * (time.perf_counter() - start)
 
 
@@ -154,7 +155,7 @@ def measure(
     if steps_alone:
         return Speed(processes.tell(each), 0.0)
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    shown = task.showing() * evaluation if isinstance(task, Plays) else 0.0
+    shown = task.showing() * evaluation
     ending = _ending(meter, seconds) + shown if judged else 0.0
     return Speed(*processes.tell([each, evaluation, ending]))
 
@@ -164,7 +165,7 @@ def _ending(meter: Meter, seconds: float) -> float:
     its share of the time, and judges fewer samples: a model that has learnt nothing may write without end.
     """
     task = meter.task
-    split = getattr(task, "final_split", "validation")
+    split = task.final_split
     count = task.count(split)
     few = min(FEW, count)
     return min(meter.evaluation(split, few) * count / max(1, few), _ENDING_SHARE * seconds) + _REPORT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from headway.models import Loss
 from headway.parts.dropout import attach_generator
 from headway.train.carried import Carried
 from headway.train.distributed import Processes
+from headway.train.examples import Batch, Explored
 from headway.train.objective import Carrying
 from headway.train.optim import Optimizer
 from headway.train.precision import products
 from headway.train.recipe import Recipe
-from headway.train.task import Batch, Composed, Counts, Task, explorer_of
+from headway.train.task import Task
 
 # Where figures lie in the tail of the gradients, so that processes sum both at once.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
@@ -70,11 +71,10 @@ class Learner:
         processes.broadcast(self.flat.data)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
-        self._counter = task if isinstance(task, Counts) else None
-        objective = task.objective if isinstance(task, Composed) else None
+        objective, examples = task.objective, task.examples
         carries = isinstance(objective, Carrying)
         self._carried = Carried(objective, processes, recipe.train.accumulate) if carries else None
-        self._explorer = explorer_of(task)
+        self._explorer = examples if isinstance(examples, Explored) else None
         if self._explorer is not None:
             self._explorer.explore(self.model)
         if recipe.train.compile:
@@ -157,16 +157,14 @@ class Learner:
                     raise UserError(f"the checkpoint lacks average.{name}; drop train.ema, or start another run")
                 place.copy_(state[f"average.{name}"])
 
-    def _loss(self, place: int, batch: Any) -> dict[str, Loss]:
+    def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
         if self._carried is not None:
             return self._carried.loss(self.model, place, batch)
         return self.task.loss(self.model, batch)
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
         """Counts over the whole step of a task's several losses, where the task can tell them ahead."""
-        if self._counter is None:
-            return None
-        each = [self._counter.counts(batch) for batch in batches]
+        each = [self.task.counts(batch) for batch in batches]
         if not each[0]:
             return None
         names = list(each[0])

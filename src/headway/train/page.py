@@ -7,9 +7,7 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from torch import nn
+from typing import Any
 
 from headway.config import to_dict
 from headway.report.charts import Points, line_chart, short
@@ -74,15 +72,6 @@ _NO_METRICS = (
     "boundaries",
     "environment_steps",
 )
-
-
-@runtime_checkable
-class Illustrated(Protocol):
-    """A task that adds pictures of its own to the page of its runs."""
-
-    def pictures(self, model: nn.Module) -> list[Picture]:
-        """Pictures of what the model does."""
-        ...
 
 
 def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:

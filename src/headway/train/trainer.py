@@ -38,7 +38,7 @@ from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
 from headway.train.run import Run, RunDirectory, environment
 from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
-from headway.train.task import Meets, Task, unit_of
+from headway.train.task import Task, unit_of
 
 _TOLD = 0.1  # a plan that changes by less is changed in silence
 _FINISH = 10  # a run that is to end soon takes one step for so many that it has made
@@ -194,7 +194,7 @@ class Trainer:
             remove(self.directory.metrics)
             if start is not None:  # what a model met before it came here is not known
                 start.usage.save(self.directory.path)
-            elif isinstance(self.task, Meets) and (met := self.task.met()) is not None:
+            elif (met := self.task.met()) is not None:
                 met.save(self.directory.path)
             self.task.save(self.directory.path)
             write_recipe(self.recipe, self.directory.recipe)

@@ -16,7 +16,7 @@ from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.models import EncoderDecoder, ModelConfig
 from headway.models.ancestors import rnnenc, rnnsearch
-from headway.train.task import Composed
+from headway.train.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {**course.values("per"), "rates": rates, "letters": letters}
 
 
-def model_of(settings: Settings, variant: str, task: Composed) -> ModelConfig:
+def model_of(settings: Settings, variant: str, task: Task) -> ModelConfig:
     transformer = small(task, "pronounce", settings.width, depth=1)
     if variant == TRANSFORMER:
         return transformer
@@ -55,7 +55,7 @@ def model_of(settings: Settings, variant: str, task: Composed) -> ModelConfig:
     return sized(lambda width: begun(build(width, width, symbols, width // 2)), size(transformer))
 
 
-def by_length(settings: Settings, task: Composed, model: EncoderDecoder) -> tuple[list[float], list[float]]:
+def by_length(settings: Settings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
     """The phoneme error rate of lists of 1, 2, ... words, and their mean length in letters."""
     examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
     sources = examples.sources("validation")

@@ -41,7 +41,6 @@ from headway.report import Picture
 from headway.train import WHOLE, Recipe, Shard, Task, TaskConfig
 from headway.train.examples import Batch, Explored
 from headway.train.objective import Objective
-from headway.train.task import Composed
 
 _EPS = 1e-8
 _ORDER = 16  # so that the order of steps has nothing to do with other draws from the same seed
@@ -120,7 +119,7 @@ class PPOConfig(TaskConfig):
             codec = codec_of(copies, self.context, self.horizon, self.draw)
             judged = stack.enter_context(Copies(name, min(AT_ONCE, self.episodes)))
             stack.pop_all()  # they stay open but where this raises
-        return Composed(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
+        return Task(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
 
     def _rows(self, recipe: Recipe) -> int:
         """Steps of a batch. ConfigError for what does not divide those that are learnt from at a time."""

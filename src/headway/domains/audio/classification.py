@@ -28,7 +28,6 @@ from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, Chance
 from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
 from headway.train.recipe import batch_size_of
-from headway.train.task import Composed
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class SoundsConfig(SoundTaskConfig):
 
     def over(self, recipe: Recipe, found: Labelled, workspace: Path) -> Task:
         """The task over these sounds."""
-        return Composed(LabelledSounds(self, recipe, found, workspace), SoundClasses("sound", self.smoothing))
+        return Task(LabelledSounds(self, recipe, found, workspace), SoundClasses("sound", self.smoothing))
 
 
 class LabelledSounds(Classified):

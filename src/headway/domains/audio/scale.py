@@ -22,7 +22,6 @@ from headway.errors import UserError
 from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes
-from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
 _WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
@@ -102,7 +101,7 @@ class SpeechScale(Scale):
         return Settled(settings, reason)
 
     def amount(self, task: Task) -> int:
-        speech = cast(SpokenTexts, cast(Composed, task).examples)
+        speech = cast(SpokenTexts, cast(Task, task).examples)
         return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

@@ -46,7 +46,6 @@ from headway.train import Recipe, Task
 from headway.train.examples import Batch, ByCount, Chance
 from headway.train.objectives.written import Ids, Sources
 from headway.train.sharding import spread
-from headway.train.task import Composed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEP = 0.02  # seconds between timestamps, as Whisper has them
@@ -92,7 +91,7 @@ class SpokenSequencesConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that are not this set."""
-        return Composed(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
+        return Task(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
 class SpokenSequences(SpokenSounds):

@@ -45,7 +45,6 @@ from headway.report import Picture
 from headway.train import Recipe, Task
 from headway.train.examples import Batch, Chance, Numbered, Selected
 from headway.train.objectives.written import Sources
-from headway.train.task import Composed
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class TranscriptionConfig(SpeechConfig):
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         found = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
         examples = SpokenTexts(self, recipe, found, workspace)
-        return Composed(examples, TranscriptText(self, examples.language))
+        return Task(examples, TranscriptText(self, examples.language))
 
 
 class SpokenTexts(SpokenSounds, Numbered):

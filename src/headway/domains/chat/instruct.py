@@ -26,7 +26,6 @@ from headway.metrics import language_scores
 from headway.train import Recipe, Task
 from headway.train.examples import Batch, ByCount, Chance, Selected
 from headway.train.objectives.vocabulary import Likelihood
-from headway.train.task import Composed
 
 
 @register("instruct")
@@ -48,7 +47,7 @@ class InstructConfig(ChatConfig):
                 yield Sample(key_of(asked), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
 
         cache = open_marked(sources, 1, codec, samples, template.text)
-        return Composed(Chats(self, recipe, codec, template, cache, rows), Replies())
+        return Task(Chats(self, recipe, codec, template, cache, rows), Replies())
 
 
 class Chats(Conversations):

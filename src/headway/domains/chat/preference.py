@@ -39,7 +39,6 @@ from headway.train import Recipe, Task
 from headway.train.examples import Batch, ByTokens, Chance
 from headway.train.objective import Objective, judged
 from headway.train.start import open_start
-from headway.train.task import Composed
 
 FILE = "reference.safetensors"
 _NAME = "log_probabilities"
@@ -86,7 +85,7 @@ class PreferenceConfig(ChatConfig):
 
         cache = open_marked(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)
-        return Composed(preferences, DirectPreference(self.beta, self.smoothing))
+        return Task(preferences, DirectPreference(self.beta, self.smoothing))
 
 
 def _differing(chosen: Chat, rejected: Chat) -> list[Marked]:

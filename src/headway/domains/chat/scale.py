@@ -15,7 +15,6 @@ from headway.domains.chat.instruct import Chats
 from headway.errors import UserError
 from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
-from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # characters, symbols
@@ -47,7 +46,7 @@ class InstructScale(Scale):
         return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
 
     def amount(self, task: Task) -> int:
-        chats = cast(Chats, cast(Composed, task).examples)
+        chats = cast(Chats, cast(Task, task).examples)
         said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
         return int(said[chats.numbers("train")].sum())
 

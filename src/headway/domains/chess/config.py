@@ -12,7 +12,6 @@ from headway.config import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError
 from headway.train import Recipe, Task, TaskConfig
-from headway.train.task import Composed
 
 if TYPE_CHECKING:
     from headway.domains.chess.positions import Positions
@@ -73,7 +72,7 @@ class ChessConfig(GamesConfig):
         source = self.positions(data)
         from headway.domains.chess.task import Boards, MovesAndOutcomes
 
-        return Composed(Boards(self, recipe, source), MovesAndOutcomes(self.value_weight))
+        return Task(Boards(self, recipe, source), MovesAndOutcomes(self.value_weight))
 
 
 @register("searchless")
@@ -96,4 +95,4 @@ class SearchlessConfig(GamesConfig):
         from headway.domains.chess.searchless import Fens, MoveOrBin
 
         outputs = len(MOVES) if self.target == "behaviour" else self.bins
-        return Composed(Fens(self, recipe, source), MoveOrBin(self.target, outputs))
+        return Task(Fens(self, recipe, source), MoveOrBin(self.target, outputs))

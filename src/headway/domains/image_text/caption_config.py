@@ -24,7 +24,6 @@ from headway.domains.image_text.pictures import open_pictures
 from headway.errors import ConfigError, UserError
 from headway.models import CaptionerConfig
 from headway.train import Recipe, Task, TaskConfig
-from headway.train.task import Composed
 
 BEGIN, END = "<s>", "</s>"
 
@@ -129,7 +128,7 @@ class CaptionsConfig(TaskConfig):
             )
         samples = self.gather(data, recipe.data, processor)
         codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
-        return Composed(CaptionedImages(self, recipe, model, samples, codec, usage, processor), CaptionText(self))
+        return Task(CaptionedImages(self, recipe, model, samples, codec, usage, processor), CaptionText(self))
 
     def starts(self) -> dict[str, Part]:  # type: ignore[override]
         found = {} if self.tower is None else {"tower": tower_of(self.tower)}

@@ -21,7 +21,6 @@ from headway.domains.image_text.recall import AT
 from headway.domains.image_text.task import CaptionedImages, ImageTextConfig, Matching
 from headway.errors import UserError
 from headway.train import Recipe, Task
-from headway.train.task import Composed
 
 _SIDE = 16  # pixels that images are compared by, as means of larger fields
 _GRAM = 3
@@ -39,7 +38,7 @@ class EmojiPairsConfig(ImageTextConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         size = self.check(recipe)
         images = CaptionedImages(self, recipe, size, read_emoji(recipe.files(data)), workspace)
-        return Composed(images, EmojiMatching(self))
+        return Task(images, EmojiMatching(self))
 
 
 class EmojiMatching(Matching):

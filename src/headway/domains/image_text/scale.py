@@ -19,11 +19,9 @@ from headway.errors import UserError
 from headway.train import Recipe, Task, sharding
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
-from headway.train.task import Composed
 
 if TYPE_CHECKING:
     from headway.domains.image_text.captioning import CaptionedImages
-    from headway.domains.image_text.task import ImageText
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
@@ -113,7 +111,7 @@ class CaptionScale(CaptionedScale):
         return {**size, "task.shift": side // 16}
 
     def amount(self, task: Task) -> int:
-        examples = cast("CaptionedImages", cast(Composed, task).examples)
+        examples = cast("CaptionedImages", cast(Task, task).examples)
         return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
 
 

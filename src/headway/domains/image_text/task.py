@@ -35,7 +35,6 @@ from headway.train import Recipe, Task, TaskConfig, TrainConfig
 from headway.train.examples import Batch, Chance, Numbered
 from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.train.rows import in_parts
-from headway.train.task import Composed
 
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
 _KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
@@ -87,7 +86,7 @@ class ImageTextConfig(TaskConfig):
         size = self.check(recipe)
         columns = Columns(self.image, self.caption, self.language)
         images = CaptionedImages(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
-        return Composed(images, Matching(self))
+        return Task(images, Matching(self))
 
     def check(self, recipe: Recipe) -> int:
         """The images of a batch. Raises ConfigError for settings that do not go together."""

@@ -13,7 +13,6 @@ from headway.domains.masked.task import MaskedConfig, MaskedTexts
 from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
-from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 1 << 24  # characters that are counted
@@ -40,7 +39,7 @@ class MaskedScale(Scale):
         return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
 
     def amount(self, task: Task) -> int:
-        texts = cast(MaskedTexts, cast(Composed, task).examples)
+        texts = cast(MaskedTexts, cast(Task, task).examples)
         return max(1, round(texts.config.masking.rate * texts.tokens("train")))
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

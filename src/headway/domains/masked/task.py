@@ -40,7 +40,6 @@ from headway.parts.norm import LayerNormConfig
 from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, ByCount, Chance, Examples
 from headway.train.objective import Objective, judged
-from headway.train.task import Composed
 
 _JUDGED_AT_ONCE = 4096  # tokens
 _FIXED = 0  # the seed of masks that are judged, the same for every run
@@ -80,7 +79,7 @@ class MaskedConfig(TaskConfig):
         masking = Masking(self.masking, symbols_of(codec))
         cache = open_tokens(paths, codec)
         texts = MaskedTexts(self, cache, codec, masking, context, rows, recipe.train.seed)
-        return Composed(texts, HiddenSymbols())
+        return Task(texts, HiddenSymbols())
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""

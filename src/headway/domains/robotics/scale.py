@@ -15,7 +15,6 @@ from headway.domains.robotics.windows import Demonstrated
 from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes
-from headway.train.task import Composed
 
 _SHAPES = (
     (64, [1, 1, 1], 2),
@@ -69,7 +68,7 @@ class DemonstrationsScale(Scale):
         return Settled(settings, reason)
 
     def amount(self, task: Task) -> int:
-        examples = cast(Demonstrated, cast(Composed, task).examples)
+        examples = cast(Demonstrated, cast(Task, task).examples)
         return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

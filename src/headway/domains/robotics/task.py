@@ -30,7 +30,6 @@ from headway.report import Picture
 from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch
 from headway.train.objective import Objective, judged
-from headway.train.task import Composed
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class RoboticsConfig(TaskConfig):
         check_start(model, codec, recipe.start)
         objective = ActionChunks(self, model, codec)
         splits = splits._replace(play=objective.plays)
-        return Composed(Demonstrated(found, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
+        return Task(Demonstrated(found, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
         """Where each task can be played; "" where nothing is known that may be asked for."""

@@ -12,7 +12,6 @@ from headway.data import characters
 from headway.domains.text.task import Documents
 from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
-from headway.train.task import Composed
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 300_000_000  # characters that are counted: more make no difference
@@ -31,7 +30,7 @@ class TextScale(Scale):
         return Settled({"task.size": symbols}, f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters")
 
     def amount(self, task: Task) -> int:
-        return cast(Documents, cast(Composed, task).examples).tokens("train")
+        return cast(Documents, cast(Task, task).examples).tokens("train")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         read = strain(epochs, crowd)

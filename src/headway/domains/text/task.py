@@ -40,7 +40,6 @@ from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, ByCount, Chance, Examples, Samples
 from headway.train.objective import Carrying, judged
 from headway.train.objectives.vocabulary import Likelihood
-from headway.train.task import Composed
 
 _JUDGED_AT_ONCE = 8192  # tokens
 _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read
@@ -87,8 +86,8 @@ class LanguageConfig(TaskConfig):
         codec = self._codec(paths, workspace)
         given = self, open_tokens(paths, codec), codec, context, rows, train.seed
         if self.carry_state:
-            return Composed(StreamedDocuments(*given, lanes=train.accumulate), CarriedNextToken())
-        return Composed(Documents(*given), NextToken())
+            return Task(StreamedDocuments(*given, lanes=train.accumulate), CarriedNextToken())
+        return Task(Documents(*given), NextToken())
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
@@ -379,8 +378,8 @@ class CarriedNextToken(NextToken, Carrying[Documents]):
         return nats, count
 
 
-def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Composed:
+def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Task:
     """The task that judges a language model, however it came about, on texts of the user's."""
     context = model.config.context or _CONTEXT
     config = LanguageConfig(context=context)
-    return Composed(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())
+    return Task(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())

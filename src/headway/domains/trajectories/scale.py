@@ -12,7 +12,6 @@ from headway.data.recordings import outline
 from headway.domains.trajectories.windows import Trajectories
 from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes
-from headway.train.task import Composed
 
 _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),
@@ -48,7 +47,7 @@ class EpisodesScale(Scale):
         return Settled({**settings, "task.split.validation": share, "task.split.test": share}, reason)
 
     def amount(self, task: Task) -> int:
-        examples = cast(Trajectories, cast(Composed, task).examples)
+        examples = cast(Trajectories, cast(Task, task).examples)
         return int(examples.episodes.lengths[examples.splits.rows("train")].sum())
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

@@ -39,7 +39,6 @@ from headway.report import Picture
 from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch
 from headway.train.objective import Objective, judged
-from headway.train.task import Composed
 
 _SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
 _LOG = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ class TrajectoriesConfig(TaskConfig):
         asked = {"returns": self.condition, "following": bool(self.states or self.returns)}
         examples = Trajectories(episodes, splits, codec, rows, recipe.train.seed, **asked)
         longest = int(episodes.lengths[best[0]]) if len(best) else 0
-        return Composed(examples, StepActions(self, codec, copies if self.episodes else None, longest))
+        return Task(examples, StepActions(self, codec, copies if self.episodes else None, longest))
 
     def _environment(self, episodes: Episodes) -> str:
         """The name of the environment in which the model is judged; "" where none is known."""

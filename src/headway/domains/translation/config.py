@@ -15,7 +15,6 @@ from headway.data.fingerprint import Encoder
 from headway.errors import ConfigError, UserError
 from headway.models import EncoderDecoderConfig, ModelConfig
 from headway.train import Recipe, Task, TaskConfig
-from headway.train.task import Composed
 
 BEGIN, END = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec where it has its own
@@ -129,7 +128,7 @@ class TranslationConfig(PairsConfig):
         paths = recipe.files(data)
         codecs = self.saved_or_trained(paths, workspace)
         examples = ParallelText(self, recipe, paths, codecs, reverse=self.reverse, grouped=self.grouped)
-        return Composed(examples, TargetText(self.goal, self, self.lowercase_bleu))
+        return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:

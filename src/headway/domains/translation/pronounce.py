@@ -15,7 +15,6 @@ from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.train import Recipe, Task
 from headway.train.objectives.written import Ids, Sources
-from headway.train.task import Composed
 
 
 @register("pronounce")
@@ -32,7 +31,7 @@ class PronounceConfig(PairsConfig):
         check_recipe(recipe, shared=True)
         paths = recipe.files(data)
         examples = ParallelText(self, recipe, paths, self.saved_or_trained(paths, workspace), grouped=True)
-        return Composed(examples, Pronounced("per", self))
+        return Task(examples, Pronounced("per", self))
 
     def prepare(self, source: str) -> str:
         """A word as letters between spaces; capitals are read as small letters, which dictionaries have."""

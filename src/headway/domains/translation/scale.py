@@ -14,7 +14,6 @@ from headway.domains.translation.task import ParallelText
 from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
-from headway.train.task import Composed
 
 _SHAPES = (
     (48, 2, 2),
@@ -51,7 +50,7 @@ class PairsScale(Scale):
         return Settled({"task.size": symbols, **self.held_out(count)}, reason)
 
     def amount(self, task: Task) -> int:
-        found = cast(ParallelText, cast(Composed, task).examples).of("train")
+        found = cast(ParallelText, cast(Task, task).examples).of("train")
         return int(found.target.lengths.sum()) + len(found)
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

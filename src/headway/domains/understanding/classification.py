@@ -22,7 +22,6 @@ from headway.train.examples import Batch, Chance
 from headway.train.objectives.classes import HEAD, Classes, Classified
 from headway.train.objectives.regression import Regression, Valued
 from headway.train.rows import frame_for, framed
-from headway.train.task import Composed
 
 _LOG = logging.getLogger(__name__)
 _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
@@ -51,7 +50,7 @@ class ClassificationConfig(EncoderTaskConfig):
     def classes(self, recipe: Recipe, table: Table, workspace: Path) -> Task:
         """The task over a table of texts, or pairs, and their classes."""
         texts = LabelledTexts(self, recipe, table, workspace)
-        return Composed(texts, TextClasses(texts.what, self.smoothing, Pooling(self.pool, recipe.start is not None)))
+        return Task(texts, TextClasses(texts.what, self.smoothing, Pooling(self.pool, recipe.start is not None)))
 
 
 @register("pairs")
@@ -74,7 +73,7 @@ class TextPairsConfig(ClassificationConfig):
         if self.target == "auto":
             _LOG.warning("all labels are numbers, which are foretold as such; task.target=class makes classes of them")
         texts = ValuedTexts(self, recipe, table, workspace)
-        return Composed(texts, TextNumbers(texts.what, texts.deviation, Pooling(self.pool, recipe.start is not None)))
+        return Task(texts, TextNumbers(texts.what, texts.deviation, Pooling(self.pool, recipe.start is not None)))
 
 
 def _number(label: str) -> float | None:

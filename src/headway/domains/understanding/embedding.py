@@ -24,7 +24,6 @@ from headway.train.examples import Batch, ByCount, Chance, Examples
 from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.train.rows import FramedRows, frame_for, framed, in_parts, said_of
 from headway.train.sharding import spread
-from headway.train.task import Composed
 
 HEAD = "embedding"
 _CENTRES = 50  # texts of a class whose mean is its centre
@@ -59,7 +58,7 @@ class EmbeddingConfig(EncoderTaskConfig):
                 "partners or with labels, or name the column with task.text2=NAME or task.label=NAME"
             )
         sentences = RelatedTexts(self, recipe, size, table, workspace)
-        return Composed(sentences, SentenceContrast(sentences.labels is None, self.temperature))
+        return Task(sentences, SentenceContrast(sentences.labels is None, self.temperature))
 
 
 class RelatedTexts(Examples):

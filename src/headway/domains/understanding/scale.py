@@ -16,7 +16,6 @@ from headway.domains.understanding.tagging import TaggedSentences
 from headway.train import Recipe, Task
 from headway.train.law import Law
 from headway.train.scale import Scale, Settings, Settled, Shapes, below
-from headway.train.task import Composed
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
@@ -73,7 +72,7 @@ class TaggingScale(LabelledScale):
         return len(kept), sum(len(word) + 1 for one in kept for word in one.words)
 
     def amount(self, task: Task) -> int:
-        tagged = cast(TaggedSentences, cast(Composed, task).examples)
+        tagged = cast(TaggedSentences, cast(Task, task).examples)
         return int((tagged.places[tagged.splits.rows("train")] >= 0).sum())
 
 

@@ -27,7 +27,6 @@ from headway.train.examples import Batch, Chance, Selected
 from headway.train.objective import Objective, judged
 from headway.train.objectives.classes import Classified
 from headway.train.rows import FramedRows, Limit, frame_for, framed
-from headway.train.task import Composed
 
 HEAD = "tags"
 
@@ -43,7 +42,7 @@ class TaggingConfig(EncoderTaskConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         sentences = TaggedSentences(self, recipe, read_conll(recipe.files(data)), workspace)
-        return Composed(sentences, Tags("f1" if has_spans(sentences.labels) else "accuracy"))
+        return Task(sentences, Tags("f1" if has_spans(sentences.labels) else "accuracy"))
 
 
 class WordRows:

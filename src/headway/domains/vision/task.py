@@ -40,7 +40,6 @@ from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, Chance
 from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
 from headway.train.recipe import batch_size_of
-from headway.train.task import Composed
 
 _MEASURED = 10_000  # images whose mean and deviation are taken
 
@@ -67,9 +66,9 @@ class VisionConfig(TaskConfig):
         paths = recipe.files(data)
         images = Images(self, recipe, read_samples(paths, self.names), workspace)
         if self.teacher is None:
-            return Composed(images, ImageClasses("image", self.smoothing))
+            return Task(images, ImageClasses("image", self.smoothing))
         # a run that has begun had a teacher
-        return Composed(images, Taught(self, images, opened=not (workspace / "recipe.json").exists()))
+        return Task(images, Taught(self, images, opened=not (workspace / "recipe.json").exists()))
 
 
 class Images(Classified):
