@@ -26,7 +26,7 @@ clients = pytest.importorskip("chess.engine")
 
 from headway.domains.chess.judge import Opinion, Place, place_of, repetitions  # noqa: E402
 from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
-from headway.domains.chess.match import EngineSide, ModelSide, RandomSide, Tally, play_match, rungs  # noqa: E402
+from headway.domains.chess.match import EngineSide, MatchTally, ModelSide, RandomSide, play_match, rungs  # noqa: E402
 from headway.domains.chess.openings import openings  # noqa: E402
 from headway.domains.chess.opinions import OpinionCache  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
@@ -364,7 +364,7 @@ def test_games_of_the_command_in_a_match_of_programs(run: Path) -> None:
     command = shlex.join([sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"])
     with closing(EngineSide(command, 8, None, 0.1)) as side:
         side.engine.patience = 120
-        tally = Tally()
+        tally = MatchTally()
         play_match(side, RandomSide(0), [board_of("8/7k/8/8/8/8/QQ6/K7 w - - 90 1")], 2, tally)
     ends = tally.scores()
     assert ends["games"] == 2
@@ -407,7 +407,7 @@ def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
     start.push_san("Kd1")
     strong, weak = ModelSide(Player(Even(counts=True), "value"), "counts", None, None), RandomSide(0)
     seen: list = []
-    tally = Tally()
+    tally = MatchTally()
     play_match(strong, weak, [start], 2, tally, lambda tally, played: seen.append(played))
     assert tally.games == 2 == len(seen)
     assert [played.white for played in seen] == ["counts", "random moves"]

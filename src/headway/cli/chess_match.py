@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.match import ModelSide, Tally, as_pgn, play_match, rungs
+    from headway.domains.chess.match import MatchTally, ModelSide, as_pgn, play_match, rungs
     from headway.domains.chess.openings import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         seconds = None if args.our_nodes else args.movetime
         ours = ModelSide(player, args.model.name, seconds, args.our_nodes)
 
-        def done(tally: Tally, played: Any) -> None:
+        def done(tally: MatchTally, played: Any) -> None:
             terminal.note(
                 f"game {tally.games}: {played.result} ({played.end}); +{tally.wins} ={tally.draws} -{tally.losses}"
             )
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             for nodes, elo in rungs(args.nodes, args.elo):
                 with closing(_opponent(args, nodes, elo)) as theirs:
                     terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
-                    tally = Tally()
+                    tally = MatchTally()
                     try:
                         play_match(ours, theirs, starts, args.games, tally, done)
                     finally:

@@ -25,7 +25,7 @@ _PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and b
 _END = 1.0  # seconds that a program has to end when it is asked to
 
 
-class Line(NamedTuple):
+class EngineLine(NamedTuple):
     """What an engine says of a move: its evaluation for the mover, "34" centipawns or "#-3", and (win, draw, loss) in
     thousandths where it tells them.
     """
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     """The move that was chosen, None where there is none, and lines, the best first."""
 
     best: str | None
-    lines: tuple[Line, ...]
+    lines: tuple[EngineLine, ...]
 
 
 def find_engine(name: str) -> list[str]:
@@ -215,11 +215,11 @@ class UciEngine:
         self._said.put(None)
 
 
-def _line(words: list[str]) -> Line:
+def _line(words: list[str]) -> EngineLine:
     place = words.index("score")
     kind, value = words[place + 1], int(words[place + 2])
     wdl = None
     if "wdl" in words:
         at = words.index("wdl")
         wdl = (int(words[at + 1]), int(words[at + 2]), int(words[at + 3]))
-    return Line(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)
+    return EngineLine(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)

@@ -101,7 +101,7 @@ class RandomSide:
 
 
 @dataclass
-class Tally:
+class MatchTally:
     """Games of one match from the first side's view."""
 
     wins: int = 0
@@ -122,7 +122,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedGame:
     """A finished game: its board with all moves, the result, why it ended, and who had White."""
 
     board: chess.Board
@@ -137,8 +137,8 @@ def play_match(
     second: Side,
     openings: Sequence[chess.Board],
     count: int,
-    tally: Tally,
-    done: Callable[[Tally, Played], None] | None = None,
+    tally: MatchTally,
+    done: Callable[[MatchTally, PlayedGame], None] | None = None,
 ) -> None:
     """`count` games, two from each opening with colours swapped; `tally` counts each as it ends. UserError where the
     second side fails.
@@ -158,7 +158,7 @@ def play_match(
             done(tally, played)
 
 
-def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: Tally) -> Played:
+def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: MatchTally) -> PlayedGame:
     white.new_game()
     black.new_game()
     stood: dict[Record, int] = {}
@@ -170,13 +170,13 @@ def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: Tall
     while True:
         over = _over(board, stood)
         if over is not None:
-            return Played(board, *over, white.name, black.name)
+            return PlayedGame(board, *over, white.name, black.name)
         side = white if board.turn else black
         move = side.move(board)
         if not board.is_legal(move):
             tally.illegal += side is first
             result = "0-1" if board.turn else "1-0"
-            return Played(board, result, "illegal move", white.name, black.name)
+            return PlayedGame(board, result, "illegal move", white.name, black.name)
         board.push(move)
         key = same(record(board))
         stood[key] = stood.get(key, 0) + 1
@@ -196,7 +196,7 @@ def _over(board: chess.Board, stood: dict[Record, int]) -> tuple[str, str] | Non
     return ("1/2-1/2", "length") if len(board.move_stack) >= _LONGEST else None
 
 
-def as_pgn(played: Played, number: int) -> str:
+def as_pgn(played: PlayedGame, number: int) -> str:
     """A game in PGN."""
     game = notation.Game.from_board(played.board)
     game.headers.update({"Event": "headway chess match", "Round": str(number), "White": played.white})
