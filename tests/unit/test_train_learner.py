@@ -30,7 +30,7 @@ def _joined(batches: list[Batch]) -> Batch:
 @pytest.mark.parametrize(("losses", "counted"), [(1, False), (2, True)])
 def test_accumulated_micro_batches_are_one_batch(losses: int, counted: bool) -> None:
     small, large = _learner(counted, losses), _learner(counted, losses)
-    parts = [small.task.batch(k) for k in range(3)]  # type: ignore[attr-defined]
+    parts = [small.task.examples.batch(k) for k in range(3)]  # type: ignore[attr-defined]
     assert len({part.tokens for part in parts}) > 1
     for step in range(3):
         updates = small.update(step, parts), large.update(step, [_joined(parts)])
@@ -42,7 +42,7 @@ def test_accumulated_micro_batches_are_one_batch(losses: int, counted: bool) -> 
 
 def test_gradient_is_that_of_the_sum_of_means() -> None:
     learner = _learner(losses=2, **{"clip": None})
-    batch = learner.task.batch(0)  # type: ignore[attr-defined]
+    batch = learner.task.examples.batch(0)  # type: ignore[attr-defined]
     reference = _learner(losses=2)
     losses = reference.task.loss(reference.model, batch)
     sum(loss.total / loss.count for loss in losses.values()).backward()  # type: ignore[union-attr]
@@ -54,13 +54,13 @@ def test_gradient_is_that_of_the_sum_of_means() -> None:
 def test_losses_that_cannot_be_accumulated_are_refused() -> None:
     learner = _learner(losses=2)
     with pytest.raises(UserError, match="losses next, first count different things"):
-        learner.update(0, [learner.task.batch(k) for k in range(2)])  # type: ignore[attr-defined]
+        learner.update(0, [learner.task.examples.batch(k) for k in range(2)])  # type: ignore[attr-defined]
 
 
 def test_clipping_bounds_the_norm() -> None:
     free, bound = _learner(clip=None), _learner(clip=0.01)
     for learner in (free, bound):
-        norm = learner.update(0, [learner.task.batch(0)]).norm  # type: ignore[attr-defined]
+        norm = learner.update(0, [learner.task.examples.batch(0)]).norm  # type: ignore[attr-defined]
         assert norm > 0.01
     assert torch.linalg.vector_norm(bound.flat.grads).item() == pytest.approx(0.01, rel=1e-3)
     torch.testing.assert_close(free.flat.grads / torch.linalg.vector_norm(free.flat.grads), bound.flat.grads / 0.01)
@@ -70,7 +70,7 @@ def test_moving_average_is_what_is_evaluated() -> None:
     learner = _learner(ema=0.5)
     expected = learner.flat.data.clone()
     for step in range(4):
-        learner.update(step, [learner.task.batch(step)])  # type: ignore[attr-defined]
+        learner.update(step, [learner.task.examples.batch(step)])  # type: ignore[attr-defined]
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * learner.flat.data
     trained = learner.flat.data.clone()
@@ -83,7 +83,7 @@ def test_moving_average_is_what_is_evaluated() -> None:
 
 def test_dropout_depends_on_seed_and_step_alone() -> None:
     def update(learner: Learner, step: int) -> Update:
-        return learner.update(step, [learner.task.batch(0)])  # type: ignore[attr-defined]
+        return learner.update(step, [learner.task.examples.batch(0)])  # type: ignore[attr-defined]
 
     first, second = _learner(**{"model.dropout": 0.5}), _learner(**{"model.dropout": 0.5})
     second._generator.manual_seed(99)

@@ -33,7 +33,7 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32() -> None:
         task = counting(CountingConfig(), 1)
         learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), precision)
         for step in range(10):
-            learner.update(step, [task.batch(step)])
+            learner.update(step, [task.examples.batch(step)])
         with learner.evaluating() as model:
             assert not are_products_rough()
             losses[precision] = task.evaluate(model)["loss"]
