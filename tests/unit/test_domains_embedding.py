@@ -42,7 +42,7 @@ def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> Non
     sample = task.samples(model, 3)[0]
     assert sample["source"] in task.examples.texts
     assert sample["output"] in task.examples.partners
-    assert model.config.heads == {"embedding": PooledHeadConfig(pool="mean", unit=True)}
+    assert task.adapt(recipe.model).heads == {"embedding": PooledHeadConfig(pool="mean", unit=True)}
 
 
 def test_texts_of_a_label_are_partners_and_no_negatives(questions: Path) -> None:

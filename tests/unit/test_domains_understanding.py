@@ -211,6 +211,7 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
     assert None not in pieces.first[:5]
     assert len(set(pieces.first[:5])) == 5
     for word, first in zip(words[:5], pieces.first):
+        assert first is not None
         assert word.startswith(codec.decode([pieces.ids[first]]).strip())
 
 
