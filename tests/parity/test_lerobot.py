@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from headway.cli.main import main as cli
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics import config as robotics_config
 from headway.errors import UserError
-from headway.models import ActConfig, Chunks, Observations, SceneEmbedConfig
+from headway.models import ActConfig, Chunks, Drawn, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))
@@ -38,9 +39,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def done(folder: Path, case: str) -> np.ndarray:
-    """What the policy in a folder does at each step."""
+    """What the policy in a folder does at each step, where chance gives what it gave LeRobot's."""
     policy = hw.load(folder).policy()
+    if isinstance(policy.model, UNetPolicy):
+        policy.model.draw = Chance(policy.model.config)  # type: ignore[method-assign]
     return np.stack([policy.select_action(each) for each in policies.observations(policies.CASES[case][1])])
+
+
+class Chance:
+    """What LeRobot draws: a chunk of noise to begin with and, where noise is added on the way, one for each step."""
+
+    def __init__(self, config: UNetPolicyConfig) -> None:
+        self.numbers, self.shape = count(), (1, config.horizon, config.actions)
+        self.draws = config.head.sampled if config.head.sampler == "ddpm" else 0
+
+    def __call__(self, random: np.random.Generator, rows: int) -> Drawn:
+        each = [policies.drawn(next(self.numbers), self.shape) for _ in range(self.draws or 1)]
+        return Drawn(torch.stack(each, 1) if self.draws else each[0])
 
 
 @every

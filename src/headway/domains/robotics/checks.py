@@ -8,12 +8,12 @@ from typing import Any
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics.codec import RobotCodec
 from headway.errors import ConfigError, UserError
-from headway.models import ActConfig, ModelConfig
+from headway.models import ModelConfig, RobotPolicyConfig
 
 
-def check_model(model: ModelConfig, execute: int) -> ActConfig:
+def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
     """ConfigError for a model that says no chunks, or shorter ones than are executed."""
-    if not isinstance(model, ActConfig):
+    if not isinstance(model, RobotPolicyConfig):
         raise ConfigError(
             f"this task needs a model of chunks of actions (act), and this is {type(model).__name__}; take that of the "
             "recipe"
@@ -58,7 +58,7 @@ def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
             )
 
 
-def check_start(model: ActConfig, codec: RobotCodec, start: str | None) -> None:
+def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
     """ConfigError for a policy that is started from whose weights read other states, pictures or words than its codec
     says.
     """

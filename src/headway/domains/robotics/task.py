@@ -20,7 +20,7 @@ from headway.domains.robotics.windows import RobotBatch, Windows
 from headway.environments import Copies, seeds_of
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Act, ActConfig, Loss, ModelConfig
+from headway.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 from headway.report import Picture
 from headway.train import WHOLE, Shard, Sided
 
@@ -41,7 +41,7 @@ class Robotics(Sided):
     def __init__(
         self,
         config: RoboticsConfig,
-        model: ActConfig,
+        model: RobotPolicyConfig,
         data: Demonstrations,
         sides: dict[str, np.ndarray],
         codec: RobotCodec,
@@ -66,7 +66,7 @@ class Robotics(Sided):
             raise UserError(f"{error}; or set task.episodes=0 to judge by held-out demonstrations alone") from error
         return dict(zip(places, copies))
 
-    def adapt(self, model: ModelConfig) -> ActConfig:
+    def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
         """`model` with the sizes of states, pictures and actions, and the words of tasks.
 
         UserError where nothing is left to train on or, without an environment, to judge by.
@@ -75,7 +75,7 @@ class Robotics(Sided):
             raise nothing_left(self.data)
         if not self.plays:
             self._windows("validation")
-        config = cast(ActConfig, model)
+        config = cast(RobotPolicyConfig, model)
         cameras = tuple(camera.read for camera in self.codec.cameras)
         try:
             observation = config.observation.fitted(len(self.codec.mean), cameras)
@@ -90,7 +90,7 @@ class Robotics(Sided):
                 f"the {split} split of {len(self.data)} demonstrations is empty; give files named {split}, a larger "
                 "share (task.split), or an environment to be judged in (task.env)"
             )
-        return Windows(self.data, numbers, self.codec, self.model.chunk)
+        return Windows(self.data, numbers, self.codec, self.model.chunk, self.model.history)
 
     @cached_property
     def _training(self) -> Windows:
@@ -110,7 +110,7 @@ class Robotics(Sided):
     def _batch(self, windows: Windows, steps: np.ndarray, number: int, noise: float = 0.0) -> RobotBatch:
         chunks, seen = windows.chunks(steps), windows.seen(steps)
         random = np.random.default_rng([_DRAWS, self.seed, number])
-        drawn = self.model.head.draw(random, len(steps), self.model.chunk, len(self.codec.scale))
+        drawn = self.model.head.draw(random, len(steps), self.model.horizon, len(self.codec.scale))
         if noise and seen.states is not None:
             moved = random.standard_normal(tuple(seen.states.shape), np.float32)
             seen = seen._replace(states=seen.states + noise * torch.from_numpy(moved))
@@ -122,7 +122,7 @@ class Robotics(Sided):
         return found | {"kl": len(batch.chunks.keep)} if self.model.head.size else found
 
     def loss(self, model: nn.Module, batch: RobotBatch) -> dict[str, Loss]:
-        return cast(Act, model).losses(batch.seen, batch.chunks, batch.drawn)
+        return cast(RobotPolicy, model).losses(batch.seen, batch.chunks, batch.drawn)
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         """How often each task succeeds that can be played, from seeds of this split alone; and the mean absolute error
@@ -131,9 +131,9 @@ class Robotics(Sided):
         """
         scores: dict[str, Any] = {}
         if self.plays:
-            scores = self._playing(cast(Act, model), split, limit)
+            scores = self._playing(cast(RobotPolicy, model), split, limit)
         if not self.plays or split == "all" or len(self.sides[split]):
-            scores |= self._held_out(cast(Act, model), split, limit)
+            scores |= self._held_out(cast(RobotPolicy, model), split, limit)
         return scores
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
@@ -147,7 +147,7 @@ class Robotics(Sided):
     def count(self, split: str) -> int:
         return self.config.final if self.plays else len(self.sides[split])
 
-    def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
+    def _playing(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
         seeds = seeds_of(split, min(episodes, limit or episodes))
         played = {name: play(model, self.codec, copies, name, seeds) for name, copies in self.played.items()}
@@ -171,16 +171,17 @@ class Robotics(Sided):
         return found["success_rate"] + (1 - min(1.0, found["steps_mean"] / longest)) / (2 * found["samples"])
 
     @torch.no_grad()
-    def _held_out(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
+    def _held_out(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
         windows = self._windows(split)
         total, actions, steps = 0.0, 0, windows.once()[:limit]
         with evaluating(model):
             for first in range(0, len(steps), _JUDGED_AT_ONCE):
                 some = steps[first : first + _JUDGED_AT_ONCE]
                 batch = self._batch(windows, some, first).to(device_of(model))
-                error = (model(batch.seen, batch.drawn) - batch.chunks.actions).abs().mean(-1)
-                total += float(error[batch.chunks.keep].sum())
-                actions += batch.tokens
+                wanted, keep = (each[:, self.model.history - 1 :] for each in batch.chunks)
+                error = (model(batch.seen, batch.drawn) - wanted).abs().mean(-1)
+                total += float(error[keep].sum())
+                actions += int(keep.sum())
         scores: dict[str, Any] = {"loss": total / actions}
         return scores if self.plays else {**scores, "samples": actions}
 
@@ -190,7 +191,7 @@ class Robotics(Sided):
 
     def pictures(self, model: nn.Module) -> list[Picture]:
         """How often tasks succeed, an episode of each as a strip of film, and a chunk beside what was demonstrated."""
-        act = cast(Act, model)
+        act = cast(RobotPolicy, model)
         beside = self._windows(next(side for side in ("test", "validation", "train") if len(self.sides[side])))
         return [
             *pictures.success(self._judged),

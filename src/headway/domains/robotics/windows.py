@@ -19,6 +19,7 @@ from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.models import Chunks, Drawn, Observations
+from headway.models.robot import in_order
 from headway.train import WHOLE, Shard
 
 _BRIGHTEST = 255.0
@@ -44,13 +45,17 @@ class RobotBatch:
 
 class Windows:
     """Windows over the steps of some demonstrations: one begins at each step and has `chunk` actions, of which those
-    after the episode's end are not there.
+    after the episode's end are not there. A model that reads the last `history` steps is shown those, and learns the
+    actions from the oldest of them on.
     """
 
-    def __init__(self, data: Demonstrations, numbers: np.ndarray, codec: RobotCodec, chunk: int) -> None:
+    def __init__(
+        self, data: Demonstrations, numbers: np.ndarray, codec: RobotCodec, chunk: int, history: int = 1
+    ) -> None:
         """`numbers` int64 [E] are the episodes."""
-        self.data, self.codec, self.chunk = data, codec, chunk
+        self.data, self.codec, self.chunk, self.history = data, codec, chunk, history
         self.numbers = numbers
+        self._starts = np.repeat(data.starts, data.lengths)
         self._ends = np.repeat(data.ends, data.lengths)  # of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
 
@@ -90,17 +95,23 @@ class Windows:
         return steps_within(self.data.starts[self.numbers], self.data.ends[self.numbers], self.chunk)
 
     def seen(self, steps: np.ndarray) -> Observations:
-        """What is seen at steps, int64 [B]."""
+        """What is seen at steps, int64 [B]; before an episode's first step all was as it is there."""
+        lags = reversed(range(self.history))
+        return in_order([self._seen(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
+
+    def _seen(self, steps: np.ndarray) -> Observations:
         names = [self.data.names[task] for task in self._tasks[steps].tolist()]
         pictures = {each.name: self.data.cameras[each.name].read(steps) for each in self.codec.cameras}
         return observed(self.codec, self._states[steps], pictures, names)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
-        """The actions from steps on, int64 [B]; after an episode's end its last one stands for those that are not."""
-        places = steps[:, None] + np.arange(self.chunk)
-        last = self._ends[steps][:, None] - 1
-        actions = self._actions[np.minimum(places, last)]
-        return Chunks(torch.from_numpy(actions), torch.from_numpy(places <= last))
+        """The actions from steps on, int64 [B], and before them those of the steps that are seen; beyond an episode's
+        ends its first and its last one stand for those that are not.
+        """
+        places = steps[:, None] + np.arange(1 - self.history, self.chunk)
+        first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
+        actions = self._actions[places.clip(first, last)]
+        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= places) & (places <= last)))
 
 
 def observed(
