@@ -146,7 +146,7 @@ def _denoising(config: UNetPolicyConfig) -> list[str]:
     net, head = config.net, config.head
     widths = ", ".join(map(str, net.widths))
     return [
-        f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} of them from the present on",
+        f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
         f"  of the last {config.history} steps: {config.observation.reads()}",
         f"  U-Net over time, widths {widths}, {net.taps} taps, {net.groups} groups",
         f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",

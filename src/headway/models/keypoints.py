@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,14 +72,9 @@ class KeypointsConfig:
         return -(-high // STRIDE), -(-wide // STRIDE)
 
     def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> KeypointsConfig:
-        """Itself. ConfigError for states and cameras of other sizes."""
-        own = tuple(map(tuple, self.cameras))
-        if (states, tuple(map(tuple, cameras))) != (self.states, own):
-            raise ConfigError(
-                f"this model reads states of {self.states} numbers and pictures of {own}, and the demonstrations have "
-                f"{states} and {cameras}; give demonstrations of its robot"
-            )
-        return self
+        """The same for states of so many numbers and cameras of these sizes. ConfigError for cameras that differ."""
+        surroundings = self.surroundings if states == self.states else 0
+        return replace(self, robot=states - surroundings, surroundings=surroundings, cameras=cameras)
 
     def reads(self) -> str:
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
@@ -106,7 +101,9 @@ class Glimpses(nn.Module):
         robot, surroundings = states.split((self.config.robot, self.config.surroundings), -1)
         eyes = self.eyes if self.config.apart else list(self.eyes) * len(seen.images)
         shape = states.shape[:2]
-        looked = [eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape) for eye, image in zip(eyes, seen.images)]
+        looked = [
+            eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape) for eye, image in zip(eyes, seen.images)
+        ]
         return torch.cat([robot, *looked, surroundings], -1)
 
     def _check(self, seen: Observations) -> None:

@@ -84,7 +84,9 @@ class ResNet(nn.Module):
             strides = [1 if layer == 0 else 2, *[1] * (count - 1)]
             sizes = [before, *[width] * (count - 1)]
             self.layers.append(
-                nn.Sequential(*(ResidualConvolutions(size, width, stride, norm) for size, stride in zip(sizes, strides)))
+                nn.Sequential(
+                    *(ResidualConvolutions(size, width, stride, norm) for size, stride in zip(sizes, strides))
+                )
             )
             before = width
         self.width = before

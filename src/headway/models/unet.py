@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -72,7 +73,7 @@ class UNet(nn.Module):
         self.descent = nn.ModuleList(level(before, width) for before, width in zip((numbers, *widths), widths))
         self.halving = nn.ModuleList(Convolution(width, width, 3, 2) for width in widths[:-1])
         self.middle = level(widths[-1], widths[-1])
-        pairs = list(zip(widths, widths[1:]))[::-1]
+        pairs = list(pairwise(widths))[::-1]
         self.ascent = nn.ModuleList(level(2 * width, narrower) for narrower, width in pairs)
         self.doubling = nn.ModuleList(DoublingConvolution(narrower, narrower) for narrower, _ in pairs)
         self.last = Convolution(widths[0], widths[0], config.taps)

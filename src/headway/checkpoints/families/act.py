@@ -204,9 +204,7 @@ def _backbone(ours: str, theirs: str, depth: ResNetDepth) -> list[Rule]:
     return residual_network(ours, [f"{theirs}.{name}" for name in _PARTS], depth, BATCH)
 
 
-def residual_network(
-    ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]
-) -> list[Rule]:
+def residual_network(ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]) -> list[Rule]:
     """The rules of one whose first convolution, its norm and four layers are named `theirs`; `normed` are our and their
     names of what a norm holds.
     """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from itertools import pairwise
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -176,14 +177,20 @@ def _net(net: UNetConfig, actions: int) -> list[Rule]:
     ]
     for number, (before, width) in enumerate(zip((actions, *widths), widths)):
         own, other = f"net.descent.{number}", f"{theirs}.down_modules.{number}"
-        found += [*_layer(f"{own}.0", f"{other}.0", net.taps, before != width), *_layer(f"{own}.1", f"{other}.1", net.taps, False)]
+        found += [
+            *_layer(f"{own}.0", f"{other}.0", net.taps, before != width),
+            *_layer(f"{own}.1", f"{other}.1", net.taps, False),
+        ]
         if number < len(widths) - 1:
             found += _taps(f"net.halving.{number}", f"{other}.2", 3)
     for number in range(2):
         found += _layer(f"net.middle.{number}", f"{theirs}.mid_modules.{number}", net.taps, False)
-    for number, (narrower, width) in enumerate(list(zip(widths, widths[1:]))[::-1]):
+    for number, (narrower, width) in enumerate(list(pairwise(widths))[::-1]):
         own, other = f"net.ascent.{number}", f"{theirs}.up_modules.{number}"
-        found += [*_layer(f"{own}.0", f"{other}.0", net.taps, 2 * width != narrower), *_layer(f"{own}.1", f"{other}.1", net.taps, False)]
+        found += [
+            *_layer(f"{own}.0", f"{other}.0", net.taps, 2 * width != narrower),
+            *_layer(f"{own}.1", f"{other}.1", net.taps, False),
+        ]
         found.append(rule(f"net.doubling.{number}.product.weight", f"{other}.2.weight", form=_Doubling()))
         found.append(rule(f"net.doubling.{number}.bias", f"{other}.2.bias"))
     last = f"{theirs}.final_conv"

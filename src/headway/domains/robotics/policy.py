@@ -43,14 +43,14 @@ class Acting:
         self._step = 0
 
     def act(self, look: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
-        """The actions of this step. Every `execute` steps a new chunk is said; `look` is asked what is seen then and, for
-        a model that remembers steps, at those before.
+        """The actions of this step. Every `execute` steps a new chunk is said; `look` is asked what is seen then, and
+        at the steps before that a model remembers.
         """
         wait = -self._step % self.codec.execute  # steps until a chunk is said
         if wait < self.model.config.history:
             self._seen = [*self._seen, look()][-self.model.config.history :]
         if wait == 0:
-            self._said.append(Said(self._step, self.chunk(*self._seen)))
+            self._said.append(Said(self._step, self.chunk(self.remembered(*self._seen))))
         length = self.model.config.chunk
         self._said = [said for said in self._said if self._step - said.step < length]
         present = np.stack([said.actions[:, self._step - said.step] for said in self._said])
@@ -58,17 +58,18 @@ class Acting:
         return ensembled(present, self.codec.ensemble)
 
     @torch.no_grad()
-    def chunk(self, *steps: Observations) -> Float[np.ndarray, "B C A"]:
-        """The next actions by what was seen at the last steps, the present one last, in the robot's numbers. Before the
-        first of them all was as it is there.
-        """
-        seen = in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
+    def chunk(self, seen: Observations) -> Float[np.ndarray, "B C A"]:
+        """The next actions by what the model reads now, in the robot's numbers."""
         each = [self.model.draw(chance, 1) for chance in self._chances]
         steps = [drawn.steps for drawn in each if drawn.steps is not None]
         drawn = Drawn(torch.cat([one.noise for one in each]), torch.cat(steps) if steps else None)
         with evaluating(self.model):
             said = self.model(seen.to(self._device), drawn.to(self._device))
         return self.codec.said_actions(said.float().cpu().numpy())
+
+    def remembered(self, *steps: Observations) -> Observations:
+        """What the model reads of the last steps, the present one last; before the first of them all was as there."""
+        return in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
 
     def select(self, rows: np.ndarray) -> None:
         """Go on in some of the episodes."""
@@ -110,7 +111,7 @@ class Policy:
     def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
         """The next actions by this observation alone; no step is over."""
         acting = Acting(self.model, self.codec, [self.seed])
-        return acting.chunk(self._read(observation))[0]
+        return acting.chunk(acting.remembered(self._read(observation)))[0]
 
     def _read(self, observation: Observation) -> Observations:
         """UserError for an observation that lacks what the policy reads, or has it in another size."""

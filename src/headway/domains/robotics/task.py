@@ -20,7 +20,7 @@ from headway.domains.robotics.windows import RobotBatch, Windows
 from headway.environments import Copies, seeds_of
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
+from headway.models import ActConfig, Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 from headway.report import Picture
 from headway.train import WHOLE, Shard, Sided
 
@@ -81,7 +81,12 @@ class Robotics(Sided):
             observation = config.observation.fitted(len(self.codec.mean), cameras)
         except ConfigError as error:
             raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
-        return replace(config, observation=observation, actions=len(self.codec.scale), words=self.codec.symbols)
+        sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
+        if isinstance(config, ActConfig):
+            return replace(config, **sizes, words=self.codec.symbols)
+        if self.codec.symbols:
+            raise ConfigError("this model reads no names of tasks, and there are several; set task.text=false")
+        return replace(config, **sizes)
 
     def _windows(self, split: str) -> Windows:
         numbers = np.arange(len(self.data)) if split == "all" else self.sides.get(split, np.zeros(0, int))
