@@ -11,9 +11,7 @@ from jaxtyping import Float, UInt8
 SMALLEST = 4  # pixels of a side
 _GRID = 4  # rows and columns of the parts whose brightness is taken
 _LEVELS, _STEPS = 8, 6  # of brightness, and of the differences between neighbours, whose shares are counted
-_FEWEST = (
-    100  # samples of which it can be said what they have in common: one in so many others is beyond them by chance
-)
+_FEWEST = 100  # samples that have something in common: one in so many others is beyond them by chance
 _MOST = 10_000
 _BEYOND = 0.999  # the share of training images that are not beyond
 _LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference counts as small
@@ -21,9 +19,9 @@ _LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference co
 
 @dataclass(frozen=True)
 class Alike:
-    """The distance of Mahalanobis of a sample's look (`look`, or `glance` of a sound) from the `middle` of those in training, and the `limit` that one
-    in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look uncorrelated, each with variance 1.
-    `contrast`, the last number of a look, is the least in training.
+    """The distance of Mahalanobis of a sample's look (`look`, or `glance` of a sound) from the `middle` of those in
+    training, and the `limit` that one in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look
+    uncorrelated, each with variance 1. `contrast`, the last number of a look, is the least in training.
     """
 
     middle: tuple[float, ...]

@@ -32,8 +32,8 @@ class Film:
     """A video in H.264 where that is here, written frame by frame: `with Film(path, rate) as film: film.add(frame)`.
 
     `rate` is in frames a second, whole unless it is a fraction. With `jumps`, one frame of so many stands by itself,
-    where a reader may begin; `quick` takes a fifth of the time for a file three times as large, on one thread. What ends
-    with an error leaves nothing behind.
+    where a reader may begin; `quick` takes a third of the time for a file four times as large, on one thread. What
+    ends with an error leaves nothing behind.
     """
 
     def __init__(self, path: Path, rate: float | Fraction, jumps: int | None = None, quick: bool = False) -> None:

@@ -40,8 +40,8 @@ def classify(
     """The probability of each label for each sound, a file or its samples at 16,000 a second, the most probable first.
 
     `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window;
-    sounds that cannot be read are left out and put into `failed`, where that is given; `watch` is told the place of each
-    sound and how it is at a first hearing (`glance`).
+    sounds that cannot be read are left out and put into `failed`, where that is given; `watch` is told the place of
+    each sound and how it is at a first hearing (`glance`).
     Raises UserError for a model without classes, for what is no sound, and for a longer one.
     """
     if "classes" not in model.heads:
