@@ -90,8 +90,8 @@ class DiffusionConfig(ChunkHeadConfig):
     sampled: int = 10  # steps in which it is taken away in use
     says: Literal["noise", "sample"] = "sample"  # what the decoder gives: the noise, or the sample without it
     clip: float | None = None
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    spacing: Literal["trailing", "leading"] = "trailing"
+    sampler: Literal["ddim", "ddpm"] = "ddim"  # whether noise is added on the way (ddpm)
+    spacing: Literal["trailing", "leading"] = "trailing"  # which of the steps are sampled
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampled <= self.steps:

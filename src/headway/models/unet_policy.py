@@ -20,6 +20,8 @@ from headway.models.unet import UNet, UNetConfig
 from headway.parts.feedforward import Terms
 from headway.parts.init import InitConfig, initialise
 
+_HEAD = DiffusionConfig(sampled=100, says="noise", clip=1.0, sampler="ddpm", spacing="leading")  # that of the paper
+
 
 @register("unet-policy")
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class UNetPolicyConfig(ModelConfig):
     actions: int = 1  # numbers of an action; the data decide
     observation: KeypointsConfig = KeypointsConfig()  # what is read of a step
     net: UNetConfig = UNetConfig()  # what takes the noise away
-    head: DiffusionConfig = DiffusionConfig(sampled=100, says="noise", clip=1.0, sampler="ddpm", spacing="leading")
+    head: DiffusionConfig = _HEAD  # how chunks are learnt
     init: InitConfig = InitConfig(matrices="fan_in")  # how weights start
 
     def __post_init__(self) -> None:
