@@ -22,8 +22,10 @@ from headway.models.captioner import ProjectorConfig
 from headway.models.chunks import ChunkHeadConfig
 from headway.models.embeds import EmbedConfig
 from headway.models.heads import HeadConfig, TransformConfig
+from headway.models.keypoints import KeypointsConfig
 from headway.models.observations import ObservationConfig
 from headway.models.stack import StackConfig
+from headway.models.unet import UNetConfig
 from headway.parts.bias import BiasConfig
 from headway.parts.feedforward import FeedForwardConfig
 from headway.parts.init import InitConfig
@@ -97,6 +99,8 @@ def page() -> str:
         _shortcuts(),
         *_class(InitConfig, "###"),
         *_class(ProjectorConfig, "###"),
+        *_class(KeypointsConfig, "###"),
+        *_class(UNetConfig, "###"),
         *_family(BridgeConfig, "###"),
         "## Layers\n\n`model.stack`, and its blocks.\n",
         *_class(StackConfig, "###"),

@@ -10,7 +10,7 @@ from headway.domains import agents, robotics, trajectories
 from headway.errors import UserError
 from headway.given import typed
 from headway.loaded import Loaded
-from headway.models import Act, Transformer
+from headway.models import RobotPolicy, Transformer
 
 if TYPE_CHECKING:
     from headway.domains.chess.player import Player
@@ -77,7 +77,7 @@ class Acts(Loaded):
         targets = [target_return] if isinstance(target_return, (int, float)) else list(target_return)
         film = None if render is None else Path(render)
         names = [env] if isinstance(env, str) else list(env or ())
-        if isinstance(self.module, Act):
+        if isinstance(self.module, RobotPolicy):
             if targets or draw is not None:
                 raise UserError(f"{self.directory} is a robot's policy, which is asked for no return and draws nothing")
             return robotics.rollout(

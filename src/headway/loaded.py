@@ -66,13 +66,13 @@ class Loaded:
 
     @property
     def watches(self) -> bool:
-        """Whether it is known how the images in training looked."""
+        """Whether it is known how the images or sounds in training looked."""
         return self._familiar.alike is not None and not self.beyond
 
-    def see(self, names: Sequence[str], looks: np.ndarray) -> None:
-        """`meet` for images, given with how they look (`headway.checkpoints.alike`), [N, F]."""
+    def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
+        """`meet` for images or sounds, given with how they look (`headway.checkpoints.alike`), [N, F]."""
         if not self.beyond:
-            self._warn(self._familiar.strange(names, looks))
+            self._warn(self._familiar.strange(names, looks, kind))
 
     def _warn(self, beyond: list[str]) -> None:
         self.beyond = beyond

@@ -172,22 +172,27 @@ class Model(Writes, Acts):
         source, failed = str(self.directory), given.Failed()
         if isinstance(self.module, Transformer) and audio.hears(self.module.config):
             asked = given.sounds(items)
-            said = audio.classify(self.module, self.usage, asked.items, source, truncate, failed)
+            heard: dict[int, np.ndarray] = {}
+            watch = heard.__setitem__ if self.watches else None
+            said = audio.classify(self.module, self.usage, asked.items, source, truncate, failed, watch)
+            self._see(asked.items, heard, "sound")
             return asked.answer(said, failed, "sound")
         if sees(self.module):
             asked = given.images(items)
             found: dict[int, np.ndarray] = {}
-            watch = lambda place, pixels: found.update({place: look(pixels)})  # noqa: E731
-            said = vision.classify(
-                self.module, self.usage, asked.items, source, failed, watch if self.watches else None
-            )
-            if found:
-                names = [given.named(item, place, "image") for place, item in enumerate(asked.items)]
-                self.see([names[place] for place in found], np.stack(list(found.values())))
+            seen = lambda place, pixels: found.update({place: look(pixels)})  # noqa: E731
+            said = vision.classify(self.module, self.usage, asked.items, source, failed, seen if self.watches else None)
+            self._see(asked.items, found, "image")
             return asked.answer(said, failed, "image")
         asked, labels = given.texts_or_pairs(items), self.usage.labels
         self._meet_texts([text if isinstance(text, str) else " ".join(text) for text in asked.items])
         return asked.answer(understanding.classify(self.module, self.codec, labels, asked.items, truncate=truncate))
+
+    def _see(self, items: Sequence[Any], found: dict[int, np.ndarray], kind: str) -> None:
+        """`see` for some of what is given, by its places."""
+        if found:
+            names = [given.named(items[place], place, kind) for place in found]
+            self.see(names, np.stack(list(found.values())), kind)
 
     def _meet_texts(self, texts: Sequence[str]) -> None:
         if self.recipe is not None:

@@ -16,10 +16,12 @@ import types
 import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,7 +45,17 @@ _SMALL: dict[str, Any] = {
     "n_vae_encoder_layers": 1,
     "latent_dim": 6,
 }
+_DENOISING: dict[str, Any] = {
+    "horizon": 8,
+    "n_action_steps": 3,
+    "down_dims": (16, 24, 32),
+    "n_groups": 4,
+    "diffusion_step_embed_dim": 12,
+    "num_train_timesteps": 20,
+    "clip_sample_range": 9.0,
+}
 CAMERAS = {_TOP: (40, 72), _WRIST: (64, 32)}
+_ALIKE = {_TOP: (70, 90), _WRIST: (70, 90)}
 
 # Of each: its type, the sizes of what it sees, its settings, and whether statistics lie among the weights, as they did.
 CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any], bool]] = {
@@ -66,6 +78,25 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any], bool]] =
         {**_SMALL, "use_vae": False, "temporal_ensemble_coeff": 0.1, "n_action_steps": 1},
         False,
     ),
+    "diffusion-numbers": ("diffusion", {_ENV: (7,), _STATE: (4,)}, _DENOISING, False),
+    "diffusion-cameras": (
+        "diffusion",
+        {**_ALIKE, _STATE: (5,)},
+        {
+            **_DENOISING,
+            "n_obs_steps": 3,
+            "down_dims": (16, 32),
+            "kernel_size": 3,
+            "resize_shape": (60, 80),
+            "crop_ratio": 0.9,
+            "spatial_softmax_num_keypoints": 4,
+            "use_film_scale_modulation": False,
+            "noise_scheduler_type": "DDIM",
+            "num_inference_steps": 6,
+            "prediction_type": "sample",
+        },
+        False,
+    ),
 }
 ACTIONS = 4
 
@@ -82,11 +113,22 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     found, last = noise(name, shape), name.rpartition(".")[2]
     if last.endswith("pos_enc"):
         found = sinusoids(*shape[1:])[None]
+    elif last == "pos_grid":
+        found = GRIDS[shape[0]]
     elif len(shape) > 1:
         found = found * (4.5 / np.sqrt(np.prod(shape[1:])))
-    elif last == "running_var" or ((last == "weight" and "norm" in name) or (".bn" in name and last == "weight")):
+    elif last == "running_var" or (last == "weight" and any(part in name for part in ("norm", ".bn", "diffusion."))):
         found = 1.0 + found
     return torch.from_numpy(found.astype(np.float32))
+
+
+def grid(rows: int, columns: int) -> np.ndarray:
+    """x and y of -1 to 1, row after row."""
+    x, y = np.meshgrid(np.linspace(-1, 1, columns), np.linspace(-1, 1, rows))
+    return np.stack([x.ravel(), y.ravel()], 1)
+
+
+GRIDS = {6: grid(2, 3)}  # by their sizes
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -105,6 +147,11 @@ def statistics(seen: dict[str, tuple[int, ...]]) -> dict[str, dict[str, Tensor]]
         values |= {"min": low, "max": low + 2.0 + noise(f"{name}.max", shape)}
         found[name] = {each: torch.from_numpy(value.astype(np.float32)) for each, value in values.items()}
     return found
+
+
+def drawn(number: int, shape: tuple[int, ...]) -> Tensor:
+    """What chance gives at the draw of this number, of unit variance."""
+    return torch.from_numpy((np.sqrt(12.0) * noise(f"drawn {number}", shape)).astype(np.float32))
 
 
 def observations(seen: dict[str, tuple[int, ...]]) -> Iterator[dict[str, np.ndarray]]:
@@ -202,14 +249,19 @@ def theirs(case: str, **settings: Any) -> tuple[Any, Any, Any]:
     config = Config(**told, **how)
     policy = Policy(config)
     state = policy.state_dict()
-    policy.load_state_dict({name: weight(name, tuple(each.shape)) for name, each in state.items()})
+    policy.load_state_dict(
+        {name: weight(name, tuple(each.shape)) for name, each in state.items() if each.is_floating_point()},
+        strict=False,  # without the numbers of batches that norms have seen
+    )
     return policy.eval(), *processors(config, statistics(seen))
 
 
 def acted(policy: Any, before: Any, after: Any, seen: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """What a policy of LeRobot's does at each step, [STEPS, ACTIONS]."""
+    """What a policy of LeRobot's does at each step, [STEPS, ACTIONS], where chance gives what `drawn` says."""
     policy.reset()
-    found = []
+    found, numbers = [], count()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(torch, "randn", lambda *shape, size=None, **_: drawn(next(numbers), size or _shape(shape)))
     for each in observations(seen):
         tensors = {
             name: torch.from_numpy(value).permute(2, 0, 1).float() / 255 if value.ndim == 3 else torch.from_numpy(value)
@@ -218,7 +270,13 @@ def acted(policy: Any, before: Any, after: Any, seen: dict[str, tuple[int, ...]]
         if _STATE not in tensors:  # LeRobot asks the robot's state for the number of rows, even where it reads none
             tensors[_STATE] = torch.zeros(0)
         found.append(after(policy.select_action(before(tensors)))[0].numpy())
+    monkey.undo()
     return np.stack(found)
+
+
+def _shape(given: tuple[Any, ...]) -> tuple[int, ...]:
+    """That of torch.randn's arguments, numbers or a tuple of them."""
+    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from headway.checkpoints.open import open_config, open_model
 from headway.cli.main import main as cli
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics import task as robotics_task
+from headway.domains.robotics.policy import Acting
 from headway.errors import UserError
-from headway.models import ActConfig, Chunks, Observations, SceneEmbedConfig
+from headway.models import ActConfig, Chunks, Drawn, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))
@@ -38,9 +40,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def done(folder: Path, case: str) -> np.ndarray:
-    """What the policy in a folder does at each step."""
+    """What the policy in a folder does at each step, where chance gives what it gave LeRobot's."""
     policy = hw.load(folder).policy()
+    if isinstance(policy.model, UNetPolicy):
+        policy.model.draw = Chance(policy.model.config)  # type: ignore[method-assign]
     return np.stack([policy.select_action(each) for each in policies.observations(policies.CASES[case][1])])
+
+
+class Chance:
+    """What LeRobot draws: a chunk of noise to begin with and, where noise is added on the way, one for each step."""
+
+    def __init__(self, config: UNetPolicyConfig) -> None:
+        self.numbers, self.shape = count(), (1, config.horizon, config.actions)
+        self.draws = config.head.sampled if config.head.sampler == "ddpm" else 0
+
+    def __call__(self, random: np.random.Generator, rows: int) -> Drawn:
+        each = [policies.drawn(next(self.numbers), self.shape) for _ in range(self.draws or 1)]
+        return Drawn(torch.stack(each, 1) if self.draws else each[0])
 
 
 @every
@@ -75,11 +91,13 @@ def test_the_way_back(case: str, folders: Callable[[str], Path], tmp_path: Path)
 @every
 def test_lerobot_reads_what_is_written(case: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
     from lerobot.processor import PolicyProcessorPipeline
     from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 
     hw.export(folders(case), tmp_path / "theirs")
-    policy = ACTPolicy.from_pretrained(tmp_path / "theirs", strict=True)
+    kind = {"act": ACTPolicy, "diffusion": DiffusionPolicy}[policies.CASES[case][0]]
+    policy = kind.from_pretrained(tmp_path / "theirs", strict=True)
     before = PolicyProcessorPipeline.from_pretrained(tmp_path / "theirs", config_filename="policy_preprocessor.json")
     after = PolicyProcessorPipeline.from_pretrained(
         tmp_path / "theirs",
@@ -93,17 +111,33 @@ def test_lerobot_reads_what_is_written(case: str, folders: Callable[[str], Path]
 
 @live
 @pytest.mark.parametrize(
-    "settings",
+    ("case", "settings"),
     [
-        {"vision_backbone": "resnet34"},
-        {"pre_norm": True, "feedforward_activation": "gelu"},
-        {"normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "IDENTITY"}},
-        {"n_action_steps": 6, "use_vae": False},
+        ("act-cameras", {"vision_backbone": "resnet34"}),
+        ("act-cameras", {"pre_norm": True, "feedforward_activation": "gelu"}),
+        (
+            "act-cameras",
+            {
+                "normalization_mapping": {
+                    "VISUAL": "IDENTITY",
+                    "STATE": "MIN_MAX",
+                    "ENV": "MIN_MAX",
+                    "ACTION": "IDENTITY",
+                }
+            },
+        ),
+        ("act-cameras", {"n_action_steps": 6, "use_vae": False}),
+        (
+            "diffusion-cameras",
+            {"use_group_norm": False, "resize_shape": None, "crop_ratio": 1.0, "crop_shape": (60, 81)},
+        ),
+        ("diffusion-cameras", {"use_separate_rgb_encoder_per_camera": True, "vision_backbone": "resnet34"}),
+        ("diffusion-numbers", {"noise_scheduler_type": "DDIM", "num_inference_steps": 7, "n_obs_steps": 1}),
+        ("diffusion-numbers", {"num_inference_steps": 6, "prediction_type": "sample", "clip_sample": False}),
     ],
-    ids=lambda settings: "-".join(settings),
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )
-def test_other_settings(settings: dict[str, Any], tmp_path: Path) -> None:
-    case = "act-cameras"
+def test_other_settings(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
     made = policies.theirs(case, **settings)
     for each in made:
         each.save_pretrained(tmp_path / "policy")
@@ -137,11 +171,42 @@ def test_what_the_posterior_infers_of_chunks_that_end(tmp_path: Path) -> None:
     torch.testing.assert_close(log_variance, wanted_log, rtol=1e-4, atol=1e-5)
 
 
+@live
+@pytest.mark.parametrize("says", ["epsilon", "sample"])
+def test_what_a_diffusion_learns(says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss at the same steps and noise, of chunks that begin before an episode's first step, too."""
+    made = policies.theirs("diffusion-numbers", prediction_type=says, do_mask_loss_for_padding=True)
+    for each in made:
+        each.save_pretrained(tmp_path / "policy")
+    model: Any = open_model(tmp_path / "policy").model
+    actions = policies.drawn(100, (3, 8, policies.ACTIONS))
+    keep = torch.arange(8) >= torch.tensor([[0], [1], [1]])
+    drawn = Drawn(policies.drawn(0, (3, 20, 8, policies.ACTIONS)), torch.tensor([0, 7, 19]))
+    batch = {"observation.state": torch.randn(3, 2, 4), "observation.environment_state": torch.randn(3, 2, 7)}
+    seen = Observations(torch.cat([batch["observation.state"], batch["observation.environment_state"]], -1))
+    found = model.losses(seen, Chunks(actions, keep), drawn)["actions"]
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: drawn.noise[:, 0])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: drawn.steps)
+    wanted, _ = made[0].forward({**batch, "action": actions, "action_is_pad": ~keep})
+    assert found.count == int(keep.sum())
+    torch.testing.assert_close(found.total / keep.numel(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_a_configuration_is_read_without_weights(folders: Callable[[str], Path]) -> None:
     config = open_config(folders("act-cameras"))
     assert isinstance(config, ActConfig)
     assert isinstance(config.observation, SceneEmbedConfig)
     assert (config.observation.length, config.chunk) == (3 + 2 * 3 + 2 * 1, 6)
+
+
+def test_what_a_diffusion_policy_is(folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    config = open_config(folders("diffusion-cameras"))
+    assert isinstance(config, UNetPolicyConfig)
+    assert (config.chunk, config.history, config.observation.crop, config.observation.grid) == (6, 3, (54, 72), (2, 3))
+    assert cli(["show", str(folders("diffusion-cameras"))]) == 0
+    told = capsys.readouterr().out
+    for part in ("8 actions of 4 numbers", "2 cameras of 70 x 90", "widths 16, 32", "6 of 20 steps by DDIM"):
+        assert part in told
 
 
 class Nudged(gymnasium.Env):
@@ -173,6 +238,29 @@ def test_it_plays_where_it_is_told_to(
     assert (found["length_mean"], found["samples"]) == (9.0, 3)
     again = hw.load(folders("act-older")).rollout("HeadwayNudged-v0", 3, seed=found["seed"], execute=3, ensemble=None)
     assert again["return_mean"] == found["return_mean"]
+    assert cli(["rollout", str(folders("diffusion-numbers")), "--env", "HeadwayNudged-v0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = hw.load(folders("diffusion-numbers")).rollout("HeadwayNudged-v0", 10, seed=found["seed"])
+    assert again["return_mean"] == found["return_mean"]
+
+
+def test_side_by_side_as_alone(folders: Callable[[str], Path]) -> None:
+    """What was seen before goes on with its own episode where others end."""
+    policy = hw.load(folders("diffusion-numbers")).policy()
+    states = policies.noise("several", (5, 3, 11)).astype(np.float32)
+
+    def played(rows: list[int], over: int | None = None) -> np.ndarray:
+        """The actions of rows; that of `over` ends before the fourth step."""
+        acting, found, here = Acting(policy.model, policy.codec, rows), [], list(rows)
+        for step, state in enumerate(states):
+            if step == 3 and over is not None:
+                acting.select(np.array([place for place, row in enumerate(here) if row != over]))
+                here.remove(over)
+            seen = Observations(torch.from_numpy(state[here]))
+            found.append(acting.act(lambda seen=seen: seen)[here.index(2)])
+        return np.stack(found)
+
+    np.testing.assert_allclose(played([0, 1, 2], over=0), played([2]), **CLOSE)
 
 
 def demonstrations(numbers: int) -> Demonstrations:
@@ -184,8 +272,9 @@ def demonstrations(numbers: int) -> Demonstrations:
     return Demonstrations(states, actions, ends, {}, none, ("nudge",), none.astype(np.uint8), ("",), 10.0)
 
 
+@pytest.mark.parametrize("case", ["act-older", "diffusion-numbers"])
 def test_training_goes_on_from_it(
-    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own scales; the run is written back into LeRobot's format with them."""
     data = demonstrations(11)
@@ -193,7 +282,7 @@ def test_training_goes_on_from_it(
     how: dict[str, Any] = {"train.steps": 20, "train.batch_size": 8, "train.precision": "fp32", "task.episodes": 0}
     how |= {"task.split.validation": 0.3, "task.split.test": 0.3, "optim.lr": 1e-3}
     run = tmp_path / "run"
-    start = str(folders("act-older"))
+    start = str(folders(case))
     found = hw.train("robotics", "any.npz", how, run=run, from_=start, progress=False)
     assert found.summary["fresh"] == []
     first, last = (open_model(place).model for place in (start, run))
@@ -255,9 +344,11 @@ def unsaid(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "another policy": (settings(type="pi0"), "policies of type 'pi0' are not read; those of type act are"),
+    "another policy": (
+        settings(type="pi0"),
+        "policies of type 'pi0' are not read; those of type act and diffusion are",
+    ),
     "a language model's": (settings(type="smolvla"), "policies of type 'smolvla' are not read"),
-    "diffusion": (settings(type="diffusion"), "policies of type 'diffusion' are not read"),
     "another backbone": (settings(vision_backbone="resnet50"), "vision_backbone is 'resnet50'"),
     "several observations": (settings(n_obs_steps=2), "n_obs_steps is 2"),
     "dilated": (settings(replace_final_stride_with_dilation=True), "replace_final_stride_with_dilation is True"),
@@ -298,6 +389,48 @@ def test_bad_folders(
     change, message = BAD[name]
     shutil.copytree(folders("act-cameras"), tmp_path / "policy")
     change(tmp_path / "policy")
+    assert cli(["import", str(tmp_path / "policy"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "another schedule": ({"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
+    "another sampler": ({"noise_scheduler_type": "LCM"}, "noise_scheduler_type is 'LCM'"),
+    "what is said": ({"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction'"),
+    "no limit": ({"clip_sample": False}, "a head that says noise needs a limit"),
+    "an odd horizon": ({"horizon": 10, "n_action_steps": 8}, "give a multiple of 4"),
+    "a longer past": ({"n_obs_steps": 9, "n_action_steps": 1}, "set model.actions and model.history"),
+    "too many to execute": ({"n_action_steps": 8}, "n_action_steps is 8; a chunk has 1 to 7 actions"),
+    "even taps": ({"kernel_size": 4}, "convolutions of 4 taps have no middle"),
+    "groups that do not fit": ({"n_groups": 5}, "16 channels are no multiple of 5 groups"),
+    "no levels": ({"down_dims": []}, "levels of [] channels"),
+    "more steps than there are": ({"num_inference_steps": 21}, "21 of 20 steps cannot be sampled"),
+    "wider": ({"down_dims": [16, 24, 64]}, "shape"),
+    "an odd step": ({"diffusion_step_embed_dim": 5}, "give an even number"),
+    "no state": ({"input_features": {policies._ENV: {"type": "ENV", "shape": [7]}}}, "this one lacks some"),
+    "a crop beyond": (
+        {
+            "input_features": {
+                policies._STATE: {"type": "STATE", "shape": [4]},
+                policies._TOP: {"type": "VISUAL", "shape": [3, 40, 40]},
+            },
+            "crop_shape": [50, 30],
+        },
+        "50 x 30 pixels cannot be cropped from 40 x 40",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_diffusion_policies(
+    name: str, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = WRONG[name]
+    shutil.copytree(folders("diffusion-numbers"), tmp_path / "policy")
+    settings(**change)(tmp_path / "policy")
     assert cli(["import", str(tmp_path / "policy"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.film import Reel, strip
+from headway.environments.film import Reel, filming, shown_of, strip
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -281,6 +283,60 @@ def test_a_film_holds_its_frames(own: Path) -> None:
     with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:
         made.add(frames[0].tolist())
     assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "every", "shown"), [(30, 1, 30), (20, 1, 20), (50, 2, 25), (80, 3, Fraction(80, 3)), (125, 5, 25)]
+)
+def test_a_film_shows_at_most_thirty_frames_a_second(rate: float, every: int, shown: Fraction) -> None:
+    assert shown_of(rate) == (every, shown)
+
+
+def test_only_what_a_film_shows_is_drawn(own: Path) -> None:
+    """In real time, and the same bytes for the same frames."""
+    av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 255, (80, 32, 48, 3), np.uint8)
+    drawn: list[int] = []
+
+    def shown(step: int) -> np.ndarray:
+        drawn.append(step)
+        return frames[step]
+
+    for name in ("a.mp4", "b.mp4"):
+        drawn.clear()
+        with filming(own / name, 80.0) as watch:
+            assert watch is not None
+            for step in range(80):
+                watch(partial(shown, step))
+        assert drawn == list(range(0, 80, 3))
+    assert (own / "a.mp4").read_bytes() == (own / "b.mp4").read_bytes()
+    with av.open(str(own / "a.mp4")) as film:
+        seen = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
+    np.testing.assert_allclose([time for time, _ in seen], np.arange(27) * 3 / 80, atol=1e-3)
+    wanted = [frames[step].mean((0, 1)) for step in drawn]
+    np.testing.assert_allclose([image.mean((0, 1)) for _, image in seen], wanted, atol=8)
+
+
+def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the thread that encodes, and of the one that plays; nothing stays."""
+    pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
+
+    def filmed(steps: int, error: BaseException | None = None) -> None:
+        with filming(own / "a.mp4", 30.0) as watch:
+            assert watch is not None
+            for _ in range(steps):
+                watch(lambda: np.zeros((32, 48, 3), np.uint8))
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        filmed(1, KeyboardInterrupt())
+    monkeypatch.setattr(Film, "add", lambda self, frame: (_ for _ in ()).throw(UserError("the disk is full")))
+    for steps in (1, 40):
+        with pytest.raises(UserError, match="the disk is full"):
+            filmed(steps)
+    assert not [*own.glob("*.mp4"), *own.glob(".part*")]
 
 
 def test_a_reel_is_never_long() -> None:

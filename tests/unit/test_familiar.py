@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import wave
+from collections.abc import Iterable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import headway as hw
 from headway.checkpoints.alike import Alike, look, looks
@@ -17,6 +20,7 @@ from headway.cli import main as cli
 from headway.codecs.images import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
+from headway.domains.audio.glance import glance, middle_of
 from headway.domains.vision.recipes import small_vit
 
 
@@ -136,6 +140,74 @@ def test_a_classifier_of_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
         assert cli.main([*judge, str(folder), *more]) == cli.DONE
         scores = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (scores["split"], scores["samples"]) == found
+
+
+def spoken(rng: np.random.Generator) -> np.ndarray:
+    """Half a second of a voice: overtones of a low tone that falls, in two formants, at some loudness."""
+    time = np.arange(8000) / 16000
+    pitch = rng.uniform(90, 220) * (1.1 - 0.4 * time)
+    phase, formants = 2 * np.pi * np.cumsum(pitch) / 16000, rng.uniform((300, 1000), (800, 2400))
+    voice = np.zeros(8000)
+    for number in range(1, 25):
+        near = np.exp(-(((number * pitch.mean() - formants[:, None]) / 300) ** 2)).sum()
+        voice += near / number * np.sin(number * phase)
+    shape = np.sin(np.pi * np.arange(8000) / 8000) ** rng.uniform(0.5, 2)
+    loud = 10 ** rng.uniform(-2, -0.5)
+    return (loud * (voice * shape / np.abs(voice).max() + rng.normal(0, 3e-3, 8000))).astype(np.float32)
+
+
+def write_wav(path: Path, sound: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+
+
+def test_what_sounds_like_no_training_sound_is_told() -> None:
+    rng, time = np.random.default_rng(0), np.arange(8000) / 16000
+
+    def glances(sounds: Iterable[np.ndarray]) -> np.ndarray:
+        return np.stack([glance(torch.from_numpy(each).float()) for each in sounds])
+
+    alike = Alike.of(glances(spoken(rng) for _ in range(200)))
+    assert alike is not None
+    held_out = [spoken(rng) for _ in range(100)]
+    for loudness in (1.0, 0.5):
+        assert alike.beyond(glances(loudness * each for each in held_out)).mean() <= 0.02
+    tone = [np.sin(2 * np.pi * pitch * time) for pitch in (220, 1000, 3000)]
+    chord = [sum(np.sin(2 * np.pi * pitch * time) for pitch in (262, 330, 392)) * np.exp(-3 * time)]
+    noise = [rng.normal(0, size, 8000) for size in (1e-4, 0.01, 0.3)]
+    assert alike.beyond(glances([*tone, *chord, *noise, np.zeros(8000)])).all()
+    assert glances([np.zeros(3)]).shape == glances([np.zeros(8000)]).shape  # shorter than a frame
+
+
+def test_a_long_sound_is_heard_in_its_middle() -> None:
+    sound = torch.arange(1000.0)
+    assert middle_of(sound, 10).equal(sound)
+    assert middle_of(sound, 2).equal(sound[340:660])
+
+
+def test_a_classifier_of_sounds_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, data = np.random.default_rng(1), tmp_path / "data"
+    for number in range(150):
+        place = data / ("train" if number < 130 else "test") / ("odd" if number % 2 else "even")
+        place.mkdir(parents=True, exist_ok=True)
+        write_wav(place / f"{number}.wav", spoken(rng))
+    settings = {"train.steps": 1, "train.batch_size": 8, "train.precision": "fp32", "model.width": 16, "model.heads": 2}
+    hw.train("audio", data, {**settings, "model.depth": 1}, run=tmp_path / "run", samples=0, progress=False)
+    write_wav(tmp_path / "noise.wav", rng.normal(0, 0.1, 8000))
+    ask = ["classify", "--json", str(tmp_path / "run")]
+    assert cli.main([*ask, *map(str, sorted((data / "test").glob("*/*.wav")))]) == cli.DONE
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["beyond"] == []
+    assert cli.main([*ask, str(tmp_path / "noise.wav")]) == cli.DONE
+    (line,) = json.loads(capsys.readouterr().out.splitlines()[-1])["beyond"]
+    assert line.startswith("unlike the sounds in training: 1 of 1")
+    assert "noise.wav" in line
+    assert [record.message for record in caplog.records].count(line) == 1
+    model = hw.load(tmp_path / "run")
+    model.classify([spoken(rng), np.zeros(8000, np.float32)])
+    assert model.beyond == ["unlike the sounds in training: 1 of 2, such as sound 2; do not trust the labels"]
 
 
 def test_a_classifier_of_texts_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

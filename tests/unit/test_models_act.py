@@ -26,7 +26,7 @@ from headway.models import (
     describe,
 )
 from headway.models.chunks import Noised
-from headway.models.diffusion import ddim, kept_signal, places_of
+from headway.models.diffusion import ddim, ddpm, kept_signal, places_of
 
 close = torch.testing.assert_close
 HEADS: list[Any] = [
@@ -180,14 +180,36 @@ def test_ddim_takes_noise_away_by_its_equation() -> None:
     said = {1: torch.full((1, 1, 1), 0.5), 0: torch.full((1, 1, 1), 0.25)}
     seen: list[Tensor] = []
 
-    def clean(x: Tensor, steps: Tensor) -> Tensor:
+    def part(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(x)
-        return said[int(steps[0])]
+        clean, left = said[int(steps[0])], kept[steps[0]]
+        return clean, (x - left.sqrt() * clean) / (1 - left).sqrt()
 
     x = torch.full((1, 1, 1), 2.0)
-    assert float(ddim(x, clean, kept, 2)) == 0.25
+    assert float(ddim(x, part, kept, [1, 0])) == 0.25
     noise = (2.0 - math.sqrt(0.4) * 0.5) / math.sqrt(0.6)
     assert float(seen[1]) == pytest.approx(math.sqrt(0.9) * 0.5 + math.sqrt(0.1) * noise, rel=1e-6)
+
+
+def test_ddpm_adds_noise_by_its_equation() -> None:
+    """Ho et al. 2020, equations 6 and 7, two steps by hand; nothing is added at the last."""
+    kept = torch.tensor([0.9, 0.4])
+    seen: list[Tensor] = []
+
+    def part(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        return torch.full((1, 1, 1), 0.5 if int(steps[0]) else 0.25), x
+
+    noise = torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1)
+    assert float(ddpm(noise, part, kept, [1, 0])) == 0.25
+    alpha = 0.4 / 0.9
+    mean = math.sqrt(0.9) * (1 - alpha) / 0.6 * 0.5 + math.sqrt(alpha) * 0.1 / 0.6 * 2.0
+    assert float(seen[1]) == pytest.approx(mean + math.sqrt(0.1 / 0.6 * (1 - alpha)) * 3.0, rel=1e-6)
+
+
+def test_steps_that_end_at_the_first() -> None:
+    assert places_of(100, 10, "leading") == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+    assert places_of(20, 6, "leading") == [15, 12, 9, 6, 3, 0]
 
 
 def test_diffusion_learns_what_it_says() -> None:

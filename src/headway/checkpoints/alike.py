@@ -1,4 +1,4 @@
-"""What images of a training set have in common, so that one which is quite another can be told."""
+"""What images or sounds of a training set have in common, so that one which is quite another can be told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 SMALLEST = 4  # pixels of a side
 _GRID = 4  # rows and columns of the parts whose brightness is taken
 _LEVELS, _STEPS = 8, 6  # of brightness, and of the differences between neighbours, whose shares are counted
-_FEWEST = 100  # images of which it can be said what they have in common: one in so many others is beyond them by chance
+_FEWEST = 100  # samples that have something in common: one in so many others is beyond them by chance
 _MOST = 10_000
 _BEYOND = 0.999  # the share of training images that are not beyond
 _LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference counts as small
@@ -19,9 +19,9 @@ _LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference co
 
 @dataclass(frozen=True)
 class Alike:
-    """The distance of Mahalanobis of an image's `look` from the `middle` of those in training, and the `limit` that one
-    in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look uncorrelated, each with variance 1.
-    `contrast` is the least in training.
+    """The distance of Mahalanobis of a sample's look (`look`, or `glance` of a sound) from the `middle` of those in
+    training, and the `limit` that one in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look
+    uncorrelated, each with variance 1. `contrast`, the last number of a look, is the least in training.
     """
 
     middle: tuple[float, ...]
@@ -31,7 +31,7 @@ class Alike:
 
     @staticmethod
     def of(looks: Float[np.ndarray, "N F"], seed: int = 0) -> Alike | None:
-        """None for too few images. The limit is taken of images that the middle was not: each half by the other."""
+        """None for too few samples. The limit is taken of samples that the middle was not: each half by the other."""
         if len(looks) < _FEWEST:
             return None
         order = np.random.default_rng(seed).permutation(len(looks))[:_MOST]
@@ -43,7 +43,7 @@ class Alike:
         return Alike(tuple(middle.round(6).tolist()), rows, limit, float(looks[:, -1].min()))
 
     def beyond(self, looks: Float[np.ndarray, "N F"]) -> np.ndarray:
-        """Which of some images are as few in training were, or blank, which none was, bool [N]."""
+        """Which of some samples are as few in training were, or blank, which none was, bool [N]."""
         away = _distances(looks, np.array(self.middle), np.array(self.scale)) > self.limit
         return away | (looks[:, -1] < self.contrast / 2)
 

@@ -23,7 +23,8 @@ _SHOWN = 40  # characters of a text that is named
 @dataclass(frozen=True)
 class Familiar:
     """`longest` is the most tokens that a text had in training (None: texts were read in rows, and have no length), and
-    `unseen` are the ids that none of them had; `alike` is what images had in common.
+    `unseen` are the ids that none of them had; `alike` is what images or sounds had in
+    common.
     """
 
     longest: int | None = None
@@ -69,8 +70,8 @@ class Familiar:
             )
         return found
 
-    def strange(self, names: Sequence[str], looks: np.ndarray) -> list[str]:
-        """What of some images, given with how they look [N, F], is unlike all that was met, in words."""
+    def strange(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> list[str]:
+        """What of some samples of a kind, given with how they look [N, F], is unlike all that was met, in words."""
         if self.alike is None or not len(looks):
             return []
         places = np.flatnonzero(self.alike.beyond(looks))
@@ -78,7 +79,7 @@ class Familiar:
             return []
         first = names[int(places[0])]
         return [
-            f"unlike the images in training: {len(places):,} of {len(looks):,}, such as {first}; do not trust the "
+            f"unlike the {kind}s in training: {len(places):,} of {len(looks):,}, such as {first}; do not trust the "
             "labels"
         ]
 

@@ -21,7 +21,7 @@ from headway.checkpoints.weights import Weights
 from headway.config import from_dict, to_dict
 from headway.errors import UserError, nearest
 
-POLICIES = ("act",)  # families of such policies
+POLICIES = ("act", "diffusion")  # families of such policies
 ROBOT, SURROUNDINGS, ACTION = "observation.state", "observation.environment_state", "action"
 BEFORE, AFTER = "policy_preprocessor", "policy_postprocessor"
 NORMALISER, BACK = "normalizer_processor", "unnormalizer_processor"
@@ -130,8 +130,8 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
     cameras = tuple(
         SeenCamera(name, size, inputs.scale(name, "VISUAL", _CHANNELS)) for name, size in features.cameras.items()
     )
-    execute, chunk = settings.get("n_action_steps", int), settings.optional("chunk_size", int)
-    if execute < 1 or (chunk is not None and execute > chunk):
+    execute, chunk = settings.get("n_action_steps", int), _chunk(settings)
+    if not 1 <= execute <= chunk:
         raise UserError(f"{settings.source}: n_action_steps is {execute}; a chunk has 1 to {chunk} actions")
     found = Scales(
         inputs.scale(ROBOT, "STATE", features.robot),
@@ -142,6 +142,13 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
         settings.optional("temporal_ensemble_coeff", float),
     )
     return to_dict(found)
+
+
+def _chunk(settings: Settings) -> int:
+    """The actions from the present on that are said at once."""
+    if "horizon" in settings:
+        return settings.get("horizon", int) - settings.get("n_obs_steps", int) + 1
+    return settings.get("chunk_size", int)
 
 
 @dataclass(frozen=True)

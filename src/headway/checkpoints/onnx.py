@@ -35,6 +35,7 @@ from headway.models import (
     TokenInputs,
     Transformer,
     TwoTower,
+    UNetPolicy,
 )
 from headway.models.heads import VocabularyHeadConfig
 from headway.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
@@ -124,6 +125,7 @@ _OTHERS: dict[type[nn.Module], str] = {
     Captioner: "a captioner, whose beam search steps through caches",
     TwoTower: "a model of two towers",
     Act: "a robot's policy",
+    UNetPolicy: "a robot's policy",
 }
 
 

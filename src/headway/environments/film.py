@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +23,38 @@ Watch = Callable[[Callable[[], np.ndarray]], None]
 """Is given, at each step of an episode, what draws it: uint8 [H, W, 3]."""
 
 _STRIP = 640  # pixels of a strip at least, on a narrow page too, where it is scrolled
-_RATE = 30.0  # frames a second, where nothing says
+_RATE = 30.0  # frames a second, where nothing says, and the most of a film
+_WAITING = 8  # frames that are drawn and not yet encoded, each of some 750 kB
 
 
 @contextmanager
 def filming(path: Path | None, rate: float | None) -> Iterator[Watch | None]:
-    """What films an episode, `rate` steps a second where that is known; None without a path."""
+    """What films an episode, `rate` steps a second where that is known; None without a path.
+
+    Frames are encoded in a thread of their own, while the next are played, and no more are drawn than the film shows.
+    """
     if path is None:
         yield None
         return
-    with Film(path, rate or _RATE) as film:
-        yield lambda draw: film.add(draw())
+    every, shown = shown_of(rate or _RATE)
+    steps, waiting = count(), deque[Future[None]]()
+    with Film(path, shown, quick=True) as film, ThreadPoolExecutor(1, "film") as encoder:
+
+        def watch(draw: Callable[[], np.ndarray]) -> None:
+            if next(steps) % every == 0:
+                waiting.append(encoder.submit(film.add, draw()))
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+
+        yield watch
+        for each in waiting:
+            each.result()
+
+
+def shown_of(rate: float) -> tuple[int, Fraction]:
+    """Of how many steps a film shows one, and how many frames a second these are: at most 30."""
+    every = max(1, math.ceil(rate / _RATE))
+    return every, Fraction(max(1, round(rate)), every)
 
 
 class Reel:

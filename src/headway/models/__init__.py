@@ -19,9 +19,11 @@ from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig,
 from headway.models.frames import FramesEmbed, FramesEmbedConfig
 from headway.models.generative import Cache, Generative, Progress
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
+from headway.models.keypoints import KeypointsConfig
 from headway.models.maps import attention_maps
 from headway.models.observations import ConvolutionsConfig, NumbersConfig, ObservationConfig, PatchesConfig
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
+from headway.models.policies import RobotPolicy, RobotPolicyConfig
 from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
 from headway.models.probe import ProbeHead, ProbeHeadConfig
 from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
@@ -38,6 +40,8 @@ from headway.models.trajectories import (
 )
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.models.two_tower import TwoTower, TwoTowerConfig
+from headway.models.unet import UNetConfig
+from headway.models.unet_policy import UNetPolicy, UNetPolicyConfig
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
@@ -76,6 +80,7 @@ __all__ = [
     "Generative",
     "HeadConfig",
     "Heard",
+    "KeypointsConfig",
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
@@ -96,6 +101,8 @@ __all__ = [
     "RegressionConfig",
     "RobotEmbed",
     "RobotEmbedConfig",
+    "RobotPolicy",
+    "RobotPolicyConfig",
     "SceneEmbed",
     "SceneEmbedConfig",
     "SpectrogramEmbed",
@@ -118,6 +125,9 @@ __all__ = [
     "TransformerConfig",
     "TwoTower",
     "TwoTowerConfig",
+    "UNetConfig",
+    "UNetPolicy",
+    "UNetPolicyConfig",
     "VocabularyHead",
     "VocabularyHeadConfig",
     "act",

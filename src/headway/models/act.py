@@ -65,6 +65,16 @@ class ActConfig(ModelConfig):
     init: InitConfig = InitConfig(matrices="fan_in", embedding=1.0)  # as large as what is added to embeddings
 
     @property
+    def history(self) -> int:
+        """It reads what is seen at present, and nothing of the past."""
+        return 1
+
+    @property
+    def horizon(self) -> int:
+        """All actions that are said are from the present on."""
+        return self.chunk
+
+    @property
     def context(self) -> None:
         """There is no limit of what stands in a row: an observation has its own length."""
         return

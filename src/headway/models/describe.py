@@ -27,6 +27,7 @@ from headway.models.heads import VocabularyHead
 from headway.models.stem import ConvolutionalStem
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
+from headway.models.unet_policy import UNetPolicyConfig
 from headway.parts.experts import Experts, ExpertsConfig
 from headway.parts.projection import Projection
 from headway.visibility import Causal
@@ -129,6 +130,8 @@ def _tree(config: ModelConfig) -> list[str]:
         first = f"chunks of {config.chunk} actions of {config.actions} numbers by {config.head.kind}"  # type: ignore[attr-defined]
         parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
         return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
+    if isinstance(config, UNetPolicyConfig):
+        return _denoising(config)
     if not isinstance(config, TransformerConfig):
         return [str(config)]
     reads = config.embed.reads(config.symbols, config.context)
@@ -137,6 +140,17 @@ def _tree(config: ModelConfig) -> list[str]:
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
     return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
+
+
+def _denoising(config: UNetPolicyConfig) -> list[str]:
+    net, head = config.net, config.head
+    widths = ", ".join(map(str, net.widths))
+    return [
+        f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
+        f"  of the last {config.history} steps: {config.observation.reads()}",
+        f"  U-Net over time, widths {widths}, {net.taps} taps, {net.groups} groups",
+        f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",
+    ]
 
 
 def _parts(**parts: TransformerConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.parts.convolution import ImageConvolution
+from headway.parts.norm import GroupNorm
 
 ResNetDepth = Literal[18, 34]
 STRIDE = 32  # pixels from one vector to the next, each way
 _LAYERS: dict[ResNetDepth, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _CHANNELS = (64, 128, 256, 512)
 _EPS = 1e-5
+_OF_A_GROUP = 16  # channels, where groups of them are normalised
 
 
 class FrozenNorm(nn.Module):
@@ -38,20 +41,28 @@ class FrozenNorm(nn.Module):
         return x * factor + (self.bias - self.mean * factor)
 
 
+ResNetNorm = Literal["frozen", "group"]
+_NORMS: dict[ResNetNorm, Callable[[int], nn.Module]] = {
+    "frozen": FrozenNorm,
+    "group": lambda channels: GroupNorm(channels // _OF_A_GROUP, channels),
+}
+
+
 class ResidualConvolutions(nn.Module):
     """He et al. 2016, figure 5, left: two convolutions around which the input is led, by a convolution of one tap where
     its shape changes.
     """
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, norm: ResNetNorm = "frozen") -> None:
         super().__init__()
+        normed = _NORMS[norm]
         self.first = ImageConvolution(channels, width, 3, stride, bias=False)
-        self.first_norm = FrozenNorm(width)
+        self.first_norm = normed(width)
         self.second = ImageConvolution(width, width, 3, bias=False)
-        self.second_norm = FrozenNorm(width)
+        self.second_norm = normed(width)
         changed = stride != 1 or channels != width
         self.around = ImageConvolution(channels, width, 1, stride, bias=False) if changed else nn.Identity()
-        self.around_norm = FrozenNorm(width) if changed else nn.Identity()
+        self.around_norm = normed(width) if changed else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
         y = self.first_norm(self.first(x)).relu()
@@ -59,19 +70,23 @@ class ResidualConvolutions(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al. 2016, table 1, without the last mean and map: a vector of `width` for every 32 x 32 pixels."""
+    """He et al. 2016, table 1, without the last mean and map: a vector of `width` for every 32 x 32 pixels. Its `norm`
+    is that of batches, frozen, or one of groups of 16 channels (Chi et al. 2023, section 3.2).
+    """
 
-    def __init__(self, depth: ResNetDepth) -> None:
+    def __init__(self, depth: ResNetDepth, norm: ResNetNorm = "frozen") -> None:
         super().__init__()
         self.stem = ImageConvolution(3, _CHANNELS[0], 7, 2, bias=False)
-        self.stem_norm = FrozenNorm(_CHANNELS[0])
+        self.stem_norm = _NORMS[norm](_CHANNELS[0])
         self.layers = nn.ModuleList()
         before = _CHANNELS[0]
         for layer, (width, count) in enumerate(zip(_CHANNELS, _LAYERS[depth])):
             strides = [1 if layer == 0 else 2, *[1] * (count - 1)]
             sizes = [before, *[width] * (count - 1)]
             self.layers.append(
-                nn.Sequential(*(ResidualConvolutions(size, width, stride) for size, stride in zip(sizes, strides)))
+                nn.Sequential(
+                    *(ResidualConvolutions(size, width, stride, norm) for size, stride in zip(sizes, strides))
+                )
             )
             before = width
         self.width = before

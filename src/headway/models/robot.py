@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -24,10 +25,11 @@ class Observations(NamedTuple):
     """What B robots see: `states`, a batch of pictures for each camera, and `words` of their tasks, of which each row
     has so many as `lengths` says. What a model does not read is None or empty.
 
-    `latent` says in which of several ways a task is done; None is 0, the mean of all.
+    `latent` says in which of several ways a task is done; None is 0, the mean of all. A model that reads several steps
+    has their states and pictures side by side in a second dimension, the oldest first.
     """
 
-    states: Float[Tensor, "B S"] | None = None
+    states: Float[Tensor, "B *N S"] | None = None
     images: tuple[Tensor, ...] = ()
     words: Int[Tensor, "B W"] | None = None
     lengths: Int[Tensor, "B"] | None = None
@@ -50,6 +52,23 @@ class Observations(NamedTuple):
         some = (self.states, self.words, self.lengths, self.latent)
         states, words, lengths, latent = (None if each is None else each.to(device) for each in some)
         return Observations(states, tuple(image.to(device) for image in self.images), words, lengths, latent)
+
+    def select(self, rows: Int[Tensor, "R"]) -> Observations:
+        """Those of some rows."""
+        some = (self.states, self.words, self.lengths, self.latent)
+        states, words, lengths, latent = (None if each is None else each[rows] for each in some)
+        return Observations(states, tuple(image[rows] for image in self.images), words, lengths, latent)
+
+
+def in_order(steps: Sequence[Observations]) -> Observations:
+    """Those of several steps side by side, the oldest first: states [B, N, S], pictures [B, N, 3, H, W]; a single step
+    as it is.
+    """
+    if len(steps) == 1:
+        return steps[0]
+    states = [each.states for each in steps if each.states is not None]
+    images = tuple(torch.stack(own, 1) for own in zip(*(each.images for each in steps)))
+    return Observations(torch.stack(states, 1) if states else None, images)
 
 
 @register("robot")

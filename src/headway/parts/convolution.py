@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +26,25 @@ class Convolution(nn.Module):
         """S is T / stride, rounded up."""
         around = F.pad(x, (0, 0, self.taps // 2, self.taps // 2))
         return self.product(around.unfold(1, self.taps, self.stride).flatten(2))
+
+
+class DoublingConvolution(nn.Module):
+    """A transposed convolution of 4 taps: two outputs for each input, each of which sees two inputs.
+
+    It is one matrix product: the weight of `product` is [D taps, C], a published kernel [C, D, taps] laid flat and
+    transposed. Past the edges are zeros.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.product = Projection(channels, 4 * width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S D"]:
+        """S is 2 T."""
+        first, second, third, last = self.product(x).unflatten(-1, (-1, 4)).unbind(-1)
+        before, after = F.pad(last, (0, 0, 1, -1)), F.pad(first, (0, 0, -1, 1))
+        return torch.stack([second + before, third + after], 2).flatten(1, 2) + self.bias
 
 
 class ImageConvolution(nn.Module):

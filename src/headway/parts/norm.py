@@ -74,3 +74,18 @@ class RMSNorm(nn.Module):
         if self.weight is None:
             return y
         return y * (self.weight + self.offset if self.offset else self.weight)
+
+
+class GroupNorm(nn.Module):
+    """Wu and He 2018: zero mean and unit variance over all places of each of so many `groups` of neighbouring channels,
+    the last axis, then scale and shift.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "B ... D"]) -> Float[Tensor, "B ... D"]:
+        return F.group_norm(x.movedim(-1, 1), self.groups, self.weight, self.bias).movedim(1, -1)

@@ -4,7 +4,7 @@ and keys alone, and a residual network for pictures.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,7 +42,9 @@ from headway.parts.norm import LayerNormConfig
 from headway.parts.positions import GridsConfig, SinusoidalConfig
 from headway.visibility import Full
 
-_BACKBONES: dict[str, ResNetDepth] = {"resnet18": 18, "resnet34": 34}
+BACKBONES: dict[str, ResNetDepth] = {"resnet18": 18, "resnet34": 34}
+_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+BATCH = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 _NUMBERS = {"latent": "latent", "robot": "robot_state", "surroundings": "env_state"}
 
 
@@ -62,14 +64,14 @@ class _BesideSinusoids:
 
 def read(settings: Settings, names: Collection[str]) -> ActConfig:
     settings.refuse("n_obs_steps", 1)
-    settings.refuse("vision_backbone", *_BACKBONES)
+    settings.refuse("vision_backbone", *BACKBONES)
     settings.refuse("replace_final_stride_with_dilation", False, 0)
     settings.refuse("feedforward_activation", "relu", "gelu")
     found = read_features(settings)
     if found.actions < 1 or not (found.cameras or found.surroundings):
         raise UserError(f"{settings.source}: a policy says actions, by pictures or its surroundings; this one has none")
     latent, inferred = settings.get("latent_dim", int), settings.get("use_vae", bool)
-    depth = _BACKBONES[settings.get("vision_backbone", str)] if found.cameras else 18
+    depth = BACKBONES[settings.get("vision_backbone", str)] if found.cameras else 18
     scene = SceneEmbedConfig(found.robot, found.surroundings, tuple(found.cameras.values()), latent, depth)
     chunk = settings.get("chunk_size", int)
     encoder = _stack(settings, "n_encoder_layers", scene.places)
@@ -199,25 +201,32 @@ def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[Rule]:
 
 
 def _backbone(ours: str, theirs: str, depth: ResNetDepth) -> list[Rule]:
-    found = [_kernel(f"{ours}.stem", f"{theirs}.conv1", 7, 3), *_norm(f"{ours}.stem_norm", f"{theirs}.bn1")]
+    return residual_network(ours, [f"{theirs}.{name}" for name in _PARTS], depth, BATCH)
+
+
+def residual_network(ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]) -> list[Rule]:
+    """The rules of one whose first convolution, its norm and four layers are named `theirs`; `normed` are our and their
+    names of what a norm holds.
+    """
+
+    def norm(own: str, other: str) -> list[Rule]:
+        return [rule(f"{own}.{name}", f"{other}.{their}") for name, their in normed.items()]
+
+    stem, stem_norm, *parts = theirs
+    found = [_kernel(f"{ours}.stem", stem, 7, 3), *norm(f"{ours}.stem_norm", stem_norm)]
     for layer, block, around in blocks_of(depth):
-        own, other = f"{ours}.layers.{layer}.{block}", f"{theirs}.layer{layer + 1}.{block}"
+        own, other = f"{ours}.layers.{layer}.{block}", f"{parts[layer]}.{block}"
         channels, width = channels_of(layer, block)
-        found += [_kernel(f"{own}.first", f"{other}.conv1", 3, channels), *_norm(f"{own}.first_norm", f"{other}.bn1")]
-        found += [_kernel(f"{own}.second", f"{other}.conv2", 3, width), *_norm(f"{own}.second_norm", f"{other}.bn2")]
+        found += [_kernel(f"{own}.first", f"{other}.conv1", 3, channels), *norm(f"{own}.first_norm", f"{other}.bn1")]
+        found += [_kernel(f"{own}.second", f"{other}.conv2", 3, width), *norm(f"{own}.second_norm", f"{other}.bn2")]
         if around:
             found.append(_kernel(f"{own}.around", f"{other}.downsample.0", 1, channels))
-            found += _norm(f"{own}.around_norm", f"{other}.downsample.1")
+            found += norm(f"{own}.around_norm", f"{other}.downsample.1")
     return found
 
 
 def _kernel(ours: str, theirs: str, taps: int, channels: int) -> Rule:
     return rule(f"{ours}.product.weight", f"{theirs}.weight", form=ChannelsLast(taps, channels))
-
-
-def _norm(ours: str, theirs: str) -> list[Rule]:
-    names = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
-    return [rule(f"{ours}.{own}", f"{theirs}.{other}") for own, other in names.items()]
 
 
 _DEFAULTS: dict[str, Any] = {

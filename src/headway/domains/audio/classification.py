@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.checkpoints.alike import Alike
+from headway.checkpoints.familiar import Familiar
 from headway.config import register
 from headway.data import SplitConfig
 from headway.data.labelled import Labelled, read_labelled
 from headway.domains.audio.augment import AugmentConfig, masked, noisy, placed, varied
 from headway.domains.audio.augment import chance as drawn
+from headway.domains.audio.glance import glance, middle_of
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
 from headway.domains.audio.pictures import class_pictures
 from headway.domains.audio.sound import KINDS
@@ -28,6 +31,8 @@ from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, Chance
 from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
 from headway.train.recipe import batch_size_of
+
+_MEASURED = 1_000  # sounds of which it is taken how they are at a first hearing, some 2 ms each
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,12 @@ class LabelledSounds(Classified):
         if draw is None:
             return placed(sound, self.frames * HOP)
         return noisy(placed(varied(sound, augment, draw), self.frames * HOP, augment.shift, draw), augment, draw)
+
+    def met(self) -> Familiar:
+        """What the training sounds have in common."""
+        rows = self.kept[self.splits.rows("train")]
+        some = rows[:: -(-len(rows) // _MEASURED)]
+        return Familiar(alike=Alike.of(np.stack([glance(middle_of(self.sounds[row], self.frames)) for row in some])))
 
     def shown(self, row: int) -> str:
         return self.files[row].name

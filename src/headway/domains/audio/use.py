@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headway.checkpoints.usage import Usage, named
 from headway.domains.audio.classification import windowed
+from headway.domains.audio.glance import glance, middle_of
 from headway.domains.audio.sound import mono, read_sound
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
@@ -21,6 +22,7 @@ from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each
 from headway.models import Transformer
 
+Watch = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]
 
 _AT_ONCE = 16  # sounds
@@ -33,11 +35,13 @@ def classify(
     source: str,
     truncate: bool = False,
     failed: Failed | None = None,
+    watch: Watch | None = None,
 ) -> list[dict[str, float]]:
     """The probability of each label for each sound, a file or its samples at 16,000 a second, the most probable first.
 
     `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window;
-    sounds that cannot be read are left out and put into `failed`, where that is given.
+    sounds that cannot be read are left out and put into `failed`, where that is given; `watch` is told the place of
+    each sound and how it is at a first hearing (`glance`).
     Raises UserError for a model without classes, for what is no sound, and for a longer one.
     """
     if "classes" not in model.heads:
@@ -46,14 +50,14 @@ def classify(
     _check(sounds)
     said: list[list[float]] = []
     with evaluating(model), torch.inference_mode():
-        read = each(sounds, lambda place, sound: _frames(model, sound, place, truncate), failed)
+        read = each(sounds, lambda place, sound: _frames(model, sound, place, truncate, watch), failed)
         while some := list(islice(read, _AT_ONCE)):
             inputs = torch.stack(some)
             said += model.output("classes", inputs.to(device_of(model))).float().softmax(-1).tolist()
     return [named(row, usage.labels) for row in said]
 
 
-def _frames(model: Transformer, sound: Sound, number: int, truncate: bool) -> Float[Tensor, "T M"]:
+def _frames(model: Transformer, sound: Sound, number: int, truncate: bool, watch: Watch | None) -> Float[Tensor, "T M"]:
     config: Any = model.config
     if isinstance(sound, np.ndarray):
         name = f"sound {number + 1}"
@@ -65,6 +69,8 @@ def _frames(model: Transformer, sound: Sound, number: int, truncate: bool) -> Fl
     frames = window_of(config)
     if not truncate:
         check_lengths(np.array([len(samples)]), frames, name, "cut it, or have its middle heard with truncate")
+    if watch is not None:
+        watch(number, glance(middle_of(samples, frames)))
     return windowed(samples, frames, bands_of(config))
 
 

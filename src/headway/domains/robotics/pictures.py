@@ -16,7 +16,7 @@ from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
 from headway.environments.film import Reel, strip
 from headway.errors import UserError
-from headway.models import Act
+from headway.models import RobotPolicy
 from headway.report import Picture, Stroke, bar_chart, line_chart
 
 _NUMBERS = 3  # of an action that are drawn
@@ -35,7 +35,7 @@ def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     return [Picture("Success", f"{episodes} episodes of each task, with 95 % intervals", chart)]
 
 
-def film_strips(model: Act, codec: RobotCodec, tasks: Sequence[str]) -> list[Picture]:
+def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> list[Picture]:
     """An episode of each task in frames; nothing, with a line in the log, where it cannot be drawn."""
     places = dict(zip(codec.names, codec.environments))
     try:
@@ -45,7 +45,7 @@ def film_strips(model: Act, codec: RobotCodec, tasks: Sequence[str]) -> list[Pic
         return []
 
 
-def _film_strip(model: Act, codec: RobotCodec, task: str, environment: str) -> Picture:
+def _film_strip(model: RobotPolicy, codec: RobotCodec, task: str, environment: str) -> Picture:
     reel = Reel()
     with open_copies(codec, environment, 1, drawn=True) as copies:
         played = play(model, codec, copies, task, [PICTURED], reel.take)
@@ -56,14 +56,14 @@ def _film_strip(model: Act, codec: RobotCodec, task: str, environment: str) -> P
     return Picture(f"An episode: {task}", caption, strip(reel.frames), wide=True)
 
 
-def chunk_beside(model: Act, examples: Demonstrated, episode: int) -> list[Picture]:
+def chunk_beside(model: RobotPolicy, examples: Demonstrated, episode: int) -> list[Picture]:
     """What is said at one step of a demonstration, a third on its way, and what was done."""
     data, codec = examples.data, examples.codec
     step = int(data.starts[episode] + data.lengths[episode] // 3)
     said = Acting(model, codec, [PICTURED]).chunk(examples.seen(np.array([step])))[0]
     chunks = examples.chunks(np.array([step]))
-    keep = chunks.keep[0]
-    done = codec.said_actions(chunks.actions[0][keep].numpy())
+    actions, keep = (each[0, examples.model.history - 1 :] for each in chunks)
+    done = codec.said_actions(actions[keep].numpy())
     moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_NUMBERS]
     series, strokes = {}, {}
     for colour, number in enumerate(sorted(moving.tolist())):

@@ -13,7 +13,8 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.windows import observed
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Act, Drawn, Observations
+from headway.models import Drawn, Observations, RobotPolicy
+from headway.models.robot import in_order
 
 _DRAWS = 12  # so that what is drawn here has nothing to do with what environments draw from the same seed
 _FLAT = "observation."
@@ -33,17 +34,23 @@ class Said(NamedTuple):
 class Acting:
     """Acts in B episodes that are equally old. What a diffusion draws depends on the seed of each row alone."""
 
-    def __init__(self, model: Act, codec: RobotCodec, seeds: Sequence[int]) -> None:
+    def __init__(self, model: RobotPolicy, codec: RobotCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
         self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
         self._device = device_of(model)
         self._said: list[Said] = []
+        self._seen: list[Observations] = []  # of the last steps that the next chunk is about, the oldest first
         self._step = 0
 
     def act(self, look: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
-        """The actions of this step. Every `execute` steps `look` is asked what is seen, and a new chunk is said."""
-        if self._step % self.codec.execute == 0:
-            self._said.append(Said(self._step, self.chunk(look())))
+        """The actions of this step. Every `execute` steps a new chunk is said; `look` is asked what is seen then, and
+        at the steps before that a model remembers.
+        """
+        wait = -self._step % self.codec.execute  # steps until a chunk is said
+        if wait < self.model.config.history:
+            self._seen = [*self._seen, look()][-self.model.config.history :]
+        if wait == 0:
+            self._said.append(Said(self._step, self.chunk(self.remembered(*self._seen))))
         length = self.model.config.chunk
         self._said = [said for said in self._said if self._step - said.step < length]
         present = np.stack([said.actions[:, self._step - said.step] for said in self._said])
@@ -52,7 +59,7 @@ class Acting:
 
     @torch.no_grad()
     def chunk(self, seen: Observations) -> Float[np.ndarray, "B C A"]:
-        """The next actions by what is seen now, in the robot's numbers."""
+        """The next actions by what the model reads now, in the robot's numbers."""
         each = [self.model.draw(chance, 1) for chance in self._chances]
         steps = [drawn.steps for drawn in each if drawn.steps is not None]
         drawn = Drawn(torch.cat([one.noise for one in each]), torch.cat(steps) if steps else None)
@@ -60,10 +67,15 @@ class Acting:
             said = self.model(seen.to(self._device), drawn.to(self._device))
         return self.codec.said_actions(said.float().cpu().numpy())
 
+    def remembered(self, *steps: Observations) -> Observations:
+        """What the model reads of the last steps, the present one last; before the first of them all was as there."""
+        return in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
+
     def select(self, rows: np.ndarray) -> None:
         """Go on in some of the episodes."""
         self._chances = [self._chances[row] for row in rows.tolist()]
         self._said = [Said(said.step, said.actions[rows]) for said in self._said]
+        self._seen = [seen.select(torch.from_numpy(rows)) for seen in self._seen]
 
 
 def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
@@ -79,7 +91,7 @@ def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Floa
 class Policy:
     """One robot, step by step. `task` is what it does where an observation does not say."""
 
-    def __init__(self, model: Act, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
+    def __init__(self, model: RobotPolicy, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
         """UserError for a task of which the policy knows no word."""
         self.model, self.codec, self.seed = model, codec, seed
         self.task = task if task is not None else codec.names[0] if len(codec.names) == 1 else None
@@ -99,7 +111,7 @@ class Policy:
     def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
         """The next actions by this observation alone; no step is over."""
         acting = Acting(self.model, self.codec, [self.seed])
-        return acting.chunk(self._read(observation))[0]
+        return acting.chunk(acting.remembered(self._read(observation)))[0]
 
     def _read(self, observation: Observation) -> Observations:
         """UserError for an observation that lacks what the policy reads, or has it in another size."""

@@ -15,7 +15,7 @@ from headway.environments import Copies
 from headway.environments.film import Watch
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
-from headway.models import Act, Observations
+from headway.models import Observations, RobotPolicy
 
 AT_ONCE = 25  # episodes side by side
 _TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own
@@ -82,7 +82,7 @@ def check_fits(codec: RobotCodec, copies: Copies) -> None:
 
 
 def play(
-    model: Act, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
+    model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
 ) -> Played:
     """An episode of a task from each seed, until it succeeds or ends; `watch` sees each step of the first one."""
     parts = []
@@ -97,7 +97,7 @@ def play(
 
 
 def _side_by_side(
-    model: Act, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
+    model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
 ) -> Played:
     acting = Acting(model, codec, seeds)
     limit = limit_of(codec, copies)

@@ -25,7 +25,7 @@ from headway.domains.robotics.rollout import limit_of, open_each, play, together
 from headway.domains.robotics.windows import ChunkWindows, Demonstrated
 from headway.environments import VARIABLE, Copies, check_stored, seeds_of
 from headway.errors import ConfigError, UserError, nearest
-from headway.models import Act, ActConfig, Loss, ModelConfig
+from headway.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 from headway.report import Picture
 from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch
@@ -167,7 +167,7 @@ class ActionChunks(Objective[Demonstrated]):
 
     unit = "action"
 
-    def __init__(self, config: RoboticsConfig, model: ActConfig, codec: RobotCodec) -> None:
+    def __init__(self, config: RoboticsConfig, model: RobotPolicyConfig, codec: RobotCodec) -> None:
         self.config, self.model, self.codec = config, model, codec
         self._judged: dict[str, dict[str, Any]] = {}  # what each task came to at the last evaluation
         self.played = self._open() if config.episodes else {}
@@ -204,7 +204,7 @@ class ActionChunks(Objective[Demonstrated]):
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         seen, drawn = batch.inputs
-        return cast(Act, model).losses(seen, batch.targets, drawn)
+        return cast(RobotPolicy, model).losses(seen, batch.targets, drawn)
 
     def judge(self, model: nn.Module, examples: Demonstrated, split: str, limit: int | None = None) -> dict[str, Any]:
         """How often each task succeeds that can be played, from seeds of this split alone; and the mean absolute error
@@ -213,12 +213,12 @@ class ActionChunks(Objective[Demonstrated]):
         """
         scores: dict[str, Any] = {}
         if self.plays:
-            scores = self._playing(cast(Act, model), split, limit)
+            scores = self._playing(cast(RobotPolicy, model), split, limit)
         if not self.plays or examples.splits.holds(split):
             scores |= self._held_out(model, examples.of(split).some(limit))
         return scores
 
-    def _playing(self, model: Act, split: str, limit: int | None) -> dict[str, Any]:
+    def _playing(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
         seeds = seeds_of(split, min(episodes, limit or episodes))
         played = {name: play(model, self.codec, copies, name, seeds) for name, copies in self.played.items()}
@@ -244,9 +244,10 @@ class ActionChunks(Objective[Demonstrated]):
     def _held_out(self, model: nn.Module, windows: ChunkWindows) -> dict[str, Any]:
         total, actions = 0.0, 0
         for _, batch in judged(model, windows):
-            error = (model(*batch.inputs) - batch.targets.actions).abs().mean(-1)
-            total += float(error[batch.targets.keep].sum())
-            actions += batch.tokens
+            wanted, keep = (each[:, self.model.history - 1 :] for each in batch.targets)
+            error = (model(*batch.inputs) - wanted).abs().mean(-1)
+            total += float(error[keep].sum())
+            actions += int(keep.sum())
         scores: dict[str, Any] = {"loss": total / actions}
         return scores if self.plays else {**scores, "samples": actions}
 
@@ -263,7 +264,7 @@ class ActionChunks(Objective[Demonstrated]):
 
     def pictures(self, model: nn.Module, examples: Demonstrated) -> list[Picture]:
         """How often tasks succeed, an episode of each as a strip of film, and a chunk beside what was demonstrated."""
-        act, sides = cast(Act, model), examples.splits.sides
+        act, sides = cast(RobotPolicy, model), examples.splits.sides
         episode = next(int(sides[side][0]) for side in ("test", "validation", "train") if len(sides[side]))
         return [
             *pictures.success(self._judged),
@@ -276,9 +277,9 @@ class ActionChunks(Objective[Demonstrated]):
             copies.close()
 
 
-def check_model(model: ModelConfig, execute: int) -> ActConfig:
+def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
     """ConfigError for a model that says no chunks, or shorter ones than are executed."""
-    if not isinstance(model, ActConfig):
+    if not isinstance(model, RobotPolicyConfig):
         raise ConfigError(
             f"this task needs a model of chunks of actions (act), and this is {type(model).__name__}; take that of the "
             "recipe"
@@ -323,7 +324,7 @@ def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
             )
 
 
-def check_start(model: ActConfig, codec: RobotCodec, start: str | None) -> None:
+def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
     """ConfigError for a policy that is started from whose weights read other states, pictures or words than its codec
     says.
     """

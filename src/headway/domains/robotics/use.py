@@ -20,25 +20,25 @@ from headway.domains.robotics.rollout import limit_of, open_each, play, together
 from headway.environments import check_stored, start_of
 from headway.environments.film import filming
 from headway.errors import UserError
-from headway.models import Act
+from headway.models import RobotPolicy
 
 
 def acts_in_chunks(model: nn.Module) -> bool:
     """Whether a model is a policy of a robot."""
-    return isinstance(model, Act)
+    return isinstance(model, RobotPolicy)
 
 
 def policy(model: nn.Module, directory: Path, usage: Usage, task: str | None = None, seed: int = 0) -> Policy:
     """The policy of a run, or of a published model whose `usage` says how it is scaled. UserError for another model,
     and for a task of which the policy knows no word.
     """
-    if not isinstance(model, Act):
+    if not isinstance(model, RobotPolicy):
         raise UserError(f"{directory} is no policy of a robot; give a run of the recipes robotics or metaworld")
     return Policy(model, codec_of(directory, usage), task, seed)
 
 
 def rollout(
-    model: Act,
+    model: RobotPolicy,
     directory: Path,
     usage: Usage,
     envs: Sequence[str] = (),
@@ -82,7 +82,7 @@ def rollout(
 
 
 def _carried_out(
-    codec: RobotCodec, model: Act, execute: int | None, ensemble: float | Literal["run"] | None
+    codec: RobotCodec, model: RobotPolicy, execute: int | None, ensemble: float | Literal["run"] | None
 ) -> RobotCodec:
     chunk = model.config.chunk
     if execute is not None and not 1 <= execute <= chunk:

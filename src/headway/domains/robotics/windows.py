@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
-from headway.models import ActConfig, Chunks, ModelConfig, Observations
+from headway.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
+from headway.models.robot import in_order
 from headway.train import Shard
 from headway.train.examples import Batch, ByCount, Chance, Examples
 
@@ -33,7 +34,8 @@ _DRAWS = 13  # so that what training draws has nothing to do with other draws fr
 
 class Demonstrated(Examples):
     """Windows over the steps of demonstrations, which `splits` divide; `size` of them are a batch of training, in which
-    scaled states are moved by `noise`. `model` says how long chunks are, and what chance gives to them.
+    scaled states are moved by `noise`. `model` says how long chunks are, and what chance gives to them; one that reads
+    the last `history` steps is shown those, and learns the actions from the oldest of them on.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class Demonstrated(Examples):
         data: Demonstrations,
         splits: Splits,
         codec: RobotCodec,
-        model: ActConfig,
+        model: RobotPolicyConfig,
         size: int,
         seed: int,
         noise: float,
     ) -> None:
         self.data, self.splits, self.codec, self.model = data, splits, codec, model
         self.size, self.seed, self.noise = size, seed, noise
+        self._starts = np.repeat(data.starts, data.lengths)
         self._ends = np.repeat(data.ends, data.lengths)  # of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
 
@@ -70,30 +73,42 @@ class Demonstrated(Examples):
         """Demonstrations, of which there are many windows."""
         return len(self.splits.rows(split))
 
-    def adapt(self, model: ModelConfig) -> ActConfig:
+    def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
         """`model` with the sizes of states, pictures and actions, and the words of tasks. UserError where nothing is
         left to train on.
         """
         self.splits.rows("train")
-        config = cast(ActConfig, model)
+        config = cast(RobotPolicyConfig, model)
         cameras = tuple(camera.read for camera in self.codec.cameras)
         try:
             observation = config.observation.fitted(len(self.codec.mean), cameras)
         except ConfigError as error:
             raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
-        return replace(config, observation=observation, actions=len(self.codec.scale), words=self.codec.symbols)
+        sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
+        if isinstance(config, ActConfig):
+            return replace(config, **sizes, words=self.codec.symbols)
+        if self.codec.symbols:
+            raise ConfigError("this model reads no names of tasks, and there are several; set task.text=false")
+        return replace(config, **sizes)
 
     def seen(self, steps: np.ndarray) -> Observations:
-        """What is seen at steps, int64 [B]."""
+        """What is seen at steps, int64 [B]; before an episode's first step all was as it is there."""
+        lags = reversed(range(self.model.history))
+        return in_order([self._seen(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
+
+    def _seen(self, steps: np.ndarray) -> Observations:
         names = [self.data.names[task] for task in self._tasks[steps].tolist()]
         pictures = {each.name: self.data.cameras[each.name].read(steps) for each in self.codec.cameras}
         return observed(self.codec, self._states[steps], pictures, names)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
-        """The actions from steps on, int64 [B]; after an episode's end its last one stands for those that are not."""
-        places = steps[:, None] + np.arange(self.model.chunk)
-        last = self._ends[steps][:, None] - 1
-        return Chunks(torch.from_numpy(self._actions[np.minimum(places, last)]), torch.from_numpy(places <= last))
+        """The actions from steps on, int64 [B], and before them those of the steps that are seen; beyond an episode's
+        ends its first and its last one stand for those that are not.
+        """
+        places = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
+        first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
+        actions = self._actions[places.clip(first, last)]
+        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= places) & (places <= last)))
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
@@ -133,7 +148,7 @@ class ChunkWindows:
         steps, number = (self.steps[numbers], int(numbers[0])) if chance is None else (numbers, chance.number)
         chunks, seen = found.chunks(steps), found.seen(steps)
         random = np.random.default_rng([_DRAWS, found.seed, number])
-        drawn = found.model.head.draw(random, len(steps), found.model.chunk, len(found.codec.scale))
+        drawn = found.model.head.draw(random, len(steps), found.model.horizon, len(found.codec.scale))
         if chance is not None and found.noise and seen.states is not None:
             moved = random.standard_normal(tuple(seen.states.shape), np.float32)
             seen = seen._replace(states=seen.states + found.noise * torch.from_numpy(moved))
