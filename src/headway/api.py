@@ -17,23 +17,24 @@ from headway.checkpoints.usage import Usage
 from headway.codecs import load_codec
 from headway.collector import resting
 from headway.errors import UserError
+from headway.evaluation import final_split, open_task
 from headway.exchange import open_quantised
 from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
 from headway.given import typed
-from headway.handed import Data, kept
-from headway.loaded import Backend
+from headway.handle import Backend
+from headway.in_memory import Data, kept
 from headway.memory import check_room
+from headway.model import Model
 from headway.models import Cache
 from headway.pictures import attention_pictures
 from headway.planning import plans
-from headway.recipes import begin_task, configured, final_split, named, open_task, recipe_of, recorded
+from headway.recipes import begin_task, configured, named, recipe_of, recorded
 from headway.report import Picture
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.report.run import Illustrated, report_run, with_results
 from headway.train import Recipe, Run, Task, Trainer, claim
 from headway.train.budget import FEW, Clock, check_minutes
 from headway.train.run import RunDirectory
-from headway.trained import Model
 
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 

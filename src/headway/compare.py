@@ -21,8 +21,9 @@ from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.fitting import fitting
 from headway.given import shown, typed
+from headway.in_memory import Paths
 from headway.models import build
-from headway.recipes import Paths, configured, named
+from headway.recipes import configured, named
 from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
 from headway.report.page import HOW_TO_INSTALL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,11 @@ from typing import Any
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import open_config
 from headway.config import elsewhere, override
-from headway.data.catalogue import KNOWN
 from headway.domains import homes, scale_of, tasks
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError, nearest
-from headway.given import shown
+from headway.evaluation import listed, open_task
+from headway.in_memory import Paths
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
 from headway.train import Recipe, Task, TaskConfig, read_recipe
@@ -26,7 +26,6 @@ from headway.train.scale import shape_of
 from headway.train.start import lay_out, open_start
 from headway.train.tuning import rates
 
-Paths = str | Path | Sequence[str | Path]
 elsewhere(TaskConfig, tasks)
 
 
@@ -109,25 +108,9 @@ def recipe_of(place: Path) -> Recipe:
     return open_recipe(place)
 
 
-def listed(data: Paths) -> list[str | Path]:
-    """The paths that were given. UserError for anything else."""
-    found = [data] if isinstance(data, (str, Path)) else list(data)
-    for path in found:
-        if not isinstance(path, (str, Path)):
-            raise UserError(f"the data hold {shown(path)}; give the paths of files")
-    return found
-
-
 def _absolute(path: str | Path) -> str:
     """A path that holds from any directory; what is no path here (the name of a data set) stays as it is."""
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
-
-
-def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
-    """The task of a configured recipe over `data`, or over the data that is named in it."""
-    paths = [Path(path) for path in (recipe.data if data is None else listed(data))]
-    own = data is None and all(name in KNOWN for name in recipe.data)
-    return recipe.task.open(recipe, None if own else paths, workspace)
 
 
 def begin_task(recipe: Recipe, directory: Path) -> Task:
@@ -141,11 +124,6 @@ def begin_task(recipe: Recipe, directory: Path) -> Task:
     with TemporaryDirectory() as workspace:
         lay_out(open_start(recipe.start), recipe.start, Path(workspace))
         return open_task(recipe, Path(workspace))
-
-
-def final_split(task: Task) -> str:
-    """The split on which a finished model is judged; a task that does not say is judged by validation."""
-    return getattr(task, "final_split", "validation")
 
 
 def find_model(name: str) -> ModelConfig:

@@ -41,8 +41,8 @@ from headway.domains.audio.words import merged, split_words
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.model import Model
 from headway.models import EncoderDecoder
-from headway.trained import Model
 
 MARKS = Marks.of(codec(), USAGE, SYMBOLS)
 

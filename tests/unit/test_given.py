@@ -19,9 +19,9 @@ from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import audio, masked, understanding
 from headway.generate import Limits, Sampling, SearchConfig
+from headway.model import Model
 from headway.models import build
 from headway.models.presets import preset
-from headway.trained import Model
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
 GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)

@@ -18,8 +18,9 @@ from headway.claims.networks import START
 from headway.claims.training import Training, descend
 from headway.config import override
 from headway.domains.translation.task import PairTask
+from headway.evaluation import open_task
 from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
-from headway.recipes import configured, named, open_task
+from headway.recipes import configured, named
 from headway.train import ScheduleConfig, WSDConfig
 from headway.variants import matching_width, nearest_width
 

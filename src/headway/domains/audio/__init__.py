@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
     from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
     from headway.domains.audio.use import Sound, classify
-    from headway.domains.audio.windows import hears
     from headway.domains.audio.words import Word
 
 __all__ = [
     "KINDS",
     "RECIPES",
     "TASKS",
+    "VERBS",
     "FileSound",
     "Format",
     "Given",
@@ -35,7 +35,6 @@ __all__ = [
     "Word",
     "as_dict",
     "classify",
-    "hears",
     "open_sound",
     "read_sound",
     "written",
@@ -47,6 +46,7 @@ TASKS = {
     "spoken_sequences": "sequences",
     "transcription": "transcription",
 }
+VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "transcriber": "is_transcriber"}
 lazily(
     __name__,
     {
@@ -56,7 +56,6 @@ lazily(
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
         ".transcribe": ("Segment", "Telling", "Transcriber", "Transcription"),
         ".use": ("Sound", "classify"),
-        ".windows": ("hears",),
         ".words": ("Word",),
     },
 )

@@ -38,11 +38,8 @@ def classify(
 
     `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window;
     sounds that cannot be read are left out and put into `failed`, where that is given.
-    Raises UserError for a model without classes, for what is no sound, and for a longer one.
+    Raises UserError for what is no sound, and for a longer one.
     """
-    if "classes" not in model.heads:
-        known = ", ".join(model.heads) or "none"
-        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
     _check(sounds)
     said: list[list[float]] = []
     with evaluating(model), torch.inference_mode():

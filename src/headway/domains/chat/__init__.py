@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from headway.domains.chat.config import ChatConfig, InstructConfig, PreferenceConfig
     from headway.domains.chat.talk import Talk
 
-__all__ = ["RECIPES", "TASKS", "ChatConfig", "InstructConfig", "PreferenceConfig", "Talk"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "ChatConfig", "InstructConfig", "PreferenceConfig", "Talk"]
 RECIPES = ("instruct", "preference")
 TASKS = {"instruct": "config", "preference": "config"}
+VERBS = {"chat": "is_causal", "chat_stream": "is_causal", "talk": "is_causal"}
 lazily(__name__, {".config": ("ChatConfig", "InstructConfig", "PreferenceConfig"), ".talk": ("Talk",)})

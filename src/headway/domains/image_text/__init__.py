@@ -19,6 +19,7 @@ __all__ = [
     "LONGEST",
     "RECIPES",
     "TASKS",
+    "VERBS",
     "Captions",
     "CaptionsConfig",
     "EmojiConfig",
@@ -40,6 +41,7 @@ TASKS = {
     "image_text": "config",
     "scenes": "caption_config",
 }
+VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two_tower", "match": "is_two_tower"}
 lazily(
     __name__,
     {

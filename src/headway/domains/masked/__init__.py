@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECIPES",
     "TASKS",
+    "VERBS",
     "Candidate",
     "Masked",
     "MaskedBatch",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 RECIPES = ("masked",)
 TASKS = {"masked": "task"}
+VERBS = {"fill": "is_masked"}
 lazily(
     __name__,
     {

@@ -11,9 +11,32 @@ if TYPE_CHECKING:
     from headway.domains.text.config import LanguageConfig
     from headway.domains.text.task import Language, StreamedLanguage, language_task
 
-__all__ = ["RECIPES", "TASKS", "Language", "LanguageConfig", "Rows", "StreamedLanguage", "TextBatch", "language_task"]
+__all__ = [
+    "RECIPES",
+    "TASKS",
+    "VERBS",
+    "Language",
+    "LanguageConfig",
+    "Rows",
+    "StreamedLanguage",
+    "TextBatch",
+    "language_task",
+]
 RECIPES = ("shakespeare", "text")
 TASKS = {"language": "config"}
+VERBS = {
+    "attention": "is_text",
+    "complete": "is_causal",
+    "continuations": "is_causal",
+    "evaluate": "is_causal",
+    "generate": "is_causal",
+    "generate_ids": "is_causal",
+    "logits": "has_vocabulary",
+    "prompt_ids": "reads_prompts",
+    "score": "is_causal",
+    "session": "is_causal",
+    "stream": "is_causal",
+}
 lazily(
     __name__,
     {

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from headway.domains.translation.decode import translate, translate_hypotheses
     from headway.domains.translation.pronounce import Pronounce, PronounceConfig
     from headway.domains.translation.task import PairTask, Translation
-    from headway.domains.translation.translator import Translator, framed
+    from headway.domains.translation.translator import Translator
 
 __all__ = [
     "RECIPES",
     "TASKS",
+    "VERBS",
     "Alignment",
     "Codecs",
     "Marks",
@@ -32,12 +33,17 @@ __all__ = [
     "TranslationConfig",
     "Translator",
     "alignment",
-    "framed",
     "translate",
     "translate_hypotheses",
 ]
 RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
 TASKS = {"pronounce": "pronounce", "translation": "config"}
+VERBS = {
+    "attention": "is_translator",
+    "logits": "is_translator",
+    "score": "is_translator",
+    "translate": "is_translator",
+}
 lazily(
     __name__,
     {
@@ -47,6 +53,6 @@ lazily(
         ".decode": ("translate", "translate_hypotheses"),
         ".pronounce": ("Pronounce", "PronounceConfig"),
         ".task": ("PairTask", "Translation"),
-        ".translator": ("Translator", "framed"),
+        ".translator": ("Translator",),
     },
 )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headway.checkpoints.usage import Usage
-from headway.codecs import Codec, TokenizerCodec
+from headway.codecs import Codec
+from headway.codecs.frame import framed
 from headway.domains.translation.config import Codecs, Marks, PairsConfig
 from headway.domains.translation.decode import source_ids
 from headway.errors import UserError
@@ -78,10 +79,3 @@ class Translator:
         """log p of each target token and of the end after it, in nats."""
         ids = self.codecs.target.encode_batch(list(targets))
         return score_targets(self.model, self.read(sources), ids, begin=self.begin, end=self.end)
-
-
-def framed(codec: Codec, text: str) -> Ids:
-    """Ids of a text with the marks that a published tokenizer puts around it."""
-    if not isinstance(codec, TokenizerCodec):
-        return codec.encode(text)
-    return codec.tokenizer.encode(text, add_special_tokens=True).ids

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from headway.domains.vision.looking import Look, look
     from headway.domains.vision.use import Image, classify, embed
 
-__all__ = ["RECIPES", "TASKS", "Image", "Look", "classify", "embed", "look"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "Look", "classify", "embed", "look"]
 RECIPES = ("vision", "fashion-mnist", "digits")
 TASKS = {"vision": "task"}
+VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
 lazily(__name__, {".looking": ("Look", "look"), ".use": ("Image", "classify", "embed")})

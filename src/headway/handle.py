@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,19 +16,18 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.generate import check_draft
+from headway.generate import Session, check_draft
 from headway.kernels import is_deterministic
-from headway.models import Cache, Captioner, EncoderDecoder, Generative, Transformer
+from headway.models import Cache, Generative
 from headway.train import Recipe
 
 _LOG = logging.getLogger(__name__)
 
-Texts = Iterable[str]
 Backend = Literal["auto", "torch", "cpu"]
 
 
-class Loaded:
-    """What every use of a model begins from; `headway.trained.Model` says what its attributes are."""
+class Handle:
+    """What every predictor is given; `headway.model.Model` says what its attributes are."""
 
     def __init__(
         self,
@@ -37,11 +36,11 @@ class Loaded:
         recipe: Recipe | None = None,
         backend: Backend = "auto",
         cache: Cache = "fp32",
-        draft: Loaded | None = None,
+        draft: Handle | None = None,
     ) -> None:
         """UserError for a draft of other symbols."""
         self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder | Captioner, opened.model)
+        self.module: Any = opened.model
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
@@ -49,6 +48,7 @@ class Loaded:
         self._codec = opened.codec
         self.beyond: list[str] = []
         self.draft = draft
+        self._generator = _Generator(self.module, backend, cache)
         if draft is not None:
             check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
 
@@ -58,6 +58,27 @@ class Loaded:
         if self._codec is None:
             raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
         return self._codec
+
+    @property
+    def context(self) -> int | None:
+        """The number of tokens that the model sees at once; None if there is no limit."""
+        return self.module.config.context
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def generator(self) -> Generative:
+        """What generates: the compiled engine or the torch module. Raises UserError if `backend` or `cache` asks for
+        the engine and the engine cannot run the model.
+        """
+        return self._generator.now()
+
+    def open_session(self) -> Session:
+        """Generation for many sequences at once, by what generates and the draft."""
+        return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
         """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
@@ -83,28 +104,30 @@ class Loaded:
     def _familiar(self) -> Familiar:
         return read_familiar(self.directory)
 
-    @property
-    def context(self) -> int | None:
-        """The number of tokens that the model sees at once; None if there is no limit."""
-        return self.module.config.context
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.module.parameters()).device
+class _Generator:
+    """What generates, chosen when a model is loaded: the engine where `backend` and `cache` allow it. It is compiled
+    when it is first used: importing its compiler takes longer than loading a small model.
+    """
 
-    @property
-    def generator(self) -> Generative:
-        """What generates: the compiled engine or the torch module. Raises UserError if `backend` or `cache` asks for
-        the engine and the engine cannot run the model.
+    def __init__(self, module: Any, backend: Backend, cache: Cache) -> None:
+        self.module, self.backend = module, backend
+        self.cache: Cache = cache
+
+    def now(self) -> Generative:
+        """The chosen one. Deterministic kernels are torch's, so within them it is the module. UserError for a cache
+        that they do not have, and as of `Handle.generator`.
         """
-        if self.cache != "fp32" and is_deterministic():
-            raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")
-        return self.module if self.backend == "torch" or is_deterministic() else self._compiled
+        if is_deterministic():
+            if self.cache != "fp32":
+                remedy = "leave --cache or --deterministic out"
+                raise UserError(f"deterministic kernels have no {self.cache} cache; {remedy}")
+            return self.module
+        return self.module if self.backend == "torch" else self._compiled
 
     @cached_property
     def _compiled(self) -> Generative:
-        from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
+        from headway.engine import CannotLowerError, Engine
 
         try:
             return Engine(self.module, cache=self.cache)
