@@ -16,10 +16,11 @@ import torch
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
-from headway.api import Model, load
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.prompts import Ids, batches, pad
+from headway.loading import load
+from headway.model import Model
 from headway.models.kinds import is_causal
 
 _TOKENS = 8192  # computed at once

@@ -72,7 +72,7 @@ VERBS = {
 _LOOKS_INSIDE = {"score", "attention", "logits", "evaluate"}  # which is no remedy where something else was wanted
 _INSTEAD = (  # where another verb comes to the same
     ("classify", kinds.is_two_tower, "give the names of the classes to match, as texts"),
-    ("look", kinds.is_text, "take attention"),
+    ("look", kinds.is_text, "use attention"),
 )
 
 

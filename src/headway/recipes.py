@@ -11,22 +11,21 @@ from typing import Any
 
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import open_config
-from headway.config import elsewhere, override
-from headway.domains import homes, scale_of, tasks
+from headway.config import override
+from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError, nearest
 from headway.evaluation import listed, open_task
 from headway.in_memory import Paths
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
-from headway.train import Recipe, Task, TaskConfig, read_recipe
+from headway.runs import read_recipe
+from headway.train import Recipe, Task
 from headway.train.adapters import LoRAConfig
-from headway.train.run import RunDirectory, open_recipe
+from headway.train.run import RunDirectory
 from headway.train.scale import shape_of
 from headway.train.start import lay_out, open_start
 from headway.train.tuning import rates
-
-elsewhere(TaskConfig, tasks)
 
 
 def configured(
@@ -101,11 +100,6 @@ def recorded(
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
     return configured(found, data, settings, seed, lora=lora)
-
-
-def recipe_of(place: Path) -> Recipe:
-    """The recipe of a run that has a model, whose domain is imported for it. UserError for one that has none yet."""
-    return open_recipe(place)
 
 
 def _absolute(path: str | Path) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headway.checkpoints.hub import find_folder
-from headway.codecs import Codec, Kind, load_codec, train_codec
+from headway.codecs import Codec, Kind
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
-from headway.data import SplitConfig, chunks, open_tokens, text_sources
+from headway.data import SplitConfig
 from headway.errors import ConfigError
 from headway.models import ModelConfig, TransformerConfig, describe
 from headway.train import Recipe, TaskConfig
@@ -50,6 +50,7 @@ class LanguageConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Language:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        from headway.data import open_tokens
         from headway.domains.text.task import Language, StreamedLanguage
 
         context, train = recipe.row_length(self.context), recipe.train
@@ -65,6 +66,9 @@ class LanguageConfig(TaskConfig):
 
     def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
         """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
+        from headway.codecs import load_codec, train_codec
+        from headway.data import chunks, text_sources
+
         if (workspace / FILE).exists():
             return load_codec(workspace)
         if self.tokenizer is not None:
