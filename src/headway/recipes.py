@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_config
+from headway.checkpoints.open import open_config, open_usage
+from headway.checkpoints.usage import Usage, read_usage
 from headway.config import override
 from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
@@ -137,3 +138,13 @@ def find_model(name: str) -> ModelConfig:
     if published.exists():
         return open_config(published)
     raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
+
+
+def find_usage(name: str) -> tuple[Usage, bool]:
+    """How what `find_model` finds is used, as far as that is said without weights, and whether it is a run."""
+    path = Path(name)
+    if name in PRESETS or name in homes() or path.suffix == ".json":
+        return Usage(), False
+    if RunDirectory(path).exists():
+        return read_usage(path), True
+    return open_usage(find_folder(name)), False

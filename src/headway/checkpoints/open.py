@@ -51,6 +51,21 @@ def open_config(path: Path | str) -> ModelConfig:
     return getattr(import_module(f"headway.checkpoints.{module}"), function)(place)
 
 
+def open_usage(path: Path | str) -> Usage:
+    """What is said, before a weight is read, of how a model of text is used: its chat template."""
+    place = Path(path)
+    form = _form(place)
+    if form == "published":
+        from headway.codecs.chat import read_template
+
+        return Usage(template=read_template(place))
+    if form == "gguf":
+        from headway.checkpoints.gguf.load import gguf_usage
+
+        return gguf_usage(place)
+    return read_usage(place) if form == "native" else Usage()
+
+
 def _form(place: Path) -> Form:
     """What lies at a place. UserError for what is no model."""
     if not place.exists():
