@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from headway import given
-from headway.domains.audio import use
+from headway.checkpoints.usage import named
+from headway.domains.audio.classification import windowed
 from headway.domains.audio.listener import Transcribing
 from headway.domains.audio.marks import Task
-from headway.domains.audio.sound import Given, open_sound
+from headway.domains.audio.sound import Given, mono, open_sound, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription
+from headway.domains.audio.windows import bands_of, check_lengths, window_of
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
 from headway.given import typed
 from headway.handle import Handle
+from headway.models import Transformer
 
+Sound = str | Path | Float[np.ndarray, "N"]
 Labels = dict[str, float]
+
+_AT_ONCE = 16  # sounds
 
 
 @typed
 def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
     asked, failed = given.sounds(items), given.Failed()
-    said = use.classify(model.module, model.usage, asked.items, str(model.directory), truncate, failed)
-    return asked.answer(said, failed, "sound")
+    _check(asked.items)
+    said: list[list[float]] = []
+    with evaluating(model.module), torch.inference_mode():
+        read = given.each(asked.items, lambda place, sound: _frames(model.module, sound, place, truncate), failed)
+        while some := list(islice(read, _AT_ONCE)):
+            inputs = torch.stack(some)
+            said += model.module.output("classes", inputs.to(device_of(model.module))).float().softmax(-1).tolist()
+    return asked.answer([named(row, model.usage.labels) for row in said], failed, "sound")
 
 
 @typed
@@ -45,3 +66,33 @@ def transcribe(
 def transcriber(model: Handle, config: Transcribing) -> Transcriber:
     generator: Any = model.generator  # which hears, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
+
+
+def _frames(model: Transformer, sound: Sound, number: int, truncate: bool) -> Float[Tensor, "T M"]:
+    config: Any = model.config
+    if isinstance(sound, np.ndarray):
+        name = f"sound {number + 1}"
+        samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
+    else:
+        if not Path(sound).is_file():
+            raise UserError(f"{sound} is not a file; this model classifies sound files")
+        name, samples = str(sound), read_sound(sound)
+    frames = window_of(config)
+    if not truncate:
+        check_lengths(np.array([len(samples)]), frames, name, "cut it, or have its middle heard with truncate")
+    return windowed(samples, frames, bands_of(config))
+
+
+def _check(sounds: Sequence[Sound]) -> None:
+    """UserError for what cannot be a sound, before the first is read."""
+    for number, sound in enumerate(sounds):
+        if isinstance(sound, np.ndarray):
+            if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
+                raise UserError(
+                    f"sound {number + 1} is {sound.dtype} of shape {sound.shape}; give its samples at 16,000 a second, "
+                    "floating-point numbers between -1 and 1"
+                )
+        elif not isinstance(sound, (str, Path)):
+            raise UserError(
+                f"sound {number + 1} is a {type(sound).__name__}; give the paths of sound files, or samples"
+            )

@@ -7,30 +7,22 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.caption import LONGEST, caption
-    from headway.domains.image_text.caption_config import CaptionsConfig
     from headway.domains.image_text.config import ImageTextConfig
     from headway.domains.image_text.data import Captions, read_captions
     from headway.domains.image_text.emoji import EmojiConfig
-    from headway.domains.image_text.task import ImageText, published_task
-    from headway.domains.image_text.use import Image, Matches, embed, match
+    from headway.domains.image_text.task import ImageText
+    from headway.domains.image_text.use import Image, Matches
 
 __all__ = [
-    "LONGEST",
     "RECIPES",
     "TASKS",
     "VERBS",
     "Captions",
-    "CaptionsConfig",
     "EmojiConfig",
     "Image",
     "ImageText",
     "ImageTextConfig",
     "Matches",
-    "caption",
-    "embed",
-    "match",
-    "published_task",
     "read_captions",
 ]
 RECIPES = ("image-text", "emoji-clip", "caption", "scenes", "emoji-caption")
@@ -45,12 +37,10 @@ VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two
 lazily(
     __name__,
     {
-        ".caption": ("LONGEST", "caption"),
-        ".caption_config": ("CaptionsConfig",),
         ".config": ("ImageTextConfig",),
         ".data": ("Captions", "read_captions"),
         ".emoji": ("EmojiConfig",),
-        ".task": ("ImageText", "published_task"),
-        ".use": ("Image", "Matches", "embed", "match"),
+        ".task": ("ImageText",),
+        ".use": ("Image", "Matches"),
     },
 )

@@ -9,7 +9,7 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.text.batches import Rows, TextBatch
     from headway.domains.text.config import LanguageConfig
-    from headway.domains.text.task import Language, StreamedLanguage, language_task
+    from headway.domains.text.task import Language, StreamedLanguage
 
 __all__ = [
     "RECIPES",
@@ -20,7 +20,6 @@ __all__ = [
     "Rows",
     "StreamedLanguage",
     "TextBatch",
-    "language_task",
 ]
 RECIPES = ("shakespeare", "text")
 TASKS = {"language": "config"}
@@ -42,6 +41,6 @@ lazily(
     {
         ".batches": ("Rows", "TextBatch"),
         ".config": ("LanguageConfig",),
-        ".task": ("Language", "StreamedLanguage", "language_task"),
+        ".task": ("Language", "StreamedLanguage"),
     },
 )

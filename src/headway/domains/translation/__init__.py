@@ -9,11 +9,10 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.translation.alignment import Alignment, alignment
     from headway.domains.translation.batches import PairBatch, Pairs, Sentences
-    from headway.domains.translation.config import Codecs, Marks, PairsConfig, TranslationConfig
+    from headway.domains.translation.config import Codecs, Marks, TranslationConfig
     from headway.domains.translation.decode import translate, translate_hypotheses
     from headway.domains.translation.pronounce import Pronounce, PronounceConfig
     from headway.domains.translation.task import PairTask, Translation
-    from headway.domains.translation.translator import Translator
 
 __all__ = [
     "RECIPES",
@@ -25,13 +24,11 @@ __all__ = [
     "PairBatch",
     "PairTask",
     "Pairs",
-    "PairsConfig",
     "Pronounce",
     "PronounceConfig",
     "Sentences",
     "Translation",
     "TranslationConfig",
-    "Translator",
     "alignment",
     "translate",
     "translate_hypotheses",
@@ -49,10 +46,9 @@ lazily(
     {
         ".alignment": ("Alignment", "alignment"),
         ".batches": ("PairBatch", "Pairs", "Sentences"),
-        ".config": ("Codecs", "Marks", "PairsConfig", "TranslationConfig"),
+        ".config": ("Codecs", "Marks", "TranslationConfig"),
         ".decode": ("translate", "translate_hypotheses"),
         ".pronounce": ("Pronounce", "PronounceConfig"),
         ".task": ("PairTask", "Translation"),
-        ".translator": ("Translator",),
     },
 )
