@@ -15,6 +15,7 @@ import torch
 
 import headway as hw
 from headway import domains, predictors
+from headway.checkpoints.native import save_model
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.models import ModelConfig, build, kinds
@@ -127,3 +128,18 @@ model.generate_ids([1], 1)
 assert there() == ["headway.domains.text.predictors"], there()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_a_model_imports_little(tmp_path: Path) -> None:
+    config = preset("gpt-1m")
+    save_model(build(config), config, tmp_path)
+    code = """
+import sys
+import headway as hw
+hw.load(sys.argv[1])
+there = {name for name in sys.modules if name.split(".")[0] == "headway"}
+unused = ("cli", "report", "train.trainer", "engine", "environments", "checkpoints.gguf", "checkpoints.families")
+assert not {name for name in there if name.startswith(tuple(f"headway.{each}" for each in unused))}, there
+assert len(there) < 160, len(there)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -47,14 +47,17 @@ def is_masked(model: Asked) -> bool:
 
 
 def is_text_classifier(model: Asked) -> bool:
+    """A stack that says the class of a text, or of two."""
     return is_text(model) and _says(model, "classes")
 
 
 def is_tagger(model: Asked) -> bool:
+    """A stack that says the class of each word."""
     return is_text(model) and _says(model, "tags")
 
 
 def is_encoder_decoder(model: Asked) -> bool:
+    """A stack that reads, whatever that is, and one that writes."""
     return isinstance(_config(model), EncoderDecoderConfig)
 
 
@@ -78,15 +81,17 @@ def is_audio(model: Asked) -> bool:
 
 
 def is_audio_classifier(model: Asked) -> bool:
+    """A stack that says the class of a sound."""
     return is_audio(model) and _says(model, "classes")
 
 
-def is_vision(model: nn.Module | ModelConfig) -> TypeGuard[Transformer | TransformerConfig]:
+def is_vision(model: Asked) -> TypeGuard[Transformer | TransformerConfig]:
     """A stack that reads images."""
     return _reads(model, PatchEmbedConfig)
 
 
 def is_vision_classifier(model: Asked) -> bool:
+    """A stack that says the class of an image."""
     return is_vision(model) and _says(model, "classes")
 
 
@@ -96,6 +101,7 @@ def is_two_tower(model: Asked) -> TypeGuard[TwoTower | TwoTowerConfig]:
 
 
 def is_captioner(model: Asked) -> bool:
+    """A stack that reads an image, and one that writes after what it says."""
     return isinstance(_config(model), CaptionerConfig)
 
 
