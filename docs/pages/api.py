@@ -29,9 +29,9 @@ MODEL = {
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
     "Episodes, robots, chess": ("rollout", "policy", "player"),
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
-    "Ids, and what generates": ("generate_ids", "prompt_ids", "session", "generator", "codec", "context", "device"),
+    "What it can do, ids, and what generates": ("verbs", "generate_ids", "prompt_ids", "session", "generator", "codec", "context", "device"),
 }
-HIDDEN = {"card", "meet", "see", "watches"}  # what a notebook shows, and what the verbs call themselves
+HIDDEN = {"card", "meet", "open_session", "see", "watches"}  # what a notebook shows, and what predictors call
 FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
 ERRORS = ("UserError", "ConfigError", "SomeFailedError")

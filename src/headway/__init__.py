@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.api import Model, load, plan, train
+    from headway.api import plan, train
     from headway.attending import Attention
     from headway.compare import Comparison, compare
     from headway.domains.audio import Segment, Transcribing, Transcription
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from headway.fitting import Plan
     from headway.generate import Completion, Limits, Sampling, SearchConfig
     from headway.listing import presets, recipes
+    from headway.loading import load
+    from headway.model import Model
     from headway.train import Recipe, Run
 
 __all__ = [
@@ -69,8 +71,6 @@ lazily(
     __name__,
     {
         ".api": (
-            "Model",
-            "load",
             "plan",
             "train",
         ),
@@ -108,6 +108,8 @@ lazily(
             "presets",
             "recipes",
         ),
+        ".loading": ("load",),
+        ".model": ("Model",),
         ".train": (
             "Recipe",
             "Run",

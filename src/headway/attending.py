@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.card import Card, shows
+from headway.codecs import Codec
 from headway.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,6 +105,27 @@ class Attention(NamedTuple):
                     _draw(axes, weights[place])
                     axes.set_title(f"layer {number}, head {place + 1}", fontsize=7)
         return figure
+
+
+def check_text(text: str) -> None:
+    """UserError for a text without anything to attend to."""
+    if not text.strip():
+        raise UserError("an empty text has no attention; give one with at least a word")
+
+
+def of_first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
+    """The maps of the first row, on the CPU."""
+    return {name: weights[0].cpu() for name, weights in maps.items()}
+
+
+def symbols_of(codec: Codec, ids: Sequence[int]) -> list[str]:
+    """The text of each symbol, in which spaces and marks can be seen."""
+    marks = {codec.begin: "<begin>", codec.end: "<end>"}
+    return [marks.get(symbol, _visible(codec.decode([symbol]))) for symbol in ids]
+
+
+def _visible(text: str) -> str:
+    return text.strip() or ("⏎" if "\n" in text else "␣")
 
 
 def _figure() -> Figure:

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from headway.api import find_device, train
+from headway.api import train
 from headway.card import Card, shows
 from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.fitting import fitting
 from headway.given import shown, typed
+from headway.in_memory import Paths
+from headway.loading import find_device
 from headway.models import build
-from headway.recipes import Paths, configured, named
+from headway.recipes import configured, named
 from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
 from headway.report.page import HOW_TO_INSTALL

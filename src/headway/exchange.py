@@ -14,7 +14,7 @@ from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import Weights
 from headway.checkpoints.onnx import SUFFIX as ONNX
 from headway.checkpoints.onnx import check_onnx, save_onnx
-from headway.checkpoints.open import Opened, open_model, use_of
+from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.published import CONFIG, save_published
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
@@ -24,7 +24,7 @@ from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.given import typed
 from headway.models import ModelConfig
-from headway.recipes import recipe_of
+from headway.runs import recipe_of
 from headway.train.run import RunDirectory
 
 Format = Literal["hf", "gguf", "onnx"]
@@ -69,13 +69,6 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
     else:
         _save_use(opened, directory)
     return Quantized(directory, weights, before, after)
-
-
-def open_quantised(place: Path, weights: Weights | None) -> Opened:
-    """The model of a folder that `quantize` wrote. UserError where it is damaged or in other `weights`."""
-    from headway.engine import load_quantised
-
-    return Opened(load_quantised(place, weights), *use_of(place))
 
 
 def open_to_export(place: Path) -> Opened:

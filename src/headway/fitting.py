@@ -16,8 +16,9 @@ from torch import nn
 from headway.card import Card, shows
 from headway.data.store import within
 from headway.domains import scale_of
+from headway.evaluation import open_task
 from headway.models import build, describe
-from headway.recipes import begin_task, open_task
+from headway.recipes import begin_task
 from headway.train import Recipe, Task
 from headway.train.budget import Clock, Meter
 from headway.train.distributed import Processes

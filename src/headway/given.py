@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headway.errors import ConfigError, SomeFailedError, UserError
@@ -137,6 +138,14 @@ def rows_of_ids(given: Any) -> Given[list[int]]:
     one = _is_row(found)
     rows = [_listed(row, "a list of ids") for row in ([found] if one else found)]
     return Given([[int(i) for i in _all(row, Integral, "id", "an id is a whole number")] for row in rows], one)
+
+
+def id_rows(given: Any, name: str, device: torch.device) -> Tensor:
+    """Rows of ids as a tensor, Int[B, T]. UserError for what has another shape, or is no whole numbers."""
+    rows = torch.as_tensor(given, device=device)
+    if rows.dim() != 2 or rows.is_floating_point():
+        raise UserError(f"{name} has shape {tuple(rows.shape)}; give whole numbers of shape [batch, time]")
+    return rows
 
 
 def _is_pair(given: Any) -> bool:

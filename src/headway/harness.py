@@ -16,11 +16,12 @@ import torch
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
-from headway.api import Model, load
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.prompts import Ids, batches, pad
-from headway.models import Transformer
+from headway.loading import load
+from headway.model import Model
+from headway.models.kinds import is_causal
 
 _TOKENS = 8192  # computed at once
 _NEW_TOKENS = 256  # where a task does not say
@@ -33,7 +34,7 @@ class HarnessModel(LM):
         super().__init__()
         self.model = model if isinstance(model, Model) else load(model)
         module = self.model.module
-        if not isinstance(module, Transformer) or not module.config.stack.causal:
+        if not is_causal(module):
             raise UserError(f"{self.model.directory} is no causal language model; lm-eval needs one")
         self.module = module
 

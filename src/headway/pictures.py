@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from headway.model import Model
 from headway.report import Picture, heatmap
-from headway.trained import Model
 
 _MOST = 24  # symbols, so that a picture can be read
 _HEADS = 4

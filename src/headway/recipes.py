@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_config
-from headway.config import elsewhere, override
-from headway.data.catalogue import KNOWN
-from headway.domains import homes, scale_of, tasks
+from headway.checkpoints.open import open_config, open_usage
+from headway.checkpoints.usage import Usage, read_usage
+from headway.config import override
+from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError, nearest
-from headway.given import shown
+from headway.evaluation import listed, open_task
+from headway.in_memory import Paths
 from headway.models import ModelConfig
 from headway.models.presets import PRESETS, preset
-from headway.train import Recipe, Task, TaskConfig, read_recipe
+from headway.runs import read_recipe
+from headway.train import Recipe, Task
 from headway.train.adapters import LoRAConfig
-from headway.train.run import RunDirectory, open_recipe
+from headway.train.run import RunDirectory
 from headway.train.scale import shape_of
 from headway.train.start import lay_out, open_start
 from headway.train.tuning import rates
-
-Paths = str | Path | Sequence[str | Path]
-elsewhere(TaskConfig, tasks)
 
 
 def configured(
@@ -104,30 +103,9 @@ def recorded(
     return configured(found, data, settings, seed, lora=lora)
 
 
-def recipe_of(place: Path) -> Recipe:
-    """The recipe of a run that has a model, whose domain is imported for it. UserError for one that has none yet."""
-    return open_recipe(place)
-
-
-def listed(data: Paths) -> list[str | Path]:
-    """The paths that were given. UserError for anything else."""
-    found = [data] if isinstance(data, (str, Path)) else list(data)
-    for path in found:
-        if not isinstance(path, (str, Path)):
-            raise UserError(f"the data hold {shown(path)}; give the paths of files")
-    return found
-
-
 def _absolute(path: str | Path) -> str:
     """A path that holds from any directory; what is no path here (the name of a data set) stays as it is."""
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
-
-
-def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
-    """The task of a configured recipe over `data`, or over the data that is named in it."""
-    paths = [Path(path) for path in (recipe.data if data is None else listed(data))]
-    own = data is None and all(name in KNOWN for name in recipe.data)
-    return recipe.task.open(recipe, None if own else paths, workspace)
 
 
 def begin_task(recipe: Recipe, directory: Path) -> Task:
@@ -160,3 +138,13 @@ def find_model(name: str) -> ModelConfig:
     if published.exists():
         return open_config(published)
     raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
+
+
+def find_usage(name: str) -> tuple[Usage, bool]:
+    """How what `find_model` finds is used, as far as that is said without weights, and whether it is a run."""
+    path = Path(name)
+    if name in PRESETS or name in homes() or path.suffix == ".json":
+        return Usage(), False
+    if RunDirectory(path).exists():
+        return read_usage(path), True
+    return open_usage(find_folder(name)), False

@@ -15,8 +15,8 @@ from typing import Any
 
 from headway.config import override, to_dict
 from headway.errors import UserError
+from headway.evaluation import open_task
 from headway.models import ModelConfig, describe
-from headway.recipes import open_task
 from headway.train import Recipe, Task, TaskConfig
 
 # Values of these make models of different sizes, which cannot be compared at equal sizes.

@@ -41,8 +41,8 @@ from headway.domains.audio.words import merged, split_words
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.model import Model
 from headway.models import EncoderDecoder
-from headway.trained import Model
 
 MARKS = Marks.of(codec(), USAGE, SYMBOLS)
 
@@ -190,7 +190,7 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
 
 def test_models_that_hear_nothing() -> None:
     for made in (language_model(), translator()):
-        with pytest.raises(UserError, match="cannot read sounds; use a model that can"):
+        with pytest.raises(UserError, match=r"cannot transcribe sounds; .*take a model that can"):
             Model(Opened(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
 
 

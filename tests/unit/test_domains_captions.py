@@ -259,14 +259,14 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
 def test_what_a_captioner_cannot_do_is_said(run: Path) -> None:
     model = hw.load(run)
     for ask, message in (
-        (lambda: model.generate("a"), "captions of images; use caption"),
+        (lambda: model.generate("a"), "captions of images, which cannot continue a prompt; use caption"),
         (lambda: model.score(["a"]), "use caption"),
         (lambda: model.translate(["a"]), "use caption"),
         (lambda: model.logits([[1]]), "use caption"),
         (lambda: model.attention("a"), "use caption"),
-        (lambda: model.fill("a [MASK]"), "fills in no masks"),
-        (lambda: model.classify(["a"]), "a Captioner has no such heads"),
-        (lambda: model.embed(["a"]), "a Captioner has no such heads"),
+        (lambda: model.fill("a [MASK]"), "cannot fill in masks; use caption"),
+        (lambda: model.classify(["a"]), "use caption"),
+        (lambda: model.embed(["a"]), "use caption"),
     ):
         with pytest.raises(UserError, match=message):
             ask()

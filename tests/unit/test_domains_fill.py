@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import headway as hw
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
 from headway.cli.main import main
 from headway.codecs import Codec, load_codec, train_codec
 from headway.domains.masked import fill
@@ -95,11 +98,10 @@ def test_what_cannot_be_filled_in_is_refused(codec: Codec) -> None:
         fill(model, codec, TEXT * 3 + "[MASK]")
     with pytest.raises(UserError, match="top is 0"):
         fill(model, codec, "[MASK]", top=0)
-    with pytest.raises(UserError, match="from left to right"):
-        fill(build(preset("gpt-10m")), codec, "[MASK]")
-    del model.heads["vocabulary"]
-    with pytest.raises(UserError, match="no head over its vocabulary"):
-        fill(model, codec, "[MASK]")
+    bare = build(replace(model.config, heads={}, tie="none"))
+    for other, kind in ((build(preset("gpt-1m")), "a language model"), (bare, r"a model of texts \(its heads: none\)")):
+        with pytest.raises(UserError, match=f"m is {kind}, which cannot fill in masks"):
+            hw.Model(Opened(other, Usage(), codec), Path("m")).fill("[MASK]")
 
 
 def test_a_run_fills_in_masks(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

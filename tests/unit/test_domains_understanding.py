@@ -15,6 +15,8 @@ import torch
 from tiny_models import overfit
 from understanding_data import opened, small, write_questions, write_sentences
 
+import headway as hw
+from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import train_codec
 from headway.codecs.frame import frame_of
@@ -296,8 +298,9 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     recipe = small(classification())
     task = opened(recipe, questions)
     model = build(task.adapt(recipe.model))
-    with pytest.raises(UserError, match=r"no head that can tag \(its heads: classes\).*headway train tagging"):
-        tag(model, task.examples.codec, (), ["a text"])
+    said = r"\(its heads: classes\), which cannot tag words; use classify or embed with it, .*headway train tagging"
+    with pytest.raises(UserError, match=said):
+        hw.Model(Opened(model, Usage(), task.examples.codec), Path("m")).tag("a text")
     with pytest.raises(UserError, match="gives 6 classes and 2 have names"):
         classify(model, task.examples.codec, ("a", "b"), ["a text"])
     with pytest.raises(UserError, match="text 2 of 2 is empty"):

@@ -166,5 +166,7 @@ def test_a_model_that_cannot_classify_says_why(folder: Path, files: list[str], t
     save_published(build(config), config, tmp_path / "deit")
     with pytest.raises(UserError, match=r"deit has no preprocessor_config.json"):
         hw.load(tmp_path / "deit").classify(files[:1])
-    with pytest.raises(UserError, match="it cannot continue a prompt"):
+    with pytest.raises(
+        UserError, match=r"a model of images .*, which cannot continue a prompt; use classify, embed or look"
+    ):
         model.generate("hello")

@@ -94,7 +94,8 @@ def shown() -> dict[str, tuple[Any, str, str]]:
     return {
         "model": (
             hw.Model(Opened(module, Usage(), None), Path("m")),
-            f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu",
+            f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu, can generate, embed, "
+            "score, attention, logits, evaluate",
             ">Transformer</td>",
         ),
         "run": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains import audio, masked, understanding
+from headway.domains import audio
+from headway.domains.understanding import use
 from headway.generate import Limits, Sampling, SearchConfig
-from headway.models import build
+from headway.model import Model
+from headway.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.models.presets import preset
-from headway.trained import Model
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
 GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)
@@ -38,7 +40,13 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def encoder() -> Model:
     codec = train_codec("byte", iter(["a text"]))
-    module = build(override(preset("bert-base"), {**SIZES, "symbols": codec.size}), seed=1)
+    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.size})
+    heads = {
+        "vocabulary": VocabularyHeadConfig(),
+        "classes": PooledHeadConfig(2),
+        "tags": PooledHeadConfig(2, pool="tokens"),
+    }
+    module = build(replace(config, heads={**config.heads, **heads}), seed=1)
     return Model(Opened(module, Usage(), codec), Path("drawn"), backend="torch")
 
 
@@ -151,14 +159,14 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
     torch.testing.assert_close(encoder.embed(np.array(["a text", "e"]))[0], vector, rtol=1e-5, atol=1e-6)
     assert encoder.embed([]).shape == (0, 16)
     say = lambda module, codec, labels, texts, truncate: [{"a": len(text)} for text in texts]  # noqa: E731
-    monkeypatch.setattr(understanding, "classify", say)
+    monkeypatch.setattr(use, "classify", say)
     assert encoder.classify("abc") == {"a": 3}
     assert encoder.classify(("abc", "d")) == {"a": 2}  # a pair
     assert encoder.classify(["abc", "d"]) == [{"a": 3}, {"a": 1}]
-    monkeypatch.setattr(understanding, "tag", say)
+    monkeypatch.setattr(use, "tag", say)
     assert encoder.tag("abc") == {"a": 3}
     assert encoder.tag([["a", "b"], "c"]) == [{"a": 2}, {"a": 1}]
-    monkeypatch.setattr(masked, "fill", lambda module, codec, text, top: [text, top])
+    monkeypatch.setattr("headway.domains.masked.predictors.fill_one", lambda module, codec, text, top: [text, top])
     assert encoder.fill("abc", 2) == ["abc", 2]
     assert encoder.fill(["abc", "d"], 2) == [["abc", 2], ["d", 2]]
 
@@ -196,7 +204,7 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
         (lambda: ask.generate("a", stop=3), "3 was given; give a stop, or a list of these"),
         (lambda: ask.stream(["a"]), "prompt is a list; give a text"),
         (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
-        (lambda: ask.translate("a", beam="4"), "beam is '4'"),
+        (lambda: ask.translate("a", beam="4"), "is a language model, which cannot translate; use generate or embed"),
         (lambda: ask.chat(3), "3 is not a conversation; give a text, or messages as"),
         (lambda: ask.chat(["hi"]), "a list is not a conversation"),
         (lambda: ask.attention(["a"]), "text is a list; give a text"),

@@ -169,7 +169,7 @@ def test_other_models_do_not_act(run: Path, tmp_path: Path, monkeypatch: pytest.
 
     config = override(preset("gpt-1m"), {"width": 16, "depth": 1, "heads": 1})
     save_model(build(config), config, tmp_path / "text")
-    with pytest.raises(UserError, match="is not a model of trajectories"):
+    with pytest.raises(UserError, match="is a language model, which cannot play episodes"):
         hw.load(tmp_path / "text").rollout()
     (run / "trajectories.json").rename(tmp_path / "kept.json")
     try:

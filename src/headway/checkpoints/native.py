@@ -57,6 +57,11 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     return tensors, config_of(metadata, path)
 
 
+def native_config(directory: Path) -> ModelConfig:
+    """The configuration of the model in a folder."""
+    return read_model(directory / FILE)[1]
+
+
 def config_of(metadata: dict[str, str], path: Path) -> ModelConfig:
     """The configuration in a file's header. UserError where there is none."""
     try:

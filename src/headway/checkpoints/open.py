@@ -1,8 +1,11 @@
-"""A model from wherever it lies: a run, headway's own folder, or a published format."""
+"""A model from wherever it lies: a run, headway's own folder, or a published format, whose reader is imported when one
+is met.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,20 +13,14 @@ import torch
 from torch import nn
 
 from headway.checkpoints import native
-from headway.checkpoints.ctranslate2 import is_ctranslate2
-from headway.checkpoints.gguf import SUFFIX, gguf_config, load_gguf, load_gguf_codec
-from headway.checkpoints.llama2c import is_llama2c, llama2c_config, load_llama2c, load_pieces
-from headway.checkpoints.published import CONFIG, load_published, published_config
 from headway.checkpoints.usage import Usage, read_usage
-from headway.checkpoints.whisper_bin import load_whisper, whisper_config
-from headway.codecs import Codec, TokenizerCodec, load_codec
-from headway.codecs.published import check_fits, published_codec
+from headway.codecs import Codec, TokenizerCodec, check_fits, load_codec, published_codec
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.models import ModelConfig
-from headway.models.presets import PRESETS
 
 Form = Literal["published", "native", "gguf", "llama2c", "ctranslate2"]
+_CONFIG, _GGUF, _BINARY = "config.json", ".gguf", "model.bin"  # by which formats are told apart
 
 
 class Opened(NamedTuple):
@@ -50,12 +47,30 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
 def open_config(path: Path | str) -> ModelConfig:
     """The configuration of what `open_model` opens; no weight is read. UserError for what is no model."""
     place = Path(path)
-    return _CONFIGS[_form(place)](place)
+    module, function = _CONFIGS[_form(place)]
+    return getattr(import_module(f"headway.checkpoints.{module}"), function)(place)
+
+
+def open_usage(path: Path | str) -> Usage:
+    """What is said, before a weight is read, of how a model of text is used: its chat template."""
+    place = Path(path)
+    form = _form(place)
+    if form == "published":
+        from headway.codecs.chat import read_template
+
+        return Usage(template=read_template(place))
+    if form == "gguf":
+        from headway.checkpoints.gguf.load import gguf_usage
+
+        return gguf_usage(place)
+    return read_usage(place) if form == "native" else Usage()
 
 
 def _form(place: Path) -> Form:
     """What lies at a place. UserError for what is no model."""
     if not place.exists():
+        from headway.models.presets import PRESETS
+
         if str(place) in PRESETS:
             raise UserError(
                 f"{place} is a preset, a shape without weights, and no folder here; train it (`headway train RECIPE "
@@ -64,26 +79,34 @@ def _form(place: Path) -> Form:
         raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
     if place.is_dir():
         return _form_of_folder(place)
-    if place.suffix == SUFFIX:
+    if place.suffix == _GGUF:
         return "gguf"
-    if place.suffix == ".bin" and is_llama2c(place):
-        return "llama2c"
-    raise UserError(f"{place} is not a model that is known: give a folder, a {SUFFIX} file or a .bin of llama2.c")
+    if place.suffix == ".bin":
+        from headway.checkpoints.llama2c import is_llama2c
+
+        if is_llama2c(place):
+            return "llama2c"
+    raise UserError(f"{place} is not a model that is known: give a folder, a {_GGUF} file or a .bin of llama2.c")
 
 
 def _form_of_folder(place: Path) -> Form:
-    if is_ctranslate2(place):
-        return "ctranslate2"
-    if (place / CONFIG).is_file():
+    if (place / _BINARY).is_file():
+        from headway.checkpoints.ctranslate2 import is_ctranslate2
+
+        if is_ctranslate2(place):
+            return "ctranslate2"
+    if (place / _CONFIG).is_file():
         return "published"
     if (place / native.FILE).is_file():
         return "native"
     if (place / native.QUANTISED).is_file():
         raise UserError(f"{place} is quantized already; give the model that it was made from")
-    raise UserError(f"{place} holds no model (neither {CONFIG} nor {native.FILE}); give the folder of a run or model")
+    raise UserError(f"{place} holds no model (neither {_CONFIG} nor {native.FILE}); give the folder of a run or model")
 
 
 def _open_published(place: Path, dtype: torch.dtype | None) -> Opened:
+    from headway.checkpoints.published import load_published
+
     return Opened(*load_published(place, dtype), published_codec(place))
 
 
@@ -97,10 +120,14 @@ def use_of(place: Path) -> tuple[Usage, Codec | None]:
 
 
 def _open_gguf(place: Path, dtype: torch.dtype | None) -> Opened:
+    from headway.checkpoints.gguf import load_gguf, load_gguf_codec
+
     return Opened(*load_gguf(place, dtype), load_gguf_codec(place))
 
 
 def _open_llama2c(place: Path, dtype: torch.dtype | None) -> Opened:
+    from headway.checkpoints.llama2c import load_llama2c, load_pieces
+
     model, usage = load_llama2c(place, dtype)
     names = (f"tok{model.config.symbols}.bin", "tokenizer.bin")  # type: ignore[union-attr]
     pieces = next((beside for name in names if (beside := place.with_name(name)).is_file()), None)
@@ -108,6 +135,8 @@ def _open_llama2c(place: Path, dtype: torch.dtype | None) -> Opened:
 
 
 def _open_ctranslate2(place: Path, dtype: torch.dtype | None) -> Opened:
+    from headway.checkpoints.whisper_bin import load_whisper
+
     codec = published_codec(place)
     return Opened(*load_whisper(place, dtype, codec), codec)
 
@@ -119,10 +148,10 @@ _OPENERS: dict[Form, Callable[[Path, torch.dtype | None], Opened]] = {
     "llama2c": _open_llama2c,
     "ctranslate2": _open_ctranslate2,
 }
-_CONFIGS: dict[Form, Callable[[Path], ModelConfig]] = {
-    "published": published_config,
-    "native": lambda place: native.read_model(place / native.FILE)[1],
-    "gguf": gguf_config,
-    "llama2c": llama2c_config,
-    "ctranslate2": whisper_config,
+_CONFIGS = {  # the module, and its function that gives the configuration alone
+    "published": ("published", "published_config"),
+    "native": ("native", "native_config"),
+    "gguf": ("gguf", "gguf_config"),
+    "llama2c": ("llama2c", "llama2c_config"),
+    "ctranslate2": ("whisper_bin", "whisper_config"),
 }

@@ -26,7 +26,8 @@ from headway.codecs.chat import read_template
 from headway.codecs.processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError
-from headway.models import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from headway.models import ModelConfig
+from headway.models.kinds import generates
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
@@ -164,13 +165,9 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     write_embedding(config, directory)
     if usage.processor and family.beside is None:
         write_json(directory / PROCESSOR, usage.processor)
-    if "vocabulary" in getattr(model, "heads", {}) and _generates(config):
+    if generates(config):
         write_marks(directory, usage)
     return family.name
-
-
-def _generates(config: ModelConfig) -> bool:
-    return isinstance(config, EncoderDecoderConfig) or (isinstance(config, TransformerConfig) and config.stack.causal)
 
 
 def _named(settings: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from headway.checkpoints.rules import Family
-from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.memory import check_room
 from headway.models import ModelConfig, build
+
+if TYPE_CHECKING:  # of published models, and our own are read by this too
+    from headway.checkpoints.rules import Family
+    from headway.checkpoints.settings import Settings
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 _DEPTHS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")

@@ -17,8 +17,9 @@ from headway.claims.clock import one_thread
 from headway.claims.networks import START
 from headway.claims.training import Training, descend
 from headway.config import override
+from headway.evaluation import open_task
 from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
-from headway.recipes import configured, named, open_task
+from headway.recipes import configured, named
 from headway.train import ScheduleConfig, WSDConfig
 from headway.train.objectives.written import Sourced
 from headway.train.task import Task

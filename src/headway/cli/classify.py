@@ -44,12 +44,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     failures: Failures = []
     if args.attention and len(args.items) != 1:
         raise UserError(f"--attention draws one image, and {len(args.items)} are given; give one")
-    from headway.senses import sees
+    from headway.models.kinds import is_vision
 
     with torch_options(args):
         model = load(args)
         say = told_as_csv if args.format == "csv" else told
-        items = images(args.items) if sees(model.module) else args.items
+        items = images(args.items) if is_vision(model.module) else args.items
         for lines in [items] if items else chunks(sys.stdin):
             ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
             for line, probabilities in answers(lines, ask, failures):

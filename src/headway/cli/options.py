@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from headway.trained import Model
+    from headway.model import Model
 
 BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.cli.terminal import Terminal
 
@@ -24,17 +24,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.models import describe
-    from headway.recipes import find_model
+    from headway.predictors import verbs
+    from headway.recipes import find_model, find_usage
 
     config = find_model(args.name)
     facts = describe(config)
     facts["generates"] = _writer(config)
+    facts["verbs"] = verbs(config, *find_usage(args.name))
     terminal.say(args.name)
     for key, value in facts.items():
         if isinstance(value, int):
             terminal.say(f"  {key.replace('_', ' '):<24}{value:>20,}")
     if facts["generates"] is not None:
         terminal.say(f"  generates on a CPU by {facts['generates']}")
+    if facts["verbs"]:
+        terminal.say(f"  can {', '.join(facts['verbs'])}")
     terminal.say()
     terminal.say("\n".join(facts["tree"]))
     terminal.result({"name": args.name, **facts})
@@ -45,13 +49,11 @@ def _writer(config: ModelConfig) -> str | None:
     import torch
 
     from headway.engine import refusal
-    from headway.models import Captioner, EncoderDecoder, Transformer
+    from headway.models.kinds import generates
 
+    if not generates(config):
+        return None
     with torch.device("meta"):
-        model = config.build(None)
-    if isinstance(model, Transformer) and not (model.config.stack.causal and "vocabulary" in model.heads):
-        return None
-    if not isinstance(model, (EncoderDecoder, Captioner, Transformer)):
-        return None
+        model: Any = config.build(None)
     missing = refusal(model)
     return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # of a tokenizer that is trained
 
 
 class StreamDecoder(Protocol):

@@ -45,3 +45,10 @@ def frame_of(codec: Codec) -> Frame:
     ids = probe.ids
     typed = probe.type_ids[second] == 1
     return Frame(tuple(ids[:start]), tuple(ids[stop:second]), tuple(ids[last:]), typed)
+
+
+def framed(codec: Codec, text: str) -> list[int]:
+    """Ids of a text with the marks that a published tokenizer puts around it."""
+    if not isinstance(codec, TokenizerCodec):
+        return codec.encode(text)
+    return codec.tokenizer.encode(text, add_special_tokens=True).ids

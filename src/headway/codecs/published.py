@@ -12,13 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from headway.codecs import added, bytepairs, tiktoken, wordpiece
+from headway.codecs import added, bytepairs, wordpiece
 from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
 from headway.codecs.marks import CONFIG, Marks, read_settings, said
-from headway.codecs.styles import MARKS, OTHER, frame, inferred, simplify, style_of
+from headway.codecs.styles import MARKS, OTHER, SIDES, frame, inferred, simplify, style_of
 from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
-from headway.codecs.vocabularies import SIDES, read_marian, read_sentencepiece
 from headway.errors import UserError
 
 Side = Literal["source", "target"]
@@ -116,6 +115,9 @@ def _read(file: Path, folder: _Folder, side: Side) -> _Read:
         return _read_vocabulary(file, style, settings)
     if file.suffix == ".json":
         return _Read(_read_json(file), style, None)
+    from headway.codecs import tiktoken
+    from headway.codecs.vocabularies import read_marian, read_sentencepiece  # and what reads sentencepiece's
+
     if file.suffix == ".spm":
         return _Read(read_marian(folder.directory, side), "marian", MARKS["marian"])
     if file.suffix == ".tiktoken" or tiktoken.holds_ranks(read_bytes(file)):

@@ -16,6 +16,8 @@ _TAGS = Marks(bos="<s>", eos="</s>", unk="<unk>", sep="</s>", pad="<pad>", cls="
 _TEXTS = Marks(bos=END_OF_TEXT, eos=END_OF_TEXT, unk=END_OF_TEXT)
 _CLIP = Marks(bos="<|startoftext|>", eos=END_OF_TEXT, unk=END_OF_TEXT, pad=END_OF_TEXT)
 
+# The files of Marian's two sides.
+SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 MARKS: Mapping[str, Marks] = {
     "bert": _BRACKETS,
     "roberta": _TAGS,

@@ -22,13 +22,12 @@ from headway.codecs.sentencepiece import (
     build,
     read_pieces,
 )
-from headway.codecs.styles import MARKS
+from headway.codecs.styles import MARKS, SIDES
 from headway.errors import UserError
 
 READ = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
 """Styles whose rules beside the model are known."""
 
-SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 _MOST_SENTINELS = 1 << 12
 _UNKNOWN = 10.0  # how much worse than the worst piece a sentencepiece model finds a character that it does not know
 

@@ -1,7 +1,9 @@
 """What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
 
 A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
-that registers each. Its module `scale`, where it has one, says in SCALES how its recipes grow with data and time.
+that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
+`headway.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. Its module
+`scale`, where it has one, says in SCALES how its recipes grow with data and time.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headway.errors import UserError, nearest
 
@@ -38,6 +40,26 @@ def tasks() -> dict[str, str]:
         for domain, package in packages.items()
         for kind, module in package.TASKS.items()
     }
+
+
+class Serves(NamedTuple):
+    """Who serves a verb: the module with its predictor, for models of which a question of `headway.models.kinds` is
+    true.
+    """
+
+    module: str
+    question: str
+
+
+@cache
+def verbs() -> dict[str, tuple[Serves, ...]]:
+    """Who serves each verb of a model."""
+    found: dict[str, list[Serves]] = {}
+    for domain in _domains():
+        package = f"{__name__}.{domain}"
+        for verb, question in getattr(import_module(package), "VERBS", {}).items():
+            found.setdefault(verb, []).append(Serves(f"{package}.predictors", question))
+    return {verb: tuple(serving) for verb, serving in found.items()}
 
 
 def recipes() -> dict[str, Recipe]:
@@ -74,4 +96,4 @@ def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
     return {make().name: make for make in import_module(f"{__name__}.{domain}.recipes").RECIPES}
 
 
-__all__ = ["homes", "recipe", "recipes", "scale_of", "tasks"]
+__all__ = ["Serves", "homes", "recipe", "recipes", "scale_of", "tasks", "verbs"]

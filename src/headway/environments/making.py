@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +34,14 @@ def check_stored(name: str) -> str:
             f"or {VARIABLE}={name} in training"
         )
     return name
+
+
+def only_one(env: str | Sequence[str] | None, source: str) -> str | None:
+    """The environment that is named, None for none. UserError for several."""
+    names = [env] if isinstance(env, str) else list(env or ())
+    if len(names) > 1:
+        raise UserError(f"{source} plays in one environment, and {len(names)} are named; name one")
+    return names[0] if names else None
 
 
 def make_environment(name: str, *, drawn: bool = False) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from headway.environments.copies import Copies
 from headway.environments.film import Watch
 from headway.environments.scores import normalised
+from headway.errors import UserError
 from headway.metrics import bootstrap_mean
 
 AT_ONCE = 16  # episodes side by side
@@ -46,6 +47,12 @@ class Playing(Protocol):
     def select(self, rows: np.ndarray) -> None:
         """Go on in some of the episodes."""
         ...
+
+
+def check_single(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
+    """UserError for settings of chunks, given to a model that says one action at a time."""
+    if execute is not None or ensemble != "run":
+        raise UserError(f"{source} says one action at a time; leave execute and ensemble out")
 
 
 def played(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from headway.errors import UserError
 
@@ -34,6 +35,17 @@ def seeds_of(split: str, episodes: int) -> range:
     if split not in SEEDS:
         raise UserError(f"there is no split {split!r} to play in; use {', '.join(SEEDS)}")
     return range(SEEDS[split], SEEDS[split] + episodes)
+
+
+def check_episodes(episodes: int, seed: int | None) -> None:
+    """UserError for no episodes, and for a seed below 0."""
+    if episodes < 1 or (seed is not None and seed < 0):
+        raise UserError(f"{episodes} episodes from seed {seed} cannot be played; give 1 or more, and 0 or more")
+
+
+def targets_of(target_return: float | Sequence[float]) -> list[float]:
+    """The returns that are asked for: one, several or none."""
+    return [target_return] if isinstance(target_return, (int, float)) else list(target_return)
 
 
 def start_of(seed: int | None) -> int:

@@ -15,7 +15,8 @@ from headway.errors import UserError
 from headway.generate.prompts import context_of, device_of, make_prompt
 from headway.generate.sampling import Sampler
 from headway.generate.speculation import MOST, Extending
-from headway.models import Generative, Transformer
+from headway.models import Generative
+from headway.models.kinds import is_causal
 
 
 def check_draft(
@@ -23,7 +24,7 @@ def check_draft(
 ) -> None:
     """UserError for a draft that is no language model, or whose symbols mean something else than the model's."""
     for here, one, what in ((place, model, "it needs no draft"), (draft_place, draft, "it is no draft")):
-        if not isinstance(one, Transformer) or not one.config.stack.causal:
+        if not is_causal(one):
             raise UserError(f"{here} is no language model, so {what}; generate with one that is")
     different = _difference(model, codec, draft, draft_codec)
     if different is not None:

@@ -1,30 +1,37 @@
 """Training: a task and a recipe become a run."""
 
-from headway.train.interrupt import UserInterrupt
-from headway.train.muon import MuonConfig
-from headway.train.optim import AdamWConfig, OptimConfig, SGDConfig
-from headway.train.recipe import Recipe, TrainConfig, read_recipe, write_recipe
-from headway.train.run import Run, claim, open_recipe, open_run
-from headway.train.schedule import (
-    ConstantConfig,
-    CosineConfig,
-    HalvingConfig,
-    InverseSqrtConfig,
-    ScheduleConfig,
-    WSDConfig,
-    noam_peak,
-)
-from headway.train.task import (
-    WHOLE,
-    Batch,
-    Loss,
-    Shard,
-    Task,
-    TaskConfig,
-    measure_of,
-    unit_of,
-)
-from headway.train.trainer import Trainer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.train.interrupt import UserInterrupt
+    from headway.train.muon import MuonConfig
+    from headway.train.optim import AdamWConfig, OptimConfig, SGDConfig
+    from headway.train.recipe import Recipe, TrainConfig, read_recipe, write_recipe
+    from headway.train.run import Run, claim, open_recipe, open_run
+    from headway.train.schedule import (
+        ConstantConfig,
+        CosineConfig,
+        HalvingConfig,
+        InverseSqrtConfig,
+        ScheduleConfig,
+        WSDConfig,
+        noam_peak,
+    )
+    from headway.train.task import (
+        WHOLE,
+        Batch,
+        Loss,
+        Shard,
+        Task,
+        TaskConfig,
+        measure_of,
+        unit_of,
+    )
+    from headway.train.trainer import Trainer
 
 __all__ = [
     "WHOLE",
@@ -57,3 +64,33 @@ __all__ = [
     "unit_of",
     "write_recipe",
 ]
+lazily(
+    __name__,
+    {
+        ".interrupt": ("UserInterrupt",),
+        ".muon": ("MuonConfig",),
+        ".optim": ("AdamWConfig", "OptimConfig", "SGDConfig"),
+        ".recipe": ("Recipe", "TrainConfig", "read_recipe", "write_recipe"),
+        ".run": ("Run", "claim", "open_recipe", "open_run"),
+        ".schedule": (
+            "ConstantConfig",
+            "CosineConfig",
+            "HalvingConfig",
+            "InverseSqrtConfig",
+            "ScheduleConfig",
+            "WSDConfig",
+            "noam_peak",
+        ),
+        ".task": (
+            "WHOLE",
+            "Batch",
+            "Loss",
+            "Shard",
+            "Task",
+            "TaskConfig",
+            "measure_of",
+            "unit_of",
+        ),
+        ".trainer": ("Trainer",),
+    },
+)

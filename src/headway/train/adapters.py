@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.checkpoints.native import named_tensors
-from headway.checkpoints.peft import Factors, Settings, save_adapter
 from headway.config import family, from_dict, register, setting
 from headway.errors import ConfigError, nearest
 from headway.kernels import linear
@@ -87,6 +86,8 @@ class LoRAConfig(AdapterConfig):
                 place.projection.register_forward_hook(_add)
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
+        from headway.checkpoints.peft import Factors, Settings, save_adapter  # with all families that are published
+
         found = adapters(model)
         factors = {f"{path}.weight": Factors(each.a, each.b, each.chosen, each.slices) for path, each in found.items()}
         own = _own_names(found)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.mixers import State
 from headway.models import Loss, ModelConfig
@@ -58,6 +59,12 @@ class Objective(Generic[E]):
     def count(self, examples: E, split: str) -> int:
         """What `judge` judges on all of a split, in the samples of its `limit`: episodes, where it plays."""
         return examples.count(split)
+
+    def strided(
+        self, model: nn.Module, examples: E, split: str, stride: int, limit: int | None = None
+    ) -> dict[str, Any]:
+        """`judge` in windows of texts that advance by `stride`. UserError where no texts go on."""
+        raise UserError("this is not a language model, so it has no windows; leave the stride out")
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""

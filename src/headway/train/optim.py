@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from headway.config import family, register
+from headway.config import elsewhere, family, register
 from headway.errors import ConfigError, UserError
 from headway.train.flat import FlatParameters
 
@@ -117,6 +117,9 @@ class AdamSettings(NamedTuple):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+
+
+elsewhere(OptimConfig, lambda: {"muon": "headway.train.muon"})
 
 
 @register("adamw")

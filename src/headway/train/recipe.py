@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from headway.checkpoints.durable import read_json, write_text
 from headway.config import differences, dumps, from_dict, setting, to_dict
-from headway.data import find_set
 from headway.errors import ConfigError
 from headway.models import ModelConfig
 from headway.train.adapters import AdapterConfig
@@ -140,6 +139,8 @@ class Recipe:
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:
         """The files that are given, or else those of the recipe's known sets. UserError for a set that is not here."""
+        from headway.data import find_set  # whose catalogue is of no use to a model that is trained
+
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)
 
 

@@ -17,7 +17,6 @@ from headway.checkpoints import native
 from headway.checkpoints.durable import read_json, write_json
 from headway.errors import UserError
 from headway.kernels import is_deterministic
-from headway.train.log import read_metrics
 from headway.train.recipe import Recipe, read_recipe
 from headway.train.task import Task
 
@@ -126,6 +125,8 @@ def free_directory(wanted: Path) -> Path:
 
 def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
+    from headway.train.log import read_metrics  # and what writes them
+
     place = RunDirectory(directory)
     if not place.exists():
         raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")

@@ -61,6 +61,9 @@ class Task:
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         return self.objective.judge(model, self.examples, split, limit)
 
+    def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
+        return self.objective.strided(model, self.examples, split, stride, limit)
+
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
 

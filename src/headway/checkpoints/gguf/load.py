@@ -63,6 +63,12 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
     return Published(model.eval(), usage)
 
 
+def gguf_usage(path: Path) -> Usage:
+    """How the model of a .gguf file is used; no weight is read."""
+    file = GgufFile(Path(path))
+    return Usage(**read_marks(file.values, file.source))
+
+
 def gguf_config(path: Path) -> ModelConfig:
     """The configuration of the model of a .gguf file; no weight is read."""
     return _read(GgufFile(Path(path)), None).config

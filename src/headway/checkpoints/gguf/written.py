@@ -10,6 +10,7 @@ from headway.checkpoints.gguf.tokens import START, WORDS, read_codec
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.bytepairs import byte_pairs
+from headway.codecs.frame import framed
 from headway.codecs.marks import around
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from headway.errors import UserError
@@ -118,10 +119,5 @@ def _first(*ids: int | None) -> int | None:
 
 def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
     found = read_codec(values, "the tokenizer as GGUF")
-    if found is None or any(_framed(found, probe) != _framed(codec, probe) for probe in _PROBES):
+    if found is None or any(framed(found, probe) != framed(codec, probe) for probe in _PROBES):
         raise UserError("GGUF has no form for this tokenizer: its ids would be others; export without a tokenizer")
-
-
-def _framed(codec: TokenizerCodec, text: str) -> list[int]:
-    """The ids of a text with the marks that the tokenizer puts around it."""
-    return codec.tokenizer.encode(text, add_special_tokens=True).ids

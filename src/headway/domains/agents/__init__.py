@@ -8,9 +8,9 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.domains.agents.acting import AgentPolicy
-    from headway.domains.agents.use import is_agent, policy, rollout
 
-__all__ = ["RECIPES", "TASKS", "AgentPolicy", "is_agent", "policy", "rollout"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "AgentPolicy"]
 RECIPES = ("ppo",)
 TASKS = {"ppo": "task"}
-lazily(__name__, {".acting": ("AgentPolicy",), ".use": ("is_agent", "policy", "rollout")})
+VERBS = {"policy": "is_agent", "rollout": "is_agent"}
+lazily(__name__, {".acting": ("AgentPolicy",)})

@@ -9,17 +9,17 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.audio.listener import Transcribing
     from headway.domains.audio.marks import Marks, Task
-    from headway.domains.audio.sound import KINDS, FileSound, Given, open_sound, read_sound
+    from headway.domains.audio.predictors import Sound
+    from headway.domains.audio.sound import KINDS, FileSound, Given, read_sound
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
     from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
-    from headway.domains.audio.use import Sound, classify
-    from headway.domains.audio.windows import hears
     from headway.domains.audio.words import Word
 
 __all__ = [
     "KINDS",
     "RECIPES",
     "TASKS",
+    "VERBS",
     "FileSound",
     "Format",
     "Given",
@@ -34,9 +34,6 @@ __all__ = [
     "Transcription",
     "Word",
     "as_dict",
-    "classify",
-    "hears",
-    "open_sound",
     "read_sound",
     "written",
 ]
@@ -47,16 +44,16 @@ TASKS = {
     "spoken_sequences": "sequences",
     "transcription": "transcription",
 }
+VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "transcriber": "is_transcriber"}
 lazily(
     __name__,
     {
         ".listener": ("Transcribing",),
         ".marks": ("Marks", "Task"),
-        ".sound": ("FileSound", "Given", "KINDS", "open_sound", "read_sound"),
+        ".predictors": ("Sound",),
+        ".sound": ("FileSound", "Given", "KINDS", "read_sound"),
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
         ".transcribe": ("Segment", "Telling", "Transcriber", "Transcription"),
-        ".use": ("Sound", "classify"),
-        ".windows": ("hears",),
         ".words": ("Word",),
     },
 )

@@ -16,14 +16,6 @@ from headway.train import Recipe
 _RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that its model's window is settled
 
 
-def hears(model: object) -> bool:
-    """Whether a model's configuration is that of one which hears windows of sound."""
-    if not isinstance(model, TransformerConfig):
-        return False
-    frames = isinstance(model.embed, FramesEmbedConfig) and model.context is not None
-    return frames or isinstance(model.embed, SpectrogramEmbedConfig)
-
-
 def window_of(model: TransformerConfig) -> int:
     """The frames of a model's window. ConfigError for one that hears none."""
     if isinstance(model.embed, SpectrogramEmbedConfig):

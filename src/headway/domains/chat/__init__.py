@@ -9,7 +9,8 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.chat.talk import Talk
 
-__all__ = ["RECIPES", "TASKS", "Talk"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Talk"]
 RECIPES = ("instruct", "preference")
 TASKS = {"instruct": "instruct", "preference": "preference"}
+VERBS = {"chat": "is_causal", "chat_stream": "is_causal", "talk": "is_causal"}
 lazily(__name__, {".talk": ("Talk",)})

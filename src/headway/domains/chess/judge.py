@@ -17,6 +17,7 @@ from headway.domains.chess.rules import Record, chess, legal_numbers, positions_
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.models import BoardEmbedConfig, Transformer
+from headway.models.kinds import is_board
 from headway.train import Recipe
 
 POLICY, VALUE = "policy", "value"  # heads
@@ -52,14 +53,14 @@ class Judge(Protocol):
         ...
 
 
-def judge_of(model: nn.Module, recipe: Recipe | None, source: str) -> Judge:
+def judge_of(model: Transformer, recipe: Recipe | None, source: str) -> Judge:
     """The judge that a model is; of one that reads tokens the recipe says the target. UserError for a model that was
     not trained on chess.
     """
     task = None if recipe is None else recipe.task
-    if isinstance(model, Transformer) and isinstance(task, SearchlessConfig):
+    if isinstance(task, SearchlessConfig):
         return TokenJudge(model, task.target)
-    if isinstance(model, Transformer) and isinstance(model.config.embed, BoardEmbedConfig):
+    if is_board(model):
         return BoardJudge(model)
     raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
 

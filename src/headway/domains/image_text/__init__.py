@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.caption import LONGEST, caption
-    from headway.domains.image_text.caption_config import CaptionsConfig
     from headway.domains.image_text.data import Captions, read_captions
     from headway.domains.image_text.emoji import EmojiPairsConfig
-    from headway.domains.image_text.task import ImageTextConfig, published_task
-    from headway.domains.image_text.use import Image, Matches, embed, match
+    from headway.domains.image_text.task import ImageTextConfig
+    from headway.domains.image_text.use import Image, Matches
 
 __all__ = [
-    "LONGEST",
     "RECIPES",
     "TASKS",
+    "VERBS",
     "Captions",
-    "CaptionsConfig",
     "EmojiPairsConfig",
     "Image",
     "ImageTextConfig",
     "Matches",
-    "caption",
-    "embed",
-    "match",
-    "published_task",
     "read_captions",
 ]
 RECIPES = ("image-text", "emoji-clip", "caption", "scenes", "emoji-caption")
@@ -38,14 +31,13 @@ TASKS = {
     "image_text": "task",
     "scenes": "caption_config",
 }
+VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two_tower", "match": "is_two_tower"}
 lazily(
     __name__,
     {
-        ".caption": ("LONGEST", "caption"),
-        ".caption_config": ("CaptionsConfig",),
         ".data": ("Captions", "read_captions"),
         ".emoji": ("EmojiPairsConfig",),
-        ".task": ("ImageTextConfig", "published_task"),
-        ".use": ("Image", "Matches", "embed", "match"),
+        ".task": ("ImageTextConfig",),
+        ".use": ("Image", "Matches"),
     },
 )

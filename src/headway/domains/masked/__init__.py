@@ -9,7 +9,8 @@ from headway.lazily import lazily
 if TYPE_CHECKING:
     from headway.domains.masked.fill import Candidate, fill
 
-__all__ = ["RECIPES", "TASKS", "Candidate", "fill"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Candidate", "fill"]
 RECIPES = ("masked",)
 TASKS = {"masked": "task"}
+VERBS = {"fill": "is_masked"}
 lazily(__name__, {".fill": ("Candidate", "fill")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,13 +28,12 @@ class Candidate(NamedTuple):
     probability: float
 
 
-def fill(module: nn.Module, codec: Codec, text: str, top: int = 5) -> list[list[Candidate]]:
+def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list[Candidate]]:
     """For each mask of `text`, in order, the `top` most probable symbols, best first.
 
     A mask is written [MASK], <mask> or as the tokenizer spells it. Each is foretold with all masks in place. Raises
-    UserError for a text without a mask, one that exceeds the context, and a model that is no masked language model.
+    UserError for a text without a mask, and one that exceeds the context.
     """
-    model = _checked(module)
     if top < 1:
         raise UserError(f"top is {top}; ask for 1 candidate or more")
     mask, ids = mask_of(codec), masked_ids(codec, text)
@@ -74,17 +73,6 @@ def best_symbols(model: nn.Module, inputs: Any, layout: Layout, hidden: Bool[Ten
     best = torch.zeros_like(hidden, dtype=torch.long)
     best[hidden] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[hidden]).argmax(-1)
     return best
-
-
-def _checked(module: nn.Module) -> Transformer:
-    if not isinstance(module, Transformer) or module.config.stack.causal:
-        raise UserError("this model writes from left to right and fills in no masks; use an encoder, or generate")
-    if "vocabulary" not in module.heads:
-        raise UserError(
-            f"this model has no head over its vocabulary (it has: {', '.join(module.heads) or 'none'}); use a masked "
-            "language model"
-        )
-    return cast(Transformer, module)
 
 
 def _shown(codec: Codec, symbol: int) -> str:

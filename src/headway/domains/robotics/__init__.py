@@ -8,9 +8,9 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.domains.robotics.policy import Policy
-    from headway.domains.robotics.use import acts_in_chunks, policy, rollout
 
-__all__ = ["RECIPES", "TASKS", "Policy", "acts_in_chunks", "policy", "rollout"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Policy"]
 RECIPES = ("robotics", "metaworld")
 TASKS = {"robotics": "task"}
-lazily(__name__, {".policy": ("Policy",), ".use": ("acts_in_chunks", "policy", "rollout")})
+VERBS = {"policy": "is_robot", "rollout": "is_robot"}
+lazily(__name__, {".policy": ("Policy",)})

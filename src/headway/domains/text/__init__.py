@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.text.task import LanguageConfig, NextToken, language_task
+    from headway.domains.text.task import LanguageConfig, NextToken
 
-__all__ = ["RECIPES", "TASKS", "LanguageConfig", "NextToken", "language_task"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "LanguageConfig", "NextToken"]
 RECIPES = ("shakespeare", "text")
 TASKS = {"language": "task"}
-lazily(__name__, {".task": ("LanguageConfig", "NextToken", "language_task")})
+VERBS = {
+    "attention": "is_text",
+    "complete": "is_causal",
+    "continuations": "is_causal",
+    "evaluate": "is_causal",
+    "generate": "is_causal",
+    "generate_ids": "is_causal",
+    "logits": "has_vocabulary",
+    "prompt_ids": "reads_prompts",
+    "score": "is_causal",
+    "session": "is_causal",
+    "stream": "is_causal",
+}
+lazily(__name__, {".task": ("LanguageConfig", "NextToken")})

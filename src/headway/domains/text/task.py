@@ -329,7 +329,7 @@ class NextToken(Likelihood[Documents]):
 
     def strided(
         self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """`judge` in windows of the context that advance by `stride`, so that each token follows at least context -
         stride others where its document has them; over the documents of a split, or its first `limit`.
         """
@@ -340,7 +340,7 @@ class NextToken(Likelihood[Documents]):
                 document = examples.cache.ids[start : start + length].tolist()
                 found = strided_nats(cast(Transformer, model), document, examples.context, stride)
                 nats, count = nats + found.total, count + found.tokens
-        return language_scores(nats, count, examples.bytes_of(split, count))
+        return dict(language_scores(nats, count, examples.bytes_of(split, count)))
 
     def samples(self, model: nn.Module, examples: Documents, count: int) -> list[dict[str, str]]:
         """Continuations of held-out text, drawn at temperature 0.8."""

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from headway.lazily import lazily
-
-if TYPE_CHECKING:
-    from headway.domains.trajectories.use import rollout
-
-__all__ = ["RECIPES", "TASKS", "rollout"]
+__all__ = ["RECIPES", "TASKS", "VERBS"]
 RECIPES = ("trajectories", "cartpole", "pendulum", "hopper")
 TASKS = {"trajectories": "task"}
-lazily(__name__, {".use": ("rollout",)})
+VERBS = {"rollout": "is_trajectories"}

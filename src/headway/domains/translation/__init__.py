@@ -17,11 +17,12 @@ if TYPE_CHECKING:
         TargetText,
         alignment,
     )
-    from headway.domains.translation.translator import Translator, framed, translate_hypotheses
+    from headway.domains.translation.translator import Translator, translate_hypotheses
 
 __all__ = [
     "RECIPES",
     "TASKS",
+    "VERBS",
     "Alignment",
     "Codecs",
     "PairMarks",
@@ -34,17 +35,22 @@ __all__ = [
     "TranslationConfig",
     "Translator",
     "alignment",
-    "framed",
     "translate_hypotheses",
 ]
 RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
 TASKS = {"pronounce": "pronounce", "translation": "config"}
+VERBS = {
+    "attention": "is_translator",
+    "logits": "is_translator",
+    "score": "is_translator",
+    "translate": "is_translator",
+}
 lazily(
     __name__,
     {
         ".config": ("Codecs", "PairMarks", "PairsConfig", "TranslationConfig"),
         ".pronounce": ("PronounceConfig",),
         ".task": ("Alignment", "ParallelText", "SentencePairs", "Sentences", "TargetText", "alignment"),
-        ".translator": ("Translator", "framed", "translate_hypotheses"),
+        ".translator": ("Translator", "translate_hypotheses"),
     },
 )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headway.checkpoints.usage import Usage
-from headway.codecs import Codec, TokenizerCodec
+from headway.codecs import Codec
+from headway.codecs.frame import framed
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
 from headway.errors import UserError
 from headway.generate import Hypothesis, SearchConfig, score_targets, translate_ids
@@ -93,10 +94,3 @@ def translate_hypotheses(
     marks = PairMarks.of(codecs)
     sources = source_ids(texts, codecs.source, config)
     return translate_ids(model, sources, begin=marks.begin, end=marks.end, config=search)
-
-
-def framed(codec: Codec, text: str) -> Ids:
-    """Ids of a text with the marks that a published tokenizer puts around it."""
-    if not isinstance(codec, TokenizerCodec):
-        return codec.encode(text)
-    return codec.tokenizer.encode(text, add_special_tokens=True).ids

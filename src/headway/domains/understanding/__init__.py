@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECIPES",
     "TASKS",
+    "VERBS",
     "ClassificationConfig",
     "EmbeddingConfig",
     "TaggedWords",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
 TASKS = {"classification": "classification", "embedding": "embedding", "pairs": "classification", "tagging": "tagging"}
+VERBS = {"classify": "is_text_classifier", "embed": "is_text", "tag": "is_tagger"}
 lazily(
     __name__,
     {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from headway.checkpoints.usage import named
 from headway.codecs import Codec
@@ -38,14 +38,13 @@ class TaggedWords(NamedTuple):
 
 
 def classify(
-    module: nn.Module, codec: Codec, labels: Sequence[str], texts: Sequence[Text], *, truncate: bool = False
+    model: Transformer, codec: Codec, labels: Sequence[str], texts: Sequence[Text], *, truncate: bool = False
 ) -> list[dict[str, float]]:
     """The probability of each label for each text or pair of texts, the most probable first.
 
-    A head of one output gives its number, as "value". Raises UserError for a model without a head of classes, labels
-    that do not fit it, an empty text, and one that is too long.
+    A head of one output gives its number, as "value". Raises UserError for labels that do not fit the head
+    "classes", an empty text, and one that is too long.
     """
-    model = _with_head(module, "classes", "classify", "classification")
     rows = _rows(model, codec, texts, truncate)
     said: dict[int, list[float]] = {}
     for some, logits in _outputs(model, "classes", rows):
@@ -55,7 +54,7 @@ def classify(
 
 
 def tag(
-    module: nn.Module,
+    model: Transformer,
     codec: Codec,
     labels: Sequence[str],
     texts: Sequence[str | Sequence[str]],
@@ -64,9 +63,8 @@ def tag(
 ) -> list[TaggedWords]:
     """The tag of each word of each text. A text is cut into words and marks; a list of words is taken as it is.
 
-    Raises UserError for a model without a head of tags, labels that do not fit it, and a text that is too long.
+    Raises UserError for labels that do not fit the head "tags", and a text that is too long.
     """
-    model = _with_head(module, "tags", "tag", "tagging")
     sentences = [_WORD.findall(text) if isinstance(text, str) else list(text) for text in texts]
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"a {type(codec).__name__} does not say where words begin; use a tokenizer.json")
@@ -82,35 +80,17 @@ def tag(
     return [TaggedWords(words, found[row], spans(found[row])) for row, words in enumerate(sentences)]
 
 
-def embed(module: nn.Module, codec: Codec, texts: Sequence[str], *, truncate: bool = False) -> Float[Tensor, "N D"]:
+def embed(model: Transformer, codec: Codec, texts: Sequence[str], *, truncate: bool = False) -> Float[Tensor, "N D"]:
     """A vector of unit length for each text: what the head "embedding" says, or else the mean of its tokens.
 
     Texts of nearly equal lengths are computed together, whatever their order. Raises UserError for an empty text and
     one that is too long.
     """
-    model = _checked(module)
     rows = _rows(model, codec, texts, truncate)
     found = torch.empty(len(texts), model.config.width)
     for some, vectors in _outputs(model, "embedding", rows):
         found[torch.from_numpy(some)] = vectors.float().cpu()
     return found
-
-
-def _checked(module: nn.Module) -> Transformer:
-    if not isinstance(module, Transformer):
-        raise UserError(f"a {type(module).__name__} has no such heads; use an encoder, such as a BERT")
-    return module
-
-
-def _with_head(module: nn.Module, head: str, use: str, recipe: str) -> Transformer:
-    model = _checked(module)
-    if head not in model.heads:
-        known = ", ".join(model.heads) or "none"
-        raise UserError(
-            f"this model has no head that can {use} (its heads: {known}); fine-tune one: headway train {recipe} "
-            "--from MODEL --data FILE"
-        )
-    return model
 
 
 def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.vision.looking import Look, look
-    from headway.domains.vision.use import Image, classify, embed
+    from headway.domains.vision.looking import Look
+    from headway.domains.vision.use import Image, embed
 
-__all__ = ["RECIPES", "TASKS", "Image", "Look", "classify", "embed", "look"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "Look", "embed"]
 RECIPES = ("vision", "fashion-mnist", "digits")
 TASKS = {"vision": "task"}
-lazily(__name__, {".looking": ("Look", "look"), ".use": ("Image", "classify", "embed")})
+VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
+lazily(__name__, {".looking": ("Look",), ".use": ("Image", "embed")})

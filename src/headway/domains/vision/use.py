@@ -40,11 +40,8 @@ def classify(
 
     `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
     that is given; `watch` is given the place of each image and the pixels that the model sees. Raises UserError for a
-    model without classes or without a preprocessor_config.json, and for what is no sound image.
+    model without a preprocessor_config.json, and for what is no sound image.
     """
-    if "classes" not in model.heads:
-        known = ", ".join(model.heads) or "none"
-        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
     said: list[list[float]] = []
     with evaluating(model), torch.inference_mode():
         for inputs in _inputs(model, usage, images, source, failed, watch):

@@ -1,8 +1,8 @@
-"""Classifiers of sounds at work."""
+"""Models of sounds at work: classes and transcripts of one sound or of many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,49 +12,66 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.checkpoints.usage import Usage, named
+from headway import given
+from headway.checkpoints.usage import named
 from headway.domains.audio.classification import windowed
 from headway.domains.audio.glance import glance, middle_of
-from headway.domains.audio.sound import mono, read_sound
+from headway.domains.audio.listener import Transcribing
+from headway.domains.audio.marks import Task
+from headway.domains.audio.sound import Given, mono, open_sound, read_sound
+from headway.domains.audio.transcribe import Transcriber, Transcription
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.given import Failed, each
+from headway.given import typed
+from headway.handle import Handle
 from headway.models import Transformer
 
 Watch = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]
+Labels = dict[str, float]
 
 _AT_ONCE = 16  # sounds
 
 
-def classify(
-    model: Transformer,
-    usage: Usage,
-    sounds: Sequence[Sound],
-    source: str,
-    truncate: bool = False,
-    failed: Failed | None = None,
-    watch: Watch | None = None,
-) -> list[dict[str, float]]:
-    """The probability of each label for each sound, a file or its samples at 16,000 a second, the most probable first.
-
-    `source` is the model's place, for messages; `truncate` hears the middle of what is longer than the model's window;
-    sounds that cannot be read are left out and put into `failed`, where that is given; `watch` is told the place of
-    each sound and how it is at a first hearing (`glance`).
-    Raises UserError for a model without classes, for what is no sound, and for a longer one.
-    """
-    if "classes" not in model.heads:
-        known = ", ".join(model.heads) or "none"
-        raise UserError(f"{source} has no head of classes (its heads: {known}); use a model that classifies")
-    _check(sounds)
+@typed
+def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
+    asked, failed = given.sounds(items), given.Failed()
+    _check(asked.items)
+    heard: dict[int, np.ndarray] = {}
+    watch = heard.__setitem__ if model.watches else None
     said: list[list[float]] = []
-    with evaluating(model), torch.inference_mode():
-        read = each(sounds, lambda place, sound: _frames(model, sound, place, truncate, watch), failed)
+    with evaluating(model.module), torch.inference_mode():
+        frames = lambda place, sound: _frames(model.module, sound, place, truncate, watch)  # noqa: E731
+        read = given.each(asked.items, frames, failed)
         while some := list(islice(read, _AT_ONCE)):
             inputs = torch.stack(some)
-            said += model.output("classes", inputs.to(device_of(model))).float().softmax(-1).tolist()
-    return [named(row, usage.labels) for row in said]
+            said += model.module.output("classes", inputs.to(device_of(model.module))).float().softmax(-1).tolist()
+    model.see_some(asked.items, heard, "sound")
+    return asked.answer([named(row, model.usage.labels) for row in said], failed, "sound")
+
+
+@typed
+def transcribe(
+    model: Handle,
+    sound: Given | Iterable[Given],
+    language: str | None = None,
+    task: Task = "transcribe",
+    beam: int = 5,
+    prompt: str = "",
+    words: bool = False,
+    seed: int = 0,
+    vad: bool = True,
+) -> Transcription | list[Transcription]:
+    config = Transcribing(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
+    asked, by, failed = given.sounds(sound), transcriber(model, config), given.Failed()
+    found = list(given.each(asked.items, lambda _, each: by.transcribe(open_sound(each)), failed))
+    return asked.answer(found, failed, "sound")
+
+
+def transcriber(model: Handle, config: Transcribing) -> Transcriber:
+    generator: Any = model.generator  # which hears, as the module does
+    return Transcriber(model.module, generator, model.codec, model.usage, config)
 
 
 def _frames(model: Transformer, sound: Sound, number: int, truncate: bool, watch: Watch | None) -> Float[Tensor, "T M"]:

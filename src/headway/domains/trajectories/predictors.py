@@ -5,26 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headway.data.video import check_film
 from headway.domains.trajectories.acting import check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
-from headway.environments import AT_ONCE, Copies, check_stored, start_of, worth
+from headway.environments import (
+    AT_ONCE,
+    Copies,
+    check_episodes,
+    check_single,
+    check_stored,
+    only_one,
+    start_of,
+    targets_of,
+    worth,
+)
 from headway.environments.film import filming
 from headway.errors import UserError
-from headway.models import TrajectoryEmbedConfig, Transformer
+from headway.given import typed
+from headway.handle import Handle
+from headway.models import TrajectoryEmbedConfig
 
 
+@typed
 def rollout(
-    model: Transformer,
-    directory: Path,
-    env: str | None = None,
+    model: Handle,
+    env: str | Sequence[str] | None = None,
     episodes: int = 10,
-    targets: Sequence[float] = (),
+    target_return: float | Sequence[float] = (),
     seed: int | None = None,
-    render: Path | None = None,
+    render: str | Path | None = None,
     draw: bool | None = None,
+    execute: int | None = None,
+    ensemble: float | Literal["run"] | None = "run",
 ) -> dict[str, Any]:
     """Episodes that a model plays: `results` for each return that is asked for (none: that of the run), and those of
     the first beside them.
@@ -34,11 +48,11 @@ def rollout(
     probabilities, or does not (None: as the run says). Raises UserError, before any
     work, for scales or an environment that do not fit, and for what the model has no use for.
     """
-    embed = getattr(model.config, "embed", None)
-    if not isinstance(embed, TrajectoryEmbedConfig):
-        raise UserError(
-            f"{directory} is not a model of trajectories; give a run of the recipes trajectories or cartpole"
-        )
+    check_episodes(episodes, seed)
+    targets = targets_of(target_return)
+    directory, embed = model.directory, model.module.config.embed
+    check_single(execute, ensemble, str(directory))
+    named = only_one(env, str(directory))
     codec = read_codec(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
@@ -46,23 +60,24 @@ def rollout(
     if draw and codec.choices is None:
         raise UserError(f"{directory} says actions of {codec.told}, which are not drawn; leave --draw out")
     codec = codec if draw is None else replace(codec, draw=draw)
-    name = env or check_stored(codec.environment)
+    name = named or check_stored(codec.environment)
     if not name:
         raise UserError(f"{directory} does not say where it acts; name an environment with --env")
-    if render is not None:
-        check_film(render)
+    film = None if render is None else Path(render)
+    if film is not None:
+        check_film(film)
     start = start_of(seed)
     seeds = range(start, start + episodes)
     results = []
-    with Copies(name, min(AT_ONCE, episodes), drawn=render is not None) as copies:
+    with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
         check_fits(codec, copies)
         for number, target in enumerate(targets or [codec.target]):
-            with filming(None if number else render, copies.frame_rate) as watch:
-                played = play(model, codec, copies, target, seeds, watch)
+            with filming(None if number else film, copies.frame_rate) as watch:
+                played = play(model.module, codec, copies, target, seeds, watch)
             scores = worth(played, copies.name)
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
-    return {"environment": name, "seed": start, **first, "results": results, "render": render}
+    return {"environment": name, "seed": start, **first, "results": results, "render": film}
 
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import headway as hw
 from headway.cli import main as cli
 from headway.data import documents, read_table
-from headway.handed import kept
+from headway.in_memory import kept
 from headway.train.run import RunDirectory
 
 ROWS = [{"text": "ein Satz", "label": "de"}, {"text": "a sentence", "label": 3}]

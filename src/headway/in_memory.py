@@ -1,4 +1,4 @@
-"""Data that are handed over in memory (tables, rows, texts), kept as a file of JSON lines that can be read again."""
+"""Data that are in memory (tables, rows, texts), kept as a file of JSON lines that can be read again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 from numbers import Integral, Real
@@ -21,9 +21,9 @@ from headway.data.sources import PAIR_KINDS, TEXT_KINDS
 from headway.data.tables import TABLE_KINDS
 from headway.errors import UserError
 from headway.given import shown
-from headway.recipes import Paths
 from headway.train.run import RunDirectory
 
+Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or what `kept` takes beside them
 
 _OF_TEXTS = ("text", "masked")  # domains

@@ -8,69 +8,69 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
-from headway.checkpoints.usage import Usage
 from headway.data.demonstrations import task_of
 from headway.data.video import check_film
 from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.published import codec_of
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
-from headway.environments import check_stored, start_of
+from headway.environments import check_episodes, check_stored, start_of, targets_of
 from headway.environments.film import filming
 from headway.errors import UserError
+from headway.given import typed
+from headway.handle import Handle
 from headway.models import RobotPolicy
 
 
-def acts_in_chunks(model: nn.Module) -> bool:
-    """Whether a model is a policy of a robot."""
-    return isinstance(model, RobotPolicy)
-
-
-def policy(model: nn.Module, directory: Path, usage: Usage, task: str | None = None, seed: int = 0) -> Policy:
-    """The policy of a run, or of a published model whose `usage` says how it is scaled. UserError for another model,
-    and for a task of which the policy knows no word.
+@typed
+def policy(model: Handle, task: str | None = None, seed: int = 0) -> Policy:
+    """The policy of a run, or of a published model whose `usage` says how it is scaled. UserError for a task of which
+    the policy knows no word.
     """
-    if not isinstance(model, RobotPolicy):
-        raise UserError(f"{directory} is no policy of a robot; give a run of the recipes robotics or metaworld")
-    return Policy(model, codec_of(directory, usage), task, seed)
+    return Policy(model.module, codec_of(model.directory, model.usage), task, seed)
 
 
+@typed
 def rollout(
-    model: RobotPolicy,
-    directory: Path,
-    usage: Usage,
-    envs: Sequence[str] = (),
+    model: Handle,
+    env: str | Sequence[str] | None = None,
     episodes: int = 10,
+    target_return: float | Sequence[float] = (),
     seed: int | None = None,
-    render: Path | None = None,
+    render: str | Path | None = None,
+    draw: bool | None = None,
     execute: int | None = None,
     ensemble: float | Literal["run"] | None = "run",
 ) -> dict[str, Any]:
     """Episodes that a policy plays of each task: `results` for each, and what they come to in all.
 
-    `envs` are named by the user: ids of gymnasium's, metaworld/NAME or module:Name; none are those where the run was
+    `env` are named by the user: ids of gymnasium's, metaworld/NAME or module:Name; none are those where the run was
     judged. Episode i of each starts from `seed` + i (None: the seeds of the test). `render` is a video of the first
     one. `execute` and `ensemble` are those of the task, None and "run" as the run has them. Raises UserError, before
     any work, for environments that do not fit.
     """
-    codec = _carried_out(codec_of(directory, usage), model, execute, ensemble)
+    check_episodes(episodes, seed)
+    directory = model.directory
+    if draw is not None or targets_of(target_return):
+        raise UserError(f"{directory} is a robot's policy, which is asked for no return and draws nothing")
+    envs = [env] if isinstance(env, str) else list(env or ())
+    film = None if render is None else Path(render)
+    codec = _carried_out(codec_of(directory, model.usage), model.module, execute, ensemble)
     known = _known(codec, directory, bool(envs))
-    names = list(envs) or list(known.values())
-    if render is not None:
-        check_film(render)
+    names = envs or list(known.values())
+    if film is not None:
+        check_film(film)
     start = start_of(seed)
     seeds = range(start, start + episodes)
     results, all_played = [], []
     with ExitStack() as stack:
-        opened = open_each(codec, names, episodes, render is not None)  # all fit, before the first is played
+        opened = open_each(codec, names, episodes, film is not None)  # all fit, before the first is played
         for copies in opened:
             stack.enter_context(copies)
         tasks = [_task_of(name, codec, known) for name in envs] or list(known)
         for number, (task, name, copies) in enumerate(zip(tasks, names, opened)):
-            with filming(None if number else render, copies.frame_rate or codec.rate) as watch:
-                played = play(model, codec, copies, task, seeds, watch)
+            with filming(None if number else film, copies.frame_rate or codec.rate) as watch:
+                played = play(model.module, codec, copies, task, seeds, watch)
             told = played.succeeded
             steps = None if told is None else [int(step) or None for step in told]
             scores = worth(played, limit_of(codec, copies))
@@ -78,7 +78,7 @@ def rollout(
             all_played.append(played)
     where = names[0] if len(names) == 1 else names
     whole = together(results, all_played)
-    return {"environment": where, "seed": start, **whole, "results": results, "render": render}
+    return {"environment": where, "seed": start, **whole, "results": results, "render": film}
 
 
 def _carried_out(

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from headway import given
 from headway.checkpoints.familiar import Familiar, read_familiar
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.generate import check_draft
+from headway.generate import Session, check_draft
 from headway.kernels import is_deterministic
-from headway.models import Cache, Captioner, EncoderDecoder, Generative, Transformer
+from headway.models import Cache, Generative
 from headway.train import Recipe
 
 _LOG = logging.getLogger(__name__)
 
-Texts = Iterable[str]
 Backend = Literal["auto", "torch", "cpu"]
 
 
-class Loaded:
-    """What every use of a model begins from; `headway.trained.Model` says what its attributes are."""
+class Handle:
+    """What every predictor is given; `headway.model.Model` says what its attributes are."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class Loaded:
         recipe: Recipe | None = None,
         backend: Backend = "auto",
         cache: Cache = "fp32",
-        draft: Loaded | None = None,
+        draft: Handle | None = None,
     ) -> None:
         """UserError for a draft of other symbols."""
         self.directory = directory
-        self.module = cast(Transformer | EncoderDecoder | Captioner, opened.model)
+        self.module: Any = opened.model
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
@@ -49,6 +49,7 @@ class Loaded:
         self._codec = opened.codec
         self.beyond: list[str] = []
         self.draft = draft
+        self._generator = _Generator(self.module, backend, cache)
         if draft is not None:
             check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
 
@@ -58,30 +59,6 @@ class Loaded:
         if self._codec is None:
             raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
         return self._codec
-
-    def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-        """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
-        if not self.beyond:
-            self._warn(self._familiar.beyond(texts, rows))
-
-    @property
-    def watches(self) -> bool:
-        """Whether it is known how the images or sounds in training looked."""
-        return self._familiar.alike is not None and not self.beyond
-
-    def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
-        """`meet` for images or sounds, given with how they look (`headway.checkpoints.alike`), [N, F]."""
-        if not self.beyond:
-            self._warn(self._familiar.strange(names, looks, kind))
-
-    def _warn(self, beyond: list[str]) -> None:
-        self.beyond = beyond
-        for line in beyond:
-            _LOG.warning(line)
-
-    @cached_property
-    def _familiar(self) -> Familiar:
-        return read_familiar(self.directory)
 
     @property
     def context(self) -> int | None:
@@ -98,13 +75,66 @@ class Loaded:
         """What generates: the compiled engine or the torch module. Raises UserError if `backend` or `cache` asks for
         the engine and the engine cannot run the model.
         """
-        if self.cache != "fp32" and is_deterministic():
-            raise UserError(f"deterministic kernels have no {self.cache} cache; leave --cache or --deterministic out")
-        return self.module if self.backend == "torch" or is_deterministic() else self._compiled
+        return self._generator.now()
+
+    def open_session(self) -> Session:
+        """Generation for many sequences at once, by what generates and the draft."""
+        return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
+
+    def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
+        if not self.beyond:
+            self._warn(self._familiar.beyond(texts, rows))
+
+    @property
+    def watches(self) -> bool:
+        """Whether it is known how the images or sounds in training looked."""
+        return self._familiar.alike is not None and not self.beyond
+
+    def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
+        """`meet` for images or sounds, given with how they look (`headway.checkpoints.alike`), [N, F]."""
+        if not self.beyond:
+            self._warn(self._familiar.strange(names, looks, kind))
+
+    def see_some(self, items: Sequence[Any], looks: Mapping[int, np.ndarray], kind: str) -> None:
+        """`see` for some of what is given, by their places."""
+        if looks:
+            names = [given.named(items[place], place, kind) for place in looks]
+            self.see(names, np.stack(list(looks.values())), kind)
+
+    def _warn(self, beyond: list[str]) -> None:
+        self.beyond = beyond
+        for line in beyond:
+            _LOG.warning(line)
+
+    @cached_property
+    def _familiar(self) -> Familiar:
+        return read_familiar(self.directory)
+
+
+class _Generator:
+    """What generates, chosen when a model is loaded: the engine where `backend` and `cache` allow it. It is compiled
+    when it is first used: importing its compiler takes longer than loading a small model.
+    """
+
+    def __init__(self, module: Any, backend: Backend, cache: Cache) -> None:
+        self.module, self.backend = module, backend
+        self.cache: Cache = cache
+
+    def now(self) -> Generative:
+        """The chosen one. Deterministic kernels are torch's, so within them it is the module. UserError for a cache
+        that they do not have, and as of `Handle.generator`.
+        """
+        if is_deterministic():
+            if self.cache != "fp32":
+                remedy = "leave --cache or --deterministic out"
+                raise UserError(f"deterministic kernels have no {self.cache} cache; {remedy}")
+            return self.module
+        return self.module if self.backend == "torch" else self._compiled
 
     @cached_property
     def _compiled(self) -> Generative:
-        from headway.engine import CannotLowerError, Engine  # its compiler takes long to import
+        from headway.engine import CannotLowerError, Engine
 
         try:
             return Engine(self.module, cache=self.cache)

@@ -1,0 +1,85 @@
+"""A trained agent at work: step by step, or in an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from headway.data.video import check_film
+from headway.domains.agents.acting import AgentPolicy, play
+from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_codec
+from headway.environments import (
+    AT_ONCE,
+    Copies,
+    check_episodes,
+    check_single,
+    check_stored,
+    only_one,
+    start_of,
+    targets_of,
+    worth,
+)
+from headway.environments.film import filming
+from headway.errors import UserError
+from headway.given import typed
+from headway.handle import Handle
+
+
+@typed
+def policy(model: Handle, task: str | None = None, seed: int = 0) -> AgentPolicy:
+    if task is not None:
+        raise UserError(f"{model.directory} is an agent of one environment; leave task out")
+    return AgentPolicy(model.module, _codec(model), seed)
+
+
+@typed
+def rollout(
+    model: Handle,
+    env: str | Sequence[str] | None = None,
+    episodes: int = 10,
+    target_return: float | Sequence[float] = (),
+    seed: int | None = None,
+    render: str | Path | None = None,
+    draw: bool | None = None,
+    execute: int | None = None,
+    ensemble: float | Literal["run"] | None = "run",
+) -> dict[str, Any]:
+    """Episodes that an agent plays: the mean of their returns with its interval, and each in `results`.
+
+    `env` is named by the user: an id of gymnasium's or module:Name; None is where the run learnt. Episode i starts from
+    `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws actions as in training,
+    or does not (None: as the run says). Raises UserError, before any work, for an environment that does not fit.
+    """
+    check_episodes(episodes, seed)
+    source = str(model.directory)
+    check_single(execute, ensemble, source)
+    named = only_one(env, source)
+    if targets_of(target_return):
+        raise UserError(f"{source} is an agent that is asked for no return; leave target_return out")
+    codec = _codec(model)
+    codec = codec if draw is None else replace(codec, draw=draw)
+    name = named or check_stored(codec.environment)
+    film = None if render is None else Path(render)
+    if film is not None:
+        check_film(film)
+    start = start_of(seed)
+    with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
+        check_fits(codec, copies.spaces, name)
+        with filming(film, copies.frame_rate) as watch:
+            found = play(model.module, codec, copies, range(start, start + episodes), watch)
+    scores = worth(found, name)
+    results = [{**scores, "returns": found.returns.tolist()}]
+    return {"environment": name, "seed": start, **scores, "results": results, "render": film}
+
+
+def _codec(model: Handle) -> AgentCodec:
+    """The one beside a model. UserError for one of other states than the model's."""
+    codec, embed = read_codec(model.directory), model.module.config.embed
+    if embed.states.size != codec.states:
+        raise UserError(
+            f"{model.directory} has a model of {embed.states.size} numbers, and its {FILE} is of {codec.states}; put "
+            "the one of its run there"
+        )
+    return codec

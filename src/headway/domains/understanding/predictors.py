@@ -1,0 +1,45 @@
+"""Encoders at work: what they say of one text or of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from headway import given
+from headway.domains.understanding import use
+from headway.domains.understanding.use import TaggedWords, Text
+from headway.given import typed
+from headway.handle import Handle
+
+Labels = dict[str, float]
+
+
+@typed
+def classify(model: Handle, items: Text | Iterable[Text], truncate: bool = False) -> Labels | list[Labels]:
+    asked = given.texts_or_pairs(items)
+    _meet(model, [text if isinstance(text, str) else " ".join(text) for text in asked.items])
+    return asked.answer(use.classify(model.module, model.codec, model.usage.labels, asked.items, truncate=truncate))
+
+
+@typed
+def tag(
+    model: Handle, texts: str | Iterable[str | Iterable[str]], truncate: bool = False
+) -> TaggedWords | list[TaggedWords]:
+    asked = given.texts_or_words(texts)
+    _meet(model, [text if isinstance(text, str) else " ".join(text) for text in asked.items])
+    return asked.answer(use.tag(model.module, model.codec, model.usage.labels, asked.items, truncate=truncate))
+
+
+@typed
+def embed(
+    model: Handle, items: str | Iterable[str], truncate: bool = False
+) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    asked = given.texts(items)
+    return asked.answer(use.embed(model.module, model.codec, asked.items, truncate=truncate))
+
+
+def _meet(model: Handle, texts: Sequence[str]) -> None:
+    if model.recipe is not None:
+        model.meet(texts, model.codec.encode_batch(texts))

@@ -1,0 +1,72 @@
+"""How good a model is on data: on those of its run, or on others that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from headway.data.catalogue import KNOWN
+from headway.errors import UserError, nearest
+from headway.given import shown, typed
+from headway.handle import Handle
+from headway.in_memory import Data, Paths, kept
+from headway.train import Recipe, Task
+
+
+@typed
+def evaluate(
+    model: Handle,
+    data: Data | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    stride: int | None = None,
+) -> dict[str, Any]:
+    """The metrics of a run by its own task, whatever its domain."""
+    recipe = model.recipe
+    assert recipe is not None  # the table has it for runs only
+    with kept(data, recipe.domain) as paths:
+        task = open_task(recipe, model.directory, paths)
+        wanted = split or (task.final_split if data is None else task.stated)
+        return _judged(model, task, wanted, limit, stride)
+
+
+def evaluate_published(
+    model: Handle,
+    task_of: Callable[[list[Path]], Task],
+    domain: str,
+    data: Data | None,
+    split: str | None,
+    limit: int | None,
+    stride: int | None,
+) -> dict[str, Any]:
+    """The metrics of a model without a recipe, by the task that `task_of` makes of the paths of data of a domain."""
+    with kept(data, domain) as paths:
+        if paths is None:
+            raise UserError(f"{model.directory} has no recipe that says what to measure; give data=... (--data)")
+        task = task_of([Path(path) for path in listed(paths)])
+        return _judged(model, task, split or task.stated, limit, stride)
+
+
+def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
+    """The task of a configured recipe over `data`, or over the data that is named in it."""
+    paths = [Path(path) for path in (recipe.data if data is None else listed(data))]
+    own = data is None and all(name in KNOWN for name in recipe.data)
+    return recipe.task.open(recipe, None if own else paths, workspace)
+
+
+def listed(data: Paths) -> list[str | Path]:
+    """The paths that were given. UserError for anything else."""
+    found = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in found:
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"the data hold {shown(path)}; give the paths of files")
+    return found
+
+
+def _judged(model: Handle, task: Task, split: str, limit: int | None, stride: int | None) -> dict[str, Any]:
+    if split not in task.names:
+        raise UserError(f"there is no split {split!r}; {nearest(split, task.names)}")
+    if stride is None:
+        return {"split": split, **task.evaluate(model.module, split, limit)}
+    return {"split": split, "stride": stride, **task.strided(model.module, split, stride, limit)}

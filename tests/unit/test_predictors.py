@@ -1,0 +1,145 @@
+"""The table of predictors and the methods of a model are the same verbs; one that a model has not is one line."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import headway as hw
+from headway import domains, predictors
+from headway.checkpoints.native import save_model
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
+from headway.models import ModelConfig, build, kinds
+from headway.models.presets import PRESETS, preset
+
+NO_VERBS = {"card", "verbs"}  # of the methods that Model has beside those of its handle
+SERVED = {name: [each.module for each in serving] for name, serving in domains.verbs().items()}
+
+
+def methods() -> dict[str, Any]:
+    """The verbs that Model has as methods, or as what it computes once."""
+    found = {name: each for name, each in vars(hw.Model).items() if not name.startswith("_") and name not in NO_VERBS}
+    return {name: getattr(each, "fget", None) or getattr(each, "func", None) or each for name, each in found.items()}
+
+
+def configs() -> dict[str, ModelConfig]:
+    """All that can be made by name, and what fine-tuning makes of some."""
+    found = {name: preset(name) for name in PRESETS}
+    found |= {name: recipe.model for name, recipe in domains.recipes().items()}
+    bert: Any = preset("bert-base")
+    return {**found, "bare": replace(bert, heads={}, tie="none")}
+
+
+def test_every_verb_is_a_method_and_a_row_of_the_table() -> None:
+    assert set(methods()) == set(predictors.VERBS) == set(SERVED)
+    assert {verb.form_of for verb in predictors.VERBS.values()} - {None} <= set(predictors.VERBS)
+
+
+@pytest.mark.parametrize("name", [*SERVED])
+def test_a_predictor_takes_what_the_method_takes(name: str) -> None:
+    method = list(inspect.signature(methods()[name]).parameters.values())[1:]
+    for module in [*SERVED[name], *(["headway.evaluation"] if name == "evaluate" else [])]:
+        if module.endswith("chess.predictors"):
+            pytest.importorskip("chess")
+        taken = list(inspect.signature(getattr(import_module(module), name)).parameters.values())[1:]
+        assert [(p.name, p.kind, p.default) for p in taken] == [(p.name, p.kind, p.default) for p in method]
+
+
+def test_a_verb_is_served_once() -> None:
+    for name, config in configs().items():
+        for verb, serving in domains.verbs().items():
+            serves = [each for each in serving if getattr(kinds, each.question)(config)]
+            assert len(serves) < 2, (name, verb, serves)
+
+
+def test_every_model_has_a_kind_and_something_that_it_can() -> None:
+    for name, config in configs().items():
+        kind, known = kinds.kind_of(config), predictors.verbs(config, Usage(), run=False)
+        assert kind.split()[1] not in {type(config).__name__.removesuffix("Config")}, name
+        assert known, name
+        assert ("generate" in known) == (kind == "a language model"), name
+        assert "chat" not in known
+    talks = predictors.verbs(preset("gpt2"), Usage(template="{{ messages }}"), run=True)
+    assert talks[:2] == ["generate", "chat"]
+    assert "evaluate" in predictors.verbs(preset("bert-base"), Usage(), run=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask", "message"),
+    [
+        ("gpt-1m", lambda model: model.translate("a"), "is a language model, which cannot translate; use generate or"),
+        ("gpt-1m", lambda model: model.look("a.png"), "is a language model, which cannot read images; use attention"),
+        (
+            "gpt-1m",
+            lambda model: model.player(),
+            "cannot play chess; .*train one: headway train chess",
+        ),
+        ("gpt-1m", lambda model: model.policy(), "cannot act as a policy; .*robotics or metaworld"),
+        (
+            "transformer-base",
+            lambda model: model.generate("a"),
+            "is an encoder-decoder, which .*; use translate with it",
+        ),
+        ("transformer-base", lambda model: model.session, "is an encoder-decoder, which cannot continue a prompt"),
+        ("transformer-base", lambda model: model.talk, "is an encoder-decoder, which cannot hold a conversation"),
+        (
+            "bare",
+            lambda model: model.fill("a [MASK]"),
+            r"is a model of texts \(its heads: none\), .*; use embed",
+        ),
+        ("masked", lambda model: model.score("a"), "is a masked language model, which cannot score texts; use fill or"),
+        ("masked", lambda model: model.evaluate("a.txt"), "fine-tune it with --from and evaluate that run"),
+        ("cartpole", lambda model: model.generate("a"), "is a model of trajectories, .*; use rollout with it"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_line(name: str, ask: Any, message: str) -> None:
+    with torch.device("meta"):
+        module = build(configs()[name], seed=None)
+    model = hw.Model(Opened(module, Usage(), None), Path("m"))
+    with pytest.raises(hw.UserError, match=f"^m {message}" if message.startswith("is ") else message) as caught:
+        ask(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_domain_is_imported_when_its_verb_is_asked_for() -> None:
+    code = """
+import sys
+import headway as hw
+from headway.checkpoints.open import Opened
+from headway.checkpoints.usage import Usage
+from headway.models import build
+from headway.models.presets import preset
+model = hw.Model(Opened(build(preset("gpt-1m")), Usage(), None), "m")
+def there(): return [name for name in sys.modules if name.startswith("headway.domains") and name.endswith("predictors")]
+assert not there() and "generate" in model.verbs and not there(), there()
+try: model.transcribe("a.wav")
+except hw.UserError: pass
+assert not there(), there()
+model.generate_ids([1], 1)
+assert there() == ["headway.domains.text.predictors"], there()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_a_model_imports_little(tmp_path: Path) -> None:
+    config = preset("gpt-1m")
+    save_model(build(config), config, tmp_path)
+    code = """
+import sys
+import headway as hw
+hw.load(sys.argv[1])
+there = {name for name in sys.modules if name.split(".")[0] == "headway"}
+unused = ("cli", "report", "train.trainer", "engine", "environments", "checkpoints.gguf", "checkpoints.families")
+assert not {name for name in there if name.startswith(tuple(f"headway.{each}" for each in unused))}, there
+assert len(there) < 160, len(there)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
