@@ -8,8 +8,6 @@ import hashlib
 import http.server
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -41,6 +39,7 @@ from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.download import download
 from headway.data.store import Columns, open_or_build, within
 from headway.errors import UserError
+from processes import Program
 
 
 @pytest.fixture(autouse=True)
@@ -265,14 +264,13 @@ print(len(open_tokens([sys.argv[1]], load_codec(sys.argv[2])).ids), flush=True)
 """
 
 
-def build(data_dir: Path, codec_folder: Path, wait: float) -> subprocess.Popen[str]:
-    arguments = [str(data_dir / "lm/tinyshakespeare.txt"), str(codec_folder), str(wait)]
-    return subprocess.Popen([sys.executable, "-c", BUILD, *arguments], stdout=subprocess.PIPE, text=True)
+def build(data_dir: Path, codec_folder: Path, wait: float) -> Program:
+    return Program(codec_folder, BUILD, str(data_dir / "lm/tinyshakespeare.txt"), str(codec_folder), str(wait))
 
 
 def test_of_several_processes_one_builds(data_dir: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path) -> None:
     codec.save(tmp_path)
-    outputs = [process.communicate()[0] for process in [build(data_dir, tmp_path, 0.5) for _ in range(3)]]
+    outputs = [program.wait()[0] for program in [build(data_dir, tmp_path, 0.5) for _ in range(3)]]
     assert "".join(outputs).count("building") == 1
     assert len({output.split()[-1] for output in outputs}) == 1
     assert len(left(cache)) == 1
@@ -282,13 +280,12 @@ def test_a_killed_build_leaves_nothing_that_counts(
     data_dir: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path
 ) -> None:
     codec.save(tmp_path)
-    process = build(data_dir, tmp_path, 60)
-    assert process.stdout is not None
-    process.stdout.readline()
-    while not any((cache / name / "info.json").exists() for name in left(cache)):
+    program = build(data_dir, tmp_path, 60)
+    while "building" not in program.out or not any((cache / name / "info.json").exists() for name in left(cache)):
+        assert program.returncode is None, program.wait()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    program.signal(signal.SIGKILL)
+    assert program.wait()[0] == "building\n"
     (half_made,) = left(cache)
     assert half_made.endswith(".part")
     found = open_tokens([data_dir / "lm/tinyshakespeare.txt"], codec)
