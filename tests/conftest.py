@@ -5,12 +5,18 @@ from __future__ import annotations
 import gc
 import os
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
+import shapes
+
 ROOT = Path(__file__).parents[1]
+_NUMBERS = count()
+
+shapes.install()  # before anything imports headway
 
 torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
 
@@ -31,9 +37,15 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache, or another test's."""
-    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "cache"))
+def _own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test reads or fills the user's cache, or another test's. Where a test has no folder, none is made for it."""
+    if "tmp_path" in request.fixturenames:
+        place = request.getfixturevalue("tmp_path")
+    else:
+        place = tmp_path_factory.getbasetemp() / "caches" / str(next(_NUMBERS))
+    monkeypatch.setenv("HEADWAY_CACHE", str(place / "cache"))
 
 
 def _weights(module: str, package: str) -> Path:

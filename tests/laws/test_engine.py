@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +38,7 @@ from headway.models import (
 )
 from headway.models.heads import TransformConfig, VocabularyHeadConfig
 from headway.parts.positions import SinusoidalConfig
+from processes import Program
 
 close = torch.testing.assert_close
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
@@ -300,9 +298,11 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 
 INTEGERS = """
+import sys
 from llvmlite import binding
 import numba
 import numpy as np
+numba.config.CACHE_DIR = sys.argv[1]
 own = binding.get_host_cpu_features
 
 class Found(dict):
@@ -359,9 +359,9 @@ def test_each_form_of_integer_products_is_right(
     if not all(own.get(feature) for feature in features):
         pytest.skip(f"this processor has no {name}")
     script = INTEGERS.replace("{features}", repr(features)).replace("{name}", name).replace("{wide}", str(wide))
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program = Program(tmp_path, script, str(tmp_path))
+    _, err = program.wait()
+    assert program.returncode == 0, err
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -28,6 +27,7 @@ from headway.models import (
 from headway.models.presets import decoder
 from headway.parts.feedforward import ActivationName, GatedConfig, MLPConfig
 from headway.parts.rotary import Rotary, RotaryConfig
+from processes import Program
 
 close = torch.testing.assert_close
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-8}
@@ -195,10 +195,11 @@ with torch.no_grad():
 """
 
 
-def test_compiled_is_plain() -> None:
+def test_compiled_is_plain(tmp_path: Path) -> None:
     """In a process of its own: what checks shapes in the others cannot be traced."""
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program = Program(tmp_path, COMPILED)
+    _, err = program.wait()
+    assert program.returncode == 0, err
 
 
 def test_attention_maps_name_every_layer() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from chess_data import MATE, game
 
 from headway.cli import main as cli
 from headway.errors import UserError
+from processes import Program
 
 chess = pytest.importorskip("chess")
 
@@ -216,6 +216,7 @@ def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
     code = "import sys; sys.modules['chess'] = None; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = ["data", "label", "games.pgn", "--out", str(tmp_path / "labels.csv")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == ("headway: chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'\n")
+    program = Program(tmp_path, code, *words)
+    _, err = program.wait()
+    assert program.returncode == 2
+    assert err == ("headway: chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'\n")

@@ -115,9 +115,9 @@ def test_a_classifier_of_pairs_and_a_sentence_encoder(data_dir: Path, tmp_path: 
 
 
 def test_a_masked_model_in_a_folder(data_dir: Path, tmp_path: Path) -> None:
-    model = small_encoder(width=32, depth=2, heads=2)
+    model = small_encoder(width=32, depth=1, heads=2)
     recipe = override(masked(), {"task.size": 300, "train.batch_tokens": 512})
-    recipe = override(recipe, {"model.width": model.width, "model.depth": 2, "model.heads": 2})
+    recipe = override(recipe, {"model.width": model.width, "model.depth": 1, "model.heads": 2})
     run = trained(recipe, play_file(data_dir, tmp_path), tmp_path / "run")
     assert cli.main(["export", str(run), str(tmp_path / "out"), "--format", "onnx"]) == cli.DONE
     made, opened = session(tmp_path / "out" / "model.onnx"), hw.load(run)

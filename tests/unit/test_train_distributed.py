@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -23,28 +20,27 @@ from headway.errors import UserError
 from headway.train import Shard
 from headway.train.distributed import Processes
 from headway.train.log import read_metrics
+from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
 
 
-def _launch(directory: Path, verb: str, **settings: Any) -> list[subprocess.Popen[str]]:
+def _launch(directory: Path, verb: str, **settings: Any) -> list[Program]:
     """Two processes with the environment that torchrun gives."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    command = [sys.executable, tiny_task.__file__, str(directory), verb, *pairs]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    script, shared = Path(tiny_task.__file__), {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=-1)
+        Program(directory.parent, script, str(directory), verb, *pairs, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(2)
     ]
 
 
-def _finish(processes: list[subprocess.Popen[str]]) -> list[str]:
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    return errors
+def _finish(programs: list[Program]) -> None:
+    errors = [program.wait()[1] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0], errors
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
@@ -62,16 +58,17 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_stops_all_at_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
-    processes = _launch(tmp_path, "new", **SETTINGS, delay=0.03)
-    while not (tmp_path / "checkpoints" / "step-00000006").exists():
-        assert all(process.poll() is None for process in processes)
+    run = tmp_path / "run"
+    programs = _launch(run, "new", **SETTINGS, delay=0.03)
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert all(program.returncode is None for program in programs)
         time.sleep(0.02)
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    assert [process.communicate(timeout=100) and process.returncode for process in processes] == [130, 130]
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
-    _finish(_launch(tmp_path, "resume", **SETTINGS))
-    assert json.loads((tmp_path / "run.json").read_text())["step"] == 12
+    for program in programs:
+        program.signal(signal.SIGINT)
+    assert [program.wait() and program.returncode for program in programs] == [130, 130]
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    _finish(_launch(run, "resume", **SETTINGS))
+    assert json.loads((run / "run.json").read_text())["step"] == 12
 
 
 def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:

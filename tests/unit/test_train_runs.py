@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from headway.train.log import read_metrics
 from headway.train.loop import Loop
 from headway.train.page import repeat
 from headway.train.run import RunDirectory
+from processes import Program
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")
 
@@ -45,15 +45,14 @@ def _same(one: Path, two: Path) -> bool:
     return _figures(one) == _figures(two) and all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
 
 
-def _start(directory: Path, *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, tiny_task.__file__, str(directory), "new", *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def _start(directory: Path, *settings: str) -> Program:
+    return Program(directory.parent, Path(tiny_task.__file__), str(directory), "new", *settings)
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def _wait_for(path: Path, program: Program) -> None:
     end = time.monotonic() + 60
     while not path.exists():
-        assert process.poll() is None, "the process ended too early"
+        assert program.returncode is None, "the process ended too early"
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.02)
 
@@ -84,10 +83,10 @@ SETTINGS = {"steps": 24, "ema": 0.9, "accumulate": 2, "checkpoint_every": 5, "av
 def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(whole, counting_recipe(**SETTINGS))
-    process = _start(killed, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
-    _wait_for(killed / "checkpoints" / "step-00000010", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    program = _start(killed, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+    _wait_for(killed / "checkpoints" / "step-00000010", program)
+    program.signal(signal.SIGKILL)
+    program.wait()
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "loss"')  # a line cut off
     (killed / "checkpoints" / ".step-00000015.1.draft").mkdir(exist_ok=True)
@@ -99,11 +98,11 @@ def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
 def test_ctrl_c_saves_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**SETTINGS))
-    process = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
-    _wait_for(stopped / "checkpoints" / "step-00000005", process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    program = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+    _wait_for(stopped / "checkpoints" / "step-00000005", program)
+    program.signal(signal.SIGINT)
+    output, _ = program.wait()
+    assert program.returncode == 130
     step = json.loads((stopped / "run.json").read_text())["step"]
     assert f"stopped at step {step} of 24" in output
     assert (stopped / "checkpoints" / f"step-{step:08d}").is_dir()

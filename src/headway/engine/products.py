@@ -221,7 +221,9 @@ def packed_product(
     first, last = share(batch, thread, threads)
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
+    # Constants would be types of their own, for which all that multiplies would be compiled once more.
+    start, mode, code = np.int64(0), np.int64(STORE), np.int64(NONE)
     multiply(
-        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, 0, rows, rows, columns, batch, STORE,
-        NONE, np.float32(0), np.float32(1), room + thread * ROOM, thread, threads,
+        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, start, rows, rows, columns, batch,
+        mode, code, np.float32(0), np.float32(1), room + thread * ROOM, thread, threads,
     )  # fmt: skip

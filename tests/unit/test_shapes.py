@@ -1,0 +1,119 @@
+"""What is wrong in shapes is seen at run time: `shapes` finds all that jaxtyping would."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import install_import_hook
+
+from headway.kernels import rope
+
+Wrong = (BeartypeCallHintViolation, TypeError)  # the second is jaxtyping's own
+ones = torch.ones
+
+MODULE = """
+from __future__ import annotations
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from jaxtyping import Float
+from torch import Tensor
+
+def product(a: Float[Tensor, "B D"], b: Float[Tensor, "D C"] | None = None) -> Float[Tensor, "B C"]:
+    return a if b is None else a @ b
+
+def turned(a: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    return a.T
+
+def inner(a: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], int]:
+    def halved(b: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return b / 2
+    return halved(a.T).T, 1
+
+def pieces(a: Float[Tensor, "B D"]) -> Iterator[Tensor]:
+    yield from a
+
+def late(value: Later) -> int:
+    return 1
+
+class Later:
+    @property
+    def count(self) -> int:
+        return "one"
+
+    @classmethod
+    def made(cls, *names: str, **sizes: int) -> Later:
+        return cls()
+
+@dataclass(frozen=True)
+class Pair:
+    left: Float[Tensor, "N"]
+    right: Float[Tensor, "N"]
+
+    def both(self, other: Float[Tensor, "N"]) -> Any:
+        return self.left + other
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A module as those of headway are imported here."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "drawn.py").write_text(MODULE)
+    sys.path.insert(0, str(folder))
+    hook = install_import_hook(["drawn"], "beartype.beartype")
+    try:
+        return import_module("drawn")
+    finally:
+        hook.uninstall()
+        sys.path.remove(str(folder))
+
+
+def test_names_mean_the_same_in_arguments_and_result(drawn: Any) -> None:
+    assert drawn.product(ones(2, 3), ones(3, 4)).shape == (2, 4)
+    for wrong in ((ones(2, 3), ones(4, 3)), (ones(2), ones(2, 3)), (ones(2, 3).int(), ones(3, 4)), ([1.0], ones(1, 1))):
+        with pytest.raises(Wrong):
+            drawn.product(*wrong)
+    assert drawn.turned(ones(2, 2)).shape == (2, 2)
+    with pytest.raises(Wrong):
+        drawn.turned(ones(2, 3))
+
+
+def test_names_mean_nothing_outside(drawn: Any) -> None:
+    assert drawn.inner(ones(2, 3))[0].shape == (2, 3)
+    assert [drawn.product(ones(n, n)).shape[0] for n in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_classes_generators_and_plain_types(drawn: Any) -> None:
+    pair, later = drawn.Pair(ones(2), ones(2)), drawn.Later.made("a", size=1)
+    assert len(list(drawn.pieces(ones(2, 3)))) == 2
+    assert pair.both(ones(2)).tolist() == [2, 2]
+    for wrong in (
+        lambda: drawn.Pair(ones(2), ones(3)),
+        lambda: pair.both(3),
+        lambda: drawn.pieces(ones(2)),
+        lambda: later.count,
+        lambda: drawn.Later.made(1),
+        lambda: drawn.Later.made(size="one"),
+    ):
+        with pytest.raises(Wrong):
+            wrong()
+
+
+def test_a_name_that_comes_later_is_any(drawn: Any) -> None:
+    """As with jaxtyping; annotations stay what they were."""
+    assert drawn.late(3) == 1
+    assert drawn.late.__annotations__ == {"value": "Later", "return": "int"}
+    assert drawn.turned.__annotations__["return"] == "Float[Tensor, 'B D']"
+
+
+def test_headway_is_imported_so() -> None:
+    given = ones(2, 3, 1, 4), ones(3, 1, 2), ones(3, 1, 2)  # torch would broadcast them
+    assert rope.rotate.__wrapped__(*given).shape == (2, 3, 1, 4)  # type: ignore[attr-defined]
+    with pytest.raises(Wrong):
+        rope.rotate(*given)
