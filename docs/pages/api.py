@@ -29,7 +29,16 @@ MODEL = {
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
     "Episodes, robots, chess": ("rollout", "policy", "player"),
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
-    "What it can do, ids, and what generates": ("verbs", "generate_ids", "prompt_ids", "session", "generator", "codec", "context", "device"),
+    "What it can do, ids, and what generates": (
+        "verbs",
+        "generate_ids",
+        "prompt_ids",
+        "session",
+        "generator",
+        "codec",
+        "context",
+        "device",
+    ),
 }
 HIDDEN = {"card", "meet", "open_session", "see", "watches"}  # what a notebook shows, and what predictors call
 FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "recipes", "presets")
