@@ -40,7 +40,14 @@ MODEL = {
         "device",
     ),
 }
-HIDDEN = {"card", "meet", "open_session", "see", "watches"}  # what a notebook shows, and what predictors call
+HIDDEN = {
+    "card",
+    "meet",
+    "open_session",
+    "see",
+    "see_some",
+    "watches",
+}  # what a notebook shows, and what predictors call
 FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
 ERRORS = ("UserError", "ConfigError", "SomeFailedError")

