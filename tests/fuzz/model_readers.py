@@ -50,6 +50,7 @@ SEEN = {  # by a policy, and what it does
     "output_features": {"action": {"type": "ACTION", "shape": [2]}},
     **dict.fromkeys(("dim_model", "dim_feedforward"), WIDTH),
     **dict.fromkeys(("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers"), 1),
+    "down_dims": [8, 16],
 }
 TOWERS = {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
 HELD = 1 << 20  # bytes of weights that a config is checked against
@@ -62,7 +63,7 @@ def config_seeds(folder: Path) -> list[bytes]:
     for name, family in sorted(families().items()):
         small = {key: value for key, value in OTHER.items() if key in family.defaults or key != "head_dim"}
         towers = TOWERS if name in ("clip", "siglip") else {}
-        seen = SEEN if name == "act" else {}
+        seen = SEEN if name in ("act", "diffusion") else {}
         settings = {**family.defaults, **SMALL, **small, **towers, **seen, "model_type": name}
         found.append(json.dumps(settings).encode())
     return found
