@@ -18,7 +18,7 @@ from headway.card import Card, shows
 from headway.checkpoints.alike import look
 from headway.codecs import Codec
 from headway.data import SIDES
-from headway.domains import audio, image_text, masked, text, translation, understanding, vision
+from headway.domains import audio, forecast, image_text, masked, text, translation, understanding, vision
 from headway.errors import UserError, nearest
 from headway.generate import SearchConfig, score_ids
 from headway.given import typed
@@ -273,6 +273,19 @@ class Model(Writes, Acts):
         readers = (ConditionalGRU, CrossAttention)
         across = tuple(name for name in maps if isinstance(self.module.get_submodule(name), readers))
         return Attention(_first(maps), _names(codecs.target, decoder), _names(codecs.source, source), across)
+
+    @typed
+    def forecast(self, data: Data | None = None, steps: int | None = None) -> list[forecast.Forecast]:
+        """Quantiles of the next `steps` of time (None: the run's horizon) after each series of `data` (whatever `train`
+        takes; None: the run's own).
+
+        Beyond the horizon the model goes on from its own medians, and its bands are too narrow. Values that are
+        missing are refused or filled as in the run (`task.fill`). Raises UserError for a model of anything else, and
+        for data that are too short for it or have other steps.
+        """
+        with kept(data, "forecast") as paths:
+            given_paths = None if paths is None else [Path(path) for path in listed(paths)]
+            return forecast.forecast(cast(Transformer, self.module), self.directory, self.recipe, given_paths, steps)
 
     @typed
     def evaluate(

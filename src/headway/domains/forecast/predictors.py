@@ -1,0 +1,82 @@
+"""A trained model at work: quantiles of what comes after series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from headway.domains.forecast.task import ForecastConfig, read_codec
+from headway.domains.forecast.windows import LEVELS, flat
+from headway.errors import UserError
+from headway.generate.prompts import device_of, evaluating
+from headway.models import Transformer
+from headway.report.fans import Panel, fans
+from headway.train import Recipe
+from headway.train.objectives.quantiles import Quantiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Forecast(NamedTuple):
+    """What comes after a series: `times` as the data write theirs, and `quantiles` by name ("q0.1", ..., "q0.9"; the
+    median is "q0.5"), a value a time each. `past` is what was read last.
+    """
+
+    series: str
+    times: list[str]
+    quantiles: dict[str, list[float]]
+    past: list[float]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a time: series, time and quantiles."""
+        values = zip(*self.quantiles.values())
+        return [{"series": self.series, "time": t, **dict(zip(self.quantiles, v))} for t, v in zip(self.times, values)]
+
+
+def forecast(
+    model: Transformer, directory: Path, recipe: Recipe | None, data: Sequence[Path] | None, steps: int | None = None
+) -> list[Forecast]:
+    """What comes in the next `steps` (None: the horizon) after each series of the data (None: of the run's own).
+
+    Beyond the horizon the model goes on from its own medians, and its bands are too narrow. UserError for a model of
+    anything else, and for data that are too short for it or have other steps.
+    """
+    if recipe is None or not isinstance(recipe.task, ForecastConfig):
+        raise UserError(f"{directory} is no model of time series; give a run of the recipe forecast")
+    if steps is not None and steps < 1:
+        raise UserError(f"{steps} steps are no forecast; give 1 or more")
+    found, calendar = recipe.task.read([Path(path) for path in recipe.data] if data is None else data)
+    codec = read_codec(directory, calendar)
+    if codec is None:
+        raise UserError(f"{directory} has lost its forecast.json; restore it from a copy, or train anew")
+    short = next((one for one in found if len(one.values) < codec.context), None)
+    if short is not None:
+        held = f"the series {short.name!r} has {len(short.values):,} values"
+        raise UserError(f"{held}, and the model reads {codec.context:,}; give more of it, or leave it out")
+    count = codec.horizon if steps is None else steps
+    times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in range(count)] for one in found]
+    past = first = np.stack([one.values[-codec.context :] for one in found])
+    at = np.array([one.start // codec.step + len(one.values) for one in found])
+    least, objective, said = np.array([flat(one.values) for one in found]), Quantiles(LEVELS), []
+    with evaluating(model), torch.no_grad():
+        for done in range(0, count, codec.horizon):
+            read = codec.read(past, at + done, least)
+            quantiles = objective.said(model, [read.inputs.to(device_of(model))])
+            said.append(read.scaled(quantiles.cpu().double().numpy()))
+            past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
+    values = np.moveaxis(np.concatenate(said, 1)[:, :count], -1, 1).tolist()
+    named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
+    return [Forecast(one.name, *rest) for one, *rest in zip(found, times, named, first.tolist())]
+
+
+def picture(forecasts: Sequence[Forecast]) -> Figure:
+    """A panel a series. UserError without matplotlib (extra `report`)."""
+    return fans([
+        Panel(f"{one.series} to {one.times[-1]}", np.array(one.past), np.array([*one.quantiles.values()]).T)
+        for one in forecasts
+    ])  # fmt: skip
