@@ -54,6 +54,7 @@ class Calendar:
     def _date(self, tick: int) -> str:
         if self.unit == "month":
             year, month = 1970 + tick // 12, tick % 12 + 1
+            datetime(year, month, 1)  # or it is after the last
             if _QUARTER.fullmatch(self.written):
                 return f"{year}Q{(month + 2) // 3}"
             if _MONTH.fullmatch(self.written):

@@ -84,7 +84,7 @@ def _columns(rows: Sequence[TableRow], named: Columns) -> Columns:
             "(an index of pandas becomes a column by reset_index)"
         )
     others = [name for name in names if name != time]
-    texts = [name for name in others if any(_number(row.values.get(name)) is None for row in some)]
+    texts = [n for n in others if n not in dates and any(_number(row.values.get(n)) is None for row in some)]
     series = named.series or known["series"] or (texts[0] if len(texts) == 1 and len(others) > 1 else None)
     if series is None:
         return Columns(time, None, named.value)

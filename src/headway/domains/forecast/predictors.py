@@ -71,7 +71,7 @@ def forecast(
             past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
     values = np.moveaxis(np.concatenate(said, 1)[:, :count], -1, 1).tolist()
     named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
-    return [Forecast(one.name, *rest) for one, *rest in zip(found, times, named, first.tolist())]
+    return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]
 
 
 def picture(forecasts: Sequence[Forecast]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from headway.train import Recipe
@@ -21,6 +22,10 @@ class ForecastScale(Scale):
     most: int = 512
     unit: str = "value"
     shapes: Shapes = ((16, 1, 2), (32, 1, 2), (48, 2, 3), (64, 2, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 6, 8))
+
+    def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
+        """The recipe's own were tried at one layer."""
+        return {"optim.lr": recipe.optim.lr / math.sqrt(depth)}
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 20 else 0.1 if epochs < 60 else 0.2}

@@ -101,7 +101,8 @@ class Windows(Continued):
         lengths = np.array([len(one.values) for one in found])
         known = read_codec(workspace, calendar)
         self.codec = known or config.codec(int(lengths.min()), calendar)
-        self.splits = self._divided(lengths, *ends(lengths, self.codec.horizon, config.validation, config.test))
+        self.ends = ends(lengths, self.codec.horizon, config.validation, config.test)
+        self.splits = self._divided(lengths, *self.ends)
         if known is None:
             self.codec = self._lined()
 

@@ -56,8 +56,8 @@ C = TypeVar("C", bound=Continued)
 
 class Quantiles(Objective[C], Generic[C]):
     """Pinball loss (Koenker and Bassett 1978) of the head "quantiles", twice, in the mean over the levels: that of a
-    median is its absolute error. Targets are numbers as each quantile is to say them, Float[B, S, Q], and which of these
-    there are, Bool[B, S].
+    median is its absolute error. Targets are numbers as each quantile is to say them, Float[B, S, Q], and which there
+    are, Bool[B, S].
     """
 
     def __init__(self, levels: Sequence[float], unit: str = "value") -> None:
