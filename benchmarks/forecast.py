@@ -15,6 +15,7 @@ import csv
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ SETS = ("co2", "elnino", "elec_equip", "macrodata", "interest_inflation", "sunsp
 
 def tables() -> Iterator[tuple[str, list[str], list[Sequence[Any]]]]:
     """Name, columns and rows of each set, with times as text."""
-    from statsmodels import datasets
 
     def load(name: str) -> Any:
-        return getattr(datasets, name).load_pandas().data
+        return import_module(f"statsmodels.datasets.{name}").load_pandas().data
 
     weeks = load("co2")
     yield "co2", ["date", "co2"], [(f"{day:%Y-%m-%d}", value) for day, value in weeks["co2"].items()]
@@ -92,10 +92,12 @@ def smoothing(name: str) -> dict[str, float]:
     fitted: dict[int, tuple[Any, Any]] = {}
     said = []
     for row in rows.tolist():
-        number, step = int(windows.series[row]), int(windows.steps[row])
+        number, step = int(windows.at.series[row]), int(windows.at.steps[row])
         values = found[number].values
         if number not in fitted:
-            fitted[number] = _fitted(values[: int(windows.ends[1][number])], windows.codec.season)
+            tested = np.flatnonzero(windows.at.series == number)
+            before = int(windows.at.steps[np.intersect1d(tested, windows.at.sides["test"])].min())
+            fitted[number] = _fitted(values[:before], windows.codec.season)
         said.append(_quantiles(values[:step], *fitted[number], windows.horizon, LEVELS))
     known = windows.around(rows)
     return forecast_scores(np.stack(said), known.after, known.there, known.scale, LEVELS)
@@ -106,6 +108,8 @@ def _fitted(values: np.ndarray, season: int) -> tuple[dict[str, Any], Any]:
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
     forms: list[dict[str, Any]] = [{}, {"trend": "add", "damped_trend": True}]
+    if len(values) > 500:  # beside the weights, the first states too are fitted to short series alone: it takes long
+        forms = [{**form, "initialization_method": "heuristic"} for form in forms]
     if season > 1:
         forms = [{**form, "seasonal": "add", "seasonal_periods": season} for form in forms]
     with warnings.catch_warnings():

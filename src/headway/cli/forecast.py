@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headway.cli.options import add_data, load, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from headway.domains.forecast import Forecast
 
 EXAMPLE = """
 headway forecast runs/forecast --steps 24
@@ -35,7 +42,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
     with torch_options(args):
         found = load(args).forecast(args.data, args.steps)
-    rows = [row for one in found for row in one.rows()]
+    rows = [row for one in found for row in _rows(one)]
     try:
         if args.out is not None:
             with args.out.open("w", encoding="utf-8", newline="") as file:
@@ -43,9 +50,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
         if args.picture is not None:
-            from headway.domains.forecast import picture
-
-            picture(found).savefig(args.picture, dpi=150)
+            _picture(found).savefig(args.picture, dpi=150)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
@@ -53,3 +58,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
     terminal.result({"forecasts": [one._asdict() for one in found], **files})
+
+
+def _rows(one: Forecast) -> Iterator[dict[str, Any]]:
+    for time, *values in zip(one.times, *one.quantiles.values()):
+        yield {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
+
+
+def _picture(found: list[Forecast]) -> Figure:
+    """A panel a series."""
+    import numpy as np
+
+    from headway.report.fans import Panel, fans
+
+    panels = [(f"{one.series} to {one.times[-1]}", one.past, [*zip(*one.quantiles.values())]) for one in found]
+    return fans([Panel(title, np.array(past), np.array(said)) for title, past, said in panels])

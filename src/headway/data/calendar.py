@@ -72,14 +72,14 @@ def read_time(text: str) -> tuple[Unit, int] | None:
     """A time as whole units since 1970 (or as the number it is): ISO 8601, 2024-05, 2024Q2 or 2024; None for others."""
     if found := _NUMBER.fullmatch(text):
         return "number", int(found[1])
-    if (found := _QUARTER.fullmatch(text)) or (found := _MONTH.fullmatch(text)):
+    if len(text) < 9 and ((found := _QUARTER.fullmatch(text)) or (found := _MONTH.fullmatch(text))):
         month = int(found[2]) * 3 - 3 if found.re is _QUARTER else int(found[2]) - 1
         return ("month", (int(found[1]) - 1970) * 12 + month) if 0 <= month < 12 else None
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return "microsecond", (time if time.tzinfo else time.replace(tzinfo=UTC)).__sub__(_EPOCH) // _MICROSECOND
+    return "microsecond", ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
 def by_months(ticks: np.ndarray, texts: Iterable[str]) -> tuple[np.ndarray, str] | None:

@@ -173,3 +173,44 @@ def _regular(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calenda
         raise UserError(f"the series {name!r} lacks {missing:,} values, the first at {first}; {remedy}")
     every = np.arange(int(places[-1]) + 1)
     return Series(name, int(ticks[0]), np.interp(every, places[seen], values[seen]), np.isin(every, places[seen]))
+
+
+class Places(NamedTuple):
+    """Windows by the series and the step at which what is foretold begins, and where that is among the values of all
+    series. `sides` are the windows of each split, those of `train` end where `ends` says of each series.
+    """
+
+    series: Int[np.ndarray, "N"]
+    steps: Int[np.ndarray, "N"]
+    values: Int[np.ndarray, "N"]
+    sides: dict[str, Int[np.ndarray, "M"]]
+    ends: Int[np.ndarray, "S"]
+
+
+def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which training and validation end, of series whose last shares (validation, test) are held out, a
+    horizon of each at least.
+    """
+    validation, test = (np.maximum(horizon, np.round(share * lengths).astype(np.int64)) for share in shares)
+    return lengths - test - validation, lengths - test
+
+
+def places(found: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]) -> Places:
+    """All windows of `context` steps and a horizon of which some value is the data's own. Each stands in the split that
+    all it foretells lies in; what it reads may lie before.
+    """
+    lengths = np.array([len(one.values) for one in found])
+    train, last = ends(lengths, horizon, shares)
+    count = np.maximum(0, lengths - horizon - context + 1)
+    series = np.repeat(np.arange(len(found)), count)
+    steps = np.arange(len(series)) - np.repeat(np.cumsum(count) - count, count) + context
+    values = (np.cumsum(lengths) - lengths)[series] + steps
+    seen = np.concatenate([[0], *[one.seen for one in found]]).cumsum()
+    kept = seen[values + horizon] > seen[values]
+    series, steps, values = series[kept], steps[kept], values[kept]
+    edges = {"train": (0 * train, train), "validation": (train, last), "test": (last, lengths)}
+    sides = {
+        side: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
+        for side, (low, high) in edges.items()
+    }
+    return Places(series, steps, values, sides, train)

@@ -1,4 +1,4 @@
-"""How good forecasts are beside what came."""
+"""How good forecasts are beside what came, and the simple ones that others are to be better than."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ def forecast_scores(
         found["weighted_quantile_loss"] = float(losses[there].sum() / size)
     inside = (said[..., 0] <= came) & (came <= said[..., -1])
     return {**found, "coverage": float(inside[there].mean())}
+
+
+def simple_forecasts(past: Float[np.ndarray, "B C"], horizon: int, season: int) -> dict[str, Float[np.ndarray, "B S"]]:
+    """Simple forecasts: the last value, the mean, the straight line through the ends; where there are seasons, the last
+    one (seasonal naive), with two of them also with the difference of their means.
+    """
+    ahead, last = np.arange(1, horizon + 1), past[:, -1:]
+    slope = (last - past[:, :1]) / max(1, past.shape[1] - 1)
+    found = {"last": last + 0 * ahead, "mean": past.mean(1, keepdims=True) + 0 * ahead, "drift": last + slope * ahead}
+    if 1 < season <= past.shape[1]:
+        found["season"] = past[:, -season + (ahead - 1) % season]
+    if 1 < season <= past.shape[1] // 2:
+        more = past[:, -season:].mean(1) - past[:, -2 * season : -season].mean(1)
+        found["season and drift"] = found["season"] + more[:, None] * ((ahead - 1) // season + 1)
+    return found

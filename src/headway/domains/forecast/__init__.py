@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.forecast.predictors import Forecast, forecast, picture
+    from headway.domains.forecast.predictors import Forecast, forecast
 
-__all__ = ["RECIPES", "TASKS", "Forecast", "forecast", "picture"]
+__all__ = ["RECIPES", "TASKS", "Forecast", "forecast"]
 RECIPES = ("forecast",)
 TASKS = {"forecast": "task"}
-lazily(__name__, {".predictors": ("Forecast", "forecast", "picture")})
+lazily(__name__, {".predictors": ("Forecast", "forecast")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,8 @@ from headway.domains.forecast.windows import LEVELS, flat
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Transformer
-from headway.report.fans import Panel, fans
 from headway.train import Recipe
 from headway.train.objectives.quantiles import Quantiles
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Forecast(NamedTuple):
@@ -31,11 +27,6 @@ class Forecast(NamedTuple):
     times: list[str]
     quantiles: dict[str, list[float]]
     past: list[float]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a time: series, time and quantiles."""
-        values = zip(*self.quantiles.values())
-        return [{"series": self.series, "time": t, **dict(zip(self.quantiles, v))} for t, v in zip(self.times, values)]
 
 
 def forecast(
@@ -53,7 +44,7 @@ def forecast(
     found, calendar = recipe.task.read([Path(path) for path in recipe.data] if data is None else data)
     codec = read_codec(directory, calendar)
     if codec is None:
-        raise UserError(f"{directory} has lost its forecast.json; restore it from a copy, or train anew")
+        raise UserError(f"{directory} has lost its forecast.json; restore it from a copy")
     short = next((one for one in found if len(one.values) < codec.context), None)
     if short is not None:
         held = f"the series {short.name!r} has {len(short.values):,} values"
@@ -72,11 +63,3 @@ def forecast(
     values = np.moveaxis(np.concatenate(said, 1)[:, :count], -1, 1).tolist()
     named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
     return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]
-
-
-def picture(forecasts: Sequence[Forecast]) -> Figure:
-    """A panel a series. UserError without matplotlib (extra `report`)."""
-    return fans([
-        Panel(f"{one.series} to {one.times[-1]}", np.array(one.past), np.array([*one.quantiles.values()]).T)
-        for one in forecasts
-    ])  # fmt: skip

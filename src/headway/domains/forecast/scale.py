@@ -12,11 +12,9 @@ from headway.train.scale import Scale, Settings, Shapes
 
 @dataclass(frozen=True)
 class ForecastScale(Scale):
-    """Batches are of windows; each value is foretold in as many of them as the horizon has steps. Small models are best
-    of some hundred values: those of width 32 forecast the test stretches of three series worse than those of 16.
-    """
+    """Batches are of windows; each value is foretold in as many of them as the horizon has steps."""
 
-    law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, excess=20.0))
+    law: Law = field(default_factory=lambda: Law(0.1, 3.0, 0.3, 10.5, 0.35))
     batch: str = "train.batch_size"
     least: int = 32
     most: int = 512

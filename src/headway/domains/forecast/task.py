@@ -14,11 +14,11 @@ from headway.checkpoints.durable import read_json, write_text
 from headway.checkpoints.usage import SERIES
 from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
-from headway.data.series import Columns, Series, read_series
+from headway.data.series import Columns, Series, ends, places, read_series
 from headway.data.splits import Splits
-from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, ends, flat, lines
+from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, flat
 from headway.errors import ConfigError, UserError
-from headway.metrics.forecasts import seasonal_error
+from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 from headway.train import Recipe, Task, TaskConfig
 from headway.train.examples import Batch, Chance
@@ -36,9 +36,8 @@ _JUDGED = 4096  # windows of a split that are judged, spread evenly over it
 class ForecastConfig(TaskConfig):
     """Say the quantiles 0.1, ..., 0.9 of the `horizon` steps that follow `context` steps of a series.
 
-    `season`, context and horizon go by the step of the times. The last `test` share of each series is held out (a
-    horizon at least), and the `validation` share before it. `time`, `series` and `value` name columns of the data where
-    it is not clear which they are.
+    The last `test` share of each series is held out (a horizon at least), and the `validation` share before it. `time`,
+    `series` and `value` name columns of the data where it is not clear which they are.
     """
 
     season: int | None = None  # steps of a season, 1 for none; none: as the step suggests
@@ -71,25 +70,23 @@ class ForecastConfig(TaskConfig):
             raise ConfigError("this model reads no numbers in steps; take that of the recipe forecast")
         return Composed(Windows(self, recipe, *self.read(recipe.files(data)), workspace), Quantiles(LEVELS))
 
-    def codec(self, fewest: int, calendar: Calendar) -> WindowCodec:
-        """Windows for series of which the shortest has so many values. UserError where these are too few."""
-        season = self.season or calendar.season
-        ahead = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), fewest // 8))
-        train = int(ends(np.array([fewest]), ahead, self.validation, self.test)[0][0])
+    def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
+        """Windows for series of which none is shorter. UserError for one that is too short."""
+        season, count = self.season or calendar.season, len(shortest.values)
+        ahead = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), count // 8))
+        train = int(ends(np.array([count]), ahead, (self.validation, self.test))[0][0])
         past = self.context or min(max(3 * season, 4 * ahead, 24), (train - ahead) // 2)
         if train < past + ahead or not (self.context or past >= max(4, season)):
             raise UserError(
-                f"the shortest series has {fewest:,} values, {max(0, train):,} to train on, too few for a season of "
-                f"{season} and a horizon of {ahead}; give more, or set a shorter task.season, context and horizon"
+                f"the series {shortest.name!r} has {count:,} values, {max(0, train):,} to train on, too few for a "
+                f"season of {season} and a horizon of {ahead}; give more, or a shorter task.season, context and horizon"
             )
         patch = -(-past // _TOKENS)
         return WindowCodec(past - past % patch, ahead, season, patch, calendar.unit, calendar.step)
 
 
 class Windows(Continued):
-    """Windows of series, numbered by series and step: each stands in the split that all it foretells lies in."""
-
-    at_once = 256
+    """Windows of series, read as numbers in steps."""
 
     def __init__(
         self, config: ForecastConfig, recipe: Recipe, found: Sequence[Series], calendar: Calendar, workspace: Path
@@ -98,60 +95,42 @@ class Windows(Continued):
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
         self.values, self.seen = (np.concatenate([getattr(one, name) for one in found]) for name in ("values", "seen"))
         self.starts = np.array([one.start // calendar.step for one in found])
-        lengths = np.array([len(one.values) for one in found])
         known = read_codec(workspace, calendar)
-        self.codec = known or config.codec(int(lengths.min()), calendar)
-        self.ends = ends(lengths, self.codec.horizon, config.validation, config.test)
-        self.splits = self._divided(lengths, *self.ends)
+        self.codec = known or config.codec(min(found, key=lambda one: len(one.values)), calendar)
+        self.horizon = self.codec.horizon
+        self.at = places(found, self.codec.context, self.horizon, (config.validation, config.test))
+        judged = {side: spread(self.at.sides[side], _JUDGED) for side in ("validation", "test")}
+        every = spread(np.arange(len(self.at.series)), _JUDGED)
+        self.splits = Splits({**self.at.sides, **judged}, every, "windows", "longer series")
+        season, trained = self.codec.season, self.at.ends.tolist()
+        parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
+        self.least = np.array([flat(part) for part in parts])
+        self.scales = np.array([seasonal_error(part, season) for part in parts])
         if known is None:
             self.codec = self._lined()
-
-    def _divided(self, lengths: np.ndarray, train: np.ndarray, last: np.ndarray) -> Splits:
-        """The windows of each split, of series whose training and validation end at these steps."""
-        before, ahead = self.codec.context, self.codec.horizon
-        count = np.maximum(0, lengths - ahead - before + 1)
-        self.series = np.repeat(np.arange(len(lengths)), count)
-        self.steps = np.arange(len(self.series)) - np.repeat(np.cumsum(count) - count, count) + before
-        self.places = (np.cumsum(lengths) - lengths)[self.series] + self.steps
-        seen = np.concatenate([[0], np.cumsum(self.seen)])
-        there = seen[self.places + ahead] > seen[self.places]
-        edges = {"train": (0 * train, train), "validation": (train, last), "test": (last, lengths)}
-        sides = {
-            name: np.flatnonzero(there & (self.steps >= low[self.series]) & (self.steps + ahead <= high[self.series]))
-            for name, (low, high) in edges.items()
-        }
-        sides |= {name: spread(sides[name], _JUDGED) for name in ("validation", "test")}
-        parts = [one.values[: n if n > self.codec.season else None] for one, n in zip(self.found, train.tolist())]
-        self.least = np.array([flat(part) for part in parts])
-        self.scales = np.array([seasonal_error(part, self.codec.season) for part in parts])
-        return Splits(sides, spread(np.flatnonzero(there), _JUDGED), "windows", "longer series")
 
     def _lined(self) -> WindowCodec:
         """The codec with the simple forecast that is best in training, and its errors there."""
         rows = spread(self.splits.rows("train"), _JUDGED)
         known, unit = self.around(rows), self.window(rows).unit[..., 0]
-        simple = lines(known.before, self.horizon, self.codec.season)
+        simple = simple_forecasts(known.before, self.horizon, self.codec.season)
         errors = {name: (known.after - said) / unit for name, said in simple.items()}
         best = min(errors, key=lambda name: np.abs(errors[name]).mean())
         mean = max(float(np.abs(errors[best]).mean()), 1e-3)
         quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
         return replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
 
-    @property
-    def horizon(self) -> int:
-        return self.codec.horizon
-
     def around(self, rows: np.ndarray) -> Around:
-        ahead = self.places[rows][:, None] + np.arange(self.horizon)
-        before = self.values[self.places[rows][:, None] + np.arange(-self.codec.context, 0)]
-        simple = lines(before, self.horizon, self.codec.season)
-        naive, scale = simple.get("season", simple["last"]), self.scales[self.series[rows]]
+        places = self.at.values[rows][:, None]
+        ahead, before = places + np.arange(self.horizon), self.values[places + np.arange(-self.codec.context, 0)]
+        simple = simple_forecasts(before, self.horizon, self.codec.season)
+        naive, scale = simple.get("season", simple["last"]), self.scales[self.at.series[rows]]
         return Around(before, self.values[ahead], self.seen[ahead], naive, scale)
 
     def window(self, rows: np.ndarray) -> Window:
-        series, places = self.series[rows], self.places[rows][:, None]
-        past = self.values[places + np.arange(-self.codec.context, 0)]
-        return self.codec.read(past, self.starts[series] + self.steps[rows], self.least[series])
+        """What is read of windows."""
+        series, past = self.at.series[rows], self.at.values[rows][:, None] + np.arange(-self.codec.context, 0)
+        return self.codec.read(self.values[past], self.starts[series] + self.at.steps[rows], self.least[series])
 
     def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         return self.window(rows).scaled(said)
@@ -171,23 +150,19 @@ class Windows(Continued):
         return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
 
     def shown(self, row: int) -> str:
-        one = self.found[self.series[row]]
-        return f"{one.name} from {self.calendar.text(one.start + int(self.steps[row]) * self.codec.step)}"
+        one = self.found[self.at.series[row]]
+        return f"{one.name} from {self.calendar.text(one.start + int(self.at.steps[row]) * self.codec.step)}"
 
     def save(self, directory: Path) -> None:
         write_text(directory / SERIES, dumps(self.codec))
 
 
 def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
-    """The windows of a run or of the model that it starts from; None where there are none yet. UserError for data whose
-    steps are others.
-    """
+    """The windows of a run or of the model that it starts from, None for none. UserError for data in other steps."""
     if not (directory / SERIES).is_file():
         return None
     codec = from_dict(WindowCodec, read_json(directory / SERIES), SERIES)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
-        raise UserError(
-            f"the data have steps of {calendar.step:,} {calendar.unit}s, and the model has learnt steps of "
-            f"{codec.step:,} {codec.unit}s; give data in these steps"
-        )
+        theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
+        raise UserError(f"the data have {theirs}, and the model has learnt {own}; give data in these")
     return codec

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.metrics.forecasts import simple_forecasts
+
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FLAT = 0.05  # of the deviation of a whole series is the least that a window is scaled by
 
@@ -63,31 +65,10 @@ class WindowCodec:
             turn = 2 * np.pi * ((steps[:, None] + np.arange(-self.context, 0)) % self.season) / self.season
             parts += [np.sin(turn), np.cos(turn)]
         inputs = torch.from_numpy(np.stack(parts, -1).astype(np.float32)).reshape(len(past), -1, self.numbers)
-        line, unit = lines(past, self.horizon, self.season)[self.line][..., None], (unit * self.spread)[..., None]
-        return Window(inputs, line + unit * np.array(self.errors), unit)
+        line, unit = simple_forecasts(past, self.horizon, self.season)[self.line], unit[..., None] * self.spread
+        return Window(inputs, line[..., None] + unit * np.array(self.errors), unit)
 
 
 def flat(values: Float[np.ndarray, "N"]) -> float:
     """The least that windows of a series are scaled by, so that one in which nothing changes is no infinity."""
     return _FLAT * float(values.std()) or 1.0
-
-
-def lines(past: Float[np.ndarray, "B C"], horizon: int, season: int) -> dict[str, Float[np.ndarray, "B S"]]:
-    """Simple forecasts: the last value, the mean, the straight line through the ends; where there are seasons, the last
-    one (seasonal naive), with two of them also with the difference of their means.
-    """
-    ahead, last = np.arange(1, horizon + 1), past[:, -1:]
-    slope = (last - past[:, :1]) / max(1, past.shape[1] - 1)
-    found = {"last": last + 0 * ahead, "mean": past.mean(1, keepdims=True) + 0 * ahead, "drift": last + slope * ahead}
-    if 1 < season <= past.shape[1]:
-        found["season"] = past[:, -season + (ahead - 1) % season]
-    if 1 < season <= past.shape[1] // 2:
-        more = past[:, -season:].mean(1) - past[:, -2 * season : -season].mean(1)
-        found["season and drift"] = found["season"] + more[:, None] * ((ahead - 1) // season + 1)
-    return found
-
-
-def ends(lengths: Int[np.ndarray, "N"], horizon: int, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of each series at which training and validation end: what is held out is a horizon at least."""
-    held = [np.maximum(horizon, np.round(share * lengths).astype(np.int64)) for share in (test, validation)]
-    return lengths - held[0] - held[1], lengths - held[0]

@@ -39,9 +39,7 @@ class Continued(Numbered):
     scale numbers are said (`take`).
     """
 
-    @property
-    def horizon(self) -> int:
-        raise NotImplementedError
+    horizon: int
 
     def around(self, rows: np.ndarray) -> Around:
         raise NotImplementedError
