@@ -22,7 +22,7 @@ headway forecast runs/forecast --steps 24
 headway forecast runs/forecast --data new.csv --out forecast.csv --picture forecast.png
 """
 _KINDS = (".png", ".svg", ".pdf")
-_SHOWN = 24  # rows of a table for people
+_SHOWN = 24  # rows of a table for people, and series of a picture
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
         if args.picture is not None:
-            _picture(found).savefig(args.picture, dpi=150)
+            if len(found) > _SHOWN:
+                terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
+            _picture(found[:_SHOWN]).savefig(args.picture, dpi=150)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
