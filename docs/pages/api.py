@@ -27,6 +27,7 @@ MODEL = {
     "Texts": ("generate", "stream", "complete", "continuations", "chat", "chat_stream", "talk", "translate"),
     "Labels, vectors, masks": ("classify", "tag", "embed", "fill"),
     "Images and sounds": ("caption", "match", "look", "transcribe", "transcriber"),
+    "Time series": ("forecast",),
     "Episodes, robots, chess": ("rollout", "policy", "player"),
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
     "What it can do, ids, and what generates": (

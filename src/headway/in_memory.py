@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import date
 from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -27,7 +28,7 @@ Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or what `kept` takes beside them
 
 _OF_TEXTS = ("text", "masked")  # domains
-_OF_ROWS = (*_OF_TEXTS, "translation", "understanding", "chat", "vision", "audio", "image_text")
+_OF_ROWS = (*_OF_TEXTS, "translation", "understanding", "chat", "vision", "audio", "image_text", "forecast")
 _FILES = {*TEXT_KINDS, *PAIR_KINDS, *TABLE_KINDS}
 _JUDGED = 1000  # strings by which is told whether they are paths or texts
 _MISSING = ("NAType", "NaTType")  # as pandas has them
@@ -124,6 +125,8 @@ def _plain(value: Any, where: str) -> Any:
         return value if isinstance(value, bool) else None
     if isinstance(value, (str, Path)):
         return str(value)
+    if isinstance(value, date):  # or a time, such as pandas'
+        return value.isoformat()
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real) and not math.isinf(value):

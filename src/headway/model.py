@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from headway.attending import Attention
     from headway.data.dialogues import Message
-    from headway.domains import agents, audio, chat, image_text, masked, robotics, understanding, vision
+    from headway.domains import agents, audio, chat, forecast, image_text, masked, robotics, understanding, vision
     from headway.domains.chess.player import Player
     from headway.in_memory import Data
 
@@ -486,6 +486,17 @@ class Model(Handle):
     def player(self, search: str | None = None) -> Player:
         """A chess player that chooses moves by the model's "policy", by the "value" of the position after each move, or
         by a tree search ("puct"). None takes the strongest that the model allows. Needs the extra `chess`.
+        """
+        ...
+
+    @verb
+    def forecast(self, data: Data | None = None, steps: int | None = None) -> list[forecast.Forecast]:
+        """Quantiles of the next `steps` of time (None: the run's horizon) after each series of `data` (whatever `train`
+        takes; None: the run's own).
+
+        Beyond the horizon the model goes on from its own medians, and its bands are too narrow. Values that are
+        missing are refused or filled as in the run (`task.fill`). Raises UserError for a model of anything else, and
+        for data that are too short for it or have other steps.
         """
         ...
 

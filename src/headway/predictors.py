@@ -55,6 +55,7 @@ VERBS = {
     "rollout": Verb("play episodes", "take a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "take a run of the recipes ppo, robotics or metaworld"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
+    "forecast": Verb("forecast time series", "take a run of the recipe forecast"),
     "score": Verb("score texts", "take a language model or an encoder-decoder"),
     "attention": Verb("show its attention to a text", "take a model of texts"),
     "logits": Verb("give logits of symbols", "take a model with a head over its vocabulary"),

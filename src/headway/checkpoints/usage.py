@@ -12,6 +12,7 @@ from headway.config import from_dict, to_dict
 from headway.errors import UserError
 
 FILE = "usage.json"
+SERIES = "forecast.json"  # beside a model of series: what it reads of them, and how what it says is scaled
 SCALES = "trajectories.json"  # beside a model of trajectories: how what it reads and says is scaled
 ROBOT = "robotics.json"  # beside a policy of a robot, likewise
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
     "match": "which of some texts say what images show",
+    "forecast": "what comes after time series, as quantiles",
     "rollout": "a model of trajectories or a robot's policy plays episodes in an environment",
     "bench": "how fast this machine runs a shape, beside other programs",
     "claims": "the experiments behind the history of the transformer: result, picture, verdict",

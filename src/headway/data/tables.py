@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,31 @@ def read_table(
     if not named:
         raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; give some")
     return Table(table.columns, np.array(named, np.uint8), table.places)
+
+
+class TableRow(NamedTuple):
+    """A row of a file, whatever its columns: values by name, texts or what JSON has."""
+
+    file: File
+    line: int
+    values: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+def table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
+    """The rows of all files, whose columns are not known beforehand. UserErrors: a row of another length, what is not
+    UTF-8, no rows at all.
+    """
+    found = False
+    for file in (file for path in paths for file in find_files(Path(path).expanduser(), TABLE_KINDS)):
+        for line, values in _rows(file, {}, ""):
+            found = True
+            yield TableRow(file, line, values)
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths)) or 'no files'}: there are no rows; give some")
 
 
 def _header(file: File) -> list[str]:

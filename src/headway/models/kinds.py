@@ -107,7 +107,12 @@ def is_captioner(model: Asked) -> bool:
 
 def is_agent(model: Asked) -> bool:
     """A policy that reads states."""
-    return _reads(model, StatesEmbedConfig)
+    return _reads(model, StatesEmbedConfig) and _says(model, "policy")
+
+
+def is_forecaster(model: Asked) -> bool:
+    """A stack that reads numbers in steps of time and says quantiles of those to come."""
+    return _reads(model, StatesEmbedConfig) and _says(model, "quantiles")
 
 
 def is_trajectories(model: Asked) -> bool:
@@ -161,6 +166,7 @@ _WORDS = (
     (is_two_tower, "a model that compares images with texts"),
     (is_captioner, "a model that writes captions of images"),
     (is_agent, "an agent"),
+    (is_forecaster, "a model of time series"),
     (is_trajectories, "a model of trajectories"),
     (is_robot, "a policy of a robot"),
     (is_chess, "a model of chess"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import FILE, load_model, named_tensors, save_model
 from headway.checkpoints.open import Opened, open_model
-from headway.checkpoints.usage import ROBOT, SCALES
+from headway.checkpoints.usage import ROBOT, SCALES, SERIES
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError
@@ -78,7 +78,7 @@ def lay_out(opened: Opened, start: str, directory: Path) -> None:
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
-    for name in (SCALES, ROBOT):
+    for name in (SCALES, ROBOT, SERIES):
         if (find_folder(start) / name).is_file():
             shutil.copyfile(find_folder(start) / name, directory / name)
 

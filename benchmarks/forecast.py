@@ -1,0 +1,168 @@
+"""Forecasts of the real series that statsmodels ships, beside the seasonal naive forecast and exponential smoothing.
+
+    python benchmarks/forecast.py                 # 7 sets, 3 seeds, a minute of one core each (extra benchmark)
+
+The last 15 % of each series is the test stretch, which nothing is fitted to. All forecasts are judged on the same
+windows, spread evenly over it. Exponential smoothing (ETS: additive errors, a damped trend or none by AIC, an additive
+season where there is one) is fitted once to all before the test stretch, which is more than the model trains on, and
+its states then follow the data up to each window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from measure import child, report, since_start, spread, write
+
+WINDOWS = 100  # of a set that are judged
+SETTINGS = {"co2": {"task.fill": True}}  # 59 of its weeks are missing, and are not judged
+SETS = ("co2", "elnino", "elec_equip", "macrodata", "interest_inflation", "sunspots", "nile")
+
+
+def tables() -> Iterator[tuple[str, list[str], list[Sequence[Any]]]]:
+    """Name, columns and rows of each set, with times as text."""
+
+    def load(name: str) -> Any:
+        return import_module(f"statsmodels.datasets.{name}").load_pandas().data
+
+    weeks = load("co2")
+    yield "co2", ["date", "co2"], [(f"{day:%Y-%m-%d}", value) for day, value in weeks["co2"].items()]
+    years = load("elnino").to_numpy()
+    months = [(f"{int(year[0])}-{month:02}", year[month]) for year in years for month in range(1, 13)]
+    yield "elnino", ["month", "temperature"], months
+    equipment = load("elec_equip").iloc[:, 0]
+    yield "elec_equip", ["month", "index"], [(f"{day:%Y-%m}", value) for day, value in equipment.items()]
+    for name in ("macrodata", "interest_inflation"):
+        data = load(name)
+        when = [f"{int(year)}Q{int(quarter)}" for year, quarter in zip(data.iloc[:, 0], data.iloc[:, 1])]
+        yield (
+            name,
+            ["quarter", *data.columns[2:]],
+            [[time, *row] for time, row in zip(when, data.iloc[:, 2:].to_numpy())],
+        )
+    for name in ("sunspots", "nile"):
+        yield name, ["year", name], [(int(year), value) for year, value in load(name).to_numpy()]
+
+
+def lay_out(name: str, folder: Path) -> Path:
+    found = next((columns, rows) for other, columns, rows in tables() if other == name)
+    path = folder / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(found[0])
+        writer.writerows([["" if value != value else value for value in row] for row in found[1]])
+    return path
+
+
+def train(name: str, minutes: float, seed: int) -> dict[str, Any]:
+    import headway as hw
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = lay_out(name, Path(folder))
+        place = f"{folder}/run"
+        run = hw.train(
+            "forecast", data, SETTINGS.get(name), minutes, place, threads=1, seed=seed, samples=0, progress=False
+        )
+        scores = hw.load(place).evaluate(split="test", limit=WINDOWS)
+        facts = {key: run.summary[key] for key in ("parameters", "steps")}
+        return {"seed": seed, **facts, "seconds": round(since_start(), 1), **scores}
+
+
+def smoothing(name: str) -> dict[str, float]:
+    """The scores of exponential smoothing on the windows that the model is judged on."""
+    from headway.data.series import Columns, read_series
+    from headway.domains.forecast.windows import LEVELS
+    from headway.metrics.forecasts import forecast_scores
+    from headway.recipes import configured, open_task
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = lay_out(name, Path(folder))
+        task: Any = open_task(configured("forecast", data, SETTINGS.get(name), None), Path(folder) / "none")
+        windows, (found, _) = task.examples, read_series([data], Columns(None, None, None), fill=True)
+    rows = windows.of("test").some(WINDOWS).rows
+    fitted: dict[int, tuple[Any, Any]] = {}
+    said = []
+    for row in rows.tolist():
+        number, step = int(windows.at.series[row]), int(windows.at.steps[row])
+        values = found[number].values
+        if number not in fitted:
+            tested = np.flatnonzero(windows.at.series == number)
+            before = int(windows.at.steps[np.intersect1d(tested, windows.at.sides["test"])].min())
+            fitted[number] = _fitted(values[:before], windows.codec.season)
+        said.append(_quantiles(values[:step], *fitted[number], windows.horizon, LEVELS))
+    known = windows.around(rows)
+    return forecast_scores(np.stack(said), known.after, known.there, known.scale, LEVELS)
+
+
+def _fitted(values: np.ndarray, season: int) -> tuple[dict[str, Any], Any]:
+    """The form of least AIC, and its parameters."""
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    forms: list[dict[str, Any]] = [{}, {"trend": "add", "damped_trend": True}]
+    if len(values) > 500:  # beside the weights, the first states too are fitted to short series alone: it takes long
+        forms = [{**form, "initialization_method": "heuristic"} for form in forms]
+    if season > 1:
+        forms = [{**form, "seasonal": "add", "seasonal_periods": season} for form in forms]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some do not converge wholly
+        tried = [(form, ETSModel(values, **form).fit(disp=False)) for form in forms]
+    form, best = min(tried, key=lambda pair: pair[1].aic)
+    return form, best.params
+
+
+def _quantiles(values: np.ndarray, form: dict[str, Any], params: Any, horizon: int, levels: Sequence[float]) -> Any:
+    from pandas import Series
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        smoothed = ETSModel(Series(values), **form).smooth(params)
+        prediction = smoothed.get_prediction(len(values), len(values) + horizon - 1)
+        found = np.empty((horizon, len(levels)))
+        for place, level in enumerate(levels):
+            if level == 0.5:
+                found[:, place] = prediction.predicted_mean
+            elif level < 0.5:
+                found[:, [place, len(levels) - 1 - place]] = np.asarray(prediction.pred_int(alpha=2 * level))
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--train", nargs=2, metavar=("SET", "SEED"), help="train one here and print the result")
+    args = parser.parse_args()
+    if args.train:
+        report(train(args.train[0], args.minutes, int(args.train[1])))
+        return
+    result: dict[str, Any] = {}
+    for name in args.sets:
+        runs = [
+            child("forecast.py", "--minutes", str(args.minutes), "--train", name, str(seed))
+            for seed in range(1, args.seeds + 1)
+        ]
+        kinds = ("mase", "weighted_quantile_loss")
+        result[name] = {
+            "model": {kind: spread([run[kind] for run in runs]) for kind in (*kinds, "coverage")},
+            "seasonal_naive": {kind: runs[0][f"{kind}_naive"] for kind in kinds},
+            "smoothing": smoothing(name),
+            "runs": runs,
+        }
+        told = {who: round(result[name][who]["mase"], 3) for who in ("seasonal_naive", "smoothing")}
+        print(name, result[name]["model"]["mase"], told, flush=True)
+    write("forecast", {"minutes": args.minutes, "windows": WINDOWS, "threads": 1, "sets": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Times in equal steps: how they are read and written, and the season that their steps suggest."""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+
+from headway.errors import UserError
+
+Unit = Literal["number", "month", "microsecond"]
+
+_NUMBER, _MONTH = re.compile(r"(-?\d{1,7})(?:\.0*)?"), re.compile(r"(\d{4})-(\d\d)")
+_QUARTER = re.compile(r"(\d{4})[- ]?[Qq]([1-4])")
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_SECOND = 1_000_000
+_HOUR, _DAY = 3600 * _SECOND, 86_400 * _SECOND
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Steps of `step` units of time (months, microseconds, or whole numbers such as years), written as `written` is."""
+
+    unit: Unit
+    step: int
+    written: str
+
+    @property
+    def season(self) -> int:
+        """Steps of a season: those of a year of months, quarters and weeks, of a week of days, of a day of hours, and
+        of an hour of what is shorter than 10 minutes; 1 where there is none.
+        """
+        if self.unit == "number":
+            return 1
+        if self.unit == "month":
+            return 12 // self.step if 12 % self.step == 0 else 1
+        if self.step in (_DAY, 7 * _DAY):
+            return 7 if self.step == _DAY else 52
+        whole = _DAY if self.step >= _HOUR // 6 else _HOUR
+        return whole // self.step if whole % self.step == 0 else 1
+
+    def text(self, tick: int) -> str:
+        """A time as the data write theirs. UserError for one after the year 9999."""
+        try:
+            return str(tick) if self.unit == "number" else self._date(tick)
+        except (OverflowError, ValueError):
+            raise UserError(f"{tick} {self.unit}s are after the year 9999; ask for fewer steps") from None
+
+    def _date(self, tick: int) -> str:
+        if self.unit == "month":
+            year, month = 1970 + tick // 12, tick % 12 + 1
+            datetime(year, month, 1)  # or it is after the last
+            if _QUARTER.fullmatch(self.written):
+                return f"{year}Q{(month + 2) // 3}"
+            if _MONTH.fullmatch(self.written):
+                return f"{year:04}-{month:02}"
+            day = min(datetime.fromisoformat(self.written).day, monthrange(year, month)[1])
+            return f"{year:04}-{month:02}-{day:02}{self.written[10:]}"
+        zone, time = datetime.fromisoformat(self.written).tzinfo, _EPOCH + tick * _MICROSECOND
+        if len(self.written) <= 10:
+            return time.date().isoformat()
+        sep = "T" if "T" in self.written else " "
+        return (time.astimezone(zone) if zone else time.replace(tzinfo=None)).isoformat(sep)
+
+
+def read_time(text: str) -> tuple[Unit, int] | None:
+    """A time as whole units since 1970 (or as the number it is): ISO 8601, 2024-05, 2024Q2 or 2024; None for others."""
+    if found := _NUMBER.fullmatch(text):
+        return "number", int(found[1])
+    if len(text) < 9 and ((found := _QUARTER.fullmatch(text)) or (found := _MONTH.fullmatch(text))):
+        month = int(found[2]) * 3 - 3 if found.re is _QUARTER else int(found[2]) - 1
+        return ("month", (int(found[1]) - 1970) * 12 + month) if 0 <= month < 12 else None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return "microsecond", ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def by_months(ticks: np.ndarray, texts: Iterable[str]) -> tuple[np.ndarray, str] | None:
+    """Dates [N] as months, and how to write them, where all are of one day of the month or all are its last; else
+    None.
+    """
+    dates = (ticks // _DAY).astype("datetime64[D]")
+    days, after = (_day(some) for some in (dates, dates + 1))
+    different = np.unique(ticks)
+    months = dates.astype("datetime64[M]").astype(np.int64)
+    same = (days == days[0]).all() or (after == 0).all()
+    if not same or len({*(ticks % _DAY).tolist()}) > 1 or len(different) < 2 or len(np.unique(months)) < len(different):
+        return None
+    return months, max(texts, key=lambda text: text[8:10])
+
+
+def _day(dates: np.ndarray) -> np.ndarray:
+    return (dates - dates.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)

@@ -1,0 +1,216 @@
+"""Series as people have them: tables with a column of times, wide or long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from headway.data.calendar import Calendar, by_months, read_time
+from headway.data.tables import TableRow, table_rows
+from headway.errors import UserError, nearest
+
+_NAMES = {
+    "time": ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year"),
+    "series": ("series", "unique_id", "item_id", "id"),
+    "value": ("value", "y", "target"),
+}
+_MISSING = ("", "nan", "na", "n/a", "null", "none", "nat")
+_LOOKED_AT = 100  # rows by which the kind of a column is told
+
+
+class Series(NamedTuple):
+    """A series in equal steps from the time `start` on; `seen` says which of its values are the data's own."""
+
+    name: str
+    start: int
+    values: Float[np.ndarray, "N"]
+    seen: Bool[np.ndarray, "N"]
+
+
+class Columns(NamedTuple):
+    """The columns of times and, in long tables, of names and values; in wide ones each further column is a series."""
+
+    time: str | None
+    series: str | None
+    value: str | None
+
+
+def read_series(paths: Sequence[Path], named: Columns, fill: bool) -> tuple[list[Series], Calendar]:
+    """All series, in the order in which they come. Where `fill` says so, what is missing within a series lies on the
+    line between its neighbours. UserErrors: no times, none that are equally far apart, text among values.
+    """
+    rows = list(table_rows(paths))
+    columns = _columns(rows, named)
+    unit, ticks, written = _times(rows, columns.time or "")
+    parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if columns.series is None:
+        for name in dict.fromkeys(name for row in rows for name in row.values):
+            if name != columns.time and columns.value in (None, name):
+                parts[name] = ticks, _numbers(rows, name)
+    else:
+        values = _numbers(rows, columns.value or "")
+        names = [str(row.values.get(columns.series)) for row in rows]
+        of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        places = np.array([of[name] for name in names])
+        order = np.argsort(places, kind="stable")
+        for name, some in zip(of, np.split(order, np.cumsum(np.bincount(places))[:-1])):
+            parts[name] = ticks[some], values[some]
+    kept = {name: _sorted(name, *part, Calendar(unit, 1, written)) for name, part in parts.items()}
+    gaps = [int(np.diff(times).min()) for times, _ in kept.values() if len(times) > 1]
+    if not gaps:
+        raise UserError(f"{rows[0].place} begins series of one value each, which have no steps; give more values")
+    calendar = Calendar(unit, min(gaps), written)
+    return [_regular(name, *part, calendar, fill) for name, part in kept.items()], calendar
+
+
+def _columns(rows: Sequence[TableRow], named: Columns) -> Columns:
+    """Which columns are what: as they are named, else by well-known names, else by what is in them."""
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    some = rows[:_LOOKED_AT]
+    for use, name in named._asdict().items():
+        if name is not None and name not in names:
+            raise UserError(f"{rows[0].place} has no column {name!r} (task.{use}); {nearest(name, names)}")
+    known = {use: next((n for n in names if n.lower() in _NAMES[use]), None) for use in _NAMES}
+    dates = [n for n in names if all((read_time(str(r.values.get(n))) or "n")[0][0] == "m" for r in some)]
+    time = named.time or known["time"] or (dates[0] if len(dates) == 1 else None)
+    if time is None:
+        raise UserError(
+            f"{rows[0].place}: which of {', '.join(names[:8])} are the times is not clear; name it with task.time=NAME "
+            "(an index of pandas becomes a column by reset_index)"
+        )
+    others = [name for name in names if name != time]
+    texts = [n for n in others if n not in dates and any(_number(row.values.get(n)) is None for row in some)]
+    series = named.series or known["series"] or (texts[0] if len(texts) == 1 and len(others) > 1 else None)
+    if series is None:
+        return Columns(time, None, named.value)
+    left = [name for name in others if name != series]
+    value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
+    if value is None:
+        raise UserError(
+            f"{rows[0].place}: which of {', '.join(left[:8]) or 'no columns'} are the values of the series that "
+            f"{series!r} names is not clear; name it with task.value=NAME"
+        )
+    return Columns(time, series, value)
+
+
+def _number(value: Any) -> float | None:
+    """A number, NaN for what is missing; None for anything else."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
+        return math.nan
+    try:
+        found = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if found is None or math.isinf(found) else found
+
+
+def _numbers(rows: Sequence[TableRow], name: str) -> Float[np.ndarray, "N"]:
+    found = np.empty(len(rows))
+    for number, row in enumerate(rows):
+        value = _number(row.values.get(name))
+        if value is None:
+            raise UserError(
+                f"{row.place}: {name!r} is {row.values.get(name)!r}; give a number, or nothing for what is missing"
+            )
+        found[number] = value
+    return found
+
+
+def _times(rows: Sequence[TableRow], name: str) -> tuple[Any, Int[np.ndarray, "N"], str]:
+    """Unit and number of each row's time, and how times are written."""
+    texts = [str(row.values.get(name)).strip() for row in rows]
+    read = [read_time(text) for text in texts]
+    first = read[0]
+    wrong = next((n for n, time in enumerate(read) if time is None or first is None or time[0] != first[0]), None)
+    if wrong is not None or first is None:
+        raise UserError(
+            f"{rows[wrong or 0].place}: {name!r} is {texts[wrong or 0]!r}, "
+            + ("which is no time" if read[wrong or 0] is None else f"and the first is {texts[0]!r}")
+            + "; write all times alike, as in 2024-05-31, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
+        )
+    ticks = np.array([time[1] for time in read if time is not None], np.int64)
+    months = by_months(ticks, texts) if first[0] == "microsecond" else None
+    return (first[0], ticks, texts[0]) if months is None else ("month", *months)
+
+
+def _sorted(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar) -> tuple[np.ndarray, np.ndarray]:
+    """In the order of time, from the first value that there is to the last."""
+    order = np.argsort(ticks, kind="stable")
+    ticks, values = ticks[order], values[order]
+    there = np.flatnonzero(~np.isnan(values))
+    if len(there) == 0:
+        raise UserError(f"the series {name!r} has no values; leave it out")
+    twice = np.flatnonzero(np.diff(ticks) == 0)
+    if len(twice):
+        raise UserError(
+            f"the series {name!r} has two values at {calendar.text(int(ticks[twice[0]]))}; give one for each time, or "
+            "name the column that tells series apart with task.series=NAME"
+        )
+    return ticks[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
+
+
+def _regular(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, fill: bool) -> Series:
+    """A value for each step. UserError for unequal steps, and for gaps that are not to be filled."""
+    places, rest = np.divmod(ticks - ticks[0], calendar.step)
+    if rest.any():
+        one, other = (calendar.text(int(ticks[int(np.flatnonzero(rest)[0]) - back])) for back in (1, 0))
+        raise UserError(
+            f"the steps of {name!r} are unequal: from {one} to {other} is not a multiple of the shortest step of the "
+            "data; give values at equal steps of time"
+        )
+    seen = ~np.isnan(values)
+    missing = int(places[-1]) + 1 - int(seen.sum())
+    if missing and (not fill or missing > seen.sum()):
+        gap = next(n for n, place in enumerate(places[seen].tolist()) if place != n)
+        few = missing <= seen.sum()
+        remedy = "give them, or set task.fill=true" if few else "those are too many to fill; give them"
+        first = calendar.text(int(ticks[0]) + gap * calendar.step)
+        raise UserError(f"the series {name!r} lacks {missing:,} values, the first at {first}; {remedy}")
+    every = np.arange(int(places[-1]) + 1)
+    return Series(name, int(ticks[0]), np.interp(every, places[seen], values[seen]), np.isin(every, places[seen]))
+
+
+class Places(NamedTuple):
+    """Windows by the series and the step at which what is foretold begins, and where that is among the values of all
+    series. `sides` are the windows of each split, those of `train` end where `ends` says of each series.
+    """
+
+    series: Int[np.ndarray, "N"]
+    steps: Int[np.ndarray, "N"]
+    values: Int[np.ndarray, "N"]
+    sides: dict[str, Int[np.ndarray, "M"]]
+    ends: Int[np.ndarray, "S"]
+
+
+def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which training and validation end, of series whose last shares (validation, test) are held out, a
+    horizon of each at least.
+    """
+    validation, test = (np.maximum(horizon, np.round(share * lengths).astype(np.int64)) for share in shares)
+    return lengths - test - validation, lengths - test
+
+
+def places(found: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]) -> Places:
+    """All windows of `context` steps and a horizon of which some value is the data's own. Each stands in the split that
+    all it foretells lies in; what it reads may lie before.
+    """
+    lengths = np.array([len(one.values) for one in found])
+    train, last = ends(lengths, horizon, shares)
+    count = np.maximum(0, lengths - horizon - context + 1)
+    series = np.repeat(np.arange(len(found)), count)
+    steps = np.arange(len(series)) - np.repeat(np.cumsum(count) - count, count) + context
+    values = (np.cumsum(lengths) - lengths)[series] + steps
+    seen = np.concatenate([[0], *[one.seen for one in found]]).cumsum()
+    kept = seen[values + horizon] > seen[values]
+    series, steps, values = series[kept], steps[kept], values[kept]
+    edges = {"train": (0 * train, train), "validation": (train, last), "test": (last, lengths)}
+    sides = {
+        side: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
+        for side, (low, high) in edges.items()
+    }
+    return Places(series, steps, values, sides, train)

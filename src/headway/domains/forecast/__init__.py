@@ -1,0 +1,16 @@
+"""Forecasts of time series: quantiles of what comes, from what came."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.domains.forecast.predictors import Forecast
+
+__all__ = ["RECIPES", "TASKS", "VERBS", "Forecast"]
+RECIPES = ("forecast",)
+TASKS = {"forecast": "task"}
+VERBS = {"forecast": "is_forecaster"}
+lazily(__name__, {".predictors": ("Forecast",)})

@@ -1,0 +1,70 @@
+"""A trained model at work: quantiles of what comes after series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from headway.data.calendar import Calendar
+from headway.data.series import Series
+from headway.domains.forecast.task import ForecastConfig, read_codec
+from headway.domains.forecast.windows import LEVELS, flat
+from headway.errors import UserError
+from headway.evaluation import listed
+from headway.generate.prompts import evaluating
+from headway.given import typed
+from headway.handle import Handle
+from headway.in_memory import Data, kept
+from headway.train.objectives.quantiles import Quantiles
+
+
+class Forecast(NamedTuple):
+    """What comes after a series: `times` as the data write theirs, and `quantiles` by name ("q0.1", ..., "q0.9"; the
+    median is "q0.5"), a value a time each. `past` is what was read last.
+    """
+
+    series: str
+    times: list[str]
+    quantiles: dict[str, list[float]]
+    past: list[float]
+
+
+@typed
+def forecast(model: Handle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
+    recipe = model.recipe
+    if recipe is None or not isinstance(recipe.task, ForecastConfig):
+        raise UserError(f"{model.directory} is no run of the recipe forecast, so nothing says how its data are read")
+    if steps is not None and steps < 1:
+        raise UserError(f"{steps} steps are no forecast; give 1 or more")
+    with kept(data, "forecast") as paths:
+        found, calendar = recipe.task.read([Path(path) for path in (recipe.data if paths is None else listed(paths))])
+    return _ahead(model, found, calendar, steps)
+
+
+def _ahead(model: Handle, found: Sequence[Series], calendar: Calendar, steps: int | None) -> list[Forecast]:
+    """What comes in the next `steps` after each series."""
+    codec = read_codec(model.directory, calendar)
+    if codec is None:
+        raise UserError(f"{model.directory} has lost its forecast.json; restore it from a copy")
+    short = next((one for one in found if len(one.values) < codec.context), None)
+    if short is not None:
+        held = f"the series {short.name!r} has {len(short.values):,} values"
+        raise UserError(f"{held}, and the model reads {codec.context:,}; give more of it, or leave it out")
+    count = codec.horizon if steps is None else steps
+    times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in range(count)] for one in found]
+    past = first = np.stack([one.values[-codec.context :] for one in found])
+    at = np.array([one.start // codec.step + len(one.values) for one in found])
+    least, objective, said = np.array([flat(one.values) for one in found]), Quantiles(LEVELS), []
+    with evaluating(model.module), torch.no_grad():
+        for done in range(0, count, codec.horizon):
+            read = codec.read(past, at + done, least)
+            quantiles = objective.said(model.module, [read.inputs.to(model.device)])
+            said.append(read.scaled(quantiles.cpu().double().numpy()))
+            past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
+    values = np.moveaxis(np.concatenate(said, 1)[:, :count], -1, 1).tolist()
+    named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
+    return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]

@@ -1,0 +1,167 @@
+"""The task: windows of series, divided by time, and the quantiles of what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from headway.checkpoints.durable import read_json, write_text
+from headway.checkpoints.usage import SERIES
+from headway.config import dumps, from_dict, register
+from headway.data.calendar import Calendar
+from headway.data.series import Columns, Series, ends, places, read_series
+from headway.data.splits import Splits
+from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, flat
+from headway.errors import ConfigError, UserError
+from headway.metrics.forecasts import seasonal_error, simple_forecasts
+from headway.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
+from headway.train import Recipe, Task, TaskConfig
+from headway.train.examples import Batch, Chance
+from headway.train.objectives.quantiles import Around, Continued, Quantiles
+from headway.train.recipe import batch_size_of
+from headway.train.sharding import spread
+
+_TOKENS = 32  # patches of a context, at most
+_JUDGED = 4096  # windows of a split that are judged, spread evenly over it
+
+
+@register("forecast")
+@dataclass(frozen=True)
+class ForecastConfig(TaskConfig):
+    """Say the quantiles 0.1, ..., 0.9 of the `horizon` steps that follow `context` steps of a series.
+
+    The last `test` share of each series is held out (a horizon at least), and the `validation` share before it. `time`,
+    `series` and `value` name columns of the data where it is not clear which they are.
+    """
+
+    season: int | None = None  # steps of a season, 1 for none; none: as the step suggests
+    context: int | None = None  # steps that are read; none: as the season and the data suggest
+    horizon: int | None = None  # steps that are said at once; none: as the season and the data suggest
+    validation: float = 0.15  # share of the steps of each series
+    test: float = 0.15  # share of the steps of each series, its last ones
+    time: str | None = None  # column of times
+    series: str | None = None  # column of names, in tables with a row a value
+    value: str | None = None  # column of values
+    fill: bool = False  # whether missing values are put on the line between their neighbours
+
+    def __post_init__(self) -> None:
+        for name in ("season", "context", "horizon"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; give 1 or more, or none")
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+            raise ConfigError(
+                f"task.validation {self.validation} and task.test {self.test} are no shares; leave some to train on"
+            )
+
+    def read(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
+        """The series of files."""
+        return read_series(paths, Columns(self.time, self.series, self.value), self.fill)
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read or hold too little."""
+        embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
+        if not isinstance(embed, StatesEmbedConfig):
+            raise ConfigError("this model reads no numbers in steps; take that of the recipe forecast")
+        return Task(Windows(self, recipe, *self.read(recipe.files(data)), workspace), Quantiles(LEVELS))
+
+    def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
+        """Windows for series of which none is shorter. UserError for one that is too short."""
+        season, count = self.season or calendar.season, len(shortest.values)
+        ahead = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), count // 8))
+        train = int(ends(np.array([count]), ahead, (self.validation, self.test))[0][0])
+        past = self.context or min(max(3 * season, 4 * ahead, 24), (train - ahead) // 2)
+        if train < past + ahead or not (self.context or past >= max(4, season)):
+            raise UserError(
+                f"the series {shortest.name!r} has {count:,} values, {max(0, train):,} to train on, too few for a "
+                f"season of {season} and a horizon of {ahead}; give more, or a shorter task.season, context and horizon"
+            )
+        patch = -(-past // _TOKENS)
+        return WindowCodec(past - past % patch, ahead, season, patch, calendar.unit, calendar.step)
+
+
+class Windows(Continued):
+    """Windows of series, read as numbers in steps."""
+
+    def __init__(
+        self, config: ForecastConfig, recipe: Recipe, found: Sequence[Series], calendar: Calendar, workspace: Path
+    ) -> None:
+        self.found, self.calendar = found, calendar
+        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
+        self.values, self.seen = (np.concatenate([getattr(one, name) for one in found]) for name in ("values", "seen"))
+        self.starts = np.array([one.start // calendar.step for one in found])
+        known = read_codec(workspace, calendar)
+        self.codec = known or config.codec(min(found, key=lambda one: len(one.values)), calendar)
+        self.horizon = self.codec.horizon
+        self.at = places(found, self.codec.context, self.horizon, (config.validation, config.test))
+        judged = {side: spread(self.at.sides[side], _JUDGED) for side in ("validation", "test")}
+        every = spread(np.arange(len(self.at.series)), _JUDGED)
+        self.splits = Splits({**self.at.sides, **judged}, every, "windows", "longer series")
+        season, trained = self.codec.season, self.at.ends.tolist()
+        parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
+        self.least = np.array([flat(part) for part in parts])
+        self.scales = np.array([seasonal_error(part, season) for part in parts])
+        if known is None:
+            self.codec = self._lined()
+
+    def _lined(self) -> WindowCodec:
+        """The codec with the simple forecast that is best in training, and its errors there."""
+        rows = spread(self.splits.rows("train"), _JUDGED)
+        known, unit = self.around(rows), self.window(rows).unit[..., 0]
+        simple = simple_forecasts(known.before, self.horizon, self.codec.season)
+        errors = {name: (known.after - said) / unit for name, said in simple.items()}
+        best = min(errors, key=lambda name: np.abs(errors[name]).mean())
+        mean = max(float(np.abs(errors[best]).mean()), 1e-3)
+        quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
+        return replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
+
+    def around(self, rows: np.ndarray) -> Around:
+        places = self.at.values[rows][:, None]
+        ahead, before = places + np.arange(self.horizon), self.values[places + np.arange(-self.codec.context, 0)]
+        simple = simple_forecasts(before, self.horizon, self.codec.season)
+        naive, scale = simple.get("season", simple["last"]), self.scales[self.at.series[rows]]
+        return Around(before, self.values[ahead], self.seen[ahead], naive, scale)
+
+    def window(self, rows: np.ndarray) -> Window:
+        """What is read of windows."""
+        series, past = self.at.series[rows], self.at.values[rows][:, None] + np.arange(-self.codec.context, 0)
+        return self.codec.read(self.values[past], self.starts[series] + self.at.steps[rows], self.least[series])
+
+    def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
+        return self.window(rows).scaled(said)
+
+    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+        """Patches, and the numbers to be said less each quantile of the simple forecast, in its unit."""
+        read, known = self.window(rows), self.around(rows)
+        right = torch.from_numpy(((known.after[..., None] - read.simple) / read.unit).astype(np.float32))
+        tokens = read.inputs.shape[0] * read.inputs.shape[1]
+        return Batch((read.inputs,), (right, torch.from_numpy(known.there)), int(known.there.sum()), tokens)
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        for split in ("train", "validation"):
+            self.splits.rows(split)
+        assert isinstance(model, TransformerConfig)  # as the task has seen
+        embed = replace(cast(StatesEmbedConfig, model.embed), states=NumbersConfig(self.codec.numbers))
+        return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
+
+    def shown(self, row: int) -> str:
+        one = self.found[self.at.series[row]]
+        return f"{one.name} from {self.calendar.text(one.start + int(self.at.steps[row]) * self.codec.step)}"
+
+    def save(self, directory: Path) -> None:
+        write_text(directory / SERIES, dumps(self.codec))
+
+
+def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
+    """The windows of a run or of the model that it starts from, None for none. UserError for data in other steps."""
+    if not (directory / SERIES).is_file():
+        return None
+    codec = from_dict(WindowCodec, read_json(directory / SERIES), SERIES)
+    if (codec.unit, codec.step) != (calendar.unit, calendar.step):
+        theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
+        raise UserError(f"the data have {theirs}, and the model has learnt {own}; give data in these")
+    return codec
