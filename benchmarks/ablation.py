@@ -34,8 +34,8 @@ from headway.parts.positions import LearnedConfig
 from headway.recipes import begin_task, configured
 from headway.train import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
 from headway.train.distributed import Processes
-from headway.train.heap import kept_heap
 from headway.train.learner import Learner
+from headway.train.memory import kept_heap
 from measure import RESULTS, spread, write
 
 NAME, STEPS, SEEDS = "ablation", 500, (1, 2, 3)

@@ -41,7 +41,7 @@ def speed(run: str) -> None:
 
     import headway as hw
     from headway.domains.chess.judge import BoardJudge, judge_of, outputs, place_of
-    from headway.domains.chess.limits import Limits
+    from headway.domains.chess.limits import SearchLimits
     from headway.domains.chess.puzzles import puzzles
     from headway.domains.chess.rules import chess
 
@@ -62,7 +62,7 @@ def speed(run: str) -> None:
                     found[f"plain torch, {rows} at once"] = rate(partial(outputs, judge.model, inputs), rows)
         player = model.player("puct")
         started = time.perf_counter()
-        nodes = player.think(chess.Board(), Limits(nodes=1000)).nodes
+        nodes = player.think(chess.Board(), SearchLimits(nodes=1000)).nodes
         found[f"{weights}, nodes of a search"] = nodes / (time.perf_counter() - started)
     report(found)
 

@@ -79,7 +79,7 @@ def train(name: str, minutes: float, seed: int) -> dict[str, Any]:
 
 def smoothing(name: str) -> dict[str, float]:
     """The scores of exponential smoothing on the windows that the model is judged on."""
-    from headway.data.series import Columns, read_series
+    from headway.data.series import SeriesColumns, read_series
     from headway.domains.forecast.windows import LEVELS
     from headway.metrics.forecasts import forecast_scores
     from headway.recipes import configured, open_task
@@ -87,7 +87,7 @@ def smoothing(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         data = lay_out(name, Path(folder))
         task: Any = open_task(configured("forecast", data, SETTINGS.get(name), None), Path(folder) / "none")
-        windows, (found, _) = task.examples, read_series([data], Columns(None, None, None), fill=True)
+        windows, (found, _) = task.examples, read_series([data], SeriesColumns(None, None, None), fill=True)
     rows = windows.of("test").some(WINDOWS).rows
     fitted: dict[int, tuple[Any, Any]] = {}
     said = []

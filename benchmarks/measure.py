@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.bench.machine import machine
-from headway.bench.machine import spread as spread  # for all benchmarks
+from headway.bench.run import machine
+from headway.bench.run import spread as spread  # for all benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent

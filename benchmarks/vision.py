@@ -72,8 +72,7 @@ def peak() -> int:
 
 
 def config(shape: str) -> Any:
-    from headway.models.presets import preset
-    from headway.models.sight import vit
+    from headway.models.presets import preset, vit
 
     if shape == "vit-ti16":
         return preset("vit-ti16")

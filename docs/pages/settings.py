@@ -25,13 +25,12 @@ from headway.models.heads import HeadConfig, TransformConfig
 from headway.models.keypoints import KeypointsConfig
 from headway.models.observations import ObservationConfig
 from headway.models.stack import StackConfig
-from headway.models.unet import UNetConfig
+from headway.models.unet_policy import UNetConfig
 from headway.parts.bias import BiasConfig
 from headway.parts.feedforward import FeedForwardConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import NormConfig
-from headway.parts.positions import PositionsConfig
-from headway.parts.rotary import RotaryConfig, ScalingConfig
+from headway.parts.positions import PositionsConfig, RotaryConfig, ScalingConfig
 from headway.train import Recipe
 from headway.train.adapters import AdapterConfig
 from headway.train.optim import OptimConfig

@@ -30,12 +30,11 @@ from headway.report.charts import Points
 from headway.report.page import HOW_TO_INSTALL
 from headway.train import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.train.budget import Clock, check_minutes
-from headway.train.display import duration
-from headway.train.log import read_metrics
+from headway.train.journal import duration
 from headway.train.page import figure, heading, is_rate, points, scaled, title
 from headway.train.precision import Precision, choose
 from headway.train.recipe import difference
-from headway.train.run import RunDirectory, free_directory
+from headway.train.run import RunDirectory, free_directory, read_metrics
 from headway.variants import Tasks, Variant, variants
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
@@ -44,7 +43,7 @@ _PRECISION = "train.precision"
 _UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
 
 
-class Trial(NamedTuple):
+class ComparedRun(NamedTuple):
     """One run of a variant: its directory, run.json and metrics.jsonl."""
 
     directory: Path
@@ -57,7 +56,7 @@ class Result:
     """A variant and its trials, one a seed."""
 
     variant: Variant
-    trials: Sequence[Trial]
+    trials: Sequence[ComparedRun]
 
     def best(self, name: str) -> list[float]:
         """A metric of each trial's best validation."""
@@ -323,18 +322,20 @@ def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> 
     return difference(recipe, base)
 
 
-def _trial(recipe: Recipe, task: Task, place: Path, minutes: float | None, device: str, threads: int | None) -> Trial:
+def _trial(
+    recipe: Recipe, task: Task, place: Path, minutes: float | None, device: str, threads: int | None
+) -> ComparedRun:
     """The run at `place`: as it lies there where it was trained and judged before; else it goes on, or begins with the
     codec of `task`.
     """
     there = RunDirectory(place)
     summary = there.read_status() if there.exists() else {}
     if summary.get("scores"):
-        return Trial(place, summary, read_metrics(there.metrics))
+        return ComparedRun(place, summary, read_metrics(there.metrics))
     if not summary:
         task.save(place)
     run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads, steps_alone=True)
-    return Trial(run.directory, run.summary, run.metrics)
+    return ComparedRun(run.directory, run.summary, run.metrics)
 
 
 @contextmanager

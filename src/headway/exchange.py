@@ -18,8 +18,7 @@ from headway.checkpoints.open import Opened, open_model
 from headway.checkpoints.published import CONFIG, save_published
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.marks import Marks
-from headway.codecs.styles import frame
+from headway.codecs.marks import RoleTokens, frame
 from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.given import typed
@@ -82,7 +81,7 @@ def open_to_export(place: Path) -> Opened:
     task = recipe_of(place).task
     if isinstance(task, text.LanguageConfig) and not task.crops:
         begin = codec.tokenizer.id_to_token(codec.begin)
-        frame(codec.tokenizer, "", Marks(bos=begin), {"add_bos_token": True})
+        frame(codec.tokenizer, "", RoleTokens(bos=begin), {"add_bos_token": True})
     return opened
 
 

@@ -26,8 +26,7 @@ from headway.train.loop import Foretell
 from headway.train.memory import training_bytes
 from headway.train.precision import choose as choose_precision
 from headway.train.scale import Fit, Pace, Scale, choose, explained, ladder, settled, shape_of, with_user
-from headway.train.start import agree, keep_symbols, open_start
-from headway.train.tuning import tuned
+from headway.train.start import agree, keep_symbols, open_start, tuned
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end

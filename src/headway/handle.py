@@ -92,7 +92,7 @@ class Handle:
         return self._familiar.alike is not None and not self.beyond
 
     def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
-        """`meet` for images or sounds, given with how they look (`headway.checkpoints.alike`), [N, F]."""
+        """`meet` for images or sounds, given with how they look (`headway.checkpoints.familiar`), [N, F]."""
         if not self.beyond:
             self._warn(self._familiar.strange(names, looks, kind))
 

@@ -25,8 +25,7 @@ from headway.train import Recipe, Task
 from headway.train.adapters import LoRAConfig
 from headway.train.run import RunDirectory
 from headway.train.scale import shape_of
-from headway.train.start import lay_out, open_start
-from headway.train.tuning import rates
+from headway.train.start import lay_out, open_start, rates
 
 
 def configured(

@@ -17,9 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from headway.checkpoints.llama2c import load_pieces
 from headway.checkpoints.published import read_processor
 from headway.codecs import published_codec, train_codec
-from headway.codecs.images import FORMATS, read_image
-from headway.codecs.processor import ImageProcessor
-from headway.codecs.stream import BYTES
+from headway.codecs.base import BYTES
+from headway.codecs.processor import FORMATS, ImageProcessor, read_image
 from headway.data.idx import read_idx
 
 TEXT = "the cat sat on the MAT, \u00e9 \u6771\n\n 12"

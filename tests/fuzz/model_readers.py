@@ -16,10 +16,10 @@ from headway.checkpoints.families import families, find_family
 from headway.checkpoints.gguf import load_gguf, load_gguf_codec, save_gguf
 from headway.checkpoints.llama2c import load_llama2c
 from headway.checkpoints.marks import read_marks
+from headway.checkpoints.native import read_config, undrawn
 from headway.checkpoints.published import CONFIG, INDEX, open_shards, read_settings
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.tensorfile import TensorFile
-from headway.checkpoints.undrawn import read_config, undrawn
 from headway.codecs import train_codec
 from headway.models import build
 

@@ -32,22 +32,21 @@ from headway.mixers import (
 from headway.mixers.attention import POSITIONS
 from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.models.heads import VocabularyHeadConfig
-from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig
-from headway.parts.experts import ExpertsConfig
-from headway.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig
+from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
+from headway.parts.feedforward import ExpertsConfig, FeedForwardConfig, GatedConfig, MLPConfig
 from headway.parts.init import InitConfig, initialise
 from headway.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
-from headway.parts.positions import LearnedConfig, SinusoidalConfig
-from headway.parts.rotary import (
+from headway.parts.positions import (
     DynamicScaling,
+    LearnedConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     RotaryConfig,
     ScalingConfig,
+    SinusoidalConfig,
     YarnScaling,
 )
-from headway.parts.smolgen import SmolgenConfig
 from headway.visibility import Causal, Full, Local, Prefix
 
 WIDTH, HEADS = 16, 4

@@ -18,9 +18,9 @@ from torch import Tensor
 from headway.checkpoints.durable import write_tensors
 from headway.checkpoints.native import QUANTISED
 from headway.engine import CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.cache import Blocks, Rows
+from headway.engine.cache import Blocks, RowBlocks
 from headway.engine.operations import BLOCK
-from headway.engine.packing import pack, unpack
+from headway.engine.packed import pack, unpack
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
@@ -202,7 +202,7 @@ def test_what_has_no_instruction_is_named() -> None:
 
 def test_rows_share_blocks_until_they_write() -> None:
     store = Blocks(8)
-    rows = Rows(store, [[], []])
+    rows = RowBlocks(store, [[], []])
     rows.make_room(np.array([0, -1]))
     assert [len(blocks) for blocks in rows.blocks] == [1, 0]
     store.view(rows.blocks[0][0])[:] = 7
@@ -311,7 +311,7 @@ class Found(dict):
 
 binding.get_host_cpu_features = lambda: Found({features})
 from headway.engine import machine, products, tiles
-from headway.engine.packing import pack, unpack
+from headway.engine.packed import pack, unpack
 import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
 assert machine.WIDE == {wide}

@@ -11,13 +11,12 @@ from cases import CAUSAL, FEED_FORWARDS, MIXERS, hybrid, ids, seq2seq, shake
 from test_engine import LOWERED
 
 from headway.engine import Engine, Format, quantise
-from headway.engine.decoder import Kept
+from headway.engine.decoder import Kept, Results
 from headway.engine.machine import HAS_MATRIX_UNIT, compiled
 from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
 from headway.engine.operations import MOST_SPLITS, splits_of
-from headway.engine.packing import pack, unpack
+from headway.engine.packed import pack, unpack
 from headway.engine.products import quantise as round_rows
-from headway.engine.results import Results
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products
 from headway.layout import Layout

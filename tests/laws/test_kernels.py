@@ -12,7 +12,7 @@ from headway.kernels import (
     ElmanWeights,
     GRUWeights,
     LSTMWeights,
-    Steps,
+    RunSteps,
     View,
     attend,
     attend_reference,
@@ -160,7 +160,11 @@ def test_rms_norm() -> None:
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, 1e-3), x)
 
 
-RUNS = {"even": Steps.equal(3, 5), "ragged": Steps((4, 4, 2, 1), torch.tensor([10, 9, 5, 7])), "one": Steps.equal(2, 1)}
+RUNS = {
+    "even": RunSteps.equal(3, 5),
+    "ragged": RunSteps((4, 4, 2, 1), torch.tensor([10, 9, 5, 7])),
+    "one": RunSteps.equal(2, 1),
+}
 SCANS = {
     "lstm": (lstm, lstm_reference, 4, 2, {}),
     "peepholes": (lstm, lstm_reference, 4, 2, {}),

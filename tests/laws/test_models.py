@@ -26,7 +26,7 @@ from headway.models import (
 )
 from headway.models.presets import decoder
 from headway.parts.feedforward import ActivationName, GatedConfig, MLPConfig
-from headway.parts.rotary import Rotary, RotaryConfig
+from headway.parts.positions import Rotary, RotaryConfig
 from processes import Program
 
 close = torch.testing.assert_close

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from cases import CAUSAL, WIDTH, inputs, make_mixer
 
 from headway.errors import ConfigError, UserError
-from headway.kernels import chunks as chunks_
 from headway.kernels import (
     delta,
     delta_quadratic,
@@ -22,6 +21,7 @@ from headway.kernels import (
     links,
     links_reference,
 )
+from headway.kernels import linear_scan as chunks_
 from headway.layout import Layout
 from headway.mixers import (
     DeltaConfig,

@@ -21,10 +21,9 @@ from headway.errors import UserError
 from headway.layout import Layout
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
-from headway.parts.experts import ExpertsConfig
-from headway.parts.feedforward import MLPConfig
+from headway.parts.feedforward import ExpertsConfig, MLPConfig
 from headway.parts.norm import RMSNormConfig
-from headway.parts.rotary import LongRopeScaling, RotaryConfig
+from headway.parts.positions import LongRopeScaling, RotaryConfig
 from headway.visibility import Causal
 
 T = pytest.importorskip("transformers")

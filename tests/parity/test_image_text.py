@@ -19,12 +19,11 @@ from twins import Twins, check_export, difference, outputs_of, twins
 from headway.checkpoints.families import families
 from headway.checkpoints.published import load_published, says
 from headway.codecs import load_codec
-from headway.codecs.frame import frame_of
 from headway.codecs.processor import ImageProcessor
+from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.models.clip import siglip
-from headway.models.presets import preset
+from headway.models.presets import preset, siglip
 
 T = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

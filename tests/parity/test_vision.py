@@ -16,8 +16,7 @@ from twins import check_export, difference, outputs_of, twins
 
 from headway.checkpoints.families import families
 from headway.checkpoints.published import load_published, says
-from headway.codecs.images import read_image
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.models.presets import preset
 

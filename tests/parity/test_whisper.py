@@ -17,7 +17,7 @@ from headway.checkpoints.families.whisper import write
 from headway.checkpoints.open import open_config, open_model
 from headway.checkpoints.published import load_published
 from headway.domains.audio import Transcriber, Transcribing, read_sound
-from headway.domains.audio.resample import RATE
+from headway.domains.audio.mel import RATE
 from headway.engine import Engine, refusal
 from headway.errors import UserError
 from headway.layout import Layout

@@ -8,7 +8,7 @@ from typing import Any
 
 import headway as hw
 from headway.domains import recipe as find
-from headway.models.chess import squares
+from headway.models.presets import squares
 from headway.train import Recipe, Run
 
 GAME = """[Event "A game"]

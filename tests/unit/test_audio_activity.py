@@ -11,9 +11,8 @@ from sound_files import tone
 from whisper_models import time, transcriber
 
 from headway.domains.audio import read_sound
-from headway.domains.audio.activity import Speech, speech_of
-from headway.domains.audio.pauses import Timeline
-from headway.domains.audio.resample import RATE
+from headway.domains.audio.activity import Speech, Timeline, speech_of
+from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import BLOCK, ArraySound
 from headway.errors import UserError
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from whisper_models import BANDS, USAGE, noise, time, transcriber
 
 from headway.checkpoints.usage import Usage
-from headway.domains.audio.framing import Padding, Windows, padding_of
-from headway.domains.audio.mel import log_mel
-from headway.domains.audio.resample import RATE, Resampler, resample
+from headway.domains.audio.framing import FramedWindows, Padding, padding_of
+from headway.domains.audio.mel import RATE, Resampler, log_mel, resample
 from headway.domains.audio.sound import ArraySound
 from headway.errors import UserError
 
@@ -24,7 +23,7 @@ from headway.errors import UserError
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.345])
 def test_windows_are_parts_of_the_whole(seconds: float, padding: Padding) -> None:
     sound = noise(round(seconds * RATE))
-    windows = Windows(ArraySound(sound), BANDS, 100, padding)
+    windows = FramedWindows(ArraySound(sound), BANDS, 100, padding)
     whole = log_mel(torch.cat([sound, torch.zeros(RATE)]), BANDS)
     whole = whole[: windows.frames] if padding == "zeros" else whole
     assert windows.frames == len(sound) // 160
@@ -56,7 +55,7 @@ class Endless:
 
 
 def test_long_sounds_are_held_in_part_only() -> None:
-    windows: Any = Windows(Endless(), BANDS, 3000, "zeros")  # type: ignore[arg-type]
+    windows: Any = FramedWindows(Endless(), BANDS, 3000, "zeros")  # type: ignore[arg-type]
     assert windows.samples == 1200 * RATE
     held = []
     for start in range(0, windows.frames, 2900):

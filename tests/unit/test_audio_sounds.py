@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headway.domains.audio.mel import SHORTEST, log_mel, mel_filters, pad
-from headway.domains.audio.resample import RATE, resample
+from headway.domains.audio.mel import RATE, SHORTEST, log_mel, mel_filters, pad, resample
 from headway.domains.audio.sound import read_sound
 from headway.errors import UserError
 

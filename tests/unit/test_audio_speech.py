@@ -25,18 +25,18 @@ from headway.config import override
 from headway.data.packing import IGNORED
 from headway.domains import recipe as find_recipe
 from headway.domains.audio import FileSound, Transcribing
-from headway.domains.audio.framing import Windows
+from headway.domains.audio.framing import FramedWindows
 from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matched
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.speech import words
+from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptText
-from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import ConfigError, UserError
 from headway.exchange import export_model
 from headway.models import build
 from headway.recipes import begin_task, configured, open_task
-from headway.report.png import png
-from headway.report.spectrogram import Span, spectrogram
+from headway.report.confusion import Span, spectrogram
+from headway.report.page import png
 from headway.train.examples import Batch, Selected
 from headway.train.task import Task
 
@@ -121,7 +121,7 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
         assert message in caplog.text
     for row, text in enumerate(examples.rows.texts):
         sound = FileSound(folder / "sounds" / f"{'abcdefghij'.index(text[0])}.wav")
-        window = Windows(sound, examples.bands, examples.frames, "silence").window(0)
+        window = FramedWindows(sound, examples.bands, examples.frames, "silence").window(0)
         torch.testing.assert_close(batch_of(examples, row).inputs[0], window, rtol=0, atol=2e-5)
     for bad, message in (
         (tmp_path / "no.tsv", "there is no file"),
@@ -257,7 +257,7 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     for row in examples.of("all").rows.tolist():
         frames = batch_of(examples, row).inputs[0]
         sound = FileSound(examples.rows.files[row])
-        window = Windows(sound, examples.bands, examples.frames, transcriber.padding).window(0)
+        window = FramedWindows(sound, examples.bands, examples.frames, transcriber.padding).window(0)
         torch.testing.assert_close(window, frames, rtol=0, atol=2e-5)
         alone = examples.told(Selected(examples, np.array([row])))
         [wanted] = examples.texts(objective.write(model.module, examples, alone, objective.search))
@@ -289,7 +289,7 @@ def test_fine_tuning_a_published_model_keeps_its_frames_of_zeros(tmp_path: Path)
     assert [bool(frames[:25].all()), bool(frames[25:].any())] == [True, False]
     changed = next(examples.batches("train")).inputs[0]  # later, slower and masked, but still with zeros behind
     assert not changed[:, 50:].any()
-    window = Windows(FileSound(examples.rows.files[0]), examples.bands, examples.frames, "zeros").window(0)
+    window = FramedWindows(FileSound(examples.rows.files[0]), examples.bands, examples.frames, "zeros").window(0)
     torch.testing.assert_close(window[0], frames, rtol=0, atol=2e-5)
 
 

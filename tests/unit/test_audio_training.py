@@ -23,9 +23,9 @@ import headway as hw
 from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.augment import AugmentConfig, chance, delayed, masked, noisy, placed, varied
+from headway.domains.audio.augment import SoundAugmentConfig, chance, delayed, masked, noisy, placed, varied
 from headway.domains.audio.classification import LabelledSounds, windowed
-from headway.domains.audio.digits import read_takes
+from headway.domains.audio.sequences import read_takes
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.store import open_sounds
 from headway.errors import ConfigError, UserError
@@ -151,32 +151,32 @@ def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
 
 
 def test_what_augmentation_changes() -> None:
-    sound, none = torch.from_numpy(tone(300, rate=16000)), AugmentConfig()
+    sound, none = torch.from_numpy(tone(300, rate=16000)), SoundAugmentConfig()
     assert torch.equal(noisy(varied(sound, none, chance(0, 1)), none, chance(0, 1)), sound)
-    slow = varied(sound, AugmentConfig(speeds=(0.5,)), chance(0, 1))
+    slow = varied(sound, SoundAugmentConfig(speeds=(0.5,)), chance(0, 1))
     assert len(slow) == 2 * len(sound)
-    louder = varied(sound, AugmentConfig(gain=6.0), chance(0, 1))
+    louder = varied(sound, SoundAugmentConfig(gain=6.0), chance(0, 1))
     ratio = float(louder.std() / sound.std())
     assert ratio != 1
     assert 10 ** (-6 / 20) <= ratio <= 10 ** (6 / 20)
-    noise = noisy(sound, AugmentConfig(noise=(20.0, 20.0)), chance(0, 1)) - sound
+    noise = noisy(sound, SoundAugmentConfig(noise=(20.0, 20.0)), chance(0, 1)) - sound
     assert float(noise.std() / sound.square().mean().sqrt()) == pytest.approx(0.1, rel=0.05)
     assert torch.equal(placed(sound, len(sound) + 100)[50:-50], sound)
     starts = {int((placed(sound, len(sound) + 400, 0.01, chance(0, i)) != 0).nonzero()[0]) for i in range(30)}
     assert len(starts) > 5
     assert 40 <= min(starts) <= max(starts) <= 360  # at most 160 samples from the middle
-    later = [delayed(sound, len(sound) + 9, AugmentConfig(shift=0.2), chance(0, i)) for i in range(99)]
+    later = [delayed(sound, len(sound) + 9, SoundAugmentConfig(shift=0.2), chance(0, i)) for i in range(99)]
     assert {len(x) - len(sound) for x in later} == set(range(10))
     assert all(torch.equal(x[-len(sound) :], sound) and not x[: -len(sound)].any() for x in later)
     frames = torch.randn(50, 80)
-    marked = masked(frames, AugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), chance(0, 3))
+    marked = masked(frames, SoundAugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), chance(0, 3))
     hidden = marked != frames
     assert torch.all(marked[hidden] == frames.mean())
     assert hidden.all(1).sum() <= 10
     assert 0 < hidden.all(0).sum() <= 8
     for wrong in ({"gain": -1.0}, {"speeds": (3.0,)}, {"noise": (5.0, 1.0)}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            AugmentConfig(**wrong)  # type: ignore[arg-type]
+            SoundAugmentConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:

@@ -30,21 +30,17 @@ from whisper_models import (
 from headway.checkpoints.open import Opened
 from headway.cli.main import main
 from headway.domains.audio import SubtitleLines, Transcriber, Transcribing, Transcription, Word, written
-from headway.domains.audio.listener import compression_ratio
-from headway.domains.audio.marks import Marks
-from headway.domains.audio.mel import log_mel
-from headway.domains.audio.resample import RATE
-from headway.domains.audio.timestamps import WhisperRule, parts
-from headway.domains.audio.timing import align, warp
+from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, parts
+from headway.domains.audio.mel import RATE, log_mel
 from headway.domains.audio.transcribe import Segment
-from headway.domains.audio.words import merged, split_words
+from headway.domains.audio.words import align, merged, split_words, warp
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.model import Model
 from headway.models import EncoderDecoder
 
-MARKS = Marks.of(codec(), USAGE, SYMBOLS)
+MARKS = WhisperTokens.of(codec(), USAGE, SYMBOLS)
 
 
 def test_marks() -> None:
@@ -53,7 +49,7 @@ def test_marks() -> None:
     assert set(range(END + 1, FIRST_TIME)) == set(MARKS.never)
     with pytest.raises(UserError, match="language 'fr' is not among"):
         MARKS.check("fr", "transcribe")
-    english = Marks.of(codec(), USAGE, 51864)
+    english = WhisperTokens.of(codec(), USAGE, 51864)
     assert english.opening("en", "transcribe") == [END + 1]
     for language, task, message in (("de", "transcribe", "not language 'de'"), (None, "translate", "task translate")):
         with pytest.raises(UserError, match=message):
@@ -89,7 +85,7 @@ def test_the_rule_is_that_of_transformers(length: int, towards: float) -> None:
     starts = torch.tensor([[MARKS.start, *row] for row in rows])
     wanted = theirs(starts, logits.clone())
     found = logits.clone()
-    never = Marks(SYMBOLS, END, MARKS.start, MARKS.plain, None, None, {}, {}, (MARKS.plain,), ())
+    never = WhisperTokens(SYMBOLS, END, MARKS.start, MARKS.plain, None, None, {}, {}, (MARKS.plain,), ())
     WhisperRule(never, latest=0.1)(found, torch.tensor(rows, dtype=torch.long).view(8, length))
     assert torch.equal(found, wanted)
 

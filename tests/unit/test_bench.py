@@ -12,10 +12,19 @@ import pytest
 import torch
 
 from headway.bench import ours, run
-from headway.bench.job import NEW, PROMPT, Job
-from headway.bench.prepare import check_space, prepare_ours, without_dropout
-from headway.bench.programs import PEERS, Program, comparisons, programs
-from headway.bench.run import Request
+from headway.bench.run import (
+    NEW,
+    PEERS,
+    PROMPT,
+    Contender,
+    Job,
+    Request,
+    check_space,
+    comparisons,
+    prepare_ours,
+    programs,
+    without_dropout,
+)
 from headway.checkpoints.published import save_published
 from headway.cli import main as cli
 from headway.errors import UserError
@@ -38,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.timing._LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("headway.bench.run._LEAST_SECONDS", 0.0)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
@@ -85,7 +94,7 @@ def test_programs_run_in_turn(
         return {"sentences_per_second": speed, "tokens_per_second": 32 * speed, "peak_bytes": 1000 * speed}
 
     monkeypatch.setattr(run, "_process", process)
-    monkeypatch.setattr("headway.bench.programs.find_spec", lambda name: name)
+    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: name)
     words = ("--shape", shapes / "marian", "--weights", "int4", "--against", "ctranslate2")
     code, out, err = ask(capsys, "translate", *words)
     assert code == 0
@@ -112,7 +121,7 @@ def test_programs_run_in_turn(
 )
 def test_each_kind(tmp_path: Path, kind: str, config: ModelConfig, form: str, value: str) -> None:
     threads = torch.get_num_threads()
-    prepare_ours(kind, without_dropout(config), 0, [Program("headway", form)], tmp_path)  # type: ignore[arg-type]
+    prepare_ours(kind, without_dropout(config), 0, [Contender("headway", form)], tmp_path)  # type: ignore[arg-type]
     found = ours.measure(job(kind, form, tmp_path, config, rows=2))
     assert found[value] > 0
     assert torch.get_num_threads() == threads
@@ -123,7 +132,7 @@ def test_each_kind(tmp_path: Path, kind: str, config: ModelConfig, form: str, va
 def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelConfig) -> None:
     from headway.bench.peers import transformers  # the rest of the package never does that
 
-    program = Program("transformers", "fp32")
+    program = Contender("transformers", "fp32")
     prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
     found = transformers.measure(job(kind, "fp32", tmp_path, config, rows=2))
     assert all(value > 0 for value in found.values())
@@ -143,7 +152,7 @@ def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelCon
 def test_the_other_peers_where_they_are_installed(
     tmp_path: Path, name: str, kind: str, config: ModelConfig, form: str
 ) -> None:
-    program = Program(name, form)
+    program = Contender(name, form)
     pytest.importorskip(PEERS[name].module)
     peer = import_module(program.module)
     prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
@@ -157,7 +166,7 @@ def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
     for tie, tables in ((True, 1), (False, 1)):
         config = decoder(64, 1, 4, 4, 128, 96, tie=tie)
         folder = tmp_path / str(tie)
-        prepare_ours("decode", config, 0, [Program("headway", "fp32")], folder)
+        prepare_ours("decode", config, 0, [Contender("headway", "fp32")], folder)
         block = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
         weights = ours.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
         assert weights == 4 * (block + 64 + tables * 96 * 64)
@@ -217,7 +226,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, .
 
 
 def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.programs.find_spec", lambda name: None)
+    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: None)
     code, _, err = ask(capsys, "decode", "--against", "transformers,llama.cpp")
     assert code == 2
     assert err == (
@@ -228,7 +237,7 @@ def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkey
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(UserError, match=r"bytes of disk for its files, .* has 1 free; .* set TMPDIR"):
-        check_space("decode", "tiny", LLAMA, [Program("headway", "int8")], tmp_path)
+        check_space("decode", "tiny", LLAMA, [Contender("headway", "int8")], tmp_path)
 
 
 def test_a_process_that_fails(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from headway.checkpoints.families import families, llama
-from headway.checkpoints.gguf.dialects import find_dialect
-from headway.checkpoints.gguf.save import Draft
-from headway.checkpoints.gguf.settings import read_values
+from headway.checkpoints.gguf.dialects import find_dialect, read_values
+from headway.checkpoints.gguf.save import FileContents
 from headway.checkpoints.settings import Settings
 from headway.models import TransformerConfig
-from headway.parts.rotary import LinearScaling, ScalingConfig
+from headway.parts.positions import LinearScaling, ScalingConfig
 
 SIZES = {
     "context_length": 64,
@@ -29,7 +28,7 @@ SIZES = {
 def meant(architecture: str, **values: Any) -> TransformerConfig:
     """The configuration of a file of such values; a dot is written __ here."""
     said = {**SIZES, **{name.replace("__", "."): value for name, value in values.items()}}
-    file = Draft(
+    file = FileContents(
         {f"{architecture}.{name}": value for name, value in said.items()},
         {"token_embd.weight": torch.zeros(48, 32)},
         "here",

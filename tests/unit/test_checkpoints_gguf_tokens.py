@@ -14,8 +14,8 @@ from headway.checkpoints.gguf.tokens import read_codec, read_marks
 from headway.checkpoints.llama2c import load_llama2c, load_pieces
 from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec, load_codec, train_codec
+from headway.codecs.marks import frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
-from headway.codecs.styles import frame
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Session
 from headway.models import Transformer

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headway.checkpoints.families import families
-from headway.checkpoints.meaning import computed
 from headway.checkpoints.open import open_model
-from headway.checkpoints.published import load_published, save_published, says
+from headway.checkpoints.published import computed, load_published, save_published, says
 from headway.checkpoints.settings import Settings
 from headway.codecs import train_codec
 from headway.errors import UserError

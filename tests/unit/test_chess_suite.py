@@ -16,8 +16,8 @@ chess = pytest.importorskip("chess")
 
 from headway.cli import chess_suite  # noqa: E402
 from headway.domains.chess.epd import moves_of, operations_of  # noqa: E402
-from headway.domains.chess.judge import Opinion, Place  # noqa: E402
-from headway.domains.chess.limits import Limits  # noqa: E402
+from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
+from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.rules import board_of  # noqa: E402
@@ -44,7 +44,7 @@ class Knows:
     has_policy = has_value = True
     history = 0
 
-    def judge(self, places: list[Place]) -> list[Opinion]:
+    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
         counts = [len(place.moves) for place in places]
         return [Opinion(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
 
@@ -118,7 +118,7 @@ def test_what_solves_an_exercise(tmp_path: Path) -> None:
 
 def test_a_suite_is_solved_by_search(tmp_path: Path) -> None:
     read = read_suite(suite(tmp_path, SUITE + "7k/8/8/8/8/8/8/R6K w - - bm Ra2; id none;\n"))
-    scores = solve_suite(Player(Knows(), "puct"), read, Limits(nodes=60))
+    scores = solve_suite(Player(Knows(), "puct"), read, SearchLimits(nodes=60))
     assert [row["name"] for row in scores["missed"]][-1:] == ["none"]
     assert not {row["name"] for row in scores["missed"]} & set(NAMES[:5])
     assert scores["solved"] == scores["samples"] - len(scores["missed"])

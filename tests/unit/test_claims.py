@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from headway.claims import dictionary
 from headway.claims import gather as gathering
-from headway.claims.claim import Claim, Finding, Number, Trial, Trials
-from headway.claims.experiments import chosen, claims
-from headway.claims.pictures import lines, svg
-from headway.claims.runner import _code, record, reread, run_claim
-from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, symbols_of, tuned
-from headway.claims.statistics import (
+from headway.claims import sequences
+from headway.claims.claim import (
+    Claim,
+    Finding,
     Interval,
+    Number,
+    Trial,
+    Trials,
     difference,
     equivalence,
     exponent,
@@ -30,11 +30,15 @@ from headway.claims.statistics import (
     student_cdf,
     student_quantile,
 )
+from headway.claims.experiments import chosen, claims
+from headway.claims.page import lines, svg
+from headway.claims.runner import _code, record, reread, run_claim
+from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, symbols_of, tuned
 from headway.cli import main as cli
 from headway.config import override
 from headway.data import pairs
 from headway.errors import UserError
-from headway.models.ancestors import rnnenc, rnnsearch
+from headway.models.presets import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(
@@ -292,18 +296,18 @@ def test_when_a_score_is_reached() -> None:
 def test_lists_of_words(few_words: None, tmp_path: Path) -> None:
     whole, last = (
         [[line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()] for path in found]
-        for found in (dictionary.write_lists(tmp_path, 3, 4, 2, last_only) for last_only in (False, True))
+        for found in (sequences.write_lists(tmp_path, 3, 4, 2, last_only) for last_only in (False, True))
     )
     train, held_out = whole
-    assert [dictionary.words_of(source) for source, _ in train] == [1, 2, 3] * 4
+    assert [sequences.words_of(source) for source, _ in train] == [1, 2, 3] * 4
     assert [len(target.split(" _ ")) for _, target in train] == [1, 2, 3] * 4
     assert [[source, target.split(" _ ")[-1]] for source, target in train] == last[0]
     assert not {w for source, _ in train for w in source.split("_")} & {w for s, _ in held_out for w in s.split("_")}
 
 
 def test_phonemes_backwards(few_words: None, tmp_path: Path) -> None:
-    (path,) = dictionary.write_backwards(tmp_path)
-    for turned, pair in zip(pairs([path]), pairs(dictionary.find_set("cmudict")), strict=True):
+    (path,) = sequences.write_backwards(tmp_path)
+    for turned, pair in zip(pairs([path]), pairs(sequences.find_set("cmudict")), strict=True):
         assert turned.source == pair.source
         assert turned.target.split() == pair.target.split()[::-1]
 

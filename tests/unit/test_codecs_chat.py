@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from headway.codecs import TokenizerCodec, sandbox, train_codec
-from headway.codecs.chat import Chat, ChatTemplate, default_template, read_template
-from headway.codecs.guard import GUARD
-from headway.codecs.marks import Marks
-from headway.codecs.spans import CLOSE, OPEN
+from headway.codecs.chat import GUARD, Chat, ChatTemplate, default_template, read_template
+from headway.codecs.marks import RoleTokens
+from headway.codecs.sandbox import CLOSE, OPEN
 from headway.errors import UserError
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -245,7 +244,7 @@ def test_what_published_templates_rely_on() -> None:
     template = ChatTemplate(
         "{% for m in messages %}\n    {% if loop.index > 1 %}\n        {% break %}\n    {% endif %}\n{{ m|tojson }}\n"
         "{% endfor %}\n{{ strftime_now('%Y')|length }}{{ bos_token }}{{ eos_token is defined }}",
-        Marks(bos="<s>"),
+        RoleTokens(bos="<s>"),
     )
     messages = [{"role": "user", "content": "<é & 'x'>"}, *ASKED]
     assert template.render(messages) == '{"role": "user", "content": "<é & \'x\'>"}\n4<s>False'

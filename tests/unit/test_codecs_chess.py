@@ -7,9 +7,26 @@ import random
 import numpy as np
 import pytest
 
-from headway.codecs.boards import ATTACK_PLANES, PIECE_PLANES, attackers, planes, planes_for, seen
-from headway.codecs.fen import CHARACTERS, POSITION, TOKENS, fens, parse, tokens
-from headway.codecs.moves import FLIP, MIRROR, MOVERS, MOVES, NUMBERS, PARTS
+from headway.codecs.boards import (
+    ATTACK_PLANES,
+    CHARACTERS,
+    FLIP,
+    MIRROR,
+    MOVERS,
+    MOVES,
+    NUMBERS,
+    PARTS,
+    PIECE_PLANES,
+    POSITION,
+    TOKENS,
+    attackers,
+    fens,
+    parse,
+    planes,
+    planes_for,
+    seen,
+    tokens,
+)
 from headway.errors import UserError
 
 chess = pytest.importorskip("chess")

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.codecs import images as module
-from headway.codecs.images import read_image
-from headway.codecs.processor import ImageProcessor
+from headway.codecs import processor as module
+from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
 
 Image = pytest.importorskip("PIL.Image")

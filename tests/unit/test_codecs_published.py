@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headway.codecs import check_fits, load_codec, published_codec
-from headway.codecs.stream import BYTES
+from headway.codecs.base import BYTES
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError
 

@@ -21,7 +21,7 @@ from headway.cli import demo
 from headway.cli import main as cli
 from headway.compare import Comparison, compare
 from headway.domains import recipe as find_recipe
-from headway.domains.image_text.caption_recipes import captioner
+from headway.domains.image_text.recipes import captioner
 from headway.domains.text.task import NextToken
 from headway.errors import UserError
 from headway.models import describe

@@ -36,7 +36,7 @@ from headway.data import (
 )
 from headway.data import store as store_module
 from headway.data.catalogue import KnownFile, KnownSet
-from headway.data.download import download
+from headway.data.registry import download
 from headway.data.store import Columns, open_or_build, within
 from headway.errors import UserError
 from processes import Program

@@ -9,8 +9,8 @@ import pytest
 from lerobot_data import SIZE, made, pictures
 
 from headway.data.demonstrations import join_demonstrations
-from headway.data.frames import JoinedFrames, MappedFrames
 from headway.data.store import Columns
+from headway.data.video import JoinedFrames, MappedFrames
 from headway.errors import UserError
 
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from headway.data.calendar import Calendar, read_time
-from headway.data.series import Columns, Series, read_series
+from headway.data.series import Series, SeriesColumns, read_series
 from headway.errors import UserError
 
-OPEN = Columns(None, None, None)
+OPEN = SeriesColumns(None, None, None)
 
 
-def read(folder: Path, text: str, fill: bool = False, columns: Columns = OPEN, name: str = "x.csv") -> list[Series]:
+def read(
+    folder: Path, text: str, fill: bool = False, columns: SeriesColumns = OPEN, name: str = "x.csv"
+) -> list[Series]:
     (folder / name).write_text(text, encoding="utf-8")
     return read_series([folder / name], columns, fill)[0]
 
@@ -73,7 +75,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     text = "date,made,x,y\n2024-01-01,2020-01-01,1,5\n2024-01-02,2021-01-01,2,6\n"
-    found = read(tmp_path, text, columns=Columns("made", None, "x"))
+    found = read(tmp_path, text, columns=SeriesColumns("made", None, "x"))
     assert [(one.name, one.values.tolist()) for one in found] == [("x", [1, 2])]
 
 
@@ -114,7 +116,7 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, said: str) -> None:
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'tame' \(task.time\); did you mean 'time'"):
-        read(tmp_path, "time,b\n1,2\n2,3\n", columns=Columns("tame", None, None))
+        read(tmp_path, "time,b\n1,2\n2,3\n", columns=SeriesColumns("tame", None, None))
 
 
 def test_years_after_9999_cannot_be_written() -> None:

@@ -19,17 +19,15 @@ from headway import api
 from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.agents.advantages import ReturnScale, advantages
 from headway.domains.agents.codec import AgentCodec
 from headway.domains.agents.distributions import Categorical, Normal, chances, drawn, likeliest
-from headway.domains.agents.experience import Estimation, Experience
+from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
 from headway.domains.agents.pictures import learning_curve
 from headway.domains.agents.task import PPOConfig, batch_of, surrogate, value_error
-from headway.domains.agents.windows import LastStates
 from headway.environments import Copies
 from headway.errors import ConfigError, UserError
 from headway.models import Transformer, actor_critic, build
-from headway.parts.running import RunningNorm
+from headway.parts.norm import RunningNorm
 from headway.train import Recipe
 from headway.train.task import Task
 

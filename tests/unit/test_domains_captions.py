@@ -19,9 +19,9 @@ from headway.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
-from headway.domains.image_text.caption_recipes import captioner
-from headway.domains.image_text.captioning import CaptionedImages, CaptionText, moved
+from headway.domains.image_text.captioning import CaptionText, ImagesToCaption, moved
 from headway.domains.image_text.emoji import read_emoji
+from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.models import Captioner
 from headway.recipes import open_task
@@ -58,8 +58,8 @@ def train(name: str, folder: Path, set: dict[str, Any] | None = None, **given: A
     return hw.train(tiny(name), set=wanted, run=folder, progress=False, samples=3, device="cpu", **given)
 
 
-def examples_of(task: Any) -> CaptionedImages:
-    assert isinstance(task.examples, CaptionedImages)
+def examples_of(task: Any) -> ImagesToCaption:
+    assert isinstance(task.examples, ImagesToCaption)
     return task.examples
 
 
@@ -369,8 +369,7 @@ def test_a_tower_brings_its_images_and_a_decoder_its_tokenizer(tmp_path: Path, p
     from headway.checkpoints.usage import Usage
     from headway.codecs import train_codec
     from headway.models import build
-    from headway.models.presets import gpt
-    from headway.models.sight import vit
+    from headway.models.presets import gpt, vit
 
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}
     config = vit(16, 2, 2, 4, classes=3, size=8)

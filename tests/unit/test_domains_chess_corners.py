@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.codecs.moves import NUMBERS
+from headway.codecs.boards import NUMBERS
 from headway.config import override
 from headway.data import SplitConfig
 from headway.data.files import File
@@ -19,11 +19,13 @@ chess = pytest.importorskip("chess")
 
 from chess_data import MATE  # noqa: E402
 
-from headway.domains.chess.judge import Opinion, Place  # noqa: E402
-from headway.domains.chess.label import LabelConfig, label  # noqa: E402
-from headway.domains.chess.limits import Limits  # noqa: E402
-from headway.domains.chess.openings import openings  # noqa: E402
-from headway.domains.chess.pgn import games  # noqa: E402
+from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
+from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
+from headway.domains.chess.limits import SearchLimits  # noqa: E402
+from headway.domains.chess.pgn import (
+    games,
+    openings,
+)
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
@@ -42,7 +44,7 @@ class Even:
     history = 0
     fails = False
 
-    def judge(self, places: list[Place]) -> list[Opinion]:
+    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
         if self.fails:
             raise MemoryError("no room")
         counts = [len(place.moves) for place in places]
@@ -132,18 +134,18 @@ def test_lists_with_counters_keep_their_best_moves(tmp_path: Path) -> None:
 def test_a_search_that_fails_leaves_nothing_half_counted() -> None:
     judge, board = Even(), chess.Board()
     tree = Tree(judge, PuctConfig())
-    tree.search(board, Limits(nodes=40))
+    tree.search(board, SearchLimits(nodes=40))
     judge.fails = True
     with pytest.raises(MemoryError):
-        tree.search(board, Limits(nodes=40))
+        tree.search(board, SearchLimits(nodes=40))
     judge.fails = False
-    lines, nodes = tree.search(board, Limits(nodes=40))
+    lines, nodes = tree.search(board, SearchLimits(nodes=40))
     assert nodes == 40 == sum(line.visits for line in lines)
 
 
 def test_a_tree_that_is_kept_stays_within_its_nodes() -> None:
     tree = Tree(Even(), PuctConfig(most=100))
-    looked = [tree.search(chess.Board(), Limits(nodes=70))[1] for _ in range(3)]
+    looked = [tree.search(chess.Board(), SearchLimits(nodes=70))[1] for _ in range(3)]
     assert looked == [70, 30, 0]
 
 
@@ -218,4 +220,4 @@ def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
     with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it 1 are solved"):
-        solve(Player(Even(), "value"), path, Limits(nodes=30))
+        solve(Player(Even(), "value"), path, SearchLimits(nodes=30))

@@ -12,7 +12,7 @@ import torch
 from chess_data import game, games_file, recipe, train
 
 import headway as hw
-from headway.codecs.moves import MIRROR, NUMBERS
+from headway.codecs.boards import MIRROR, NUMBERS
 from headway.config import override
 from headway.data import SplitConfig
 from headway.data.files import File

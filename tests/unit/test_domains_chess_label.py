@@ -18,8 +18,7 @@ from processes import Program
 
 chess = pytest.importorskip("chess")
 
-from headway.domains.chess.engines import UciEngine, find_engine  # noqa: E402
-from headway.domains.chess.label import LabelConfig, label  # noqa: E402
+from headway.domains.chess.engines import LabelConfig, UciEngine, find_engine, label  # noqa: E402  # noqa: E402
 from headway.domains.chess.match import EngineSide  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 

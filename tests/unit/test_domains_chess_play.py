@@ -24,11 +24,16 @@ from headway.kernels import deterministic
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
 
-from headway.domains.chess.judge import Opinion, Place, place_of, repetitions  # noqa: E402
-from headway.domains.chess.limits import Limits, share_of_clock  # noqa: E402
+from headway.domains.chess.judge import (  # noqa: E402
+    JudgedPosition,
+    Opinion,
+    OpinionCache,
+    place_of,
+    repetitions,
+)
+from headway.domains.chess.limits import SearchLimits, share_of_clock  # noqa: E402
 from headway.domains.chess.match import EngineSide, MatchTally, ModelSide, RandomSide, play_match, rungs  # noqa: E402
-from headway.domains.chess.openings import openings  # noqa: E402
-from headway.domains.chess.opinions import OpinionCache  # noqa: E402
+from headway.domains.chess.pgn import openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
@@ -45,11 +50,11 @@ class Even:
     def __init__(self, counts: bool = False) -> None:
         self.counts, self.seen = counts, []
 
-    def judge(self, places: list[Place]) -> list[Opinion]:
+    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
         self.seen += places
         return [self._opinion(place) for place in places]
 
-    def _opinion(self, place: Place) -> Opinion:
+    def _opinion(self, place: JudgedPosition) -> Opinion:
         policy = np.full(len(place.moves), 1 / len(place.moves), np.float32)
         outcome = np.array([0.0, 1.0, 0.0])
         if self.counts:
@@ -75,17 +80,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("search", ["value", "puct"])
 def test_mate_in_one_is_found_with_an_even_policy(fen: str, search: str) -> None:
     board = board_of(fen)
-    thought = Player(Even(), search).think(board, Limits(nodes=200))
+    thought = Player(Even(), search).think(board, SearchLimits(nodes=200))
     assert thought.lines[0].mates
     board.push(thought.move)
     assert board.is_checkmate()
 
 
 def test_the_tree_takes_what_hangs_and_sees_mates_in_two() -> None:
-    free = Player(Even(counts=True), "puct").think(board_of("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), Limits(nodes=300))
+    free = Player(Even(counts=True), "puct").think(board_of("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300))
     assert free.move.uci() == "e4d5"
     assert 0.6 < expected_of(free.lines[0].outcome) < 0.7  # a pawn ahead
-    two = Player(Even(), "puct").think(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), Limits(nodes=3000))
+    two = Player(Even(), "puct").think(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
     assert two.move.uci() in ("a2g2", "b1g1", "a2a7", "b1b7")  # what leaves a mate to follow
     assert expected_of(two.lines[0].outcome) > 0.6
 
@@ -95,7 +100,7 @@ def test_batches_find_what_single_looks_find_and_leave_no_virtual_visits() -> No
     moves = set()
     for batch in (1, 16):
         tree = Tree(Even(counts=True), PuctConfig(batch=batch))
-        lines, nodes = tree.search(board, Limits(nodes=600))
+        lines, nodes = tree.search(board, SearchLimits(nodes=600))
         assert tree.root is not None
         assert nodes == 600 == int(tree.root.visits.sum())
         waiting = [tree.root]
@@ -112,12 +117,12 @@ def test_batches_find_what_single_looks_find_and_leave_no_virtual_visits() -> No
 def test_the_rules_end_a_line() -> None:
     tree = Tree(Even(counts=True), PuctConfig())
     lost = board_of("7k/8/8/8/8/q7/8/K7 w - - 99 80")  # the last move before the fifty-move rule
-    lines, _ = tree.search(lost, Limits(nodes=60))
+    lines, _ = tree.search(lost, SearchLimits(nodes=60))
     assert expected_of(lines[0].outcome) == 0.5
     board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
     for text in ("a2b3", "g1f1", "b3a2"):
         board.push_uci(text)
-    lines, _ = Tree(Even(counts=True), PuctConfig()).search(board, Limits(nodes=60))
+    lines, _ = Tree(Even(counts=True), PuctConfig()).search(board, SearchLimits(nodes=60))
     before = next(line for line in lines if line.moves[0].uci() == "f1g1")
     assert expected_of(before.outcome) == 0.5  # it stood there before
     board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
@@ -130,7 +135,7 @@ def test_the_rules_end_a_line() -> None:
     again = board.copy()
     again.pop()
     assert repetitions(again) == 1
-    lines, _ = Tree(Even(counts=True), PuctConfig()).search(again, Limits(nodes=200))
+    lines, _ = Tree(Even(counts=True), PuctConfig()).search(again, SearchLimits(nodes=200))
     back = next(line for line in lines if line.moves[0].uci() == "f1g1")
     assert expected_of(back.outcome) == 0.5  # the third time
 
@@ -138,15 +143,15 @@ def test_the_rules_end_a_line() -> None:
 def test_the_tree_is_kept_for_the_moves_that_are_played() -> None:
     judge = Even(counts=True)
     tree, board = Tree(judge, PuctConfig()), chess.Board()
-    lines, _ = tree.search(board, Limits(nodes=400))
+    lines, _ = tree.search(board, SearchLimits(nodes=400))
     for move in lines[0].moves[:2]:
         board.push(move)
     judge.seen.clear()
-    found, nodes = tree.search(board, Limits(nodes=1))
+    found, nodes = tree.search(board, SearchLimits(nodes=1))
     assert nodes == 1
     assert len(judge.seen) <= 1  # nothing was judged anew
     assert sum(line.visits for line in found) > 1
-    tree.search(chess.Board(), Limits(nodes=1))
+    tree.search(chess.Board(), SearchLimits(nodes=1))
     assert judge.seen[-1].records  # another game starts anew
 
 
@@ -163,12 +168,12 @@ def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
 def test_only_some_moves_are_looked_at_if_asked() -> None:
     only = [chess.Move.from_uci("a2a3"), chess.Move.from_uci("h2h4")]
     for search in ("policy", "value", "puct"):
-        lines = Player(Even(), search).think(chess.Board(), Limits(nodes=20), only=only).lines
+        lines = Player(Even(), search).think(chess.Board(), SearchLimits(nodes=20), only=only).lines
         assert {line.moves[0] for line in lines} == set(only)
 
 
 def test_a_search_stops_at_once_and_keeps_to_its_time() -> None:
-    limits = Limits()
+    limits = SearchLimits()
     threading.Timer(0.2, limits.stop.set).start()
     started = time.monotonic()
     Player(Even(), "puct").think(chess.Board(), limits)
@@ -192,7 +197,7 @@ def test_what_a_model_does_not_say_is_told() -> None:
     with pytest.raises(UserError, match="there is no search 'alphabeta'"):
         Player(Even(), "alphabeta")
     with pytest.raises(UserError, match="the game is over"):
-        Player(Even()).think(board_of("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), Limits())
+        Player(Even()).think(board_of("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), SearchLimits())
 
 
 @pytest.mark.parametrize("text", ["e2e5", "Qh5", "e7e8q", "nonsense", "O-O"])
@@ -393,13 +398,13 @@ def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
     path = tmp_path / "puzzles.csv"
     other = "7k/8/8/3q4/4P3/8/8/7K w - - 0 1"
     path.write_text(f"position,bestmove\n{MATE},\"['a1a8',]\"\n{other},h1g1\n{other},\"['e4d5', 'h1g1']\"\n")
-    found = solve(Player(Even(counts=True), "value"), path, Limits())
+    found = solve(Player(Even(counts=True), "value"), path, SearchLimits())
     assert (found["samples"], found["puzzle_accuracy"], found["illegal_moves"]) == (3, pytest.approx(2 / 3), 0)
     own = tmp_path / "lichess.csv"
     own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/n4PPP/R5K1 b - - 0 1,a2c3 a1a8\n")
-    assert solve(Player(Even(), "value"), own, Limits())["puzzle_accuracy"] == 1
+    assert solve(Player(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
     with pytest.raises(UserError, match=r"holds no puzzles"):
-        solve(Player(Even()), games_file(tmp_path), Limits())
+        solve(Player(Even()), games_file(tmp_path), SearchLimits())
 
 
 def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
@@ -478,7 +483,7 @@ def test_opinions_are_kept_and_change_nothing(run: Path) -> None:
                 now = board.copy()
                 for text in moves:
                     now.push_uci(text)
-                lines, nodes = player.tree.search(now, Limits(nodes=6))
+                lines, nodes = player.tree.search(now, SearchLimits(nodes=6))
                 told.append([(line.moves, line.visits, line.outcome.tobytes()) for line in lines] + [nodes])
         found.append(told)
         asked.append(sum(rows))
@@ -492,7 +497,7 @@ class Counting:
     def __init__(self, inner: object, rows: list[int]) -> None:
         self.inner, self.rows = inner, rows
 
-    def judge(self, places: list[Place]) -> list[Opinion]:
+    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
         self.rows.append(len(places))
         return self.inner.judge(places)  # type: ignore[attr-defined]
 
@@ -515,9 +520,9 @@ def test_the_cache_keeps_apart_what_differs_and_stays_in_its_room() -> None:
     assert len(judge.seen) == 5
     cache.resize(1)
     for number in range(3000):
-        cache.judge([Place(((*first.records[0][:12], number),), first.moves)])
+        cache.judge([JudgedPosition(((*first.records[0][:12], number),), first.moves)])
     judge.seen.clear()
-    cache.judge([Place(((*first.records[0][:12], 2999),), first.moves)])
+    cache.judge([JudgedPosition(((*first.records[0][:12], 2999),), first.moves)])
     assert not judge.seen  # the newest are kept
-    cache.judge([Place(((*first.records[0][:12], 0),), first.moves)])
+    cache.judge([JudgedPosition(((*first.records[0][:12], 0),), first.moves)])
     assert len(judge.seen) == 1  # the oldest are gone

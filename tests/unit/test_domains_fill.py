@@ -16,9 +16,8 @@ from headway.checkpoints.usage import Usage
 from headway.cli.main import main
 from headway.codecs import Codec, load_codec, train_codec
 from headway.domains.masked import fill
-from headway.domains.masked.fill import masked_ids
+from headway.domains.masked.fill import SPECIAL, mask_of, masked_ids
 from headway.domains.masked.recipes import encoder
-from headway.domains.masked.symbols import SPECIAL, mask_of
 from headway.errors import UserError
 from headway.models import Transformer, build
 from headway.models.presets import preset

@@ -20,7 +20,7 @@ from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import ConfigError, UserError
 from headway.models import TwoTower, build
-from headway.models.clip import clip
+from headway.models.presets import clip
 from headway.parts.dropout import attach_generator
 from headway.recipes import configured, open_task
 from headway.train.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast

@@ -15,9 +15,9 @@ import torch
 from headway.codecs import Codec, train_codec
 from headway.config import override
 from headway.data import IGNORED, SplitConfig
-from headway.domains.masked.masking import Masking, MaskingConfig
+from headway.domains.masked.fill import SPECIAL, Symbols, symbols_of
 from headway.domains.masked.recipes import encoder, masked
-from headway.domains.masked.symbols import SPECIAL, Symbols, symbols_of
+from headway.domains.masked.rows import Masking, MaskingConfig
 from headway.domains.masked.task import MaskedTexts
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout

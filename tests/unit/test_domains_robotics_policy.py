@@ -17,7 +17,7 @@ from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E40
 
 from headway.domains.robotics.codec import words_of  # noqa: E402
 from headway.domains.robotics.policy import Acting, Policy, ensembled, structured  # noqa: E402
-from headway.domains.robotics.rollout import Played, play, together, worth  # noqa: E402
+from headway.domains.robotics.rollout import PlayedEpisodes, play, together, worth  # noqa: E402
 from headway.environments import Copies  # noqa: E402
 from headway.errors import UserError  # noqa: E402
 from headway.models import Observations  # noqa: E402
@@ -177,9 +177,9 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     both = together([found, lost], [played, played])
     assert both["samples"] == 13
     assert both["success_rate"] == pytest.approx((7 + 6 * lost["success_rate"]) / 13)
-    silent = worth(Played(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
+    silent = worth(PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
     assert (silent["return_mean"], silent["samples"]) == (1.5, 2)
-    mixed = together([found, silent], [played, Played(None, np.array([3, 4]), np.array([1.0, 2.0]))])
+    mixed = together([found, silent], [played, PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0]))])
     assert mixed["return_mean"] == pytest.approx((played.returns.sum() + 3) / 9)
     low, high = mixed["return_mean_interval"]
     assert low < mixed["return_mean"] < high

@@ -25,8 +25,7 @@ from headway.layout import Layout
 from headway.models import ModelConfig, build
 from headway.models.presets import preset
 from headway.train import Recipe, Shard
-from headway.train.carried import Carried
-from headway.train.distributed import Processes
+from headway.train.distributed import Carried, Processes
 from headway.train.learner import Learner
 from headway.train.task import Task
 

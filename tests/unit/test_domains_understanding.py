@@ -19,8 +19,7 @@ import headway as hw
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import train_codec
-from headway.codecs.frame import frame_of
-from headway.codecs.words import word_pieces
+from headway.codecs.tokenizer import frame_of, word_pieces
 from headway.config import override
 from headway.data import IGNORED
 from headway.domains.understanding import classify, embed, tag

@@ -24,7 +24,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.film import Reel, filming, shown_of, strip
+from headway.environments.playing import Reel, filming, shown_of, strip
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")

@@ -15,7 +15,7 @@ import torch
 import headway as hw
 from headway.checkpoints.open import Opened
 from headway.checkpoints.usage import Usage
-from headway.compare import Result, Trial
+from headway.compare import ComparedRun, Result
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
@@ -76,7 +76,7 @@ def comparison() -> hw.Comparison:
     for name, loss in (("<lstm>", 2.0), ("attention", 1.5)):
         scores = {"split": "test", "loss": loss}
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
-        results.append(Result(Variant(name, recipe, recipe.model, 1000), [Trial(Path("c") / name, summary, [])]))
+        results.append(Result(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
     return hw.Comparison(
         Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats a token", results, [], Path("c/report.html")
     )

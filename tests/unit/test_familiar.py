@@ -14,10 +14,9 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.alike import Alike, look, looks
-from headway.checkpoints.familiar import Familiar, read_familiar
+from headway.checkpoints.familiar import Alike, Familiar, look, looks, read_familiar
 from headway.cli import main as cli
-from headway.codecs.images import write_image
+from headway.codecs.processor import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.glance import glance, middle_of

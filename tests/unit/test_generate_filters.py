@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headway.generate import Sampling
-from headway.generate.filters import draw, draw_row, kept, weigh
+from headway.generate.sampling import draw, draw_row, kept, weigh
 
 SIZES = (5, 300, 5000)
 SETTINGS = [

@@ -19,7 +19,7 @@ from headway.codecs import train_codec
 from headway.domains.image_text.task import SPECIAL
 from headway.errors import UserError
 from headway.models import ProbeHeadConfig, build
-from headway.models.clip import siglip
+from headway.models.presets import siglip
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import Span, entity_scores, has_spans, spans, tag_scores
+from headway.metrics import EntitySpan, entity_scores, has_spans, spans, tag_scores
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from headway.metrics import Span, entity_scores, has_spans, spans, tag_scores
     ],
 )
 def test_entities(tags: str, found: list[tuple[str, int, int]]) -> None:
-    assert spans(tags.split()) == [Span(*each) for each in found]
+    assert spans(tags.split()) == [EntitySpan(*each) for each in found]
 
 
 def test_scores_by_hand() -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import spoken, word_error_rate
-from headway.metrics.numbers import digits
-from headway.metrics.spoken import english_words
+from headway.metrics import errors, word_error_rate
+from headway.metrics.errors import digits, english_words
 
 WORDS = (
     "one two three oh zero twenty thirty hundred thousand million and a half point double triple dollars cents percent "
@@ -52,10 +51,10 @@ def test_rates_are_those_of_jiwer() -> None:
 
 def test_the_table_of_spellings(spelling: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("whisper_normalizer")
-    assert dict(spoken.spellings()) == spelling
+    assert dict(errors.spellings()) == spelling
     assert english_words("The colour's grey!") == "the color is gray"
     monkeypatch.setattr(spoken, "find_spec", lambda name: None)
-    spoken.spellings.cache_clear()
+    errors.spellings.cache_clear()
     with pytest.raises(UserError, match="whisper-normalizer"):
-        spoken.spellings()
-    spoken.spellings.cache_clear()
+        errors.spellings()
+    errors.spellings.cache_clear()

@@ -24,8 +24,7 @@ from headway.models import (
     build,
     describe,
 )
-from headway.models.presets import decoder, gpt, preset
-from headway.models.sight import vit
+from headway.models.presets import decoder, gpt, preset, vit
 from headway.visibility import Causal
 
 close = torch.testing.assert_close

@@ -22,9 +22,8 @@ from headway.models import (
     build,
     describe,
 )
-from headway.models.presets import preset
-from headway.models.rollout import rollout
-from headway.models.sight import deit, vit
+from headway.models.maps import rollout
+from headway.models.presets import deit, preset, vit
 from headway.parts.dropout import DropPath
 
 SMALL = vit(16, 3, 2, 4, classes=5, size=8)

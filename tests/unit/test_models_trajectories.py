@@ -24,8 +24,8 @@ from headway.models import (
     describe,
     step_heads,
 )
-from headway.models.decisions import decision_atari, decision_gym
-from headway.parts.convolution import ImageConvolution
+from headway.models.presets import decision_atari, decision_gym
+from headway.parts.projection import ImageConvolution
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 

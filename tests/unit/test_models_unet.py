@@ -13,10 +13,10 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
 from headway.models.keypoints import PointingEye, SpatialSoftmax, places
-from headway.models.unet import UNet
-from headway.parts.convolution import DoublingConvolution
+from headway.models.unet_policy import UNet
 from headway.parts.init import InitConfig, initialise
 from headway.parts.norm import GroupNorm
+from headway.parts.projection import DoublingConvolution
 
 NET = UNetConfig((8, 16), 3, 4, 8)
 

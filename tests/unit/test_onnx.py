@@ -19,9 +19,8 @@ from vision_data import colours, tiny
 import headway as hw
 from headway.checkpoints import onnx
 from headway.cli import main as cli
-from headway.codecs.frame import frame_of
-from headway.codecs.images import read_image
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.tokenizer import frame_of
 from headway.config import override
 from headway.domains.masked.recipes import masked
 from headway.domains.understanding.recipes import classification, embedding, pairs

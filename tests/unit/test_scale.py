@@ -16,8 +16,7 @@ from headway.domains import scale_of
 from headway.errors import UserError
 from headway.train import AdamWConfig, MuonConfig, Recipe
 from headway.train import scale as scales
-from headway.train.law import Law
-from headway.train.scale import Fit, Pace, Scale, choose, computing, settled, taken, with_user
+from headway.train.scale import Fit, Law, Pace, Scale, choose, computing, settled, taken, with_user
 
 TEXT = scale_of("text")
 assert TEXT is not None

@@ -25,7 +25,7 @@ from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
 from headway.models import build, describe
 from headway.train import scale as scales
-from headway.train.muon import is_matrix
+from headway.train.optim import is_matrix
 from headway.train.scale import Scale, ladder, shape_of
 
 TINY = {

@@ -18,11 +18,11 @@ import headway as hw
 from headway.checkpoints.published import save_published
 from headway.cli import main as cli
 from headway.domains import recipe as find_recipe
-from headway.domains.image_text.caption_recipes import captioner
+from headway.domains.image_text.recipes import captioner
 from headway.domains.vision import Image as Given
 from headway.given import filled
 from headway.models import build
-from headway.models.sight import vit
+from headway.models.presets import vit
 
 Image = pytest.importorskip("PIL.Image")
 PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}

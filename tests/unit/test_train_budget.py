@@ -21,7 +21,7 @@ from headway.train import (
     WSDConfig,
 )
 from headway.train.budget import Clock, Speed, StepsBudget, TimeBudget, plan, planned
-from headway.train.display import Live, Plain, Silent, open_display
+from headway.train.journal import Live, Plain, Silent, open_display
 
 
 def _planned(train: TrainConfig, speed: Speed, seconds: float) -> float:

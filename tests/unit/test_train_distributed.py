@@ -19,7 +19,7 @@ from headway.checkpoints import native
 from headway.errors import UserError
 from headway.train import Shard
 from headway.train.distributed import Processes
-from headway.train.log import read_metrics
+from headway.train.run import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}

@@ -11,8 +11,8 @@ from tiny_runs import play_file, small, train, weights
 from headway.config import override
 from headway.errors import ConfigError
 from headway.models import build
-from headway.train.freezing import freeze
 from headway.train.memory import training_bytes
+from headway.train.start import freeze
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw", "sgd"])

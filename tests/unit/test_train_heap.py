@@ -7,8 +7,8 @@ import resource
 import pytest
 import torch
 
-from headway.train import heap
-from headway.train.heap import kept_heap
+from headway.train import memory
+from headway.train.memory import kept_heap
 
 BYTES, TIMES = 1 << 24, 10
 
@@ -20,7 +20,7 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(heap._glibc() is None, reason="only glibc says how it keeps memory")
+@pytest.mark.skipif(memory._glibc() is None, reason="only glibc says how it keeps memory")
 def test_pages_are_cleared_once() -> None:
     with kept_heap():
         once = BYTES // resource.getpagesize()
@@ -29,6 +29,6 @@ def test_pages_are_cleared_once() -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
     with kept_heap():
-        assert heap._glibc() is None
+        assert memory._glibc() is None

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_task import counting, counting_recipe
 
-from headway.train import Trainer, display
-from headway.train.display import Live, Notebook, Plain, open_display
+from headway.train import Trainer, journal
+from headway.train.journal import Live, Notebook, Plain, open_display
 
 
 class ZMQInteractiveShell:
@@ -70,7 +70,7 @@ def test_a_run_is_one_block_that_is_renewed(
 
 def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
     shown = open_display(True, 1000, 1e6, "cpu")
     assert isinstance(shown, Notebook)
     for step in range(1, 1001):

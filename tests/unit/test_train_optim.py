@@ -24,8 +24,7 @@ from headway.train import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.muon import orthogonalise
-from headway.train.optim import Optimizer
+from headway.train.optim import Optimizer, orthogonalise
 
 
 def test_schedules_follow_their_formulas() -> None:

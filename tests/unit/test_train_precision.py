@@ -9,7 +9,7 @@ from torch import nn
 
 from headway.kernels.linear import are_products_rough
 from headway.models import build
-from headway.train import display
+from headway.train import journal
 from headway.train.distributed import Processes
 from headway.train.learner import Learner
 from headway.train.precision import choose, products, representative
@@ -58,8 +58,8 @@ def test_the_heaviest_shapes_are_measured() -> None:
 
 def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
-    rate = display.Rate()
+    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
+    rate = journal.Rate()
     rate.update({"step": 0})
     now[0] = 3.0
     rate.pause()
@@ -71,4 +71,4 @@ def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_durations() -> None:
-    assert [display.duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]
+    assert [journal.duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]

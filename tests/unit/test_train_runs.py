@@ -24,10 +24,9 @@ from headway.kernels import deterministic
 from headway.models import Transformer
 from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.train.budget import Speed
-from headway.train.log import read_metrics
 from headway.train.loop import Loop
 from headway.train.page import repeat
-from headway.train.run import RunDirectory
+from headway.train.run import RunDirectory, read_metrics
 from processes import Program
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")

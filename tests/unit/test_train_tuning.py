@@ -11,7 +11,7 @@ from headway.recipes import configured
 from headway.train import AdamWConfig, WSDConfig
 from headway.train.adapters import LoRAConfig
 from headway.train.scale import Pace
-from headway.train.tuning import epochs_of, rates, tuned
+from headway.train.start import epochs_of, rates, tuned
 
 LABELS = Pace(targets=100.0, overhead=0.02, share=1 / 16)
 

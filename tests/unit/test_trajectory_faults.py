@@ -18,8 +18,7 @@ from headway.data.recordings import read_episodes, write_episodes
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError, UserError
 from headway.models import build
-from headway.models.decisions import decision_gym
-from headway.models.presets import preset
+from headway.models.presets import decision_gym, preset
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 OFFLINE = {"task.episodes": 0}

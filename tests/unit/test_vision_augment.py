@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from headway.domains.vision.augment import Augment, AugmentConfig
+from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.errors import ConfigError
 
-ALL = AugmentConfig(flip=0.5, shift=2, crop=0.6, rotate=20, erase=0.5, mixup=0.4, cutmix=1.0)
+ALL = ImageAugmentConfig(flip=0.5, shift=2, crop=0.6, rotate=20, erase=0.5, mixup=0.4, cutmix=1.0)
 
 
-@pytest.mark.parametrize("config", [ALL, AugmentConfig(flip=0.5, shift=2, erase=0.5), AugmentConfig(randaugment=2)])
-def test_changes_hang_on_seed_and_place_alone(config: AugmentConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [ALL, ImageAugmentConfig(flip=0.5, shift=2, erase=0.5), ImageAugmentConfig(randaugment=2)]
+)
+def test_changes_hang_on_seed_and_place_alone(config: ImageAugmentConfig) -> None:
     if config.randaugment:
         pytest.importorskip("torchvision")
     images = np.random.default_rng(0).integers(0, 256, (6, 12, 8, 3), dtype=np.uint8)
@@ -34,22 +36,22 @@ def test_changes_hang_on_seed_and_place_alone(config: AugmentConfig) -> None:
 def test_moves_and_flips_are_those_of_whole_pixels() -> None:
     image = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
     repeated, places = np.repeat(image, 200, 0), np.arange(200)
-    flipped = Augment(AugmentConfig(flip=0.5), 3).pixels(repeated, places)[:, 0].numpy()
+    flipped = Augment(ImageAugmentConfig(flip=0.5), 3).pixels(repeated, places)[:, 0].numpy()
     mirrored = [(x == image[0, :, ::-1, 0]).all() for x in flipped]
     assert all(m or (x == image[0, :, :, 0]).all() for m, x in zip(mirrored, flipped))
     assert 70 < sum(mirrored) < 130
-    moved = Augment(AugmentConfig(shift=1), 3).pixels(repeated, places)[:, 0].numpy()
+    moved = Augment(ImageAugmentConfig(shift=1), 3).pixels(repeated, places)[:, 0].numpy()
     padded = np.pad(image[0, :, :, 0], 1)
     wanted = {padded[i : i + 3, j : j + 4].tobytes() for i in range(3) for j in range(3)}
     assert {x.astype(np.uint8).tobytes() for x in moved} == wanted
-    same = Augment(AugmentConfig(rotate=1e-6), 3).pixels(repeated[:2], places[:2])
+    same = Augment(ImageAugmentConfig(rotate=1e-6), 3).pixels(repeated[:2], places[:2])
     torch.testing.assert_close(same[:, 0], torch.from_numpy(repeated[:2, :, :, 0]).float(), rtol=1e-3, atol=1e-3)
-    whole = Augment(AugmentConfig(flip=1.0, rotate=1e-6), 3).pixels(repeated[:1], places[:1])
+    whole = Augment(ImageAugmentConfig(flip=1.0, rotate=1e-6), 3).pixels(repeated[:1], places[:1])
     torch.testing.assert_close(whole[0, 0], torch.from_numpy(image[0, :, ::-1, 0].copy()).float(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_rectangle_is_painted_over() -> None:
-    erased = Augment(AugmentConfig(erase=1.0), 0).erase(torch.ones(50, 1, 20, 20), np.arange(50))
+    erased = Augment(ImageAugmentConfig(erase=1.0), 0).erase(torch.ones(50, 1, 20, 20), np.arange(50))
     shares = (erased == 0).flatten(1).float().mean(1)
     assert 0.05 < shares.mean() < 0.3
     assert shares.max() < 0.45
@@ -65,7 +67,7 @@ def test_mixed_labels_are_the_shares_of_the_mixed_images(kind: str) -> None:
     shares = torch.eye(4)
     for first in range(20):
         places = np.arange(first * 4, first * 4 + 4)
-        mixed, labels = Augment(AugmentConfig(**{kind: 1.0}), 0).mix(x, shares, places)
+        mixed, labels = Augment(ImageAugmentConfig(**{kind: 1.0}), 0).mix(x, shares, places)
         torch.testing.assert_close(labels.sum(1), torch.ones(4))
         torch.testing.assert_close(mixed.mean((1, 2, 3)), labels @ torch.arange(4.0), rtol=1e-4, atol=1e-4)
         if kind == "cutmix":
@@ -80,4 +82,4 @@ def test_settings_of_changes_are_checked() -> None:
         ({"magnitude": 31}, "give 0 to 30"),
     ):
         with pytest.raises(ConfigError, match=message):
-            AugmentConfig(**settings)  # type: ignore[arg-type]
+            ImageAugmentConfig(**settings)  # type: ignore[arg-type]

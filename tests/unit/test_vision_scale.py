@@ -11,8 +11,8 @@ import torch
 import headway as hw
 from headway.config import override
 from headway.domains import recipe, scale_of
-from headway.domains.vision.augment import Augment, AugmentConfig
-from headway.domains.vision.samples import Samples
+from headway.domains.vision.augment import Augment, ImageAugmentConfig
+from headway.domains.vision.samples import LabelledImages
 from headway.domains.vision.scale import VisionScale, changes, sizes
 from headway.domains.vision.survey import Survey, survey
 from headway.errors import UserError
@@ -20,9 +20,9 @@ from headway.errors import UserError
 Image = pytest.importorskip("PIL.Image")
 
 
-def samples(images: np.ndarray, labels: list[str]) -> Samples:
+def samples(images: np.ndarray, labels: list[str]) -> LabelledImages:
     count = len(images)
-    return Samples(labels, np.zeros(count, np.uint8), [str(i) for i in range(count)], grey=images)
+    return LabelledImages(labels, np.zeros(count, np.uint8), [str(i) for i in range(count)], grey=images)
 
 
 def spots(seed: int, count: int, sided: bool) -> tuple[np.ndarray, list[str]]:
@@ -63,12 +63,12 @@ def test_few_images_are_judged_by_their_kind(tmp_path: Path) -> None:
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8)).save(files[-1])
     files[3].write_bytes(b"none")
-    found = survey(Samples(list("abababab"), np.zeros(8, np.uint8), [""] * 8, files=files))
+    found = survey(LabelledImages(list("abababab"), np.zeros(8, np.uint8), [""] * 8, files=files))
     assert found is not None
     assert found.flips
     assert not found.grey
     assert found.size == (20, 50)
-    assert survey(Samples(["a"], np.zeros(1, np.uint8), [""], files=[files[3]])) is None
+    assert survey(LabelledImages(["a"], np.zeros(1, np.uint8), [""], files=[files[3]])) is None
 
 
 def test_what_is_drawn_is_never_mirrored() -> None:
@@ -120,16 +120,16 @@ def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -
 
 def test_slanted_and_bent_images_keep_their_edge_and_their_place() -> None:
     image = np.full((1, 16, 16, 1), 200, np.uint8)
-    bent = AugmentConfig(rotate=20, zoom=0.3, shear=20, warp=0.1, shift=3, outside="edge")
+    bent = ImageAugmentConfig(rotate=20, zoom=0.3, shear=20, warp=0.1, shift=3, outside="edge")
     moved = Augment(bent, 0).pixels(np.repeat(image, 8, 0), np.arange(8))
     assert torch.allclose(moved, torch.full_like(moved, 200.0), atol=1e-2)
-    shifted = Augment(AugmentConfig(shift=3, outside="edge"), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
+    shifted = Augment(ImageAugmentConfig(shift=3, outside="edge"), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
     assert (shifted == 200).all()
     image[0, 8:, 8:] = 0
     once, again = (Augment(bent, 0).pixels(np.repeat(image, 8, 0), np.arange(8)) for _ in range(2))
     assert torch.equal(once, again)
     assert not torch.equal(once[0], once[1])
-    lit = Augment(AugmentConfig(light=0.5), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
+    lit = Augment(ImageAugmentConfig(light=0.5), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
     assert lit.min() >= 0
     assert lit.max() <= 255
     assert len(lit.amax((1, 2, 3)).unique()) > 4

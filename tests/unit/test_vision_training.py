@@ -25,9 +25,9 @@ from headway.domains.vision.task import ImageClasses, Images
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError, UserError
 from headway.models import DistilledHeadConfig, Transformer
-from headway.models.sight import deit, vit
+from headway.models.presets import deit, vit
 from headway.report.confusion import confusions
-from headway.report.png import png
+from headway.report.page import png
 from headway.train.examples import Chance
 
 Image = pytest.importorskip("PIL.Image")

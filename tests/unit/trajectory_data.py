@@ -12,7 +12,7 @@ from headway.config import override
 from headway.data.episodes import Episode, Episodes, together
 from headway.data.recordings import write_episodes
 from headway.domains import recipe as find_recipe
-from headway.models.decisions import decision_gym
+from headway.models.presets import decision_gym
 from headway.recipes import configured, open_task
 from headway.train import Recipe
 

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 import headway as hw
-from headway.bench.job import BEAM, END, NEW, WARM, WRITTEN, Job, Kind, answer
-from headway.bench.programs import OURS
-from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
 from headway.bench.training import training_step
 from headway.checkpoints.native import named_tensors
 from headway.engine import PackedTensor
@@ -18,7 +16,7 @@ from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
 from headway.kernels import deterministic
 from headway.models import EncoderDecoder, Generative
-from headway.train.heap import kept_heap
+from headway.train.memory import kept_heap
 
 _CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from headway.bench.job import Job, answer
+from headway.bench.run import Job, answer
 
 _NUMBERS = 1 << 27  # half a gigabyte, far more than caches hold
 _SIZE = 2048

@@ -4,25 +4,350 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import random
+import resource
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from headway.bench.job import Job, Kind
-from headway.bench.machine import machine, spread
-from headway.bench.prepare import check_shape, check_space, prepare_ours, without_dropout
-from headway.bench.programs import FORMS, Program, check_peers, comparisons, programs
-from headway.errors import UserError
-from headway.models import EncoderDecoderConfig, ModelConfig, describe
+from headway.checkpoints import native
+from headway.checkpoints.published import save_published
+from headway.checkpoints.usage import Usage
+from headway.config import from_dict, to_dict
+from headway.errors import UserError, nearest
+from headway.exchange import quantize
+from headway.memory import check_room
+from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
 from headway.models.describe import flop_per_token
+from headway.models.embeds import TokenEmbed
 from headway.recipes import find_model
+
+_WARM_STEPS, _LEAST_STEPS, _LEAST_SECONDS = 2, 5, 2.0
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def seconds_of_a_step(step: Callable[[], object]) -> float:
+    """The mean over some steps and seconds, after those that warm up."""
+    for _ in range(_WARM_STEPS):
+        step()
+    count, started = 0, time.perf_counter()
+    while count < _LEAST_STEPS or time.perf_counter() - started < _LEAST_SECONDS:
+        step()
+        count += 1
+    return (time.perf_counter() - started) / count
+
+
+Kind = Literal["decode", "prefill", "translate", "train", "load"]
+
+PROMPT, NEW, WARM = 128, 128, 16  # decode: symbols read, symbols written, and those of them that are not timed
+READ = 512  # prefill: symbols of the longest prompt
+SHORTEST, LONGEST, WRITTEN, BEAM = 15, 35, 32, 4  # translate: symbols of sources and of each translation
+END = 0  # translate: the symbol that ends a sentence
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of one process. `form` is what its weights are in; `folder` holds what was prepared for all."""
+
+    kind: Kind
+    form: str
+    folder: str
+    rows: int
+    threads: int
+    seed: int
+    symbols: int
+    context: int | None
+    backend: Literal["auto", "torch", "cpu"] = "auto"
+    deterministic: bool = False
+    cache: Literal["fp32", "int8"] = "fp32"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the drawn model: in a published format where a peer reads it."""
+        return Path(self.folder) / "model"
+
+    def place(self, program: str) -> Path:
+        """Where a program finds, or puts, the model in its own form."""
+        return Path(self.folder) / f"{program}-{self.form}"
+
+    def prompts(self) -> list[list[int]]:
+        """Of one row, the longest; of several, lengths spread evenly between half of that and all of it."""
+        longest = READ if self.kind == "prefill" else PROMPT
+        return self._drawn(longest // 2 if self.rows > 1 else longest, longest, 0, self.symbols)
+
+    def sources(self) -> list[list[int]]:
+        """Sentences to translate, with their end. The last symbol, which starts a translation, is in none."""
+        return [[*row, END] for row in self._drawn(SHORTEST - 1, LONGEST - 1, END + 1, self.symbols - 1)]
+
+    def _drawn(self, shortest: int, longest: int, low: int, high: int) -> list[list[int]]:
+        generator = random.Random(self.seed)
+        last = max(1, self.rows - 1)
+        lengths = [round(shortest + (longest - shortest) * row / last) for row in range(self.rows)]
+        generator.shuffle(lengths)
+        return [[generator.randrange(low, high) for _ in range(length)] for length in lengths]
+
+
+def answer(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
+    """Do what the command line of this process says, `prepare` or `measure` and a job, and print what came of it."""
+    action, text = sys.argv[1:]
+    job = Job(**json.loads(text))
+    try:
+        if action == "prepare" and prepare is not None:
+            prepare(job)
+            found: dict[str, Any] = {}
+        else:
+            found = {**measure(job), "peak_bytes": peak_bytes()}
+    except UserError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found), flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had. What resource says would count its parent's on Linux."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+_UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_PACKAGES = (
+    "headway",
+    "torch",
+    "numpy",
+    "numba",
+    "tokenizers",
+    "transformers",
+    "ctranslate2",
+    "faster-whisper",
+    "llama-cpp-python",
+    "sacrebleu",
+)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and memory, and the versions of what is measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": named[0] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "units": [unit for unit in _UNITS if unit in flags.split()],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Least, median and greatest, and all values in the order in which they came."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
+
+
+OURS = "headway"
+FORMS = ("fp32", "int8", "int4")
+_FINER = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # what a peer without a form is measured in
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`module` is what is imported where the peer is installed, by `package`; `forms` are those it has, by its own
+    names for them; `prepares` says whether it turns the published folder into a form of its own first.
+    """
+
+    module: str
+    package: str
+    kinds: tuple[Kind, ...]
+    forms: Mapping[str, str]
+    prepares: bool = True
+
+
+PEERS = {
+    "transformers": Peer(
+        "transformers",
+        "transformers>=5",
+        ("decode", "prefill", "translate", "train", "load"),
+        {"fp32": "fp32", "bf16": "bf16"},
+        prepares=False,
+    ),
+    "ctranslate2": Peer(
+        "ctranslate2", "ctranslate2>=4.8", ("decode", "prefill", "translate"), {"fp32": "fp32", "int8": "int8"}
+    ),
+    "llama.cpp": Peer(
+        "llama_cpp",
+        "llama-cpp-python>=0.3",
+        ("decode", "prefill"),
+        {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program with its weights in one form, measured as one."""
+
+    name: str
+    form: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {PEERS[self.name].forms[self.form] if self.name in PEERS else self.form}"
+
+    @property
+    def module(self) -> str:
+        """What its process runs."""
+        return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else "headway.bench.ours"
+
+    @property
+    def prepares(self) -> bool:
+        return self.name in PEERS and PEERS[self.name].prepares
+
+
+def programs(kind: Kind, forms: Sequence[str], against: Sequence[str]) -> list[Contender]:
+    """headway in each of `forms`, and each peer in those of them that it has, or the next finer ones."""
+    found = [Contender(OURS, form) for form in forms]
+    for name in against:
+        found += [Contender(name, _form(PEERS[name], form)) for form in forms]
+    return list(dict.fromkeys(found))
+
+
+def comparisons(found: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """For headway in each form, by its title, the peers that it is to be compared with."""
+    ours = [program for program in found if program.name == OURS]
+    peers = [program for program in found if program.name != OURS]
+    return {own.title: [p for p in peers if p.form == _form(PEERS[p.name], own.form)] for own in ours}
+
+
+def _form(peer: Peer, form: str) -> str:
+    while form not in peer.forms:
+        form = _FINER[form]
+    return form
+
+
+def check_peers(kind: Kind, against: Sequence[str]) -> None:
+    """UserError for a peer that is not known, that does not do this, or that is not installed."""
+    for name in against:
+        if name not in PEERS:
+            raise UserError(f"there is no program {name!r} to measure against; {nearest(name, PEERS)}")
+        if kind not in PEERS[name].kinds:
+            able = ", ".join(other for other, peer in PEERS.items() if kind in peer.kinds)
+            raise UserError(f"{name} is not measured at {kind}; choose from: {able}")
+    for name in against:
+        if find_spec(PEERS[name].module) is None:
+            package = PEERS[name].package
+            raise UserError(f"{name} is not installed, so nothing can be measured against it; pip install '{package}'")
+
+
+_BYTES = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # of a weight on disk, at most
+_NEEDS = {
+    "decode": (PROMPT + NEW, "writes up to"),
+    "prefill": (READ + 1, "reads up to"),
+    "translate": (max(LONGEST, WRITTEN + 1), "reads or writes up to"),
+}
+
+
+def without_dropout(config: ModelConfig) -> ModelConfig:
+    """`config` that drops nothing, so that all programs do the same arithmetic."""
+
+    def cleared(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: 0.0 if key == "dropout" else cleared(item) for key, item in value.items()}
+        return [cleared(item) for item in value] if isinstance(value, list) else value
+
+    return from_dict(ModelConfig, cleared(to_dict(config)))
+
+
+def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
+    """UserError for a shape that does not do what is measured."""
+    if kind == "translate" and not isinstance(config, EncoderDecoderConfig):
+        raise UserError(
+            f"shape {name!r} is not an encoder-decoder and translates nothing; give one such as marian-base"
+        )
+    writes = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
+    if kind in ("decode", "prefill", "train") and not writes:
+        raise UserError(f"shape {name!r} is not a language model, so it has no {kind}; give one such as llama-135m")
+    context = getattr(config, "context", None)
+    if kind == "train" and context is None:
+        raise UserError(
+            f"shape {name!r} has no longest context to fill with tokens; give one that has, such as gpt-10m"
+        )
+    needed, does = _NEEDS.get(kind, (0, ""))
+    if context is not None and context < needed:
+        raise UserError(f"shape {name!r} has a context of {context}, but {kind} {does} {needed} symbols; give another")
+
+
+def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[Contender], folder: Path) -> None:
+    """UserError where the memory or the disk does not hold what is prepared."""
+    whole = describe(config)["weights_bytes"]
+    parts = {"weights": whole, "the file that they are written to": whole}
+    if kind == "train":
+        parts = {"weights": whole, "gradients": whole, "optimiser": 2 * whole}
+    check_room(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
+    needed = whole + sum(
+        round(whole / 4 * _BYTES[p.form]) for p in programs if p.prepares or p.form in ("int8", "int4")
+    )
+    needed += whole if any(program.name == "llama.cpp" for program in programs) else 0  # before it is rounded
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"measuring {name} needs {needed:,} bytes of disk for its files, {folder} has {free:,} free; "
+            "choose a smaller --shape, or set TMPDIR to a folder with more room"
+        )
+
+
+def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[Contender], folder: Path) -> None:
+    """Draw the model and write it: in a published format where a peer reads it or is beside, and in 8 and 4 bits.
+
+    UserError for a shape that the published formats cannot say.
+    """
+    model, place = build(config, seed), folder / "model"
+    if isinstance(model, EncoderDecoder) and isinstance(model.decoder.embed, TokenEmbed):
+        with torch.no_grad():  # Marian's decoder starts from zeros
+            model.decoder.embed.table[-1] = 0.0
+    if kind == "load" or any(program.name != OURS for program in programs):
+        save_published(model, config, place, _usage(config))
+    else:
+        native.save_model(model, config, place)
+    if kind == "load":  # where rounding is a part of loading
+        return
+    for program in programs:
+        if program.name == OURS and program.form in ("int8", "int4"):
+            quantize(place, folder / f"{OURS}-{program.form}", program.form)  # type: ignore[arg-type]
+
+
+def _usage(config: ModelConfig) -> Usage:
+    """The marks of a translation model as Marian has them, so that every program starts and ends alike."""
+    if not isinstance(config, EncoderDecoderConfig):
+        return Usage()
+    last = config.symbols - 1
+    return Usage("marian", ends=(0,), pad=last, decoder_start=last)
+
 
 SHAPES: dict[Kind, str] = {
     "decode": "llama-135m",
@@ -106,7 +431,7 @@ def _job(request: Request, config: Any, folder: str) -> Job:
 
 
 def _measured(
-    found: Sequence[Program], job: Job, repeats: int, note: Note
+    found: Sequence[Contender], job: Job, repeats: int, note: Note
 ) -> tuple[dict[str, list[dict[str, float]]], list[dict[str, float]]]:
     """The runs of each program, by its title, and of the probe, in turn."""
     runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in found}
@@ -147,7 +472,7 @@ def _result(
     shape: str,
     config: ModelConfig,
     job: Job,
-    found: Sequence[Program],
+    found: Sequence[Contender],
     runs: dict[str, list[dict[str, float]]],
     probes: list[dict[str, float]],
 ) -> dict[str, Any]:

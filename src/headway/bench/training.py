@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from headway.bench.job import Job
+from headway.bench.run import Job
 from headway.checkpoints.open import open_config, open_model
 from headway.codecs import Codec, train_codec
 from headway.data import SplitConfig, TokenCache

@@ -14,19 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from headway.checkpoints.cursor import Cursor
 from headway.checkpoints.families import families
-from headway.checkpoints.mapped import Mapped
+from headway.checkpoints.mapped import Cursor, Mapped
+from headway.checkpoints.native import read_config, undrawn
 from headway.checkpoints.published import Published
-from headway.checkpoints.rules import Interleaved, Rule
+from headway.checkpoints.rules import Interleaved, TensorRule
 from headway.checkpoints.settings import Settings
-from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import fill
 from headway.codecs import TokenizerCodec
-from headway.codecs.marks import Marks
-from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, Pieces, build
-from headway.codecs.styles import frame
+from headway.codecs.marks import RoleTokens, frame
+from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, PieceTable, build
 from headway.errors import UserError
 from headway.models import ModelConfig
 
@@ -185,7 +183,7 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def interleaved(rules: list[Rule], heads: int, kv_heads: int) -> list[Rule]:
+def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
     """A Llama's rules for a file whose rotary pairs lie side by side."""
     form = Interleaved((heads, kv_heads, 0))
     return [replace(each, form=form) if ".mixer.qkv." in each.ours else each for each in rules]
@@ -233,10 +231,10 @@ def load_pieces(path: Path) -> TokenizerCodec:
         cursor.fail(
             f"{len(texts)} pieces are no vocabulary of llama2.c: marks, 256 bytes, and pieces with scores, each once"
         )
-    pieces = Pieces(
+    pieces = PieceTable(
         [text.replace(" ", SPACE) for text in texts], scores, types, "bpe", byte_fallback=True, squeeze=False
     )
-    tokenizer, marks = build(pieces, path), Marks(bos=_MARKS[_BEGIN], eos=_MARKS[_END], unk=_MARKS[0])
+    tokenizer, marks = build(pieces, path), RoleTokens(bos=_MARKS[_BEGIN], eos=_MARKS[_END], unk=_MARKS[0])
     frame(tokenizer, "llama", marks, {})
     return TokenizerCodec(tokenizer, marks)
 

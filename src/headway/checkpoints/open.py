@@ -135,7 +135,7 @@ def _open_llama2c(place: Path, dtype: torch.dtype | None) -> Opened:
 
 
 def _open_ctranslate2(place: Path, dtype: torch.dtype | None) -> Opened:
-    from headway.checkpoints.whisper_bin import load_whisper
+    from headway.checkpoints.ctranslate2 import load_whisper
 
     codec = published_codec(place)
     return Opened(*load_whisper(place, dtype, codec), codec)

@@ -18,7 +18,7 @@ from headway.checkpoints.durable import beside, read_json, write_json, write_ten
 from headway.checkpoints.families import families
 from headway.checkpoints.native import named_tensors
 from headway.checkpoints.published import says
-from headway.checkpoints.rules import Family, Rule, Transposed
+from headway.checkpoints.rules import Family, TensorRule, Transposed
 from headway.checkpoints.weights import slice_sizes
 from headway.errors import UserError, nearest
 from headway.models import ModelConfig
@@ -50,7 +50,7 @@ class Factors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class AdapterSettings:
     """Numbers of an adapter; `base` is the model that it belongs to."""
 
     rank: int
@@ -66,7 +66,7 @@ def save_adapter(
     model: nn.Module,
     factors: Mapping[str, Factors],
     fresh: Mapping[str, Tensor],
-    settings: Settings,
+    settings: AdapterSettings,
     family: str = "",
 ) -> None:
     """Replace the folder `directory` by an adapter of `model`: `factors` by the names of our weights.
@@ -99,7 +99,7 @@ def save_adapter(
         write_tensors(draft / WEIGHTS, tensors, {"format": "pt"})
 
 
-def _published(rule: Rule, factors: Factors) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _published(rule: TensorRule, factors: Factors) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(module, A, B) of each published map: our slices, side by side where the file fuses them."""
     rank = factors.b.shape[1]
     blocks = len(factors.chosen)
@@ -121,10 +121,10 @@ def _published(rule: Rule, factors: Factors) -> Iterator[tuple[str, Tensor, Tens
 
 def _said(
     model: nn.Module,
-    rules: Sequence[Rule],
+    rules: Sequence[TensorRule],
     ranks: Mapping[str, int],
     saved: Sequence[str],
-    settings: Settings,
+    settings: AdapterSettings,
     family: str,
 ) -> dict[str, Any]:
     found = _family(model.config, family)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
     return count
 
 
-def _split(rule: Rule, tensor: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+def _split(rule: TensorRule, tensor: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
     return rule.form.split(tensor, sizes.get(rule.ours, (tensor.shape[0],) if tensor.dim() else ()))
 
 
@@ -239,7 +239,7 @@ def _family(config: ModelConfig, name: str) -> Family | None:
     return next((each for each in order if says(each, config)), None)
 
 
-def _rules(model: nn.Module, name: str) -> list[Rule]:
+def _rules(model: nn.Module, name: str) -> list[TensorRule]:
     """The family's rules; for a model that no family can say, our own names, slice by slice."""
     found = _family(model.config, name)  # type: ignore[arg-type]
     if found is not None:
@@ -251,7 +251,7 @@ def _rules(model: nn.Module, name: str) -> list[Rule]:
         fused = projections.get(path)
         if kind == "weight" and fused is not None:
             names = slice_names(path.rpartition(".")[2], fused)
-            rules.append(Rule(ours, tuple(f"{path}.{name}.weight" for name in names)))
+            rules.append(TensorRule(ours, tuple(f"{path}.{name}.weight" for name in names)))
         else:
-            rules.append(Rule(ours, (ours,)))
+            rules.append(TensorRule(ours, (ours,)))
     return rules

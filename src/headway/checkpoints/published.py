@@ -1,10 +1,13 @@
-"""Folders in the published format: config.json and safetensors, in one file or in shards. Both ways."""
+"""Folders in the published format: config.json and safetensors, in one file or in shards. Both ways, where the same is
+computed.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,20 +17,69 @@ from torch import nn
 from headway.checkpoints.durable import read_json, write_json, write_tensors
 from headway.checkpoints.families import families, find_family
 from headway.checkpoints.marks import read_marks, write_marks, written_marks
-from headway.checkpoints.meaning import computed
+from headway.checkpoints.native import read_config, undrawn
 from headway.checkpoints.rules import Family
 from headway.checkpoints.sentence import with_embedding, without_embedding, write_embedding
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.tensorfile import Shards
-from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill, joined, unfilled
 from headway.codecs.chat import read_template
 from headway.codecs.processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError
-from headway.models import ModelConfig
+from headway.mixers import AttentionConfig
+from headway.models import ActConfig, ModelConfig, TransformerConfig, TwoTowerConfig
 from headway.models.kinds import generates
+from headway.parts.feedforward import ExpertsConfig, GatedConfig, MLPConfig
+from headway.parts.init import InitConfig
+from headway.parts.positions import DynamicScaling, LongRopeScaling
+
+
+def computed(config: Any, width: int = 0) -> Any:
+    """`config` with what its defaults mean written out (head size, feed-forward width, ...).
+
+    What only training uses is left at its default: dropout, initialisation (where learned numbers start, too), weights
+    of auxiliary losses. No published
+    family says all of it, and a trained model computes the same without.
+    """
+    if isinstance(config, Mapping):
+        return {name: computed(part, width) for name, part in config.items()}
+    if isinstance(config, tuple):
+        return tuple(computed(part, width) for part in config)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    if isinstance(config, InitConfig):
+        return InitConfig()
+    if isinstance(config, (ActConfig, TransformerConfig)):
+        width = config.width
+    fields = [field.name for field in dataclasses.fields(config)]
+    changes = {name: computed(getattr(config, name), width) for name in fields}
+    changes |= {name: 0.0 for name in ("dropout", "drop_path") if name in changes}
+    return dataclasses.replace(config, **{**changes, **_written_out(config, width)})
+
+
+def _written_out(config: Any, width: int) -> dict[str, Any]:
+    """The fields of one config whose values follow from others."""
+    if isinstance(config, AttentionConfig):
+        even = config.heads > 0 and width % config.heads == 0
+        size = width // config.heads if config.head_size is None and even else config.head_size
+        return {"kv_heads": config.kv_heads or config.heads, "head_size": size, "qkv_bias": _spread(config.qkv_bias)}
+    if isinstance(config, (MLPConfig, GatedConfig)):
+        hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
+        return {"hidden": hidden, "ratio": 0.0}
+    if isinstance(config, ExpertsConfig):
+        return {"balance": 0.0, "z_loss": 0.0}
+    if isinstance(config, TwoTowerConfig):
+        return {"scale": 0.0, "bias": None if config.bias is None else 0.0}
+    if isinstance(config, (DynamicScaling, LongRopeScaling)):
+        return {"length": config.length or config.original}
+    return {}
+
+
+def _spread(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
+    return (biased, biased, biased) if isinstance(biased, bool) else biased
+
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
@@ -127,7 +179,7 @@ def published_config(directory: Path) -> ModelConfig:
     return with_embedding(_read(Path(directory), None).config, Path(directory))
 
 
-class _Read(NamedTuple):
+class _FolderHead(NamedTuple):
     """What a folder says before a weight is read."""
 
     settings: Settings
@@ -137,13 +189,13 @@ class _Read(NamedTuple):
     weights: Renamed
 
 
-def _read(directory: Path, context: int | None) -> _Read:
+def _read(directory: Path, context: int | None) -> _FolderHead:
     settings = read_settings(directory)
     family = find_family(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source, context)
     shards = open_shards(directory)
     weights = Renamed(shards, family)
-    return _Read(settings, family, read_config(family, settings, weights.names()), shards, weights)
+    return _FolderHead(settings, family, read_config(family, settings, weights.names()), shards, weights)
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:

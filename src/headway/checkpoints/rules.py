@@ -37,7 +37,7 @@ class Form(Protocol):
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
 
 
-class Rows:
+class StackedRows:
     """A tensor as it is, or several, each one slice, one after the other."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -47,7 +47,7 @@ class Rows:
         return list(whole.split(list(sizes)))
 
 
-_ROWS = Rows()  # it has no state
+_ROWS = StackedRows()  # it has no state
 
 
 class Whole:
@@ -155,7 +155,7 @@ class Interleaved:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """`theirs` (names in the file) make `ours` (a name in the model's state).
 
     A `copy` is a tied tensor that some files hold once more: not read, and not written.
@@ -167,28 +167,28 @@ class Rule:
     copy: bool = False
 
 
-def rule(ours: str, *theirs: str, form: Form = _ROWS) -> Rule:
-    return Rule(ours, theirs, form)
+def rule(ours: str, *theirs: str, form: Form = _ROWS) -> TensorRule:
+    return TensorRule(ours, theirs, form)
 
 
-def copy(ours: str, theirs: str) -> Rule:
+def copy(ours: str, theirs: str) -> TensorRule:
     """`theirs` repeats `ours`, which another rule makes."""
-    return Rule(ours, (theirs,), copy=True)
+    return TensorRule(ours, (theirs,), copy=True)
 
 
-def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> list[Rule]:
+def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> list[TensorRule]:
     """The weight of a layer and, with `bias`, its bias under the same names."""
     ends = (".weight", ".bias") if bias else (".weight",)
-    return [Rule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
+    return [TensorRule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
 
 
-def vocabulary(config: Any, table: str, theirs: str, head: str = "heads.vocabulary") -> Rule:
+def vocabulary(config: Any, table: str, theirs: str, head: str = "heads.vocabulary") -> TensorRule:
     """The head's own weight or, where it is tied to `table`, a copy that some files hold."""
     own = config.tie in ("none", "embeddings")
     return rule(f"{head}.project.weight", theirs) if own else copy(table, theirs)
 
 
-def layers(count: int, make: Callable[[int], Sequence[Rule]]) -> list[Rule]:
+def layers(count: int, make: Callable[[int], Sequence[TensorRule]]) -> list[TensorRule]:
     """The rules of all layers."""
     return [found for i in range(count) for found in make(i)]
 
@@ -262,7 +262,7 @@ class Family:
     name: str
     read: Callable[[Settings, Collection[str]], ModelConfig]
     write: Callable[[Any], dict[str, Any]]
-    rules: Callable[[Any], list[Rule]]
+    rules: Callable[[Any], list[TensorRule]]
     renames: tuple[tuple[str, str], ...] = ()
     skipped: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what a config.json means by leaving a key out

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.parts.feedforward import ActivationName
-from headway.parts.rotary import (
+from headway.parts.positions import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,

@@ -37,7 +37,7 @@ DTYPES = {
 }
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where a tensor lies: `start` and `size` in bytes of the file."""
 
     dtype: torch.dtype
@@ -71,7 +71,7 @@ class _Header:
     def __init__(self, file: Mapped) -> None:
         self._file = file
 
-    def read(self) -> tuple[dict[str, str], dict[str, Entry]]:
+    def read(self) -> tuple[dict[str, str], dict[str, TensorEntry]]:
         if self._file.size < 8:
             self._fail(f"has {self._file.size} bytes, too few for a header")
         length = int.from_bytes(self._file.bytes(0, 8), "little")
@@ -102,7 +102,7 @@ class _Header:
             self._fail("has a header that is not a mapping of tensors")
         return header
 
-    def _entry(self, name: str, given: Any, data: int) -> Entry:
+    def _entry(self, name: str, given: Any, data: int) -> TensorEntry:
         if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
             self._fail(f"describes tensor {name!r} by {str(given)[:80]}, not by dtype, shape and data_offsets")
         dtype = DTYPES.get(given["dtype"]) if isinstance(given["dtype"], str) else None
@@ -119,9 +119,9 @@ class _Header:
             self._fail(f"gives tensor {name!r} of shape {str(shape)[:80]} {end - start} bytes; it takes {size}")
         if data + end > self._file.size:
             self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data + end}")
-        return Entry(dtype, tuple(shape), data + start, size)
+        return TensorEntry(dtype, tuple(shape), data + start, size)
 
-    def _check_order(self, entries: dict[str, Entry], data: int) -> None:
+    def _check_order(self, entries: dict[str, TensorEntry], data: int) -> None:
         """Each tensor starts where another ends: no two share bytes, and none are hidden between them."""
         place = data
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.checkpoints.mapped import one_view
 from headway.checkpoints.native import named_tensors
-from headway.checkpoints.rules import Family, Fused, Rule
+from headway.checkpoints.rules import Family, Fused, TensorRule
 from headway.errors import UserError, nearest
 from headway.parts.projection import Projection
 
@@ -112,7 +112,7 @@ class Renamed:
             self._weights.done(piece.name)
 
 
-def fill(model: nn.Module, rules: Sequence[Rule], weights: Weights, dtype: torch.dtype | None = None) -> None:
+def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype: torch.dtype | None = None) -> None:
     """Give the undrawn `model` the tensors that `rules` make of `weights`, each in `dtype` (None: as stored).
 
     Everything is checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
@@ -135,7 +135,7 @@ def fill(model: nn.Module, rules: Sequence[Rule], weights: Weights, dtype: torch
             weights.done(name)
 
 
-def _slices(each: Rule, parts: list[Tensor], weights: Weights) -> list[Tensor]:
+def _slices(each: TensorRule, parts: list[Tensor], weights: Weights) -> list[Tensor]:
     reason = ""
     try:
         slices = each.form.slices(parts)
@@ -167,7 +167,7 @@ def _laid(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def _check_names(rules: Sequence[Rule], weights: Weights, own: dict[str, Tensor]) -> None:
+def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, Tensor]) -> None:
     there, used, made = set(weights.names()), set(), set()
     for each in _made(rules):
         made.add(each.ours)
@@ -183,11 +183,11 @@ def _check_names(rules: Sequence[Rule], weights: Weights, own: dict[str, Tensor]
             raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, made)}")
 
 
-def _made(rules: Iterable[Rule]) -> list[Rule]:
+def _made(rules: Iterable[TensorRule]) -> list[TensorRule]:
     return [each for each in rules if not each.copy]
 
 
-def unfilled(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
+def unfilled(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str, Tensor]:
     """The tensors of `model` under the names and in the form of the files; the reverse of `fill`."""
     own = dict(named_tensors(model))
     sizes = slice_sizes(model)

@@ -9,8 +9,7 @@ from typing import Any
 from headway.checkpoints.durable import write_text
 from headway.claims.claim import Claim, Evidence
 from headway.claims.experiments import claims
-from headway.claims.page import write_page
-from headway.claims.pictures import svg
+from headway.claims.page import svg, write_page
 from headway.claims.runner import record, reread
 from headway.errors import UserError
 

@@ -1,13 +1,20 @@
-"""The small models of the experiments: one block around each mixer, so that only the mixer differs."""
+"""The small models of the experiments, one block around each mixer, and the trainer that all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from headway.kernels import IGNORED, RunSteps, pointwise, unroll
 from headway.layout import Layout
 from headway.mixers import (
     AttentionConfig,
@@ -19,12 +26,14 @@ from headway.mixers import (
     LSTMConfig,
     MixerConfig,
 )
+from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.models import (
     BlockConfig,
     EmbedConfig,
     PooledHeadConfig,
     StackConfig,
     TokenEmbedConfig,
+    Transformer,
     TransformerConfig,
     describe,
 )
@@ -32,9 +41,149 @@ from headway.models.pooled import Pool
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import RMSNormConfig
+from headway.parts.positions import RotaryConfig
 from headway.parts.projection import Projection
-from headway.parts.rotary import RotaryConfig
+from headway.train import AdamWConfig, ScheduleConfig, WSDConfig
+from headway.train.optim import Optimizer
 from headway.variants import nearest_width
+
+
+def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> float:
+    """The time of `work`: the best of at least `least` runs that take `enough` seconds in all, after one to warm up.
+
+    What else runs on the machine can only lengthen a run, so the shortest comes nearest to the cost.
+    """
+    work()
+    gc.collect()
+    times: list[float] = []
+    while len(times) < least or (sum(times) < enough and len(times) < 100):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple[float, float]:
+    """(forward, backward) of one step; the backward's time is that of both without the forward's."""
+
+    def forward() -> Tensor:
+        return model(inputs).x.square().mean()
+
+    def both() -> None:
+        forward().backward()
+
+    ahead, whole = seconds(forward, enough), seconds(both, enough)
+    return ahead, max(whole - ahead, 1e-9)
+
+
+def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """What the forward pass keeps for the backward one, weights aside: counted, not measured."""
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model(inputs).x.square().mean()  # held, so that no place in memory is used twice
+    del out
+    return sum(kept.values())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch works on one thread, so that the processor's time is that of one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class DrawnExamples(NamedTuple):
+    """Inputs with their layout, and what the answers should be: classes (whole numbers) or numbers.
+
+    A head that answers several questions at once gives the scores of one after those of the other.
+    """
+
+    inputs: Any
+    layout: Layout
+    targets: Tensor
+
+
+Draw = Callable[[Generator], DrawnExamples]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how: the same for all variants of an experiment."""
+
+    steps: int = 400
+    lr: float = 4e-3
+    schedule: ScheduleConfig = WSDConfig(warmup=0.05, decay=0.5)
+    clip: float = 1.0
+
+
+def generator(*parts: int) -> Generator:
+    """A stream of random numbers of its own for each tuple of numbers."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 1_000_003 + part + 1) % (1 << 62)
+    return Generator().manual_seed(seed)
+
+
+def train(model: Transformer, draw: Draw, training: Training, seed: int) -> list[float]:
+    """Train in place on `draw`'s examples, the same for all variants of a seed; the loss of each step."""
+    source = generator(seed, 1)
+    return list(descend(model, lambda: loss_of(model, draw(source)), training))
+
+
+def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) -> Iterator[float]:
+    """Train in place, a step each time that the next loss is asked for; `loss` gives that of a batch."""
+    optimizer = Optimizer(AdamWConfig(training.lr, betas=(0.9, 0.99), weight_decay=0.0), model)
+    for step in range(training.steps):
+        optimizer.flat.zero_grads()
+        found = loss()
+        found.backward()
+        norm = float(torch.linalg.vector_norm(optimizer.flat.grads))
+        optimizer.flat.grads.mul_(min(1.0, training.clip / (norm + 1e-12)))
+        optimizer.step(training.schedule.factor(step, training.steps))
+        yield float(found.detach())
+
+
+def loss_of(model: Transformer, examples: DrawnExamples) -> Tensor:
+    """Cross-entropy in nats for classes, the mean squared error for numbers."""
+    answer = model.output("answer", examples.inputs, examples.layout)
+    if examples.targets.is_floating_point():
+        return F.mse_loss(answer[..., 0], examples.targets)
+    scores = answer.reshape(examples.targets.numel(), -1)
+    return F.cross_entropy(scores, examples.targets.flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def accuracy(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
+    """The share of right answers on examples that training did not see."""
+    source, right, asked = generator(seed, 2), 0, 0
+    for _ in range(batches):
+        examples = draw(source)
+        answer = model.output("answer", examples.inputs, examples.layout)
+        said = answer.reshape(*examples.targets.shape, -1).argmax(-1)
+        counted = examples.targets != IGNORED
+        right += int(((said == examples.targets) & counted).sum())
+        asked += int(counted.sum())
+    return right / asked
+
+
+@torch.no_grad()
+def error(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
+    """The mean squared error on examples that training did not see."""
+    source = generator(seed, 2)
+    return sum(float(loss_of(model, draw(source))) for _ in range(batches)) / batches
+
 
 # Gradients keep their size at the start of Elman networks whose matrices have variance 1 / in: the best start for them.
 START = InitConfig(matrices="fan_in", residual="same", embedding=1.0)
@@ -116,3 +265,36 @@ def widened(config: TransformerConfig, parameters: int) -> TransformerConfig:
         return replace(config, width=width)
 
     return at(nearest_width(lambda width: describe(at(width))["parameters"], parameters, step=4))
+
+
+@dataclass(frozen=True)
+class AdditiveConfig(RecurrenceConfig):
+    """It has as many weights as an LSTM of as many cells."""
+
+    def build(self, width: int, biases: nn.ModuleDict) -> Additive:
+        return Additive(self, width)
+
+
+class Additive(Recurrence):
+    """c = c + (f + i + g) / 3 and h = (o + tanh(c)) / 2, with i, f, g, o = tanh(W x + U h + b).
+
+    The LSTM's c = f c + i g and h = o tanh(c) with + for each product. Gates that are added are centred, as logistic
+    ones would push the cell away from 0 with every token; and sums are divided by their terms, as they would else feed
+    back more than they get.
+    """
+
+    vectors = 2
+
+    def __init__(self, config: AdditiveConfig, width: int) -> None:
+        super().__init__(config, width)
+        gates = (self.cells,) * 4
+        self.input = Projection(width, gates)
+        self.hidden = Projection(self.cells, gates, bias=False)
+
+    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def cell(inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+            i, f, g, o = pointwise(torch.tanh, inputs + self.hidden(h)).chunk(4, dim=-1)
+            c = c + (f + i + g) / 3
+            return (o + pointwise(torch.tanh, c)) / 2, c
+
+        return unroll(cell, self.input(x), start, steps)

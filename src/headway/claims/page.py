@@ -1,17 +1,178 @@
-"""The page of all claims: one self-contained HTML file."""
+"""The page of all claims: one self-contained HTML file with a figure each."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from headway.checkpoints.durable import write_text
-from headway.claims.claim import Evidence, Number
+from headway.claims.claim import Evidence, Interval, Number, mean
 from headway.config import to_dict
+from headway.errors import UserError
 from headway.report.charts import short
 from headway.report.page import environment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from headway.claims.claim import Evidence
+
+
+HOW_TO_INSTALL = "pictures need matplotlib; pip install 'headway[report]' and try again"
+_SIZE = (8.6, 3.3)  # inches
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5d6874",
+    "axes.labelcolor": "#3b444d",
+    "axes.grid": True,
+    "grid.color": "#e2e6ea",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#5d6874",
+    "ytick.color": "#5d6874",
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4,
+}
+# One colour for a family of mixers on all pictures.
+_COLOURS = {
+    "elman": "#8a94a0",
+    "lstm": "#d9660a",
+    "gru": "#1a8a5a",
+    "attention": "#2563c9",
+    "linear": "#8a46c8",
+    "delta": "#b5376b",
+    "fast": "#0b8ea3",
+}
+_OTHERS = ("#58707f", "#a3731c", "#4c5a8f", "#7b3f2a")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def svg(evidence: Evidence) -> str:
+    """The picture of a claim as an SVG text. Raises UserError without matplotlib."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(HOW_TO_INSTALL) from None
+    claim = evidence.claim
+    with rc_context({**_STYLE, "svg.hashsalt": claim.name}):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        claim.draw(figure, evidence.settings, evidence.trials)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+
+
+def colour(name: str, index: int = 0) -> str:
+    """The colour of a variant: that of the mixer it begins with, or a further one."""
+    known = [value for family, value in _COLOURS.items() if name.startswith(family)]
+    return known[0] if known else _OTHERS[index % len(_OTHERS)]
+
+
+def lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequence[float]]], **labels: Any) -> None:
+    """A curve of means a name, with its interval as a band; `series` has for each name a list of values a seed.
+
+    `labels`: title, x, y; `log` names the axes that are logarithmic, such as "xy"; `chance` draws a dotted line.
+    """
+    same: dict[str, int] = {}
+    for index, (name, runs) in enumerate(series.items()):
+        columns = [[v for v in column if v is not None and math.isfinite(v)] for column in zip(*runs)]
+        kept = [(x, mean(column)) for x, column in zip(xs, columns) if column]
+        tone = colour(name, index)
+        nth = same[tone] = same.get(tone, -1) + 1
+        style = ("-", "--", ":", "-.")[nth % 4]
+        places = [x for x, _ in kept]
+        middle = [found.value for _, found in kept]
+        axes.plot(places, middle, style, marker=_MARKS[index % len(_MARKS)], color=tone, label=name)
+        if len(runs) > 1:
+            low, high = ([getattr(found, end) for _, found in kept] for end in ("low", "high"))
+            floor = min(middle) / 10 if "y" in labels.get("log", "") else -math.inf
+            axes.fill_between(places, [max(v, floor) for v in low], high, color=tone, alpha=0.13, linewidth=0)
+    dress(axes, **labels)
+
+
+def bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
+    """A horizontal bar a name with its interval as a whisker, the first on top."""
+    names = list(values)
+    middle = [found.value for found in values.values()]
+    ends = [
+        [max(0.0, found.value - found.low) if math.isfinite(found.low) else 0.0 for found in values.values()],
+        [max(0.0, found.high - found.value) if math.isfinite(found.high) else 0.0 for found in values.values()],
+    ]
+    tones = [colour(name, index) for index, name in enumerate(names)]
+    axes.barh(range(len(names)), middle, color=tones, xerr=ends, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    dress(axes, legend=False, **labels)
+
+
+def intervals(axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any) -> None:
+    """The mean of each name's values, one a seed, with its interval, and each value as a stroke; the first on top.
+
+    Within +-`margin`, which is grey, values count as nothing.
+    """
+    for row, (name, each) in enumerate(values.items()):
+        found, tone = mean(each), colour(name, row)
+        ends = [[found.value - found.low], [found.high - found.value]]
+        whisker = ends if math.isfinite(found.low) else None
+        axes.errorbar([found.value], [row], xerr=whisker, capsize=4, marker="o", color=tone)
+        axes.plot(list(each), [row + 0.2] * len(each), "|", color=tone)
+    if margin is not None:
+        axes.axvspan(-margin, margin, color="#e2e6ea", zorder=0)
+    axes.axvline(0, color="#98a4b0", linewidth=1)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    dress(axes, legend=False, **labels)
+
+
+def dress(
+    axes: Axes,
+    *,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+    log: str = "",
+    chance: float | None = None,
+    ticks: Sequence[float] | None = None,
+    legend: bool = True,
+) -> None:
+    """Labels, scales and legend of a picture's part; `ticks` are those of x."""
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+    if "y" in log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    if ticks is not None:
+        axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    if chance is not None:
+        axes.axhline(chance, color="#98a4b0", linewidth=1, linestyle=":")
+        place = ("axes fraction", "data")
+        axes.annotate("chance", (1, chance), xycoords=place, ha="right", va="bottom", color="#98a4b0")
+    if legend and len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=8)
+
+
+def middle_of(runs: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over seeds of each point of a series."""
+    return [fmean(column) for column in zip(*runs)]
 
 
 def write_page(directory: Path, found: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:

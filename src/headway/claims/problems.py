@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.claims.training import Draw, Examples
+from headway.claims.networks import Draw, DrawnExamples
 from headway.kernels import IGNORED
 from headway.layout import Layout
 
 
-def cut_off(examples: Examples, last: int | None) -> Examples:
+def cut_off(examples: DrawnExamples, last: int | None) -> DrawnExamples:
     """What is left where the state is lost before the `last` tokens: the same as if the row began there."""
     if last is None:
         return examples
     inputs = examples.inputs[:, -last:]
     targets = examples.targets if examples.targets.dim() == 1 else examples.targets[:, -last:]
-    return Examples(inputs, Layout.full(inputs.shape[0], last), targets)
+    return DrawnExamples(inputs, Layout.full(inputs.shape[0], last), targets)
 
 
 def adding(rows: int, length: int, last: int | None = None) -> Draw:
@@ -28,13 +28,13 @@ def adding(rows: int, length: int, last: int | None = None) -> Draw:
     """
     layout = Layout.full(rows, length)
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         numbers = torch.rand(rows, length, generator=source)
         half = length // 2
         first = torch.randint(half, (rows, 1), generator=source)
         second = torch.randint(half, length, (rows, 1), generator=source)
         marks = torch.zeros(rows, length).scatter_(1, first, 1.0).scatter_(1, second, 1.0)
-        return cut_off(Examples(torch.stack([numbers, marks], -1), layout, (numbers * marks).sum(1)), last)
+        return cut_off(DrawnExamples(torch.stack([numbers, marks], -1), layout, (numbers * marks).sum(1)), last)
 
     return draw
 
@@ -46,14 +46,14 @@ def copying(rows: int, symbols: int, count: int, delay: int, last: int | None = 
     length = 2 * count + delay
     layout = Layout.full(rows, length)
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         kept = torch.randint(symbols, (rows, count), generator=source)
         ids = torch.full((rows, length), symbols)
         ids[:, :count] = kept
         ids[:, -count:] = symbols + 1
         targets = torch.full((rows, length), IGNORED)
         targets[:, -count:] = kept
-        return cut_off(Examples(ids, layout, targets), last)
+        return cut_off(DrawnExamples(ids, layout, targets), last)
 
     return draw
 
@@ -61,11 +61,11 @@ def copying(rows: int, symbols: int, count: int, delay: int, last: int | None = 
 def recall(rows: int, symbols: int, noise: int, distance: int) -> Draw:
     """The first symbol, asked for by a sign `distance` tokens later; in between are other symbols, drawn at random."""
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         first = torch.randint(symbols, (rows, 1), generator=source)
         between = torch.randint(symbols, symbols + noise, (rows, distance - 1), generator=source)
         sign = torch.full((rows, 1), symbols + noise)
-        return Examples(torch.cat([first, between, sign], 1), Layout.full(rows, distance + 1), first[:, 0])
+        return DrawnExamples(torch.cat([first, between, sign], 1), Layout.full(rows, distance + 1), first[:, 0])
 
     return draw
 
@@ -76,20 +76,20 @@ def latest(rows: int, symbols: int, length: int) -> Draw:
     Symbol s is s, or `symbols` + s where it is marked; one in five is. The last token is a sign.
     """
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         ids = torch.randint(symbols, (rows, length), generator=source)
         marked = torch.rand(rows, length, generator=source) < 0.2
         marked[:, 0] = True
         last = (marked * torch.arange(length)).argmax(1, keepdim=True)
         sign = torch.full((rows, 1), 2 * symbols)
-        return Examples(
+        return DrawnExamples(
             torch.cat([ids + symbols * marked, sign], 1), Layout.full(rows, length + 1), ids.gather(1, last)[:, 0]
         )
 
     return draw
 
 
-class Pairs(NamedTuple):
+class KeyValuePairs(NamedTuple):
     """Keys and values that are written, a pair a token, and then one token that asks for `asked` of the keys at once.
 
     Each of `keys` different keys is written `times` times, with a new value each time; the last one counts.
@@ -110,7 +110,7 @@ class Pairs(NamedTuple):
     def length(self) -> int:
         return self.keys * self.times + 1
 
-    def draw(self, rows: int, source: torch.Generator) -> tuple[Examples, Int[Tensor, "B A"]]:
+    def draw(self, rows: int, source: torch.Generator) -> tuple[DrawnExamples, Int[Tensor, "B A"]]:
         """Examples, and where in the row the answers stand."""
         writes = self.length - 1
         keys = torch.rand(rows, self.known, generator=source).argsort(1)[:, : self.keys]
@@ -126,10 +126,10 @@ class Pairs(NamedTuple):
         slots = self.known + self.values + self.known * torch.arange(self.asked)
         inputs[:, -1].scatter_(1, slots + keys.gather(1, asked), 1.0)
         targets = values.gather(1, places)
-        return Examples(inputs, Layout.full(rows, self.length), targets), places
+        return DrawnExamples(inputs, Layout.full(rows, self.length), targets), places
 
 
-def pairs(problem: Pairs, rows: int) -> Draw:
+def pairs(problem: KeyValuePairs, rows: int) -> Draw:
     """Associative recall."""
     return lambda source: problem.draw(rows, source)[0]
 
@@ -138,9 +138,9 @@ def totals(rows: int, length: int) -> Draw:
     """The sum of all numbers, scaled to vary as much as one of them: a constant answer has an error of 1 / 12."""
     layout = Layout.full(rows, length)
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         numbers = torch.rand(rows, length, generator=source)
         inputs = torch.stack([numbers, torch.zeros(rows, length)], -1)
-        return Examples(inputs, layout, (numbers - 0.5).sum(1) / length**0.5)
+        return DrawnExamples(inputs, layout, (numbers - 0.5).sum(1) / length**0.5)
 
     return draw

@@ -12,7 +12,7 @@ from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from headway.domains.chess.match import ModelSide, Side
+    from headway.domains.chess.match import ModelSide, Opponent
 
 EXAMPLE = """
 headway chess match runs/chess --opponent stockfish --elo 1320 --games 200
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.match import MatchTally, ModelSide, as_pgn, play_match, rungs
-    from headway.domains.chess.openings import openings
+    from headway.domains.chess.pgn import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
     matches: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def _row(match: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> Side:
+def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> Opponent:
     import headway as hw
     from headway.domains.chess.match import EngineSide, ModelSide, RandomSide
     from headway.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headway.cli.options import add_weights, load, number, torch_options, whole
 from headway.cli.terminal import Terminal, cell
-from headway.domains.chess.limits import SEARCHES, Limits
+from headway.domains.chess.limits import SEARCHES, SearchLimits
 
 EXAMPLE = """
 headway chess puzzles runs/chess lichess_puzzles.csv --search policy
@@ -38,8 +38,8 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def limits_of(args: argparse.Namespace) -> Limits:
-    return Limits(args.nodes if args.movetime or args.nodes else 100, seconds=args.movetime)
+def limits_of(args: argparse.Namespace) -> SearchLimits:
+    return SearchLimits(args.nodes if args.movetime or args.nodes else 100, seconds=args.movetime)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     found.append({"item": line, "labels": dict(list(probabilities.items())[: args.top])})
                     say(found[-1], len(found) == 1, terminal)
         if args.attention:
-            from headway.codecs.images import write_image
+            from headway.codecs.processor import write_image
 
             lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
             write_image(model.look(args.items)[0].beside(lines), args.attention)

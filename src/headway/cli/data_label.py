@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.label import LabelConfig, default_workers, label
+    from headway.domains.chess.engines import LabelConfig, default_workers, label
 
     config = LabelConfig(
         args.engine, args.nodes, args.lines, args.workers or args.threads or default_workers(), args.vary,

@@ -8,7 +8,7 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.codecs.base import Codec, Kind, StreamDecoder
-    from headway.codecs.marks import Marks
+    from headway.codecs.marks import RoleTokens
     from headway.codecs.published import check_fits, load_codec, published_codec
     from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
     from headway.codecs.training import Split, sentence_codec, train_codec
@@ -18,7 +18,7 @@ __all__ = [
     "FILE",
     "Codec",
     "Kind",
-    "Marks",
+    "RoleTokens",
     "Split",
     "StreamDecoder",
     "TokenizerCodec",
@@ -32,7 +32,7 @@ lazily(
     __name__,
     {
         ".base": ("Codec", "Kind", "StreamDecoder"),
-        ".marks": ("Marks",),
+        ".marks": ("RoleTokens",),
         ".published": ("check_fits", "load_codec", "published_codec"),
         ".tokenizer": ("END_OF_TEXT", "FILE", "TokenizerCodec"),
         ".training": ("Split", "sentence_codec", "train_codec"),

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from headway.codecs.base import special_ids
 from headway.codecs.files import object_or_empty
-from headway.codecs.marks import Marks
-from headway.codecs.stream import special_ids
+from headway.codecs.marks import RoleTokens
 from headway.errors import UserError
 
 FILE = "added_tokens.json"
@@ -82,7 +82,7 @@ def _next(tokenizer: Tokenizer) -> int:
     return max([own, *(i + 1 for i in tokenizer.get_added_tokens_decoder())])
 
 
-def make_special(tokenizer: Tokenizer, marks: Marks) -> None:
+def make_special(tokenizer: Tokenizer, marks: RoleTokens) -> None:
     """Decoding skips the symbols that have a role. A single character stays text: some CLIPs pad with a \"!\"."""
     special = special_ids(tokenizer)
     for name in {*marks.settings().values()}:

@@ -1,26 +1,187 @@
-"""Chat templates: conversations as the text, and the symbols, that a model was trained to read.
-
-A template writes special symbols around what people say; what they say must not become one. So guards go into it
-first (see `guard`), and once the template has run, its own spellings become symbols, what is guarded stays text, and
-the guards are gone.
-"""
+"""Chat templates: conversations as the text, and the symbols, that a model was trained to read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
+
 from headway.codecs.files import object_or_empty, read_text
-from headway.codecs.guard import RESERVED, Guard
-from headway.codecs.located import Locator
-from headway.codecs.marks import CONFIG, Marks
-from headway.codecs.spans import ASSISTANT, Message, Span, assistant_spans, block_spans
+from headway.codecs.marks import CONFIG, RoleTokens
+from headway.codecs.sandbox import ASSISTANT, Message, Span, assistant_spans, block_spans
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError
+
+GUARD, SHIELD = "\ufdd4", "\ufdd6"
+RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters: Unicode keeps them for programs' own use
+_ROLE = re.compile(r"[\w.-]{1,64}")
+_WORD = re.compile(r"\w*")
+_DEEPEST = 64  # levels of lists and mappings
+
+
+class Guard:
+    """Puts guards into messages, so that they spell none of `names`."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = sorted(names, key=len, reverse=True)
+        self.pattern = spellings(self._names)
+        self._starts = {name[:i] for name in self._names for i in range(1, len(name))}
+        self._ends = {name[i:] for name in self._names for i in range(1, len(name))}
+        self._longest = max(map(len, self._names), default=1) - 1
+
+    def messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with guards. UserError for what is no message."""
+        found = []
+        for i, message in enumerate(messages):
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(role, str) or not _ROLE.fullmatch(role):
+                raise UserError(f"message {i} has the role {role!r:.80}; give a mapping with a role such as user")
+            # Templates make marks of roles, as <|user|>, so that a role's edges are no concern.
+            found.append({**self.value(dict(message)), "role": self._spelt(role)})
+        return found
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """The texts of a value with guards, those of lists and mappings too."""
+        if depth > _DEEPEST:
+            raise UserError(f"a message is nested deeper than {_DEEPEST} levels; give plain texts")
+        if isinstance(value, str):
+            return self._edges(self._spelt(value))
+        if isinstance(value, Mapping):
+            return {self._spelt(str(key)): self.value(each, depth + 1) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(each, depth + 1) for each in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise UserError(f"a message holds a {type(value).__name__}; give texts, numbers, lists and mappings of them")
+
+    def _spelt(self, text: str) -> str:
+        strange = RESERVED.search(text)
+        if strange:
+            raise UserError(f"a message holds the noncharacter U+{ord(strange[0]):X}, which is not text; remove it")
+        while self.pattern.search(text):
+            text = self.pattern.sub(_split, text)
+        return text
+
+    def _edges(self, text: str) -> str:
+        """A single word is left as it is: templates compare types, and make marks of names."""
+        inner = text.strip()
+        if _WORD.fullmatch(inner):
+            return text
+        lead = text[: len(text) - len(text.lstrip())]
+        tail = text[len(text.rstrip()) :]
+        lengths = range(1, min(self._longest, len(inner)) + 1)
+        first = GUARD if any(inner[:n] in self._ends for n in lengths) else ""
+        last = GUARD if any(inner[-n:] in self._starts for n in lengths) else ""
+        return f"{lead}{first}{inner}{last}{tail}"
+
+
+def spellings(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds names in a text, the longest that starts at a place; a shield before one keeps it text."""
+    ordered = sorted(names, key=len, reverse=True)
+    return re.compile(f"(?<!{SHIELD})(?:{'|'.join(map(re.escape, ordered))})" if ordered else r"(?!)")
+
+
+def _split(match: re.Match[str]) -> str:
+    name = match[0]
+    return f"{name[0]}{GUARD}{name[1:]}" if len(name) > 1 else f"{SHIELD}{name}"
+
+
+class Token(NamedTuple):
+    """An id, and where its characters start and stop."""
+
+    id: int
+    start: int
+    stop: int
+
+    def within(self, span: tuple[int, int]) -> bool:
+        """Whether any of its characters lies in a span of the text."""
+        return self.start < span[1] and self.stop > span[0]
+
+
+class Locator:
+    """Reads a text in which special symbols are symbols, as published pipelines read what a chat template writes.
+
+    A spelling that holds a GUARD, or stands behind a SHIELD, stays text; these themselves are no part of the text.
+    """
+
+    def __init__(self, codec: TokenizerCodec) -> None:
+        tokens = codec.tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: (i, token) for i, token in tokens.items() if token.special}
+        self.guard = Guard(self._special)
+        self._first = _beside(codec.tokenizer, continued=False)
+        self._later = _beside(codec.tokenizer, continued=True)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of special symbols."""
+        return frozenset(i for i, _ in self._special.values())
+
+    def tokens(self, text: str) -> list[Token]:
+        """The symbols of a text, with places in it as it stands, guards included."""
+        found: list[Token] = []
+        done = 0
+        for match in self.guard.pattern.finditer(text):
+            symbol, token = self._special[match[0]]
+            start, stop = match.span()
+            if start < done:  # white space that the symbol before has taken
+                continue
+            if token.lstrip:
+                start = done + len(text[done:start].rstrip())
+            found += self._plain(text, done, start)
+            if token.rstrip:
+                stop += len(text[stop:]) - len(text[stop:].lstrip())
+            found.append(Token(symbol, start, stop))
+            done = stop
+        found += self._plain(text, done, len(text))
+        return found
+
+    def _plain(self, text: str, start: int, stop: int) -> Iterator[Token]:
+        places = [i for i in range(start, stop) if text[i] not in (GUARD, SHIELD)]
+        if not places:
+            return
+        section = "".join(text[i] for i in places)
+        places.append(stop)
+        tokenizer, ids = self._later if start else self._first
+        encoding = tokenizer.encode(section, add_special_tokens=False)
+        for symbol, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield Token(ids.get(symbol, symbol), places[first], places[last])
+
+
+def _beside(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int, int]]:
+    """A tokenizer that shares the model, without what changes places afterwards; and its ids that are others there.
+
+    A `continued` one puts no prefix before what stands amid a text, where the original does so at its start alone.
+    """
+    other = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        other.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        other.pre_tokenizer = _unprefixed(tokenizer.pre_tokenizer) if continued else tokenizer.pre_tokenizer
+    added = sorted(tokenizer.get_added_tokens_decoder().items())
+    for _, token in added:
+        (other.add_special_tokens if token.special else other.add_tokens)([token])
+    other.encode_special_tokens = True
+    pairs = [(other.token_to_id(token.content), i) for i, token in added]
+    return other, {own: i for own, i in pairs if own is not None and own != i}
+
+
+def _unprefixed(step: PreTokenizer) -> PreTokenizer:
+    state = step.__getstate__().decode()
+    if _AT_START not in state:
+        return step
+    model = '{"type": "BPE", "vocab": {}, "merges": []}'
+    never = state.replace(_AT_START, _AT_START.replace("first", "never"))
+    return Tokenizer.from_str(f'{{"added_tokens": [], "pre_tokenizer": {never}, "model": {model}}}').pre_tokenizer
+
+
+_AT_START = '"prepend_scheme":"first"'
+
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 LONGEST = 1 << 18  # characters of a template
@@ -49,12 +210,12 @@ class ChatTemplate:
     Raises UserError where jinja2 is not installed, and for what is no template.
     """
 
-    def __init__(self, text: str, marks: Marks | None = None, source: str = "the chat template") -> None:
+    def __init__(self, text: str, marks: RoleTokens | None = None, source: str = "the chat template") -> None:
         if len(text) > LONGEST or RESERVED.search(text):
             raise UserError(f"{source} is too long ({len(text):,} characters) or holds noncharacters; correct it")
         self.text = text
         self.source = source
-        self._marks = (marks or Marks()).settings()
+        self._marks = (marks or RoleTokens()).settings()
         self._template = _compiled(text, source)
         self._locators: WeakKeyDictionary[TokenizerCodec, Locator] = WeakKeyDictionary()
 
@@ -189,7 +350,7 @@ _PLAIN = """\
 """
 
 
-def default_template(marks: Marks | None = None) -> ChatTemplate:
+def default_template(marks: RoleTokens | None = None) -> ChatTemplate:
     """A template for models that have none: roles on lines of their own, the end symbol after answers.
 
     Any tokenizer can write it. Where one has ROLES as special symbols, roles are those; elsewhere they are plain text,

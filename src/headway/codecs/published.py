@@ -13,10 +13,21 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from headway.codecs import added, bytepairs, wordpiece
-from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
-from headway.codecs.marks import CONFIG, Marks, read_settings, said
-from headway.codecs.styles import MARKS, OTHER, SIDES, frame, inferred, simplify, style_of
+from headway.codecs.marks import (
+    CONFIG,
+    MARKS,
+    OTHER,
+    SIDES,
+    RoleTokens,
+    frame,
+    inferred,
+    read_settings,
+    said,
+    simplify,
+    style_of,
+)
+from headway.codecs.sentencepiece import check_charsmap
 from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
 from headway.errors import UserError
 
@@ -41,7 +52,7 @@ class _Read(NamedTuple):
 
     tokenizer: Tokenizer
     style: str
-    marks: Marks | None
+    marks: RoleTokens | None
 
 
 def load_codec(path: Path | str) -> TokenizerCodec:

@@ -1,24 +1,90 @@
-"""sentencepiece models: their file, and the tokenizer that gives their ids.
-
-Unigram: Kudo 2018; BPE: Sennrich et al. 2016, merged by score as sentencepiece does.
-"""
+"""sentencepiece models: their file, and the tokenizer that gives their ids."""
 
 from __future__ import annotations
 
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.charsmap import check_charsmap
 from headway.codecs.files import library_errors, read_bytes
-from headway.codecs.protobuf import fields
 from headway.errors import UserError
+
+_VALUE, _LEAF = np.uint32(1 << 31), np.uint32(1 << 8)
+
+
+def check_charsmap(data: bytes) -> None:
+    """Raises ValueError where some text would lead out of the map."""
+    size = int.from_bytes(data[:4], "little")
+    if not size or size % 1024 or 4 + size > len(data):
+        raise ValueError(f"its charsmap of {len(data)} bytes claims an array of {size}")
+    units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
+    texts.decode("utf-8")
+    if texts and texts[-1]:
+        raise ValueError("the last text of its charsmap has no end")
+    nodes = np.flatnonzero(units < _VALUE)
+    below = nodes ^ _offsets(units[nodes])
+    if (below | 255 >= len(units)).any():
+        raise ValueError("its charsmap leads out of its array")
+    places = units[below[units[nodes] & _LEAF != 0]] & (_VALUE - 1)
+    if (places >= len(texts)).any():
+        raise ValueError("its charsmap leads out of its texts")
+    if (np.frombuffer(texts, np.uint8)[places] & 0xC0 == 0x80).any():
+        raise ValueError("its charsmap leads into the middle of a character")
+
+
+def _offsets(units: np.ndarray) -> np.ndarray:
+    """22 bits; large ones are multiples of 256 and say so by a bit."""
+    return (units.astype(np.int64) >> 10) << np.where(units & 512, 8, 0)
+
+
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+_LONGEST = 10  # bytes of a varint
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers and values: a whole number, or the bytes of a text, a message, or a number of fixed size.
+
+    Raises ValueError for what is no message.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if kind == _BYTES:
+            size, at = _varint(data, at)
+        elif kind in (_EIGHT, _FOUR):
+            size = 8 if kind == _EIGHT else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {at}")
+        if at + size > end:
+            raise ValueError(f"a field of {size} bytes at byte {at} of {end}")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(_LONGEST):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, at
+    raise ValueError(f"no number at byte {at}")
+
 
 SPACE = "\u2581"  # how sentencepiece writes a space
 _WIDE_TILDE, _KEPT = "\uff5e", "\ufdd1"
@@ -29,7 +95,7 @@ T = TypeVar("T", int, bytes)
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PieceTable:
     """The content of a sentencepiece model: pieces by id, their scores and types, and how text is prepared."""
 
     texts: Sequence[str]
@@ -53,7 +119,7 @@ class Pieces:
         return [text for text, own in zip(self.texts, self.types, strict=True) if own == kind]
 
 
-def read_pieces(path: Path) -> Pieces:
+def read_pieces(path: Path) -> PieceTable:
     """The model in a .model or .spm file."""
     try:
         return _parse(read_bytes(path))
@@ -61,7 +127,7 @@ def read_pieces(path: Path) -> Pieces:
         raise UserError(f"{path} is no sentencepiece model ({error}); download it again") from error
 
 
-def _parse(data: bytes) -> Pieces:
+def _parse(data: bytes) -> PieceTable:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -81,7 +147,7 @@ def _parse(data: bytes) -> Pieces:
     charsmap = _typed(normalizer.get(2, b""), bytes)
     if charsmap:
         check_charsmap(charsmap)
-    return Pieces(
+    return PieceTable(
         texts,
         scores,
         types,
@@ -119,7 +185,7 @@ def _role(trainer: dict[int, int | bytes], number: int, name: int, default: tupl
     return spelling if 0 <= own < 1 << 63 and spelling in texts else None
 
 
-def build(pieces: Pieces, source: Path | str, prefix_once: bool = False) -> Tokenizer:
+def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> Tokenizer:
     """The tokenizer of a sentencepiece model; control symbols and the unknown are its special symbols.
 
     The dummy prefix comes before every stretch of text between special symbols, or with `prefix_once` before the first
@@ -141,12 +207,12 @@ def build(pieces: Pieces, source: Path | str, prefix_once: bool = False) -> Toke
     return tokenizer
 
 
-def _adds_user_defined(pieces: Pieces) -> bool:
+def _adds_user_defined(pieces: PieceTable) -> bool:
     """Where nothing is put before a text, symbols of the user can be tokens of their own; else a split finds them."""
     return pieces.kind == "bpe" and not pieces.dummy_prefix
 
 
-def _unigram(pieces: Pieces) -> models.Model:
+def _unigram(pieces: PieceTable) -> models.Model:
     vocabulary = [
         (HIDDEN + text, 0.0) if kind == UNUSED else (text, score if kind == NORMAL else 0.0)
         for text, score, kind in zip(pieces.texts, pieces.scores, pieces.types, strict=True)
@@ -154,7 +220,7 @@ def _unigram(pieces: Pieces) -> models.Model:
     return models.Unigram(vocabulary, pieces.unknown, pieces.byte_fallback)
 
 
-def _bpe(pieces: Pieces) -> models.Model:
+def _bpe(pieces: PieceTable) -> models.Model:
     vocabulary = {text: i for i, text in reversed([*enumerate(pieces.texts)])}
     unknown = None if pieces.unknown is None else pieces.texts[pieces.unknown]
     return models.BPE(
@@ -167,7 +233,7 @@ def _bpe(pieces: Pieces) -> models.Model:
     )
 
 
-def _merges(pieces: Pieces) -> list[tuple[str, str]]:
+def _merges(pieces: PieceTable) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, the best piece first."""
     normal = {
         text: (-score, i)
@@ -183,7 +249,7 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in sorted(found)]
 
 
-def _normalizer(pieces: Pieces, prefix_once: bool) -> list[normalizers.Normalizer]:
+def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if pieces.charsmap:
         steps += [*_composed(pieces.rule), normalizers.Precompiled(pieces.charsmap)]
@@ -211,7 +277,7 @@ def _composed(rule: str) -> list[normalizers.Normalizer]:
     return [tilde[0], *nfkc, tilde[1], normalizers.Replace("\r\n", "  ")]
 
 
-def _pre_tokenizer(pieces: Pieces, prefix_once: bool) -> list[pre_tokenizers.PreTokenizer]:
+def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers.PreTokenizer]:
     steps: list[pre_tokenizers.PreTokenizer] = []
     if pieces.dummy_prefix and prefix_once:
         steps.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
@@ -230,7 +296,7 @@ _ALL = 1 << 20  # spaces; more than there are
 _SPANS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
-def _decoder(pieces: Pieces) -> decoders.Decoder:
+def _decoder(pieces: PieceTable) -> decoders.Decoder:
     steps: list[decoders.Decoder] = [decoders.Replace(HIDDEN, ""), decoders.Replace(SPACE, " ")]
     steps += [decoders.ByteFallback(), decoders.Fuse()] if pieces.byte_fallback else [decoders.Fuse()]
     if pieces.dummy_prefix or pieces.squeeze:

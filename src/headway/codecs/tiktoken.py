@@ -12,10 +12,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs.added import add_tokens
+from headway.codecs.base import BYTES
 from headway.codecs.bytepairs import CL100K, GPT2, QWEN2, byte_pairs
 from headway.codecs.files import library_errors, read_bytes
-from headway.codecs.marks import END_OF_TEXT, Marks
-from headway.codecs.stream import BYTES
+from headway.codecs.marks import END_OF_TEXT, RoleTokens
 from headway.errors import UserError
 
 Ranks = Mapping[bytes, int]
@@ -44,8 +44,8 @@ class Encoding:
     begin: str | None = None
 
     @property
-    def marks(self) -> Marks:
-        return Marks(bos=self.begin, eos=self.end)
+    def marks(self) -> RoleTokens:
+        return RoleTokens(bos=self.begin, eos=self.end)
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

@@ -1,4 +1,4 @@
-"""The one text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its file."""
+"""The one text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and what it puts around texts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from headway.codecs.base import StreamDecoder
-from headway.codecs.marks import END_OF_TEXT, Marks, guessed
-from headway.codecs.stream import ByteStream, FallbackStream, WindowStream, decoder_steps
+from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder, WindowStream, decoder_steps
+from headway.codecs.marks import END_OF_TEXT, RoleTokens, guessed
 from headway.errors import UserError
 
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
@@ -38,7 +38,7 @@ class TokenizerCodec:
     symbol counts as none. Beside what every codec has, `pad` and `mask` are ids, None where there is no such symbol.
     """
 
-    def __init__(self, tokenizer: Tokenizer, marks: Marks | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, marks: RoleTokens | None = None) -> None:
         tokenizer.no_truncation()  # nothing is cut in silence
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
@@ -169,3 +169,76 @@ def _shut_out_special(tokenizer: Tokenizer) -> None:
     steps = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, split])  # type: ignore[assignment]
+
+
+class Frame(NamedTuple):
+    """Symbols before a text, between two texts, and after them; `typed` where the second has a token type of its own.
+
+    BERT's are [CLS] a [SEP] b [SEP], with types 0 and 1; RoBERTa's <s> a </s></s> b </s>, without types.
+    """
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    typed: bool = True
+
+    def marks(self, texts: int) -> int:
+        """How many symbols it adds to one or two texts."""
+        return len(self.before) + len(self.after) + (len(self.between) if texts == 2 else 0)
+
+    def around(self, first: Sequence[int], second: Sequence[int] | None = None) -> list[int]:
+        """The ids of a text, or of two, with their marks."""
+        if second is None:
+            return [*self.before, *first, *self.after]
+        return [*self.before, *first, *self.between, *second, *self.after]
+
+
+def frame_of(codec: Codec) -> Frame:
+    """The marks that a tokenizer was published with; of one that says nothing, its begin, end and end."""
+    begin, end = (() if mark is None else (mark,) for mark in (codec.begin, codec.end))
+    plain = Frame(begin, end, end)
+    if not isinstance(codec, TokenizerCodec) or codec.tokenizer.post_processor is None:
+        return plain
+    probe = codec.tokenizer.encode("a", "b", add_special_tokens=True)
+    places = [[i for i, text in enumerate(probe.sequence_ids) if text == number] for number in (0, 1)]
+    if not all(places) or len(places[0]) + len(places[1]) == len(probe.ids):
+        return plain
+    (start, stop), (second, last) = ((found[0], found[-1] + 1) for found in places)
+    ids = probe.ids
+    typed = probe.type_ids[second] == 1
+    return Frame(tuple(ids[:start]), tuple(ids[stop:second]), tuple(ids[last:]), typed)
+
+
+def framed(codec: Codec, text: str) -> list[int]:
+    """Ids of a text with the marks that a published tokenizer puts around it."""
+    if not isinstance(codec, TokenizerCodec):
+        return codec.encode(text)
+    return codec.tokenizer.encode(text, add_special_tokens=True).ids
+
+
+class WordPieces(NamedTuple):
+    """The ids of a sentence; `first` is the place of each word's first symbol, None of a word that has none."""
+
+    ids: list[int]
+    first: list[int | None]
+
+
+def word_pieces(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordPieces]:
+    """The symbols of each sentence, its words joined by spaces: as the tokenizer would see it anywhere else."""
+    texts = [" ".join(words) for words in sentences]
+    encoded = codec.tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [WordPieces(one.ids, _firsts(words, one.offsets)) for words, one in zip(sentences, encoded)]
+
+
+def _firsts(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Where each word's first symbol is; a symbol belongs to the word in which it ends."""
+    firsts: list[int | None] = []
+    place, start = 0, 0
+    for word in words:
+        stop = start + len(word)
+        while place < len(offsets) and offsets[place][1] <= start:
+            place += 1
+        inside = place < len(offsets) and offsets[place][0] < stop
+        firsts.append(place if inside else None)
+        start = stop + 1
+    return firsts

@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from headway.codecs.base import Kind
-from headway.codecs.stream import BYTES
+from headway.codecs.base import BYTES, Kind
 from headway.codecs.tokenizer import END_OF_TEXT, SECTION, TokenizerCodec
 from headway.errors import UserError, nearest
 

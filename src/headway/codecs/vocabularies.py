@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs.bytepairs import read_vocabulary
-from headway.codecs.marks import Marks
+from headway.codecs.marks import MARKS, SIDES, RoleTokens
 from headway.codecs.sentencepiece import (
     CONTROL,
     HIDDEN,
@@ -18,11 +18,10 @@ from headway.codecs.sentencepiece import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    Pieces,
+    PieceTable,
     build,
     read_pieces,
 )
-from headway.codecs.styles import MARKS, SIDES
 from headway.errors import UserError
 
 READ = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
@@ -32,7 +31,7 @@ _MOST_SENTINELS = 1 << 12
 _UNKNOWN = 10.0  # how much worse than the worst piece a sentencepiece model finds a character that it does not know
 
 
-def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, Marks]:
+def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, RoleTokens]:
     """The tokenizer of a sentencepiece model as `style` numbers its pieces, and the marks that the style has."""
     if style not in READ:
         raise UserError(
@@ -41,7 +40,7 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
         )
     pieces = read_pieces(path)
     unknown = None if pieces.unknown is None else pieces.texts[pieces.unknown]
-    marks = MARKS.get(style) or Marks(bos=pieces.begin, eos=pieces.end, unk=unknown, pad=pieces.pad)
+    marks = MARKS.get(style) or RoleTokens(bos=pieces.begin, eos=pieces.end, unk=unknown, pad=pieces.pad)
     if style == "xlmroberta":
         pieces = _fairseq(pieces, path)
     # Until 2023 the prefix came after every special symbol; `legacy` false says that a tokenizer is newer.
@@ -56,7 +55,7 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
     return tokenizer, marks
 
 
-def _fairseq(pieces: Pieces, path: Path) -> Pieces:
+def _fairseq(pieces: PieceTable, path: Path) -> PieceTable:
     """XLM-R has the special symbols in fairseq's order, and its mask after all pieces."""
     if list(pieces.texts[:3]) != ["<unk>", "<s>", "</s>"]:
         raise UserError(f"{path} begins with {list(pieces.texts[:3])}, not with <unk>, <s>, </s> as XLM-R's models do")
@@ -99,7 +98,7 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     return _with_codes(numbered, codes, model)
 
 
-def _with_codes(pieces: Pieces, codes: list[str], path: Path) -> Tokenizer:
+def _with_codes(pieces: PieceTable, codes: list[str], path: Path) -> Tokenizer:
     """Codes of languages stand before a text, and are symbols wherever they are written."""
     types = [USER_DEFINED if text in codes else kind for text, kind in zip(pieces.texts, pieces.types, strict=True)]
     tokenizer = build(replace(pieces, types=types), path)

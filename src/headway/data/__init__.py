@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.data.batching import Padding, PairBatches
     from headway.data.catalogue import KnownSet
-    from headway.data.conll import Tagged, TaggedText, read_conll
-    from headway.data.download import get
-    from headway.data.order import epoch_seed, permuted, sample_at
-    from headway.data.packing import IGNORED, Crops, Packing, Spans, Windows
-    from headway.data.parallel import Column, Fitting, PairCache, grouped, load_pairs, open_pairs, split_pairs
-    from headway.data.registry import find_set, is_present, known_set, known_sets
+    from headway.data.order import Padding, PairBatches, epoch_seed, permuted, sample_at
+    from headway.data.packing import IGNORED, Crops, Packing, Spans, Streams, TokenWindows
+    from headway.data.parallel import Column, FittingPairs, PairCache, grouped, load_pairs, open_pairs, split_pairs
+    from headway.data.registry import find_set, get, is_present, known_set, known_sets
     from headway.data.sources import (
         Chunk,
         Pair,
@@ -27,8 +24,7 @@ if TYPE_CHECKING:
         text_sources,
     )
     from headway.data.splits import SIDES, SplitConfig, Splits, fraction, sides_of
-    from headway.data.streams import Streams
-    from headway.data.tables import Table, read_table
+    from headway.data.tables import Table, Tagged, TaggedText, read_conll, read_table
     from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
 __all__ = [
@@ -37,7 +33,7 @@ __all__ = [
     "Chunk",
     "Column",
     "Crops",
-    "Fitting",
+    "FittingPairs",
     "KnownSet",
     "Packing",
     "Padding",
@@ -52,7 +48,7 @@ __all__ = [
     "Tagged",
     "TaggedText",
     "TokenCache",
-    "Windows",
+    "TokenWindows",
     "characters",
     "chunks",
     "documents",
@@ -82,14 +78,11 @@ __all__ = [
 lazily(
     __name__,
     {
-        ".batching": ("Padding", "PairBatches"),
         ".catalogue": ("KnownSet",),
-        ".conll": ("Tagged", "TaggedText", "read_conll"),
-        ".download": ("get",),
-        ".order": ("epoch_seed", "permuted", "sample_at"),
-        ".packing": ("IGNORED", "Crops", "Packing", "Spans", "Windows"),
-        ".parallel": ("Column", "Fitting", "PairCache", "grouped", "load_pairs", "open_pairs", "split_pairs"),
-        ".registry": ("find_set", "is_present", "known_set", "known_sets"),
+        ".order": ("Padding", "PairBatches", "epoch_seed", "permuted", "sample_at"),
+        ".packing": ("Crops", "IGNORED", "Packing", "Spans", "Streams", "TokenWindows"),
+        ".parallel": ("Column", "FittingPairs", "PairCache", "grouped", "load_pairs", "open_pairs", "split_pairs"),
+        ".registry": ("find_set", "get", "is_present", "known_set", "known_sets"),
         ".sources": (
             "Chunk",
             "Pair",
@@ -102,8 +95,7 @@ lazily(
             "text_sources",
         ),
         ".splits": ("SIDES", "SplitConfig", "Splits", "fraction", "sides_of"),
-        ".streams": ("Streams",),
-        ".tables": ("Table", "read_table"),
+        ".tables": ("Table", "Tagged", "TaggedText", "read_conll", "read_table"),
         ".tokens": ("TokenCache", "load_tokens", "open_tokens"),
     },
 )

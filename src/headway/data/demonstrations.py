@@ -13,9 +13,9 @@ import numpy as np
 
 from headway.data.episodes import Episodes, Recorded
 from headway.data.files import File, find_files
-from headway.data.frames import Frames, JoinedFrames
 from headway.data.recordings import KINDS, episode_lengths, read_recording
 from headway.data.splits import named_side, side_number
+from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
 
 

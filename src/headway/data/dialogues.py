@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.data.files import ARCHIVES, File, find_files, honoured, unpacked
-from headway.data.jsonl import objects, sound_text
+from headway.data.tables import objects, sound_text
 from headway.errors import UserError, nearest
 
 KINDS = (".jsonl", *ARCHIVES)

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from headway.data.files import File
-from headway.data.hub import HubSplit
+from headway.data.files import File, HubSplit
 from headway.data.sources import Aligned
 
 

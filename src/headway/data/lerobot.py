@@ -14,13 +14,12 @@ import numpy as np
 from headway.data.demonstrations import Demonstrations, check_numbers
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
-from headway.data.frames import Frames, MappedFrames
 from headway.data.lerobot_info import (
     ACTION,
     AGAIN,
     INFO,
     STATES,
-    Camera,
+    CameraFeature,
     Info,
     Noted,
     packaged_parquet,
@@ -31,7 +30,7 @@ from headway.data.lerobot_info import (
     sound,
 )
 from headway.data.store import Columns, cache_key, open_or_build, writing
-from headway.data.video import read_frames
+from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
 
 _FORMAT = 1
@@ -52,7 +51,7 @@ class _Shown(NamedTuple):
     length of each episode.
     """
 
-    camera: Camera
+    camera: CameraFeature
     size: tuple[int, int]
     folder: Path
     places: list[tuple[tuple[Path, int], int]]
@@ -177,7 +176,7 @@ def _column(what: str, path: Path, column: Any, rows: int, count: int) -> np.nda
     return found.reshape(rows, count)
 
 
-def _chosen(info: Info, names: Sequence[str] | None) -> list[Camera]:
+def _chosen(info: Info, names: Sequence[str] | None) -> list[CameraFeature]:
     """The cameras of these names, all for None."""
     known = {camera.name: camera for camera in info.cameras}
     for name in names or ():
@@ -187,7 +186,7 @@ def _chosen(info: Info, names: Sequence[str] | None) -> list[Camera]:
     return list(info.cameras) if names is None else [known[name] for name in names]
 
 
-def _shown(info: Info, parts: Sequence[_Part], camera: Camera, cache: Path, size: tuple[int, int]) -> _Shown:
+def _shown(info: Info, parts: Sequence[_Part], camera: CameraFeature, cache: Path, size: tuple[int, int]) -> _Shown:
     """Where the pictures of a camera are, before any of them is decoded."""
     places = [
         (episode.videos.get(camera.key, (part.data, 0)), episode.length) for part in parts for episode in part.episodes
@@ -231,7 +230,7 @@ def _check_room(info: Info, cache: Path, shown: Sequence[_Shown]) -> None:
 
 
 def _filmed(
-    info: Info, places: Sequence[tuple[tuple[Path, int], int]], camera: Camera, size: tuple[int, int]
+    info: Info, places: Sequence[tuple[tuple[Path, int], int]], camera: CameraFeature, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
     """The frames of videos, each read once, from the first frame that is wanted of it to the last."""
     for path, found in groupby(places, lambda each: each[0][0]):
@@ -241,7 +240,7 @@ def _filmed(
         yield from read_frames(path, wanted, info.rate, camera.size, size)
 
 
-def _embedded(path: Path, camera: Camera, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _embedded(path: Path, camera: CameraFeature, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """The pictures of a column of PNG or JPEG bytes."""
     file, row = _opened(path), 0
     with sound(path, "Parquet"):

@@ -25,7 +25,7 @@ AGAIN = "fetch the data set again"
 
 
 @dataclass(frozen=True)
-class Camera:
+class CameraFeature:
     """A feature of pictures: its column or the key of its videos, and height and width."""
 
     key: str
@@ -57,7 +57,7 @@ class Info:
     version: str
     rate: float
     numbers: Mapping[str, int]
-    cameras: tuple[Camera, ...]
+    cameras: tuple[CameraFeature, ...]
     raw: Mapping[str, Any]
 
 
@@ -182,14 +182,14 @@ def _numbers(path: Path, name: str, feature: Mapping[str, Any]) -> int:
     return size
 
 
-def _camera(path: Path, key: str, feature: Mapping[str, Any]) -> Camera:
+def _camera(path: Path, key: str, feature: Mapping[str, Any]) -> CameraFeature:
     """Pictures are said as [H, W, C] or [C, H, W]."""
     shape = feature.get("shape")
     sides = shape if isinstance(shape, list) and len(shape) == 3 else [0, 0, 0]
     size = sides[1:] if sides[0] == 3 and sides[2] != 3 else sides[:2]
     if 3 not in (sides[0], sides[2]) or not all(isinstance(side, int) and 0 < side <= _SIDE for side in size):
         raise UserError(f"{path}: {key!r} is of shape {shape}; give pictures of [height, width, 3]")
-    return Camera(key, (size[0], size[1]), feature["dtype"] == "video")
+    return CameraFeature(key, (size[0], size[1]), feature["dtype"] == "video")
 
 
 def _of_lines(info: Info) -> Iterator[Noted]:
@@ -226,7 +226,7 @@ def _of_tables(info: Info) -> Iterator[Noted]:
         yield Noted(number, length, _place(info, "data_path", fields), videos, _side(info, number))
 
 
-def _video(info: Info, row: Mapping[str, Any], camera: Camera) -> tuple[Path, int]:
+def _video(info: Info, row: Mapping[str, Any], camera: CameraFeature) -> tuple[Path, int]:
     begin = f"videos/{camera.key}/"
     fields = {name: _whole(info, row, begin + name) for name in ("chunk_index", "file_index")}
     first = row.get(f"{begin}from_timestamp")

@@ -11,7 +11,7 @@ import numpy as np
 
 from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
-from headway.data.packing import IGNORED, Windows, best_fit, gather, ranges
+from headway.data.packing import IGNORED, TokenWindows, best_fit, gather, ranges
 from headway.data.splits import key_of, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.data.tokens import ids_type
@@ -27,7 +27,7 @@ class Marked(NamedTuple):
     spans: Sequence[tuple[int, int]]
 
 
-class Sample(NamedTuple):
+class MarkedSample(NamedTuple):
     """What belongs together (one conversation, or two endings of one), the text that decides its split, its line."""
 
     key: str
@@ -88,7 +88,7 @@ class MarkedCache:
 
 
 def open_marked(
-    sources: Sequence[File], each: int, codec: Encoder, samples: Callable[[File], Iterator[Sample]], how: str
+    sources: Sequence[File], each: int, codec: Encoder, samples: Callable[[File], Iterator[MarkedSample]], how: str
 ) -> MarkedCache:
     """The samples of files, from the cache if these contents have been turned into ids so before.
 
@@ -112,7 +112,7 @@ def open_marked(
 
 
 def _build(
-    part: Path, sources: Iterable[File], each: int, kind: np.dtype, samples: Callable[[File], Iterator[Sample]]
+    part: Path, sources: Iterable[File], each: int, kind: np.dtype, samples: Callable[[File], Iterator[MarkedSample]]
 ) -> None:
     kinds = {"ids": kind, "marks": np.uint8, "offsets": np.int64}
     kinds |= {"keys": np.uint64, "named": np.uint8, "lines": np.uint32}
@@ -157,7 +157,7 @@ class WholeRows:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def windows(self, rows: np.ndarray) -> Windows:
+    def windows(self, rows: np.ndarray) -> TokenWindows:
         """Rows by number, int64 [B], as wide as the longest; `labels` only where the assistant speaks."""
         first = self._ends[rows]
         pieces, owner = ranges(first, self._ends[rows + 1] - first)

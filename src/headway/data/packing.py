@@ -1,4 +1,4 @@
-"""Rows for language models: every token of a corpus once (Packing), or windows at any offset (Crops)."""
+"""Rows for language models: every token of a corpus once, crops, or contiguous streams."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Spans(NamedTuple):
         return Spans(self.starts[numbers], self.lengths[numbers])
 
 
-class Windows(NamedTuple):
+class TokenWindows(NamedTuple):
     """A batch of rows, int64 [B, context] each: `labels` are the next tokens, -100 at padding; `positions`
     restart at 0 where a document (or a later part of one) starts, and are -1 at padding, where `inputs`
     are 0."""
@@ -79,7 +79,7 @@ class Packing:
         """The share of all tokens in the rows that is padding."""
         return 1 - self.targets / (len(self) * self.context)
 
-    def windows(self, rows: np.ndarray) -> Windows:
+    def windows(self, rows: np.ndarray) -> TokenWindows:
         """Rows by number, int64 [B]."""
         rows = np.asarray(rows, dtype=np.int64)
         full_rows = int(self._full_before[-1])
@@ -114,17 +114,19 @@ class Crops:
     def __len__(self) -> int:
         return int(self._before[-1])
 
-    def windows(self, offsets: np.ndarray) -> Windows:
+    def windows(self, offsets: np.ndarray) -> TokenWindows:
         """Windows by offset, int64 [B] below `len`."""
         offsets = np.asarray(offsets, dtype=np.int64)
         owners = np.searchsorted(self._before, offsets, side="right") - 1
         starts = self._starts[owners] + offsets - self._before[owners]
         whole = self.ids[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)
         positions = np.broadcast_to(np.arange(self.context), (len(offsets), self.context))
-        return Windows(whole[:, :-1], whole[:, 1:], positions)
+        return TokenWindows(whole[:, :-1], whole[:, 1:], positions)
 
 
-def gather(ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]) -> Windows:
+def gather(
+    ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
+) -> TokenWindows:
     """Lay pieces of `ids` side by side in their rows; pieces of a row are in order."""
     places, piece = ranges(np.zeros_like(sizes), sizes)
     row_sizes = np.bincount(rows, sizes, minlength=shape[0]).astype(np.int64)
@@ -141,7 +143,7 @@ def gather(ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndar
     where = rows[piece], columns[piece] + places
     source = starts[piece] + places
     inputs[where], labels[where], positions[where] = ids[source], ids[source + 1], places
-    return Windows(inputs, labels, positions)
+    return TokenWindows(inputs, labels, positions)
 
 
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,3 +225,47 @@ def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
                         insort(spaces, remaining)
                     open_rows.setdefault(remaining, []).append(group)
     return rows
+
+
+class Streams:
+    """Documents, one after the other, cut into `rows` streams of equal length (give or take a token), which are read in
+    windows of at most `context` tokens: a row of a window goes on where it ended in the one before.
+
+    A document of n tokens holds n - 1 predictions, and each is in exactly one window, of which all are equally long
+    (give or take a token), so that none at the end of an epoch learns from few. Documents are cut where a stream ends.
+    With `limit` only so many predictions are read, the first.
+    """
+
+    def __init__(self, ids: np.ndarray, spans: Spans, context: int, rows: int, limit: int | None = None) -> None:
+        if context < 1:
+            raise ConfigError(f"context {context} holds no token; give a whole number above 0")
+        self.ids, self.context = ids, context
+        self._starts = spans.starts
+        self._before = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - 1, 0))])
+        self.targets = int(self._before[-1]) if limit is None else min(limit, int(self._before[-1]))
+        """Predictions in all windows together."""
+        if self.targets < rows:
+            raise UserError(
+                f"{self.targets:,} predictions cannot be cut into {rows:,} streams; give more text, "
+                "or lower train.batch_tokens, train.batch_size or train.accumulate"
+            )
+        self._edges = np.arange(rows + 1) * self.targets // rows
+        self._longest = -(-self.targets // rows)
+
+    def __len__(self) -> int:
+        """Windows of a stream."""
+        return -(-self._longest // self.context)
+
+    def windows(self, streams: slice, number: int) -> TokenWindows:
+        """The window of this number, from 0, in some of the streams. Positions count from a document's start, wherever
+        the stream begins.
+        """
+        first, last = (n * self._longest // len(self) for n in (number, number + 1))
+        places = self._edges[:-1][streams, None] + np.arange(first, last)
+        held = places < self._edges[1:][streams, None]
+        places = np.minimum(places, self.targets - 1)
+        owners = np.searchsorted(self._before, places, side="right") - 1
+        positions = places - self._before[owners]
+        source = self._starts[owners] + positions
+        inputs, labels = self.ids[source].astype(np.int64), self.ids[source + 1].astype(np.int64)
+        return TokenWindows(np.where(held, inputs, 0), np.where(held, labels, IGNORED), np.where(held, positions, -1))

@@ -29,7 +29,7 @@ _FORMAT = 1
 _BATCH = 1 << 19  # characters of sources and targets tokenised at once
 
 
-class Fitting(NamedTuple):
+class FittingPairs(NamedTuple):
     """Pairs that can be trained on, int64 [N], and how many were left out: too long, or empty on a side."""
 
     pairs: np.ndarray
@@ -77,7 +77,7 @@ class PairCache:
         sides = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
         return Splits(sides, np.arange(len(self)), "pairs")
 
-    def fitting(self, pairs: np.ndarray, source_limit: int, target_limit: int, drop_long: bool) -> Fitting:
+    def fitting(self, pairs: np.ndarray, source_limit: int, target_limit: int, drop_long: bool) -> FittingPairs:
         """Those of `pairs` within the limits (tokens, without special symbols) and not empty on a side.
 
         A UserError if some are too long and `drop_long` is not set, or if none is left.
@@ -98,7 +98,7 @@ class PairCache:
                 f"of {len(pairs):,} pairs {int(long.sum()):,} are longer than {source_limit} source or {target_limit} "
                 f"target tokens and {int(empty.sum()):,} are empty on a side; raise the limit or give other pairs"
             )
-        return Fitting(kept, int(long.sum()), int((empty & ~long).sum()))
+        return FittingPairs(kept, int(long.sum()), int((empty & ~long).sum()))
 
 
 def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> Iterator[Pair]:

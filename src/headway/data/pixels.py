@@ -25,7 +25,7 @@ _SHOWN = 3  # bad images that a message names
 Pixels = UInt8[np.ndarray, "H W C"]
 
 
-class Images(NamedTuple):
+class DecodedImages(NamedTuple):
     """`pixels` of N images, and `keys`, equal for equal images. `wrong` says by number which could not be read, and
     why; their pixels are 0.
     """
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
     digest: int
 
 
-def open_images(reading: Reading, skip: bool = False) -> Images:
+def open_images(reading: Reading, skip: bool = False) -> DecodedImages:
     """The images, from the cache if the same contents have been decoded before.
 
     UserError for the first that cannot be read; with `skip` such are counted in the log, and stand in `wrong`.
@@ -64,7 +64,7 @@ def open_images(reading: Reading, skip: bool = False) -> Images:
     if wrong:
         shown = "; ".join(list(wrong.values())[:_SHOWN])
         _LOG.warning("%d of %d images cannot be read and are left out: %s", len(wrong), count, shown)
-    return Images(pixels, [row.tobytes().hex() for row in digests], wrong)
+    return DecodedImages(pixels, [row.tobytes().hex() for row in digests], wrong)
 
 
 def key_of(image: Pixels, digest: int) -> str:

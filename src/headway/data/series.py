@@ -32,7 +32,7 @@ class Series(NamedTuple):
     seen: Bool[np.ndarray, "N"]
 
 
-class Columns(NamedTuple):
+class SeriesColumns(NamedTuple):
     """The columns of times and, in long tables, of names and values; in wide ones each further column is a series."""
 
     time: str | None
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     value: str | None
 
 
-def read_series(paths: Sequence[Path], named: Columns, fill: bool) -> tuple[list[Series], Calendar]:
+def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tuple[list[Series], Calendar]:
     """All series, in the order in which they come. Where `fill` says so, what is missing within a series lies on the
     line between its neighbours. UserErrors: no times, none that are equally far apart, text among values.
     """
@@ -68,7 +68,7 @@ def read_series(paths: Sequence[Path], named: Columns, fill: bool) -> tuple[list
     return [_regular(name, *part, calendar, fill) for name, part in kept.items()], calendar
 
 
-def _columns(rows: Sequence[TableRow], named: Columns) -> Columns:
+def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
     """Which columns are what: as they are named, else by well-known names, else by what is in them."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     some = rows[:_LOOKED_AT]
@@ -87,7 +87,7 @@ def _columns(rows: Sequence[TableRow], named: Columns) -> Columns:
     texts = [n for n in others if n not in dates and any(_number(row.values.get(n)) is None for row in some)]
     series = named.series or known["series"] or (texts[0] if len(texts) == 1 and len(others) > 1 else None)
     if series is None:
-        return Columns(time, None, named.value)
+        return SeriesColumns(time, None, named.value)
     left = [name for name in others if name != series]
     value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
     if value is None:
@@ -95,7 +95,7 @@ def _columns(rows: Sequence[TableRow], named: Columns) -> Columns:
             f"{rows[0].place}: which of {', '.join(left[:8]) or 'no columns'} are the values of the series that "
             f"{series!r} names is not clear; name it with task.value=NAME"
         )
-    return Columns(time, series, value)
+    return SeriesColumns(time, series, value)
 
 
 def _number(value: Any) -> float | None:

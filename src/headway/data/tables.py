@@ -1,11 +1,12 @@
-"""Tables of the user's: .csv, .tsv and .jsonl files whose columns are named, as texts and labels."""
+"""Tables of the user's: .csv, .tsv and .jsonl files whose columns are named, and CoNLL's."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,112 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headway.data.files import File, find_files, honoured, lines
-from headway.data.jsonl import objects, sound_text
 from headway.data.splits import side_number
 from headway.errors import UserError, nearest
+
+
+def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a .jsonl, with the number of each one's line. Blank lines are passed over."""
+    for number, line in enumerate(lines(file), 1):
+        if line.strip():
+            yield number, _parsed_line(file, number, line)
+
+
+def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object a line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{file}, line {number} is a JSON {type(row).__name__}; write one object a line")
+    return row
+
+
+def text_of(file: File, number: int, row: dict[str, Any], key: str) -> str:
+    """The text under a key; UserError where there is none or it is no text."""
+    if key not in row:
+        raise UserError(f"{file}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")
+    return sound_text(file, number, key, row[key])
+
+
+def sound_text(file: File, number: int, key: str, value: Any) -> str:
+    """`value` if it is text that can be written; else a UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; give text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
+        raise UserError(
+            f"{file}, line {number}: {key!r} has half a surrogate pair at character {error.start}; write it anew"
+        ) from error
+    return value
+
+
+CONLL_KINDS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".train", ".dev", ".test", ".testa", ".testb")
+_SIDES = {".testa": "validation", ".testb": "test"}  # as the files of CoNLL-2003 are called
+_DOCUMENT = "-DOCSTART-"
+_COMMENT = re.compile(r"# ?\w+ ?= ")  # of CoNLL-U: "# text = ..."
+
+
+class Tagged(NamedTuple):
+    """A sentence: its words, and the tag of each."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+class TaggedText(NamedTuple):
+    """Sentences, and the split that each one's file names, uint8 [N]."""
+
+    sentences: list[Tagged]
+    named: np.ndarray
+
+
+def read_conll(paths: Sequence[Path | str]) -> TaggedText:
+    """The sentences of all files. UserErrors: a line of one column, what is not UTF-8, no sentences at all.
+
+    Columns stand between TABs or, without any, between spaces. Lines that start a document (-DOCSTART-) and comments of
+    CoNLL-U are passed over.
+    """
+    if not paths:
+        raise UserError("no files of tagged text are given; name at least one")
+    found = [file for path in paths for file in find_files(Path(path).expanduser(), CONLL_KINDS)]
+    files = honoured([replace(file, side=file.side or _SIDES.get(file.kind)) for file in found])
+    sentences: list[Tagged] = []
+    named: list[int] = []
+    for file in files:
+        for sentence in _sentences(file):
+            sentences.append(sentence)
+            named.append(0 if file.side is None else side_number(file.side))
+    if not sentences:
+        raise UserError(f"{', '.join(map(str, files[:3]))}: there are no sentences; write a word and its tag a line")
+    return TaggedText(sentences, np.array(named, np.uint8))
+
+
+def _sentences(file: File) -> Iterator[Tagged]:
+    rows: list[tuple[str, str]] = []
+    for number, line in enumerate(lines(file), 1):
+        if _COMMENT.match(line):
+            continue
+        if line.strip() and not line.startswith(_DOCUMENT):
+            rows.append(_columns(file, number, line))
+        elif rows:
+            yield Tagged(*map(tuple, zip(*rows)))
+            rows = []
+    if rows:
+        yield Tagged(*map(tuple, zip(*rows)))
+
+
+def _columns(file: File, number: int, line: str) -> tuple[str, str]:
+    parts = line.split("\t") if "\t" in line else line.split()
+    word, tag = parts[0].strip(), parts[-1].strip()
+    if len(parts) < 2 or not word or not tag:
+        raise UserError(
+            f"{file}, line {number}: {line!r} is not a word with a tag; write: word, space or TAB, ..., tag"
+        )
+    return word, tag
+
 
 TABLE_KINDS = (".csv", ".tsv", ".jsonl")
 _SEPARATORS = (",", ";", "\t")  # of equally many columns the first

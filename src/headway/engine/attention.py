@@ -1,9 +1,4 @@
-"""Attention of one new token a row over keys and values that lie in blocks.
-
-A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Long
-contexts are cut into `splits` pieces that threads work on at once, each with its own maximum and sum (Milakov and
-Gimelshein 2018; Dao et al. 2023), and joined afterwards.
-"""
+"""Attention of one new token a row over keys and values, or a memory, that lie in blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import numpy as np
 
 from headway.engine.keys import HEADS, LOWEST, scores, soften, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i8, i64
-from headway.engine.operations import BLOCK, norm_row, tanh
+from headway.engine.operations import BLOCK, at, norm_row, share, splits_of, tanh
 from headway.engine.tiles import FP32
 
 
@@ -152,3 +147,31 @@ def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32,
         norm_row(norm, x, x, size, weight, bias, eps)
     if half > 0:
         turn(x, cos, sin, half)
+
+
+@compiled
+def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+    """score . tanh(query + key) of each position and what the values give, in pieces as `attention.attend_piece` leaves
+    them.
+    """
+    units, width, splits = op[3], op[4], splits_of(1, threads)
+    weights, row = f32(op[5]), at(op[11], scratch)
+    s, fade = f32(row), f32(row + 4 * BLOCK)
+    first, last = share(batch * splits, thread, threads)
+    for task in range(first, last):
+        b, piece = task // splits, task % splits
+        query, table, count = f32(op[1] + b * op[2]), i64(op[6] + 8 * b * op[7]), i64(op[8])[b]
+        begin, end = share((count + BLOCK - 1) // BLOCK, piece, splits)
+        out = op[10] + 4 * task * (width + 2)
+        nothing(out, width)
+        for n in range(begin, end):
+            base = table[n] + op[9]
+            for t in range(BLOCK):
+                s[t] = np.float32(0)
+            for a in range(units):
+                asked, weight, key = query[a], weights[a], f32(base + 4 * a * BLOCK)
+                for t in range(BLOCK):
+                    s[t] += weight * tanh(asked + key[t])
+            seen = min(count - n * BLOCK, BLOCK)
+            fade[0] = soften(row, 0, seen, out)
+            weigh(FP32, 1, row, row + 4 * BLOCK, 0, seen, base + 4 * units * BLOCK, width, out + 8, 0)

@@ -1,35 +1,77 @@
-"""Writes programs: names in, a table of instructions out, and the memory that they use."""
+"""Writes programs: names in, a table of instructions out, and the memory that they need."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from headway.engine import operations as code
 from headway.engine.operations import ADD, GATED, MOST_SPLITS, STORE
-from headway.engine.packed import PackedTensor
-from headway.engine.packing import Packed, pack
-from headway.engine.parts import norm_parts, offset_of
-from headway.engine.places import Place
+from headway.engine.packed import PackedMatrix, PackedTensor, pack
 from headway.engine.products import ROOM
-from headway.engine.program import FIELDS, FLOATS, NAMES, Kind
+from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
 from headway.engine.tiles import FP32, GROUP
+from headway.parts.norm import LayerNorm, RMSNorm
 from headway.parts.projection import Projection
+
+
+class CannotLowerError(Exception):
+    """What the engine has no instruction for."""
+
+
+def norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, float]:
+    """Its kind, weight, bias and epsilon."""
+    if isinstance(norm, LayerNorm):
+        return code.LAYER, norm.weight, norm.bias, norm.eps
+    if isinstance(norm, RMSNorm):
+        weight = None if norm.weight is None else norm.weight + norm.offset
+        return code.RMS, weight, None, norm.eps
+    raise CannotLowerError(f"the norm {type(norm).__name__}")
+
+
+def offset_of(projection: Projection) -> Tensor | None:
+    """Its bias, with zeros where slices have none; None where no slice has one."""
+    return None if projection.bias is None else projection.offset()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Rows of floats: an address (negative: in scratch) and the bytes from one row to the next."""
+
+    address: int
+    stride: int
+    width: int
+
+    def rows(self, count: int) -> Tensor:
+        """The first rows, where all threads see them and nothing lies between them."""
+        assert self.address > 0
+        assert self.stride == 4 * self.width
+        memory = (ctypes.c_float * (count * self.width)).from_address(self.address)
+        return torch.from_numpy(np.ctypeslib.as_array(memory)).view(count, self.width)
+
+    def columns(self, start: int, width: int) -> Slot:
+        at = self.address + 4 * start if self.address >= 0 else self.address - 4 * start
+        return Slot(at, self.stride, width)
+
 
 STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
 FEW = 16  # rows of which each thread makes for itself what is small
 
 
-class Weights:
+class PackedWeights:
     """The matrices of a model as the engine reads them, each packed once."""
 
     def __init__(self) -> None:
-        self._packed: dict[int, tuple[Tensor, Packed]] = {}
+        self._packed: dict[int, tuple[Tensor, PackedMatrix]] = {}
 
-    def matrix(self, weight: Tensor) -> Packed:
+    def matrix(self, weight: Tensor) -> PackedMatrix:
         if isinstance(weight, PackedTensor):
             return weight.packed
         key = weight.data_ptr()
@@ -45,7 +87,7 @@ class Builder:
     program, of many rows, the threads share this work, and the memory of one block serves the next.
     """
 
-    def __init__(self, weights: Weights, rows: int, numbers: int) -> None:
+    def __init__(self, weights: PackedWeights, rows: int, numbers: int) -> None:
         self.weights, self.rows, self.numbers = weights, rows, numbers
         self.wide = rows > FEW
         self.kept: list[Any] = []  # what addresses in the table point to
@@ -68,19 +110,19 @@ class Builder:
             -1, FLOATS
         )
 
-    def shared(self, width: int) -> Place:
+    def shared(self, width: int) -> Slot:
         """Rows that all threads see, until `again`."""
-        return Place(self._room(4 * width * self.rows), 4 * width, width)
+        return Slot(self._room(4 * width * self.rows), 4 * width, width)
 
-    def lasting(self, width: int) -> Place:
+    def lasting(self, width: int) -> Slot:
         """Rows that all threads see, from one block to the next."""
-        return Place(self._bytes(4 * width * self.rows), 4 * width, width)
+        return Slot(self._bytes(4 * width * self.rows), 4 * width, width)
 
-    def private(self, width: int) -> Place:
+    def private(self, width: int) -> Slot:
         """Rows that each thread has for itself."""
-        return Place(self.private_bytes(4 * width * self.rows), 4 * width, width)
+        return Slot(self.private_bytes(4 * width * self.rows), 4 * width, width)
 
-    def small(self, width: int, lasting: bool = False) -> Place:
+    def small(self, width: int, lasting: bool = False) -> Slot:
         """Rows for a norm or a merge to write: private, or in a wide program shared, with a barrier after that."""
         if not self.wide:
             return self.private(width)
@@ -104,7 +146,7 @@ class Builder:
         self.kept.append(room)
         return -(-room.ctypes.data // 64) * 64
 
-    def _meet(self, place: Place) -> None:
+    def _meet(self, place: Slot) -> None:
         if place.address in self._together:
             self.barrier()
 
@@ -113,13 +155,13 @@ class Builder:
         start, self.scratch = self.scratch, self.scratch + -(-size // 64) * 64
         return -1 - start
 
-    def state(self, width: int) -> Place:
+    def state(self, width: int) -> Slot:
         """The next numbers of each row's state, by addresses in STATES."""
         start, self._stated = self._stated, self._stated + width
         assert self._stated <= self.numbers
-        return Place(STATES + 4 * start, 4 * self.numbers, width)
+        return Slot(STATES + 4 * start, 4 * self.numbers, width)
 
-    def pieces(self, heads: int, size: int) -> Place:
+    def pieces(self, heads: int, size: int) -> Slot:
         """Where attention leaves its pieces."""
         return self.shared(heads * MOST_SPLITS * (size + 2))
 
@@ -131,7 +173,7 @@ class Builder:
         self.kept.append(held)
         return held.data_ptr()
 
-    def emit(self, kind: Kind, **fields: Any) -> None:
+    def emit(self, kind: Opcode, **fields: Any) -> None:
         whole, _, floats = NAMES[kind].partition("; ")
         row = [int(kind), *(int(fields.pop(name)) for name in whole.replace(";", "").split())]
         numbers = [float(fields.pop(name)) for name in floats.split()]
@@ -140,39 +182,39 @@ class Builder:
         self._floats.append(numbers + [0.0] * (FLOATS - len(numbers)))
 
     @contextmanager
-    def unless_idle(self, weights: Place, expert: int) -> Iterator[None]:
+    def unless_idle(self, weights: Slot, expert: int) -> Iterator[None]:
         """What is emitted within is left out where no row goes to the expert."""
         start = len(self._whole)
-        self.emit(Kind.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
+        self.emit(Opcode.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
         yield
         self._whole[start][4] = len(self._whole) - start - 1
 
     def barrier(self) -> None:
-        self.emit(Kind.BARRIER)
+        self.emit(Opcode.BARRIER)
 
-    def sum(self, x: Place, y: Place, residual: bool = True, gain: Tensor | None = None) -> None:
+    def sum(self, x: Slot, y: Slot, residual: bool = True, gain: Tensor | None = None) -> None:
         """y = y (if residual) + gain x; no barrier follows."""
         self.emit(
-            Kind.SUM, src=x.address, src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width,
+            Opcode.SUM, src=x.address, src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width,
             residual=residual, gain=self.constant(gain),
         )  # fmt: skip
 
-    def merge(self, pieces: Place, heads: int, groups: int, out: Place, sinks: Tensor | None = None) -> None:
+    def merge(self, pieces: Slot, heads: int, groups: int, out: Slot, sinks: Tensor | None = None) -> None:
         """Join the pieces of attention into `out`, which is every thread's own."""
         self.emit(
-            Kind.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, groups=groups,
+            Opcode.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, groups=groups,
             sinks=self.constant(sinks), out=out.address, stride=out.stride,
         )  # fmt: skip
         self._meet(out)
 
     def project(
         self,
-        x: Place,
+        x: Slot,
         projection: Projection,
-        y: Place | None = None,
+        y: Slot | None = None,
         mode: int = STORE,
         rows: tuple[int, int] | None = None,
-    ) -> Place:
+    ) -> Slot:
         """`multiply` by a projection, or by some rows of it; without y into new rows that all threads see."""
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
@@ -180,11 +222,11 @@ class Builder:
         self.multiply(x, matrix, offset_of(projection), y, mode, rows=rows)
         return y
 
-    def norm(self, norm: nn.Module, x: Place, y: Place) -> None:
+    def norm(self, norm: nn.Module, x: Slot, y: Slot) -> None:
         """y = norm(x); no barrier follows, unless y is `small` in a wide program."""
         kind, weight, bias, eps = norm_parts(norm)
         self.emit(
-            Kind.NORM,
+            Opcode.NORM,
             src=x.address,
             src_stride=x.stride,
             dst=y.address,
@@ -199,10 +241,10 @@ class Builder:
 
     def multiply(
         self,
-        x: Place,
+        x: Slot,
         weight: Tensor,
         bias: Tensor | None,
-        y: Place,
+        y: Slot,
         mode: int = STORE,
         activation: int = 0,
         cap: float = 0.0,
@@ -219,7 +261,7 @@ class Builder:
         if packed.kind != FP32:
             x, quantised = self._quantise(x, packed)
         self.emit(
-            Kind.MULTIPLY,
+            Opcode.MULTIPLY,
             format=packed.kind,
             w=packed.addresses[0],
             scales=packed.addresses[1],
@@ -241,7 +283,7 @@ class Builder:
             scale=scale,
         )
 
-    def add(self, x: Place, weight: Tensor, bias: Tensor | None, y: Place) -> None:
+    def add(self, x: Slot, weight: Tensor, bias: Tensor | None, y: Slot) -> None:
         self.multiply(x, weight, bias, y, ADD)
 
     def _pair(self, size: int, part: int) -> int:
@@ -250,7 +292,7 @@ class Builder:
             self._pairs[size, part] = [self._bytes(size), self._bytes(size)]
         return self._pairs[size, part][self._turn % 2]
 
-    def _quantise(self, x: Place, packed: Packed) -> tuple[Place, tuple[int, int, int]]:
+    def _quantise(self, x: Slot, packed: PackedMatrix) -> tuple[Slot, tuple[int, int, int]]:
         groups = -(-packed.columns // GROUP)
         sizes = (groups * GROUP * self.rows, 4 * groups * self.rows, 4 * groups * self.rows)
         if self.wide:
@@ -259,7 +301,7 @@ class Builder:
             places = (self.private_bytes(sizes[0]), self.private_bytes(sizes[1]), self.private_bytes(sizes[2]))
         self._turn += 1
         self.emit(
-            Kind.QUANTISE,
+            Opcode.QUANTISE,
             format=packed.kind,
             src=x.address,
             stride=x.stride,
@@ -270,4 +312,4 @@ class Builder:
         )
         if self.wide:
             self.barrier()
-        return Place(places[0], groups * GROUP, packed.columns), places
+        return Slot(places[0], groups * GROUP, packed.columns), places

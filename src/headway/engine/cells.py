@@ -1,11 +1,14 @@
-"""Recurrent cells, number by number: what follows once the matrix products have been made."""
+"""Recurrent cells number by number, and states that are matrices: what follows once the matrix products are done."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import at, share, tanh
+from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, share_rows, tanh
+from headway.engine.vectors import dot32
 
 COPY, PRODUCT, RESET, OUTER = range(4)
 ELMAN_TANH, ELMAN_LOGISTIC, LSTM, GRU, GRU_AFTER = range(5)
@@ -109,3 +112,134 @@ def cell(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, thread: i
                 y[i] = logistic(x[i])
         else:
             _gru(gates, also, h, width, kind == GRU_AFTER, first, last)
+
+
+ELU, DPFP = 32, 33  # feature maps beside the activations
+PLAIN, BY_SUM, BY_LENGTH = range(3)
+_EPS = np.float32(1e-6)
+
+
+@compiled
+def _features(kind: int, nu: int, x: int, size: int, out: int) -> None:
+    """headway.parts.norm, of one head."""
+    v, y = f32(x), f32(out)
+    if kind == DPFP:
+        for j in range(1, nu + 1):
+            for i in range(2 * size):
+                k = i - j if i >= j else i - j + 2 * size
+                a = v[i] if i < size else -v[i - size]
+                b = v[k] if k < size else -v[k - size]
+                y[2 * size * (j - 1) + i] = max(a, np.float32(0)) * max(b, np.float32(0))
+    elif kind == ELU:
+        for i in range(size):
+            y[i] = v[i] + np.float32(1) if v[i] > 0 else exp(v[i])
+    elif kind == SILU:
+        for i in range(size):
+            y[i] = v[i] * logistic(v[i])
+    elif kind == TANH:
+        for i in range(size):
+            y[i] = tanh(v[i])
+    else:
+        for i in range(size):
+            y[i] = max(v[i], np.float32(0)) if kind == RELU else v[i]
+
+
+@compiled
+def _normalise(kind: int, x: int, count: int) -> None:
+    v, total = f32(x), np.float32(0)
+    if kind == PLAIN:
+        return
+    if kind == BY_SUM:
+        for i in range(count):
+            total += v[i]
+        factor = np.float32(1) / (total + _EPS)
+    else:
+        for i in range(count):
+            total += v[i] * v[i]
+        factor = np.float32(1) / np.sqrt(total + _EPS)
+    for i in range(count):
+        v[i] *= factor
+
+
+@compiled
+def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int, fade: F32, beta: F32, delta: int):
+    """S = fade S + beta k e^T and y = S^T q; with `delta` e is first what k does not yet find."""
+    query, key, new, read = f32(q), f32(k), f32(e), f32(y)
+    if delta:
+        for n in range(values):
+            read[n] = np.float32(0)
+        for m in range(keys):
+            row = f32(memory + 4 * m * values)
+            for n in range(values):
+                read[n] += key[m] * row[n]
+        for n in range(values):
+            new[n] -= fade * read[n]
+    for n in range(values):
+        new[n] *= beta
+        read[n] = np.float32(0)
+    for m in range(keys):
+        row = f32(memory + 4 * m * values)
+        for n in range(values):
+            row[n] = fade * row[n] + key[m] * new[n]
+            read[n] += query[m] * row[n]
+
+
+@compiled
+def associate(
+    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
+) -> None:
+    """Each head of each row writes its key and value into its matrix and reads it by its query."""
+    heads, size, stride, norm = op[3], op[4], op[8], op[15]
+    keys, values = op[18], size + op[14]
+    q = scratch - op[23] - 1
+    k, v, y = q + 4 * keys, q + 8 * keys, q + 8 * keys + 4 * values
+    first, last = share(batch * heads, thread, threads)
+    for task in range(first, last):
+        b, h = task // heads, task % heads
+        if i64(places)[b] < 0:
+            continue
+        x = op[1] + b * op[2] + 4 * h * size
+        _features(op[9], op[10], x, size, q)
+        _features(op[9], op[10], x + 4 * heads * size, size, k)
+        _features(op[11], 0, x + 8 * heads * size, size, v)
+        if op[14]:
+            f32(v)[size] = np.float32(1)
+        _normalise(op[12], q, keys)
+        _normalise(op[12], k, keys)
+        fade, beta = np.float32(1), np.float32(1)
+        if op[5] != 0:
+            beta = logistic(f32(op[5] + b * stride)[h])
+        if op[6] != 0:
+            z = f32(op[6] + b * stride)[h]
+            fade = exp(-exp(f32(op[19])[h]) * (max(z, np.float32(0)) + np.float32(math.log1p(exp(-abs(z))))))
+        memory = op[20] + b * op[21] + 4 * h * keys * values
+        _rewrite(memory, keys, values, q, k, v, y, fade, beta, op[13])
+        read, out = f32(y), f32(op[22] + 4 * (b * heads + h) * size)
+        if op[14]:
+            for n in range(size):
+                read[n] /= read[size] + _EPS
+        if norm >= 0:
+            norm_row(norm, y, y, size, op[16], op[17], numbers[0])
+        for n in range(size):
+            out[n] = read[n]
+        if op[7] != 0:
+            gate = f32(op[7] + b * stride + 4 * h * size)
+            for n in range(size):
+                out[n] *= gate[n] * logistic(gate[n])
+
+
+@compiled
+def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int) -> None:
+    """y = tanh(drive + F x), then F = decay F + rate y x^T: the cells, rows of F, of one thread."""
+    x, width, decay, rate = at(op[3], scratch), op[7], np.float32(numbers[0]), np.float32(numbers[1])
+    first, last = share_rows(op[8], thread, threads)
+    for b in range(batch):
+        if i64(places)[b] < 0:
+            continue
+        numbers_in, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
+        for n in range(first, last):
+            row = f32(op[5] + b * op[6] + 4 * n * width)
+            value = tanh(drive[n] + dot32(op[5] + b * op[6] + 4 * n * width, x + b * op[4], 0, width))
+            out[n] = value
+            for i in range(width):
+                row[i] = decay * row[i] + rate * value * numbers_in[i]

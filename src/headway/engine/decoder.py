@@ -1,7 +1,8 @@
-"""A model that generates by a compiled program: torch reads the prompts, the program writes each further token."""
+"""A model that generates by a compiled program: torch reads the prompts, the program what follows."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -10,19 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.engine.adopting import Layer, write
-from headway.engine.builder import FEW, Weights
-from headway.engine.cache import Blocks, Rows
+from headway.engine.builder import FEW, CannotLowerError, PackedWeights
+from headway.engine.cache import Blocks, Layer, Memory, RowBlocks, flat_states, flat_summaries, pool, write
 from headway.engine.keys import FORMS
 from headway.engine.machine import HAS_BF16_UNIT, announced
-from headway.engine.memories import Memory
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
-from headway.engine.parts import CannotLowerError
-from headway.engine.plan import Program, check, lower
-from headway.engine.pool import pool
-from headway.engine.results import Results
-from headway.engine.states import flat_states, flat_summaries
+from headway.engine.plan import StepProgram, check, lower
 from headway.engine.tiles import FP32
 from headway.kernels import rough_attention
 from headway.layout import Layout
@@ -33,14 +28,33 @@ from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Heard, Pr
 from headway.models.transformer import check_prompt
 from headway.visibility import Causal
 
+_KEPT = 2  # rooms: what is read, and what comes next
+_FREE = 3  # references to a room that nobody else holds: the list's, the loop's, and that of who counts them
+
+
+class Results:
+    def __init__(self) -> None:
+        self._rooms: list[np.ndarray] = []
+
+    def rows(self, count: int, width: int) -> Float[Tensor, "R C"]:
+        """Rows with no content yet, the caller's as long as the tensor or a view of it lives."""
+        size = count * width
+        for room in self._rooms:
+            if room.size >= size and sys.getrefcount(room) == _FREE:
+                return torch.from_numpy(room[:size]).view(count, width)
+        room = np.empty(size, np.float32)
+        self._rooms = [*self._rooms, room][-_KEPT:]
+        return torch.from_numpy(room[:]).view(count, width)
+
+
 _MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more rows are faster in fp32
 
 
 class Kept(NamedTuple):
     """A generation under way, as `headway.models.Decoding`: keys and values of each row, and those of its memory."""
 
-    own: Rows
-    read: Rows
+    own: RowBlocks
+    read: RowBlocks
     states: np.ndarray  # [B, N], of mixers whose state does not grow
     lengths: np.ndarray  # [M], of the memories
     fixed: np.ndarray  # [M, N], what memories say that is the same for all tokens
@@ -81,7 +95,7 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights, self.form = Weights(), FORMS[cache]
+        self.weights, self.form = PackedWeights(), FORMS[cache]
         self.pool = pool(threads or torch.get_num_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.most_rows = _MOST_PACKED_ROWS if self._packed else _MOST_ROWS
@@ -122,7 +136,7 @@ class Engine(nn.Module):
     def _read_prompt(self, prompt: Prompt) -> tuple[Float[Tensor, "B C"], Kept]:
         rows, lengths = prompt.layout.batch, prompt.layout.lengths
         none = np.zeros((0, 0), np.float32)
-        own, read = Rows(self._own, [[] for _ in range(rows)]), Rows(self._read, [])
+        own, read = RowBlocks(self._own, [[] for _ in range(rows)]), RowBlocks(self._read, [])
         kept = Kept(own, read, np.zeros((rows, 0), np.float32), np.zeros(0, np.int64), none, torch.zeros_like(lengths))
         last, each = torch.empty(rows, self._programs[False].x.width), max(1, self.most_rows // rows)
         with self._lock:
@@ -170,7 +184,7 @@ class Engine(nn.Module):
         self._run(program, ids, torch.from_numpy(places), slice(None))
         return logits
 
-    def _prepare(self, places: np.ndarray, decoding: Kept) -> Program:
+    def _prepare(self, places: np.ndarray, decoding: Kept) -> StepProgram:
         """The program for tokens at these places [B, T], which knows where the rows keep what they know."""
         decoding.own.forget(places[:, 0])
         for column in places.T:
@@ -187,7 +201,7 @@ class Engine(nn.Module):
         program.find_states(decoding.states)
         return program
 
-    def _run(self, program: Program, symbols: Tensor, places: Tensor, part: slice) -> None:
+    def _run(self, program: StepProgram, symbols: Tensor, places: Tensor, part: slice) -> None:
         """A part of the instructions for tokens that are `symbols` at `places`."""
         symbols, places = symbols.reshape(-1).contiguous(), places.reshape(-1).contiguous()
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
@@ -210,7 +224,7 @@ class Engine(nn.Module):
         with announced(program.run):
             self.pool.run(job)
 
-    def _fitting(self, rows: int, capacity: int, reach: int) -> Program:
+    def _fitting(self, rows: int, capacity: int, reach: int) -> StepProgram:
         wide = rows > FEW
         now = self._programs.get(wide, self._programs[False])
         held = now.read.tables.shape[1] * BLOCK - BLOCK
@@ -219,21 +233,21 @@ class Engine(nn.Module):
             self._programs[wide] = self._lower(max(now.rows, _power(rows)), capacity, max(held, _power(reach)))
         return self._programs[wide]
 
-    def _lower(self, rows: int, capacity: int, reach: int) -> Program:
+    def _lower(self, rows: int, capacity: int, reach: int) -> StepProgram:
         with torch.inference_mode():
             return lower(self._decoder[0], self.weights, rows, capacity, reach, self.form, self.pool.threads)
 
     def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks, and as rows of numbers."""
         lengths = decoding.positions.tolist()
-        own = Rows(self._own, [[] for _ in lengths])
+        own = RowBlocks(self._own, [[] for _ in lengths])
         for row, length in enumerate(lengths):
             layers = [Layer(self.form, s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
             own.blocks[row] = write(self._own, layers, length)
         own._fill()
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
-        read = Rows(self._read, [[] for _ in sizes])
+        read = RowBlocks(self._read, [[] for _ in sizes])
         for row, length in enumerate(sizes):
             read.blocks[row] = write(self._read, [self._of_row(m, row) for m in memories], length)
         read._fill()
@@ -270,7 +284,7 @@ def _window(decoder: Transformer) -> int | None:
     return max((window for window in windows if window), default=None) if all(windows) else None
 
 
-def _place(memory: Memory, rows: Rows, batch: int) -> None:
+def _place(memory: Memory, rows: RowBlocks, batch: int) -> None:
     """The addresses of the blocks of each row; rows of one memory read the same."""
     table = rows.table[:, : memory.tables.shape[1]]
     memory.tables[:batch, : table.shape[1]] = np.repeat(table, batch // len(rows.blocks), axis=0)

@@ -16,11 +16,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call_for, choose, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import exponentials_32
+from headway.engine.vectors import call_for, choose, exponentials_32, reduce, spread
 
 FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
 HEADS = 4  # that are computed at once

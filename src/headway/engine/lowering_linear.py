@@ -7,18 +7,16 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from headway.engine import matrices as code
+from headway.engine import cells as code
 from headway.engine import operations
-from headway.engine.builder import Builder
-from headway.engine.parts import norm_parts
-from headway.engine.places import Place
-from headway.engine.program import Kind
+from headway.engine.builder import Builder, Slot, norm_parts
+from headway.engine.program import Opcode
 from headway.mixers.associative import Associative
 from headway.mixers.delta import Delta, GatedDelta
 from headway.mixers.dynamic_links import DynamicLinks
 from headway.mixers.fast_weights import FastWeightController
 from headway.mixers.linear_attention import LinearAttention
-from headway.parts.fading import LogDecay, Strength
+from headway.parts.norm import LogDecay, Strength
 from headway.parts.projection import Projection
 
 _FEATURES = {
@@ -69,7 +67,7 @@ _RULES: dict[type, Callable[[Any], _Rule]] = {
 }
 
 
-def _associative(build: Builder, mixer: Associative, x: Place) -> Place:
+def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
     rule, heads, size = _RULES[type(mixer)](mixer), mixer.heads, mixer.size
     qkv = build.project(x, mixer.qkv)
     strength, decay, gate = (getattr(mixer, name, None) for name in ("strength", "decay", "gate"))
@@ -87,7 +85,7 @@ def _associative(build: Builder, mixer: Associative, x: Place) -> Place:
     keys, values = mixer.memory_shape
     memory = build.state(heads * keys * values)
     build.emit(
-        Kind.ASSOCIATE, qkv=qkv.address, stride=qkv.stride, heads=heads, size=size,
+        Opcode.ASSOCIATE, qkv=qkv.address, stride=qkv.stride, heads=heads, size=size,
         strength=places[0].address if strength is not None else 0,
         decay=places[1].address if decay is not None else 0,
         gate=places[2].address if gate is not None else 0,
@@ -102,11 +100,11 @@ def _associative(build: Builder, mixer: Associative, x: Place) -> Place:
     return out
 
 
-def _links(build: Builder, mixer: DynamicLinks, x: Place) -> Place:
+def _links(build: Builder, mixer: DynamicLinks, x: Slot) -> Slot:
     drive, out = build.project(x, mixer.slow), build.shared(mixer.cells)
     links = build.state(mixer.cells * x.width)
     build.emit(
-        Kind.LINK, drive=drive.address, drive_stride=drive.stride, x=x.address, x_stride=x.stride,
+        Opcode.LINK, drive=drive.address, drive_stride=drive.stride, x=x.address, x_stride=x.stride,
         links=links.address, links_stride=links.stride, width=x.width, cells=mixer.cells, out=out.address,
         out_stride=out.stride, decay=mixer.config.decay, rate=mixer.config.rate / x.width,
     )  # fmt: skip
@@ -114,7 +112,7 @@ def _links(build: Builder, mixer: DynamicLinks, x: Place) -> Place:
     return out
 
 
-LINEAR: dict[type, Callable[[Builder, Any, Place], Place]] = {
+LINEAR: dict[type, Callable[[Builder, Any, Slot], Slot]] = {
     **dict.fromkeys(_RULES, _associative),
     DynamicLinks: _links,
 }

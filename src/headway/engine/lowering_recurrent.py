@@ -13,25 +13,20 @@ from typing import Any
 import torch
 
 from headway.engine import cells as code
-from headway.engine.builder import Builder
-from headway.engine.memories import Memory
+from headway.engine.builder import Builder, Slot
+from headway.engine.cache import Memory
 from headway.engine.operations import ADD, BLOCK
-from headway.engine.packing import unpack
-from headway.engine.places import Place
-from headway.engine.program import Kind
+from headway.engine.packed import unpack
+from headway.engine.program import Opcode
 from headway.mixers.conditional_gru import ConditionalGRU
-from headway.mixers.elman import Elman
-from headway.mixers.gru import GRU
-from headway.mixers.lstm import LSTM
-from headway.mixers.mlstm import MLSTM
-from headway.mixers.multiplicative import Multiplicative
+from headway.mixers.gated import GRU, LSTM, Elman
+from headway.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.mixers.pointwise import Pointwise
-from headway.mixers.sigma_pi import SigmaPi
 
-Lowered = Callable[[Builder, Any, Place], Place]  # a mixer and its input to its output before the projection
+Lowered = Callable[[Builder, Any, Slot], Slot]  # a mixer and its input to its output before the projection
 
 
-def _elman(build: Builder, mixer: Elman, x: Place) -> Place:
+def _elman(build: Builder, mixer: Elman, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     gates = build.project(x, mixer.input)
     build.project(h, mixer.hidden, gates, ADD)
@@ -39,7 +34,7 @@ def _elman(build: Builder, mixer: Elman, x: Place) -> Place:
     return _squash(build, gates, h, mixer.config.activation == "logistic")
 
 
-def _sigma_pi(build: Builder, mixer: SigmaPi, x: Place) -> Place:
+def _sigma_pi(build: Builder, mixer: SigmaPi, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     products = _combine(build, code.OUTER, h, x, build.private(h.width * x.width))
     gates = build.project(products, mixer.weigh)
@@ -47,7 +42,7 @@ def _sigma_pi(build: Builder, mixer: SigmaPi, x: Place) -> Place:
     return _squash(build, gates, h, mixer.activation is torch.sigmoid)
 
 
-def _lstm(build: Builder, mixer: LSTM, x: Place) -> Place:
+def _lstm(build: Builder, mixer: LSTM, x: Slot) -> Slot:
     h, c = build.state(mixer.cells), build.state(mixer.cells)
     gates = build.project(x, mixer.input)
     build.project(h, mixer.hidden, gates, ADD)
@@ -58,17 +53,17 @@ def _lstm(build: Builder, mixer: LSTM, x: Place) -> Place:
     )
 
 
-def _multiplicative(build: Builder, mixer: Multiplicative, x: Place) -> Place:
+def _multiplicative(build: Builder, mixer: Multiplicative, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     return _squash(build, _factored(build, mixer, x, h), h, mixer.activation is torch.sigmoid)
 
 
-def _mlstm(build: Builder, mixer: MLSTM, x: Place) -> Place:
+def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
     h, c = build.state(mixer.cells), build.state(mixer.cells)
     return _cell(build, code.LSTM, _factored(build, mixer, x, h), h, c=c.address, forgets=True, scale=1.0)
 
 
-def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Place, h: Place) -> Place:
+def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
     """The gates of a cell whose transition goes through factors that the input weighs."""
     inputs = build.project(x, mixer.input)
     seen = build.project(h, mixer.factor)
@@ -80,7 +75,7 @@ def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Place, h: Place)
     return gates
 
 
-def _gru(build: Builder, mixer: GRU, x: Place) -> Place:
+def _gru(build: Builder, mixer: GRU, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     gates = build.project(x, mixer.input)
     if mixer.config.reset_after:
@@ -88,12 +83,12 @@ def _gru(build: Builder, mixer: GRU, x: Place) -> Place:
     return _reset_before(build, mixer, gates, h)
 
 
-def _reset_after(build: Builder, gates: Place, also: Place, h: Place) -> Place:
+def _reset_after(build: Builder, gates: Slot, also: Slot, h: Slot) -> Slot:
     build.barrier()
     return _cell(build, code.GRU_AFTER, gates, h, also)
 
 
-def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Place, h: Place) -> Place:
+def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: Slot) -> Slot:
     cells = mixer.cells
     also = build.project(h, mixer.hidden, rows=(0, 2 * cells))
     build.barrier()
@@ -103,7 +98,7 @@ def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Place, h: 
     return _cell(build, code.GRU, gates, h, also)
 
 
-def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Place, memory: Memory, layer: int) -> Place:
+def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Memory, layer: int) -> Slot:
     """`layer` is the byte of a block of the memory where this mixer's keys begin, or the first of its fixed numbers."""
     h, after = build.state(mixer.cells), mixer.config.reset_after
     width = mixer.context.weight.shape[1]
@@ -116,7 +111,7 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Place, memory: M
         _read(build, mixer, h, context, memory, layer)
         build.project(context, mixer.context, entered, ADD)
     else:
-        fixed = Place(memory.fixed.ctypes.data, memory.fixed.strides[0], memory.fixed.shape[1])
+        fixed = Slot(memory.fixed.ctypes.data, memory.fixed.strides[0], memory.fixed.shape[1])
         _combine(build, code.COPY, fixed.columns(layer, width), None, context)
         build.sum(fixed.columns(layer + width, entered.width), entered)
     if mixer.config.shows == "before":
@@ -129,12 +124,12 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Place, memory: M
     return shown
 
 
-def _read(build: Builder, mixer: ConditionalGRU, h: Place, context: Place, memory: Memory, layer: int) -> None:
+def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: Memory, layer: int) -> None:
     query = build.project(h, mixer.query)
     build.barrier()
     pieces = build.pieces(1, context.width)
     build.emit(
-        Kind.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
+        Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
         table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
         scores=build.private_bytes(4 * BLOCK + 4),
@@ -143,35 +138,35 @@ def _read(build: Builder, mixer: ConditionalGRU, h: Place, context: Place, memor
     build.merge(pieces, 1, 1, context)
 
 
-def _combine(build: Builder, what: int, a: Place, b: Place | None, out: Place, also: Place | None = None) -> Place:
+def _combine(build: Builder, what: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
     b, also = b or a, also or a
     build.emit(
-        Kind.COMBINE, what=what, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
+        Opcode.COMBINE, what=what, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
         b=b.address, b_stride=b.stride, out=out.address, out_stride=out.stride,
         width=a.width if what == code.OUTER else min(a.width, b.width), other=b.width,
     )  # fmt: skip
     return out
 
 
-def _squash(build: Builder, gates: Place, h: Place, logistic: bool) -> Place:
+def _squash(build: Builder, gates: Slot, h: Slot, logistic: bool) -> Slot:
     return _cell(build, code.ELMAN_LOGISTIC if logistic else code.ELMAN_TANH, gates, h)
 
 
 def _cell(
     build: Builder,
     kind: int,
-    gates: Place,
-    h: Place,
-    also: Place | None = None,
+    gates: Slot,
+    h: Slot,
+    also: Slot | None = None,
     *,
     c: int = 0,
     peepholes: int = 0,
     forgets: bool = False,
     scale: float = 0.0,
-) -> Place:
+) -> Slot:
     also = also or gates
     build.emit(
-        Kind.CELL, cell=kind, gates=gates.address, gates_stride=gates.stride, also=also.address,
+        Opcode.CELL, cell=kind, gates=gates.address, gates_stride=gates.stride, also=also.address,
         also_stride=also.stride, h=h.address, stride=h.stride, width=h.width, c=c, peepholes=peepholes,
         forgets=forgets, scale=scale,
     )  # fmt: skip
@@ -179,7 +174,7 @@ def _cell(
     return h
 
 
-def _pointwise(build: Builder, mixer: Pointwise, x: Place) -> Place:
+def _pointwise(build: Builder, mixer: Pointwise, x: Slot) -> Slot:
     y = build.project(x, mixer.each)
     build.barrier()
     return y

@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import call, spread
 from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, compiled, intrinsic, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
+from headway.engine.vectors import call, spread
 
 BLOCK_ROWS = 16  # rows of numbers
 CONFIGURATION = 64  # bytes that describe the unit's registers

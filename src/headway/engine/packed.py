@@ -1,24 +1,87 @@
-"""Quantised weights as tensors, which modules use as they are in products and look-ups, and never hold whole."""
+"""Weights as the engine reads them: fp32 where they lie, int8 and int4 in tiles; as tensors, and on disk."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headway.engine.packing import Format, Packed, pack, unpack
-from headway.engine.pool import pool
+from headway.checkpoints.durable import write_tensors
+from headway.checkpoints.native import QUANTISED, check_tensors, config_of, named_tensors, undrawn
+from headway.checkpoints.native import Weights as Format
+from headway.config import to_dict
+from headway.engine.cache import pool
+from headway.engine.machine import announced
 from headway.engine.products import ROOM, packed_product, unpack_rows
-from headway.engine.tiles import GROUP
+from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
+from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
 from headway.models.embeds import TokenEmbed
 from headway.parts.projection import Projection
+
+CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
+
+
+class PackedMatrix(NamedTuple):
+    """A matrix of `rows` x `columns`. Quantised: value = scale of the group x code, in tiles (`engine/tiles.py`) whose
+    last rows and columns are filled with zeros.
+    """
+
+    kind: int
+    weights: Float[Tensor, "R C"] | Int[Tensor, "T G B"]
+    scales: Float[Tensor, "T G 16"] | None
+    rows: int
+    columns: int
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of the weights and their scales, 0 where there are none."""
+        return self.weights.data_ptr(), 0 if self.scales is None else self.scales.data_ptr()
+
+    @property
+    def bytes(self) -> int:
+        held = (self.weights, self.scales)
+        return sum(part.numel() * part.element_size() for part in held if part is not None)
+
+
+def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
+    """UserError for weights that are no numbers."""
+    rows, columns = matrix.shape
+    whole = matrix.detach().float().contiguous()
+    if not bool(torch.isfinite(whole).all()):
+        raise UserError("a weight is NaN or infinite; use a checkpoint with sound weights")
+    if form == "fp32":
+        return PackedMatrix(FP32, whole, None, rows, columns)
+    tall, groups = -(-rows // TILE), -(-columns // GROUP)
+    size, number = (TILE8, torch.int8) if form == "int8" else (TILE4, torch.uint8)
+    codes, scales = torch.empty(tall, groups, size, dtype=number), torch.empty(tall, groups, TILE)
+    fields = (CODES[form], whole.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
+    threads = pool(torch.get_num_threads())
+    with announced(pack_tiles):
+        threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
+    return PackedMatrix(CODES[form], codes, scales, rows, columns)
+
+
+def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
+    """The weights as the engine's products see them."""
+    if packed.scales is None:
+        return packed.weights
+    tall, groups = packed.scales.shape[:2]
+    lines = packed.weights.view(tall, groups, -1, TILE, 4)
+    if packed.kind == INT4:
+        lines = torch.cat([lines & 15, lines >> 4], dim=2).to(torch.int16) - 8
+    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tall, TILE, groups, GROUP)
+    values *= packed.scales.permute(0, 2, 1)[:, :, :, None]
+    return values.view(tall * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
 
 
 class PackedTensor(torch.Tensor):
@@ -26,15 +89,15 @@ class PackedTensor(torch.Tensor):
     is; for any other operation it is unpacked, which is slow and right.
     """
 
-    packed: Packed
+    packed: PackedMatrix
 
     @staticmethod
-    def __new__(cls, packed: Packed) -> PackedTensor:
+    def __new__(cls, packed: PackedMatrix) -> PackedTensor:
         made = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
         made.packed = packed
         return made
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: PackedMatrix) -> None:
         return None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -105,7 +168,7 @@ def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]
                 yield module, name, parameter
 
 
-def look_up(packed: Packed, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
+def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
     """Rows of a packed matrix."""
     rows = ids.reshape(-1).long().contiguous()
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= packed.rows):
@@ -115,7 +178,7 @@ def look_up(packed: Packed, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
     return out.view(*ids.shape, packed.columns)
 
 
-def _unpack(packed: Packed, rows: Tensor, out: Tensor) -> None:
+def _unpack(packed: PackedMatrix, rows: Tensor, out: Tensor) -> None:
     fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
     threads = _threads(rows.numel() * packed.columns)
     threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
@@ -126,7 +189,7 @@ def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tens
     return _product(packed, rows, bias).view(*x.shape[:-1], packed.rows)
 
 
-def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
+def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
     """With numbers rounded to 8 bits, from the packed weights."""
     offset = None if bias is None else bias.detach().float().contiguous()
     batch, groups = x.shape[0], -(-packed.columns // GROUP)
@@ -152,3 +215,123 @@ def _product(packed: Packed, x: Float[Tensor, "B C"], bias: Tensor | None) -> Fl
 def _threads(work: int) -> Any:
     """One thread for what is done before a second would wake."""
     return pool(torch.get_num_threads() if work > 1 << 16 else 1)
+
+
+VERSION = "2"
+_CODES, _SCALES = ".codes", ".scales"
+
+
+def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
+    """Write `directory`/quantized.safetensors in one step; the bytes of its weights."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model):
+        if isinstance(tensor, PackedTensor):
+            assert tensor.packed.scales is not None  # fp32 is no packed tensor
+            tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
+        else:
+            tensors[name] = tensor.data
+    config: Any = model.config
+    header = {
+        "format": "headway-quantized",
+        "version": VERSION,
+        "weights": form,
+        "group": str(GROUP),
+        "numbers": str(_numbers(model)),
+        "config": json.dumps(to_dict(config)),
+    }
+    write_tensors(directory / QUANTISED, tensors, header)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
+    """The model of `directory`, in evaluation mode. UserError for a file that is damaged, of another version, or of
+    other weights than the `wanted` ones.
+    """
+    path = Path(directory) / QUANTISED
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            form = _check(header, path)
+            if wanted not in (None, form):
+                raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a complete safetensors file: {error}; quantize the model again") from error
+    model = undrawn(config_of(header, path), path.stat().st_size, str(path))
+    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
+        raise UserError(
+            f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "
+            "quantize the model again"
+        )
+    own = dict(named_tensors(model))
+    found: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name + _CODES in tensors:
+            codes, scales = tensors.pop(name + _CODES), tensors.pop(name + _SCALES, None)
+            found[name] = _packed(form, name, codes, scales, tensor.shape, path)
+        elif name in tensors:
+            found[name] = tensors.pop(name)
+            check_numbers(f"{path}: {name!r}", found[name])
+    check_tensors(own, {**found, **tensors}, path)
+    _put(model, own, found)
+    return model.eval().requires_grad_(False)
+
+
+def _numbers(model: nn.Module) -> int:
+    """How many a model has, tied ones once, as if none were packed."""
+    return sum(tensor.numel() for _, tensor in named_tensors(model))
+
+
+def _check(header: dict[str, str], path: Path) -> Format:
+    if header.get("format") != "headway-quantized":
+        raise UserError(
+            f"{path} has format {header.get('format')!r}, not 'headway-quantized'; quantize the model again"
+        )
+    if header.get("version") != VERSION or header.get("group") != str(GROUP):
+        raise UserError(
+            f"{path} has version {header.get('version')} with groups of {header.get('group')}, this headway reads "
+            f"{VERSION} with {GROUP}; quantize the model again"
+        )
+    form = header.get("weights")
+    if form not in get_args(Format) or form == "fp32":
+        raise UserError(f"{path} has weights {form!r}; this headway reads int8 and int4, quantize the model again")
+    return form  # type: ignore[return-value]
+
+
+def _packed(
+    form: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
+) -> PackedTensor:
+    """UserError for codes or scales that are not those of a matrix of this shape."""
+    if len(shape) != 2:
+        raise UserError(
+            f"{path}: {name!r} has codes, but its shape is {tuple(shape)} and only matrices are rounded; "
+            "quantize the model again"
+        )
+    rows, columns = shape
+    tall, groups = -(-rows // TILE), -(-columns // GROUP)
+    kind, size = (torch.uint8, TILE4) if CODES[form] == INT4 else (torch.int8, TILE8)
+    sound = (
+        scales is not None
+        and (tuple(codes.shape), codes.dtype) == ((tall, groups, size), kind)
+        and (tuple(scales.shape), scales.dtype) == ((tall, groups, TILE), torch.float32)
+    )
+    if not sound:
+        raise UserError(
+            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which are no {form} weights of "
+            f"{rows} x {columns} with their scales; quantize the model again"
+        )
+    assert scales is not None
+    if not bool(torch.isfinite(scales).all()):
+        raise UserError(f"{path}: {name!r} has a scale that is NaN or infinite; quantize the model again")
+    return PackedTensor(PackedMatrix(CODES[form], codes, scales, rows, columns))
+
+
+def _put(model: nn.Module, own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Set each tensor wherever the model has its own one, so that ties hold."""
+    made = {id(own[name]): parameter_of(tensor) for name, tensor in found.items()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if id(buffer) in made:
+                setattr(module, name, made[id(buffer)].data)

@@ -10,18 +10,13 @@ import torch
 from torch import nn
 
 from headway.engine import operations as code
-from headway.engine.builder import STATES, Builder, Weights
-from headway.engine.lowering_attention import AttentionLowering
-from headway.engine.lowering_feed import activation_code, feed_forward
+from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
+from headway.engine.cache import Memory, fixed_numbers, grows, memory_of, reads, state_numbers
+from headway.engine.lowering import AttentionLowering, activation_code, feed_forward
 from headway.engine.lowering_linear import LINEAR
 from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
-from headway.engine.memories import Memory, grows, memory_of, reads
 from headway.engine.operations import GATED
-from headway.engine.parts import CannotLowerError, offset_of
-from headway.engine.places import Place
-from headway.engine.program import NAMES, Kind, run
-from headway.engine.states import fixed_numbers, state_numbers
-from headway.engine.whole import run_whole
+from headway.engine.program import NAMES, Opcode, run, run_whole
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
 from headway.mixers.conditional_gru import ConditionalGRU
@@ -33,17 +28,15 @@ from headway.models.heads import Maxout, Transform, VocabularyHead
 from headway.models.stack import Stack
 from headway.parts.bias import Alibi, Relative
 from headway.parts.dropout import Dropout
-from headway.parts.experts import Experts
-from headway.parts.fading import LogDecay, Strength
-from headway.parts.feedforward import MLP, Gated
-from headway.parts.norm import LayerNorm, RMSNorm
+from headway.parts.feedforward import MLP, Experts, Gated
+from headway.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
 from headway.parts.positions import Learned, Sinusoidal
 from headway.parts.projection import Projection
 from headway.visibility import Causal
 
 
 @dataclass(frozen=True)
-class Program:
+class StepProgram:
     """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
 
     run: Any  # the compiled loop
@@ -51,7 +44,7 @@ class Program:
     floats: np.ndarray
     room: np.ndarray  # [threads, bytes], the scratch of each thread
     body: int  # instructions before those of the head
-    x: Place  # what the head reads
+    x: Slot  # what the head reads
     symbols: int  # logits of a row
     own: Memory
     read: Memory
@@ -72,8 +65,8 @@ class Program:
 
 
 def lower(
-    model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, form: int, threads: int
-) -> Program:
+    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int, threads: int
+) -> StepProgram:
     """The program of a decoder that reads memories of at most `reach` positions and keeps keys and values in a `form`
     of numbers. Raises CannotLowerError.
     """
@@ -92,7 +85,9 @@ def check(model: Transformer) -> None:
 
 
 class _Lowering:
-    def __init__(self, model: Transformer, weights: Weights, rows: int, capacity: int, reach: int, form: int) -> None:
+    def __init__(
+        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int
+    ) -> None:
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
         self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
         self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
@@ -100,10 +95,10 @@ class _Lowering:
         self.own = memory_of(blocks, rows, capacity, form, grows)
         self.read = memory_of(blocks, rows, reach, form, reads)
         self.x = self.build.lasting(model.config.width)
-        self.normed: dict[int, Place] = {}  # by width
+        self.normed: dict[int, Slot] = {}  # by width
         self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
 
-    def program(self, threads: int) -> Program:
+    def program(self, threads: int) -> StepProgram:
         build, model = self.build, self.model
         self._embed(model.embed)
         build.barrier()
@@ -116,9 +111,9 @@ class _Lowering:
         symbols = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
-        loop = run_whole if (table[:, 0] >= Kind.COMBINE).any() else run
+        loop = run_whole if (table[:, 0] >= Opcode.COMBINE).any() else run
         room = np.zeros((threads, build.scratch + 64), np.uint8)
-        return Program(
+        return StepProgram(
             loop, table, floats, room, body, self.x, symbols, self.own, self.read, build.rows, self.capacity,
             build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
@@ -137,7 +132,7 @@ class _Lowering:
             first = embed.types.table[:1]
             positions = first.expand(self.capacity, -1) if positions is None else positions + first
         self.build.emit(
-            Kind.EMBED,
+            Opcode.EMBED,
             format=packed.kind,
             table=packed.addresses[0],
             scales=packed.addresses[1],
@@ -179,7 +174,7 @@ class _Lowering:
     def _branch(self, branch: Branch, function: Any) -> None:
         self._join(branch, *function(self._norm(branch.before, self.x)))
 
-    def _join(self, branch: Branch, inner: Place, out: nn.Module) -> None:
+    def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
         """x = last(x + gain x after(out(inner))). Without a residual x may get another width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
@@ -198,7 +193,7 @@ class _Lowering:
             self._norm(branch.last, self.x, self.x)
             self.build.barrier()
 
-    def _norm(self, norm: nn.Module, x: Place, into: Place | None = None) -> Place:
+    def _norm(self, norm: nn.Module, x: Slot, into: Slot | None = None) -> Slot:
         """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
         if isinstance(norm, nn.Identity):
             return x
@@ -208,7 +203,7 @@ class _Lowering:
         self.build.norm(norm, x, y)
         return y
 
-    def _mixer(self, block: Block, x: Place, layers: dict[str, int]) -> tuple[Place, nn.Module]:
+    def _mixer(self, block: Block, x: Slot, layers: dict[str, int]) -> tuple[Slot, nn.Module]:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
             layer = layers["fixed"] if fixed_numbers(mixer) else _next(layers, "read", reads(block, self.form))
@@ -221,7 +216,7 @@ class _Lowering:
             raise CannotLowerError(type(mixer).__name__)
         return self.attention.own(mixer, x, _next(layers, "own", grows(block, self.form))), mixer.out
 
-    def _head(self, head: nn.Module, x: Place) -> int:
+    def _head(self, head: nn.Module, x: Slot) -> int:
         if not isinstance(head, VocabularyHead):
             raise CannotLowerError(f"the head {type(head).__name__}")
         if isinstance(head.transform, Transform):
@@ -245,7 +240,7 @@ class _Lowering:
             x,
             head.weight,
             head.bias,
-            Place(0, 4 * symbols, symbols),  # which `Program.write_logits` finds a place for
+            Slot(0, 4 * symbols, symbols),  # which `Program.write_logits` finds a place for
             activation=code.NONE if cap is None else code.SOFT_CAP,
             cap=cap or 0.0,
             scale=head.config.scale,
@@ -253,7 +248,7 @@ class _Lowering:
         return symbols
 
 
-_RESULTS = 1 + NAMES[Kind.MULTIPLY].split().index("y")
+_RESULTS = 1 + NAMES[Opcode.MULTIPLY].split().index("y")
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
     Transformer,

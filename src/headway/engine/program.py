@@ -1,9 +1,4 @@
-"""A program: a table of instructions, and the one compiled loop that runs it.
-
-An instruction is a row of whole numbers and a row of floats. Addresses from 0 on are in memory that threads share;
-negative ones, -1 - offset, in the scratch that each thread has for itself. What lies in scratch every thread makes for
-itself, so that it needs no barrier.
-"""
+"""A program: a table of instructions, and the compiled loops that run it."""
 
 from __future__ import annotations
 
@@ -11,23 +6,17 @@ from enum import IntEnum
 
 import numpy as np
 
-from headway.engine.attention import attend_piece, keep, merge, prepare_head
-from headway.engine.machine import barrier, compiled, f32, i64
-from headway.engine.operations import (
-    BLOCK,
-    at,
-    norm_row,
-    share,
-    share_rows,
-    splits_of,
-)
+from headway.engine.attention import add_attend, attend_piece, keep, merge, prepare_head
+from headway.engine.cells import associate, cell, combine, link
+from headway.engine.machine import barrier, compiled, exp, f32, i64
+from headway.engine.operations import BLOCK, at, norm_row, share, share_rows, splits_of
 from headway.engine.products import multiply, quantise, unpack_row
 
 FIELDS, FLOATS = 28, 4
 SHARING = 8  # rows of one memory that attend to it at once
 
 
-class Kind(IntEnum):
+class Opcode(IntEnum):
     EMBED = 0
     NORM = 1
     QUANTISE = 2
@@ -48,28 +37,29 @@ class Kind(IntEnum):
 
 # The fields of each kind, in their order after the kind itself; floats follow a semicolon.
 NAMES = {
-    Kind.EMBED: "format table scales width out stride positions limit offset; scale",
-    Kind.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
-    Kind.QUANTISE: "format src stride columns q scales corrections",
-    Kind.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
+    Opcode.EMBED: "format table scales width out stride positions limit offset; scale",
+    Opcode.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
+    Opcode.QUANTISE: "format src stride columns q scales corrections",
+    Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
     "activation room; cap scale",
-    Kind.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
+    Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
     "span tables table_step lengths layer pieces q scores form group_bytes sharing; eps cap scale",
-    Kind.MERGE: "pieces heads size groups sinks out stride",
-    Kind.SUM: "src src_stride dst dst_stride width residual gain",
-    Kind.BARRIER: "",
-    Kind.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
-    Kind.CELL: "cell gates gates_stride also also_stride h stride width c peepholes forgets; scale",
-    Kind.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta ones "
+    Opcode.MERGE: "pieces heads size groups sinks out stride",
+    Opcode.SUM: "src src_stride dst dst_stride width residual gain",
+    Opcode.BARRIER: "",
+    Opcode.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
+    Opcode.CELL: "cell gates gates_stride also also_stride h stride width c peepholes forgets; scale",
+    Opcode.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta "
+    "ones "
     "norm weight bias keys rates memory memory_stride out room; eps",
-    Kind.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
-    Kind.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
-    Kind.ROUTE: "logits stride count active normalise weights sum sum_stride width",
-    Kind.SKIP: "weights count expert instructions",
-    Kind.WEIGH: "weights count expert src src_stride sum sum_stride width",
+    Opcode.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
+    Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
+    Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",
+    Opcode.SKIP: "weights count expert instructions",
+    Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
 }
-EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Kind)[:8])
-COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Kind)[8:])
+EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Opcode)[:8])
+COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Opcode)[8:])
 
 
 @compiled
@@ -229,3 +219,92 @@ def run(
             _sum(op, batch, scratch, thread, threads)
         else:
             barrier(counter, threads)
+
+
+@compiled
+def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+    """Each thread for itself: the probability of each expert, 0 for all but the `active` likeliest. And sums of 0."""
+    count, active = op[3], op[4]
+    first, last = share_rows(op[9], thread, threads)
+    for b in range(batch):
+        x, y, total = f32(op[1] + b * op[2]), f32(at(op[6], scratch) + 4 * b * count), f32(op[7] + b * op[8])
+        for i in range(first, last):
+            total[i] = np.float32(0)
+        top, whole, kept = x[0], np.float32(0), np.float32(0)
+        for e in range(count):
+            top = max(top, x[e])
+            y[e] = np.float32(0)
+        for e in range(count):
+            whole += exp(x[e] - top)
+        for _ in range(active):
+            best = -1
+            for e in range(count):
+                if y[e] == 0 and (best < 0 or x[e] > x[best]):
+                    best = e
+            y[best] = exp(x[best] - top)
+            kept += y[best]
+        for e in range(count):
+            y[e] /= kept if op[5] else whole
+
+
+@compiled
+def idle(op: np.ndarray, batch: int, scratch: int) -> bool:
+    """Whether no row goes to the expert."""
+    going = 0
+    for b in range(batch):
+        if f32(at(op[1], scratch) + 4 * b * op[2])[op[3]] != 0:
+            going += 1
+    return going == 0
+
+
+@compiled
+def weigh(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+    """sum += probability x what the expert says, the share of columns of one thread."""
+    first, last = share_rows(op[8], thread, threads)
+    for b in range(batch):
+        weight = f32(at(op[1], scratch) + 4 * b * op[2])[op[3]]
+        x, y = f32(op[4] + b * op[5]), f32(op[6] + b * op[7])
+        if weight != 0:
+            for i in range(first, last):
+                y[i] += weight * x[i]
+
+
+@compiled
+def run_whole(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+) -> None:
+    """`program.run` with all instructions."""
+    start, count = 0, table.shape[0]
+    while start < count:
+        stop = start
+        while stop < count and table[stop, 0] < COMBINE:
+            stop += 1
+        run(table[start:stop], floats[start:stop], symbols, places, batch, scratch, counter, thread, threads)
+        if stop < count:
+            op, numbers = table[stop], floats[stop]
+            kind = op[0]
+            if kind == COMBINE:
+                combine(op, batch, scratch)
+            elif kind == CELL:
+                cell(op, numbers, places, batch, thread, threads)
+            elif kind == ASSOCIATE:
+                associate(op, numbers, places, batch, scratch, thread, threads)
+            elif kind == ADD_ATTEND:
+                add_attend(op, batch, scratch, thread, threads)
+            elif kind == LINK:
+                link(op, numbers, places, batch, scratch, thread, threads)
+            elif kind == ROUTE:
+                route(op, batch, scratch, thread, threads)
+            elif kind == SKIP:
+                stop += op[4] if idle(op, batch, scratch) else 0
+            else:
+                weigh(op, batch, scratch, thread, threads)
+        start = stop + 1

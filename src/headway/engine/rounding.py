@@ -8,9 +8,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from headway.engine.lanes import call, reduce, spread
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
+from headway.engine.vectors import call, reduce, spread
 
 _LANES = 16
 _FLOATS, _WHOLE, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))

@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.lanes import AHEAD, call, call_for, choose, spread
 from headway.engine.machine import (
     _F32,
     _I8,
@@ -31,6 +30,7 @@ from headway.engine.machine import (
     compiled,
     intrinsic,
 )
+from headway.engine.vectors import AHEAD, call, call_for, choose, spread
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile

@@ -1,15 +1,65 @@
-"""Functions of 16 neighbouring numbers at once, in place."""
+"""What all vector code is made of: one number in all lanes, halves, sums; functions of 16 neighbours, and products of
+rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from headway.engine.lanes import call, reduce, spread
-from headway.engine.machine import _F32, _I32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, intrinsic
+
+AHEAD = 4096  # bytes that weights are called for before they are used
+
+
+def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+    """A number in all lanes."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
+
+
+def reduce(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """One number of all lanes, by halves."""
+    while x.type.count > 1:
+        half = x.type.count // 2
+        orders = ([start + i for i in range(half)] for start in (0, half))
+        x = join(*(builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, half), order)) for order in orders))
+    return builder.extract_element(x, ir.Constant(_I32, 0))
+
+
+def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
+    """A function of LLVM's, by its name without "llvm."."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), args)
+
+
+def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+    """What the case of `value` writes; the last one's for any other value. So code that is compiled once for each case
+    is chosen when it runs.
+    """
+    blocks = {number: builder.append_basic_block() for number in cases}
+    after = builder.append_basic_block()
+    switch = builder.switch(value, list(blocks.values())[-1])
+    for number, write in cases.items():
+        switch.add_case(ir.Constant(value.type, number), blocks[number])
+        builder.position_at_end(blocks[number])
+        write()
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def call_for(builder: Any, place: Any) -> None:
+    """Have the line of memory at a pointer brought near. Where several products are made of a weight, few weights are
+    under way at once, and memory would wait for the arithmetic.
+    """
+    hints = (ir.Constant(_I32, value) for value in (0, 3, 1))
+    call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(place, _I8.as_pointer()), *hints)
+
 
 LANES = 16
 _NUMBERS, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
@@ -95,3 +145,65 @@ def _exponentials(count: int) -> Any:
 
 exponentials_32 = _exponentials(2)
 silu_sixteen, gelu_tanh_sixteen = _in_place(_silu), _in_place(_gelu_tanh)
+
+
+_F16 = ir.VectorType(_F32, 16)
+_PARTS = 2  # sums of 16 numbers that a product of fp32 rows keeps
+
+
+def _sixteen(builder: Any, base: Any, offset: Any) -> Any:
+    found = builder.load(builder.bitcast(builder.gep(base, [offset]), _F16.as_pointer()))
+    found.align = 4
+    return found
+
+
+def _row_dots(count: int) -> Any:
+    """The products of one row of weights with `count` rows of numbers that lie `stride` bytes apart, into a tuple. Each
+    is summed in the same order whatever `count` is, so that a row does not depend on its neighbours.
+    """
+
+    @intrinsic
+    def dots(typing: Any, w: Any, x: Any, stride: Any, columns: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = args[0].type
+            number = lambda value: ir.Constant(word, value)  # noqa: E731
+            weights = builder.inttoptr(args[0], _F32.as_pointer())
+            rows = [
+                builder.inttoptr(builder.add(args[1], builder.mul(args[2], number(i))), _F32.as_pointer())
+                for i in range(count)
+            ]
+            sums = [
+                [cgutils.alloca_once_value(builder, ir.Constant(_F16, [0.0] * 16)) for _ in range(_PARTS)] for _ in rows
+            ]
+            with cgutils.for_range(builder, builder.sdiv(args[3], number(16 * _PARTS))) as loop:
+                start = builder.mul(loop.index, number(16 * _PARTS))
+                for part in range(_PARTS):
+                    offset = builder.add(start, number(16 * part))
+                    weight = _sixteen(builder, weights, offset)
+                    if count > 1:
+                        call_for(builder, builder.gep(weights, [builder.add(offset, number(AHEAD // 4))]))
+                    for row, totals in zip(rows, sums):
+                        product = builder.fmul(weight, _sixteen(builder, row, offset), flags=("contract",))
+                        total = builder.fadd(builder.load(totals[part]), product, flags=("contract",))
+                        builder.store(total, totals[part])
+            ends = []
+            for row, totals in zip(rows, sums):
+                whole = builder.load(totals[0])
+                for total in totals[1:]:
+                    whole = builder.fadd(whole, builder.load(total))
+                ends.append(cgutils.alloca_once_value(builder, reduce(builder, whole, builder.fadd)))
+                done = builder.mul(builder.sdiv(args[3], number(16 * _PARTS)), number(16 * _PARTS))
+                with cgutils.for_range(builder, builder.sub(args[3], done)) as loop:
+                    offset = builder.add(done, loop.index)
+                    left, right = (builder.load(builder.gep(base, [offset])) for base in (weights, row))
+                    builder.store(builder.fadd(builder.load(ends[-1]), builder.fmul(left, right)), ends[-1])
+            values = [builder.load(end) for end in ends]
+            return values[0] if count == 1 else context.make_tuple(builder, signature.return_type, values)
+
+        result = types.float32 if count == 1 else types.UniTuple(types.float32, count)
+        return result(*[types.int64] * 4), generate
+
+    return dots
+
+
+dot32, four_dots32, eight_dots32 = _row_dots(1), _row_dots(4), _row_dots(8)

@@ -1,13 +1,36 @@
 """Environments for agents: gymnasium's and the user's own, stepped side by side, recorded and filmed."""
 
 from headway.environments.copies import Copies, Step
-from headway.environments.demonstrating import Shots, check_demonstrable, check_together, demonstrations, robot_numbers
-from headway.environments.making import VARIABLE, check_stored, make_environment, only_one
-from headway.environments.playing import AT_ONCE, Playing, Returns, check_single, played, worth
-from headway.environments.policies import Policy, default_policy, open_policy
-from headway.environments.recording import TRIES, Demonstrating, Mixture, Recorder
-from headway.environments.scores import PICTURED, SEEDS, check_episodes, normalised, seeds_of, start_of, targets_of
-from headway.environments.spaces import Spaces, spaces_of
+from headway.environments.making import VARIABLE, Spaces, check_stored, make_environment, only_one, spaces_of
+from headway.environments.playing import (
+    AT_ONCE,
+    PICTURED,
+    SEEDS,
+    Playing,
+    Returns,
+    check_episodes,
+    check_single,
+    normalised,
+    played,
+    seeds_of,
+    start_of,
+    targets_of,
+    worth,
+)
+from headway.environments.recording import (
+    TRIES,
+    Demonstrating,
+    Mixture,
+    Policy,
+    Recorder,
+    Shots,
+    check_demonstrable,
+    check_together,
+    default_policy,
+    demonstrations,
+    open_policy,
+    robot_numbers,
+)
 
 __all__ = [
     "AT_ONCE",

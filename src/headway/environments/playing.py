@@ -1,17 +1,163 @@
-"""Episodes that an agent plays side by side, and what they are worth."""
+"""Episodes that an agent plays side by side, what they are worth, and how they are filmed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import io
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from headway.data.video import Film
 from headway.environments.copies import Copies
-from headway.environments.film import Watch
-from headway.environments.scores import normalised
+from headway.environments.making import INSTALL
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean
+
+SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
+"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
+
+PICTURED = 3_000_000
+"""Episodes that a report shows start from these seeds on, which no evaluation has."""
+
+_LOG = logging.getLogger(__name__)
+_BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+
+
+def normalised(environment: str, value: float) -> float | None:
+    """A return in hundredths of an expert's; None where D4RL has no bounds. It has them for older versions of these
+    environments, whose rewards are those of version 5 but for small terms.
+    """
+    bounds = _BOUNDS.get(environment.partition("-v")[0])
+    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def seeds_of(split: str, episodes: int) -> range:
+    """The seeds of an evaluation. UserError for a split in which no one plays."""
+    if split not in SEEDS:
+        raise UserError(f"there is no split {split!r} to play in; use {', '.join(SEEDS)}")
+    return range(SEEDS[split], SEEDS[split] + episodes)
+
+
+def check_episodes(episodes: int, seed: int | None) -> None:
+    """UserError for no episodes, and for a seed below 0."""
+    if episodes < 1 or (seed is not None and seed < 0):
+        raise UserError(f"{episodes} episodes from seed {seed} cannot be played; give 1 or more, and 0 or more")
+
+
+def targets_of(target_return: float | Sequence[float]) -> list[float]:
+    """The returns that are asked for: one, several or none."""
+    return [target_return] if isinstance(target_return, (int, float)) else list(target_return)
+
+
+def start_of(seed: int | None) -> int:
+    """The seed of the first episode that is played: the one given, with a warning where recordings may have begun from
+    it, or the first of the test.
+    """
+    if seed is not None and seed < SEEDS["validation"]:
+        _LOG.warning(
+            "recordings begin from seeds such as %d, so a model may have learnt these very episodes; "
+            "leave --seed out, or give one from %d on",
+            seed,
+            SEEDS["validation"],
+        )
+    return SEEDS["test"] if seed is None else seed
+
+
+Watch = Callable[[Callable[[], np.ndarray]], None]
+"""Is given, at each step of an episode, what draws it: uint8 [H, W, 3]."""
+
+_STRIP = 640  # pixels of a strip at least, on a narrow page too, where it is scrolled
+_RATE = 30.0  # frames a second, where nothing says, and the most of a film
+_WAITING = 8  # frames that are drawn and not yet encoded, each of some 750 kB
+
+
+@contextmanager
+def filming(path: Path | None, rate: float | None) -> Iterator[Watch | None]:
+    """What films an episode, `rate` steps a second where that is known; None without a path.
+
+    Frames are encoded in a thread of their own, while the next are played, and no more are drawn than the film shows.
+    """
+    if path is None:
+        yield None
+        return
+    every, shown = shown_of(rate or _RATE)
+    steps, waiting = count(), deque[Future[None]]()
+    with Film(path, shown, quick=True) as film, ThreadPoolExecutor(1, "film") as encoder:
+
+        def watch(draw: Callable[[], np.ndarray]) -> None:
+            if next(steps) % every == 0:
+                waiting.append(encoder.submit(film.add, draw()))
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+
+        yield watch
+        for each in waiting:
+            each.result()
+
+
+def shown_of(rate: float) -> tuple[int, Fraction]:
+    """Of how many steps a film shows one, and how many frames a second these are: at most 30."""
+    every = max(1, math.ceil(rate / _RATE))
+    return every, Fraction(max(1, round(rate)), every)
+
+
+class Reel:
+    """Frames at even distances of an episode of any length, no more than `most`, with the step of each."""
+
+    def __init__(self, most: int = 32) -> None:
+        self.most, self.frames = most, list[tuple[int, np.ndarray]]()
+        self._step, self._every = 0, 1
+
+    def take(self, draw: Callable[[], np.ndarray]) -> None:
+        """A further step; `draw` is called where its frame is wanted."""
+        if self._step % self._every == 0:
+            self.frames.append((self._step, draw()))
+        self._step += 1
+        if len(self.frames) == self.most:
+            self.frames, self._every = self.frames[::2], 2 * self._every
+
+
+def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int = 96) -> str:
+    """At most `count` frames, spread evenly from first to last, beside each other as an SVG that holds its pixels."""
+    places = np.unique(np.linspace(0, len(frames) - 1, count).astype(int))
+    gap, x, marks = 4, 0, []
+    for step, frame in (frames[place] for place in places.tolist()):
+        data, width = _png(frame, height)
+        marks.append(f'<image x="{x}" y="0" width="{width}" height="{height}" href="data:image/png;base64,{data}"/>')
+        marks.append(f'<rect class="border" x="{x}.5" y=".5" width="{width - 1}" height="{height - 1}"/>')
+        marks.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{step}</text>')
+        x += width + gap
+    size = f"0 0 {x - gap} {height + 18}"
+    told = 'role="img" aria-label="frames of an episode, by step"'
+    return f'<svg viewBox="{size}" {told} style="min-width:{_STRIP}px">{"".join(marks)}</svg>'
+
+
+def _png(frame: np.ndarray, height: int) -> tuple[str, int]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(f"pictures of episodes need the package pillow; {INSTALL}") from error
+    image = Image.fromarray(frame)
+    width = max(1, round(image.width * height / image.height))
+    buffer = io.BytesIO()
+    image.resize((width, height)).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii"), width
+
 
 AT_ONCE = 16  # episodes side by side
 

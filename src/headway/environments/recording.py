@@ -1,17 +1,131 @@
-"""Recording: episodes of mixed quality or demonstrations, many at once."""
+"""Recording: episodes of mixed quality or demonstrations, many at once, and who acts in them."""
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from headway.data.demonstrations import Demonstrations, join_demonstrations, task_of
 from headway.data.episodes import Episode, Episodes, together
+from headway.data.recordings import open_arrays
+from headway.data.store import Columns, taking
+from headway.data.video import FASTEST, Frames, JoinedFrames, MappedFrames
 from headway.environments.copies import Copies
-from headway.environments.policies import Policy
+from headway.environments.making import METAWORLD, Spaces, own_function
 from headway.errors import UserError
+
+Policy = Callable[[np.ndarray], np.ndarray]
+"""States [B, *shape] to actions: choices int [B], or numbers [B, A]."""
+
+RANDOM, EXPERT = "random", "expert"
+_LAYER = re.compile(r"weight_(\d+)")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feed-forward network with tanh between its layers; states are first moved by `mean` and divided by `std`.
+
+    In a file: an .npz of weight_0 [F, S], bias_0 [F], weight_1, ... and, where they are, mean [S] and std [S].
+    """
+
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    mean: np.ndarray
+    std: np.ndarray
+    choices: bool
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        x = (states - self.mean) / self.std
+        for number, (weight, bias) in enumerate(self.layers):
+            x = (np.tanh(x) if number else x) @ weight.T + bias
+        return x.argmax(-1) if self.choices else x
+
+
+def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | None:
+    """A policy for an environment by its name: an .npz file, module:function of the user's, or "expert" for the
+    scripted one of Meta-World's `environment`; None for "random".
+
+    Raises UserError for one that there is not, or that does not fit the environment.
+    """
+    if name == RANDOM:
+        return None
+    if name == EXPERT:
+        return _expert(environment)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".npz":
+        if not path.is_file():
+            raise UserError(f"there is no policy {path}; give the .npz of a network, module:function or random")
+        return read_network(path, spaces)
+    if ":" in name:
+        found = own_function(name, "the policy")
+        assert found is not None
+        return _fitting(found, name, spaces)
+    raise UserError(f"the policy {name!r} is not known; give random, expert, the .npz of a network, or module:function")
+
+
+def default_policy(environment: str) -> str:
+    """Who acts in an environment if nobody is named: its expert, where it has one, else chance."""
+    return EXPERT if environment.startswith(METAWORLD) else RANDOM
+
+
+def _expert(environment: str) -> Policy:
+    if not environment.startswith(METAWORLD):
+        raise UserError(
+            f"there is no expert of {environment!r}, only of Meta-World's tasks ({METAWORLD}reach-v3); give random, "
+            "the .npz of a network, or module:function"
+        )
+    from headway.environments.metaworld import Expert  # which imports gymnasium
+
+    return Expert(environment.removeprefix(METAWORLD))
+
+
+def read_network(path: Path, spaces: Spaces) -> Network:
+    """A network whose first layer reads the states and whose last says the actions; else a UserError."""
+    with open_arrays(path) as columns:
+        numbers = sorted(int(found[1]) for found in map(_LAYER.fullmatch, columns) if found)
+        if numbers != list(range(len(numbers))) or not numbers or any(f"bias_{n}" not in columns for n in numbers):
+            raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; write the layers of a network so")
+        layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in numbers)
+        size = int(np.prod(spaces.shape))
+        mean = columns["mean"]() if "mean" in columns else np.zeros(size)
+        std = columns["std"]() if "std" in columns else np.ones(size)
+    wanted = spaces.choices if spaces.choices is not None else spaces.numbers
+    width = size
+    for number, (weight, bias) in enumerate(layers):
+        if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+            raise UserError(
+                f"{path}: layer {number} has a weight of shape {weight.shape} and a bias of {bias.shape}, and is given "
+                f"{width} numbers; give a policy of this environment (states of {size} numbers)"
+            )
+        width = len(weight)
+    if width != wanted or mean.shape != (size,) or std.shape != (size,):
+        raise UserError(f"{path} says {width} numbers, and the environment takes {spaces.told}; give another policy")
+    return Network(layers, mean, std, spaces.choices is not None)
+
+
+def _fitting(function: Callable[..., object], name: str, spaces: Spaces) -> Policy:
+    """A function of the user's whose answers are checked."""
+
+    def act(states: np.ndarray) -> np.ndarray:
+        found = np.asarray(function(states))
+        shape = (len(states),) if spaces.numbers is None else (len(states), spaces.numbers)
+        if spaces.choices is not None and (found.dtype.kind not in "iu" or found.shape != shape):
+            raise UserError(
+                f"the policy {name!r} gave {found.dtype} of shape {found.shape}; give whole numbers {shape}"
+            )
+        if found.size != np.prod(shape) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+            raise UserError(f"the policy {name!r} gave {found.dtype} of shape {found.shape}; give numbers {shape}")
+        if spaces.choices is not None and not (found.min() >= 0 and found.max() < spaces.choices):
+            raise UserError(f"the policy {name!r} chose {found.max()}; there are {spaces.choices} choices, from 0")
+        return found.reshape(shape)
+
+    return act
+
 
 TRIES = 4  # episodes that are played at most for each that is kept
 
@@ -156,3 +270,125 @@ class Recorder:
         if self.demonstrating is not None and each.done is not None and steps >= each.done + self.demonstrating.after:
             return True
         return self.horizon is not None and steps >= self.horizon
+
+
+ROBOT = 4  # numbers of a state of Meta-World's that say where the hand is, and how far the gripper is open
+
+
+class Shots:
+    """Pictures of finished episodes, in files of a folder that is gone afterwards: `with Shots(beside) as shots:`"""
+
+    def __init__(self, beside: Path) -> None:
+        """Raises UserError where the folder `beside`, to which all is written in the end, cannot be."""
+        self._beside = beside
+        self._size: tuple[int, int] = (0, 0)
+
+    def __enter__(self) -> Shots:
+        with taking(self._beside):
+            self._beside.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(prefix=".pictures.", dir=self._beside)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    def keep(self, task: int, number: int, pictures: dict[str, np.ndarray]) -> None:
+        """The pictures of an episode of a task: of each camera uint8 [T, H, W, 3]."""
+        if not pictures:
+            return
+        files = {_file(task, number, camera): each for camera, each in pictures.items()}
+        with Columns(Path(self._folder.name), dict.fromkeys(files, np.uint8)) as columns:
+            for name, each in files.items():
+                self._size = (each.shape[1], each.shape[2])
+                columns.append(name, each)
+
+    def frames(self, task: int, lengths: dict[int, int], camera: str) -> Frames:
+        """What a camera saw in episodes of a task, whose numbers and lengths are given, one after the other."""
+        folder = Path(self._folder.name)
+        files = {_file(task, number, camera): length for number, length in lengths.items()}
+        return JoinedFrames([KeptFrames(folder, name, length, self._size) for name, length in files.items()])
+
+
+class KeptFrames:
+    """The N pictures of an episode in a file of `Shots`, mapped only while they are read: each map holds a file open,
+    and a recording has more of them than a process may open.
+    """
+
+    def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
+        self.size = self.recorded = size
+        self._folder, self._name, self._count = folder, name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, steps: np.ndarray) -> np.ndarray:
+        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        return MappedFrames(self._folder, self._name, self._count, self.size).read(steps)
+
+
+def _file(task: int, number: int, camera: str) -> str:
+    return f"{task}-{number}-{camera}"
+
+
+def demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], shots: Shots | None) -> Demonstrations:
+    """What has been finished, task after task."""
+    parts = []
+    for task, recorder in enumerate(recorders):
+        if not recorder.finished:
+            continue
+        episodes, name = recorder.episodes(), recorder.copies.name
+        lengths = {number: len(recorder.finished[number].rewards) for number in sorted(recorder.finished)}
+        parts.append(
+            Demonstrations(
+                episodes.states,
+                episodes.actions,
+                episodes.ends,
+                {camera: shots.frames(task, lengths, camera) for camera in cameras} if shots else {},
+                np.zeros(len(episodes), np.int64),
+                (task_of(name),),
+                np.zeros(len(episodes), np.uint8),
+                (name,),
+                recorder.copies.frame_rate,
+            )
+        )
+    return join_demonstrations(parts, [recorder.copies.name for recorder in recorders if recorder.finished])
+
+
+def robot_numbers(environments: Sequence[str]) -> int | None:
+    """How many leading numbers of a state say how the robot stands, where that is known of all."""
+    return ROBOT if all(name.startswith(METAWORLD) for name in environments) else None
+
+
+def check_together(recorders: Sequence[Recorder]) -> None:
+    """UserError for environments that one folder does not hold, as their sizes or rates differ."""
+    first = recorders[0].copies
+    for copies in (recorder.copies for recorder in recorders[1:]):
+        for what, own, theirs in (
+            ("states of {} numbers", copies.spaces.shape[0], first.spaces.shape[0]),
+            ("actions of {} numbers", copies.spaces.numbers, first.spaces.numbers),
+            ("{} steps a second", copies.frame_rate, first.frame_rate),
+        ):
+            if own != theirs:
+                raise UserError(
+                    f"{copies.name!r} has {what.format(own)}, and {first.name!r} {what.format(theirs)}; record them "
+                    "into folders of their own"
+                )
+
+
+def check_demonstrable(recorder: Recorder) -> None:
+    """UserError for an environment whose episodes a LeRobotDataset folder does not hold."""
+    copies = recorder.copies
+    if copies.spaces.choices is not None or copies.spaces.image:
+        what = "states are images" if copies.spaces.image else f"actions are {copies.spaces.told}"
+        raise UserError(
+            f"a folder holds states and actions of numbers, and {what} in {copies.name!r}; name an .npz file"
+        )
+    if copies.frame_rate is None:
+        raise UserError(
+            f"a folder says how many steps are a second, and {copies.name!r} does not; name an .npz file, or let the "
+            "environment's metadata say render_fps"
+        )
+    if copies.frame_rate > FASTEST:
+        raise UserError(
+            f"{copies.name!r} has {copies.frame_rate:g} steps a second, and videos {FASTEST} at most; name an .npz file"
+        )

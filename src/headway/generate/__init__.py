@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.generate.draft import check_draft
     from headway.generate.drawn import draw_on
     from headway.generate.sampling import GREEDY, Sampler, Sampling
-    from headway.generate.score import score_ids, score_targets
-    from headway.generate.search import Hypothesis, Rule, SearchConfig, beam_search, search_on
+    from headway.generate.score import Nats, score_ids, score_targets, strided_nats
+    from headway.generate.search import Constraint, Hypothesis, SearchConfig, beam_search, search_on, translate_ids
     from headway.generate.session import Completion, Event, Session
+    from headway.generate.speculation import check_draft
     from headway.generate.stopping import Limits
-    from headway.generate.stride import Nats, strided_nats
-    from headway.generate.translate import translate_ids
 
 __all__ = [
     "GREEDY",
     "Completion",
+    "Constraint",
     "Event",
     "Hypothesis",
     "Limits",
     "Nats",
-    "Rule",
     "Sampler",
     "Sampling",
     "SearchConfig",
@@ -41,14 +39,12 @@ __all__ = [
 lazily(
     __name__,
     {
-        ".draft": ("check_draft",),
         ".drawn": ("draw_on",),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
-        ".score": ("score_ids", "score_targets"),
-        ".search": ("Hypothesis", "Rule", "SearchConfig", "beam_search", "search_on"),
+        ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
+        ".search": ("Constraint", "Hypothesis", "SearchConfig", "beam_search", "search_on", "translate_ids"),
         ".session": ("Completion", "Event", "Session"),
+        ".speculation": ("check_draft",),
         ".stopping": ("Limits",),
-        ".stride": ("Nats", "strided_nats"),
-        ".translate": ("translate_ids",),
     },
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.generate.prompts import check_number
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.search import Hypothesis, Rule
+from headway.generate.search import Constraint, Hypothesis
 from headway.models import Generative
 
 
@@ -23,7 +23,7 @@ def draw_on(
     limit: int,
     ends: Collection[int],
     sampling: Sampling,
-    rule: Rule,
+    rule: Constraint,
 ) -> list[Hypothesis]:
     """`count` continuations of at most `limit` symbols from where a generation stands, the likeliest a symbol first.
 

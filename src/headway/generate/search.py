@@ -12,9 +12,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import check_ids, check_number, context_of, evaluating
+from headway.generate.prompts import (
+    Ids,
+    batches,
+    check_ids,
+    check_number,
+    check_prompts,
+    check_sources,
+    context_of,
+    device_of,
+    evaluating,
+    make_prompt,
+)
 from headway.given import check_fields
-from headway.models import Generative, Progress, Prompt
+from headway.models import GenerationProgress, Generative, Prompt
 
 _LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them
@@ -70,7 +81,7 @@ class Hypothesis(NamedTuple):
     finished: bool
 
 
-class Rule(Protocol):
+class Constraint(Protocol):
     """What a hypothesis may go on with, given what it has written."""
 
     def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
@@ -113,7 +124,7 @@ def search_on(
     end: int,
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
-    rule: Rule | None = None,
+    rule: Constraint | None = None,
 ) -> list[list[Hypothesis]]:
     """`beam_search` from where a generation stands, which has room for the `limits`; `rule` is asked at every step.
 
@@ -140,7 +151,7 @@ class _Search:
         config: SearchConfig,
         suppressed: Sequence[int],
         device: torch.device,
-        rule: Rule | None = None,
+        rule: Constraint | None = None,
     ) -> None:
         self.config, self.end, self.rule = config, end, rule
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
@@ -160,7 +171,9 @@ class _Search:
     def sentences(self) -> int:
         return len(self.numbers)
 
-    def advance(self, logits: Float[Tensor, "MW C"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
+    def advance(
+        self, logits: Float[Tensor, "MW C"], decoding: GenerationProgress
+    ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
         logp = logits.float()
@@ -211,7 +224,7 @@ class _Search:
             score = self.config.worth(total, self.length)
             self.found[self.numbers[sentence]].append(Hypothesis(ids, score, total, finished))
 
-    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: Progress) -> Int[Tensor, "M W"]:
+    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: GenerationProgress) -> Int[Tensor, "M W"]:
         """Move hypotheses so that each stays on its parent's row where it can; the symbols in their new order.
 
         Caches are large: only the rows of second and further children are copied, over those without children.
@@ -235,7 +248,9 @@ class _Search:
         self.history[:, self.length - 1] = symbols.flatten()
         return symbols
 
-    def _leave(self, symbols: Int[Tensor, "M W"], decoding: Progress) -> tuple[Int[Tensor, "MW"], Progress]:
+    def _leave(
+        self, symbols: Int[Tensor, "M W"], decoding: GenerationProgress
+    ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
         """Close the sentences that are done; once they are many, without them."""
         cut = ~self.done & (self.length >= self.limits)
         ceiling = self.config.worth(self.totals.amax(1), self.limits)
@@ -255,7 +270,9 @@ class _Search:
         rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
         self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
 
-    def _select(self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: Progress) -> tuple[Tensor, Progress]:
+    def _select(
+        self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: GenerationProgress
+    ) -> tuple[Tensor, GenerationProgress]:
         rows = (kept[:, None] * self.config.beam + torch.arange(self.config.beam, device=kept.device)).flatten()
         self.numbers = [self.numbers[i] for i in kept.tolist()]
         self.limits, self.totals, self.finished = self.limits[kept], self.totals[kept], self.finished[kept]
@@ -280,3 +297,48 @@ def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], 
     rest = torch.arange(chunks * _CHUNK, columns, device=x.device).expand(rows, -1)
     values, places = torch.cat([inside, x[:, chunks * _CHUNK :]], 1).topk(count)
     return values, torch.cat([where, rest], 1).gather(1, places)
+
+
+_SEARCH = SearchConfig()
+
+
+def translate_ids(
+    model: Generative,
+    sources: Sequence[Ids],
+    *,
+    begin: int,
+    end: int,
+    config: SearchConfig = _SEARCH,
+    prefixes: Sequence[Ids] | None = None,
+    suppressed: Ids = (),
+    batch_tokens: int = 16384,
+) -> list[list[Hypothesis]]:
+    """The `n_best` translations of each source, best first, without `begin` and `end`.
+
+    `begin` is what decoding starts with, whatever that symbol means elsewhere (Marian: padding). `prefixes` are
+    what each translation must begin with; they are part of the ids and of the length that is allowed, not of the
+    score. `suppressed` symbols are never written. Sources are read as they are: add what the model was trained
+    with. A source of no symbols has one translation, of none. `batch_tokens` bounds the positions that are held at
+    once, those of all beams counted.
+    """
+    forced = [()] * len(sources) if prefixes is None else prefixes
+    if len(forced) != len(sources):
+        raise UserError(f"{len(forced)} prefixes do not match {len(sources)} sources; give one for each")
+    context = context_of(model)
+    prompts = [[begin, *prefix] for prefix in forced]
+    check_sources(model, sources)
+    check_prompts(model, prompts)
+    check_ids("suppressed symbol", [suppressed], model.config.symbols)
+    limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
+    if context is not None:
+        limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
+    results = [[Hypothesis(list(prefix), 0.0, 0.0, True)] for prefix in forced]
+    spoken = [i for i, source in enumerate(sources) if len(source)]
+    sizes = [len(sources[i]) + config.beam * (len(prompts[i]) + limits[i]) for i in spoken]
+    for batch in batches(sizes, batch_tokens):
+        chosen = [spoken[i] for i in batch]
+        prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
+        found = beam_search(model, prompt, [limits[i] for i in chosen], end, config, suppressed)
+        for i, hypotheses in zip(chosen, found):
+            results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
+    return results

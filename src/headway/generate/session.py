@@ -13,7 +13,6 @@ from torch import Tensor
 from headway.card import Card, shows
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.generate.draft import Draft
 from headway.generate.prompts import (
     Ids,
     Source,
@@ -27,9 +26,9 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.speculation import Extending, Guesser, Lookup, Speculation
+from headway.generate.speculation import Draft, Extending, Guesser, Lookup, Speculation
 from headway.generate.stopping import Limits, TextStream
-from headway.models import CaptionerConfig, EncoderDecoderConfig, Generative, Progress
+from headway.models import CaptionerConfig, EncoderDecoderConfig, GenerationProgress, Generative
 
 FinishReason = Literal["stop", "length"]
 _SAMPLING, _LIMITS = Sampling(), Limits()
@@ -238,7 +237,9 @@ class _Batch:
         [row] = self.rows
         return Lookup(row.prompt) if draft is None else Draft(draft, row.prompt, sampler, symbols, row.limit)
 
-    def _leave(self, chosen: Tensor, decoding: Progress, sampler: Sampler) -> tuple[Tensor, Progress]:
+    def _leave(
+        self, chosen: Tensor, decoding: GenerationProgress, sampler: Sampler
+    ) -> tuple[Tensor, GenerationProgress]:
         """Without the rows that have finished."""
         kept = [i for i, row in enumerate(self.rows) if not row.done]
         self.rows = [self.rows[i] for i in kept]

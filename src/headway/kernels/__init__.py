@@ -1,22 +1,36 @@
 """Kernels: each a plain reference beside a fast form with the same signature."""
 
-from headway.kernels.activations import gelu_tanh, gelu_tanh_reference, relu_squared, relu_squared_reference
-from headway.kernels.additive import additive
-from headway.kernels.attend import View, attend, attend_reference, recorder, recording, rough_attention
+from headway.kernels.attend import (
+    View,
+    additive,
+    attend,
+    attend_reference,
+    recorder,
+    recording,
+    rotate,
+    rotate_reference,
+    rough_attention,
+)
 from headway.kernels.convolution import convolve, convolve_reference
 from headway.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
 from headway.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
 from headway.kernels.links import links, links_reference
-from headway.kernels.pointwise import pointwise
-from headway.kernels.rms_norm import rms_norm, rms_norm_reference
-from headway.kernels.rope import rotate, rotate_reference
+from headway.kernels.pointwise import (
+    gelu_tanh,
+    gelu_tanh_reference,
+    pointwise,
+    relu_squared,
+    relu_squared_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 from headway.kernels.scan import (
     ElmanWeights,
     GRUWeights,
     LSTMWeights,
-    Steps,
+    RunSteps,
     elman,
     elman_reference,
     gru,
@@ -32,7 +46,7 @@ __all__ = [
     "GRUWeights",
     "LSTMWeights",
     "Products",
-    "Steps",
+    "RunSteps",
     "View",
     "additive",
     "attend",

@@ -1,4 +1,4 @@
-"""Attention: one signature, a plain reference, and the fast paths of torch's scaled dot product."""
+"""Attention: one signature, a plain reference, and the fast paths of torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,86 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.kernels.linear import is_deterministic
+from headway.kernels.linear import is_deterministic, linear
 from headway.layout import Layout
 from headway.visibility import Causal, Full, Pattern, allowed, mask
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The plain form of `rotate`."""
+    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def rotate(
+    x: Float[Tensor, "B T H K"], cos: Float[Tensor, "#B T 1 R"], sin: Float[Tensor, "#B T 1 R"]
+) -> Float[Tensor, "B T H K"]:
+    """`x` with its first 2R features turned; the others, if any, stay as they are (partial rotary)."""
+    return _Rotate.apply(x, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin, value=sign)
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so nothing but the angles is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _turn(gradient, *ctx.saved_tensors, sign=-1.0), None, None
+
+
+def additive(
+    query: Float[Tensor, "R A"],
+    keys: Float[Tensor, "R S A"],
+    values: Float[Tensor, "R S E"],
+    keep: Bool[Tensor, "R S"] | None,
+    score: Float[Tensor, "1 A"],
+) -> tuple[Float[Tensor, "R E"], Float[Tensor, "R S"]]:
+    """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j to be kept, all where `keep` is None
+    (Bahdanau, Cho and Bengio 2015, equations 5 and 6).
+    """
+    if is_deterministic():
+        return _row_by_row(query, keys, values, keep, score)
+    scores = linear(torch.tanh(query[:, None] + keys), score)[..., 0]
+    if keep is not None:
+        scores = scores.masked_fill(~keep, float("-inf"))
+    weights = scores.softmax(-1)
+    return torch.bmm(weights[:, None], values)[:, 0], weights
+
+
+def _row_by_row(
+    query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, score: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each row over exactly its own keys: nothing that another row holds can change the result."""
+    contexts, weights = [], query.new_zeros(keys.shape[:2])
+    for row in range(query.shape[0]):
+        own = slice(None) if keep is None else keep[row]
+        found = (torch.tanh(query[row] + keys[row][own]) * score).sum(-1).softmax(-1)
+        contexts.append((found[:, None] * values[row][own]).sum(0))
+        weights[row, own] = found
+    return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
+
 
 _RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
 _ROUGH: ContextVar[bool] = ContextVar("rough", default=False)

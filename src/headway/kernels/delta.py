@@ -9,8 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from headway.kernels.chunks import (
+from headway.kernels.linear import is_deterministic
+from headway.kernels.linear_scan import (
+    CHUNK,
     Decays,
+    added,
     chunk_size,
     cut,
     decays,
@@ -20,12 +23,14 @@ from headway.kernels.chunks import (
     join,
     log_decay_gradient,
     marks,
+    masked,
+    new_states,
+    of_span,
+    put,
     spans,
     weigh_,
     widened,
 )
-from headway.kernels.linear import is_deterministic
-from headway.kernels.linear_scan import CHUNK, added, masked, new_states, of_span, put
 from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from headway.kernels.chunks import chunk_size, decays, entering, exact, marks, widened
 from headway.kernels.linear import is_deterministic
+from headway.kernels.linear_scan import chunk_size, decays, entering, exact, marks, widened
 from headway.kernels.pointwise import pointwise
 from headway.layout import Layout
 

@@ -1,12 +1,16 @@
-"""How often a class is right: accuracy and F1, each with its interval."""
+"""How often a class is right, entities in tagged text, and how well vectors find each other."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from headway.errors import UserError
-from headway.metrics.intervals import bootstrap, wilson
+from headway.metrics.intervals import bootstrap, bootstrap_ratio, wilson
 
 Scores = dict[str, float | list[float]]
 
@@ -54,3 +58,135 @@ def _by_class(draws: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     sums = np.zeros((len(draws), count))
     sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
     return sums
+
+
+OUTSIDE = "O"
+_TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
+_SAME = {"L": "E", "U": "S"}  # the letters of BILOU
+
+
+class EntitySpan(NamedTuple):
+    """Words start ... stop - 1 are an entity of a kind."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def has_spans(tags: Iterable[str]) -> bool:
+    """Whether tags say where entities begin (B-PER, I-PER, O; BIOES, BILOU), and not what each word is (NN, VB)."""
+    known = set(tags) - {OUTSIDE}
+    return bool(known) and all(_TAG.fullmatch(tag) for tag in known)
+
+
+def spans(tags: Sequence[str]) -> list[EntitySpan]:
+    """The entities of a sentence, from tags in BIO (of either kind), BIOES or BILOU, sound or not.
+
+    As in conlleval an entity begins at B and S, after O, E and S, and where the kind changes; it goes on until the next
+    begins or an O comes.
+    """
+    found: list[EntitySpan] = []
+    kind, start, last = "", 0, OUTSIDE
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        letter, here = _parts(tag)
+        begins = letter in "BS" or last in (OUTSIDE, "E", "S") or here != kind
+        if last != OUTSIDE and (letter == OUTSIDE or begins):
+            found.append(EntitySpan(kind, start, place))
+        if letter != OUTSIDE and begins:
+            kind, start = here, place
+        last = letter
+    return found
+
+
+def _parts(tag: str) -> tuple[str, str]:
+    match = _TAG.fullmatch(tag)
+    if match is None:
+        return (OUTSIDE, "") if tag == OUTSIDE else ("I", tag)
+    return _SAME.get(match[1], match[1]), match[2]
+
+
+def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], seed: int = 0) -> Scores:
+    """`precision`, `recall` and `f1` of entities over all sentences; one is right if kind, start and stop are.
+
+    The interval of `f1` draws sentences anew. Where there is no entity on a side, its rate is 0.
+    """
+    hits, said, true = [], [], []
+    for one, other in zip(predicted, labels, strict=True):
+        ours, theirs = set(spans(one)), set(spans(other))
+        hits.append(len(ours & theirs))
+        said.append(len(ours))
+        true.append(len(theirs))
+    doubled, both = [2 * hit for hit in hits], [a + b for a, b in zip(said, true)]
+    return {
+        "f1": sum(doubled) / max(1, sum(both)),
+        "f1_interval": bootstrap_ratio(doubled, both, seed) if any(both) else [0.0, 0.0],
+        "precision": sum(hits) / max(1, sum(said)),
+        "recall": sum(hits) / max(1, sum(true)),
+    }
+
+
+def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
+    """What `evaluate` says of tags: accuracy over words and, where tags have entities, their precision, recall, F1."""
+    pairs = [pair for one, other in zip(predicted, labels, strict=True) for pair in zip(one, other, strict=True)]
+    if not pairs:
+        raise UserError("there are 0 words to measure; give at least one")
+    hits = sum(one == other for one, other in pairs)
+    scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson(hits, len(pairs))}
+    entities = entity_scores(predicted, labels) if has_spans(tag for _, tag in pairs) else {}
+    return {**entities, **scores, "samples": len(labels)}
+
+
+_ROWS = 1024  # queries whose similarities are held at once
+
+
+def partner_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
+    """`recall_at_K`: the share of queries [N, D] whose partner [N, D] is among the K nearest of all partners.
+
+    Partners that are as near as its own (equal texts) do not count against a query.
+    """
+    if len(queries) == 0:
+        raise UserError("there are 0 pairs to measure; give at least one")
+    ranks = np.concatenate(
+        [_ranks(queries[start : start + _ROWS], partners, start) for start in range(0, len(queries), _ROWS)]
+    )
+    scores: Scores = {}
+    for most in at:
+        hits = int((ranks < most).sum())
+        scores[f"recall_at_{most}"] = hits / len(ranks)
+        scores[f"recall_at_{most}_interval"] = wilson(hits, len(ranks))
+    return {**scores, "samples": len(ranks)}
+
+
+def _ranks(queries: np.ndarray, partners: np.ndarray, start: int) -> np.ndarray:
+    """How many partners are nearer than its own, for each of the queries from `start` on."""
+    similar = queries @ partners.T
+    own = similar[np.arange(len(queries)), start + np.arange(len(queries))]
+    return (similar > own[:, None] + 1e-6).sum(1)
+
+
+def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.ndarray, labels: np.ndarray) -> Scores:
+    """`accuracy` of giving each of `vectors` [N, D] the class whose mean vector in `train` [M, D] is most like it."""
+    classes = np.unique(train_labels)
+    centres = np.stack([train[train_labels == label].mean(0) for label in classes])
+    centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+    return accuracy(classes[(vectors @ centres.T).argmax(1)], labels)
+
+
+def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
+    """`recall_at_K`: the share of vectors [N, D] that have one of their label [N] among the K nearest of the others."""
+    if len(vectors) < 2:
+        raise UserError(f"{len(vectors)} vectors have no neighbours to measure; give at least two")
+    hits = np.zeros((len(vectors), len(at)), bool)
+    for start in range(0, len(vectors), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(vectors)))
+        similar = vectors[rows] @ vectors.T
+        similar[np.arange(len(rows)), rows] = -np.inf
+        most = min(max(at), len(vectors) - 1)
+        nearest = np.argsort(-similar, axis=1, kind="stable")[:, :most]
+        right = labels[nearest] == labels[rows][:, None]
+        hits[rows] = [[found[:k].any() for k in at] for found in right]
+    scores: Scores = {}
+    for k, column in zip(at, hits.T):
+        scores[f"recall_at_{k}"] = float(column.mean())
+        scores[f"recall_at_{k}_interval"] = wilson(int(column.sum()), len(column))
+    return {**scores, "samples": len(vectors)}

@@ -7,16 +7,19 @@ from headway.mixers.conditional_gru import ConditionalGRU, ConditionalGRUConfig
 from headway.mixers.cross import CrossAttention, CrossAttentionConfig
 from headway.mixers.delta import Delta, DeltaConfig, GatedDelta, GatedDeltaConfig
 from headway.mixers.dynamic_links import DynamicLinks, DynamicLinksConfig
-from headway.mixers.elman import Elman, ElmanConfig
 from headway.mixers.fast_weights import FastWeightController, FastWeightsConfig
-from headway.mixers.gru import GRU, GRUConfig
+from headway.mixers.gated import GRU, LSTM, Elman, ElmanConfig, GRUConfig, LSTMConfig
 from headway.mixers.linear_attention import LinearAttention, LinearAttentionConfig
-from headway.mixers.lstm import LSTM, LSTMConfig
-from headway.mixers.mlstm import MLSTM, MLSTMConfig
-from headway.mixers.multiplicative import Multiplicative, MultiplicativeConfig
+from headway.mixers.multiplicative import (
+    MLSTM,
+    MLSTMConfig,
+    Multiplicative,
+    MultiplicativeConfig,
+    SigmaPi,
+    SigmaPiConfig,
+)
 from headway.mixers.pointwise import Pointwise, PointwiseConfig
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig, Vectors
-from headway.mixers.sigma_pi import SigmaPi, SigmaPiConfig
 
 __all__ = [
     "GRU",

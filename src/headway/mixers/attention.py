@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.kernels.attend import View, attend
+from headway.kernels.attend import View, attend, rotate
 from headway.kernels.linear import linear
-from headway.kernels.rope import rotate
 from headway.layout import Layout
 from headway.mixers.base import Mixer, MixerConfig, zeros
 from headway.parts.dropout import Dropout
 from headway.parts.norm import NormConfig
+from headway.parts.positions import Rotary, RotaryConfig
 from headway.parts.projection import Projection
-from headway.parts.rotary import Rotary, RotaryConfig
 from headway.visibility import Causal, Pattern
 
 _LARGEST_HEAD = 1 << 16  # rotary angles of a head are computed when a model is built, before its weights have room

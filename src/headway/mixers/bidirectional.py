@@ -13,8 +13,8 @@ from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.mixers.base import Mixer, MixerConfig, State
-from headway.mixers.lstm import LSTMConfig
-from headway.mixers.runs import reverse
+from headway.mixers.gated import LSTMConfig
+from headway.mixers.recurrence import reverse
 from headway.parts.projection import Projection
 
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, UserError
-from headway.kernels import Steps, additive, linear, pointwise, recorder
+from headway.kernels import RunSteps, additive, linear, pointwise, recorder
 from headway.layout import Layout
-from headway.mixers.recurrence import Recurrence, RecurrenceConfig, Vectors
-from headway.mixers.runs import Packed, pack
+from headway.mixers.recurrence import PackedRuns, Recurrence, RecurrenceConfig, Vectors, pack
 from headway.parts.projection import Projection
 
 
@@ -147,7 +146,7 @@ class ConditionalGRU(Recurrence):
         return self.out(packed.put(torch.cat(parts, dim=-1), layout)), Vectors((now,), state.start)
 
     def _unroll(
-        self, gates: Float[Tensor, "n F"], begin: Float[Tensor, "R N"], steps: Steps, read: Callable[[Tensor], Found]
+        self, gates: Float[Tensor, "n F"], begin: Float[Tensor, "R N"], steps: RunSteps, read: Callable[[Tensor], Found]
     ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], Found]:
         """The states before and after each token, and what it reads."""
         outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))
@@ -173,7 +172,7 @@ class ConditionalGRU(Recurrence):
         return torch.lerp(pointwise(torch.tanh, new + r * (linear(s, inner) + context[:, 2 * self.cells :])), s, z)
 
     def _reader(
-        self, memory: Annotations | Summary | None, layout: Layout, packed: Packed
+        self, memory: Annotations | Summary | None, layout: Layout, packed: PackedRuns
     ) -> Callable[[Tensor], Found]:
         """What runs read of their memories, from the states before a step of the first of them."""
         if memory is None:
@@ -195,7 +194,7 @@ class ConditionalGRU(Recurrence):
         return read
 
 
-def note(weights: Float[Tensor, "n S"], packed: Packed, layout: Layout) -> None:
+def note(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
     """Hand the weights of an attention to who records them."""
     record = recorder()
     if record is not None:

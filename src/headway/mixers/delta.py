@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.kernels import delta
-from headway.kernels.chunks import check_chunk
+from headway.kernels.linear_scan import check_chunk
 from headway.layout import Layout
 from headway.mixers.associative import Associative
 from headway.mixers.base import MixerConfig
-from headway.parts.fading import LogDecay, Strength
-from headway.parts.features import FeatureMap, KeyNorm, check_features, feature_size, features, normalise
-from headway.parts.norm import NormConfig, RMSNormConfig
+from headway.parts.norm import (
+    FeatureMap,
+    KeyNorm,
+    LogDecay,
+    NormConfig,
+    RMSNormConfig,
+    Strength,
+    check_features,
+    feature_size,
+    features,
+    normalise,
+)
 from headway.parts.projection import Projection
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError
 from headway.kernels import links
-from headway.kernels.chunks import check_chunk
+from headway.kernels.linear_scan import check_chunk
 from headway.layout import Layout
 from headway.mixers.base import Mixer, MixerConfig, zeros
 from headway.parts.projection import Projection

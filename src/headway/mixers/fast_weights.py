@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.kernels import linear_scan, pointwise
-from headway.kernels.chunks import check_chunk
+from headway.kernels.linear_scan import check_chunk
 from headway.layout import Layout
 from headway.mixers.associative import Associative
 from headway.mixers.base import MixerConfig
-from headway.parts.fading import Strength
-from headway.parts.norm import NormConfig
+from headway.parts.norm import NormConfig, Strength
 
 
 @register("fast_weights")

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from headway.config import checked, register
 from headway.errors import ConfigError
 from headway.kernels import linear_scan
-from headway.kernels.chunks import check_chunk
+from headway.kernels.linear_scan import check_chunk
 from headway.layout import Layout
 from headway.mixers.associative import Associative, normalised_scan
 from headway.mixers.base import MixerConfig
-from headway.parts.fading import LogDecay
-from headway.parts.features import SIGNED, FeatureMap, check_features, feature_size, features
-from headway.parts.norm import NormConfig
+from headway.parts.norm import SIGNED, FeatureMap, LogDecay, NormConfig, check_features, feature_size, features
 
 
 @register("linear_attention")

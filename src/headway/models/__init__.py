@@ -6,7 +6,6 @@ from torch import nn
 
 from headway.models import settings as _settings  # noqa: F401 -- registers what --set takes
 from headway.models.act import Act, ActConfig, act
-from headway.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.block import Block, BlockConfig
 from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
@@ -16,19 +15,25 @@ from headway.models.describe import describe
 from headway.models.diffusion import DiffusionConfig
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
-from headway.models.frames import FramesEmbed, FramesEmbedConfig
-from headway.models.generative import Cache, Generative, Progress
+from headway.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
+from headway.models.generative import Cache, GenerationProgress, Generative
 from headway.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
 from headway.models.keypoints import KeypointsConfig
 from headway.models.maps import attention_maps
 from headway.models.observations import ConvolutionsConfig, NumbersConfig, ObservationConfig, PatchesConfig
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.models.policies import RobotPolicy, RobotPolicyConfig
-from headway.models.pooled import DistilledHead, DistilledHeadConfig, PooledHead, PooledHeadConfig
-from headway.models.probe import ProbeHead, ProbeHeadConfig
+from headway.models.pooled import (
+    DistilledHead,
+    DistilledHeadConfig,
+    PooledHead,
+    PooledHeadConfig,
+    ProbeHead,
+    ProbeHeadConfig,
+)
+from headway.models.presets import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
 from headway.models.scene import SceneEmbed, SceneEmbedConfig
-from headway.models.spectrogram import SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle
 from headway.models.trajectories import (
     StepHead,
@@ -40,8 +45,7 @@ from headway.models.trajectories import (
 )
 from headway.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.models.two_tower import TwoTower, TwoTowerConfig
-from headway.models.unet import UNetConfig
-from headway.models.unet_policy import UNetPolicy, UNetPolicyConfig
+from headway.models.unet_policy import UNetConfig, UNetPolicy, UNetPolicyConfig
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
@@ -77,6 +81,7 @@ __all__ = [
     "FramesEmbedConfig",
     "FromToHeadConfig",
     "GaussianHeadConfig",
+    "GenerationProgress",
     "Generative",
     "HeadConfig",
     "Heard",
@@ -95,7 +100,6 @@ __all__ = [
     "PooledHeadConfig",
     "ProbeHead",
     "ProbeHeadConfig",
-    "Progress",
     "ProjectorConfig",
     "Prompt",
     "RegressionConfig",

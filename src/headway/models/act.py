@@ -19,9 +19,9 @@ from headway.models.chunks import (
     Chunks,
     Drawn,
     Noised,
+    PosteriorInputs,
     QueriesConfig,
     RegressionConfig,
-    Shown,
     ShownConfig,
 )
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
@@ -157,7 +157,7 @@ class Act(nn.Module):
         states = seen.states[:, : self.config.shown] if seen.states is not None and self.config.shown else None
         front = 1 + (states is not None)
         layout = Layout.padded(front + chunks.keep.sum(1), front + self.config.chunk)
-        said = self.posterior.output(_LATENT, Shown(states, chunks.actions), layout)
+        said = self.posterior.output(_LATENT, PosteriorInputs(states, chunks.actions), layout)
         return said.chunk(2, -1)  # type: ignore[return-value]
 
 

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from headway.codecs.boards import CLOCK, STATE_PLANES, planes_for
-from headway.codecs.moves import MOVERS, PARTS
+from headway.codecs.boards import CLOCK, MOVERS, PARTS, STATE_PLANES, planes_for
 from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout
@@ -71,8 +70,8 @@ class BoardEmbed(nn.Module):
 @register("from_to")
 @dataclass(frozen=True)
 class FromToHeadConfig(HeadConfig):
-    """Logits of all moves that the side to move can have, in the order of `headway.codecs.moves`; `size` is that of the
-    vectors that meet.
+    """Logits of all moves that the side to move can have, in the order of `headway.codecs.boards`; `size` is that of
+    the vectors that meet.
     """
 
     size: int = 64  # size of the vectors whose products are the scores

@@ -210,7 +210,7 @@ class NoisedActions(nn.Module):
         return actions + self.down(self.activation(self.up(step)))
 
 
-class Shown(NamedTuple):
+class PosteriorInputs(NamedTuple):
     """What a posterior reads: states, None where there are none, and the chunks that followed them."""
 
     states: Float[Tensor, "B S"] | None
@@ -257,7 +257,7 @@ class ShownEmbed(nn.Module):
         self.positions = SinusoidalConfig().build(width, None) if config.positions else None
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, shown: Shown, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+    def forward(self, shown: PosteriorInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         actions = self.actions(shown.actions)
         state = [] if self.states is None else [self.states(shown.states)[:, None]]
         x = torch.cat([self.first(actions), *state, actions], 1)

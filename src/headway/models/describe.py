@@ -24,11 +24,11 @@ from headway.models.block import BlockConfig
 from headway.models.captioner import CaptionerConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.heads import VocabularyHead
-from headway.models.stem import ConvolutionalStem
+from headway.models.patches import ConvolutionalStem
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import SIDES, TwoTower, TwoTowerConfig
 from headway.models.unet_policy import UNetPolicyConfig
-from headway.parts.experts import Experts, ExpertsConfig
+from headway.parts.feedforward import Experts, ExpertsConfig
 from headway.parts.projection import Projection
 from headway.visibility import Causal
 

@@ -13,7 +13,7 @@ from headway.models.transformer import Prompt
 Cache = Literal["fp32", "int8"]  # the numbers that keys and values are kept in
 
 
-class Progress(Protocol):
+class GenerationProgress(Protocol):
     """A generation under way: what B rows have of the past, and the next position of each."""
 
     @property

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError
 from headway.models.patches import PatchEmbed, PatchEmbedConfig
-from headway.parts.convolution import ImageConvolution
 from headway.parts.feedforward import ACTIVATIONS, ActivationName
 from headway.parts.norm import LayerNormConfig
-from headway.parts.projection import Projection
+from headway.parts.projection import ImageConvolution, Projection
 
 _FILTERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # outputs, taps, stride (Mnih et al. 2015)
 

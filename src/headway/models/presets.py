@@ -1,30 +1,481 @@
-"""Published architectures by name, each with its exact number of parameters (asserted in
-tests/unit/test_presets.py).
-"""
+"""Published architectures by name, each with its exact number of parameters (asserted in the tests)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.codecs.boards import MOVES, TOKENS
+from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import ancestors, decisions, sight
+from headway.layout import Layout
+from headway.mixers import (
+    AttentionConfig,
+    BidirectionalConfig,
+    ConditionalGRUConfig,
+    CrossAttentionConfig,
+    GRUConfig,
+    LSTMConfig,
+    MixerConfig,
+    PointwiseConfig,
+)
 from headway.models.block import BlockConfig
-from headway.models.chess import searchless
-from headway.models.clip import clip
-from headway.models.embeds import TokenEmbedConfig
+from headway.models.board import BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
+from headway.models.bridge import BothBridgeConfig, BridgeConfig, StateBridgeConfig
+from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig
 from headway.models.encoder_decoder import EncoderDecoderConfig
+from headway.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
-from headway.models.pooled import PooledHeadConfig
+from headway.models.observations import ConvolutionsConfig, NumbersConfig
+from headway.models.patches import PatchEmbedConfig
+from headway.models.pooled import DistilledHeadConfig, PooledHead, PooledHeadConfig, ProbeHeadConfig
 from headway.models.stack import StackConfig, cycle
+from headway.models.trajectories import StepHeadConfig, TrajectoryEmbedConfig, step_heads
 from headway.models.transformer import ModelConfig, TransformerConfig
-from headway.models.whisper import whisper
+from headway.models.two_tower import HEAD, TwoTowerConfig
+from headway.parts.bias import SmolgenConfig
 from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
-from headway.parts.norm import LayerNormConfig, RMSNormConfig
-from headway.parts.positions import LearnedConfig, SinusoidalConfig
-from headway.parts.rotary import RotaryConfig
-from headway.visibility import Full, Local, Pattern
+from headway.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig, RunningNorm
+from headway.parts.positions import LearnedConfig, PositionsConfig, RotaryConfig, SinusoidalConfig
+from headway.visibility import Causal, Full, Local, Pattern
+
+_TABLE = TokenEmbedConfig()
+_UNIFORM = InitConfig(uniform=0.08)
+# Cho et al. 2014, appendix A, and Bahdanau et al. 2015, appendix B.1, after Saxe et al. 2014.
+_GAUSSIAN = InitConfig(std=0.01, residual="same", embedding=0.01, recurrent="orthogonal")
+
+
+def lstm_2014(
+    width: int = 1000, depth: int = 4, source: int = 160_000, target: int = 80_000, dropout: float = 0.0
+) -> EncoderDecoderConfig:
+    """Sutskever, Vinyals and Le 2014, section 3.4: two deep LSTMs, the second of which starts from the last states of
+    the first, layer by layer. The source is read backwards (`task.reverse_source`).
+
+    A layer has 4 x 1,000 x (1,000 + 1,000) weights, so the eight have 64 million; the embeddings have 160 and 80
+    million and the softmax 80: 384 million, the paper's "384M parameters". One bias a gate is 32,000 more, and one a
+    target word 80,000.
+    """
+    block = _plain(LSTMConfig(out=False, forget_bias=0.0), dropout)
+    head = VocabularyHeadConfig(bias=True)
+    return _pair((block, block), width, (source, target), StateBridgeConfig(), head, depth)
+
+
+def gru_2014(
+    width: int = 100, cells: int = 1000, symbols: int = 15_001, maxout: int = 500, full_rank: bool = False
+) -> EncoderDecoderConfig:
+    """Cho et al. 2014 (RNN Encoder-Decoder), section 4.1 and appendix A: c = tanh(V h) of the encoder's last state h,
+    the decoder starts from tanh(V' c), and c enters its cell at every step and its deep output of maxout units.
+
+    Weights: embeddings 2 x 100 x 15,001 (the input matrices of rank 100); encoder 3 x 1,000 x (100 + 1,000); V and V'
+    1,000 x 1,000 each; decoder 3 x 1,000 x (100 + 1,000 + 1,000); 2 x 500 x (1,000 + 100 + 1,000) before the maxout;
+    500 x 15,001 after it: 24,200,700. With `full_rank`, input matrices of 3 x 1,000 x 15,000 for each side and of
+    1,000 x 15,000 for the output stand in place of the embeddings: 125,500,000 at 15,000 symbols. The "130M" that
+    histories give for this model is either that or a figure of memory: 500 MB, which its sister paper (Cho et al.
+    2014, on the properties of neural machine translation) reports for its models, are 125 million numbers of 4 bytes.
+    """
+    embed = OneHotEmbedConfig() if full_rank else TokenEmbedConfig()
+    reads = _plain(GRUConfig(cells, out=False))
+    writes = _plain(ConditionalGRUConfig(cells, out=False, context="fixed", reset_after=True))
+    bridge = BothBridgeConfig(summary=cells, project=True, activation="tanh")
+    head = VocabularyHeadConfig(bias=True, maxout=maxout)
+    return _pair((reads, writes), width, (symbols, symbols), bridge, head, embed=embed, init=_GAUSSIAN)
+
+
+def rnnenc(width: int = 620, cells: int = 1000, symbols: int = 30_001, maxout: int = 500) -> EncoderDecoderConfig:
+    """RNNencdec of Bahdanau, Cho and Bengio 2015, section 4.2: the model of Cho et al. 2014 with embeddings of 620.
+
+    Weights: embeddings 2 x 620 x 30,001; encoder 3 x 1,000 x 1,620; V and V' 1,000,000 each; decoder 3 x 1,000 x
+    2,620; 1,000 x 2,620 before the maxout; 500 x 30,001 after it: 69,541,740.
+    """
+    return gru_2014(width, cells, symbols, maxout)
+
+
+def rnnsearch(
+    width: int = 620, cells: int = 1000, symbols: int = 30_001, maxout: int = 500, dropout: float = 0.0
+) -> EncoderDecoderConfig:
+    """RNNsearch of Bahdanau, Cho and Bengio 2015, appendices A.2 and B: annotations by a bidirectional GRU, additive
+    attention within the decoder's cell, which starts from tanh(W_s h) of the backward state h at the first word, and
+    a deep output of the state before, the word before and the context.
+
+    Weights: embeddings 2 x 620 x 30,001; encoder 2 x 3 x 1,000 x 1,620; W_s 1,000 x 1,000; alignment 1,000 x (1,000 +
+    2,000 + 1); decoder 3 x 1,000 x (620 + 1,000 + 2,000); 1,000 x 3,620 before the maxout; 500 x 30,001 after it:
+    80,402,740. The paper draws W_a and U_a of the alignment ten times smaller and starts v_a at 0; here they are drawn
+    like the others.
+    """
+    reads = _plain(BidirectionalConfig(GRUConfig(cells, out=False), out=False), dropout)
+    writes = _plain(ConditionalGRUConfig(cells, out=False, shows="before"))
+    bridge = BothBridgeConfig(directions="backward", project=True, activation="tanh")
+    head = VocabularyHeadConfig(bias=True, maxout=maxout)
+    return _pair((reads, writes), width, (symbols, symbols), bridge, head, init=_GAUSSIAN)
+
+
+def _plain(mixer: MixerConfig, dropout: float = 0.0) -> BlockConfig:
+    """A layer as it was before residuals and norms."""
+    return BlockConfig(mixer, None, None, placement="none", residual=False, dropout=dropout)
+
+
+def _pair(
+    blocks: tuple[BlockConfig, BlockConfig],
+    width: int,
+    symbols: tuple[int, int],
+    bridge: BridgeConfig,
+    head: VocabularyHeadConfig,
+    depth: int = 1,
+    embed: EmbedConfig = _TABLE,
+    init: InitConfig = _UNIFORM,
+) -> EncoderDecoderConfig:
+    reads, writes = (StackConfig(cycle((block,), depth), None) for block in blocks)
+    return EncoderDecoderConfig(
+        encoder=TransformerConfig(width, symbols[0], None, reads, embed, {}),
+        decoder=TransformerConfig(width, symbols[1], None, writes, embed, {"vocabulary": head}),
+        tie="none",
+        init=init,
+        bridge=bridge,
+    )
+
+
+Sizes = tuple[int, int, int]  # width, depth, heads
+
+
+def clip(
+    images: Sizes,
+    texts: Sizes,
+    shared: int,
+    patch: int,
+    size: int = 224,
+    symbols: int = 49408,
+    context: int = 77,
+    dropout: float = 0.0,
+) -> TwoTowerConfig:
+    """Radford et al. 2021, section 2.4: a vision transformer with a norm before its stack, and a causal text tower
+    that is read at the end of a text, the last of its symbols.
+    """
+    norm = LayerNormConfig(1e-5)
+    embed = PatchEmbedConfig((patch, patch), (size, size), bias=False, norm=norm, dropout=dropout)
+    left = PooledHeadConfig(shared, bias=False)
+    right = PooledHeadConfig(shared, pool="last", bias=False)
+    return TwoTowerConfig(
+        TransformerConfig(
+            images[0], 0, None, _stack(images, Full(), "quick_gelu", norm, dropout), embed, _head(left), "none"
+        ),
+        TransformerConfig(
+            texts[0],
+            symbols,
+            context,
+            _stack(texts, Causal(), "quick_gelu", norm, dropout),
+            TokenEmbedConfig(LearnedConfig(), dropout=dropout),
+            _head(right),
+            "none",
+        ),
+        end=symbols - 1,
+    )
+
+
+def siglip(sizes: Sizes, patch: int = 16, size: int = 224, symbols: int = 32000, context: int = 64) -> TwoTowerConfig:
+    """Zhai et al. 2023: both towers see both ways, the image's is pooled by a probe, the text's by its last symbol,
+    which is mostly filling.
+    """
+    norm, activation = LayerNormConfig(1e-6), "gelu_tanh"
+    embed = PatchEmbedConfig((patch, patch), (size, size), tokens=0)
+    probe = ProbeHeadConfig(sizes[2], MLPConfig(activation=activation), norm)
+    stack, last = _stack(sizes, Full(), activation, norm), PooledHeadConfig(sizes[0], pool="last")
+    return TwoTowerConfig(
+        TransformerConfig(sizes[0], 0, None, stack, embed, _head(probe), "none"),
+        TransformerConfig(sizes[0], symbols, context, stack, TokenEmbedConfig(LearnedConfig()), _head(last), "none"),
+        scale=math.log(10),
+        bias=-10.0,
+        filler=1,
+    )
+
+
+def _stack(sizes: Sizes, pattern: Pattern, activation: str, norm: NormConfig, dropout: float = 0.0) -> StackConfig:
+    _, depth, heads = sizes
+    feed = MLPConfig(activation=activation)  # type: ignore[arg-type]
+    block = BlockConfig(AttentionConfig(heads, pattern=pattern), None, feed, norm, dropout=dropout)
+    return StackConfig(cycle((block,), depth), norm)
+
+
+def _head(head: HeadConfig) -> dict[str, HeadConfig]:
+    return {HEAD: head}
+
+
+BINS = 128  # of the value of a move or a state
+
+
+def searchless(width: int, depth: int, heads: int, outputs: int = BINS) -> TransformerConfig:
+    """Ruoss et al. 2024, table A1: a begin symbol, the 77 tokens of a FEN and a move, in one vocabulary of 1,968; the
+    last position says the move's value in bins.
+    """
+    mixer = AttentionConfig(heads, pattern=Full(), qkv_bias=False, out_bias=False)
+    block = BlockConfig(mixer, None, GatedConfig(ratio=4.0))
+    return TransformerConfig(
+        width,
+        len(MOVES),
+        TOKENS + 2,
+        StackConfig(cycle((block,), depth)),
+        TokenEmbedConfig(positions=LearnedConfig(), scaled=True),
+        {"value": PooledHeadConfig(outputs, pool="last")},
+        tie="none",
+    )
+
+
+def squares(width: int, depth: int, heads: int, hidden: int | None = None, history: int = 1) -> TransformerConfig:
+    """A token for each square, as in Leela Chess Zero's transformers (Monroe and Chalmers 2024): every layer sees all
+    squares, with a bias that is made from the position; moves from square to square; win, draw and loss.
+    """
+    mixer = AttentionConfig(heads, pattern=Full(), qkv_bias=False, out_bias=False, bias="smolgen")
+    feed = MLPConfig(hidden, ratio=2.0, activation="relu_squared", bias=False)
+    block = BlockConfig(mixer, None, feed, RMSNormConfig(weight=False))  # weights would cost a fifth of a step
+    return TransformerConfig(
+        width,
+        stack=StackConfig(cycle((block,), depth), LayerNormConfig(), {"smolgen": SmolgenConfig(heads)}),
+        embed=BoardEmbedConfig(history),
+        heads={"policy": FromToHeadConfig(), "value": SquaresHeadConfig(3)},
+        tie="none",
+        init=InitConfig(matrices="fan_in", residual="zero", embedding=0.1),
+    )
+
+
+def decision_gym(
+    states: int = 1,
+    actions: int = 1,
+    *,
+    discrete: bool = False,
+    width: int = 128,
+    depth: int = 3,
+    heads: int = 1,
+    timesteps: int = 1000,
+    dropout: float = 0.1,
+    extra: bool = False,
+) -> TransformerConfig:
+    """The one for OpenAI Gym: GPT-2's blocks with ReLU, no positions but the timesteps. `extra` adds the heads that say
+    the next state and return, which the paper did not train.
+    """
+    mixer, feed = AttentionConfig(heads, dropout=dropout), MLPConfig(activation="relu")
+    block = BlockConfig(mixer, None, feed, LayerNormConfig(), dropout=dropout)
+    embed = TrajectoryEmbedConfig(NumbersConfig(states), actions, discrete, timesteps=timesteps, dropout=dropout)
+    said = step_heads(embed, states=extra, returns=extra)
+    return TransformerConfig(
+        width, stack=StackConfig(cycle((block,), depth), LayerNormConfig()), embed=embed, heads=said, tie="none"
+    )
+
+
+def decision_atari(
+    choices: int = 4, steps: int = 30, timesteps: int = 10_000, dropout: float = 0.1
+) -> TransformerConfig:
+    """The one for Atari, by default of Breakout's four actions: frames by convolutions, positions of tokens, the
+    timestep of a row's first step, tanh after each map, GELU.
+    """
+    block = BlockConfig(
+        AttentionConfig(8, dropout=dropout), None, MLPConfig(activation="gelu"), LayerNormConfig(), dropout=dropout
+    )
+    embed = TrajectoryEmbedConfig(
+        ConvolutionsConfig(),
+        choices,
+        discrete=True,
+        timesteps=timesteps,
+        anchored=True,
+        activation="tanh",
+        positions=LearnedConfig(),
+        norm=None,
+        dropout=dropout,
+    )
+    return TransformerConfig(
+        128,
+        context=steps * embed.tokens,
+        stack=StackConfig(cycle((block,), 6), LayerNormConfig()),
+        embed=embed,
+        heads={"actions": StepHeadConfig(choices, 1, embed.tokens, bias=False)},
+        tie="none",
+    )
+
+
+def vit(width: int, depth: int, heads: int, patch: int, classes: int = 1000, size: int = 224) -> TransformerConfig:
+    """Dosovitskiy et al. 2021, table 1, and the smaller ones of Touvron et al. 2021: pre-norm, a class token."""
+    norm = LayerNormConfig(1e-6)
+    block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), norm)
+    return TransformerConfig(
+        width,
+        stack=StackConfig(cycle((block,), depth), norm),
+        embed=PatchEmbedConfig((patch, patch), (size, size)),
+        heads={"classes": PooledHeadConfig(classes)},
+        tie="none",
+        init=InitConfig(residual="same", head="zero"),
+    )
+
+
+def deit(width: int, depth: int, heads: int, patch: int, classes: int = 1000, size: int = 224) -> TransformerConfig:
+    """Touvron et al. 2021, distilled: a second token learns what a teacher says."""
+    embed, head = PatchEmbedConfig((patch, patch), (size, size), tokens=2), DistilledHeadConfig(classes)
+    return replace(vit(width, depth, heads, patch, classes, size), embed=embed, heads={"classes": head})
+
+
+# From weights of 0.02, as large models have them, what a small one hears is a twentieth of its positions at first.
+_INIT = InitConfig(matrices="fan_in", head="zero")
+
+
+def ast(
+    width: int, depth: int, heads: int, classes: int = 527, frames: int = 1024, bands: int = 128
+) -> TransformerConfig:
+    """The audio spectrogram transformer (Gong et al. 2021): DeiT over patches of 16 x 16, one every 10 x 10."""
+    norm = LayerNormConfig(1e-6)
+    block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), norm)
+    embed = SpectrogramEmbedConfig(frames, bands, (16, 16), (10, 10), tokens=2)
+    stack = StackConfig(cycle((block,), depth), norm)
+    return TransformerConfig(
+        width, stack=stack, embed=embed, heads={"classes": DistilledHeadConfig(classes)}, tie="none", init=_INIT
+    )
+
+
+def kwt(
+    width: int, depth: int, heads: int, classes: int = 35, frames: int = 98, bands: int = 40, dropout: float = 0.0
+) -> TransformerConfig:
+    """The keyword transformer (Berg et al. 2021): each frame is a token, norms after the sums. Theirs are 40 MFCC."""
+    block = BlockConfig(
+        AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), placement="post", dropout=dropout
+    )
+    embed = SpectrogramEmbedConfig(frames, bands, (1, bands), (1, bands))
+    stack = StackConfig(cycle((block,), depth), None)
+    return TransformerConfig(
+        width, stack=stack, embed=embed, heads={"classes": PooledHeadConfig(classes)}, tie="none", init=_INIT
+    )
+
+
+def listener(
+    width: int, depth: int, heads: int, classes: int, context: int = 1500, bands: int = 80, dropout: float = 0.0
+) -> TransformerConfig:
+    """Whisper's encoder, whose convolutions suit small data, and the mean of what it says. `context` counts 20 ms."""
+    block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), dropout=dropout)
+    stack = StackConfig(cycle((block,), depth))
+    return TransformerConfig(
+        width,
+        0,
+        context,
+        stack,
+        FramesEmbedConfig(bands),
+        {"classes": PooledHeadConfig(classes, "mean")},
+        "none",
+        _INIT,
+    )
+
+
+WITHOUT_KEYS = (True, False, True)  # a bias of the keys adds the same to all scores of a query, so there is none
+
+
+def whisper(
+    width: int, depth: tuple[int, int], heads: int, symbols: int = 51865, bands: int = 80
+) -> EncoderDecoderConfig:
+    """Whisper for windows of 30 s; `depth` is that of encoder and decoder."""
+
+    def stack(pattern: Pattern, blocks: int) -> StackConfig:
+        cross = CrossAttentionConfig(heads, kv_bias=WITHOUT_KEYS[1:]) if pattern.causal else None
+        mixer = AttentionConfig(heads, pattern=pattern, qkv_bias=WITHOUT_KEYS)
+        return StackConfig(cycle((BlockConfig(mixer, cross, MLPConfig(activation="gelu")),), blocks))
+
+    return EncoderDecoderConfig(
+        TransformerConfig(width, 0, 1500, stack(Full(), depth[0]), FramesEmbedConfig(bands), {}),
+        TransformerConfig(width, symbols, 448, stack(Causal(), depth[1]), TokenEmbedConfig(LearnedConfig())),
+        "head",
+    )
+
+
+@register("states")
+@dataclass(frozen=True)
+class StatesEmbedConfig(EmbedConfig):
+    """A token for each state that is seen; `normalise` brings its numbers to one scale by all states seen so far."""
+
+    states: NumbersConfig = NumbersConfig()  # how many numbers a state has
+    normalise: bool = True
+    positions: PositionsConfig | None = None  # added to the states
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"states of {self.states.size} numbers, the last {context or 1}"
+
+    def summary(self) -> str:
+        return "states, normalised" if self.normalise else "states"
+
+    def build(self, width: int, symbols: int, context: int | None) -> StatesEmbed:
+        return StatesEmbed(self, width, context)
+
+
+class StatesEmbed(nn.Module):
+    def __init__(self, config: StatesEmbedConfig, width: int, context: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        self.running = RunningNorm(config.states.size) if config.normalise else nn.Identity()
+        self.states = config.states.build(width)
+        self.positions = config.positions.build(width, context) if config.positions else None
+
+    def whole(self, states: Float[Tensor, "B T S"]) -> Layout:
+        """Each row is one document."""
+        return Layout.full(*states.shape[:2], device=states.device)
+
+    def forward(self, states: Float[Tensor, "B T S"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        x = self.states(self.running(states))
+        if self.positions is not None:
+            x = x + self.positions(layout, x)
+        return x, layout
+
+
+@register("gaussian")
+@dataclass(frozen=True)
+class GaussianHeadConfig(HeadConfig):
+    """Means of `outputs` numbers that are drawn, and the logarithms of their standard deviations, which begin at that
+    of `std` and are the same for all states.
+    """
+
+    outputs: int = 1  # actions to choose from, or numbers of one
+    std: float = 1.0  # of numbers, at the start
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ConfigError(f"std is {self.std}; give a standard deviation above 0")
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> GaussianHead:
+        return GaussianHead(self, width)
+
+
+class GaussianHead(PooledHead):
+    def __init__(self, config: GaussianHeadConfig, width: int) -> None:
+        super().__init__(_pooled(config.outputs), width)
+        self.log_std = nn.Parameter(torch.full((config.outputs,), math.log(config.std)))
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B E"]:
+        """Means and logarithms of standard deviations, one after the other: E = 2 outputs."""
+        mean = super().forward(x, layout)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+
+def policy_head(actions: int, discrete: bool, std: float = 1.0) -> HeadConfig:
+    """Logits of so many choices, or a normal distribution of so many numbers, from the last state."""
+    return _pooled(actions) if discrete else GaussianHeadConfig(actions, std)
+
+
+def _pooled(outputs: int) -> PooledHeadConfig:
+    """From the last token, by one hidden layer of the head's own."""
+    return PooledHeadConfig(outputs, "last", dense=True, activation="tanh")
+
+
+def actor_critic(
+    states: int = 1, actions: int = 2, *, discrete: bool = True, width: int = 64, depth: int = 1
+) -> TransformerConfig:
+    """A policy and a value over a common trunk. Heads start at zero: all choices are as probable, all values 0."""
+    block = BlockConfig(PointwiseConfig(), None, MLPConfig(ratio=2.0, activation="relu"), LayerNormConfig())
+    return TransformerConfig(
+        width,
+        stack=StackConfig(cycle((block,), depth), LayerNormConfig()),
+        embed=StatesEmbedConfig(NumbersConfig(states)),
+        heads={"policy": policy_head(actions, discrete), "value": _pooled(1)},
+        tie="none",
+        init=InitConfig(matrices="fan_in", residual="same", head="zero"),
+    )
 
 
 def transformer_2017(
@@ -165,11 +616,11 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "transformer-base": lambda: transformer_2017(512, 6, 8, 2048),
     "transformer-big": lambda: transformer_2017(1024, 6, 16, 4096, dropout=0.3),
     "marian-base": lambda: marian(512, 6, 8, 2048, 32000),
-    "seq2seq-lstm-2014": ancestors.lstm_2014,
-    "seq2seq-gru-2014": ancestors.gru_2014,
-    "seq2seq-gru-2014-full": lambda: ancestors.gru_2014(symbols=15_000, full_rank=True),
-    "seq2seq-gru-rnnenc": ancestors.rnnenc,
-    "seq2seq-gru-rnnsearch": ancestors.rnnsearch,
+    "seq2seq-lstm-2014": lstm_2014,
+    "seq2seq-gru-2014": gru_2014,
+    "seq2seq-gru-2014-full": lambda: gru_2014(symbols=15_000, full_rank=True),
+    "seq2seq-gru-rnnenc": rnnenc,
+    "seq2seq-gru-rnnsearch": rnnsearch,
     "gpt1": lambda: gpt(768, 12, 12, symbols=40478, context=512, placement="post"),
     "gpt2": lambda: gpt(768, 12, 12),
     "gpt2-medium": lambda: gpt(1024, 24, 16),
@@ -189,15 +640,15 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "bert-large": lambda: bert(1024, 24, 16),
     "roberta-base": lambda: bert(768, 12, 12, symbols=50265, types=1, offset=2, eps=1e-5),
     "modernbert-base": lambda: modernbert(768, 22, 12, 1152),
-    "vit-ti16": lambda: sight.vit(192, 12, 3, 16),
-    "vit-s16": lambda: sight.vit(384, 12, 6, 16),
-    "vit-b16": lambda: sight.vit(768, 12, 12, 16),
-    "vit-b32": lambda: sight.vit(768, 12, 12, 32),
-    "vit-l16": lambda: sight.vit(1024, 24, 16, 16),
-    "vit-h14": lambda: sight.vit(1280, 32, 16, 14),
-    "deit-ti16": lambda: sight.deit(192, 12, 3, 16),
-    "deit-s16": lambda: sight.deit(384, 12, 6, 16),
-    "deit-b16": lambda: sight.deit(768, 12, 12, 16),
+    "vit-ti16": lambda: vit(192, 12, 3, 16),
+    "vit-s16": lambda: vit(384, 12, 6, 16),
+    "vit-b16": lambda: vit(768, 12, 12, 16),
+    "vit-b32": lambda: vit(768, 12, 12, 32),
+    "vit-l16": lambda: vit(1024, 24, 16, 16),
+    "vit-h14": lambda: vit(1280, 32, 16, 14),
+    "deit-ti16": lambda: deit(192, 12, 3, 16),
+    "deit-s16": lambda: deit(384, 12, 6, 16),
+    "deit-b16": lambda: deit(768, 12, 12, 16),
     "whisper-tiny": lambda: whisper(384, (4, 4), 6),
     "whisper-base": lambda: whisper(512, (6, 6), 8),
     "whisper-small": lambda: whisper(768, (12, 12), 12),
@@ -208,8 +659,8 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "clip-b32": lambda: clip((768, 12, 12), (512, 12, 8), 512, 32),
     "clip-b16": lambda: clip((768, 12, 12), (512, 12, 8), 512, 16),
     "clip-l14": lambda: clip((1024, 24, 16), (768, 12, 12), 768, 14),
-    "decision-hopper": lambda: decisions.decision_gym(11, 3, extra=True),
-    "decision-atari": decisions.decision_atari,
+    "decision-hopper": lambda: decision_gym(11, 3, extra=True),
+    "decision-atari": decision_atari,
     "chess-9m": lambda: searchless(256, 8, 8),
     "chess-136m": lambda: searchless(1024, 8, 8),
     "chess-270m": lambda: searchless(1024, 16, 8),

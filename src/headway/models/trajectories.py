@@ -95,13 +95,13 @@ class TrajectoryEmbed(nn.Module):
         self.table = None  # there is no vocabulary to share
         self.returns = Projection(1, width) if config.returns else None
         self.states = config.states.build(width)
-        self.actions = Choices(config.actions, width) if config.discrete else Projection(config.actions, width)
-        self.timesteps = Choices(config.timesteps, width)
+        self.actions = ChoiceEmbed(config.actions, width) if config.discrete else Projection(config.actions, width)
+        self.timesteps = ChoiceEmbed(config.timesteps, width)
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
         self.positions = config.positions.build(width, context) if config.positions else None
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
-        self.places = Choices(config.rows, width) if config.rows else None
-        self.unread = Choices(config.unread, width) if config.unread else None
+        self.places = ChoiceEmbed(config.rows, width) if config.rows else None
+        self.unread = ChoiceEmbed(config.unread, width) if config.unread else None
         self.dropout = Dropout(config.dropout)
 
     def whole(self, inputs: TrajectoryInputs) -> Layout:
@@ -166,7 +166,7 @@ class TrajectoryEmbed(nn.Module):
         return self.dropout(x), layout
 
 
-class Choices(nn.Module):
+class ChoiceEmbed(nn.Module):
     """A learned vector for each of `count` choices."""
 
     def __init__(self, count: int, width: int) -> None:

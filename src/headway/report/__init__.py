@@ -1,8 +1,7 @@
 """The page of a run: curves, samples, pictures and configuration in one self-contained HTML file."""
 
 from headway.report.charts import Stroke, bar_chart, heatmap, line_chart
-from headway.report.page import Picture, Sections, available, write_report
-from headway.report.tiles import Tile, tiled
+from headway.report.page import Picture, Sections, Tile, available, tiled, write_report
 
 __all__ = [
     "Picture",

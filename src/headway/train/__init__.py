@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.train.interrupt import UserInterrupt
-    from headway.train.muon import MuonConfig
-    from headway.train.optim import AdamWConfig, OptimConfig, SGDConfig
+    from headway.train.loop import UserInterrupt
+    from headway.train.optim import AdamWConfig, MuonConfig, OptimConfig, SGDConfig
     from headway.train.recipe import Recipe, TrainConfig, read_recipe, write_recipe
     from headway.train.run import Run, claim, open_recipe, open_run
     from headway.train.schedule import (
@@ -67,9 +66,8 @@ __all__ = [
 lazily(
     __name__,
     {
-        ".interrupt": ("UserInterrupt",),
-        ".muon": ("MuonConfig",),
-        ".optim": ("AdamWConfig", "OptimConfig", "SGDConfig"),
+        ".loop": ("UserInterrupt",),
+        ".optim": ("AdamWConfig", "MuonConfig", "OptimConfig", "SGDConfig"),
         ".recipe": ("Recipe", "TrainConfig", "read_recipe", "write_recipe"),
         ".run": ("Run", "claim", "open_recipe", "open_run"),
         ".schedule": (
@@ -81,16 +79,7 @@ lazily(
             "WSDConfig",
             "noam_peak",
         ),
-        ".task": (
-            "WHOLE",
-            "Batch",
-            "Loss",
-            "Shard",
-            "Task",
-            "TaskConfig",
-            "measure_of",
-            "unit_of",
-        ),
+        ".task": ("Batch", "Loss", "Shard", "Task", "TaskConfig", "WHOLE", "measure_of", "unit_of"),
         ".trainer": ("Trainer",),
     },
 )

@@ -86,13 +86,17 @@ class LoRAConfig(AdapterConfig):
                 place.projection.register_forward_hook(_add)
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
-        from headway.checkpoints.peft import Factors, Settings, save_adapter  # with all families that are published
+        from headway.checkpoints.peft import (  # with all families that are published
+            AdapterSettings,
+            Factors,
+            save_adapter,
+        )
 
         found = adapters(model)
         factors = {f"{path}.weight": Factors(each.a, each.b, each.chosen, each.slices) for path, each in found.items()}
         own = _own_names(found)
         fresh = {name: each for name, each in model.named_parameters() if each.requires_grad and name not in own}
-        settings = Settings(self.rank, self.alpha, self.dropout, self.rslora, start)
+        settings = AdapterSettings(self.rank, self.alpha, self.dropout, self.rslora, start)
         save_adapter(directory, model, factors, fresh, settings, family)
 
     def _wanted(self, known: Collection[str]) -> set[str]:

@@ -17,10 +17,10 @@ from headway.given import shown
 from headway.models import build
 from headway.train.distributed import Processes
 from headway.train.examples import Explored
-from headway.train.freezing import prepared
 from headway.train.learner import Learner
 from headway.train.recipe import Recipe, TrainConfig
 from headway.train.schedule import ScheduleConfig
+from headway.train.start import prepared
 from headway.train.task import Task
 
 _WARM_UP = 1  # steps after the first not timed

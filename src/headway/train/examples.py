@@ -17,7 +17,23 @@ from headway.checkpoints.familiar import Familiar
 from headway.data import SIDES, PairBatches, Splits, sample_at
 from headway.mixers import tree_map
 from headway.models import ModelConfig
-from headway.train.sharding import WHOLE, Shard, spread
+
+
+class Shard(NamedTuple):
+    """The part of the data that one of `world` processes reads."""
+
+    rank: int = 0
+    world: int = 1
+
+
+WHOLE = Shard()
+
+
+def spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of some rows, spread evenly over them: the first ones are often of one class or one file."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 class Batch(NamedTuple):

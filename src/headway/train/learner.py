@@ -16,8 +16,7 @@ from headway.data.order import mixed
 from headway.errors import UserError
 from headway.models import Loss
 from headway.parts.dropout import attach_generator
-from headway.train.carried import Carried
-from headway.train.distributed import Processes
+from headway.train.distributed import Carried, Processes
 from headway.train.examples import Batch, Explored
 from headway.train.objective import Carrying
 from headway.train.optim import Optimizer

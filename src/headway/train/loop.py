@@ -1,9 +1,13 @@
-"""The loop of a run: steps, and between them log lines, evaluations and checkpoints."""
+"""The loop of a run: steps, and between them log lines, evaluations and checkpoints; Ctrl-C ends it at the next step."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from headway.checkpoints import native
@@ -12,17 +16,63 @@ from headway.config import from_dict, to_dict
 from headway.train.adapters import merged
 from headway.train.budget import TimeBudget
 from headway.train.checkpoint import Checkpoints, Progress
-from headway.train.interrupt import Interrupts, UserInterrupt
 from headway.train.journal import Journal
-from headway.train.law import Forecast
 from headway.train.learner import Learner
-from headway.train.log import MetricsFile
 from headway.train.recipe import Recipe
-from headway.train.run import RunDirectory
+from headway.train.run import MetricsFile, RunDirectory
+from headway.train.scale import LossForecast
 from headway.train.task import Batch
 
+
+class UserInterrupt(KeyboardInterrupt):
+    """Training was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
+
+    `where` says how far it came, `remedy` how it goes on.
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        super().__init__(where, remedy)
+        self.where, self.remedy = where, remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}; {self.remedy}"
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request, so that no step is cut in half; a second one breaks off."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._breakable = False
+
+    def __enter__(self) -> Interrupts:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """Inside, the first signal breaks off at once: for work that changes nothing, such as an evaluation."""
+        self._breakable = True
+        try:
+            yield
+        finally:
+            self._breakable = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = self.requested, True
+        if again or self._breakable:
+            raise KeyboardInterrupt
+
+
 # The loss at the end from the loss now, what was seen until now, and what will have been seen then.
-Foretell = Callable[[float, float, float], Forecast]
+Foretell = Callable[[float, float, float], LossForecast]
 _EARLY = 0.05  # of a run, before which nothing is foretold
 
 

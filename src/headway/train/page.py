@@ -11,10 +11,9 @@ from typing import Any
 
 from headway.config import to_dict
 from headway.report.charts import Points, line_chart, short
-from headway.report.page import Picture, Sections, write_report
-from headway.report.shortfalls import shortfalls
+from headway.report.page import Picture, Sections, shortfalls, write_report
 from headway.train import Run, measure_of, unit_of
-from headway.train.display import duration
+from headway.train.journal import duration
 
 TITLES = {
     "loss": "loss",

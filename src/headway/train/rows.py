@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.codecs import Codec
-from headway.codecs.frame import Frame, frame_of
+from headway.codecs.tokenizer import Frame, frame_of
 from headway.data import PairBatches
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating

@@ -12,9 +12,8 @@ from torch import nn
 from headway.checkpoints.familiar import Familiar
 from headway.config import family
 from headway.models import Loss, ModelConfig
-from headway.train.examples import Batch, Examples
+from headway.train.examples import WHOLE, Batch, Examples, Shard
 from headway.train.objective import Objective
-from headway.train.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
     from headway.report import Picture

@@ -25,18 +25,23 @@ from headway.models import (
 )
 from headway.train.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
 from headway.train.checkpoint import Checkpoints, Progress, step_of
-from headway.train.display import Display, open_display
 from headway.train.distributed import Processes
-from headway.train.heap import kept_heap
-from headway.train.interrupt import Interrupts, UserInterrupt
-from headway.train.journal import Journal
+from headway.train.journal import Display, Journal, open_display
 from headway.train.learner import Learner
-from headway.train.log import MetricsFile, check_loggers, open_loggers, read_metrics, truncate_metrics
-from headway.train.loop import Foretell, Loop
-from headway.train.memory import check_memory
+from headway.train.loop import Foretell, Interrupts, Loop, UserInterrupt
+from headway.train.memory import check_memory, kept_heap
 from headway.train.precision import Precision, choose
 from headway.train.recipe import Recipe, difference, read_recipe, write_recipe
-from headway.train.run import Run, RunDirectory, environment
+from headway.train.run import (
+    MetricsFile,
+    Run,
+    RunDirectory,
+    check_loggers,
+    environment,
+    open_loggers,
+    read_metrics,
+    truncate_metrics,
+)
 from headway.train.start import Agreement, agree, initial_model, keep_symbols, open_start
 from headway.train.task import Task, unit_of
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import ctranslate2  # type: ignore[import-not-found]
 
-from headway.bench.job import BEAM, NEW, WARM, WRITTEN, Job, answer
-from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.bench.run import BEAM, NEW, WARM, WRITTEN, Job, answer, seconds_of, seconds_of_a_step
 from headway.errors import UserError
 
 _NAME = "ctranslate2"

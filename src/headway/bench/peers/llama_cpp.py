@@ -11,8 +11,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 
-from headway.bench.job import NEW, WARM, Job, answer
-from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.bench.run import NEW, WARM, Job, answer, seconds_of, seconds_of_a_step
 from headway.errors import UserError
 
 _NAME = "llama.cpp"

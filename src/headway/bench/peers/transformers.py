@@ -10,8 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
-from headway.bench.job import BEAM, NEW, WARM, WRITTEN, Job, Kind, answer
-from headway.bench.timing import seconds_of, seconds_of_a_step
+from headway.bench.run import BEAM, NEW, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
 
 
 @torch.inference_mode()

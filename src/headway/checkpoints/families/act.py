@@ -17,7 +17,7 @@ from headway.checkpoints.rules import (
     Family,
     Flat,
     Fused,
-    Rule,
+    TensorRule,
     Whole,
     expect,
     layers,
@@ -130,7 +130,7 @@ def write(config: ActConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: ActConfig) -> list[Rule]:
+def rules(config: ActConfig) -> list[TensorRule]:
     scene = cast(SceneEmbedConfig, config.observation)
     embed, read = "trunk.encoder.embed", config.trunk.encoder.embed
     given = [name for name in _NUMBERS if getattr(read, name)]
@@ -154,7 +154,7 @@ def rules(config: ActConfig) -> list[Rule]:
     return found + (_posterior(config, bool(scene.robot)) if config.head.size else [])
 
 
-def _posterior(config: ActConfig, robot: bool) -> list[Rule]:
+def _posterior(config: ActConfig, robot: bool) -> list[TensorRule]:
     ours, theirs = "posterior", "model.vae_encoder"
     return [
         rule(
@@ -170,8 +170,8 @@ def _posterior(config: ActConfig, robot: bool) -> list[Rule]:
     ]
 
 
-def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         own, other, block = f"{ours}.stack.blocks.{i}", f"{theirs}.layers.{i}", stack.blocks[i]
         norm, reads = "before" if block.placement == "pre" else "last", block.cross is not None
         found = [
@@ -200,16 +200,18 @@ def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[Rule]:
     return [*layers(len(stack.blocks), layer), *last]
 
 
-def _backbone(ours: str, theirs: str, depth: ResNetDepth) -> list[Rule]:
+def _backbone(ours: str, theirs: str, depth: ResNetDepth) -> list[TensorRule]:
     return residual_network(ours, [f"{theirs}.{name}" for name in _PARTS], depth, BATCH)
 
 
-def residual_network(ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]) -> list[Rule]:
+def residual_network(
+    ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]
+) -> list[TensorRule]:
     """The rules of one whose first convolution, its norm and four layers are named `theirs`; `normed` are our and their
     names of what a norm holds.
     """
 
-    def norm(own: str, other: str) -> list[Rule]:
+    def norm(own: str, other: str) -> list[TensorRule]:
         return [rule(f"{own}.{name}", f"{other}.{their}") for name, their in normed.items()]
 
     stem, stem_norm, *parts = theirs
@@ -225,7 +227,7 @@ def residual_network(ours: str, theirs: Sequence[str], depth: ResNetDepth, norme
     return found
 
 
-def _kernel(ours: str, theirs: str, taps: int, channels: int) -> Rule:
+def _kernel(ours: str, theirs: str, taps: int, channels: int) -> TensorRule:
     return rule(f"{ours}.product.weight", f"{theirs}.weight", form=ChannelsLast(taps, channels))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.rules import Family, Row, Rule, copy, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, Row, TensorRule, copy, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import (
@@ -130,7 +130,7 @@ def sizes(config: EncoderDecoderConfig) -> dict[str, int]:
     return found
 
 
-def rules(config: EncoderDecoderConfig) -> list[Rule]:
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     found = shared_table()
     for side, part in (("encoder", config.encoder), ("decoder", config.decoder)):
         found.append(rule(f"{side}.embed.positions.table", f"model.{side}.embed_positions.weight"))
@@ -139,20 +139,20 @@ def rules(config: EncoderDecoderConfig) -> list[Rule]:
     return [*found, *head_rules(config)]
 
 
-def shared_table() -> list[Rule]:
+def shared_table() -> list[TensorRule]:
     """One table for source, target and head, of which some files hold copies."""
     copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     table = "decoder.embed.table"
     return [rule(table, "model.shared.weight"), *(copy(table, each) for each in copies)]
 
 
-def head_rules(config: EncoderDecoderConfig) -> list[Rule]:
+def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     biased = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig).bias
     return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, form=Row())] if biased else []
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"{side}.stack.blocks.{i}", f"model.{side}.layers.{i}"
         return [
             *linear(f"{ours}.mixer.qkv", *(f"{theirs}.self_attn.{name}_proj" for name in "qkv")),
@@ -167,7 +167,7 @@ def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
     return layers(len(stack.blocks), layer)
 
 
-def cross_rules(ours: str, theirs: str) -> list[Rule]:
+def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
     return [
         *linear(f"{ours}.cross.q", f"{theirs}.encoder_attn.q_proj"),
         *linear(f"{ours}.cross.kv", f"{theirs}.encoder_attn.k_proj", f"{theirs}.encoder_attn.v_proj"),

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.checkpoints.heads import POOLER, architecture, classifier, labels, outputs, pooler
-from headway.checkpoints.rules import Family, Rule, copy, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, TensorRule, copy, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
@@ -148,7 +148,7 @@ def written(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     return [
         *encoder_rules(config, "bert"),
         *pooler(config.heads, "bert.pooler.dense", {"next": "cls.seq_relationship", "classes": "classifier"}),
@@ -157,8 +157,8 @@ def rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def encoder_rules(config: TransformerConfig, prefix: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def encoder_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"{prefix}.encoder.layer.{i}"
         qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
         return [
@@ -179,7 +179,7 @@ def encoder_rules(config: TransformerConfig, prefix: str) -> list[Rule]:
     ]
 
 
-def masked_rules() -> list[Rule]:
+def masked_rules() -> list[TensorRule]:
     return [
         *linear("heads.vocabulary.transform.dense", "cls.predictions.transform.dense"),
         *linear("heads.vocabulary.transform.norm", "cls.predictions.transform.LayerNorm"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from headway.checkpoints.families.vit import sides, written_sides
-from headway.checkpoints.rules import Family, Flat, Rule, Vector, Whole, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, Flat, TensorRule, Vector, Whole, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
@@ -133,7 +133,7 @@ def vision_written(config: TransformerConfig) -> dict[str, Any]:
     return {**tower_written(config), **sizes, "num_channels": embed.channels}
 
 
-def rules(config: TwoTowerConfig) -> list[Rule]:
+def rules(config: TwoTowerConfig) -> list[TensorRule]:
     images = "vision_model.embeddings"
     return [
         *vision_rules(config.left),
@@ -146,7 +146,7 @@ def rules(config: TwoTowerConfig) -> list[Rule]:
     ]
 
 
-def vision_rules(config: TransformerConfig) -> list[Rule]:
+def vision_rules(config: TransformerConfig) -> list[TensorRule]:
     embed = expect(config.embed, PatchEmbedConfig)
     patches = "vision_model.embeddings.patch_embedding"
     return [
@@ -158,7 +158,7 @@ def vision_rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def text_rules(config: TransformerConfig) -> list[Rule]:
+def text_rules(config: TransformerConfig) -> list[TensorRule]:
     return [
         rule("right.embed.table", "text_model.embeddings.token_embedding.weight"),
         rule("right.embed.positions.table", "text_model.embeddings.position_embedding.weight"),
@@ -167,8 +167,8 @@ def text_rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def stack_rules(config: TransformerConfig, side: str, prefix: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def stack_rules(config: TransformerConfig, side: str, prefix: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"{side}.stack.blocks.{i}", f"{prefix}.encoder.layers.{i}"
         return [
             *linear(f"{ours}.mix.before", f"{theirs}.layer_norm1"),

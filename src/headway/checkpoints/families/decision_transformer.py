@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headway.checkpoints.families.gpt2 import read_block, stack_rules, written_stack
-from headway.checkpoints.rules import Family, Rule, expect, linear, rule
+from headway.checkpoints.rules import Family, TensorRule, expect, linear, rule
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.models import (
@@ -84,7 +84,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     embed = expect(config.embed, TrajectoryEmbedConfig)
     tables = ("encoder.wpe.weight", "encoder.wte.weight")
     if embed.rows:

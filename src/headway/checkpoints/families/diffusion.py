@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.checkpoints.families.act import BACKBONES, BATCH, residual_network
 from headway.checkpoints.lerobot import Features, read_features, read_scales, write_scales, written_features
-from headway.checkpoints.rules import Beside, Family, Flat, Rule, expect, linear, rule
+from headway.checkpoints.rules import Beside, Family, Flat, TensorRule, expect, linear, rule
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
@@ -149,7 +149,7 @@ def _ratio(seen: KeypointsConfig) -> float:
     return (max(part / whole for part, whole in pairs) + min((part + 1) / whole for part, whole in pairs)) / 2
 
 
-def rules(config: UNetPolicyConfig) -> list[Rule]:
+def rules(config: UNetPolicyConfig) -> list[TensorRule]:
     seen, found = config.observation, _net(config.net, config.actions)
     theirs = "diffusion.rgb_encoder"
     count = (len(seen.cameras) if seen.apart else 1) if seen.cameras else 0
@@ -158,7 +158,7 @@ def rules(config: UNetPolicyConfig) -> list[Rule]:
     return found
 
 
-def _eye(seen: KeypointsConfig, ours: str, theirs: str) -> list[Rule]:
+def _eye(seen: KeypointsConfig, ours: str, theirs: str) -> list[TensorRule]:
     held = BATCH if seen.norm == "frozen" else {"weight": "weight", "bias": "bias"}
     pool = f"{theirs}.pool"
     return [
@@ -169,7 +169,7 @@ def _eye(seen: KeypointsConfig, ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _net(net: UNetConfig, actions: int) -> list[Rule]:
+def _net(net: UNetConfig, actions: int) -> list[TensorRule]:
     theirs, widths = "diffusion.unet", net.widths
     found = [
         *linear("net.up", f"{theirs}.diffusion_step_encoder.1"),
@@ -202,7 +202,7 @@ def _net(net: UNetConfig, actions: int) -> list[Rule]:
     ]
 
 
-def _layer(ours: str, theirs: str, taps: int, around: bool) -> list[Rule]:
+def _layer(ours: str, theirs: str, taps: int, around: bool) -> list[TensorRule]:
     found = []
     for own, other in (("first", "conv1"), ("second", "conv2")):
         found += _taps(f"{ours}.{own}", f"{theirs}.{other}.block.0", taps)
@@ -211,13 +211,13 @@ def _layer(ours: str, theirs: str, taps: int, around: bool) -> list[Rule]:
     return found + (_map(f"{ours}.around", f"{theirs}.residual_conv") if around else [])
 
 
-def _taps(ours: str, theirs: str, taps: int) -> list[Rule]:
+def _taps(ours: str, theirs: str, taps: int) -> list[TensorRule]:
     """A convolution over time."""
     weight = rule(f"{ours}.product.weight", f"{theirs}.weight", form=Flat((-1, taps)))
     return [weight, rule(f"{ours}.product.bias", f"{theirs}.bias")]
 
 
-def _map(ours: str, theirs: str) -> list[Rule]:
+def _map(ours: str, theirs: str) -> list[TensorRule]:
     """A convolution of one tap, which is a map."""
     return [rule(f"{ours}.weight", f"{theirs}.weight", form=Flat((-1, 1))), rule(f"{ours}.bias", f"{theirs}.bias")]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.checkpoints.heads import architecture, classifier, labels, outputs
-from headway.checkpoints.rules import Family, Rule, copy, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, TensorRule, copy, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig
 from headway.models import (
@@ -79,8 +79,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"distilbert.transformer.layer.{i}"
         return [
             *linear(f"{ours}.mixer.qkv", *(f"{theirs}.attention.{name}_lin" for name in "qkv")),

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings
 from headway.models import TokenEmbedConfig, TransformerConfig
 from headway.parts.norm import RMSNormConfig
@@ -34,7 +34,7 @@ def offset_norm(settings: Settings) -> RMSNormConfig:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("gemma", Classes.of("Gemma"), config), **llama.write_attention_bias(config)}
+    return {**llama.write("gemma", PublishedClasses.of("Gemma"), config), **llama.write_attention_bias(config)}
 
 
 FAMILY = llama.family(

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import gemma, llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.rules import expect
 from headway.checkpoints.settings import Settings
 from headway.models import TransformerConfig, VocabularyHeadConfig
@@ -52,10 +52,10 @@ def with_soft_cap(config: TransformerConfig, soft_cap: float | None) -> Transfor
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    return write_sandwich("gemma2", Classes.of("Gemma2"), config)
+    return write_sandwich("gemma2", PublishedClasses.of("Gemma2"), config)
 
 
-def write_sandwich(name: str, classes: Classes, config: TransformerConfig) -> dict[str, Any]:
+def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
     """`read_sandwich` the other way."""
     said = llama.write(name, classes, config)
     mixer = llama.attention(config.stack.blocks[0])

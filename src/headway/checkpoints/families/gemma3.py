@@ -9,14 +9,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import gemma, gemma2, llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings, rope_parameters
 from headway.models import BlockConfig, TransformerConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-CLASSES = Classes("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", "Gemma3TextModel")
+CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", "Gemma3TextModel")
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:

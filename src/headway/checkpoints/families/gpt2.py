@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.decoders import Classes, head_rules, read_heads, write_heads
-from headway.checkpoints.rules import Family, Rule, Transposed, Whole, expect, layers, linear, rule
+from headway.checkpoints.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.checkpoints.rules import Family, TensorRule, Transposed, Whole, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -44,7 +44,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     embed = expect(config.embed, TokenEmbedConfig)
     return {
         "model_type": "gpt2",
-        **write_heads(config, Classes("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
+        **write_heads(config, PublishedClasses("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
         "vocab_size": config.symbols,
         "n_embd": config.width,
         "n_positions": config.context,
@@ -68,7 +68,7 @@ def written_stack(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     return [
         rule("embed.table", "transformer.wte.weight"),
         rule("embed.positions.table", "transformer.wpe.weight"),
@@ -77,10 +77,10 @@ def rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def stack_rules(config: TransformerConfig, prefix: str) -> list[Rule]:
+def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
     """The layers and the norm after them, below `prefix`."""
 
-    def layer(i: int) -> list[Rule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"{prefix}.h.{i}"
         return [
             *linear(f"{ours}.mix.before", f"{theirs}.ln_1"),
@@ -94,7 +94,7 @@ def stack_rules(config: TransformerConfig, prefix: str) -> list[Rule]:
     return [*layers(len(config.stack.blocks), layer), *linear("stack.norm", f"{prefix}.ln_f")]
 
 
-def conv(ours: str, theirs: str) -> list[Rule]:
+def conv(ours: str, theirs: str) -> list[TensorRule]:
     """A layer whose weight lies with its inputs in rows (Conv1D); query, key and value are fused there as here."""
     return [
         rule(f"{ours}.weight", f"{theirs}.weight", form=Transposed()),

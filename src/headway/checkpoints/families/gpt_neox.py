@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.decoders import Classes, head_rules, read_heads, write_heads
-from headway.checkpoints.rules import Family, PerHead, Rule, expect, layers, linear, rule
+from headway.checkpoints.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.checkpoints.rules import Family, PerHead, TensorRule, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation, published_context, rope_parameters
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.parts.feedforward import MLPConfig
 from headway.parts.norm import LayerNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -54,7 +54,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     rotary = expect(mixer.rotary, RotaryConfig)
     return {
         "model_type": "gpt_neox",
-        **write_heads(config, Classes.of("GPTNeoX")),
+        **write_heads(config, PublishedClasses.of("GPTNeoX")),
         "vocab_size": config.symbols,
         "hidden_size": config.width,
         "num_hidden_layers": len(config.stack.blocks),
@@ -71,8 +71,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"gpt_neox.layers.{i}"
         mixer = expect(config.stack.blocks[i].mixer, AttentionConfig)
         fused, bias = f"{theirs}.attention.query_key_value", bool(mixer.qkv_bias)

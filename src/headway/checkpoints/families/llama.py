@@ -10,17 +10,16 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes, head_rules, read_heads, write_heads
-from headway.checkpoints.rules import Family, Rule, expect, layers, linear, rule
+from headway.checkpoints.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.checkpoints.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation, published_context, rope_parameters
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.models.block import Placement
-from headway.parts.experts import ExpertsConfig
-from headway.parts.feedforward import GatedConfig
+from headway.parts.feedforward import ExpertsConfig, GatedConfig
 from headway.parts.norm import RMSNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
 DEFAULTS: dict[str, Any] = {
@@ -133,7 +132,7 @@ def layer_types(settings: Settings, depth: int) -> list[str]:
     return found
 
 
-def write(name: str, classes: Classes, config: TransformerConfig) -> dict[str, Any]:
+def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
     """`read_plain` the other way, without biases and windows, which not all families know."""
     block = config.stack.blocks[0]
     mixer, feed, rotary = attention(block), gated(block), first_rotary(config)
@@ -198,12 +197,12 @@ def windows_of(config: TransformerConfig) -> list[int | None]:
 
 def rules(
     config: TransformerConfig,
-    attend: Callable[[str, str, AttentionConfig], list[Rule]] | None = None,
-    feed: Callable[[str, str, BlockConfig], list[Rule]] | None = None,
-) -> list[Rule]:
+    attend: Callable[[str, str, AttentionConfig], list[TensorRule]] | None = None,
+    feed: Callable[[str, str, BlockConfig], list[TensorRule]] | None = None,
+) -> list[TensorRule]:
     """The tensors of a configuration; `attend` and `feed` give those of a layer where a family stores them its way."""
 
-    def layer(i: int) -> list[Rule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
         if block.placement not in NORMS:
             raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(NORMS)}")
@@ -221,7 +220,7 @@ def rules(
     ]
 
 
-def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[Rule]:
+def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
     """Query, key and value one by one, and their norms where there are."""
     norms = [rule(f"{ours}.mixer.qk_norm.{n}.weight", f"{theirs}.{n}_norm.weight") for n in "qk"]
     return [
@@ -231,7 +230,7 @@ def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[Rule
     ]
 
 
-def gated_rules(ours: str, theirs: str, block: BlockConfig) -> list[Rule]:
+def gated_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
     bias = gated(block).bias
     return [
         *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj", bias=bias),
@@ -243,7 +242,7 @@ def family(
     name: str,
     read: Callable[[Settings, Collection[str]], TransformerConfig],
     write: Callable[[TransformerConfig], dict[str, Any]],
-    rules: Callable[[TransformerConfig], list[Rule]] = rules,
+    rules: Callable[[TransformerConfig], list[TensorRule]] = rules,
     older: tuple[str, ...] = (),
     **defaults: Any,
 ) -> Family:
@@ -261,7 +260,7 @@ def family(
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    return {**write("llama", Classes.of("Llama"), config), **write_biases(config)}
+    return {**write("llama", PublishedClasses.of("Llama"), config), **write_biases(config)}
 
 
 FAMILY = family("llama", read, _write)

@@ -17,7 +17,7 @@ from headway.checkpoints.families.bart import (
     stack_rules,
     written,
 )
-from headway.checkpoints.rules import Family, Rule, copy, rule
+from headway.checkpoints.rules import Family, TensorRule, copy, rule
 from headway.checkpoints.settings import Settings
 from headway.models import EncoderDecoderConfig, TokenEmbedConfig
 from headway.parts.positions import SinusoidalConfig
@@ -53,7 +53,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: EncoderDecoderConfig) -> list[Rule]:
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     return [
         *(shared_table() if config.tie == "all" else two_tables()),
         *stack_rules(config.encoder.stack, "encoder"),
@@ -62,7 +62,7 @@ def rules(config: EncoderDecoderConfig) -> list[Rule]:
     ]
 
 
-def two_tables() -> list[Rule]:
+def two_tables() -> list[TensorRule]:
     return [
         rule("decoder.embed.table", "model.decoder.embed_tokens.weight"),
         rule("encoder.embed.table", "model.encoder.embed_tokens.weight"),

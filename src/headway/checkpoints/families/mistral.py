@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings
 from headway.models import TransformerConfig
 
@@ -16,7 +16,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("mistral", Classes.of("Mistral"), config), **llama.write_window(config)}
+    return {**llama.write("mistral", PublishedClasses.of("Mistral"), config), **llama.write_window(config)}
 
 
 FAMILY = llama.family(

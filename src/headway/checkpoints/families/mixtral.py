@@ -10,12 +10,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
-from headway.checkpoints.rules import Rule, Stacked, expect, rule
+from headway.checkpoints.heads import PublishedClasses
+from headway.checkpoints.rules import Stacked, TensorRule, expect, rule
 from headway.checkpoints.settings import Settings
 from headway.models import BlockConfig, TransformerConfig
-from headway.parts.experts import ExpertsConfig
+from headway.parts.feedforward import ExpertsConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -32,7 +32,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 def write(config: TransformerConfig) -> dict[str, Any]:
     experts = expect(config.stack.blocks[0].feed_forward, ExpertsConfig)
     return {
-        **llama.write("mixtral", Classes.of("Mixtral"), config),
+        **llama.write("mixtral", PublishedClasses.of("Mixtral"), config),
         **llama.write_window(config),
         "num_local_experts": experts.count,
         "num_experts_per_tok": experts.active,
@@ -40,11 +40,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     return llama.rules(config, feed=expert_rules)
 
 
-def expert_rules(ours: str, theirs: str, block: BlockConfig) -> list[Rule]:
+def expert_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
     found = [rule(f"{ours}.feed_forward.router.weight", f"{theirs}.block_sparse_moe.gate.weight")]
     for j in range(expect(block.feed_forward, ExpertsConfig).count):
         mine, names = f"{ours}.feed_forward.experts.{j}", f"{theirs}.block_sparse_moe.experts.{j}"

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.checkpoints.heads import architecture, classifier, labels, outputs
-from headway.checkpoints.rules import Family, Rule, Whole, expect, layers, linear, rule, vocabulary
+from headway.checkpoints.rules import Family, TensorRule, Whole, expect, layers, linear, rule, vocabulary
 from headway.checkpoints.settings import Settings, published_activation, rope_parameters
 from headway.errors import UserError, nearest
 from headway.mixers import AttentionConfig
@@ -26,7 +26,7 @@ from headway.models import (
 )
 from headway.parts.feedforward import GatedConfig, hidden_width
 from headway.parts.norm import LayerNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.visibility import Full, Local
 
 POOLS = {"cls": "first", "mean": "mean"}
@@ -158,8 +158,8 @@ def write_heads(config: TransformerConfig) -> dict[str, Any]:
     return {}
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"model.layers.{i}"
         block = config.stack.blocks[i]
         mixer, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, GatedConfig)
@@ -172,7 +172,7 @@ def rules(config: TransformerConfig) -> list[Rule]:
             *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.Wo", bias=feed.bias),
         ]
 
-    def norm(ours: str, theirs: str) -> list[Rule]:
+    def norm(ours: str, theirs: str) -> list[TensorRule]:
         return linear(ours, theirs, bias=expect(config.stack.norm, LayerNormConfig).bias)
 
     found = [

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings
 from headway.models import TransformerConfig
 from headway.parts.norm import RMSNormConfig
@@ -20,7 +20,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("olmo2", Classes.of("Olmo2"), config), **llama.write_attention_bias(config)}
+    return {**llama.write("olmo2", PublishedClasses.of("Olmo2"), config), **llama.write_attention_bias(config)}
 
 
 FAMILY = llama.family("olmo2", read, write, rms_norm_eps=1e-5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.decoders import Classes, head_rules, read_heads, write_heads
 from headway.checkpoints.families.gpt2 import conv
-from headway.checkpoints.rules import Family, Rule, expect, layers, linear, rule
+from headway.checkpoints.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.checkpoints.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError, nearest
 from headway.mixers import AttentionConfig
@@ -18,7 +18,7 @@ from headway.parts.positions import LearnedConfig
 
 ACTIVATIONS: dict[str, ActivationName] = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 WRITTEN: dict[ActivationName, str] = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
-CLASSES = Classes("OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification", "OpenAIGPTModel")
+CLASSES = PublishedClasses("OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification", "OpenAIGPTModel")
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -62,8 +62,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"transformer.h.{i}"
         return [
             *conv(f"{ours}.mixer.qkv", f"{theirs}.attn.c_attn"),

@@ -11,13 +11,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
-from headway.checkpoints.rules import Rule, Whole, expect, linear
+from headway.checkpoints.heads import PublishedClasses
+from headway.checkpoints.rules import TensorRule, Whole, expect, linear
 from headway.checkpoints.settings import Settings
 from headway.mixers import AttentionConfig
 from headway.models import BlockConfig, TokenEmbedConfig, TransformerConfig
-from headway.parts.rotary import LongRopeScaling
+from headway.parts.positions import LongRopeScaling
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -29,7 +29,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def write(config: TransformerConfig) -> dict[str, Any]:
     scaling = llama.first_rotary(config).scaling
-    said = llama.write("phi3", Classes.of("Phi3"), config)
+    said = llama.write("phi3", PublishedClasses.of("Phi3"), config)
     original = scaling.original if isinstance(scaling, LongRopeScaling) else said["max_position_embeddings"]
     return {
         **said,
@@ -40,18 +40,18 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     return llama.rules(config, fused_attention, fused_feed)
 
 
-def fused_attention(ours: str, theirs: str, mixer: AttentionConfig) -> list[Rule]:
+def fused_attention(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
     return [
         *linear(f"{ours}.mixer.qkv", f"{theirs}.qkv_proj", bias=False, form=Whole()),
         *linear(f"{ours}.mixer.out", f"{theirs}.o_proj", bias=False),
     ]
 
 
-def fused_feed(ours: str, theirs: str, block: BlockConfig) -> list[Rule]:
+def fused_feed(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
     return [
         *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_up_proj", bias=False, form=Whole()),
         *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=False),

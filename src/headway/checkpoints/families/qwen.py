@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings
 from headway.models import TransformerConfig
 from headway.parts.norm import RMSNormConfig
@@ -29,11 +29,11 @@ def read_qwen3(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("qwen2", Classes.of("Qwen2"), config), **llama.write_windows(config)}
+    return {**llama.write("qwen2", PublishedClasses.of("Qwen2"), config), **llama.write_windows(config)}
 
 
 def write_qwen3(config: TransformerConfig) -> dict[str, Any]:
-    said = llama.write("qwen3", Classes.of("Qwen3"), config)
+    said = llama.write("qwen3", PublishedClasses.of("Qwen3"), config)
     return {**said, **llama.write_windows(config), **llama.write_attention_bias(config)}
 
 

@@ -15,7 +15,7 @@ from headway.checkpoints.families.bert import (
     written,
 )
 from headway.checkpoints.heads import POOLER, architecture, classifier, outputs
-from headway.checkpoints.rules import Family, Rule, copy, expect, linear, rule
+from headway.checkpoints.rules import Family, TensorRule, copy, expect, linear, rule
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.models import (
@@ -63,7 +63,7 @@ def write(name: str, stem: str, config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: TransformerConfig) -> list[TensorRule]:
     heads = config.heads
     found = encoder_rules(config, "roberta")
     if "pooled" in heads:
@@ -78,7 +78,7 @@ def rules(config: TransformerConfig) -> list[Rule]:
     return found
 
 
-def masked_rules() -> list[Rule]:
+def masked_rules() -> list[TensorRule]:
     return [
         *linear("heads.vocabulary.transform.dense", "lm_head.dense"),
         *linear("heads.vocabulary.transform.norm", "lm_head.layer_norm"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.checkpoints.families import clip
 from headway.checkpoints.families.vit import sides
-from headway.checkpoints.rules import Family, Row, Rule, Tokens, Whole, expect, linear, rule
+from headway.checkpoints.rules import Family, Row, TensorRule, Tokens, Whole, expect, linear, rule
 from headway.checkpoints.settings import Settings
 from headway.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
 from headway.models.two_tower import HEAD
@@ -61,7 +61,7 @@ def write(config: TwoTowerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TwoTowerConfig) -> list[Rule]:
+def rules(config: TwoTowerConfig) -> list[TensorRule]:
     expect(config.left.heads[HEAD], ProbeHeadConfig)
     ours, theirs = "left.heads.embedding", "vision_model.head"
     return [

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from headway.checkpoints.decoders import Classes
 from headway.checkpoints.families import llama
+from headway.checkpoints.heads import PublishedClasses
 from headway.checkpoints.settings import Settings
 from headway.errors import UserError
 from headway.models import BlockConfig, TransformerConfig
@@ -41,7 +41,7 @@ def rotary_layers(settings: Settings, depth: int) -> list[bool]:
 def write(config: TransformerConfig) -> dict[str, Any]:
     turned = [llama.attention(block).rotary is not None for block in config.stack.blocks]
     return {
-        **llama.write("smollm3", Classes.of("SmolLM3"), config),
+        **llama.write("smollm3", PublishedClasses.of("SmolLM3"), config),
         **llama.write_biases(config),
         **llama.write_windows(config),
         "no_rope_layers": [int(each) for each in turned],  # 1 is a layer that has them

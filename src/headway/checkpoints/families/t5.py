@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.checkpoints.rules import Family, Rule, copy, expect, layers, linear, rule, vocabulary
+from headway.checkpoints.rules import Family, TensorRule, copy, expect, layers, linear, rule, vocabulary
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import (
@@ -124,7 +124,7 @@ def write_feed(feed: FeedForwardConfig | None, width: int) -> dict[str, Any]:
     return {"d_ff": hidden, "feed_forward_proj": published_activation(plain.activation)}
 
 
-def rules(config: EncoderDecoderConfig) -> list[Rule]:
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     table = "decoder.embed.table"
     return [
         rule(table, "shared.weight"),
@@ -136,8 +136,8 @@ def rules(config: EncoderDecoderConfig) -> list[Rule]:
     ]
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"{side}.stack.blocks.{i}", f"{side}.block.{i}.layer"
         cross = stack.blocks[i].cross is not None
         last, inputs = (2 if cross else 1), ("wi_0", "wi_1") if gated else ("wi",)
@@ -162,7 +162,7 @@ def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
     ]
 
 
-def cross_rules(ours: str, theirs: str) -> list[Rule]:
+def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
     return [
         rule(f"{ours}.read.before.weight", f"{theirs}.layer_norm.weight"),
         *linear(f"{ours}.cross.q", f"{theirs}.EncDecAttention.q", bias=False),

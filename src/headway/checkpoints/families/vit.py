@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.checkpoints.families.bert import encoder_written
 from headway.checkpoints.heads import labels, outputs
-from headway.checkpoints.rules import Family, Flat, Row, Rule, Tokens, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, Flat, Row, TensorRule, Tokens, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.errors import UserError
 from headway.mixers import AttentionConfig
@@ -122,11 +122,11 @@ def written_sides(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def rules(kind: str, config: TransformerConfig) -> list[Rule]:
+def rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
     embed = expect(config.embed, PatchEmbedConfig)
     biased = bool(expect(config.stack.blocks[0].mixer, AttentionConfig).qkv_bias)
 
-    def layer(i: int) -> list[Rule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"{kind}.encoder.layer.{i}"
         qkv = [f"{theirs}.attention.attention.{name}" for name in ("query", "key", "value")]
         return [
@@ -150,7 +150,7 @@ def rules(kind: str, config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def head_rules(kind: str, config: TransformerConfig) -> list[Rule]:
+def head_rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
     found = linear("heads.pooled.dense", f"{kind}.pooler.dense") if "pooled" in config.heads else []
     head = config.heads.get("classes")
     if isinstance(head, DistilledHeadConfig):

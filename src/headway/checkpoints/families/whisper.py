@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.checkpoints.families.bart import sizes
-from headway.checkpoints.rules import Family, Flat, Rule, copy, expect, layers, linear, rule
+from headway.checkpoints.rules import Family, Flat, TensorRule, copy, expect, layers, linear, rule
 from headway.checkpoints.settings import Settings, published_activation
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import (
@@ -110,7 +110,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     return found | sizes(config)
 
 
-def rules(config: EncoderDecoderConfig) -> list[Rule]:
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     table = "decoder.embed.table"
     return [
         *convolution("encoder.embed.first", "model.encoder.conv1"),
@@ -124,15 +124,15 @@ def rules(config: EncoderDecoderConfig) -> list[Rule]:
     ]
 
 
-def convolution(ours: str, theirs: str) -> list[Rule]:
+def convolution(ours: str, theirs: str) -> list[TensorRule]:
     return [
         rule(f"{ours}.product.weight", f"{theirs}.weight", form=Flat((-1, TAPS))),
         rule(f"{ours}.product.bias", f"{theirs}.bias"),
     ]
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
-    def layer(i: int) -> list[Rule]:
+def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"{side}.stack.blocks.{i}", f"model.{side}.layers.{i}"
         own = f"{theirs}.self_attn"
         return [
@@ -149,7 +149,7 @@ def stack_rules(stack: StackConfig, side: str) -> list[Rule]:
     return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"model.{side}.layer_norm")]
 
 
-def cross_rules(ours: str, theirs: str) -> list[Rule]:
+def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
     read = f"{theirs}.encoder_attn"
     return [
         *linear(f"{ours}.cross.q", f"{read}.q_proj"),

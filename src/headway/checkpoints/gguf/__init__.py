@@ -15,9 +15,5 @@ SUFFIX = ".gguf"
 __all__ = ["SUFFIX", "GgufFile", "gguf_config", "load_gguf", "load_gguf_codec", "save_gguf"]
 lazily(
     __name__,
-    {
-        ".file": ("GgufFile",),
-        ".load": ("gguf_config", "load_gguf", "load_gguf_codec"),
-        ".save": ("save_gguf",),
-    },
+    {".file": ("GgufFile",), ".load": ("gguf_config", "load_gguf", "load_gguf_codec"), ".save": ("save_gguf",)},
 )

@@ -1,9 +1,5 @@
-"""The container: a header of named values and tensor descriptions, checked in full, and tensors that are mapped.
-
-The header is read here, as the reader of the package `gguf` trusts the lengths that a file claims; the package turns
-quantised blocks into numbers.
-
-    GGUF | version | counts | values: key, type, value | tensors: name, sizes, type, offset | padding | data
+"""The container: a header of named values and tensor descriptions, checked in full, and tensors that are read as they
+are asked for.
 """
 
 from __future__ import annotations
@@ -11,16 +7,30 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headway.checkpoints.cursor import Cursor
-from headway.checkpoints.gguf.package import quants
-from headway.checkpoints.mapped import Mapped, tensor_bytes
+from headway.checkpoints.mapped import Cursor, Mapped, tensor_bytes
 from headway.errors import UserError
+
+
+def gguf() -> ModuleType:
+    try:
+        import gguf as package
+    except ImportError:
+        raise UserError(
+            "this .gguf file needs the package gguf, which is not installed; pip install 'headway[gguf]'"
+        ) from None
+    return package
+
+
+def quants() -> ModuleType:
+    return gguf().quants
+
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment"
@@ -32,7 +42,7 @@ _RANK = 4
 _NAME = 1 << 16  # bytes
 
 
-class Kind(NamedTuple):
+class NumberFormat(NamedTuple):
     """How numbers are stored: `block` numbers in `size` bytes, as they are where there is a `dtype`."""
 
     name: str
@@ -42,23 +52,23 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    0: Kind("F32", 1, 4, torch.float32),
-    1: Kind("F16", 1, 2, torch.float16),
-    30: Kind("BF16", 1, 2, torch.bfloat16),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    6: Kind("Q5_0", 32, 22),
-    7: Kind("Q5_1", 32, 24),
-    8: Kind("Q8_0", 32, 34),
-    10: Kind("Q2_K", 256, 84),
-    11: Kind("Q3_K", 256, 110),
-    12: Kind("Q4_K", 256, 144),
-    13: Kind("Q5_K", 256, 176),
-    14: Kind("Q6_K", 256, 210),
+    0: NumberFormat("F32", 1, 4, torch.float32),
+    1: NumberFormat("F16", 1, 2, torch.float16),
+    30: NumberFormat("BF16", 1, 2, torch.bfloat16),
+    2: NumberFormat("Q4_0", 32, 18),
+    3: NumberFormat("Q4_1", 32, 20),
+    6: NumberFormat("Q5_0", 32, 22),
+    7: NumberFormat("Q5_1", 32, 24),
+    8: NumberFormat("Q8_0", 32, 34),
+    10: NumberFormat("Q2_K", 256, 84),
+    11: NumberFormat("Q3_K", 256, 110),
+    12: NumberFormat("Q4_K", 256, 144),
+    13: NumberFormat("Q5_K", 256, 176),
+    14: NumberFormat("Q6_K", 256, 210),
 }
 
 
-class Entry(NamedTuple):
+class BlockEntry(NamedTuple):
     number: int  # of the kind
     shape: tuple[int, ...]  # as torch writes it: the last runs fastest
     start: int
@@ -91,7 +101,7 @@ class GgufFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
-    def kind(self, name: str) -> Kind:
+    def kind(self, name: str) -> NumberFormat:
         return KINDS[self._entries[name].number]
 
     def get(self, name: str) -> Tensor:
@@ -139,12 +149,12 @@ def _value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
     return [_value(cursor, inner, key, depth + 1) for _ in range(count)]
 
 
-def _entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, Entry]:
+def _entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, BlockEntry]:
     if type(alignment) is not int or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
         cursor.fail(f"an alignment of {str(alignment)[:40]} is no power of two from 8 on")
     described = [_described(cursor) for _ in range(count)]
     data = _padded(cursor.place, alignment)
-    found: dict[str, Entry] = {}
+    found: dict[str, BlockEntry] = {}
     expected = 0
     for name, number, shape, offset, size in described:
         if name in found:
@@ -153,7 +163,7 @@ def _entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, Entry]:
             cursor.fail(f"tensor {name!r} lies at {offset} of the data, not at {expected} behind the one before it")
         if data + offset + size > cursor.file.size:
             cursor.fail(f"tensor {name!r} ends at {data + offset + size} of {cursor.file.size} bytes")
-        found[name] = Entry(number, shape, data + offset, size)
+        found[name] = BlockEntry(number, shape, data + offset, size)
         expected = _padded(offset + size, alignment)
     return found
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from headway.checkpoints.families import families, llama
-from headway.checkpoints.gguf.dialects import FACTORS, LONG_FACTORS, SHORT_FACTORS, Dialect, find_dialect
+from headway.checkpoints.gguf.dialects import FACTORS, LONG_FACTORS, SHORT_FACTORS, Dialect, find_dialect, read_values
 from headway.checkpoints.gguf.file import GgufFile
-from headway.checkpoints.gguf.settings import read_values
 from headway.checkpoints.gguf.tokens import read_codec, read_marks
 from headway.checkpoints.llama2c import interleaved
+from headway.checkpoints.native import read_config, undrawn
 from headway.checkpoints.published import Published
-from headway.checkpoints.rules import Family, Rule
+from headway.checkpoints.rules import Family, TensorRule
 from headway.checkpoints.settings import Settings
-from headway.checkpoints.undrawn import read_config, undrawn
 from headway.checkpoints.usage import Usage
 from headway.checkpoints.weights import Renamed, fill
 from headway.codecs import TokenizerCodec
@@ -74,7 +73,7 @@ def gguf_config(path: Path) -> ModelConfig:
     return _read(GgufFile(Path(path)), None).config
 
 
-class _Read(NamedTuple):
+class _FileHead(NamedTuple):
     """What a file says before a weight is read."""
 
     dialect: Dialect
@@ -84,16 +83,16 @@ class _Read(NamedTuple):
     weights: Renamed
 
 
-def _read(file: GgufFile, context: int | None) -> _Read:
+def _read(file: GgufFile, context: int | None) -> _FileHead:
     name, dialect = find_dialect(file.values, file.source)
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
     weights = Renamed(Translated(file, dialect), family)
-    return _Read(dialect, family, settings, read_config(family, settings, weights.names()), weights)
+    return _FileHead(dialect, family, settings, read_config(family, settings, weights.names()), weights)
 
 
-def rules_for(dialect: Dialect, rules: list[Rule], config: Any) -> list[Rule]:
+def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[TensorRule]:
     """The rules of a family for the tensors as this architecture has them."""
     if not dialect.interleaved or not isinstance(config, TransformerConfig):
         return rules

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from headway.checkpoints.durable import beside
 from headway.checkpoints.families import families, llama
-from headway.checkpoints.gguf.dialects import DIALECTS, WRITTEN, Dialect
+from headway.checkpoints.gguf.dialects import DIALECTS, WRITTEN, Dialect, read_values, rotary_values
+from headway.checkpoints.gguf.file import gguf
 from headway.checkpoints.gguf.load import rules_for
-from headway.checkpoints.gguf.package import gguf
-from headway.checkpoints.gguf.rotary import rotary_values
-from headway.checkpoints.gguf.settings import read_values
-from headway.checkpoints.gguf.written import write_codec
-from headway.checkpoints.meaning import computed
-from headway.checkpoints.published import says
+from headway.checkpoints.gguf.tokens import write_codec
+from headway.checkpoints.published import computed, says
 from headway.checkpoints.rules import Family
 from headway.checkpoints.settings import Settings
 from headway.checkpoints.usage import Usage
@@ -37,7 +34,7 @@ _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # without which llama.cpp open
 
 
 @dataclass(frozen=True)
-class Draft:
+class FileContents:
     """What a file will say, before it is written; it reads as a file does."""
 
     values: Mapping[str, Any]
@@ -89,7 +86,7 @@ def save_gguf(
         **{f"{architecture}.{key}": value for key, value in turned.items()},
         **(_NO_TOKENIZER if codec is None else write_codec(codec, config.symbols, usage)),
     }
-    draft = Draft(values, {**tensors, **factors}, str(path))
+    draft = FileContents(values, {**tensors, **factors}, str(path))
     _check(draft, architecture, dialect, family, config)
     _write(draft, path, precision)
     return architecture
@@ -129,7 +126,7 @@ def _sizes(dialect: Dialect, said: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "attention.value_length": size, "rope.dimension_count": size, "vocab_size": said["vocab_size"]}
 
 
-def _check(draft: Draft, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
+def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
     """What is read back must be the model. Rotary scalings may be said in another way, and were checked apart."""
     given = read_values(draft, architecture, dialect)
     known = families()[given["model_type"]]
@@ -143,7 +140,7 @@ def _check(draft: Draft, architecture: str, dialect: Dialect, family: Family, co
         )
 
 
-def _write(draft: Draft, path: Path, precision: Precision) -> None:
+def _write(draft: FileContents, path: Path, precision: Precision) -> None:
     package = gguf()
     with beside(path) as place:
         writer = package.GGUFWriter(place, draft.values["general.architecture"])

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.clock import kept_bytes, seconds, step_seconds
-from headway.claims.networks import LINEAR, network
-from headway.claims.pictures import lines
-from headway.claims.statistics import Interval, exponent
-from headway.claims.training import generator
+from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, exponent
+from headway.claims.networks import LINEAR, generator, kept_bytes, network, seconds, step_seconds
+from headway.claims.page import lines
 from headway.kernels import recording
 from headway.layout import Layout
 from headway.mixers import AttentionConfig, Mixer, MixerConfig, tree_map
@@ -28,7 +25,7 @@ SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # where the interval of an exponent has t
 
 
 @dataclass(frozen=True)
-class Settings:
+class CostOfContextSettings:
     """`lengths` of texts in training, `counted` those whose memory is counted, `contexts` before a decoded token."""
 
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
@@ -40,7 +37,7 @@ class Settings:
     enough: float = 0.2  # seconds that each cost is measured for, at least
 
 
-def config_of(settings: Settings, variant: str, width: int) -> TransformerConfig:
+def config_of(settings: CostOfContextSettings, variant: str, width: int) -> TransformerConfig:
     mixers: dict[str, MixerConfig] = {
         ATTENTION: AttentionConfig(heads=1),
         CONTROL: AttentionConfig(heads=1, pattern=Causal(settings.window)),
@@ -49,7 +46,7 @@ def config_of(settings: Settings, variant: str, width: int) -> TransformerConfig
     return network(mixers[variant], width=width, symbols=8, outputs=1)
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: CostOfContextSettings, variant: str, seed: int) -> Values:
     found: dict[str, Any] = {}
     if variant != CONTROL:  # on a processor a window is a mask over all scores in training, and saves nothing
         found = training(settings, config_of(settings, variant, settings.training_width).build(seed), seed)
@@ -57,7 +54,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {**found, **decoding(settings, model)}
 
 
-def training(settings: Settings, model: Transformer, seed: int) -> dict[str, Any]:
+def training(settings: CostOfContextSettings, model: Transformer, seed: int) -> dict[str, Any]:
     """The time of forward and backward pass, and what is kept between them: by the fused kernel, and by the plain form
     in which every weight is a number in memory.
     """
@@ -73,7 +70,7 @@ def training(settings: Settings, model: Transformer, seed: int) -> dict[str, Any
 
 
 @torch.no_grad()
-def decoding(settings: Settings, model: Transformer) -> dict[str, Any]:
+def decoding(settings: CostOfContextSettings, model: Transformer) -> dict[str, Any]:
     """The time of one more token after a context, and what the state of it takes."""
     times, sizes = [], []
     for context in settings.contexts:
@@ -99,7 +96,7 @@ def fit(trials: Trials, variant: str, key: str, xs: tuple[int, ...], plus: float
     return Interval(*(part + plus for part in found))
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: CostOfContextSettings, trials: Trials) -> Finding:
     numbers, effect = [], True
     for variant in (ATTENTION, *LINES):
         wanted = SQUARE if variant == ATTENTION else LINE
@@ -125,7 +122,7 @@ def inside(found: Interval, limits: tuple[float, float]) -> bool:
     return limits[0] < found.low and found.high < limits[1]
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: CostOfContextSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3)
     every = (ATTENTION, *LINES)
     thousand = [x / 1024 for x in settings.lengths]
@@ -163,7 +160,7 @@ CLAIM = Claim(
     control="Attention that sees only a window must not show the square: the exponent of decoding a text has to lie "
     "within 0.8 to 1.2. If it did not, the fit would find squares anywhere.",
     minutes=3.0,
-    settings=Settings(),
+    settings=CostOfContextSettings(),
     variants=lambda settings: [ATTENTION, *LINES, CONTROL],
     measure=measure,
     judge=judge,

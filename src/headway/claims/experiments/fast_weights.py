@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import START
-from headway.claims.pictures import lines
-from headway.claims.statistics import Interval
-from headway.claims.training import generator
+from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values
+from headway.claims.networks import START, generator
+from headway.claims.page import lines
 from headway.layout import Layout
 from headway.mixers import AttentionConfig, FastWeightsConfig, LinearAttentionConfig, Mixer
 from headway.parts.init import initialise
@@ -27,7 +25,7 @@ EQUAL, UNEQUAL = 1e-9, 1e-2  # relative differences in double precision
 
 
 @dataclass(frozen=True)
-class Settings:
+class FastWeightsSettings:
     """Lengths, also such that are no multiple of the chunks in which the parallel form works."""
 
     lengths: tuple[int, ...] = (1, 7, 64, 100, 257)
@@ -36,7 +34,7 @@ class Settings:
     rows: int = 2
 
 
-def mixer_of(settings: Settings, variant: str) -> Mixer:
+def mixer_of(settings: FastWeightsSettings, variant: str) -> Mixer:
     """A mixer in double precision; all have the same parameters by the same names."""
     heads = settings.heads
     config = {
@@ -71,7 +69,7 @@ def apart(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().max() / second.abs().max().clamp(min=1e-300))
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: FastWeightsSettings, variant: str, seed: int) -> Values:
     controller = mixer_of(settings, "controller")
     initialise(controller, START, 1, seed)
     other = mixer_of(settings, variant)
@@ -103,7 +101,7 @@ def worst(trials: Trials, variant: str, key: str) -> float:
     return max(max(series) for series in trials.of(variant, key))
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: FastWeightsSettings, trials: Trials) -> Finding:
     def number(name: str, value: float) -> Number:
         return Number(name, Interval(value, value, value), "all seeds and lengths")
 
@@ -120,7 +118,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, max(same.values()) < EQUAL, all(value > UNEQUAL for value in least.values()))
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: FastWeightsSettings, trials: Trials) -> None:
     axes = figure.subplots()
     floor = 1e-18
     titles = {
@@ -153,7 +151,7 @@ CLAIM = Claim(
     "something else: both must differ by more than 1e-2 wherever there is more than one token. If they did not, the "
     "measure would see no difference at all.",
     minutes=0.2,
-    settings=Settings(),
+    settings=FastWeightsSettings(),
     variants=lambda settings: [SAME, *CONTROLS],
     measure=measure,
     judge=judge,

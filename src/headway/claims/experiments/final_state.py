@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, network
-from headway.claims.pictures import lines
-from headway.claims.training import Draw, Examples, Training, accuracy, generator, train
+from headway.claims.networks import MIXERS, Draw, DrawnExamples, Training, accuracy, generator, network, train
+from headway.claims.page import lines
 from headway.layout import Layout
 from headway.mixers import KeyValues, State
 from headway.models import TokenEmbedConfig, Transformer, TransformerConfig
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FinalStateSettings:
     """Texts of `short` and of `length` tokens, of `symbols`, and a token that asks for the one at some place.
 
     The long ones hold 120 bits, as does a sentence of eight words from 30,000.
@@ -43,21 +42,21 @@ def name(mixer: str, length: int) -> str:
     return f"{mixer}, {length}"
 
 
-def model_of(settings: Settings, mixer: str, length: int) -> TransformerConfig:
+def model_of(settings: FinalStateSettings, mixer: str, length: int) -> TransformerConfig:
     """Positions are given to all: which place is asked for is then easy to compare with."""
     symbols = settings.symbols + length
     found = network(MIXERS[mixer], width=settings.width, symbols=symbols, outputs=settings.symbols)
     return replace(found, context=length + 1, embed=TokenEmbedConfig(LearnedConfig()))
 
 
-def texts(settings: Settings, length: int) -> Draw:
+def texts(settings: FinalStateSettings, length: int) -> Draw:
     """Every text is asked for one of its tokens, so that a model has reason to keep them all."""
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
         place = torch.randint(length, (settings.rows, 1), generator=source)
         ids = torch.cat([text, settings.symbols + place], 1)
-        return Examples(ids, Layout.full(ids.shape[0], ids.shape[1]), text.gather(1, place)[:, 0])
+        return DrawnExamples(ids, Layout.full(ids.shape[0], ids.shape[1]), text.gather(1, place)[:, 0])
 
     return draw
 
@@ -86,7 +85,7 @@ def probe(features: Float[Tensor, "B N"], targets: Int[Tensor, "B"], classes: in
     return float(((x[half:] @ weights).argmax(1) == targets[half:]).double().mean())
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: FinalStateSettings, variant: str, seed: int) -> Values:
     mixer, length = variant.split(", ")[0], int(variant.split(", ")[1])
     model = model_of(settings, mixer, length).build(seed)
     draw = texts(settings, length)
@@ -103,7 +102,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     }
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: FinalStateSettings, trials: Trials) -> Finding:
     numbers, effect, control = [], True, True
     long, short = settings.length, settings.short
     for mixer in settings.mixers:
@@ -123,7 +122,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, control and within_reach, [f"Chance is {1 / settings.symbols:.3g}."])
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: FinalStateSettings, trials: Trials) -> None:
     parts, chance = figure.subplots(1, 3, sharey=True, width_ratios=(1.4, 0.7, 1.4)), 1 / settings.symbols
     for axes, key, length, title in (
         (parts[0], "probe", settings.length, f"the probe, {settings.length} tokens"),
@@ -155,7 +154,7 @@ CLAIM = Claim(
     "token is read from the LSTM's state in more than half of the texts, or the probe could read nothing old at "
     "all.",
     minutes=1.5,
-    settings=Settings(),
+    settings=FinalStateSettings(),
     variants=lambda settings: [name(m, n) for n in (settings.short, settings.length) for m in settings.mixers],
     measure=measure,
     judge=judge,

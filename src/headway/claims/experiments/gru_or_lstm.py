@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.pictures import bars, intervals
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, equivalence
+from headway.claims.page import bars, intervals
 from headway.claims.sequences import Budget, opened, small, tuned
-from headway.claims.statistics import equivalence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ VARIANTS = (LSTM, GRU, ELMAN, HALF)
 
 
 @dataclass(frozen=True)
-class Settings:
+class GRUOrLSTMSettings:
     """`margin` is the difference of phoneme error rates below which models count as equal. Sizes are those of a
     transformer of this width and depth.
     """
@@ -30,7 +29,7 @@ class Settings:
     budget: Budget = Budget(steps=1200, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=2000)
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: GRUOrLSTMSettings, variant: str, seed: int) -> Values:
     with opened("pronounce", settings.budget, seed) as task:
         width, mixer = (settings.width // 2, LSTM) if variant == HALF else (settings.width, variant)
         model = small(task, "pronounce", width, settings.depth, mixer)
@@ -43,7 +42,7 @@ def against_lstm(trials: Trials, other: str) -> list[float]:
     return [a - b for a, b in zip(trials.of(other, "end"), trials.of(LSTM, "end"))]
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: GRUOrLSTMSettings, trials: Trials) -> Finding:
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
     tests = {other: equivalence(against_lstm(trials, other), settings.margin) for other in VARIANTS[1:]}
     numbers += [Number(f"{other} minus {LSTM}", test.difference) for other, test in tests.items()]
@@ -54,7 +53,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, tests[GRU].equivalent, control, [*remarks, f"Parameters: {sizes}."])
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: GRUOrLSTMSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
     bars(left, rates, title="phoneme error rate", x="validation")
@@ -76,13 +75,13 @@ CLAIM = Claim(
     control="The same test must not find an LSTM of half the width equal to the LSTM, and has to see it as worse "
     "(interval of the difference above 0). If it did not, margin or scatter would be too wide to tell models apart.",
     minutes=17.0,
-    settings=Settings(),
+    settings=GRUOrLSTMSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
     judge=judge,
     draw=draw,
     seeds=5,
-    full=Settings(
+    full=GRUOrLSTMSettings(
         margin=0.01,
         budget=Budget(steps=4500, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=4000),
     ),

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import network
-from headway.claims.pictures import lines
-from headway.claims.problems import Pairs, pairs
-from headway.claims.statistics import difference, mean
-from headway.claims.training import Examples, Training, accuracy, generator, train
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
+from headway.claims.networks import DrawnExamples, Training, accuracy, generator, network, train
+from headway.claims.page import lines
+from headway.claims.problems import KeyValuePairs, pairs
 from headway.kernels import IGNORED
 from headway.layout import Layout
 from headway.mixers import AttentionConfig
 from headway.models import Transformer, attention_maps
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ MASKED, UNMASKED = "next token, masked", "next token, mask removed"
 
 
 @dataclass(frozen=True)
-class Settings:
+class HeadsSettings:
     """`asked` keys at once of `keys` that were written; `length` and `symbols` of texts that no one can predict."""
 
     heads: tuple[int, ...] = (1, 2, 4, 8)
@@ -41,11 +39,11 @@ class Settings:
     training: Training = Training(steps=600)
 
     @property
-    def pairs(self) -> Pairs:
-        return Pairs(self.keys, self.values, asked=self.asked)
+    def pairs(self) -> KeyValuePairs:
+        return KeyValuePairs(self.keys, self.values, asked=self.asked)
 
 
-def variants(settings: Settings) -> list[str]:
+def variants(settings: HeadsSettings) -> list[str]:
     return [*(_heads(count) for count in settings.heads), MASKED, UNMASKED]
 
 
@@ -53,13 +51,13 @@ def _heads(count: int) -> str:
     return f"attention, {count} head{'s' if count > 1 else ''}"
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: HeadsSettings, variant: str, seed: int) -> Values:
     if variant in (MASKED, UNMASKED):
         return predict(settings, variant == MASKED, seed)
     return look_up(settings, next(count for count in settings.heads if _heads(count) == variant), seed)
 
 
-def look_up(settings: Settings, heads: int, seed: int) -> Values:
+def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
     """Associative recall, and where the token that asks looks."""
     problem = settings.pairs
     outputs = settings.asked * settings.values
@@ -77,39 +75,39 @@ def look_up(settings: Settings, heads: int, seed: int) -> Values:
     }
 
 
-def looks(model: Transformer, problem: Pairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def looks(model: Transformer, problem: KeyValuePairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights [B, H, S] with which the last token looks at all, and where [B, A] the answers stand."""
     examples, places = problem.draw(rows, generator(seed, 5))
     maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
     return next(iter(maps.values()))[:, :, -1], places
 
 
-def predict(settings: Settings, masked: bool, seed: int) -> Values:
+def predict(settings: HeadsSettings, masked: bool, seed: int) -> Values:
     """Training on the next token of texts drawn at random, where an honest model can only guess."""
     mixer = AttentionConfig(2, pattern=Causal() if masked else Full(), rotary=RotaryConfig())
     symbols = settings.symbols
     config = network(mixer, width=settings.width, symbols=symbols, outputs=symbols, pool="tokens")
     model = config.build(seed)
 
-    def draw(source: torch.Generator) -> Examples:
+    def draw(source: torch.Generator) -> DrawnExamples:
         text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
         # Whoever sees all can read off every target but this one, which is not in the row.
         targets = text[:, 1:].clone()
         targets[:, -1] = IGNORED
-        return Examples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
+        return DrawnExamples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
 
-    def honest(source: torch.Generator) -> Examples:
+    def honest(source: torch.Generator) -> DrawnExamples:
         examples = draw(source)
         rows, length = settings.rows, settings.length // 2
         targets = torch.full((rows, length), IGNORED)
         targets[:, -1] = examples.inputs[:, length]
-        return Examples(examples.inputs[:, :length], Layout.full(rows, length), targets)
+        return DrawnExamples(examples.inputs[:, :length], Layout.full(rows, length), targets)
 
     train(model, draw, settings.training, seed)
     return {"accuracy": accuracy(model, draw, seed), "honest": accuracy(model, honest, seed, batches=16)}
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: HeadsSettings, trials: Trials) -> Finding:
     enough = _heads(min((n for n in settings.heads if n >= settings.asked), default=settings.heads[-1]))
     numbers = [Number(f"{_heads(n)}: accuracy", trials.share(_heads(n), "accuracy")) for n in settings.heads]
     weight = trials.share(enough, "weight")
@@ -132,7 +130,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, control, remarks)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: HeadsSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
     found = list(zip(*(trials.of(_heads(n), "accuracy") for n in settings.heads)))
     title = f"{settings.asked} of {settings.keys} keys asked for"
@@ -178,7 +176,7 @@ CLAIM = Claim(
     control="On random texts no honest model can beat chance: the masked one must fail, and so must the unmasked "
     "one where the next token is not in its row. Within 0.1 of chance, by the intervals' upper ends.",
     minutes=1.5,
-    settings=Settings(),
+    settings=HeadsSettings(),
     variants=variants,
     measure=measure,
     judge=judge,

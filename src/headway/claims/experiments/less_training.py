@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.pictures import bars, colour
+from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
+from headway.claims.page import bars, colour
 from headway.claims.sequences import ATTENTION, WITHOUT_ORDER, Budget, opened, seconds_to, small, tuned
-from headway.claims.statistics import Interval, mean
 from headway.train import InverseSqrtConfig
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ GOALS = {"per": "phoneme error rate", "loss": "loss, nats a token"}
 
 
 @dataclass(frozen=True)
-class Settings:
+class LessTrainingSettings:
     """`target` is the score to be reached: of `goal`, which falls. `symbols` is the size of the codec, where that can
     be chosen. Sizes are those of a transformer of this width and depth. The schedule of the rates does not look at the
     end of the run, as that would favour who is there when it comes.
@@ -36,7 +35,7 @@ class Settings:
     budget: Budget = Budget(steps=1000, schedule=InverseSqrtConfig(warmup=100))
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: LessTrainingSettings, variant: str, seed: int) -> Values:
     codec: dict[str, Any] = {} if settings.symbols is None else {"size": settings.symbols}
     with opened(settings.recipe, settings.budget, seed, **codec) as task:
         model = small(task, settings.recipe, settings.width, settings.depth, variant)
@@ -44,21 +43,21 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return course.values(settings.goal)
 
 
-def times(settings: Settings, trials: Trials, variant: str) -> list[tuple[float, bool]]:
+def times(settings: LessTrainingSettings, trials: Trials, variant: str) -> list[tuple[float, bool]]:
     """The seconds to the target, a trial each, and whether it was reached."""
     return [
         seconds_to(trial.values, settings.goal, settings.target) for trial in trials.all if trial.variant == variant
     ]
 
 
-def factor(settings: Settings, trials: Trials, variant: str) -> Interval:
+def factor(settings: LessTrainingSettings, trials: Trials, variant: str) -> Interval:
     """How many times as long as attention a variant takes to the target: the geometric mean over pairs of seeds."""
     pairs = zip(times(settings, trials, variant), times(settings, trials, ATTENTION))
     found = mean([math.log(other / own) for (other, _), (own, _) in pairs])
     return Interval(*(math.exp(part) if part < 700 else math.inf for part in found))
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: LessTrainingSettings, trials: Trials) -> Finding:
     numbers, remarks = [], []
     for variant in VARIANTS:
         reached = times(settings, trials, variant)
@@ -81,7 +80,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     )
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: LessTrainingSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for index, variant in enumerate(VARIANTS):
         style = ":" if variant == WITHOUT_ORDER else "-"
@@ -113,12 +112,12 @@ CLAIM = Claim(
     "the one that is (interval of the factor above 1). If it did not, the target would be too easy to tell models "
     "apart.",
     minutes=16.0,
-    settings=Settings(),
+    settings=LessTrainingSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
     judge=judge,
     draw=draw,
-    full=Settings(
+    full=LessTrainingSettings(
         recipe="multi30k-en-de-small",
         symbols=2000,
         goal="loss",

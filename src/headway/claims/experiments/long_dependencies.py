@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, network
-from headway.claims.pictures import lines
+from headway.claims.networks import MIXERS, Draw, Training, accuracy, error, network, train
+from headway.claims.page import lines
 from headway.claims.problems import adding, copying
-from headway.claims.training import Draw, Training, accuracy, error, train
 from headway.models import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _CONSTANT = 1 / 6  # the error of a constant answer in the adding problem
 
 
 @dataclass(frozen=True)
-class Settings:
+class LongDependenciesSettings:
     """Lengths of the adding problem, and delays of copying `count` of `symbols`."""
 
     lengths: tuple[int, ...] = (10, 40, 100)
@@ -35,7 +34,7 @@ class Settings:
         return self.lengths if task == "adding" else self.delays
 
 
-class Job(NamedTuple):
+class LagJob(NamedTuple):
     """With `cut` the state is lost on the way, so that little can be solved by what is left."""
 
     mixer: str
@@ -48,13 +47,15 @@ class Job(NamedTuple):
         return f"{self.mixer}{', cut' if self.cut else ''}: {self.task} {self.size}"
 
 
-def jobs(settings: Settings) -> dict[str, Job]:
-    found = [Job(mixer, task, size) for task in TASKS for size in settings.sizes(task) for mixer in ("elman", "lstm")]
-    found += [Job("lstm", task, max(settings.sizes(task)), cut=True) for task in TASKS]
+def jobs(settings: LongDependenciesSettings) -> dict[str, LagJob]:
+    found = [
+        LagJob(mixer, task, size) for task in TASKS for size in settings.sizes(task) for mixer in ("elman", "lstm")
+    ]
+    found += [LagJob("lstm", task, max(settings.sizes(task)), cut=True) for task in TASKS]
     return {job.name: job for job in found}
 
 
-def problem(settings: Settings, job: Job) -> tuple[TransformerConfig, Draw]:
+def problem(settings: LongDependenciesSettings, job: LagJob) -> tuple[TransformerConfig, Draw]:
     mixer = MIXERS[job.mixer]
     if job.task == "adding":
         draw = adding(settings.rows, job.size, max(1, job.size // 4) if job.cut else None)
@@ -65,7 +66,7 @@ def problem(settings: Settings, job: Job) -> tuple[TransformerConfig, Draw]:
     return network(mixer, width=settings.width, symbols=symbols, outputs=outputs, pool="tokens"), draw
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: LongDependenciesSettings, variant: str, seed: int) -> Values:
     job = jobs(settings)[variant]
     config, draw = problem(settings, job)
     model = config.build(seed)
@@ -73,7 +74,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {"solved": solved(settings, job, model, draw, seed), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def solved(settings: Settings, job: Job, model: Transformer, draw: Draw, seed: int) -> float:
+def solved(settings: LongDependenciesSettings, job: LagJob, model: Transformer, draw: Draw, seed: int) -> float:
     """0 for what chance or a constant answer reaches, 1 for no error."""
     if job.task == "adding":
         return max(0.0, 1 - error(model, draw, seed) / _CONSTANT)
@@ -81,28 +82,28 @@ def solved(settings: Settings, job: Job, model: Transformer, draw: Draw, seed: i
     return max(0.0, (accuracy(model, draw, seed) - guess) / (1 - guess))
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: LongDependenciesSettings, trials: Trials) -> Finding:
     numbers = [Number(name, trials.share(name, "solved")) for name in jobs(settings)]
     found = {number.name: number.interval for number in numbers}
     effect, control = True, True
     for task in TASKS:
         longest = max(settings.sizes(task))
-        elman, lstm = (found[Job(mixer, task, longest).name] for mixer in ("elman", "lstm"))
+        elman, lstm = (found[LagJob(mixer, task, longest).name] for mixer in ("elman", "lstm"))
         effect = effect and lstm.low > 0.5 > elman.high
-        control = control and found[Job("lstm", task, longest, cut=True).name].high < 0.5
+        control = control and found[LagJob("lstm", task, longest, cut=True).name].high < 0.5
     return Finding(numbers, effect, control)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: LongDependenciesSettings, trials: Trials) -> None:
     for axes, task in zip(figure.subplots(1, 2, sharey=True), TASKS):
         sizes = settings.sizes(task)
         series = {
-            mixer: list(zip(*(trials.of(Job(mixer, task, size).name, "solved") for size in sizes)))
+            mixer: list(zip(*(trials.of(LagJob(mixer, task, size).name, "solved") for size in sizes)))
             for mixer in ("elman", "lstm")
         }
         title = "the adding problem" if task == "adding" else f"copying {settings.count} symbols"
         lines(axes, sizes, series, title=title, x="length" if task == "adding" else "delay", ticks=sizes)
-        cut = trials.share(Job("lstm", task, max(sizes), cut=True).name, "solved")
+        cut = trials.share(LagJob("lstm", task, max(sizes), cut=True).name, "solved")
         axes.plot([max(sizes)], [cut.value], "x", color="#b42318", markersize=8, label="lstm, state cut off")
         axes.set_ylim(-0.04, 1.04)
         axes.legend(fontsize=8)
@@ -122,7 +123,7 @@ CLAIM = Claim(
     control="An LSTM whose state is cut off before the last quarter (adding) or half of the delay (copying) must "
     "fail: it cannot know what came before. If it solved them, the problems would ask for no memory.",
     minutes=3.5,
-    settings=Settings(),
+    settings=LongDependenciesSettings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,
     judge=judge,

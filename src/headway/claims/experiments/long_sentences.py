@@ -7,15 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.dictionary import words_of, write_lists
-from headway.claims.pictures import intervals, lines, middle_of
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned
-from headway.claims.statistics import difference, mean
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
+from headway.claims.page import intervals, lines, middle_of
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, words_of, write_lists
 from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.models import EncoderDecoder, ModelConfig
-from headway.models.ancestors import rnnenc, rnnsearch
+from headway.models.presets import rnnenc, rnnsearch
 from headway.train.task import Task
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ VARIANTS = (FIXED, SEARCH, TRANSFORMER, LAST)
 
 
 @dataclass(frozen=True)
-class Settings:
+class LongSentencesSettings:
     """Lists of 1 to `most` words; of each length there are so many to train on, and `judged` to judge by."""
 
     most: int = 5
@@ -37,7 +35,7 @@ class Settings:
     budget: Budget = Budget(steps=1400, trial_steps=100, rates=(4e-3, 8e-3), evaluations=1, judged=300)
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: LongSentencesSettings, variant: str, seed: int) -> Values:
     with TemporaryDirectory() as folder:
         last_only = variant == LAST
         data = write_lists(Path(folder), settings.most, settings.trained, settings.judged, last_only)
@@ -47,7 +45,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {**course.values("per"), "rates": rates, "letters": letters}
 
 
-def model_of(settings: Settings, variant: str, task: Task) -> ModelConfig:
+def model_of(settings: LongSentencesSettings, variant: str, task: Task) -> ModelConfig:
     transformer = small(task, "pronounce", settings.width, depth=1)
     if variant == TRANSFORMER:
         return transformer
@@ -55,7 +53,7 @@ def model_of(settings: Settings, variant: str, task: Task) -> ModelConfig:
     return sized(lambda width: begun(build(width, width, symbols, width // 2)), size(transformer))
 
 
-def by_length(settings: Settings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
+def by_length(settings: LongSentencesSettings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
     """The phoneme error rate of lists of 1, 2, ... words, and their mean length in letters."""
     examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
     sources = examples.sources("validation")
@@ -75,7 +73,7 @@ def falls(trials: Trials, variant: str) -> list[float]:
     return [rates[-1] - rates[0] for rates in trials.of(variant, "rates")]
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: LongSentencesSettings, trials: Trials) -> Finding:
     loss = {variant: falls(trials, variant) for variant in VARIANTS}
     over = {other: difference(loss[FIXED], loss[other]) for other in (SEARCH, TRANSFORMER)}
     control = difference([fall / 2 for fall in loss[FIXED]], loss[LAST])
@@ -93,7 +91,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, control.low > 0, remarks)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: LongSentencesSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     letters = middle_of(trials.of(FIXED, "letters"))
     series = {variant: trials.of(variant, "rates") for variant in VARIANTS}
@@ -120,7 +118,7 @@ CLAIM = Claim(
     "must go: it has to be less than half of that with all words (interval of the difference above 0). If it did "
     "not, reading long sources would be what fails, and not keeping them in a vector.",
     minutes=16.0,
-    settings=Settings(),
+    settings=LongSentencesSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
     judge=judge,

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headway.claims.additive import AdditiveConfig
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, network
-from headway.claims.pictures import bars
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference
+from headway.claims.networks import MIXERS, AdditiveConfig, Draw, Training, accuracy, error, network, train
+from headway.claims.page import bars
 from headway.claims.problems import adding, copying, latest, totals
-from headway.claims.statistics import difference
-from headway.claims.training import Draw, Training, accuracy, error, train
 from headway.mixers import MixerConfig
 from headway.models import TransformerConfig
 
@@ -25,7 +22,7 @@ CONTROL = "total"
 
 
 @dataclass(frozen=True)
-class Settings:
+class MultiplicativeUnitsSettings:
     """`length` of the adding problem, `delay` of copying; `short` is the length of those beyond claim 2: `latest`, in
     which a memory is overwritten, and `total`, which needs no gate at all.
     """
@@ -40,7 +37,9 @@ class Settings:
     training: Training = Training(steps=500)
 
 
-def problem(settings: Settings, cell: MixerConfig, task: str) -> tuple[TransformerConfig, Draw, float]:
+def problem(
+    settings: MultiplicativeUnitsSettings, cell: MixerConfig, task: str
+) -> tuple[TransformerConfig, Draw, float]:
     """The network, its examples, and what chance (accuracy) or a constant answer (error) gives."""
     rows, length, symbols, width = settings.rows, settings.length, settings.symbols, settings.width
     if task == "adding":
@@ -58,11 +57,11 @@ def name(cell: str, task: str) -> str:
     return f"{cell}: {task}"
 
 
-def variants(settings: Settings) -> list[str]:
+def variants(settings: MultiplicativeUnitsSettings) -> list[str]:
     return [name(cell, task) for task in (*TASKS, FURTHER, CONTROL) for cell in CELLS]
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: MultiplicativeUnitsSettings, variant: str, seed: int) -> Values:
     cell, task = variant.split(": ")
     config, draw, guess = problem(settings, CELLS[cell], task)
     model = config.build(seed)
@@ -74,7 +73,7 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {"solved": max(0.0, solved), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: MultiplicativeUnitsSettings, trials: Trials) -> Finding:
     numbers, effect = [], True
     for task in (*TASKS, FURTHER):
         both = [trials.of(name(cell, task), "solved") for cell in CELLS]
@@ -87,7 +86,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, control=total["additive"].low > 0.5)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: MultiplicativeUnitsSettings, trials: Trials) -> None:
     titles = {
         "adding": f"adding, {settings.length}",
         "copying": f"copying, delay {settings.delay}",
@@ -115,7 +114,7 @@ CLAIM = Claim(
     "wrong, and the additive cell has to solve more than half (lower end). If it did not, its training would be at "
     "fault.",
     minutes=2.5,
-    settings=Settings(),
+    settings=MultiplicativeUnitsSettings(),
     variants=variants,
     measure=measure,
     judge=judge,

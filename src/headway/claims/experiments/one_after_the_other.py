@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.clock import seconds, step_seconds
-from headway.claims.networks import MIXERS, network, size, widened
-from headway.claims.pictures import lines
-from headway.claims.statistics import Interval, mean
-from headway.claims.training import generator
+from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
+from headway.claims.networks import MIXERS, generator, network, seconds, size, step_seconds, widened
+from headway.claims.page import lines
 from headway.layout import Layout
 from headway.models import Transformer, TransformerConfig
 
@@ -24,7 +21,7 @@ PARALLEL, RECURRENT = "attention", ("elman", "lstm", "gru")
 
 
 @dataclass(frozen=True)
-class Settings:
+class OneAfterTheOtherSettings:
     """Texts of these lengths, one a step, for models with as many parameters as attention of this width."""
 
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -33,14 +30,14 @@ class Settings:
     enough: float = 0.2  # seconds that each cost is measured for, at least
 
 
-def config_of(settings: Settings, mixer: str) -> TransformerConfig:
+def config_of(settings: OneAfterTheOtherSettings, mixer: str) -> TransformerConfig:
     found = network(MIXERS[mixer], width=settings.width, symbols=settings.symbols, outputs=1)
     if mixer == PARALLEL:
         return found
     return widened(found, size(config_of(settings, PARALLEL).build(seed=None)))
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: OneAfterTheOtherSettings, variant: str, seed: int) -> Values:
     model = config_of(settings, PARALLEL if variant == SEQUENTIAL else variant).build(seed)
     source = generator(seed, 8)
     texts = [torch.randint(settings.symbols, (1, length), generator=source) for length in settings.lengths]
@@ -69,7 +66,7 @@ def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: i
     return mean([top / bottom for top, bottom in zip(tops, bottoms)])
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
     numbers, longest = [], settings.lengths[-1]
     steps = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
     numbers += [
@@ -89,7 +86,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, control=alike.low > 1, remarks=remarks)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: OneAfterTheOtherSettings, trials: Trials) -> None:
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward")):
         series = {
             variant: [[1000 * t for t in times] for times in trials.of(variant, name)]
@@ -115,7 +112,7 @@ CLAIM = Claim(
     "pass has to take longer than the LSTM's (lower end above 1). If it did not, attention would not owe its speed "
     "to running all at once.",
     minutes=1.5,
-    settings=Settings(),
+    settings=OneAfterTheOtherSettings(),
     variants=lambda settings: [PARALLEL, *RECURRENT, SEQUENTIAL],
     measure=measure,
     judge=judge,

@@ -7,12 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.dictionary import write_backwards
-from headway.claims.pictures import bars, intervals
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned
-from headway.claims.statistics import difference, mean
-from headway.models.ancestors import lstm_2014
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
+from headway.claims.page import bars, intervals
+from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, write_backwards
+from headway.models.presets import lstm_2014
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +24,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReversedSourceSettings:
     """`margin` is the fall of the phoneme error rate up to which the transformer counts as not helped. The LSTMs, of
     `depth` layers each, are as large as a transformer of this width.
     """
@@ -37,7 +35,7 @@ class Settings:
     budget: Budget = Budget(steps=700, trial_steps=100, rates=(4e-3, 8e-3), evaluations=2, judged=1000)
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: ReversedSourceSettings, variant: str, seed: int) -> Values:
     name, order = variant.split(", ")
     with TemporaryDirectory() as folder:
         data = write_backwards(Path(folder)) if order == BOTH else None
@@ -63,7 +61,7 @@ def gains(trials: Trials) -> dict[str, list[float]]:
     }
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: ReversedSourceSettings, trials: Trials) -> Finding:
     lstm, transformer, both = gains(trials).values()
     helped, other = mean(lstm), mean(transformer)
     more, over_both = difference(lstm, transformer), difference(lstm, both)
@@ -79,7 +77,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect, over_both.low > 0, [f"Parameters: {', '.join(sizes)}."])
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: ReversedSourceSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
     bars(left, rates, title="phoneme error rate", x="validation")
@@ -103,7 +101,7 @@ CLAIM = Claim(
     "must go: that by the source alone has to be greater (interval of the difference above 0). If it were not, the "
     "gain would come from reading backwards as such, and not from the nearness of what belongs together.",
     minutes=14.0,
-    settings=Settings(),
+    settings=ReversedSourceSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
     judge=judge,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import LINEAR, network
-from headway.claims.pictures import lines
-from headway.claims.problems import Pairs, pairs
-from headway.claims.statistics import difference
-from headway.claims.training import Training, accuracy, train
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference
+from headway.claims.networks import LINEAR, Training, accuracy, network, train
+from headway.claims.page import lines
+from headway.claims.problems import KeyValuePairs, pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +17,7 @@ DELTA, ADDITIVE = "delta", ("linear attention", "fast weights")
 
 
 @dataclass(frozen=True)
-class Settings:
+class RewritingSettings:
     """`keys` different keys, each written `times` times (the update setting); and more and more keys, written once
     each (the capacity setting), up to the size of a key and beyond.
     """
@@ -33,7 +31,7 @@ class Settings:
     training: Training = Training(steps=800)
 
 
-class Job(NamedTuple):
+class RewritingJob(NamedTuple):
     mixer: str
     keys: int
     times: int
@@ -43,16 +41,16 @@ class Job(NamedTuple):
         return f"{self.mixer}: {self.keys} keys, {self.times} x"
 
 
-def jobs(settings: Settings) -> dict[str, Job]:
+def jobs(settings: RewritingSettings) -> dict[str, RewritingJob]:
     sizes = [(settings.keys, times) for times in settings.times]
     sizes += [(keys, 1) for keys in settings.capacity]
-    found = [Job(mixer, *size) for size in dict.fromkeys(sizes) for mixer in (DELTA, *ADDITIVE)]
+    found = [RewritingJob(mixer, *size) for size in dict.fromkeys(sizes) for mixer in (DELTA, *ADDITIVE)]
     return {job.name: job for job in found}
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: RewritingSettings, variant: str, seed: int) -> Values:
     job = jobs(settings)[variant]
-    problem = Pairs(job.keys, settings.values, job.times)
+    problem = KeyValuePairs(job.keys, settings.values, job.times)
     config = network(LINEAR[job.mixer], width=settings.width, channels=problem.channels, outputs=settings.values)
     model = config.build(seed)
     draw = pairs(problem, settings.rows)
@@ -60,20 +58,20 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     return {"accuracy": accuracy(model, draw, seed), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: RewritingSettings, trials: Trials) -> Finding:
     numbers = [Number(name, trials.share(name, "accuracy")) for name in jobs(settings)]
     most, effect = max(settings.times), True
     for mixer in ADDITIVE:
-        both = [trials.of(Job(m, settings.keys, most).name, "accuracy") for m in (DELTA, mixer)]
+        both = [trials.of(RewritingJob(m, settings.keys, most).name, "accuracy") for m in (DELTA, mixer)]
         gain = difference(*both)
         numbers.append(Number(f"delta over {mixer}: {settings.keys} keys, {most} x", gain))
         effect = effect and gain.low > 0.1
-    once = [trials.share(Job(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)]
+    once = [trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)]
     remarks = [f"Chance is {1 / settings.values:.3g}."]
     return Finding(numbers, effect, all(found.low > 0.9 for found in once), remarks)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: RewritingSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     sides = (
         (left, [(settings.keys, times) for times in settings.times], "times that each key is written", settings.times),
@@ -81,7 +79,7 @@ def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
     )
     for axes, sizes, label, xs in sides:
         series = {
-            mixer: list(zip(*(trials.of(Job(mixer, *size).name, "accuracy") for size in sizes)))
+            mixer: list(zip(*(trials.of(RewritingJob(mixer, *size).name, "accuracy") for size in sizes)))
             for mixer in (DELTA, *ADDITIVE)
         }
         lines(axes, xs, series, x=label, log="x", ticks=xs, chance=1 / settings.values)
@@ -106,7 +104,7 @@ CLAIM = Claim(
     control="Where no key is written twice the claim must be wrong: all have to recall more than 0.9 of as many "
     "keys (lower ends). If the additive forms failed there too, rewriting would not be at fault.",
     minutes=2.5,
-    settings=Settings(),
+    settings=RewritingSettings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,
     judge=judge,

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, network
-from headway.claims.pictures import bars, lines
+from headway.claims.claim import Claim, Finding, Number, Trials, Values, mean, slope
+from headway.claims.networks import MIXERS, Training, accuracy, generator, network, train
+from headway.claims.page import bars, lines
 from headway.claims.problems import recall
-from headway.claims.statistics import mean, slope
-from headway.claims.training import Training, accuracy, generator, train
 from headway.models import Transformer
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ _LEAST = 1e-30  # norms below are 0 to fp32
 
 
 @dataclass(frozen=True)
-class Settings:
+class VanishingGradientsSettings:
     """The recall task at a `near` and a `far` distance, of one of `symbols` among as many others as `noise`."""
 
     near: int = 5
@@ -51,11 +49,11 @@ def gradient_norms(model: Transformer, inputs: Tensor) -> list[float]:
     return [max(float(norm), _LEAST) for norm in norms]
 
 
-def variants(settings: Settings) -> list[str]:
+def variants(settings: VanishingGradientsSettings) -> list[str]:
     return [f"{name}, {distance}" for name in settings.mixers for distance in (settings.far, settings.near)]
 
 
-def measure(settings: Settings, variant: str, seed: int) -> Values:
+def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Values:
     name, distance = variant.split(", ")
     config = network(
         MIXERS[name],
@@ -76,13 +74,13 @@ def measure(settings: Settings, variant: str, seed: int) -> Values:
     }
 
 
-def decay(settings: Settings, trials: Trials, name: str, key: str) -> list[float]:
+def decay(settings: VanishingGradientsSettings, trials: Trials, name: str, key: str) -> list[float]:
     """Of each trial, the slope of ln |gradient| over the distance: -0.1 is a loss of a tenth a step."""
     found = trials.of(f"{name}, {settings.far}", key)
     return [slope(range(1, len(norms)), [math.log(n) for n in norms[1:]]).value for norms in found]
 
 
-def judge(settings: Settings, trials: Trials) -> Finding:
+def judge(settings: VanishingGradientsSettings, trials: Trials) -> Finding:
     half = math.log(2) / 10
     numbers, decays, far, near = [], {}, {}, {}
     for name in settings.mixers:
@@ -102,7 +100,7 @@ def judge(settings: Settings, trials: Trials) -> Finding:
     return Finding(numbers, effect=vanish and fails, control=near["elman"].low > 0.5, remarks=remarks)
 
 
-def draw(figure: Figure, settings: Settings, trials: Trials) -> None:
+def draw(figure: Figure, settings: VanishingGradientsSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.9), sharey=False)
     labels: dict[str, Any] = {"x": "distance k", "log": "y"}
     for axes, key, title in (
@@ -138,7 +136,7 @@ CLAIM = Claim(
     control="At the near distance the claim must be wrong: there Elman has to recall more than half. If it fails "
     "there too, it is its training that is at fault and not the distance.",
     minutes=1.5,
-    settings=Settings(),
+    settings=VanishingGradientsSettings(),
     variants=variants,
     measure=measure,
     judge=judge,

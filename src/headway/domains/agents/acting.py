@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from headway.domains.agents.codec import AgentCodec
 from headway.domains.agents.distributions import chances, drawn, likeliest
-from headway.domains.agents.windows import LastStates, layout_of, policy_of
+from headway.domains.agents.experience import LastStates, layout_of, policy_of
 from headway.environments import Copies, Returns, played
-from headway.environments.film import Watch
+from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import Transformer

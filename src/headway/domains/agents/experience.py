@@ -1,24 +1,132 @@
-"""Steps that the learning policy does in environments side by side: what it learns from."""
+"""What an agent did and how much better that was than expected: it plays, remembers, and is learned from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.domains.agents.advantages import ReturnScale, advantages
 from headway.domains.agents.codec import AgentCodec
 from headway.domains.agents.distributions import chances, distribution, drawn
-from headway.domains.agents.windows import LastStates, layout_of, policy_of, value_of
 from headway.environments import SEEDS, Copies
 from headway.errors import UserError
 from headway.generate.prompts import device_of
-from headway.models import StatesEmbed, Transformer
-from headway.parts.running import RunningNorm
+from headway.layout import Layout
+from headway.models import Encoded, StatesEmbed, Transformer
+from headway.parts.norm import RunningNorm
+
+
+class LastStates:
+    """The last K states of each of N rows: `seen` [N, K, S], of which the first `lengths` [N] are some."""
+
+    def __init__(self, rows: int, context: int, states: int) -> None:
+        self.seen = np.zeros((rows, context, states), np.float32)
+        self.lengths = np.zeros(rows, np.int64)
+
+    def begin(self, row: int, state: np.ndarray) -> None:
+        """The first state of an episode."""
+        self.lengths[row] = 0
+        self.add(row, state)
+
+    def add(self, row: int, state: np.ndarray) -> None:
+        """A further state; beyond K of them the first one goes."""
+        length = self.lengths[row]
+        if length == self.seen.shape[1]:
+            self.seen[row, :-1] = self.seen[row, 1:]
+            length -= 1
+        self.seen[row, length] = state
+        self.lengths[row] = length + 1
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with some of the rows."""
+        self.seen, self.lengths = self.seen[rows], self.lengths[rows]
+
+
+def layout_of(lengths: Int[np.ndarray, "B"], context: int, device: torch.device | str = "cpu") -> Layout:
+    """Where the last states of rows sit: from 0 on, and padding after them."""
+    if context == 1:
+        return Layout.full(len(lengths), 1, device=device)
+    return Layout.padded(torch.from_numpy(lengths), context).to(device)
+
+
+def policy_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B E"]:
+    """What the policy says of the last state of each row: logits, or means and logarithms of standard deviations."""
+    return model.heads["policy"](encoded.x, encoded.layout)
+
+
+def value_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B"]:
+    """The return, in scaled rewards, that is expected from the last state of each row on."""
+    return cast(Tensor, model.heads["value"](encoded.x, encoded.layout))[:, 0]
+
+
+_EPS = 1e-8
+_FARTHEST = 10.0  # standard deviations of a return that a scaled reward may be
+
+
+def advantages(
+    rewards: Float[np.ndarray, "T N"],
+    values: Float[np.ndarray, "T N"],
+    following: Float[np.ndarray, "T N"],
+    ended: Bool[np.ndarray, "T N"],
+    over: Bool[np.ndarray, "T N"],
+    discount: float,
+    trace: float,
+) -> Float[np.ndarray, "T N"]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+
+    `following` are the values of the states that actions led to. What `ended` has no value after it; what is `over`
+    without that was cut off by a limit of time, after which it would have gone on: its value counts, and none of the
+    advantages of the next episode do.
+    """
+    errors = rewards + discount * following * ~ended - values
+    found = np.empty_like(errors)
+    later = np.zeros(errors.shape[1], errors.dtype)
+    for step in range(len(errors) - 1, -1, -1):
+        later = errors[step] + discount * trace * later * ~over[step]
+        found[step] = later
+    return found
+
+
+class ReturnScale:
+    """Divides rewards by the standard deviation of the discounted sum of those so far in an episode (Engstrom et al.
+    2020, appendix A.2), over all that was seen.
+    """
+
+    def __init__(self, rows: int, discount: float) -> None:
+        self.discount = discount
+        self.sums = np.zeros(rows)
+        self.mean, self.variance, self.count = 0.0, 1.0, 0.0
+
+    def scaled(self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
+        """The rewards of the next T steps, of which these are taken into account first."""
+        seen = np.empty_like(rewards)
+        for step, reward in enumerate(rewards):
+            self.sums = self.discount * self.sums + reward
+            seen[step] = self.sums
+            self.sums = np.where(over[step], 0.0, self.sums)
+        self._see(seen)
+        return np.clip(rewards / np.sqrt(self.variance + _EPS), -_FARTHEST, _FARTHEST)
+
+    def _see(self, sums: np.ndarray) -> None:
+        """Chan, Golub and LeVeque 1979, equation 2.1."""
+        new, total = float(sums.size), self.count + sums.size
+        shift = float(sums.mean()) - self.mean
+        squares = self.count * self.variance + new * float(sums.var()) + shift**2 * self.count * new / total
+        self.mean += shift * new / total
+        self.variance, self.count = squares / total, total
+
+    def state(self) -> dict[str, Tensor]:
+        known = [self.mean, self.variance, self.count]
+        return {"sums": torch.from_numpy(self.sums.copy()), "known": torch.tensor(known, dtype=torch.float64)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.sums = state["sums"].numpy().copy()
+        self.mean, self.variance, self.count = state["known"].tolist()
+
 
 _DRAWS, _STARTS = 13, 14  # so that what is drawn has nothing to do with other draws from the same seed
 _AT_ONCE = 4096  # windows of a pass without gradients

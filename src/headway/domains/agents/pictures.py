@@ -10,7 +10,7 @@ import numpy as np
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec
 from headway.environments import PICTURED, Copies
-from headway.environments.film import Reel, strip
+from headway.environments.playing import Reel, strip
 from headway.errors import UserError
 from headway.models import Transformer
 from headway.report import Picture, line_chart

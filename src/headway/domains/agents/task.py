@@ -22,8 +22,7 @@ from headway.domains.agents import pictures
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec, codec_of
 from headway.domains.agents.distributions import Categorical, Normal, distribution
-from headway.domains.agents.experience import DoneSteps, Estimation, Experience
-from headway.domains.agents.windows import layout_of, policy_of, value_of
+from headway.domains.agents.experience import DoneSteps, Estimation, Experience, layout_of, policy_of, value_of
 from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
 from headway.models import (

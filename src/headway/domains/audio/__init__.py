@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.audio.listener import Transcribing
-    from headway.domains.audio.marks import Marks, Task
+    from headway.domains.audio.listener import Task, Transcribing, WhisperTokens
     from headway.domains.audio.predictors import Sound
     from headway.domains.audio.sound import KINDS, FileSound, Given, read_sound
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
@@ -23,7 +22,6 @@ __all__ = [
     "FileSound",
     "Format",
     "Given",
-    "Marks",
     "Segment",
     "Sound",
     "SubtitleLines",
@@ -32,6 +30,7 @@ __all__ = [
     "Transcriber",
     "Transcribing",
     "Transcription",
+    "WhisperTokens",
     "Word",
     "as_dict",
     "read_sound",
@@ -40,7 +39,7 @@ __all__ = [
 RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
 TASKS = {
     "sounds": "classification",
-    "spoken_digits": "digits",
+    "spoken_digits": "sequences",
     "spoken_sequences": "sequences",
     "transcription": "transcription",
 }
@@ -48,8 +47,7 @@ VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "tra
 lazily(
     __name__,
     {
-        ".listener": ("Transcribing",),
-        ".marks": ("Marks", "Task"),
+        ".listener": ("Task", "Transcribing", "WhisperTokens"),
         ".predictors": ("Sound",),
         ".sound": ("FileSound", "Given", "KINDS", "read_sound"),
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from headway.config import checked
 from headway.data.order import epoch_seed
-from headway.domains.audio.mel import HOP
-from headway.domains.audio.resample import RATE, resample
+from headway.domains.audio.mel import HOP, RATE, resample
 from headway.errors import ConfigError
 
 _QUIET = 1e-12  # power of a sound that noise of some decibels below it would not be heard beside
@@ -21,7 +20,7 @@ _QUIET = 1e-12  # power of a sound that noise of some decibels below it would no
 
 @checked
 @dataclass(frozen=True)
-class AugmentConfig:
+class SoundAugmentConfig:
     """What training changes. All of it is off where a number is 0, `speeds` is (1.0,) and `noise` is none.
 
     `shift`: seconds that a sound is moved at most, to either side, within its window. `gain`: decibels louder or
@@ -57,14 +56,14 @@ def chance(seed: int, place: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=epoch_seed(seed, place)))
 
 
-def varied(sound: Float[Tensor, "N"], config: AugmentConfig, draw: np.random.Generator) -> Float[Tensor, "M"]:
+def varied(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "M"]:
     """A sound at another speed and loudness."""
     speed = config.speeds[int(draw.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
     return sound * 10 ** (draw.uniform(-config.gain, config.gain) / 20) if config.gain else sound
 
 
-def noisy(sound: Float[Tensor, "N"], config: AugmentConfig, draw: np.random.Generator) -> Float[Tensor, "N"]:
+def noisy(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "N"]:
     """A sound with noise so many decibels below it as it is loud in the mean."""
     if config.noise is None:
         return sound
@@ -91,7 +90,7 @@ def placed(
 
 
 def delayed(
-    sound: Float[Tensor, "N"], length: int, config: AugmentConfig, draw: np.random.Generator
+    sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, draw: np.random.Generator
 ) -> Float[Tensor, "M"]:
     """A sound after up to `shift` seconds of silence, M <= `length` samples in all."""
     if not config.shift:
@@ -100,7 +99,7 @@ def delayed(
     return F.pad(sound, (int(draw.integers(min(room, round(config.shift * RATE)) + 1)), 0))
 
 
-def masked(frames: Float[Tensor, "T M"], config: AugmentConfig, draw: np.random.Generator) -> Float[Tensor, "T M"]:
+def masked(frames: Float[Tensor, "T M"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "T M"]:
     """A spectrogram with stretches of time and of bands that tell nothing."""
     mean = frames.mean()
     frames = frames.clone()

@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.alike import Alike
-from headway.checkpoints.familiar import Familiar
+from headway.checkpoints.familiar import Alike, Familiar
 from headway.config import register
 from headway.data import SplitConfig
 from headway.data.labelled import Labelled, read_labelled
-from headway.domains.audio.augment import AugmentConfig, masked, noisy, placed, varied
+from headway.domains.audio.augment import SoundAugmentConfig, masked, noisy, placed, varied
 from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.glance import glance, middle_of
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
@@ -48,7 +47,7 @@ class SoundTaskConfig(TaskConfig):
     seconds: float | None = None  # the window that the model hears; none: the longest sound
     skip_bad: bool = False  # leave out what cannot be used, and count it
     smoothing: float = 0.0  # share of each label that is spread over all
-    augment: AugmentConfig = AugmentConfig()  # what training changes of sounds
+    augment: SoundAugmentConfig = SoundAugmentConfig()  # what training changes of sounds
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:

@@ -38,11 +38,11 @@ def said_padding(padding: Padding) -> dict[str, Any]:
 
 
 def framed(windows: Float[Tensor, "B N"], bands: int) -> Float[Tensor, "B T bands"]:
-    """The frames of windows of N = 160 T samples, each with a sound of its own, as `Windows` gives them."""
+    """The frames of windows of N = 160 T samples, each with a sound of its own, as `FramedWindows` gives them."""
     return log_mel(F.pad(windows, (0, WINDOW)), bands)[:, : windows.shape[1] // HOP]
 
 
-class Windows:
+class FramedWindows:
     """The frames of a sound, scaled by the loudest of them all, as if they had been made in one go.
 
     The sound is read twice: first to learn its length and its loudest frame, and with that whether the file is whole,

@@ -1,25 +1,216 @@
-"""What is said in one window: encoded once, then written by beam search, and by chance where that goes wrong."""
+"""What is said in one window, under the rule for what may follow what."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec
-from headway.domains.audio.marks import Marks, Task
-from headway.domains.audio.timestamps import WhisperRule
-from headway.errors import ConfigError, UserError
+from headway.config import from_dict
+from headway.errors import ConfigError, UserError, nearest
 from headway.generate import Sampling, SearchConfig, draw_on, search_on
 from headway.generate.prompts import evaluating
 from headway.given import check_fields
 from headway.layout import Layout
 from headway.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
+
+Task = Literal["transcribe", "translate"]
+ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
+_START, _PLAIN, _PREVIOUS, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>", "<|en|>"
+_TASKS: tuple[Task, ...] = ("transcribe", "translate")
+_SILENCE = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
+_NEVER = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_SILENCE)
+
+
+@dataclass(frozen=True)
+class WhisperTokens:
+    """Ids. Below `end` lies text; from `first_time` on times, `symbols - first_time` of them, 0.02 s apart.
+
+    `languages` is empty for a model of English alone, which is told neither language nor task. `never` is not written,
+    and `not_first` not at first. `heads` are the (layer, head) of cross-attention that follow the sound in time, as the
+    model's files name them.
+    """
+
+    symbols: int
+    end: int
+    start: int
+    plain: int
+    previous: int | None
+    silence: int | None
+    tasks: Mapping[str, int]
+    languages: Mapping[str, int]
+    never: tuple[int, ...]
+    not_first: tuple[int, ...]
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def first_time(self) -> int:
+        return self.plain + 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether the model writes times."""
+        return self.symbols > self.first_time
+
+    @property
+    def language(self) -> str | None:
+        """The one language of a published model that hears no other."""
+        return "en" if self.symbols == ENGLISH_ONLY else None
+
+    @staticmethod
+    def of(codec: TokenizerCodec, usage: Usage, symbols: int) -> WhisperTokens:
+        """As tokenizer and files of a model say. UserError where they do not say enough, or nonsense."""
+        start, plain = codec.token(_START), codec.token(_PLAIN)
+        if start is None or plain is None or not usage.ends:
+            raise UserError(f"the tokenizer has no {_START}, {_PLAIN} or end; use the one that came with the model")
+        end, said = usage.ends[0], {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
+        never, not_first = (_listed(said, name, symbols) for name in ("suppress_tokens", "begin_suppress_tokens"))
+        found = (codec.token(name) for name in _SILENCE)
+        silence = next((symbol for symbol in found if symbol is not None), None)
+        special = [symbol for symbol in map(codec.token, _NEVER) if symbol is not None]
+        heads = from_dict(list[tuple[int, int]], said.get("alignment_heads") or [], "alignment_heads")
+        tasks, languages = _tasks(codec), languages_of(codec, symbols)
+        return WhisperTokens(
+            symbols, end, start, plain, codec.token(_PREVIOUS), silence, tasks if languages else {}, languages,
+            tuple(sorted({*never, *special, *languages.values(), plain})), tuple(not_first), tuple(heads),
+        )  # fmt: skip
+
+    def check(self, language: str | None, task: Task) -> None:
+        """UserError for a language or a task that this model does not have."""
+        if task not in _TASKS:
+            raise UserError(f"task {task!r} is unknown; {nearest(task, _TASKS)}")
+        if not self.languages and (language not in (None, self.language) or task != "transcribe"):
+            asked = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
+            known = "English only" if self.language else "only the language that it was trained on"
+            raise UserError(f"this model hears {known}, not {asked}; leave it out, or use a multilingual one")
+        if self.languages and language is not None and language not in self.languages:
+            raise UserError(f"the language {language!r} is not among this model's; {nearest(language, self.languages)}")
+
+    def opening(self, language: str | None, task: Task) -> list[int]:
+        """What a transcript begins with."""
+        if not self.languages or language is None:
+            return [self.start]
+        return [self.start, self.languages[language], self.tasks[task]]
+
+
+def _listed(said: Mapping[str, Any], name: str, symbols: int) -> list[int]:
+    found = from_dict(list[int], said.get(name) or [], name)
+    if not all(0 <= symbol < symbols for symbol in found):
+        raise UserError(f"{name} holds ids that this model does not have; its symbols are 0 to {symbols - 1}")
+    return found
+
+
+def _tasks(codec: TokenizerCodec) -> dict[str, int]:
+    named = {name: codec.token(f"<|{name}|>") for name in _TASKS}
+    return {name: symbol for name, symbol in named.items() if symbol is not None}
+
+
+def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
+    """Those between the first and the tasks; none in a model of English alone, whose tokenizer may have them still."""
+    first, tasks = codec.token(_FIRST_LANGUAGE), _tasks(codec)
+    if symbols == ENGLISH_ONLY or first is None or len(tasks) < len(_TASKS):
+        return {}
+    names = {codec.tokenizer.id_to_token(symbol): symbol for symbol in range(first, min(tasks.values()))}
+    return {name.strip("<|>"): symbol for name, symbol in names.items() if name}
+
+
+STEP = 0.02  # seconds from one time to the next
+FRAMES = 2  # log-mel frames of a step
+
+
+@dataclass(frozen=True)
+class WhisperRule:
+    """What Whisper may write next (Radford et al. 2022, section 4.5, and its reference implementation).
+
+    Times come in pairs, an end and the next beginning, but for the first and before the end of all; none is earlier
+    than the one before, and the end of a segment not as early as its beginning. The first is at most `latest` s. Where
+    all times together are likelier than each symbol of text, it is a time. Without `timed` there are none.
+    """
+
+    marks: WhisperTokens
+    timed: bool = True
+    latest: float = 1.0
+
+    def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
+        marks = self.marks
+        logits.index_fill_(1, _index(marks.never, logits.device), -torch.inf)
+        times, text = logits[:, marks.first_time :], logits[:, : marks.first_time]
+        if not history.shape[1]:
+            logits.index_fill_(1, _index(marks.not_first, logits.device), -torch.inf)
+        if not self.timed:
+            times.fill_(-torch.inf)
+        elif not history.shape[1]:
+            text.fill_(-torch.inf)
+            times[:, round(self.latest / STEP) + 1 :] = -torch.inf
+        else:
+            self._forbid(logits, history)
+            likelier = times.float().logsumexp(1) > text.amax(1)
+            for row in likelier.nonzero()[:, 0].tolist():
+                text[row] = -torch.inf
+
+    def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
+        """Row by row, as mostly there is little to forbid. The start counts as a time before the first symbol; the end
+        of a segment may come again, as the beginning of the next.
+        """
+        first = self.marks.first_time
+        ends = history[:, -2:].tolist()
+        for row, latest in enumerate((history - first).amax(1).tolist()):
+            last, before = ends[row][-1] >= first, len(ends[row]) == 1 or ends[row][0] >= first
+            closed = last and not before
+            logits[row, first : first + max(0, latest + (not closed))] = -torch.inf
+            if last and before:
+                logits[row, first:] = -torch.inf
+            elif last:
+                logits[row, : self.marks.end] = -torch.inf
+
+
+@lru_cache(maxsize=16)
+def _index(symbols: tuple[int, ...], device: torch.device) -> Int[Tensor, "N"]:
+    return torch.tensor(symbols, dtype=torch.long, device=device)
+
+
+class TimedPart(NamedTuple):
+    """A segment within a window: seconds from its start, the symbols, times included, and words if they are timed."""
+
+    start: float
+    end: float
+    ids: list[int]
+    words: tuple[Any, ...] = ()
+
+
+def parts(ids: Sequence[int], marks: WhisperTokens, frames: int) -> tuple[list[TimedPart], int]:
+    """The segments of a window of `frames` log-mel frames, and how many of these are done with.
+
+    Where the text ends in the midst of a segment, the next window begins where the last whole one ended.
+    """
+    is_time = [symbol >= marks.first_time for symbol in ids]
+    cuts = [place for place in range(1, len(ids)) if is_time[place] and is_time[place - 1]]
+    closed = is_time[-2:] == [False, True]
+    if not cuts:
+        times = [_steps(symbol, marks) for symbol in ids if symbol >= marks.first_time]
+        start = times[0] * STEP if is_time[:1] == [True] else 0.0
+        end = times[-1] * STEP if times and times[-1] * STEP > start else frames * STEP / FRAMES
+        return [TimedPart(start, end, list(ids))], frames
+    places = [0, *cuts, *([len(ids)] if closed else [])]
+    found = [_part(ids[first:last], marks) for first, last in pairwise(places)]
+    return found, frames if closed else min(FRAMES * _steps(ids[places[-1] - 1], marks) or frames, frames)
+
+
+def _part(ids: Sequence[int], marks: WhisperTokens) -> TimedPart:
+    return TimedPart(_steps(ids[0], marks) * STEP, _steps(ids[-1], marks) * STEP, list(ids))
+
+
+def _steps(symbol: int, marks: WhisperTokens) -> int:
+    return symbol - marks.first_time
 
 
 @dataclass(frozen=True)
@@ -66,7 +257,7 @@ class Transcribing:
             raise ConfigError("words have times only where segments have them; leave timestamps on, or words out")
 
 
-class Said(NamedTuple):
+class HeardText(NamedTuple):
     """What was written of a window, times among the symbols, the end not; `logprob` is the mean of a symbol."""
 
     ids: list[int]
@@ -86,7 +277,7 @@ class Hearing(Generative, Protocol):
 class Listener:
     """A model that hears windows of sound."""
 
-    def __init__(self, model: EncoderDecoder, generator: Hearing, codec: TokenizerCodec, marks: Marks) -> None:
+    def __init__(self, model: EncoderDecoder, generator: Hearing, codec: TokenizerCodec, marks: WhisperTokens) -> None:
         """`generator` writes what `model` would. UserError for a model that hears no sounds."""
         config = model.config
         embed = config.encoder.embed
@@ -113,7 +304,7 @@ class Listener:
         return dict(sorted(zip(self.marks.languages, found), key=lambda pair: -pair[1]))
 
     @torch.inference_mode()
-    def write(self, heard: Heard, before: Sequence[int], config: Transcribing) -> Said:
+    def write(self, heard: Heard, before: Sequence[int], config: Transcribing) -> HeardText:
         """The text of a window that follows the symbols `before`; `config.language` is known here.
 
         Half of the context is kept for the text before, in a model that is given any.
@@ -127,7 +318,7 @@ class Listener:
         silence = 0.0 if marks.silence is None else float(logits[0].float().softmax(0)[marks.silence])
         for symbol in opening[1:]:
             logits, decoding = self.generator.step(torch.tensor([symbol], device=logits.device), decoding)
-        tried: list[Said] = []
+        tried: list[HeardText] = []
         for temperature in config.temperatures:
             tried.append(self._attempt(logits.clone(), decoding, limit, silence, temperature, config))
             if _is_good(tried[-1], config):
@@ -150,7 +341,7 @@ class Listener:
 
     def _attempt(
         self, logits: Tensor, decoding: Any, limit: int, silence: float, temperature: float, config: Transcribing
-    ) -> Said:
+    ) -> HeardText:
         marks = self.marks
         rule = WhisperRule(marks, config.timestamps)
         with evaluating(self.generator):
@@ -162,7 +353,7 @@ class Listener:
                 best = draw_on(self.generator, logits, decoding, config.best_of, limit, ends, sampling, rule)[0]
         text = self.text(best.ids)
         mean = best.log_probability / (len(best.ids) + best.finished)
-        return Said(best.ids, text, mean, compression_ratio(text), silence, temperature)
+        return HeardText(best.ids, text, mean, compression_ratio(text), silence, temperature)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of symbols, without what is none."""
@@ -175,13 +366,13 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-def _is_good(said: Said, config: Transcribing) -> bool:
+def _is_good(said: HeardText, config: Transcribing) -> bool:
     doubtful = said.logprob < config.least_logprob
     if doubtful and said.silence > config.most_silence:
         return True  # silence, of which no other temperature makes more
     return not doubtful and said.compression <= config.most_compression
 
 
-def is_silent(said: Said, config: Transcribing) -> bool:
+def is_silent(said: HeardText, config: Transcribing) -> bool:
     """Whether nothing is said in a window, whatever was written of it."""
     return said.silence > config.most_silence and said.logprob <= config.least_logprob

@@ -1,17 +1,117 @@
-"""Log-mel frames, as Whisper hears them (Radford et al. 2022, section 2.2)."""
+"""From samples at any rate to log-mel frames."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.resample import RATE
 from headway.errors import UserError
+
+RATE = 16000  # samples a second, of all that models hear
+_LOWEST, _HIGHEST = 1000, 768_000
+# A windowed sinc with 48 zero crossings on each side. Kaiser's window of this beta lets through less than -80 dB, and
+# falls within 10.5 % of the lower half rate, which it ends at: what the lower rate cannot hold is gone, not folded.
+_CROSSINGS, _BETA, _PASSED = 48, 7.857, 0.947
+_LARGEST = 1 << 18  # numbers of a matrix of filters; more are applied one by one
+
+
+def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[Tensor, "M"]:
+    """The sound at `wanted` samples a second, M = N wanted / rate rounded up (Crochiere and Rabiner 1983, polyphase).
+
+    Of the samples between the old ones, each phase has a filter of its own. UserError for a rate that no sound has.
+    """
+    resampler = Resampler(rate, wanted)
+    return sound if rate == wanted else torch.cat([resampler.push(sound), resampler.finish()])
+
+
+class Resampler:
+    """`resample` for a sound that comes in pieces; all that it gives, put together, is what the whole sound gives."""
+
+    def __init__(self, rate: int, wanted: int = RATE) -> None:
+        for each in (rate, wanted):
+            if not _LOWEST <= each <= _HIGHEST:
+                raise UserError(
+                    f"a rate of {each} samples a second is not within {_LOWEST} and {_HIGHEST}; state the true one"
+                )
+        shared = math.gcd(rate, wanted)
+        self._old, self._new = rate // shared, wanted // shared
+        self._filters = None if rate == wanted else _filters(self._old, self._new)
+        self._held = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
+        self._read = self._made = 0  # samples in, and out
+
+    def push(self, sound: Float[Tensor, "N"]) -> Float[Tensor, "M"]:
+        """What is certain after these samples too."""
+        self._read += len(sound)
+        if self._filters is None:
+            return sound
+        self._held = torch.cat([self._held.to(sound), sound])
+        reach = self._filters.shape[1] + (self._new - 1) * self._old // self._new
+        return self._take(max(0, (len(self._held) - reach) // self._old + 1) if len(self._held) >= reach else 0)
+
+    def finish(self) -> Float[Tensor, "M"]:
+        """What was still held back."""
+        if self._filters is None:
+            return self._held
+        left = -(-self._read * self._new // self._old) - self._made
+        groups = -(-left // self._new)
+        reach = self._filters.shape[1] + groups * self._old
+        self._held = F.pad(self._held, (0, max(0, reach - len(self._held))))
+        return self._take(groups)[:left]
+
+    def _take(self, groups: int) -> Float[Tensor, "M"]:
+        """So many times one sample of each phase."""
+        assert self._filters is not None
+        taps = self._filters.shape[1]
+        if self._new * (taps + self._old) <= _LARGEST:
+            out = self._by_product(groups)
+        else:
+            out = self._held.new_empty(groups * self._new)
+            for phase in range(self._new if groups else 0):
+                first = phase * self._old // self._new
+                heard = self._held[first : first + (groups - 1) * self._old + taps]
+                filters = self._filters[None, None, phase].to(heard)
+                out[phase :: self._new] = F.conv1d(heard[None, None], filters, stride=self._old)[0, 0]
+        self._held = self._held[groups * self._old :]
+        self._made += len(out)
+        return out
+
+    def _by_product(self, groups: int) -> Float[Tensor, "M"]:
+        """All phases as one matrix product, with zeros where a filter does not reach: several times as fast."""
+        matrix = _matrix(self._old, self._new).to(self._held)
+        if not groups:
+            return self._held.new_empty(0)
+        windows = self._held.unfold(0, matrix.shape[1], self._old)[:groups]
+        return (windows @ matrix.T).flatten()
+
+
+@lru_cache(maxsize=8)
+def _matrix(old: int, new: int) -> Float[Tensor, "P span"]:
+    """The filters of all phases side by side, each at its first sample of a group of `old`."""
+    filters = _filters(old, new)
+    taps = filters.shape[1]
+    matrix = torch.zeros(new, taps + (new - 1) * old // new)
+    for phase, row in enumerate(matrix):
+        row[phase * old // new :][:taps] = filters[phase]
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
+    """The filter of each phase p, whose output lies (p old / new) mod 1 behind an old sample."""
+    cutoff = min(1.0, new / old) * _PASSED  # of half the old rate
+    reach = math.ceil(_CROSSINGS / cutoff)
+    behind = torch.arange(new, dtype=torch.float64) * old % new / new
+    distance = behind[:, None] - torch.arange(1 - reach, reach + 1, dtype=torch.float64)
+    inside = (1 - (distance * cutoff / _CROSSINGS).square()).clamp_min(0).sqrt()
+    window = torch.where(inside > 0, torch.special.i0(_BETA * inside), 0.0)
+    filters = torch.sinc(distance * cutoff) * window
+    return (filters / filters.sum(1, keepdim=True)).float()
+
 
 WINDOW, HOP = 400, 160  # samples: 25 ms, and a frame each 10 ms
 SHORTEST = WINDOW // 2 + 1  # samples that can be reflected at both ends

@@ -8,11 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.mel import HOP
-from headway.domains.audio.resample import RATE
+from headway.domains.audio.mel import HOP, RATE
 from headway.report import Picture
-from headway.report.confusion import confusions
-from headway.report.spectrogram import Span, spectrogram
+from headway.report.confusion import Span, confusions, spectrogram
 
 
 def class_pictures(

@@ -16,8 +16,7 @@ from headway import given
 from headway.checkpoints.usage import named
 from headway.domains.audio.classification import windowed
 from headway.domains.audio.glance import glance, middle_of
-from headway.domains.audio.listener import Transcribing
-from headway.domains.audio.marks import Task
+from headway.domains.audio.listener import Task, Transcribing
 from headway.domains.audio.sound import Given, mono, open_sound, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription
 from headway.domains.audio.windows import bands_of, check_lengths, window_of

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.audio.augment import AugmentConfig
+from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
-from headway.domains.audio.digits import SpokenDigitsConfig
-from headway.domains.audio.sequences import SpokenSequencesConfig
+from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
 from headway.domains.audio.transcription import TranscriptionConfig
 from headway.models import EncoderDecoderConfig
-from headway.models.sounds import listener
-from headway.models.whisper import whisper
+from headway.models.presets import listener, whisper
 from headway.parts.init import InitConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 
@@ -30,7 +28,7 @@ def audio() -> Recipe:
         data=(),
         model=listener(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
-            augment=AugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12)
+            augment=SoundAugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12)
         ),
         optim=MUON,
         schedule=SCHEDULE,
@@ -52,7 +50,7 @@ def spoken_digits() -> Recipe:
         task=SpokenDigitsConfig(
             seconds=1.0,
             crop=True,
-            augment=AugmentConfig(
+            augment=SoundAugmentConfig(
                 shift=0.1,
                 gain=6.0,
                 speeds=(0.9, 0.95, 1.0, 1.05, 1.1),
@@ -90,7 +88,7 @@ def spoken_sequences() -> Recipe:
         data=("spoken-digits",),
         model=writer(width=128, depth=(3, 2), heads=4, symbols=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
-            augment=AugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1)),
+            augment=SoundAugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1)),
             split=SplitConfig(validation=0.1, test=0.0),
         ),
         optim=MUON,
@@ -109,7 +107,7 @@ def transcription() -> Recipe:
         data=(),
         model=writer(width=256, depth=(4, 4), heads=4, symbols=64, context=448, dropout=0.1),
         task=TranscriptionConfig(
-            augment=AugmentConfig(shift=0.2, gain=6.0, speeds=(0.9, 1.0, 1.1), time_masks=2, band_masks=2)
+            augment=SoundAugmentConfig(shift=0.2, gain=6.0, speeds=(0.9, 1.0, 1.1), time_masks=2, band_masks=2)
         ),
         optim=MUON,
         schedule=SCHEDULE,

@@ -12,16 +12,15 @@ import numpy as np
 
 from headway.data.labelled import read_labelled
 from headway.data.splits import side_number
-from headway.domains.audio.augment import AugmentConfig
+from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sound import KINDS, FileSound
 from headway.domains.audio.speech import words
+from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
-from headway.domains.audio.transcripts import read_transcripts
 from headway.errors import UserError
 from headway.train import Recipe, Task
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
 _WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
@@ -145,7 +144,7 @@ def _window(lengths: Lengths) -> tuple[float, bool]:
 def _changes(count: int, seconds: float) -> Settings:
     """What training changes in sounds, in shares of the window."""
     tenth = round(0.1 * seconds, 3)
-    config = AugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
+    config = SoundAugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
     if count < _MANY:
         config = replace(config, speeds=(0.9, 0.95, 1.0, 1.05, 1.1))
     if count >= _COUNTLESS:

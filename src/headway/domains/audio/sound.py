@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.audio.containers import ContainerReader, check_length
-from headway.domains.audio.resample import RATE, Resampler
+from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")

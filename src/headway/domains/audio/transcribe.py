@@ -8,15 +8,20 @@ from dataclasses import dataclass, replace
 from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
-from headway.domains.audio.activity import speech_of
-from headway.domains.audio.framing import Padding, Windows, padding_of
-from headway.domains.audio.listener import Hearing, Listener, Said, Transcribing, is_silent
-from headway.domains.audio.marks import Marks
-from headway.domains.audio.mel import HOP
-from headway.domains.audio.pauses import Timeline
-from headway.domains.audio.resample import RATE
+from headway.domains.audio.activity import Timeline, speech_of
+from headway.domains.audio.framing import FramedWindows, Padding, padding_of
+from headway.domains.audio.listener import (
+    HeardText,
+    Hearing,
+    Listener,
+    TimedPart,
+    Transcribing,
+    WhisperTokens,
+    is_silent,
+    parts,
+)
+from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.sound import Given, Sound, open_sound
-from headway.domains.audio.timestamps import Part, parts
 from headway.domains.audio.words import Word, Words
 from headway.errors import UserError
 from headway.models import EncoderDecoder, Heard
@@ -71,7 +76,7 @@ class Transcriber:
         """`generator` writes what `model` would."""
         if not isinstance(codec, TokenizerCodec):
             raise UserError("the tokenizer is none of a model that transcribes; use the one that came with the model")
-        marks = Marks.of(codec, usage, model.config.symbols)
+        marks = WhisperTokens.of(codec, usage, model.config.symbols)
         marks.check(config.language, config.task)
         if config.words and not marks.timed:
             raise UserError("this model was trained to write no times, so its words have none; leave them out")
@@ -98,13 +103,13 @@ class Telling:
         listener = transcriber.listener
         self._windows = None  # where nobody speaks
         if not transcriber.config.vad:
-            self._windows = Windows(sound, listener.bands, listener.frames, transcriber.padding)
+            self._windows = FramedWindows(sound, listener.bands, listener.frames, transcriber.padding)
             self._timeline = Timeline.whole(self._windows.samples)
         else:
             self._timeline = Timeline(speech_of(sound))
             if not self._timeline.is_silent:
                 heard = self._timeline.heard(sound)
-                self._windows = Windows(heard, listener.bands, listener.frames, transcriber.padding)
+                self._windows = FramedWindows(heard, listener.bands, listener.frames, transcriber.padding)
         self.duration = self._timeline.duration
         self.language = transcriber.config.language
         self._spoken = 0.0  # where the last word ended
@@ -135,7 +140,9 @@ class Telling:
                 seek += done
             self._progress(self._timeline.placed(0.0, min(seek, frames) * FRAME)[1], self.duration)
 
-    def _timed(self, heard: Heard, found: list[Part], seek: int, count: int, done: int) -> tuple[list[Part], int]:
+    def _timed(
+        self, heard: Heard, found: list[TimedPart], seek: int, count: int, done: int
+    ) -> tuple[list[TimedPart], int]:
         """The segments of a window with times of words, if they are wanted, by which their own times are corrected; and
         how many frames are done with: where the last segment was not closed, those up to the last word.
         """
@@ -150,7 +157,7 @@ class Telling:
             done = done if done == count else max(1, min(count, round(ends[-1] / FRAME)))
         return found, done
 
-    def _segments(self, said: Said, found: list[Part], seek: int) -> Iterator[Segment]:
+    def _segments(self, said: HeardText, found: list[TimedPart], seek: int) -> Iterator[Segment]:
         offset = seek * FRAME
         for part in found:
             text = self._by.listener.text(part.ids)

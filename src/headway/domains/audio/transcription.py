@@ -18,10 +18,9 @@ from headway.config import register
 from headway.data import Splits, sides_of
 from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.augment import delayed, noisy, varied
-from headway.domains.audio.marks import languages_of
-from headway.domains.audio.mel import HOP
+from headway.domains.audio.listener import languages_of
+from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.pictures import alignment_picture
-from headway.domains.audio.resample import RATE
 from headway.domains.audio.speech import (
     END,
     PLAIN,
@@ -35,11 +34,10 @@ from headway.domains.audio.speech import (
     listening,
     words,
 )
-from headway.domains.audio.store import open_sounds
-from headway.domains.audio.transcripts import Transcripts, read_transcripts
+from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
 from headway.domains.audio.windows import check_lengths, frames_of, settled
 from headway.errors import ConfigError, UserError, nearest
-from headway.metrics.spoken import english_words, spellings
+from headway.metrics.errors import english_words, spellings
 from headway.models import EncoderDecoder, EncoderDecoderConfig
 from headway.report import Picture
 from headway.train import Recipe, Task

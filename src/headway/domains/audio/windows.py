@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.domains.audio.mel import HOP
-from headway.domains.audio.resample import RATE
+from headway.domains.audio.mel import HOP, RATE
 from headway.errors import ConfigError, UserError
 from headway.models import FramesEmbedConfig, SpectrogramEmbedConfig, TransformerConfig
 from headway.train import Recipe

@@ -19,7 +19,7 @@ from headway.config import register
 from headway.data import IGNORED
 from headway.data.dialogues import ASSISTANT, dialogue_sources, read_chats
 from headway.data.files import File
-from headway.data.marked import Marked, MarkedCache, Sample, WholeRows, open_marked
+from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
 from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
 from headway.layout import Layout
 from headway.metrics import language_scores
@@ -41,10 +41,10 @@ class InstructConfig(ChatConfig):
         chats = (chat.messages for file in sources for chat in read_chats(file))
         codec, template = self.codec_and_template(chats, workspace)
 
-        def samples(file: File) -> Iterator[Sample]:
+        def samples(file: File) -> Iterator[MarkedSample]:
             for line, chat in read_chats(file):
                 asked = takewhile(lambda message: message["role"] != ASSISTANT, chat)
-                yield Sample(key_of(asked), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
+                yield MarkedSample(key_of(asked), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
 
         cache = open_marked(sources, 1, codec, samples, template.text)
         return Task(Chats(self, recipe, codec, template, cache, rows), Replies())

@@ -28,7 +28,7 @@ from headway.config import register, to_dict
 from headway.data import IGNORED, PairBatches
 from headway.data.dialogues import dialogue_sources, read_choices
 from headway.data.files import File
-from headway.data.marked import Marked, MarkedCache, Sample, open_marked
+from headway.data.marked import Marked, MarkedCache, MarkedSample, open_marked
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column
 from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
 from headway.errors import ConfigError
@@ -77,11 +77,11 @@ class PreferenceConfig(ChatConfig):
         told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         codec, template = self.codec_and_template(told, workspace)
 
-        def samples(file: File) -> Iterator[Sample]:
+        def samples(file: File) -> Iterator[MarkedSample]:
             for line, prompt, *endings in read_choices(file):
                 place = f"{file}, line {line}"
                 chats = (read(template, codec, [*prompt, *ending], place) for ending in endings)
-                yield Sample(key_of(prompt), line, _differing(*chats))
+                yield MarkedSample(key_of(prompt), line, _differing(*chats))
 
         cache = open_marked(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)

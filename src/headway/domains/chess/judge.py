@@ -1,7 +1,10 @@
-"""What a model thinks of positions: which move, and how it will end."""
+"""What a model thinks of positions, and what it has thought before."""
 
 from __future__ import annotations
 
+import struct
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
@@ -9,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headway.codecs.boards import planes
-from headway.codecs.fen import TOKENS, tokens
-from headway.codecs.moves import MIRROR
+from headway.codecs.boards import MIRROR, TOKENS, planes, tokens
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
 from headway.errors import UserError
@@ -20,12 +21,77 @@ from headway.models import BoardEmbedConfig, Transformer
 from headway.models.kinds import is_board
 from headway.train import Recipe
 
+MEGABYTES = 64  # that the cache takes if no one says
+_ENTRY = 420  # bytes of an entry beside its key and its policy's numbers: two arrays, a tuple, a place in a dictionary
+_NEWEST = struct.Struct("<8Q5H").pack
+_EARLIER = struct.Struct("<8QH").pack
+
+
+class OpinionCache:
+    """A judge that asks another one and keeps its opinions, in at most `megabytes`; those that were not asked for
+    longest go first.
+
+    The key is all that a judge sees, so that nothing but the same position, with those before it, the clock and the
+    repetitions, has the same opinion; there is no hash that could collide.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.inner = judge
+        self.has_policy, self.has_value, self.history = judge.has_policy, judge.has_value, judge.history
+        self.rate = 50.0  # positions a second, as measured when the other one was asked last
+        self._room, self._taken = MEGABYTES << 20, 0
+        self._kept: OrderedDict[bytes, Opinion] = OrderedDict()
+
+    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
+        """Opinions of positions that have a legal move; those that are not known are judged together, each once."""
+        keys = [_key(place) for place in places]
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        unknown = {key: place for key, place in zip(keys, places) if key not in found}
+        if unknown:
+            found |= zip(unknown, self.ask(list(unknown.values())))
+        for key in keys:
+            self._keep(key, found[key])
+        self._shrink()
+        return [found[key] for key in keys]
+
+    def ask(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
+        """What the other judge says now, known or not."""
+        started = time.monotonic()
+        found = self.inner.judge(places)
+        self.rate = len(places) / max(1e-6, time.monotonic() - started)
+        return found
+
+    def resize(self, megabytes: int) -> None:
+        self._room = megabytes << 20
+        self._shrink()
+
+    def _keep(self, key: bytes, opinion: Opinion) -> None:
+        if key not in self._kept:
+            self._taken += _size(key, opinion)
+            self._kept[key] = opinion
+        self._kept.move_to_end(key)
+
+    def _shrink(self) -> None:
+        while self._taken > self._room:
+            self._taken -= _size(*self._kept.popitem(last=False))
+
+
+def _key(place: JudgedPosition) -> bytes:
+    """The newest position as it is, and of those before it what stood where."""
+    newest, *earlier = place.records
+    return _NEWEST(*newest) + b"".join(_EARLIER(*position[:9]) for position in earlier)
+
+
+def _size(key: bytes, opinion: Opinion) -> int:
+    return _ENTRY + len(key) + (0 if opinion.policy is None else opinion.policy.nbytes)
+
+
 POLICY, VALUE = "policy", "value"  # heads
 _SHARP = 0.03  # how far apart expected scores of moves lie of which one is e times as probable
 _MOST_ROWS = 512  # computed at once
 
 
-class Place(NamedTuple):
+class JudgedPosition(NamedTuple):
     """A position with those before it, newest first, and its legal moves by number."""
 
     records: tuple[Record, ...]
@@ -48,7 +114,7 @@ class Judge(Protocol):
     has_value: bool
     history: int
 
-    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
         """Opinions of positions that have a legal move."""
         ...
 
@@ -65,7 +131,7 @@ def judge_of(model: Transformer, recipe: Recipe | None, source: str) -> Judge:
     raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
 
 
-def place_of(board: chess.Board, history: int) -> Place:
+def place_of(board: chess.Board, history: int) -> JudgedPosition:
     """A board with as many positions before it as its moves and the judge's memory allow."""
     back = board.copy(stack=history + 1)
     found = []
@@ -76,7 +142,7 @@ def place_of(board: chess.Board, history: int) -> Place:
         back.pop()
     newest = found[0]
     found[0] = (*newest[:11], repetitions(board), newest[12])
-    return Place(tuple(found), legal_numbers(board))
+    return JudgedPosition(tuple(found), legal_numbers(board))
 
 
 def repetitions(board: chess.Board) -> int:
@@ -100,12 +166,12 @@ class BoardJudge:
         self.history = embed.history
 
     @torch.inference_mode()
-    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
         logits, outcomes = outputs(self.model, self.inputs(places))
         rows, values = logits.float().cpu().numpy(), outcomes.double().softmax(-1).cpu().numpy()
         return [Opinion(_softmax(row[place.moves]), value) for row, value, place in zip(rows, values, places)]
 
-    def inputs(self, places: Sequence[Place]) -> Tensor:
+    def inputs(self, places: Sequence[JudgedPosition]) -> Tensor:
         """The planes that the model reads, uint8 [B, 64, P]."""
         columns, known = [], np.zeros((len(places), self.history), bool)
         for back in range(self.history + 1):
@@ -128,7 +194,7 @@ class TokenJudge:
         self.has_policy, self.has_value = target != "state_value", target != "behaviour"
 
     @torch.inference_mode()
-    def judge(self, places: Sequence[Place]) -> list[Opinion]:
+    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
         positions = positions_of([place.records[0] for place in places])
         if self.target == "action_value":
             return self._by_moves(positions, places)
@@ -141,7 +207,7 @@ class TokenJudge:
             found.append(Opinion(_softmax(row[moves]), None))
         return found
 
-    def _by_moves(self, positions: np.ndarray, places: Sequence[Place]) -> list[Opinion]:
+    def _by_moves(self, positions: np.ndarray, places: Sequence[JudgedPosition]) -> list[Opinion]:
         counts = [len(place.moves) for place in places]
         each = np.repeat(positions, counts)
         moves = absolute(each, np.concatenate([place.moves for place in places]).astype(np.int64))

@@ -14,7 +14,7 @@ _LEAST = 0.005  # seconds
 
 
 @dataclass
-class Limits:
+class SearchLimits:
     """`nodes` of search, `depth` in half moves, `seconds` for the move; None is no limit. `stop` ends it at once."""
 
     nodes: int | None = None

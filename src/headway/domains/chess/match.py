@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headway.domains.chess.engines import SLOWEST, UciEngine
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.rules import Record, chess, move_named, notation, record, same
 from headway.errors import UserError
@@ -19,7 +19,7 @@ from headway.metrics import elo_difference
 _LONGEST = 600  # half moves, after which a game is drawn
 
 
-class Side(Protocol):
+class Opponent(Protocol):
     """Who plays one side of a game."""
 
     name: str
@@ -45,7 +45,7 @@ class ModelSide:
 
     def move(self, board: chess.Board) -> chess.Move:
         started = time.monotonic()
-        thought = self.player.think(board, Limits(self.nodes, seconds=self.seconds))
+        thought = self.player.think(board, SearchLimits(self.nodes, seconds=self.seconds))
         self.looked, self.spent = self.looked + thought.nodes, self.spent + time.monotonic() - started
         return thought.move
 
@@ -133,8 +133,8 @@ class PlayedGame:
 
 
 def play_match(
-    first: Side,
-    second: Side,
+    first: Opponent,
+    second: Opponent,
     openings: Sequence[chess.Board],
     count: int,
     tally: MatchTally,
@@ -158,7 +158,7 @@ def play_match(
             done(tally, played)
 
 
-def _play(board: chess.Board, white: Side, black: Side, first: Side, tally: MatchTally) -> PlayedGame:
+def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent, tally: MatchTally) -> PlayedGame:
     white.new_game()
     black.new_game()
     stood: dict[Record, int] = {}

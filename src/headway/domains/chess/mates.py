@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.rules import chess
 
 
 def forced_mate(
-    board: chess.Board, moves: int, limits: Limits, only: Sequence[chess.Move] = ()
+    board: chess.Board, moves: int, limits: SearchLimits, only: Sequence[chess.Move] = ()
 ) -> list[chess.Move] | None:
     """The shortest mate in at most so many moves of who is to move, with the longest defence; None where there is none,
     or none was found before the limits were over. `only` leaves the first move no others.
@@ -21,7 +21,7 @@ def forced_mate(
     return None
 
 
-def _mating(board: chess.Board, moves: int, limits: Limits, only: list[chess.Move]) -> list[chess.Move] | None:
+def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
     """A mate in exactly or at most so many moves: those to a check first, and at the last they alone."""
     every = only or list(board.generate_legal_moves())
     checks = [move for move in every if board.gives_check(move)]
@@ -37,7 +37,7 @@ def _mating(board: chess.Board, moves: int, limits: Limits, only: list[chess.Mov
     return None
 
 
-def _defended(board: chess.Board, moves: int, limits: Limits) -> list[chess.Move] | None:
+def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
     """What follows after the move of who mates, once so many of theirs are left: nothing where it is mate already; None
     where there is a way out.
     """

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headway.domains.chess.judge import Judge, Place, place_of, repetitions
-from headway.domains.chess.limits import SEARCHES, Limits
-from headway.domains.chess.puct import Line, PuctConfig, Tree, expected_of
+from headway.domains.chess.judge import Judge, JudgedPosition, place_of, repetitions
+from headway.domains.chess.limits import SEARCHES, SearchLimits
+from headway.domains.chess.puct import PuctConfig, SearchLine, Tree, expected_of
 from headway.domains.chess.rules import chess, move_of
 from headway.errors import UserError
 
@@ -19,7 +19,7 @@ from headway.errors import UserError
 class Thought:
     """What a player came to: lines, the best first, and how many positions it looked at."""
 
-    lines: list[Line]
+    lines: list[SearchLine]
     nodes: int
 
     @property
@@ -27,7 +27,7 @@ class Thought:
         return self.lines[0].moves[0]
 
 
-Report = Callable[[list[Line], int], None]
+Report = Callable[[list[SearchLine], int], None]
 
 
 class Player:
@@ -68,7 +68,7 @@ class Player:
         self.tree.clear()
 
     def think(
-        self, board: chess.Board, limits: Limits, report: Report | None = None, only: Sequence[chess.Move] = ()
+        self, board: chess.Board, limits: SearchLimits, report: Report | None = None, only: Sequence[chess.Move] = ()
     ) -> Thought:
         """The best moves of a board. UserError where there are none to choose from."""
         if not any(board.generate_legal_moves()):
@@ -80,7 +80,7 @@ class Player:
             return Thought([line for line in self.by_policy(board) if line.moves[0] in kept], 1)
         return Thought(self._by_value(board, kept), len(kept))
 
-    def by_policy(self, board: chess.Board) -> list[Line]:
+    def by_policy(self, board: chess.Board) -> list[SearchLine]:
         """All moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at once
         by the rules stand last, unless a draw is all that is hoped for: a policy does not know what stood on the board.
         """
@@ -90,21 +90,21 @@ class Player:
         outcome = np.array([0.0, 1.0, 0.0]) if opinion.outcome is None else opinion.outcome
         order = np.argsort(-opinion.policy, kind="stable").tolist()
         lines = [
-            Line([move_of(place.moves[at], board.turn)], round(1e6 * float(opinion.policy[at])), outcome)
+            SearchLine([move_of(place.moves[at], board.turn)], round(1e6 * float(opinion.policy[at])), outcome)
             for at in order
         ]
         if opinion.outcome is not None and expected_of(outcome) < 0.5:
             return lines
         return sorted(lines, key=lambda line: _draws(board, line.moves[0]))
 
-    def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[Line]:
+    def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
         """The moves by what is thought of the positions after them; the rules say where the game is over there."""
-        found: list[Line] = []
-        waiting: list[tuple[Line, Place]] = []
+        found: list[SearchLine] = []
+        waiting: list[tuple[SearchLine, JudgedPosition]] = []
         after = board.copy()
         for move in moves:
             after.push(move)
-            line = Line([move], 1, np.array([0.0, 1.0, 0.0]))
+            line = SearchLine([move], 1, np.array([0.0, 1.0, 0.0]))
             if after.is_checkmate():
                 line.outcome, line.mates = np.array([1.0, 0.0, 0.0]), True
             elif not _drawn(after):

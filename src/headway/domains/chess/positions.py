@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.codecs.fen import POSITION
+from headway.codecs.boards import POSITION
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
 from headway.data.packing import ranges
 from headway.data.splits import SplitConfig, divided, key_of, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.domains.chess.rules import Record, positions_of
-from headway.domains.chess.sources import Sample, Tally, chess_files, samples
+from headway.domains.chess.sources import PositionRun, ReadTally, chess_files, samples
 from headway.errors import UserError
 
 _VERSION = 2  # of the arrays: a change of what they mean makes older caches unread
@@ -50,7 +50,7 @@ class Positions:
     def __init__(self, folder: Path) -> None:
         info = read_info(folder)
         self.folder = folder
-        self.tally = Tally(**info["tally"])
+        self.tally = ReadTally(**info["tally"])
         count, moves = info["positions"], info["moves"]
         sizes = dict.fromkeys(_TYPES, count) | {"values": 3 * count, "moves": moves, "worths": moves}
         columns = {name: read_column(folder, name, kind, sizes[name]) for name, kind in _TYPES.items()}
@@ -108,10 +108,10 @@ def _place(files: Sequence[File], evals: float, skip_bad: bool) -> Path:
 
 
 def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> None:
-    tally, total, moves = Tally(), 0, 0
+    tally, total, moves = ReadTally(), 0, 0
     with Columns(part, _TYPES) as columns:
         for file in files:
-            writer = _Writer(columns, 0 if file.side is None else side_number(file.side))
+            writer = _PositionWriter(columns, 0 if file.side is None else side_number(file.side))
             for sample in samples(file, evals, skip_bad, tally):
                 writer.add(sample)
             writer.flush()
@@ -119,7 +119,7 @@ def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> N
     write_info(part, {"positions": total, "moves": moves, "tally": vars(tally)})
 
 
-class _Writer:
+class _PositionWriter:
     """Collects samples and writes many at once."""
 
     def __init__(self, columns: Columns, side: int) -> None:
@@ -127,7 +127,7 @@ class _Writer:
         self.total = self.moves = 0
         self._clear()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PositionRun) -> None:
         self.records += sample.records
         self.earlier += [min(_EARLIER, place) for place in range(len(sample.records))]
         self.keys += [key_of(sample.key)] * len(sample.records)
@@ -163,7 +163,7 @@ class _Writer:
         self.worths: list[float] = []
 
 
-def _say(tally: Tally) -> None:
+def _say(tally: ReadTally) -> None:
     notes = [
         (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
         (tally.bad, f"of {tally.games:,} games are damaged: only what stands before the damage is used"),

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.domains.chess.judge import Judge, Opinion, Place
-from headway.domains.chess.limits import Limits
-from headway.domains.chess.opinions import OpinionCache
+from headway.domains.chess.judge import Judge, JudgedPosition, Opinion, OpinionCache
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
 
 DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
@@ -109,7 +108,7 @@ def restricted(root: Node, numbers: list[int]) -> Node:
 
 
 @dataclass
-class Line:
+class SearchLine:
     """A move of the root: its visits, (win, draw, loss) of who makes it, and what is expected to follow, itself first;
     `mates` where it mates at once.
     """
@@ -135,10 +134,10 @@ class Tree:
     def search(
         self,
         board: chess.Board,
-        limits: Limits,
-        report: Callable[[list[Line], int], None] | None = None,
+        limits: SearchLimits,
+        report: Callable[[list[SearchLine], int], None] | None = None,
         only: Sequence[chess.Move] = (),
-    ) -> tuple[list[Line], int]:
+    ) -> tuple[list[SearchLine], int]:
         """Lines of the root, the best first, and the nodes looked at. `only` leaves the root no other moves."""
         try:
             return self._search(board, limits, report, only)
@@ -149,10 +148,10 @@ class Tree:
     def _search(
         self,
         board: chess.Board,
-        limits: Limits,
-        report: Callable[[list[Line], int], None] | None,
+        limits: SearchLimits,
+        report: Callable[[list[SearchLine], int], None] | None,
         only: Sequence[chess.Move],
-    ) -> tuple[list[Line], int]:
+    ) -> tuple[list[SearchLine], int]:
         root = self._begin(board)
         if only:
             root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
@@ -166,7 +165,7 @@ class Tree:
                 report(self.lines(), nodes)
         return self.lines(), nodes
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[SearchLine]:
         """The moves of the root, the best first."""
         root, found = self.root, []
         if root is None:
@@ -176,7 +175,7 @@ class Tree:
             visits = int(root.visits[place])
             outcome = root.outcomes[place] / visits if visits else root.outcome
             mates = child is not None and child.end and child.outcome is LOST
-            found.append(Line(self._principal(root, place), visits, outcome, mates))
+            found.append(SearchLine(self._principal(root, place), visits, outcome, mates))
         return sorted(found, key=lambda line: not line.mates)
 
     def _principal(self, node: Node, place: int) -> list[chess.Move]:
@@ -220,7 +219,7 @@ class Tree:
         usable = node is not None and not node.end and len(node.moves) == board.legal_moves.count()
         return node if usable else None
 
-    def _enough(self, root: Node, limits: Limits, nodes: int) -> bool:
+    def _enough(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
             return limits.stop.is_set()  # one look at least, however little time there is
         if limits.over or nodes >= (limits.nodes or self.config.most) or self.kept + nodes >= self.config.most:
@@ -231,7 +230,7 @@ class Tree:
         only_one = len(root.moves) == 1 and limits.seconds is not None
         return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
-    def _size(self, limits: Limits, nodes: int) -> int:
+    def _size(self, limits: SearchLimits, nodes: int) -> int:
         """Leaves to judge at once: what fits into the time, and few while the tree is small. A search of so many nodes,
         however long it takes, goes by them alone, so that it finds the same each time.
         """
@@ -244,7 +243,7 @@ class Tree:
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
         """Look at up to `size` leaves. Whether anything was found, and how many there were."""
-        waiting: list[tuple[list[tuple[Node, int]], Node, Place]] = []
+        waiting: list[tuple[list[tuple[Node, int]], Node, JudgedPosition]] = []
         pending: set[int] = set()
         done = 0
         for _ in range(size):
@@ -269,7 +268,9 @@ class Tree:
             undo(path)
         return done > 0, done
 
-    def _descend(self, root: Node) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
+    def _descend(
+        self, root: Node
+    ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
         """Down to a position that has not been judged: the way there, its node and what is to be judged; or, where the
         game ends, its outcome for who would be to move.
         """
@@ -308,7 +309,7 @@ class Tree:
         trail: list[Record],
         node: Node,
         at: int,
-    ) -> tuple[list[tuple[Node, int]], Node | None, Place | None, np.ndarray | None]:
+    ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
         leaf = Node(position, legal_numbers(board))
         over = outcome_here(board, leaf.moves)
         if over is not None:
@@ -318,7 +319,7 @@ class Tree:
             return path, None, None, over
         return path, leaf, self._place(board, trail, leaf), None
 
-    def _place(self, board: chess.Board, trail: list[Record], node: Node) -> Place:
+    def _place(self, board: chess.Board, trail: list[Record], node: Node) -> JudgedPosition:
         """What is to be judged: the position and those before it, in the tree and then in the game."""
         count = self.judge.history
         records = list(reversed(trail[-(count + 1) :])) or [node.position]
@@ -329,7 +330,7 @@ class Tree:
                 records.append(record(back))
         repeated = self.past.get(same(node.position), 0)
         newest = records[0]
-        return Place(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
+        return JudgedPosition(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
 
     def _take(self, node: Node, opinion: Opinion) -> None:
         even = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)

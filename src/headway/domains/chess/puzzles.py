@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.data.files import find_files, unpacked
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.rules import board_of, chess, move_named
 from headway.domains.chess.sources import KINDS, MOVE_NAMES, POSITION_NAMES, found_moves, rows_of
@@ -53,7 +53,7 @@ def puzzles(path: Path) -> Iterator[Puzzle]:
 def solve(
     player: Player,
     path: Path,
-    limits: Limits,
+    limits: SearchLimits,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:

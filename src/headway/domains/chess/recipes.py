@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.domains.chess.config import ChessConfig, SearchlessConfig
-from headway.models.chess import searchless, squares
+from headway.models.presets import searchless, squares
 from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 

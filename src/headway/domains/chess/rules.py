@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headway.codecs.fen import NOWHERE, from_bitboards, parse
-from headway.codecs.moves import MIRROR, MOVES, NUMBERS, PROMOTIONS, SQUARES
+from headway.codecs.boards import MIRROR, MOVES, NOWHERE, NUMBERS, PROMOTIONS, SQUARES, from_bitboards, parse
 from headway.errors import UserError
 
 try:

@@ -13,8 +13,7 @@ from headway.data.files import File, lines
 from headway.domains.chess.config import GamesConfig
 from headway.errors import UserError
 from headway.train import Recipe
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
@@ -56,7 +55,7 @@ class BoardsScale(Scale):
 def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
     """About how many positions there are. UserError where reading them for the first time would take too long."""
     from headway.domains.chess.positions import are_read
-    from headway.domains.chess.sources import Tally, chess_files, samples
+    from headway.domains.chess.sources import ReadTally, chess_files, samples
 
     files = chess_files(paths)
     numbers = [_samples(file) for file in files]
@@ -66,7 +65,7 @@ def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
     seconds = 0.0
     for file, number in zip(files, numbers):
         begun = time.perf_counter()
-        tried = sum(1 for _ in islice(samples(file, task.evals, task.skip_bad, Tally()), _TRIED))
+        tried = sum(1 for _ in islice(samples(file, task.evals, task.skip_bad, ReadTally()), _TRIED))
         seconds += (time.perf_counter() - begun) * max(1.0, number / max(1, tried))
     if seconds > _READING * 60 * minutes:
         raise UserError(

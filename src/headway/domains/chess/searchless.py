@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headway.codecs.moves import MOVES
+from headway.codecs.boards import MOVES
 from headway.data import Splits
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.data import PositionObjective, PositionRows

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from headway.codecs.fen import fens
+from headway.codecs.boards import fens
 from headway.domains.chess.judge import BoardJudge, Judge, place_of
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
@@ -36,7 +36,7 @@ def thought_of(judge: Judge, board: chess.Board, most: int) -> list[tuple[chess.
         assert policy is not None  # as the judge says
         best = np.argsort(-policy, kind="stable")[:most].tolist()
         return [(move_of(place.moves[at], board.turn), float(policy[at])) for at in best]
-    lines = Player(judge, "value").think(board, Limits()).lines[:most]
+    lines = Player(judge, "value").think(board, SearchLimits()).lines[:most]
     return [(line.moves[0], expected_of(line.outcome)) for line in lines]
 
 

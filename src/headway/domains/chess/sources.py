@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.codecs.moves import MIRROR, NUMBERS
+from headway.codecs.boards import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.data.splits import key_of
 from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
@@ -28,7 +28,7 @@ _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
 
 
 @dataclass
-class Sample:
+class PositionRun:
     """Positions that follow each other in a game, or a single one.
 
     For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass
-class Tally:
+class ReadTally:
     """What was read and what was passed over, for people."""
 
     games: int = 0
@@ -65,7 +65,7 @@ def chess_files(paths: Sequence[Path | str]) -> list[File]:
     return honoured(found)
 
 
-def samples(file: File, evals: float, skip_bad: bool, tally: Tally) -> Iterator[Sample]:
+def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Iterator[PositionRun]:
     """The samples of a file. `evals` is the weight of an engine's judgement in a game's comments beside its result."""
     if file.kind == ".pgn":
         for game in games(file, skip_bad):
@@ -118,11 +118,11 @@ def _boards(game: Game) -> Iterator[chess.Board]:
         board.push(move_of(number, board.turn))
 
 
-def _of_game(game: Game, evals: float) -> Sample:
+def _of_game(game: Game, evals: float) -> PositionRun:
     """The move played at each position; its worth is the judgement after it, and the value a mean of judgement and
     result.
     """
-    found = Sample(game.key, game.records, [[move] for move in game.moves])
+    found = PositionRun(game.key, game.records, [[move] for move in game.moves])
     before: np.ndarray | None = None
     for position, after in zip(game.records, game.judged):
         black = bool(position[8] & 1)
@@ -145,12 +145,12 @@ def _worth_played(after: float | None, result: np.ndarray | None, black: bool) -
 
 def _single(
     board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray, key: str = ""
-) -> Sample:
+) -> PositionRun:
     numbers = [number_of(move, board.turn) for move in moves]
-    return Sample(key or board.epd(), [record(board)], [numbers], [list(worths)], [value])
+    return PositionRun(key or board.epd(), [record(board)], [numbers], [list(worths)], [value])
 
 
-def _of_epd(file: File) -> Iterator[Sample]:
+def _of_epd(file: File) -> Iterator[PositionRun]:
     """Best moves (bm) and evaluations in centipawns (ce) of who is to move."""
     for number, line in enumerate(lines(file), 1):
         if not line.strip():
@@ -164,7 +164,7 @@ def _of_epd(file: File) -> Iterator[Sample]:
         yield _single(board, moves, worths, value)
 
 
-def _of_csv(file: File) -> Iterator[Sample]:
+def _of_csv(file: File) -> Iterator[PositionRun]:
     """Labels of an engine (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles, whose
     first move is the opponent's.
     """
@@ -179,7 +179,7 @@ def _of_csv(file: File) -> Iterator[Sample]:
             yield _single(board, [move_named(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
 
 
-def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator[Sample]:
+def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator[PositionRun]:
     key = board.epd()  # one of all its positions, so that they stand on the same side of a split
     for place, text in enumerate(moves):
         move = move_named(board, text, where)
@@ -188,7 +188,7 @@ def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator
         board.push(move)
 
 
-def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
+def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:
     legal, moves, scores = set(legal_numbers(board)), [], []
     for item in row["scores"].split():
         text, _, score = item.partition(":")
@@ -206,7 +206,7 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> Sample:
         value = np.array(parts) / sum(parts)
     else:
         value = outcome(scores[0])
-    return Sample(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
+    return PositionRun(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
 
 
 def found_moves(text: str, where: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from headway.data.files import find_files, lines, unpacked
 from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
-from headway.domains.chess.limits import Limits
+from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.puzzles import mates_as_well
 from headway.domains.chess.rules import chess
@@ -83,7 +83,7 @@ def _exercise(line: str, number: int, where: str) -> Exercise:
 
 
 def solve_suite(
-    player: Player, suite: Suite, limits: Limits, progress: Callable[[int, int], None] | None = None
+    player: Player, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """How many exercises of a suite the player solves, within `limits` for each.
 

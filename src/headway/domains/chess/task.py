@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.boards import planes
-from headway.codecs.fen import fens
-from headway.codecs.moves import FLIP, MOVERS
+from headway.codecs.boards import FLIP, MOVERS, fens, planes
 from headway.data import Splits
 from headway.domains.chess.config import ChessConfig
 from headway.domains.chess.data import PositionObjective, PositionRows

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from headway.domains.chess.limits import SEARCHES, Limits, share_of_clock
+from headway.domains.chess.limits import SEARCHES, SearchLimits, share_of_clock
 from headway.domains.chess.mates import forced_mate
 from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, move_named
@@ -19,7 +19,7 @@ from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `uci` is answered before
     from headway.domains.chess.player import Player
-    from headway.domains.chess.puct import Line
+    from headway.domains.chess.puct import SearchLine
 
 _REPORT_EVERY = 0.5  # seconds
 _UNCLEAR = 0.1  # seconds for a move where `go` cannot be read: an answer is waited for all the same
@@ -71,7 +71,7 @@ class Uci:
         self.chosen: dict[str, int] = {}
         self.shows_chances = False
         self._player: Player | None = None
-        self._limits: Limits | None = None
+        self._limits: SearchLimits | None = None
         self._thread: threading.Thread | None = None
         self._released = threading.Event()  # an answer to infinite and ponder waits for stop or ponderhit
         self._pondered: float | None = None  # seconds for the move once the opponent has played what was expected
@@ -192,7 +192,7 @@ class Uci:
     def _go(self, words: list[str]) -> None:
         self._stop()
         board, asked = self.board, _values(words)
-        limits, only, mate = Limits(), [], None
+        limits, only, mate = SearchLimits(), [], None
         try:
             only = [move_named(board, text) for text in asked.get("searchmoves", [])]
             mate = _number(asked, "mate", 1)
@@ -200,7 +200,7 @@ class Uci:
             limits.seconds = self._seconds(board, asked)
         except UserError as error:
             self._say(f"info string {error}")
-            limits, only, mate = Limits(seconds=_UNCLEAR), [], None
+            limits, only, mate = SearchLimits(seconds=_UNCLEAR), [], None
         self._released.clear()
         if "infinite" in asked or "ponder" in asked:
             self._pondered, limits.seconds = limits.seconds, None
@@ -226,7 +226,7 @@ class Uci:
         return share_of_clock(left / 1000, gained, _number(values, "movestogo", 0), margin / 1000)
 
     def _search(
-        self, player: Player, board: chess.Board, limits: Limits, only: list[chess.Move], mate: int | None
+        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> None:
         try:
             best = self._best(player, board, limits, only, mate)
@@ -238,7 +238,7 @@ class Uci:
         self._say(f"bestmove {best[0].uci() if best else '(none)'}{follows}")
 
     def _best(
-        self, player: Player, board: chess.Board, limits: Limits, only: list[chess.Move], mate: int | None
+        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> list[chess.Move]:
         """The move and what is expected to follow; nothing where the game is over."""
         if not any(board.generate_legal_moves()):
@@ -255,7 +255,7 @@ class Uci:
                 limits.seconds = time.monotonic() - limits.started + _UNCLEAR
         told = [time.monotonic()]
 
-        def report(lines: list[Line], nodes: int) -> None:
+        def report(lines: list[SearchLine], nodes: int) -> None:
             if time.monotonic() - told[0] > _REPORT_EVERY:
                 told[0] = time.monotonic()
                 self._tell(lines, nodes, limits)
@@ -264,7 +264,7 @@ class Uci:
         self._tell(thought.lines, thought.nodes, limits)
         return thought.lines[0].moves
 
-    def _tell(self, lines: list[Line], nodes: int, limits: Limits) -> None:
+    def _tell(self, lines: list[SearchLine], nodes: int, limits: SearchLimits) -> None:
         seconds = max(1e-3, time.monotonic() - limits.started)
         for number, line in enumerate(lines[: self._value("MultiPV")], 1):
             score = "mate 1" if line.mates else f"cp {centipawns(expected_of(line.outcome))}"
@@ -334,6 +334,6 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _thousandths(line: Line) -> tuple[int, int, int]:
+def _thousandths(line: SearchLine) -> tuple[int, int, int]:
     win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
     return win, 1000 - win - loss, loss

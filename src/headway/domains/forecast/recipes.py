@@ -14,7 +14,7 @@ from headway.models import (
 )
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.train.objectives.quantiles import HEAD
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from headway.train import Recipe
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Shapes
+from headway.train.scale import Law, Scale, Settings, Shapes
 
 
 @dataclass(frozen=True)

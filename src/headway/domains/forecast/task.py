@@ -14,17 +14,16 @@ from headway.checkpoints.durable import read_json, write_text
 from headway.checkpoints.usage import SERIES
 from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
-from headway.data.series import Columns, Series, ends, places, read_series
+from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, flat
 from headway.errors import ConfigError, UserError
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance
+from headway.train.examples import Batch, Chance, spread
 from headway.train.objectives.quantiles import Around, Continued, Quantiles
 from headway.train.recipe import batch_size_of
-from headway.train.sharding import spread
 
 _TOKENS = 32  # patches of a context, at most
 _JUDGED = 4096  # windows of a split that are judged, spread evenly over it
@@ -60,7 +59,7 @@ class ForecastConfig(TaskConfig):
 
     def read(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
         """The series of files."""
-        return read_series(paths, Columns(self.time, self.series, self.value), self.fill)
+        return read_series(paths, SeriesColumns(self.time, self.series, self.value), self.fill)
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read or hold too little."""

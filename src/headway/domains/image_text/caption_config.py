@@ -17,9 +17,9 @@ from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
 from headway.data import SplitConfig, find_set, sides_of
 from headway.domains.image_text import scenes
-from headway.domains.image_text.data import Captions, Columns, read_captions
+from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.emoji import read_emoji
-from headway.domains.image_text.parts import Part, decoder_of, tower_of
+from headway.domains.image_text.parts import ModelPart, decoder_of, tower_of
 from headway.domains.image_text.pictures import open_pictures
 from headway.errors import ConfigError, UserError
 from headway.models import CaptionerConfig
@@ -112,7 +112,7 @@ class CaptionsConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
-        from headway.domains.image_text.captioning import CaptionedImages, CaptionText
+        from headway.domains.image_text.captioning import CaptionText, ImagesToCaption
 
         model = recipe.model
         if not isinstance(model, CaptionerConfig):
@@ -128,9 +128,9 @@ class CaptionsConfig(TaskConfig):
             )
         samples = self.gather(data, recipe.data, processor)
         codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
-        return Task(CaptionedImages(self, recipe, model, samples, codec, usage, processor), CaptionText(self))
+        return Task(ImagesToCaption(self, recipe, model, samples, codec, usage, processor), CaptionText(self))
 
-    def starts(self) -> dict[str, Part]:  # type: ignore[override]
+    def starts(self) -> dict[str, ModelPart]:  # type: ignore[override]
         found = {} if self.tower is None else {"tower": tower_of(self.tower)}
         return found if self.decoder is None else {**found, "decoder": decoder_of(self.decoder)}
 
@@ -176,7 +176,7 @@ class FilesConfig(CaptionsConfig):
     skip_bad: bool = False  # leave corrupt images out, and count them
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
-        found = read_captions(paths or (), Columns(self.path, self.caption))
+        found = read_captions(paths or (), CaptionColumns(self.path, self.caption))
         return captioned(found, processor, self.split, self.skip_bad)
 
 

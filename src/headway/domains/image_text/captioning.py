@@ -1,4 +1,4 @@
-"""Captions as a task: the symbols of captions are foretold from images, and what is written of images is judged."""
+"""Captions of images: what is learned, judged and shown."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from torch import nn
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec
@@ -20,17 +20,84 @@ from headway.config import override
 from headway.data import SIDES, Splits
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_config import Captioned, CaptionsConfig
-from headway.domains.image_text.caption_pictures import captions_shown, looks
 from headway.errors import UserError
 from headway.generate import SearchConfig
+from headway.generate.prompts import device_of, evaluating
+from headway.layout import Layout
 from headway.metrics import caption_scores
-from headway.models import Captioner, CaptionerConfig, ModelConfig
-from headway.report import Picture
+from headway.models import Captioner, CaptionerConfig, ModelConfig, attention_maps
+from headway.report import Picture, Tile, tiled
 from headway.train import Recipe
 from headway.train.examples import Batch, Chance, Numbered, Selected
 from headway.train.objective import judged
 from headway.train.objectives.written import Ids, Sourced, Sources, Written, shifted
 from headway.train.recipe import batch_size_of
+
+_DARK = 0.2  # the brightness of what is not looked at
+_WORDS = 16  # of a caption, so that a picture can be taken in
+
+
+def captions_shown(pixels: UInt8[np.ndarray, "N H W 3"], written: Sequence[str], right: Sequence[str]) -> Picture:
+    """Images with the captions that are written of them, and the right one where it is another."""
+    tiles = [
+        Tile(image, text, "" if text == reference else reference, text == reference)
+        for image, text, reference in zip(pixels, written, right)
+    ]
+    return Picture("Captions", "of held-out images; below a wrong one stands the right one", tiled(tiles), wide=True)
+
+
+def looks(
+    model: Captioner,
+    codec: Codec,
+    begin: int,
+    inputs: Float[Tensor, "N 3 H W"],
+    pixels: UInt8[np.ndarray, "N H W 3"],
+    written: Sequence[str],
+) -> list[Picture]:
+    """Where the decoder looks while it writes each word, in the mean over heads and layers; none without attention."""
+    found = []
+    for image, shown, text in zip(inputs, pixels, written):
+        ids = codec.encode(text)
+        weights = attention_to_image(model, image, [begin, *ids]) if ids else None
+        if weights is None:
+            continue
+        words, of = text.split()[:_WORDS], words_of(codec, ids)
+        tiles = [
+            Tile(lit(shown, weights[: len(ids)][of == number].mean(0)), word)
+            for number, word in enumerate(words)
+            if (of == number).any()
+        ]
+        found.append(Picture("Attention", text, tiled([Tile(shown, "the image"), *tiles], small=True), wide=True))
+    return found
+
+
+def attention_to_image(
+    model: Captioner, image: Float[Tensor, "3 H W"], ids: Sequence[int]
+) -> Float[np.ndarray, "T rows columns"] | None:
+    """The weight of each patch when the symbol after each of `ids` is foretold; None without attention."""
+    row, layout = torch.tensor([ids], device=device_of(model)), Layout.full(1, len(ids), device=device_of(model))
+    images = image[None].to(device_of(model))
+    with evaluating(model):
+        maps = attention_maps(model, lambda: model(images, row, layout))
+    read = [weights[0].mean(0) for name, weights in maps.items() if name.startswith("decoder.")]
+    if not read:
+        return None
+    rows, columns = model.config.images.grid((image.shape[1], image.shape[2]))
+    mean = torch.stack(read).mean(0)[-len(ids) :, : rows * columns]
+    return mean.unflatten(1, (rows, columns)).float().cpu().numpy()
+
+
+def words_of(codec: Codec, ids: Sequence[int]) -> np.ndarray:
+    """The number of the word that each symbol belongs to."""
+    return np.array([max(1, len(codec.decode(ids[: end + 1]).split())) - 1 for end in range(len(ids))])
+
+
+def lit(image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "H W 3"]:
+    """An image that is bright where the weights are large."""
+    light = torch.from_numpy(weights / max(float(weights.max()), 1e-9))[None, None]
+    wide = torch.nn.functional.interpolate(light, image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    return (image * (_DARK + (1 - _DARK) * wide.numpy()[:, :, None])).round().astype(np.uint8)
+
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 24  # images of the report
@@ -38,7 +105,7 @@ _LOOKED_AT = 4  # of which the attention is shown
 _EXACT = ("exact_match", "exact_match_interval")
 
 
-class CaptionedImages(Sourced, Numbered):
+class ImagesToCaption(Sourced, Numbered):
     """Images with captions. A batch is train.batch_size captions, each with its image."""
 
     def __init__(
@@ -131,24 +198,24 @@ class CaptionedImages(Sourced, Numbered):
         return Sources(Selected(self, rows), references, [self.shown(row) for row in rows.tolist()])
 
 
-class CaptionText(Written[CaptionedImages]):
+class CaptionText(Written[ImagesToCaption]):
     """The caption of an image, by exact matches, BLEU and chrF."""
 
     def __init__(self, config: CaptionsConfig) -> None:
         search = SearchConfig(config.beam, config.length_penalty)
         super().__init__(config.goal, search, config.smoothing, "decoder.heads.vocabulary")
 
-    def write(self, model: nn.Module, examples: CaptionedImages, sources: Sources, search: SearchConfig) -> list[Ids]:
+    def write(self, model: nn.Module, examples: ImagesToCaption, sources: Sources, search: SearchConfig) -> list[Ids]:
         images = (batch.inputs[0] for _, batch in judged(model, sources.given))
         longest = examples.config.longest
         found = write(cast(Captioner, model), images, examples.begin, examples.end, search, longest)
         return [best.ids for best, *_ in found]
 
-    def scores(self, examples: CaptionedImages, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+    def scores(self, examples: ImagesToCaption, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
         return caption_scores(examples.texts(written), sources.references)
 
     def judge(
-        self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
+        self, model: nn.Module, examples: ImagesToCaption, split: str, limit: int | None = None
     ) -> dict[str, Any]:
         """With the test split, exact matches on further splits (scenes' "novel") are told beside it."""
         found = super().judge(model, examples, split, limit)
@@ -158,7 +225,7 @@ class CaptionText(Written[CaptionedImages]):
             found |= {name.replace("exact_match", f"exact_match_{further}"): scores[name] for name in _EXACT}
         return found
 
-    def pictures(self, model: nn.Module, examples: CaptionedImages) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: ImagesToCaption) -> list[Picture]:
         """Held-out images with their captions, and where the decoder looks while it writes some of them."""
         sources = examples.looked_at(_SHOWN)
         rows = sources.given.rows

@@ -15,7 +15,7 @@ from headway.data.files import File
 from headway.errors import UserError
 
 
-class Columns(NamedTuple):
+class CaptionColumns(NamedTuple):
     """What the columns of a table are called; that of the language may be missing."""
 
     image: str = "path"
@@ -23,7 +23,7 @@ class Columns(NamedTuple):
     language: str = "language"
 
 
-COLUMNS = Columns()
+COLUMNS = CaptionColumns()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Captions:
     groups: list[str] | None = None
 
 
-def read_captions(paths: Sequence[Path | str], columns: Columns = COLUMNS) -> Captions:
+def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
     """The rows of .csv, .tsv and .jsonl tables. A path of an image is counted from the folder of its table.
 
     Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is no file.

@@ -16,7 +16,7 @@ from headway.models import PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A model at `path`, or the part of it that is named `inner`."""
 
     path: str
@@ -48,7 +48,7 @@ class Part:
         return self.path
 
 
-def tower_of(path: str) -> Part:
+def tower_of(path: str) -> ModelPart:
     """The part of a model that reads images: a vision transformer, or the tower of a CLIP or captioner. UserError for
     none.
     """
@@ -57,18 +57,18 @@ def tower_of(path: str) -> Part:
     )
 
 
-def decoder_of(path: str) -> Part:
+def decoder_of(path: str) -> ModelPart:
     """The part of a model that writes: a GPT, or the decoder of a captioner. UserError for none."""
     return _part(path, ("decoder",), _writes, "writes no text from left to right", "give a run of `text`, or a GPT")
 
 
-def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) -> Part:
+def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) -> ModelPart:
     config = open_config(find_folder(path))
     if fits(config):
-        return Part(path)
+        return ModelPart(path)
     for name in names:
         if fits(getattr(config, name, None)):
-            return Part(path, name)
+            return ModelPart(path, name)
     raise UserError(f"{path} {fact}; {remedy}")
 
 

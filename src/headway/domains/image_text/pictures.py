@@ -6,17 +6,16 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from headway.codecs.images import decode_image, pillow
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
-from headway.data.pixels import Images, Pixels, Reading, open_images
+from headway.data.pixels import DecodedImages, Pixels, Reading, open_images
 from headway.errors import UserError
 
 _DIGEST = 16  # bytes of a key
 
 
-def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> Images:
+def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
     """The images of files, and of members of .zip archives, resized and cropped for a model, from the cache or into it.
 
     UserError for the first image that is corrupt, no image at all or too large to be decoded; with `skip` such images

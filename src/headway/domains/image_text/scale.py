@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from headway.codecs.images import read_image
+from headway.codecs.processor import read_image
 from headway.domains.image_text.caption_config import FilesConfig
-from headway.domains.image_text.data import Captions, Columns, read_captions
+from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import UserError
-from headway.train import Recipe, Task, sharding
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.train import Recipe, Task, examples
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.captioning import CaptionedImages
+    from headway.domains.image_text.captioning import ImagesToCaption
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
@@ -58,7 +57,7 @@ class CaptionedScale(Scale):
             settings, f"{told}: a vocabulary of {symbols:,}, and {side} x {side} pixels in patches of {patch}"
         )
 
-    def columns(self, recipe: Recipe) -> Columns:
+    def columns(self, recipe: Recipe) -> CaptionColumns:
         """What the recipe calls the columns of tables."""
         raise NotImplementedError
 
@@ -83,9 +82,9 @@ class ContrastScale(CaptionedScale):
         settings = {"train.batch_size": _first_batch(images), "task.augment.light": 0.1}
         return Settled({**found.settings, **settings}, found.reason)
 
-    def columns(self, recipe: Recipe) -> Columns:
+    def columns(self, recipe: Recipe) -> CaptionColumns:
         task = cast(ImageTextConfig, recipe.task)
-        return Columns(task.image, task.caption, task.language)
+        return CaptionColumns(task.image, task.caption, task.language)
 
     def shaped(self, side: int, patch: int) -> Settings:
         return {"model.left.embed.size": [side, side], "model.left.embed.patch": [patch, patch]}
@@ -102,16 +101,16 @@ class CaptionScale(CaptionedScale):
     noise: float = 1.6
     unit: str = "symbol"
 
-    def columns(self, recipe: Recipe) -> Columns:
+    def columns(self, recipe: Recipe) -> CaptionColumns:
         task = cast(FilesConfig, recipe.task)
-        return Columns(task.path, task.caption)
+        return CaptionColumns(task.path, task.caption)
 
     def shaped(self, side: int, patch: int) -> Settings:
         size = {"model.tower.embed.size": [side, side], "model.tower.embed.patch": [patch, patch]}
         return {**size, "task.shift": side // 16}
 
     def amount(self, task: Task) -> int:
-        examples = cast("CaptionedImages", cast(Task, task).examples)
+        examples = cast("ImagesToCaption", cast(Task, task).examples)
         return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
 
 
@@ -126,7 +125,7 @@ def resolution(longest: int, minutes: float) -> tuple[int, int]:
 def _longest(found: Captions) -> int:
     """The median of images' longer sides, of some that can be read: the task says what is wrong with others."""
     sides = []
-    for row in sharding.spread(np.arange(len(found.images)), _LOOKED_AT).tolist():
+    for row in examples.spread(np.arange(len(found.images)), _LOOKED_AT).tolist():
         with suppress(UserError):
             sides.append(max(read_image(found.images[row].path).shape[:2]))
     return int(np.median(sides)) if sides else 1 << 12

@@ -15,17 +15,16 @@ from torch import Tensor, nn
 
 from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
+from headway.codecs.marks import frame
 from headway.codecs.processor import ImageProcessor
-from headway.codecs.styles import frame
 from headway.config import register
 from headway.data import SplitConfig, Splits, epoch_seed, sides_of
 from headway.data.order import mixed
 from headway.data.splits import key_of
 from headway.domains.image_text.augment import ImageMovesConfig
-from headway.domains.image_text.data import Captions, Columns, read_captions
-from headway.domains.image_text.nearest import nearest_pictures
+from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.pictures import open_pictures
-from headway.domains.image_text.recall import recall
+from headway.domains.image_text.recall import nearest_pictures, recall
 from headway.domains.image_text.use import text_rows, text_vectors
 from headway.errors import ConfigError
 from headway.generate.prompts import device_of, evaluating
@@ -84,7 +83,7 @@ class ImageTextConfig(TaskConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
         size = self.check(recipe)
-        columns = Columns(self.image, self.caption, self.language)
+        columns = CaptionColumns(self.image, self.caption, self.language)
         images = CaptionedImages(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
         return Task(images, Matching(self))
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from headway.card import Card, shows
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
-from headway.codecs.frame import frame_of
-from headway.codecs.images import FORMATS, read_image
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.processor import FORMATS, ImageProcessor, read_image
+from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each, filled

@@ -1,23 +1,155 @@
-"""What a masked language model writes where a text has masks."""
+"""The symbols of masked texts, and what a model puts in their place."""
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from headway.codecs import Codec
-from headway.codecs.frame import frame_of
+from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.codecs.marks import MASK
-from headway.domains.masked.symbols import going_on, mask_of, spaces_join, spelling
+from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
 from headway.models import Transformer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""The special symbols of codecs that are trained for masking, as BERT's has them."""
+
+_BYTE_LEVEL, _SPACE_MARK = "ByteLevel", "\u2581"  # sentencepiece writes a space as this
+_LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Tables over the symbols of a codec.
+
+    `mask` is the id of the mask; `text` bool [C] says which symbols are text; `opens` bool [C] which start a word
+    whatever stands before them; `head` and `tail` int [C] are the kinds of a symbol's first and last character: where
+    they change from one symbol to the next, a word starts too.
+    """
+
+    mask: int
+    text: np.ndarray
+    opens: np.ndarray
+    head: np.ndarray
+    tail: np.ndarray
+
+    def word_starts(self, ids: np.ndarray) -> np.ndarray:
+        """Where a word starts: bool [B, T] of ids [B, T]. The first place of a row is a start."""
+        starts = self.opens[ids]
+        starts[:, 1:] |= self.head[ids[:, 1:]] != self.tail[ids[:, :-1]]
+        starts[:, 0] = True
+        return starts
+
+
+def symbols_of(codec: Codec) -> Symbols:
+    """The tables of a codec. Raises UserError for one that has no mask, or no text beside special symbols."""
+    tokenizer = _known(codec).tokenizer
+    special = special_ids(tokenizer)
+    known = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    text = np.zeros(codec.size, bool)
+    text[[i for i in known if i not in special and i != codec.unknown]] = True
+    if not text.any():
+        raise UserError("the tokenizer has special symbols only; use one that was trained on text")
+    opens, head, tail = np.ones(codec.size, bool), *np.full((2, codec.size), _NONE)
+    prefix, level = _continuing_prefix(codec), _marks(codec)
+    for i in np.flatnonzero(text).tolist():
+        if prefix:
+            opens[i], head[i], tail[i] = not known[i].startswith(prefix), _LETTER, _LETTER
+        else:
+            spelt = _spelt(known[i], level)
+            opens[i], head[i], tail[i] = spelt[:1].isspace(), _kind(spelt[:1]), _kind(spelt[-1:])
+    return Symbols(mask_of(codec), text, opens, head, tail)
+
+
+def mask_of(codec: Codec) -> int:
+    """The id of a codec's mask. Raises UserError where it has none."""
+    mask = _known(codec).mask
+    if mask is None:
+        raise UserError(
+            f"the tokenizer has no mask symbol ({' or '.join(MASK)}); use that of a masked language model, or leave it "
+            "out and one is trained"
+        )
+    return mask
+
+
+def spaces_join(codec: Codec) -> bool:
+    """Whether there are symbols of a word with the space before it, as GPT-2's, RoBERTa's and sentencepiece's are."""
+    marks = _marks(codec)
+    spelt = (_spelt(token, marks) for token in _known(codec).tokenizer.get_vocab(with_added_tokens=False))
+    return any(text.startswith(" ") and text.strip() for text in spelt)
+
+
+def going_on(codec: Codec) -> Codec:
+    """The codec for what goes on a text: without the space that it may put before the start of one."""
+    state = json.loads(_known(codec).tokenizer.to_str())
+    kept = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
+    state["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    for step in _steps(state["pre_tokenizer"]):
+        step |= {"prepend_scheme": "never"} if "prepend_scheme" in step else {}
+        step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
+    return TokenizerCodec(Tokenizer.from_str(json.dumps(state)))
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a part of a tokenizer's JSON, which is a sequence of them, one alone, or nothing."""
+    if part is None:
+        return []
+    return part.get("normalizers") or part.get("pretokenizers") or [part]
+
+
+def spelling(codec: Codec, symbol: int) -> str:
+    """The name of a symbol in the tokenizer."""
+    return _known(codec).tokenizer.id_to_token(symbol) or ""
+
+
+def read(codec: Codec, ids: list[int]) -> str:
+    """Text of ids in which the masks can be seen; begin and end are left out."""
+    kept = [i for i in ids if i not in (codec.begin, codec.end)]
+    return _known(codec).tokenizer.decode(kept, skip_special_tokens=False).strip()
+
+
+def _known(codec: Codec) -> TokenizerCodec:
+    if not isinstance(codec, TokenizerCodec):
+        raise UserError(f"masking needs a tokenizer.json, and this codec is a {type(codec).__name__}; use another")
+    return codec
+
+
+def _continuing_prefix(codec: Codec) -> str:
+    """What WordPiece's symbols inside a word begin with ("##"); empty for other kinds."""
+    return getattr(_known(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
+
+
+def _marks(codec: Codec) -> str:
+    """How a tokenizer writes spaces: as bytes, with sentencepiece's mark, or plainly (empty)."""
+    steps = json.dumps(decoder_steps(_known(codec).tokenizer))
+    return _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_MARK if "Metaspace" in steps or "\\u2581" in steps else ""
+
+
+def _spelt(token: str, marks: str) -> str:
+    if marks == _BYTE_LEVEL and all(character in BYTES for character in token):
+        return bytes(BYTES[character] for character in token).decode("utf-8", "replace")
+    return token.replace(_SPACE_MARK, " ") if marks == _SPACE_MARK else token
+
+
+def _kind(character: str) -> int:
+    if character.isspace():
+        return _SPACE
+    if character.isdigit():
+        return _DIGIT
+    # Part of a character is taken for a letter: most scripts beyond ASCII are words.
+    return _LETTER if character.isalpha() or character == "\ufffd" else _PUNCTUATION
 
 
 class Candidate(NamedTuple):

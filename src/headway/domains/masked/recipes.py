@@ -18,7 +18,7 @@ from headway.models import (
 from headway.parts.feedforward import GatedConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Full
 

@@ -16,10 +16,16 @@ from headway.checkpoints.hub import find_folder
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
 from headway.data import IGNORED, SplitConfig, TokenCache, chunks, open_tokens, text_sources
-from headway.domains.masked.fill import best_symbols
-from headway.domains.masked.masking import Masking, MaskingConfig
-from headway.domains.masked.rows import FramedPieces, RowSource, SegmentPairs, Sequences, texts_of
-from headway.domains.masked.symbols import SPECIAL, read, symbols_of
+from headway.domains.masked.fill import SPECIAL, best_symbols, read, symbols_of
+from headway.domains.masked.rows import (
+    FramedPieces,
+    Masking,
+    MaskingConfig,
+    RowSource,
+    SegmentPairs,
+    Sequences,
+    texts_of,
+)
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout

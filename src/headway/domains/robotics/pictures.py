@@ -14,7 +14,7 @@ from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.rollout import open_copies, play
 from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
-from headway.environments.film import Reel, strip
+from headway.environments.playing import Reel, strip
 from headway.errors import UserError
 from headway.models import RobotPolicy
 from headway.report import Picture, Stroke, bar_chart, line_chart

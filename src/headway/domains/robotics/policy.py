@@ -24,7 +24,7 @@ Observation = Mapping[str, Any]
 "observation.environment_state", "observation.images.NAME", "task". What a policy does not read may be left out."""
 
 
-class Said(NamedTuple):
+class PredictedChunk(NamedTuple):
     """A chunk of each row, [B, C, A] in the robot's numbers, and the step at which it was said."""
 
     step: int
@@ -38,7 +38,7 @@ class Acting:
         self.model, self.codec = model, codec
         self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
         self._device = device_of(model)
-        self._said: list[Said] = []
+        self._said: list[PredictedChunk] = []
         self._seen: list[Observations] = []  # of the last steps that the next chunk is about, the oldest first
         self._step = 0
 
@@ -50,7 +50,7 @@ class Acting:
         if wait < self.model.config.history:
             self._seen = [*self._seen, look()][-self.model.config.history :]
         if wait == 0:
-            self._said.append(Said(self._step, self.chunk(self.remembered(*self._seen))))
+            self._said.append(PredictedChunk(self._step, self.chunk(self.remembered(*self._seen))))
         length = self.model.config.chunk
         self._said = [said for said in self._said if self._step - said.step < length]
         present = np.stack([said.actions[:, self._step - said.step] for said in self._said])
@@ -74,7 +74,7 @@ class Acting:
     def select(self, rows: np.ndarray) -> None:
         """Go on in some of the episodes."""
         self._chances = [self._chances[row] for row in rows.tolist()]
-        self._said = [Said(said.step, said.actions[rows]) for said in self._said]
+        self._said = [PredictedChunk(said.step, said.actions[rows]) for said in self._said]
         self._seen = [seen.select(torch.from_numpy(rows)) for seen in self._seen]
 
 

@@ -15,7 +15,7 @@ from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.published import codec_of
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.environments import check_episodes, check_stored, start_of, targets_of
-from headway.environments.film import filming
+from headway.environments.playing import filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle

@@ -12,7 +12,7 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.windows import observed
 from headway.environments import Copies
-from headway.environments.film import Watch
+from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
 from headway.models import Observations, RobotPolicy
@@ -21,7 +21,7 @@ AT_ONCE = 25  # episodes side by side
 _TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own
 
 
-class Played(NamedTuple):
+class PlayedEpisodes(NamedTuple):
     """E episodes: the step, from 1, at which each succeeded, 0 where it did not (None: the environment said of none
     whether it did), how many steps it took, and the sum of its rewards.
     """
@@ -83,7 +83,7 @@ def check_fits(codec: RobotCodec, copies: Copies) -> None:
 
 def play(
     model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
-) -> Played:
+) -> PlayedEpisodes:
     """An episode of a task from each seed, until it succeeds or ends; `watch` sees each step of the first one."""
     parts = []
     for start in range(0, len(seeds), len(copies)):
@@ -93,12 +93,12 @@ def play(
     known = None
     if any(each is not None for each in succeeded):
         known = np.concatenate([np.zeros_like(own) if each is None else each for each, own in zip(succeeded, lengths)])
-    return Played(known, np.concatenate(lengths), np.concatenate(returns))
+    return PlayedEpisodes(known, np.concatenate(lengths), np.concatenate(returns))
 
 
 def _side_by_side(
     model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
-) -> Played:
+) -> PlayedEpisodes:
     acting = Acting(model, codec, seeds)
     limit = limit_of(codec, copies)
     rows = np.arange(len(seeds))
@@ -121,7 +121,7 @@ def _side_by_side(
         if len(going) < len(rows):
             acting.select(going)
         rows, states = rows[going], np.array([steps[place].state for place in going])
-    return Played(succeeded if told else None, lengths, returns)
+    return PlayedEpisodes(succeeded if told else None, lengths, returns)
 
 
 def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
@@ -131,7 +131,7 @@ def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, stat
     return observed(codec, codec.states(states), pictures, [task] * len(rows))
 
 
-def worth(played: Played, horizon: int) -> dict[str, Any]:
+def worth(played: PlayedEpisodes, horizon: int) -> dict[str, Any]:
     """How many of the episodes succeed, with Wilson's interval, and after how many steps (a failed one counts the
     `horizon`); where an environment does not say, the mean of the returns.
     """
@@ -147,7 +147,7 @@ def worth(played: Played, horizon: int) -> dict[str, Any]:
     }
 
 
-def _returned(played: Sequence[Played]) -> dict[str, Any]:
+def _returned(played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
     returns = np.concatenate([each.returns for each in played])
     return {
         "return_mean": float(returns.mean()),
@@ -157,7 +157,7 @@ def _returned(played: Sequence[Played]) -> dict[str, Any]:
     }
 
 
-def together(results: Sequence[dict[str, Any]], played: Sequence[Played]) -> dict[str, Any]:
+def together(results: Sequence[dict[str, Any]], played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
     """What several tasks come to in one, where all episodes count alike: success or, where it is not told of all tasks,
     returns. `results` are what they are worth.
     """

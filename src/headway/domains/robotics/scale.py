@@ -13,8 +13,7 @@ import numpy as np
 from headway.data.demonstrations import outline
 from headway.domains.robotics.windows import Demonstrated
 from headway.train import Recipe, Task
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (64, [1, 1, 1], 2),

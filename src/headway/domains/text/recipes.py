@@ -9,7 +9,7 @@ from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, Transform
 from headway.parts.feedforward import GatedConfig, MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import RMSNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Causal
 

@@ -25,7 +25,7 @@ from headway.data import (
     SplitConfig,
     Streams,
     TokenCache,
-    Windows,
+    TokenWindows,
     chunks,
     open_tokens,
     text_sources,
@@ -159,7 +159,7 @@ class Documents(Examples):
             return Crops(self.cache.ids, self.spans("train"), self.context)
         return self.packed("train")
 
-    def batch(self, windows: Windows) -> Batch:
+    def batch(self, windows: TokenWindows) -> Batch:
         """Tokens and the next of each. Batches of unbroken rows share one layout, and so what models derive from it."""
         # Only where every row is one document from its start has the last place the last position.
         if not (windows.positions[:, -1] == self.context - 1).all():
@@ -314,7 +314,7 @@ class StreamedRows:
         return StreamedRows(self.texts, self.split, limit)
 
 
-def _batch(windows: Windows, layout: Layout, begins: bool = True) -> Batch:
+def _batch(windows: TokenWindows, layout: Layout, begins: bool = True) -> Batch:
     inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
     return Batch((inputs, layout), labels, int((windows.labels != IGNORED).sum()), inputs.numel(), begins)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.data.episodes import described
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import Copies, Returns, played
-from headway.environments.film import Watch
+from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout

@@ -11,7 +11,7 @@ import numpy as np
 from headway.domains.trajectories.acting import play
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import AT_ONCE, PICTURED, Copies
-from headway.environments.film import Reel, strip
+from headway.environments.playing import Reel, strip
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean
 from headway.models import Transformer

@@ -21,7 +21,7 @@ from headway.environments import (
     targets_of,
     worth,
 )
-from headway.environments.film import filming
+from headway.environments.playing import filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.domains.trajectories.task import TrajectoriesConfig
-from headway.models.decisions import decision_gym
+from headway.models.presets import decision_gym
 from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)

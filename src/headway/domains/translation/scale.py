@@ -12,8 +12,7 @@ from typing import cast
 from headway.data import pairs
 from headway.domains.translation.task import ParallelText
 from headway.train import Recipe, Task
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below, strain
 
 _SHAPES = (
     (48, 2, 2),

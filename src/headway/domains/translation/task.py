@@ -26,9 +26,8 @@ from headway.mixers import ConditionalGRU, CrossAttention
 from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 from headway.report import Picture, heatmap
 from headway.train import Recipe
-from headway.train.examples import Batch, ByTokens, Chance
+from headway.train.examples import Batch, ByTokens, Chance, spread
 from headway.train.objectives.written import Ids, Sourced, Sources, Written
-from headway.train.sharding import spread
 
 _LOG = logging.getLogger(__name__)
 _EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding

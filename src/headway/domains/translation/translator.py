@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
-from headway.codecs.frame import framed
+from headway.codecs.tokenizer import framed
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
 from headway.errors import UserError
 from headway.generate import Hypothesis, SearchConfig, score_targets, translate_ids

@@ -20,10 +20,9 @@ from headway.errors import ConfigError, UserError
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.models import ModelConfig, PooledHeadConfig, Transformer
 from headway.train import Recipe, Task
-from headway.train.examples import Batch, ByCount, Chance, Examples
+from headway.train.examples import Batch, ByCount, Chance, Examples, spread
 from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.train.rows import FramedRows, frame_for, framed, in_parts, said_of
-from headway.train.sharding import spread
 
 HEAD = "embedding"
 _CENTRES = 50  # texts of a class whose mean is its centre

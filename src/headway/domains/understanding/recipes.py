@@ -13,7 +13,7 @@ from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, Transform
 from headway.parts.feedforward import MLPConfig
 from headway.parts.init import InitConfig
 from headway.parts.norm import LayerNormConfig
-from headway.parts.rotary import RotaryConfig
+from headway.parts.positions import RotaryConfig
 from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.visibility import Full
 

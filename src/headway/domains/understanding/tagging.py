@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.codecs.frame import Frame
-from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.words import Pieces, word_pieces
+from headway.codecs.tokenizer import Frame, TokenizerCodec, WordPieces, word_pieces
 from headway.config import register
 from headway.data import IGNORED, Splits, TaggedText, read_conll, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.metrics import has_spans, tag_scores
-from headway.metrics.spans import OUTSIDE
+from headway.metrics.classification import OUTSIDE
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 from headway.train import Recipe, Task
 from headway.train.examples import Batch, Chance, Selected
@@ -50,7 +48,7 @@ class WordRows:
     -1 of words that have none, were cut off, or are not there.
     """
 
-    def __init__(self, pieces: Sequence[Pieces], frame: Frame, limit: Limit) -> None:
+    def __init__(self, pieces: Sequence[WordPieces], frame: Frame, limit: Limit) -> None:
         self.rows: FramedRows = framed(
             frame, [one.ids for one in pieces], None, limit, lambda row: f"sentence {row + 1}"
         )

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from headway.checkpoints.usage import named
 from headway.codecs import Codec
-from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.words import word_pieces
+from headway.codecs.tokenizer import TokenizerCodec, word_pieces
 from headway.domains.understanding.tagging import WordRows, read_tags
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.metrics import Span, spans
+from headway.metrics import EntitySpan, spans
 from headway.models import Transformer
 from headway.models.pooled import pool
 from headway.train.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
@@ -34,7 +33,7 @@ class TaggedWords(NamedTuple):
 
     words: list[str]
     tags: list[str]
-    entities: list[Span]
+    entities: list[EntitySpan]
 
 
 def classify(

@@ -28,7 +28,7 @@ _KNOTS = 5  # a side, of the field by which an image is bent
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class ImageAugmentConfig:
     """What is done to training images; by default nothing.
 
     flip: the probability that left and right are exchanged. shift: the most pixels by which an image is moved, each
@@ -83,7 +83,7 @@ class AugmentConfig:
 class Augment:
     """`config` at work. `seed` is the run's."""
 
-    def __init__(self, config: AugmentConfig, seed: int) -> None:
+    def __init__(self, config: ImageAugmentConfig, seed: int) -> None:
         """UserError where RandAugment is asked for and torchvision is not installed."""
         self.config, self.seed = config, seed
         self._rand = _rand_augment(config) if config.randaugment else None
@@ -222,7 +222,7 @@ def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.
     return masks[0][:, :, None] & masks[1][:, None, :]
 
 
-def _rand_augment(config: AugmentConfig) -> Any:
+def _rand_augment(config: ImageAugmentConfig) -> Any:
     try:
         from torchvision.transforms import v2
     except ImportError:

@@ -1,10 +1,10 @@
-"""Where a model looks: attention rolled out over its layers, laid over the image."""
+"""Where a model looks in images, and the pictures of a classifier's page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ from headway.domains.vision.use import Image, coloured, number_type, processor_o
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.models import PatchEmbed, PooledHead, Transformer, attention_maps
-from headway.models.rollout import rollout
+from headway.models.maps import rollout
+from headway.report import Picture, Tile, tiled
+from headway.report.confusion import confusions
+from headway.train import examples
+
+if TYPE_CHECKING:
+    from headway.domains.vision.task import ImageClasses, Images
+
 
 _LEAST = 224  # pixels of the shorter side of a picture
 _GAP, _LINE = 8, 26  # pixels between two images, and of a line under them
@@ -97,3 +104,35 @@ def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator
     for weights in rows[:, before:].unflatten(1, grid).float().cpu().numpy():
         low = weights.min()
         yield (weights - low) / max(float(weights.max() - low), 1e-12)
+
+
+_SHOWN = 12  # images
+
+
+def pictures(task: ImageClasses, images: Images, model: Transformer) -> list[Picture]:
+    """What is taken for what in the split that is judged last, and some of its images, half of them mistaken."""
+    samples = images.of(images.final_split)
+    rows, (logits, classes) = samples.rows, task.logits(model, samples)
+    said, right = logits.argmax(-1).numpy(), classes.numpy()
+    wrong = rows[said != right]
+    chosen = np.sort(
+        np.concatenate([examples.spread(wrong, _SHOWN // 2), examples.spread(rows[said == right], _SHOWN // 2)])
+    )
+    answers = dict(zip(rows.tolist(), said.tolist()))
+    tiles = [_tile(images, model, row, answers[row]) for row in chosen.tolist()]
+    looks = "; beside each one where the model looks" if any(tile.beside is not None for tile in tiles) else ""
+    caption = f"some that are right, and some that are not{looks}"
+    return [
+        *confusions(right, said, images.labels, f"{images.final_split} images"),
+        Picture("Images", caption, tiled(tiles), wide=True),
+    ]
+
+
+def _tile(images: Images, model: Transformer, row: int, said: int) -> Tile:
+    """An image with what is said of it and, where there is attention, with where the model looks."""
+    pixels = np.asarray(images.images[images.rows[row]])
+    seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    name, right = images.labels[said], images.labels[images.classes[row]]
+    weights = next(weights_of(model, *images.take(np.array([row])).inputs), None)
+    beside = None if weights is None else Look(seen, weights).picture()
+    return Tile(seen, name if name == right else f"{name}, not {right}", right=name == right, beside=beside)

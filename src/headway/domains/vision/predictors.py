@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.checkpoints import alike
+from headway.checkpoints import familiar
 from headway.domains.vision import looking, use
 from headway.domains.vision.looking import Look
 from headway.domains.vision.use import Image
@@ -24,7 +24,7 @@ Labels = dict[str, float]
 def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
     asked, failed = given.images(items), given.Failed()
     found: dict[int, np.ndarray] = {}
-    watch = lambda place, pixels: found.update({place: alike.look(pixels)})  # noqa: E731
+    watch = lambda place, pixels: found.update({place: familiar.look(pixels)})  # noqa: E731
     source = str(model.directory)
     said = use.classify(model.module, model.usage, asked.items, source, failed, watch if model.watches else None)
     model.see_some(asked.items, found, "image")

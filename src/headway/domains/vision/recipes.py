@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.data import SplitConfig
-from headway.domains.vision.augment import AugmentConfig
+from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.task import VisionConfig
 from headway.mixers import AttentionConfig
 from headway.models import (
@@ -58,7 +58,7 @@ def vision() -> Recipe:
         description="any images with classes: a folder for each, IDX files, or a .csv of path and label",
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
-        task=VisionConfig(smoothing=0.1, augment=AugmentConfig(flip=0.5, crop=0.5, erase=0.25)),
+        task=VisionConfig(smoothing=0.1, augment=ImageAugmentConfig(flip=0.5, crop=0.5, erase=0.25)),
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
@@ -79,7 +79,7 @@ def fashion_mnist() -> Recipe:
         task=VisionConfig(
             split=SplitConfig(validation=0.05, test=0.0),
             smoothing=0.1,
-            augment=AugmentConfig(flip=0.5, shift=2, erase=0.25),
+            augment=ImageAugmentConfig(flip=0.5, shift=2, erase=0.25),
             names=CLOTHES,
         ),
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
@@ -100,7 +100,7 @@ def digits() -> Recipe:
         task=VisionConfig(
             split=SplitConfig(validation=0.1, test=0.1),
             smoothing=0.1,
-            augment=AugmentConfig(crop=0.8, rotate=10.0, shift=1),
+            augment=ImageAugmentConfig(crop=0.8, rotate=10.0, shift=1),
         ),
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=CosineConfig(warmup=0.05, floor=0.01),

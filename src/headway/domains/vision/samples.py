@@ -1,7 +1,8 @@
-"""Images with labels, in the forms that people have: files, IDX files, tables of numbers."""
+"""What people have: images with their classes, decoded once to what the model reads."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +11,51 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from headway.codecs.processor import ImageProcessor, pillow, read_image
 from headway.data.files import File, kind_of, lines
+from headway.data.fingerprint import fingerprint
 from headway.data.idx import IdxPart, idx_files, is_idx, read_parts
 from headway.data.labelled import read_labelled
+from headway.data.pixels import DecodedImages, Pixels, Reading, key_of, open_images
 from headway.data.splits import side_number
 from headway.errors import UserError
+
+_DIGEST = 8  # bytes of a key
+
+
+def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) -> DecodedImages:
+    """The images as the model sees them, from the cache if these contents have been decoded for this size before.
+
+    A file that is no sound image is a UserError, which names it; with `skip`, such are counted in the log and stand in
+    `wrong`.
+    """
+    shape = (*(processor.shape or ()), processor.channels)
+    if samples.grey is not None and samples.grey.shape[1:] == shape[:2] and shape[2] == 1:
+        pixels = samples.grey[..., None]
+        return DecodedImages(pixels, [key_of(image, _DIGEST) for image in pixels], {})
+    if samples.files is not None:
+        pillow()  # before any work
+        content = fingerprint(File(path) for path in samples.files)
+    else:
+        assert samples.grey is not None  # one of the two always is
+        content = hashlib.blake2b(samples.grey.tobytes(), digest_size=16).hexdigest()
+    how = (processor.size, processor.shortest, processor.resample, processor.crop)
+
+    def read(number: int) -> Pixels:
+        if samples.files is not None:
+            return processor.pixels(read_image(samples.files[number]))
+        assert samples.grey is not None  # one of the two always is
+        return processor.pixels(np.repeat(samples.grey[number][:, :, None], 3, axis=2))
+
+    return open_images(Reading(read, len(samples), shape, (content, how), _DIGEST), skip)
+
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 _LEVELS = 16  # the whitest pixel of scikit-learn's digits
 
 
 @dataclass(frozen=True)
-class Samples:
+class LabelledImages:
     """The label of each image, what is said of its split, uint8 [N] (0 for nothing), and its place for messages.
 
     Either `files` hold the images, or `grey` does, [N, H, W].
@@ -37,7 +71,7 @@ class Samples:
         return len(self.labels)
 
 
-def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> Samples:
+def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> LabelledImages:
     """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of
     numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0
     on.
@@ -49,10 +83,10 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> Samples:
     if len(known) == 1 and known[0].is_file() and _is_numbers(known[0]):
         return _of_numbers(known[0], names)
     found = read_labelled(known, KINDS, "image")
-    return Samples(found.labels, found.named, found.places, found.files)
+    return LabelledImages(found.labels, found.named, found.places, found.files)
 
 
-def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> Samples:
+def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
     sizes = {part.images.shape[1:] for part in parts}
     if len(sizes) > 1:
         told = " and ".join(f"{part.place} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
@@ -63,7 +97,7 @@ def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> Samples:
     )
     places = [f"{part.place}, image {i + 1}" for part in parts for i in range(len(part.labels))]
     labels = _labels(classes, names, places)
-    return Samples(labels, named, places, grey=np.concatenate([part.images for part in parts]))
+    return LabelledImages(labels, named, places, grey=np.concatenate([part.images for part in parts]))
 
 
 def _labels(classes: np.ndarray, names: Sequence[str], places: Sequence[str]) -> list[str]:
@@ -95,7 +129,7 @@ def _number(value: str) -> int | None:
     return int(found) if found.is_integer() else None
 
 
-def _of_numbers(path: Path, names: Sequence[str]) -> Samples:
+def _of_numbers(path: Path, names: Sequence[str]) -> LabelledImages:
     rows = [_row(path, number, line) for number, line in enumerate(lines(File(path)), 1) if line.strip()]
     wide = math.isqrt(len(rows[0]) - 1)
     odd = next((number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
@@ -110,7 +144,7 @@ def _of_numbers(path: Path, names: Sequence[str]) -> Samples:
         pixels = (pixels * 255 + _LEVELS // 2) // _LEVELS
     places = [f"{path}, line {i + 1}" for i in range(len(rows))]
     grey = pixels.astype(np.uint8).reshape(-1, wide, wide)
-    return Samples(_labels(classes, names, places), np.zeros(len(rows), np.uint8), places, grey=grey)
+    return LabelledImages(_labels(classes, names, places), np.zeros(len(rows), np.uint8), places, grey=grey)
 
 
 def _row(path: Path, number: int, line: str) -> list[int]:

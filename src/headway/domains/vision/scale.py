@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headway.domains.vision.augment import AugmentConfig
+from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
 from headway.domains.vision.task import VisionConfig
 from headway.models import TransformerConfig
 from headway.train import Recipe
-from headway.train.law import Law
-from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.train.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
 _SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))
@@ -102,7 +101,7 @@ def changes(seen: Survey, size: tuple[int, int]) -> Settings:
     return {**found, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
 
 
-def weaker(augment: AugmentConfig, share: float) -> Settings:
+def weaker(augment: ImageAugmentConfig, share: float) -> Settings:
     """Changes of which only a share is made; flips cost nothing, and stay."""
     linear = {
         name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from headway.codecs.images import read_image
-from headway.codecs.processor import grey
+from headway.codecs.processor import grey, read_image
 from headway.data.splits import side_number
-from headway.domains.vision.samples import Samples
+from headway.domains.vision.samples import LabelledImages
 from headway.errors import UserError
-from headway.train import sharding
+from headway.train import examples
 
 _MOST, _LEAST = 4000, 64  # images that are looked at
 _BYTES = 30_000_000  # of image files that are read for it
@@ -52,14 +51,14 @@ class _Seen(NamedTuple):
     small: Float[np.ndarray, "S S"]
 
 
-def survey(samples: Samples) -> Survey | None:
+def survey(samples: LabelledImages) -> Survey | None:
     """A look at images spread over those that are not named for the test; None where none of them can be read.
 
     It draws nothing at random and reads a fixed number of bytes, so that the same data get the same answer.
     """
     rows = np.flatnonzero(samples.named <= side_number("train"))
     labels = [samples.labels[row] for row in rows.tolist()]
-    chosen = sharding.spread(rows, _number(samples, rows))
+    chosen = examples.spread(rows, _number(samples, rows))
     seen, names = [], []
     for row, found in _read(samples, chosen):
         seen.append(found)
@@ -99,16 +98,16 @@ def _compared(images: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, "N P"]:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
 
-def _number(samples: Samples, rows: np.ndarray) -> int:
+def _number(samples: LabelledImages, rows: np.ndarray) -> int:
     """How many images are looked at: fewer of large files."""
     if samples.files is None or len(rows) == 0:
         return min(_MOST, len(rows))
-    some = sharding.spread(rows, _LEAST)
+    some = examples.spread(rows, _LEAST)
     mean = sum(samples.files[row].stat().st_size for row in some.tolist()) / len(some)
     return min(max(_LEAST, min(_MOST, int(_BYTES / max(1.0, mean)))), len(rows))
 
 
-def _read(samples: Samples, rows: Int[np.ndarray, "K"]) -> Iterator[tuple[int, _Seen]]:
+def _read(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Iterator[tuple[int, _Seen]]:
     """What of `rows` can be read."""
     for row in rows.tolist():
         if samples.grey is not None:

@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.alike import SMALLEST, Alike, looks
-from headway.checkpoints.familiar import Familiar
+from headway.checkpoints.familiar import SMALLEST, Alike, Familiar, looks
 from headway.checkpoints.usage import read_usage
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
 from headway.data import SplitConfig
-from headway.domains.vision.augment import Augment, AugmentConfig
-from headway.domains.vision.pictures import pictures
-from headway.domains.vision.pixels import load_images
-from headway.domains.vision.samples import Samples, read_samples
+from headway.domains.vision.augment import Augment, ImageAugmentConfig
+from headway.domains.vision.looking import pictures
+from headway.domains.vision.samples import LabelledImages, load_images, read_samples
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError
 from headway.models import (
@@ -56,7 +54,7 @@ class VisionConfig(TaskConfig):
 
     split: SplitConfig = SplitConfig()  # what is held out
     smoothing: float = 0.0
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # what training changes of images
+    augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # what training changes of images
     names: tuple[str, ...] = ()
     skip_bad: bool = False
     teacher: str | None = None
@@ -74,7 +72,7 @@ class VisionConfig(TaskConfig):
 class Images(Classified):
     """Images as the model reads them, changed at random in training."""
 
-    def __init__(self, config: VisionConfig, recipe: Recipe, samples: Samples, workspace: Path) -> None:
+    def __init__(self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, workspace: Path) -> None:
         self.config = config
         embed = _embed(recipe.model)
         # grey images need no three channels, but in a model that has them

@@ -14,8 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.checkpoints.usage import Usage, named
-from headway.codecs.images import read_image
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each

@@ -1,4 +1,4 @@
-"""Long short-term memory."""
+"""Simple recurrent networks, gated recurrent units and long short-term memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,76 @@ import torch
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.kernels import LSTMWeights, Steps, lstm
+from headway.errors import ConfigError
+from headway.kernels import ElmanWeights, GRUWeights, LSTMWeights, RunSteps, elman, gru, lstm
 from headway.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.parts.projection import Projection
+
+
+@register("elman")
+@dataclass(frozen=True)
+class ElmanConfig(RecurrenceConfig):
+    """`activation` is Elman's logistic function or the hyperbolic tangent; `truncate` learns as he did, from one step
+    back: the context units are inputs like any other, and no gradient goes through them.
+    """
+
+    activation: Literal["tanh", "logistic"] = "tanh"
+    truncate: bool = False  # whether gradients go one step back only, as Elman's did
+
+    def build(self, width: int, biases: nn.ModuleDict) -> Elman:
+        return Elman(self, width)
+
+
+class Elman(Recurrence):
+    """h = s(W x + U h + b) (Elman 1990, figure 2)."""
+
+    def __init__(self, config: ElmanConfig, width: int) -> None:
+        if config.truncate and config.learned_start:
+            raise ConfigError("no gradient reaches the start of a truncated network; set learned_start to false")
+        super().__init__(config, width)
+        self.config = config
+        self.input = Projection(width, self.cells)
+        self.hidden = Projection(self.cells, self.cells, bias=False, recurrent=True)
+
+    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
+        weights = ElmanWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix())
+        return elman(x, start, steps, weights, self.config.activation == "logistic", self.config.truncate)
+
+
+@register("gru")
+@dataclass(frozen=True)
+class GRUConfig(RecurrenceConfig):
+    """`reset_after` lets the reset gate act on the product with h, as nn.GRU does, and not on h itself."""
+
+    reset_after: bool = False
+
+    def build(self, width: int, biases: nn.ModuleDict) -> GRU:
+        return GRU(self, width)
+
+
+class GRU(Recurrence):
+    """h = z h + (1 - z) n, n = tanh(W x + U (r h) + b), with gates r, z = logistic(W x + U h + b).
+
+    Cho et al. 2014 (RNN Encoder-Decoder), equations 5 to 8; with `reset_after` n = tanh(W x + b + r (U h + b')).
+    """
+
+    def __init__(self, config: GRUConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.config = config
+        gates = (self.cells,) * 3
+        self.input = Projection(width, gates)
+        self.hidden = Projection(self.cells, gates, bias=(False, False, config.reset_after), recurrent=True)
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z h + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
+
+    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
+        bias = self.hidden.offset() if self.config.reset_after else None
+        weights = GRUWeights(self.input.matrix(), self.input.offset(), self.hidden.matrix(), bias)
+        return gru(x, start, steps, weights)
+
 
 _OPEN = 40.0  # the logistic function of this is 1 in every precision
 
@@ -61,7 +128,7 @@ class LSTM(Recurrence):
         seeing = 0 if self.peepholes is None else self.peepholes.numel()
         return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
 
-    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: Steps) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
         matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)
         weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), self._peepholes())
         if not self.stretched:

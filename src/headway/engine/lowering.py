@@ -1,4 +1,4 @@
-"""Attention as instructions: of a sequence to itself, and to a memory."""
+"""Attention and feed-forwards as instructions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headway.engine.builder import Builder
+from headway.engine import operations as code
+from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
+from headway.engine.cache import Memory
 from headway.engine.keys import HEADS, block_bytes
-from headway.engine.memories import Memory
-from headway.engine.operations import BLOCK
-from headway.engine.parts import norm_parts, offset_of
-from headway.engine.places import Place
-from headway.engine.program import SHARING, Kind
+from headway.engine.operations import BLOCK, GATED
+from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
 from headway.mixers.attention import Attention, QKNorm, WideQKNorm
 from headway.mixers.cross import CrossAttention
+from headway.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
+from headway.parts.projection import Projection
 from headway.visibility import Causal
 
 
@@ -30,7 +31,7 @@ class AttentionLowering:
         self.build, self.memories, self.capacity = build, (own, memory), capacity
         self.rotary: dict[Any, tuple[int, int, int]] = {}
 
-    def own(self, mixer: Attention, x: Place, offset: int) -> Place:
+    def own(self, mixer: Attention, x: Slot, offset: int) -> Slot:
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
         assert isinstance(pattern, Causal)  # plan.check sees to it
         qkv = self.build.shared((heads + 2 * groups) * size)
@@ -50,7 +51,7 @@ class AttentionLowering:
             cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks,
         )  # fmt: skip
 
-    def read(self, cross: CrossAttention, x: Place, offset: int) -> Place:
+    def read(self, cross: CrossAttention, x: Slot, offset: int) -> Slot:
         heads, groups, size = cross.heads, cross.groups, cross.size
         q = self.build.shared(heads * size)
         self.build.multiply(x, cross.q.matrix(), offset_of(cross.q), q)
@@ -60,7 +61,7 @@ class AttentionLowering:
 
     def _attend(
         self,
-        qkv: Place,
+        qkv: Slot,
         heads: int,
         groups: int,
         size: int,
@@ -75,7 +76,7 @@ class AttentionLowering:
         cap: float = 0.0,
         scale: float | None = None,
         sinks: Tensor | None = None,
-    ) -> Place:
+    ) -> Slot:
         kind, eps, parts = -1, 0.0, [None, None, None, None]
         if norms is not None:
             (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
@@ -83,7 +84,7 @@ class AttentionLowering:
         q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
         pieces = self.build.pieces(heads, size)
         self.build.emit(
-            Kind.ATTEND,
+            Opcode.ATTEND,
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
@@ -115,3 +116,62 @@ class AttentionLowering:
         if found is None:
             return 0
         return self.build.constant(found[0, :, 0].flip(-1))
+
+
+_CODES = {
+    "relu": code.RELU,
+    "gelu": code.GELU,
+    "gelu_tanh": code.GELU_TANH,
+    "quick_gelu": code.QUICK_GELU,
+    "relu_squared": code.RELU_SQUARED,
+    "silu": code.SILU,
+    "tanh": code.TANH,
+}
+
+
+def activation_code(function: Any) -> int:
+    """The engine's number of a function of ACTIVATIONS."""
+    for name, known in ACTIVATIONS.items():
+        if known.args == getattr(function, "args", None):  # a copy of a model has copies of these
+            return _CODES[name]
+    raise CannotLowerError(f"the activation {function}")
+
+
+def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot, nn.Module]:
+    """The inner units of each row, and the projection that is still to follow; after experts none."""
+    if isinstance(feed, Experts):
+        return _experts(build, feed, x), nn.Identity()
+    if isinstance(feed, MLP):
+        hidden = build.shared(feed.up.weight.shape[0])
+        build.multiply(x, feed.up.matrix(), offset_of(feed.up), hidden, activation=activation_code(feed.activation))
+    elif isinstance(feed, Gated):
+        hidden = build.shared(feed.gate_up.weight.shape[0] // 2)
+        matrix, offset = feed.gate_up.matrix(), offset_of(feed.gate_up)
+        build.multiply(x, matrix, offset, hidden, GATED, activation_code(feed.activation))
+    else:
+        raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
+    build.barrier()
+    return hidden, feed.down
+
+
+def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
+    count = feed.config.count
+    logits, total, said = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
+    weights = build.private(count)
+    build.barrier()
+    build.emit(
+        Opcode.ROUTE, logits=logits.address, stride=logits.stride, count=count, active=feed.config.active,
+        normalise=feed.config.normalise, weights=weights.address, sum=total.address, sum_stride=total.stride,
+        width=x.width,
+    )  # fmt: skip
+    for number, expert in enumerate(feed.experts):
+        with build.unless_idle(weights, number):
+            hidden, out = feed_forward(build, expert, x)
+            assert isinstance(out, Projection)
+            build.project(hidden, out, said)
+            build.emit(
+                Opcode.WEIGH, weights=weights.address, count=count, expert=number, src=said.address,
+                src_stride=said.stride, sum=total.address, sum_stride=total.stride, width=x.width,
+            )  # fmt: skip
+    build.barrier()
+    return total

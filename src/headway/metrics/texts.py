@@ -1,7 +1,8 @@
-"""BLEU and chrF by sacrebleu, on detokenised text and with the signature that makes scores comparable."""
+"""How well texts are foretold, translated and written."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,33 @@ from typing import Any
 import numpy as np
 
 from headway.errors import UserError
-from headway.metrics.intervals import RESAMPLES, TAILS
+from headway.metrics.intervals import RESAMPLES, TAILS, wilson
+
+
+def perplexity(nats: float, tokens: int) -> float:
+    """exp of the loss per token, where `nats` is the sum over all `tokens`; infinite where it is past all floats."""
+    try:
+        return math.exp(_per(nats, tokens, "tokens"))
+    except OverflowError:
+        return math.inf
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Bits that a coder by this model spends on each of the text's `size` UTF-8 bytes; comparable between codecs."""
+    return _per(nats, size, "bytes") / math.log(2)
+
+
+def language_scores(nats: float, tokens: int, size: int | None = None) -> dict[str, float]:
+    """`loss` (nats a token) and `perplexity`, and `bits_per_byte` where `size`, the text's bytes, is known."""
+    scores = {"loss": _per(nats, tokens, "tokens"), "perplexity": perplexity(nats, tokens)}
+    return scores if size is None else {**scores, "bits_per_byte": bits_per_byte(nats, size)}
+
+
+def _per(nats: float, count: int, unit: str) -> float:
+    if count <= 0:
+        raise UserError(f"the loss was counted over {count} {unit}; evaluate on at least one")
+    return nats / count
+
 
 Scores = dict[str, float | str | list[float]]
 References = Sequence[str] | Sequence[Sequence[str]]  # one or several for each hypothesis
@@ -67,3 +94,14 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
         raise UserError(f"translation {several.index([])} has no reference; give at least one for each")
     most = max(map(len, several))
     return [[some[i] if i < len(some) else None for some in several] for i in range(most)]
+
+
+def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """The share `exact_match` of captions that are one of their references to the letter, and its interval."""
+    hits = sum(caption in some for caption, some in zip(captions, references, strict=True))
+    return {"exact_match": hits / len(captions), "exact_match_interval": wilson(hits, len(captions))}
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """What `evaluate` says of captions: exact matches, BLEU and chrF against all references, and `samples`."""
+    return {**exact_match(captions, references), **translation_scores(captions, references)}
