@@ -22,10 +22,7 @@ from chess_data import MATE  # noqa: E402
 from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
 from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
-from headway.domains.chess.pgn import (
-    games,
-    openings,
-)
+from headway.domains.chess.pgn import games, openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402

@@ -1,4 +1,6 @@
-"""The one text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and what it puts around texts."""
+"""The one text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and what it puts
+around texts.
+"""
 
 from __future__ import annotations
 

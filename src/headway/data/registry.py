@@ -1,4 +1,6 @@
-"""Where the data sets that headway knows by name lie on this machine, and how they come there from their public homes."""
+"""Where the data sets that headway knows by name lie on this machine, and how they come there from their
+public homes.
+"""
 
 from __future__ import annotations
 

@@ -50,8 +50,7 @@ NAMES = {
     Opcode.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
     Opcode.CELL: "cell gates gates_stride also also_stride h stride width c peepholes forgets; scale",
     Opcode.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta "
-    "ones "
-    "norm weight bias keys rates memory memory_stride out room; eps",
+    "ones norm weight bias keys rates memory memory_stride out room; eps",
     Opcode.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
     Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
     Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",

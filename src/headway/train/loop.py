@@ -1,4 +1,6 @@
-"""The loop of a run: steps, and between them log lines, evaluations and checkpoints; Ctrl-C ends it at the next step."""
+"""The loop of a run: steps, and between them log lines, evaluations and checkpoints; Ctrl-C ends it at
+the next step.
+"""
 
 from __future__ import annotations
 
