@@ -17,7 +17,7 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.api import plan, train
-    from headway.attending import AttentionMaps
+    from headway.attending import Attention
     from headway.compare import Comparison, compare
     from headway.domains.audio import Segment, Transcribing, Transcription
     from headway.domains.image_text import Matches
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from headway.train import Recipe, Run
 
 __all__ = [
-    "AttentionMaps",
+    "Attention",
     "Candidate",
     "Comparison",
     "Completion",
@@ -114,6 +114,6 @@ lazily(
             "Recipe",
             "Run",
         ),
-        ".attending": ("AttentionMaps",),
+        ".attending": ("Attention",),
     },
 )

@@ -26,7 +26,7 @@ _NAME = 16  # characters
 
 
 @shows
-class AttentionMaps(NamedTuple):
+class Attention(NamedTuple):
     """The attention weights of a model while it read or wrote a text.
 
     maps: the weights of each layer by the layer's name, Float[H, T, S]: heads, queries, keys.
@@ -46,7 +46,7 @@ class AttentionMaps(NamedTuple):
         """A summary: the text, and how many heads and tokens each map has."""
         rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
         of = {"symbols": len(self.symbols), "of the source": len(self.source) or None}
-        return Card("AttentionMaps", {"maps": len(rows), **of}, rows)
+        return Card("Attention", {"maps": len(rows), **of}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
         """Draw a heat map of where each token (row) looks; for an encoder-decoder, where in the source.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from headway.attending import AttentionMaps
+    from headway.attending import Attention
     from headway.data.dialogues import Message
     from headway.domains import agents, audio, chat, forecast, image_text, masked, robotics, understanding, vision
     from headway.domains.chess.player import Player
@@ -516,7 +516,7 @@ class Model(Handle):
         ...
 
     @verb
-    def attention(self, text: str, target: str | None = None) -> AttentionMaps:
+    def attention(self, text: str, target: str | None = None) -> Attention:
         """The attention weights while the model reads `text`; an encoder-decoder writes `target`, or its own
         translation.
         """

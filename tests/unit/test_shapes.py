@@ -11,7 +11,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import install_import_hook
 
-from headway.kernels import attend
+from headway.kernels import rotate
 
 Wrong = (BeartypeCallHintViolation, TypeError)  # the second is jaxtyping's own
 ones = torch.ones
@@ -114,6 +114,6 @@ def test_a_name_that_comes_later_is_any(drawn: Any) -> None:
 
 def test_headway_is_imported_so() -> None:
     given = ones(2, 3, 1, 4), ones(3, 1, 2), ones(3, 1, 2)  # torch would broadcast them
-    assert attend.rotate.__wrapped__(*given).shape == (2, 3, 1, 4)  # type: ignore[attr-defined]
+    assert rotate.__wrapped__(*given).shape == (2, 3, 1, 4)  # type: ignore[attr-defined]
     with pytest.raises(Wrong):
-        attend.rotate(*given)
+        rotate(*given)

@@ -52,7 +52,7 @@ def handles(monkeypatch: pytest.MonkeyPatch) -> list[_Handle]:
 def test_a_run_is_one_block_that_is_renewed(
     handles: list[_Handle], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "_RENEW", 1e9)  # only what is said, and the last step
+    monkeypatch.setattr(sys.modules["headway.train.journal"], "_RENEW", 1e9)  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
     Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
     (handle,) = handles  # one output for the whole run

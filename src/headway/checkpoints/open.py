@@ -153,5 +153,5 @@ _CONFIGS = {  # the module, and its function that gives the configuration alone
     "native": ("native", "native_config"),
     "gguf": ("gguf", "gguf_config"),
     "llama2c": ("llama2c", "llama2c_config"),
-    "ctranslate2": ("whisper_bin", "whisper_config"),
+    "ctranslate2": ("ctranslate2", "whisper_config"),
 }

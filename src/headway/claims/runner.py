@@ -21,7 +21,7 @@ from headway.train.run import environment
 Note = Callable[[str], None]
 
 _PACKAGE = "headway.claims"
-_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "pictures", "statistics")}  # these measure nothing
+_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "page")}  # these measure nothing
 
 
 def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, seed: int = 0) -> Evidence:

@@ -23,7 +23,7 @@ from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
 from headway.engine.tiles import FP32
 from headway.mixers.associative import Associative, FastWeights
-from headway.mixers.attention import Attention
+from headway.mixers.attention import SelfAttention
 from headway.mixers.conditional_gru import ConditionalGRU, Summary
 from headway.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.mixers.recurrence import Recurrence, Vectors
@@ -352,7 +352,7 @@ def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Ca
 def grows(block: Block, form: int) -> int:
     """The bytes of a block's keys and values in a block of positions."""
     mixer = block.mixer
-    return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, Attention) else 0
+    return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, SelfAttention) else 0
 
 
 def reads(block: Block, form: int) -> int:

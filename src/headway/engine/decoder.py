@@ -21,7 +21,7 @@ from headway.engine.plan import StepProgram, check, lower
 from headway.engine.tiles import FP32
 from headway.kernels import rough_attention
 from headway.layout import Layout
-from headway.mixers.attention import Attention, KeyValues
+from headway.mixers.attention import KeyValues, SelfAttention
 from headway.mixers.conditional_gru import Annotations
 from headway.mixers.cross import Remembered
 from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Heard, Prompt, Transformer
@@ -279,7 +279,7 @@ def refusal(model: Transformer | EncoderDecoder | Captioner) -> str | None:
 
 def _window(decoder: Transformer) -> int | None:
     """How far back any layer sees; None where one sees everything."""
-    patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, Attention)]
+    patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, SelfAttention)]
     windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
     return max((window for window in windows if window), default=None) if all(windows) else None
 

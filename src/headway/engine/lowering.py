@@ -15,7 +15,7 @@ from headway.engine.keys import HEADS, block_bytes
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
-from headway.mixers.attention import Attention, QKNorm, WideQKNorm
+from headway.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.mixers.cross import CrossAttention
 from headway.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
 from headway.parts.projection import Projection
@@ -31,7 +31,7 @@ class AttentionLowering:
         self.build, self.memories, self.capacity = build, (own, memory), capacity
         self.rotary: dict[Any, tuple[int, int, int]] = {}
 
-    def own(self, mixer: Attention, x: Slot, offset: int) -> Slot:
+    def own(self, mixer: SelfAttention, x: Slot, offset: int) -> Slot:
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
         assert isinstance(pattern, Causal)  # plan.check sees to it
         qkv = self.build.shared((heads + 2 * groups) * size)
@@ -99,7 +99,7 @@ class AttentionLowering:
         self.build.merge(pieces, heads, groups, out, sinks)
         return out
 
-    def _angles(self, mixer: Attention) -> tuple[int, int, int]:
+    def _angles(self, mixer: SelfAttention) -> tuple[int, int, int]:
         rotary = mixer.rotary
         assert rotary is not None
         key = (rotary.config, rotary.size)
@@ -109,7 +109,7 @@ class AttentionLowering:
             self.rotary[key] = (self.build.constant(cos), self.build.constant(sin), half)
         return self.rotary[key]
 
-    def _bias(self, mixer: Attention) -> int:
+    def _bias(self, mixer: SelfAttention) -> int:
         """Biases by distance, [H, capacity]: what the last query sees, from itself backwards."""
         positions = torch.arange(self.capacity)[None]
         found = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))

@@ -18,7 +18,7 @@ from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import GATED
 from headway.engine.program import NAMES, Opcode, run, run_whole
 from headway.layout import Layout
-from headway.mixers.attention import Attention, QKNorm, WideQKNorm
+from headway.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.mixers.conditional_gru import ConditionalGRU
 from headway.mixers.cross import CrossAttention
 from headway.models import Transformer
@@ -78,9 +78,9 @@ def check(model: Transformer) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, _KNOWN):
             raise CannotLowerError(f"{type(module).__name__} ({name})")
-        if isinstance(module, (Attention, CrossAttention)) and module.config.placed:
+        if isinstance(module, (SelfAttention, CrossAttention)) and module.config.placed:
             raise CannotLowerError(f"positions in queries and keys ({name})")
-        if isinstance(module, Attention) and not isinstance(module.config.pattern, Causal):
+        if isinstance(module, SelfAttention) and not isinstance(module.config.pattern, Causal):
             raise CannotLowerError(f"attention with the pattern {type(module.config.pattern).__name__} ({name})")
 
 
@@ -212,7 +212,7 @@ class _Lowering:
         lowered = _RECURRENT.get(type(mixer))
         if lowered is not None:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
-        if not isinstance(mixer, Attention):
+        if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
         return self.attention.own(mixer, x, _next(layers, "own", grows(block, self.form))), mixer.out
 
@@ -260,7 +260,7 @@ _KNOWN = (
     Block,
     Branch,
     LayerScale,
-    Attention,
+    SelfAttention,
     QKNorm,
     WideQKNorm,
     CrossAttention,

@@ -1,6 +1,6 @@
 """Mixers along time: one file each, registered by its config's kind."""
 
-from headway.mixers.attention import Attention, AttentionConfig, KeyValues
+from headway.mixers.attention import AttentionConfig, KeyValues, SelfAttention
 from headway.mixers.base import Memory, Mixer, MixerConfig, State, select, tree_map
 from headway.mixers.bidirectional import Bidirectional, BidirectionalConfig
 from headway.mixers.conditional_gru import ConditionalGRU, ConditionalGRUConfig
@@ -25,7 +25,6 @@ __all__ = [
     "GRU",
     "LSTM",
     "MLSTM",
-    "Attention",
     "AttentionConfig",
     "Bidirectional",
     "BidirectionalConfig",
@@ -58,6 +57,7 @@ __all__ = [
     "PointwiseConfig",
     "Recurrence",
     "RecurrenceConfig",
+    "SelfAttention",
     "SigmaPi",
     "SigmaPiConfig",
     "State",

@@ -59,8 +59,8 @@ class AttentionConfig(MixerConfig):
     def causal(self) -> bool:
         return self.pattern.causal
 
-    def build(self, width: int, biases: nn.ModuleDict) -> Attention:
-        return Attention(self, width, biases)
+    def build(self, width: int, biases: nn.ModuleDict) -> SelfAttention:
+        return SelfAttention(self, width, biases)
 
 
 def head_size(heads: int, size: int | None, width: int) -> int:
@@ -122,7 +122,7 @@ class KeyValues(NamedTuple):
     values: Float[Tensor, "B S G V"]
 
 
-class Attention(Mixer):
+class SelfAttention(Mixer):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2) with grouped keys and values (Ainslie et al. 2023)."""
 
     rewindable = True

@@ -18,7 +18,7 @@ from headway.mixers import (
     State,
     tree_map,
 )
-from headway.mixers.attention import Attention
+from headway.mixers.attention import SelfAttention
 from headway.models.act import ActConfig
 from headway.models.block import BlockConfig
 from headway.models.captioner import CaptionerConfig
@@ -90,7 +90,7 @@ def _scores(module: nn.Module, context: int) -> int:
         return 2 * (units + read) * context
     if isinstance(module, CrossAttention):
         return 4 * module.heads * module.size * context
-    if not isinstance(module, Attention):
+    if not isinstance(module, SelfAttention):
         return 0
     pattern = module.config.pattern
     keys = context // 2 if pattern.causal else context

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.kernels import recording
-from headway.mixers import Attention, ConditionalGRU, CrossAttention
+from headway.mixers import ConditionalGRU, CrossAttention, SelfAttention
 
 
 def rollout(maps: Mapping[str, Float[Tensor, "B H T T"]]) -> Float[Tensor, "B T T"]:
@@ -36,7 +36,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     current: list[str] = []
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, (Attention, ConditionalGRU, CrossAttention)):
+        if isinstance(module, (SelfAttention, ConditionalGRU, CrossAttention)):
             hooks.append(module.register_forward_pre_hook(partial(_note, current, name)))
     try:
         with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():

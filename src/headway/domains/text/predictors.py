@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.attending import AttentionMaps, check_text, of_first, symbols_of
+from headway.attending import Attention, check_text, of_first, symbols_of
 from headway.codecs.tokenizer import framed
 from headway.domains import text as texts
 from headway.evaluation import evaluate_published
@@ -116,11 +116,11 @@ def score(model: Handle, texts: str | Texts, sources: str | Texts | None = None)
 
 
 @typed
-def attention(model: Handle, text: str, target: str | None = None) -> AttentionMaps:
+def attention(model: Handle, text: str, target: str | None = None) -> Attention:
     check_text(text)
     ids = prompt_ids(model, text)
     maps = attention_maps(model.module, lambda: model.module(torch.tensor([ids], device=model.device)))
-    return AttentionMaps(of_first(maps), symbols_of(model.codec, ids), [])
+    return Attention(of_first(maps), symbols_of(model.codec, ids), [])
 
 
 @typed

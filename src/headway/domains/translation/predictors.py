@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.attending import AttentionMaps, check_text, of_first, symbols_of
+from headway.attending import Attention, check_text, of_first, symbols_of
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
 from headway.errors import UserError
@@ -54,7 +54,7 @@ def score(model: Handle, texts: str | Texts, sources: str | Texts | None = None)
 
 
 @typed
-def attention(model: Handle, text: str, target: str | None = None) -> AttentionMaps:
+def attention(model: Handle, text: str, target: str | None = None) -> Attention:
     check_text(text)
     translator, module = _translator(model), model.module
     codecs = translator.codecs
@@ -67,7 +67,7 @@ def attention(model: Handle, text: str, target: str | None = None) -> AttentionM
     readers = (ConditionalGRU, CrossAttention)
     across = tuple(name for name in maps if isinstance(module.get_submodule(name), readers))
     names = symbols_of(codecs.target, decoder), symbols_of(codecs.source, source)
-    return AttentionMaps(of_first(maps), *names, across)
+    return Attention(of_first(maps), *names, across)
 
 
 def _translator(model: Handle) -> Translator:
