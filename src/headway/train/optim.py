@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from headway.config import elsewhere, family, register
+from headway.config import family, register
 from headway.errors import ConfigError, UserError
 
 _ALIGNED = 64  # bytes: a vector register and a cache line
@@ -179,7 +179,6 @@ class AdamSettings(NamedTuple):
     weight_decay: float
 
 
-elsewhere(OptimConfig, lambda: {"muon": "headway.train.optim"})
 
 
 @register("adamw")
