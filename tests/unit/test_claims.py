@@ -38,7 +38,7 @@ from headway.cli import main as cli
 from headway.config import override
 from headway.data import pairs
 from headway.errors import UserError
-from headway.models.presets import rnnenc, rnnsearch
+from headway.models.ancestors import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,6 @@ class AdamSettings(NamedTuple):
     weight_decay: float
 
 
-
-
 @register("adamw")
 @dataclass(frozen=True)
 class AdamWConfig(OptimConfig):

@@ -13,7 +13,7 @@ from headway.claims.sequences import Budget, begun, opened, size, sized, small, 
 from headway.domains.translation.task import ParallelText, TargetText
 from headway.metrics import pronunciation_error_rates
 from headway.models import EncoderDecoder, ModelConfig
-from headway.models.presets import rnnenc, rnnsearch
+from headway.models.ancestors import rnnenc, rnnsearch
 from headway.train.task import Task
 
 if TYPE_CHECKING:
