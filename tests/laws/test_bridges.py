@@ -149,9 +149,9 @@ def test_packed_rows_are_refused() -> None:
 REFUSED = [
     (
         model(AttentionConfig(HEADS), LSTMConfig(), StateBridgeConfig()),
-        "encoder mixes by Attention.*set bridge to memory",
+        "encoder mixes by SelfAttention.*set bridge to memory",
     ),
-    (model(LSTMConfig(), AttentionConfig(HEADS), StateBridgeConfig()), "block 0 of the decoder mixes by Attention"),
+    (model(LSTMConfig(), AttentionConfig(HEADS), StateBridgeConfig()), "block 0 of the decoder mixes by SelfAttention"),
     (model(LSTMConfig(), LSTMConfig(), StateBridgeConfig(), (1, 2)), "set bridge.layers to last"),
     (model(GRUConfig(), LSTMConfig(), StateBridgeConfig(project=False)), "set bridge.project to true"),
     (override(model(LSTMConfig(), LSTMConfig(), BothBridgeConfig()), {"bridge": "state"}), "set bridge to both"),

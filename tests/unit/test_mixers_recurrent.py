@@ -190,7 +190,7 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     assert mixer.final(state)[0].shape == (2, WIDTH)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot start a GRU, whose state has \(4,\)"):
         mixer.begin((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="the state of Attention is no vectors"):
+    with pytest.raises(ConfigError, match="the state of SelfAttention is no vectors"):
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)
 
 
