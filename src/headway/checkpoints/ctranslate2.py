@@ -1,4 +1,7 @@
-"""CTranslate2's model folders: a model.bin, which is no pickle but plain variables; Whisper's among them."""
+"""CTranslate2's model folders: a model.bin, which is no pickle but plain variables; Whisper's among them.
+
+version | name and revision of the specification | variables: name, shape, dtype, bytes | aliases: name, variable
+"""
 
 from __future__ import annotations
 

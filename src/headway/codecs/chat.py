@@ -1,4 +1,13 @@
-"""Chat templates: conversations as the text, and the symbols, that a model was trained to read."""
+"""Chat templates: conversations as the text, and the symbols, that a model was trained to read.
+
+A guard is a noncharacter. It is put where a text spells a special symbol, and where its edge may become part of one
+beside what a template writes; whatever a template then does with the text, the spelling is no symbol. A symbol of one
+character cannot be split: it gets a shield before it.
+
+A template writes special symbols around what people say; what they say must not become one. So guards go into it
+first, and once the template has run, its own spellings become symbols, what is guarded stays text, and
+the guards are gone.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Where chat templates run: jinja2's sandbox, with limits on time and on the size of every value; and where the
 assistant speaks in what they write.
+
+A template comes with a model from anywhere. The sandbox keeps it from the machine; the limits keep it from a loop
+without end and from texts that double until the memory is full.
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""sentencepiece models: their file, and the tokenizer that gives their ids."""
+"""sentencepiece models: their file, and the tokenizer that gives their ids.
+
+The charsmap, which says what characters become which, is a trie in a double array:
+
+    4 bytes: size of the array | the array, units of 4 bytes | texts, each ended by a zero byte
+
+A unit holds the offset of its children, whether a key ends at it, and its own label, which is a byte; a unit that a key
+leads to holds the place of a text. The library follows offsets and places unchecked, and ends the process's work
+where they lead out of the map.
+
+Unigram: Kudo 2018; BPE: Sennrich et al. 2016, merged by score as sentencepiece does.
+"""
 
 from __future__ import annotations
 

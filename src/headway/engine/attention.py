@@ -1,4 +1,9 @@
-"""Attention of one new token a row over keys and values, or a memory, that lie in blocks."""
+"""Attention of one new token a row over keys and values, or a memory, that lie in blocks.
+
+A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Long
+contexts are cut into `splits` pieces that threads work on at once, each with its own maximum and sum (Milakov and
+Gimelshein 2018; Dao et al. 2023), and joined afterwards.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Keys and values in blocks of 32 positions, which rows share until one writes; and what recurrent mixers keep of a
 row.
+
+`keys` says what lies in a block.
 """
 
 from __future__ import annotations

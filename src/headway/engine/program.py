@@ -1,4 +1,9 @@
-"""A program: a table of instructions, and the compiled loops that run it."""
+"""A program: a table of instructions, and the compiled loops that run it.
+
+An instruction is a row of whole numbers and a row of floats. Addresses from 0 on are in memory that threads share;
+negative ones, -1 - offset, in the scratch that each thread has for itself. What lies in scratch every thread makes for
+itself, so that it needs no barrier.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Choosing the next symbol of each row from its logits."""
+"""Choosing the next symbol of each row from its logits.
+
+Filters are thresholds, so that equal symbols share their fate and no order among them matters. All rows together go
+through the same tensors, which suits an accelerator, and a processor where symbols are few. Where they are many,
+a row at a time is quicker there: what a filter drops is left out of all that follows, no vocabulary is sorted, and
+numpy wakes no other threads, for which the engine's own would have to wait.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Guesses of what comes next, which the model checks several at a time: from what was said, or by a small model."""
+"""Guesses of what comes next, which the model checks several at a time: from what was said, or by a small model.
+
+Leviathan et al. 2023. What guesses is a Guesser: Lookup, or a small model (`Draft`).
+"""
 
 from __future__ import annotations
 

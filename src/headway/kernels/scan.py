@@ -1,4 +1,9 @@
-"""Recurrences: a cell over one token after the other, for many runs of tokens at once, with gradients by hand."""
+"""Recurrences: a cell over one token after the other, for many runs of tokens at once, with gradients by hand.
+
+Autograd would record ten operations a step and add the gradient of the recurrent matrix up step by step. Here a step
+back is a few operations on factors that are made for all steps at once, and the matrix gets its gradient by one
+product at the end.
+"""
 
 from __future__ import annotations
 

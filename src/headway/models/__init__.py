@@ -6,6 +6,7 @@ from torch import nn
 
 from headway.models import settings as _settings  # noqa: F401 -- registers what --set takes
 from headway.models.act import Act, ActConfig, act
+from headway.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.block import Block, BlockConfig
 from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
@@ -31,7 +32,6 @@ from headway.models.pooled import (
     ProbeHead,
     ProbeHeadConfig,
 )
-from headway.models.presets import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
 from headway.models.robot import Observations, RobotEmbed, RobotEmbedConfig
 from headway.models.scene import SceneEmbed, SceneEmbedConfig
 from headway.models.stack import Stack, StackConfig, cycle

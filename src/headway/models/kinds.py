@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 from torch import nn
 
+from headway.models.agents import StatesEmbedConfig
 from headway.models.board import BoardEmbedConfig
 from headway.models.captioner import CaptionerConfig
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig
@@ -17,7 +18,6 @@ from headway.models.encoder_decoder import EncoderDecoderConfig
 from headway.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.models.patches import PatchEmbedConfig
 from headway.models.policies import RobotPolicyConfig
-from headway.models.presets import StatesEmbedConfig
 from headway.models.trajectories import TrajectoryEmbedConfig
 from headway.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.models.two_tower import TwoTower, TwoTowerConfig

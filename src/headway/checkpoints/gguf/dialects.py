@@ -1,4 +1,9 @@
-"""How GGUF says what a published folder says: the names of settings and tensors, architecture by architecture."""
+"""How GGUF says what a published folder says: the names of settings and tensors, architecture by architecture.
+
+A file is read as if it were the folder it was made from: values become the settings of a config.json, tensors get their
+published names, and the family does the rest. What llama.cpp changes on the way is said here: interleaved rotary pairs
+(llama), norms with their 1 added (gemma), and linear layers turned round (gpt2).
+"""
 
 from __future__ import annotations
 

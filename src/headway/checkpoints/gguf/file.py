@@ -1,5 +1,10 @@
 """The container: a header of named values and tensor descriptions, checked in full, and tensors that are read as they
 are asked for.
+
+The header is read here, as the reader of the package `gguf` trusts the lengths that a file claims; the package turns
+quantised blocks into numbers.
+
+    GGUF | version | counts | values: key, type, value | tensors: name, sizes, type, offset | padding | data
 """
 
 from __future__ import annotations

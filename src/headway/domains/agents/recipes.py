@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.domains.agents.task import PPOConfig
-from headway.models.presets import actor_critic
+from headway.models.agents import actor_critic
 from headway.train import AdamWConfig, Recipe, TrainConfig, WSDConfig
 
 

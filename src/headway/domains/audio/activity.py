@@ -1,4 +1,8 @@
-"""Where somebody speaks: voices detected, and long pauses left out."""
+"""Where somebody speaks: voices detected, and long pauses left out.
+
+A frame counts by its energy above the noise floor of each band, and a stretch of them by how its spectrum changes:
+that of a tone or of a burst of noise does not, that of speech does with each phone.
+"""
 
 from __future__ import annotations
 
