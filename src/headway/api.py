@@ -174,13 +174,10 @@ def _begun(
 def _attention(run: Run) -> list[Picture]:
     """Where a model of texts looks, whose task has no pictures of its own."""
     codec = published_codec(run.directory)
-    return (
-        []
-        if codec is None
-        else attention_pictures(
-            Model(Opened(run.model, Usage(), codec), run.directory, run.recipe), run.summary["samples"]
-        )
-    )
+    if codec is None:
+        return []
+    model = Model(Opened(run.model, Usage(), codec), run.directory, run.recipe)
+    return attention_pictures(model, run.summary["samples"])
 
 
 def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None) -> Run:
