@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
-from headway.compare import ComparedRun, Result
+from headway.app.compare import ComparedRun, Result
+from headway.app.variants import Variant
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
-from headway.models import build
-from headway.models.presets import preset
-from headway.variants import Variant
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.nn.models import build
+from headway.nn.models.presets import preset
 
 
 def test_every_name_is_there_and_importing_is_light() -> None:
