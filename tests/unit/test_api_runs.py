@@ -87,9 +87,10 @@ def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
     return code, out, err
 
 
-def test_train_stays_the_function_beside_its_package() -> None:
-    import_module("headway.learn")
-    assert not isinstance(hw.train, ModuleType)
+def test_names_of_the_package_are_functions_and_classes_and_not_its_modules() -> None:
+    for name in ("learn", "app.compare", "app.exchange", "app.recipes"):
+        import_module(f"headway.{name}")
+    assert not any(isinstance(getattr(hw, name), ModuleType) for name in hw.__all__)
     assert sys.modules["headway.learn"].Run is hw.Run
     assert set(hw.__all__) <= {*dir(hw)}
 

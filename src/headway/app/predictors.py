@@ -1,8 +1,8 @@
 """The table of predictors: what each model can do, and who does it.
 
-A verb is a method of `headway.app.model.Model`. A domain names in its package the verbs that it serves and, for each, which
-question of `headway.nn.models.kinds` is true of the models that it serves it for; its module `predictors`, which is
-imported when a verb is asked for of such a model, has a function of the verb's name that takes the model and the
+A verb is a method of `headway.app.model.Model`. A domain names in its package the verbs that it serves and, for each,
+which question of `headway.nn.models.kinds` is true of the models that it serves it for; its module `predictors`, which
+is imported when a verb is asked for of such a model, has a function of the verb's name that takes the model and the
 method's arguments.
 """
 

@@ -2,8 +2,8 @@
 
 A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
 that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
-`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. Its module
-`scale`, where it has one, says in SCALES how its recipes grow with data and time.
+`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. Its
+module `scale`, where it has one, says in SCALES how its recipes grow with data and time.
 """
 
 from __future__ import annotations

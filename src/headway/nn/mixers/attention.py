@@ -35,8 +35,8 @@ class AttentionConfig(MixerConfig):
     `kv_heads` None gives each query head its own key and value; `head_size` None is width / heads; `qk_norm`
     normalises queries and keys a head (Henry et al. 2020) or, with `qk_norm_over` "all", all heads together (OLMo 2);
     `qkv_bias` may be said for each of query, key and value; `bias` names a score bias of the Stack; `soft_cap` and
-    `sinks` as in `headway.nn.kernels.attend`; `scale` None is 1 / sqrt(head size). With `placed` the Stack's positions are
-    added to what queries and keys are made of, and not to values (Carion et al. 2020, figure 10).
+    `sinks` as in `headway.nn.kernels.attend`; `scale` None is 1 / sqrt(head size). With `placed` the Stack's positions
+    are added to what queries and keys are made of, and not to values (Carion et al. 2020, figure 10).
     """
 
     heads: int = 8  # query heads

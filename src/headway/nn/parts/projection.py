@@ -24,7 +24,8 @@ class Projection(nn.Module):
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
     formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
     that there are, one after the other. `writes` marks a map whose output is added to the residual stream, `recurrent`
-    one from a network's state to its next, which initialisation treats apart. Weights are made by `headway.nn.parts.init`.
+    one from a network's state to its next, which initialisation treats apart. Weights are made by
+    `headway.nn.parts.init`.
     """
 
     def __init__(
