@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ def test_every_name_is_there_and_importing_is_light() -> None:
         assert getattr(hw, name) is not None
     code = "import headway, sys; assert 'torch' not in sys.modules; headway.Sampling(0.5, top_k=3)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize("name", ["compare", "recipes", "train"])
-def test_functions_are_not_hidden_by_modules_of_their_names(name: str) -> None:
-    module = import_module(f"headway.{name}")
-    assert callable(getattr(hw, name))
-    assert getattr(hw, name) is not module
 
 
 def test_recipes_and_presets_are_tables() -> None:

@@ -139,7 +139,7 @@ import sys
 import headway as hw
 hw.load(sys.argv[1])
 there = {name for name in sys.modules if name.split(".")[0] == "headway"}
-unused = ("cli", "report", "train.trainer", "engine", "environments", "checkpoints.gguf", "checkpoints.families")
+unused = ("app.cli", "learn.report", "learn.trainer", "engine", "environments", "formats.gguf", "formats.families")
 assert not {name for name in there if name.startswith(tuple(f"headway.{each}" for each in unused))}, there
 assert len(there) < 160, len(there)
 """
