@@ -3,7 +3,8 @@
     python benchmarks/pairs.py REVISION               # each job ten times, the old and the new in turn
 
 Each process has one thread on one core, and what is counted are the core seconds that the system charges it for,
-imports included. Told are, for each job, the least of the old and of the new, and the median of the ten quotients new / old.
+imports included. Told are, for each job, the least of the old and of the new, and the median of the ten quotients
+new / old.
 """
 
 from __future__ import annotations
