@@ -170,19 +170,15 @@ class Engine(nn.Module):
         """
         rows, length = ids.shape
         with self._lock:  # a program has one place for what it computes
-            logits = self._extend(ids, decoding)
+            starts = decoding.positions.numpy()[:, None]
+            places = np.where(starts < 0, -1, starts + np.arange(length))
+            program = self._prepare(places, decoding)
+            logits = self._results.rows(places.size, program.symbols)
+            program.write_logits(logits.data_ptr())
+            self._run(program, ids, torch.from_numpy(places), slice(None))
+
         positions = torch.where(decoding.positions < 0, decoding.positions, decoding.positions + length)
         return logits.view(rows, length, -1), decoding.at(positions)
-
-    def _extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> Float[Tensor, "BT C"]:
-        steps = np.arange(ids.shape[1])
-        starts = decoding.positions.numpy()[:, None]
-        places = np.where(starts < 0, -1, starts + steps)
-        program = self._prepare(places, decoding)
-        logits = self._results.rows(places.size, program.symbols)
-        program.write_logits(logits.data_ptr())
-        self._run(program, ids, torch.from_numpy(places), slice(None))
-        return logits
 
     def _prepare(self, places: np.ndarray, decoding: Kept) -> StepProgram:
         """The program for tokens at these places [B, T], which knows where the rows keep what they know."""

@@ -174,14 +174,10 @@ def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "...
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= packed.rows):
         raise IndexError(f"index out of range: a table has rows 0 to {packed.rows - 1}")
     out = torch.empty(rows.numel(), packed.columns)
-    _unpack(packed, rows, out)
-    return out.view(*ids.shape, packed.columns)
-
-
-def _unpack(packed: PackedMatrix, rows: Tensor, out: Tensor) -> None:
     fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
     threads = _threads(rows.numel() * packed.columns)
     threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
+    return out.view(*ids.shape, packed.columns)
 
 
 def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:

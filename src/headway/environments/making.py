@@ -58,7 +58,9 @@ def make_environment(name: str, *, drawn: bool = False) -> Any:
     if ":" in name:
         return _own(package, name, drawn)
     if name.startswith(METAWORLD):
-        return _of_metaworld(name, drawn)
+        from headway.environments.metaworld import MetaWorld  # which imports gymnasium
+
+        return MetaWorld(name.removeprefix(METAWORLD), drawn=drawn)
     return _known(package, name, drawn)
 
 
@@ -70,14 +72,6 @@ def without_screen() -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
-def _import_maker(package: Any, name: str) -> None:
-    """Import what makes an environment that is registered, with a version in its name or without."""
-    known = next((each for each in package.registry if each == name or each.startswith(f"{name}-v")), None)
-    maker = None if known is None else package.registry[known].entry_point
-    if isinstance(maker, str):
-        import_module(maker.partition(":")[0])
-
-
 def warned_in_the_log() -> None:
     """What MuJoCo warns of goes to Python's log: left to itself it writes a file into the folder that one works in."""
     mujoco = sys.modules.get("mujoco")
@@ -85,17 +79,15 @@ def warned_in_the_log() -> None:
         mujoco.set_mju_user_warning(lambda message: _LOG.debug("MuJoCo: %s", message))
 
 
-def _of_metaworld(name: str, drawn: bool) -> Any:
-    from headway.environments.metaworld import MetaWorld  # which imports gymnasium
-
-    return MetaWorld(name.removeprefix(METAWORLD), drawn=drawn)
-
-
 def _known(package: Any, name: str, drawn: bool) -> Any:
     errors = package.error
     drawing = {"render_mode": "rgb_array"} if drawn else {}  # which not every maker takes
     try:
-        _import_maker(package, name)
+        # Import what makes an environment that is registered, with a version in its name or without.
+        known = next((each for each in package.registry if each == name or each.startswith(f"{name}-v")), None)
+        maker = None if known is None else package.registry[known].entry_point
+        if isinstance(maker, str):
+            import_module(maker.partition(":")[0])
         warned_in_the_log()
         return package.make(name, disable_env_checker=True, **drawing)
     except errors.DependencyNotInstalled as error:
@@ -117,7 +109,10 @@ def _own(package: Any, name: str, drawn: bool) -> Any:
         return _known(package, attribute, drawn)
     if found is None:
         raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
-    return _checked(package, name, _called(found, name, drawn))
+    made = _called(found, name, drawn)
+    if not isinstance(made, package.Env):
+        raise UserError(f"{name!r} makes a {type(made).__name__}, no gymnasium.Env; let it make one")
+    return made
 
 
 def own_function(name: str, what: str, missing_is_none: bool = False) -> Callable[..., Any] | None:
@@ -165,12 +160,6 @@ def _takes_mode(maker: Callable[..., Any]) -> bool:
     except ValueError:  # what is not written in Python may not say
         return False
     return any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in takes)
-
-
-def _checked(package: Any, name: str, made: Any) -> Any:
-    if not isinstance(made, package.Env):
-        raise UserError(f"{name!r} makes a {type(made).__name__}, no gymnasium.Env; let it make one")
-    return made
 
 
 def first_line(error: BaseException) -> str:

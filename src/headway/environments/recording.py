@@ -202,24 +202,29 @@ class Recorder:
                     "give a policy that does it more often"
                 )
             some = min(missing, TRIES * episodes - begun)
-            self._play(range(begun, begun + some), at_once, progress)
+            waiting = iter(range(begun, begun + some))
+            running = {row: self._begin(row, number) for row, number in zip(range(at_once), waiting)}
+            while running:
+                actions = {}
+                for index, (policy, noise) in enumerate(self.mixtures):
+                    rows = [row for row, each in running.items() if each.number % len(self.mixtures) == index]
+                    # A policy is asked once for all its rows.
+                    asked = policy(np.stack([running[row].states[-1] for row in rows])) if policy and rows else None
+                    for place, row in enumerate(rows):
+                        generator = running[row].generator
+                        by_chance = asked is None or (noise > 0 and generator.random() < noise)
+                        actions[row] = self.copies.spaces.random(generator) if by_chance else asked[place]  # type: ignore[index]
+                for row, action in actions.items():
+                    before = len(self.finished)
+                    if self._step(row, running[row], action):
+                        if len(self.finished) > before:
+                            progress(len(self.finished))
+                        number = next(waiting, None)
+                        if number is None:
+                            del running[row]
+                        else:
+                            running[row] = self._begin(row, number)
             begun += some
-
-    def _play(self, numbers: range, at_once: int, progress: Callable[[int], None]) -> None:
-        waiting = iter(numbers)
-        running = {row: self._begin(row, number) for row, number in zip(range(at_once), waiting)}
-        while running:
-            actions = self._act(running)
-            for row, action in actions.items():
-                before = len(self.finished)
-                if self._step(row, running[row], action):
-                    if len(self.finished) > before:
-                        progress(len(self.finished))
-                    number = next(waiting, None)
-                    if number is None:
-                        del running[row]
-                    else:
-                        running[row] = self._begin(row, number)
 
     def episodes(self) -> Episodes:
         """What is finished, in order."""
@@ -231,18 +236,6 @@ class Recorder:
         state = self.copies.reset(row, self.seed + number)
         return _Running(number, generator, [state], [self.copies.pictures(row)])
 
-    def _act(self, running: dict[int, _Running]) -> dict[int, np.ndarray | np.integer | int]:
-        """An action for each row; a policy is asked once for all its rows."""
-        found = {}
-        for index, (policy, noise) in enumerate(self.mixtures):
-            rows = [row for row, each in running.items() if each.number % len(self.mixtures) == index]
-            asked = policy(np.stack([running[row].states[-1] for row in rows])) if policy and rows else None
-            for place, row in enumerate(rows):
-                generator = running[row].generator
-                by_chance = asked is None or (noise > 0 and generator.random() < noise)
-                found[row] = self.copies.spaces.random(generator) if by_chance else asked[place]  # type: ignore[index]
-        return found
-
     def _step(self, row: int, each: _Running, action: np.ndarray | np.integer | int) -> bool:
         """One step of a row; whether its episode is finished. Actions are kept as the environment took them."""
         spaces = self.copies.spaces
@@ -251,7 +244,11 @@ class Recorder:
         each.rewards.append(step.reward)
         if step.success and each.done is None:
             each.done = len(each.rewards)
-        if not (step.ended or step.cut or self._enough(each)):
+        steps = len(each.rewards)
+        last = (
+            self.demonstrating is not None and each.done is not None and steps >= each.done + self.demonstrating.after
+        )
+        if not (step.ended or step.cut or last or (self.horizon is not None and steps >= self.horizon)):
             each.states.append(step.state)
             each.pictures.append(self.copies.pictures(row))
             return False
@@ -264,12 +261,6 @@ class Recorder:
             np.stack(each.states), np.array(each.actions, kind), np.array(each.rewards), not step.ended
         )
         return True
-
-    def _enough(self, each: _Running) -> bool:
-        steps = len(each.rewards)
-        if self.demonstrating is not None and each.done is not None and steps >= each.done + self.demonstrating.after:
-            return True
-        return self.horizon is not None and steps >= self.horizon
 
 
 ROBOT = 4  # numbers of a state of Meta-World's that say where the hand is, and how far the gripper is open

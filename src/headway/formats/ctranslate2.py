@@ -5,7 +5,7 @@ version | name and revision of the specification | variables: name, shape, dtype
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -68,7 +68,12 @@ class ModelBin:
         self.specification = _name(cursor)
         self.revision = cursor.number("I", "the revision")
         self._variables = _variables(cursor)
-        self.aliases: Mapping[str, str] = _aliases(cursor, self._variables)
+        self.aliases: dict[str, str] = {}
+        for _ in range(cursor.count("I", 4, "aliases")):
+            alias, name = _name(cursor), _name(cursor)
+            if name not in self._variables or alias in self._variables or alias in self.aliases:
+                cursor.fail(f"alias {alias!r} of variable {name!r} fits no variable, or comes twice")
+            self.aliases[alias] = name
         if cursor.left:
             cursor.fail(f"{cursor.left} bytes are left behind the last alias")
         self._scales = {name + _SCALE for name in self._variables} & self._variables.keys()
@@ -129,16 +134,6 @@ def _variables(cursor: Cursor) -> dict[str, Variable]:
         if tensor_bytes(shape, _DTYPES[kind].itemsize) != size:
             cursor.fail(f"variable {name!r} of shape {shape} has {size} bytes, which do not fit")
         found[name] = Variable(_DTYPES[kind], shape, cursor.skip(size, f"variable {name!r}"), size)
-    return found
-
-
-def _aliases(cursor: Cursor, variables: Mapping[str, Variable]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for _ in range(cursor.count("I", 4, "aliases")):
-        alias, name = _name(cursor), _name(cursor)
-        if name not in variables or alias in variables or alias in found:
-            cursor.fail(f"alias {alias!r} of variable {name!r} fits no variable, or comes twice")
-        found[alias] = name
     return found
 
 
@@ -282,28 +277,25 @@ def _stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"{side}.stack.blocks.{i}", f"{side}/layer_{i}"
         own, feed = f"{theirs}/self_attention", f"{theirs}/ffn"
+        cross = [
+            *linear(f"{ours}.cross.q", f"{theirs}/attention/linear_0"),
+            rule(f"{ours}.cross.kv.weight", f"{theirs}/attention/linear_1.weight"),
+            rule(f"{ours}.cross.kv.bias", f"{theirs}/attention/linear_1.bias", form=WithoutKeys(2)),
+            *linear(f"{ours}.cross.out", f"{theirs}/attention/linear_2"),
+            *linear(f"{ours}.read.before", f"{theirs}/attention/layer_norm"),
+        ]
         return [
             rule(f"{ours}.mixer.qkv.weight", f"{own}/linear_0.weight"),
             rule(f"{ours}.mixer.qkv.bias", f"{own}/linear_0.bias", form=WithoutKeys(3)),
             *linear(f"{ours}.mixer.out", f"{own}/linear_1"),
             *linear(f"{ours}.mix.before", f"{own}/layer_norm"),
-            *(_cross_rules(ours, f"{theirs}/attention") if stack.blocks[i].cross is not None else []),
+            *(cross if stack.blocks[i].cross is not None else []),
             *linear(f"{ours}.feed_forward.up", f"{feed}/linear_0"),
             *linear(f"{ours}.feed_forward.down", f"{feed}/linear_1"),
             *linear(f"{ours}.feed.before", f"{feed}/layer_norm"),
         ]
 
     return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"{side}/layer_norm")]
-
-
-def _cross_rules(ours: str, theirs: str) -> list[TensorRule]:
-    return [
-        *linear(f"{ours}.cross.q", f"{theirs}/linear_0"),
-        rule(f"{ours}.cross.kv.weight", f"{theirs}/linear_1.weight"),
-        rule(f"{ours}.cross.kv.bias", f"{theirs}/linear_1.bias", form=WithoutKeys(2)),
-        *linear(f"{ours}.cross.out", f"{theirs}/linear_2"),
-        *linear(f"{ours}.read.before", f"{theirs}/layer_norm"),
-    ]
 
 
 _FAMILY = replace(

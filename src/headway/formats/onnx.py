@@ -76,7 +76,10 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     files = _files(graph.kind, usage, codec)
     check_places(path, files)
     program = _exported(graph)
-    program.model.metadata_props.update(_metadata(model, usage, graph))
+    context = cast(Transformer, model).config.context
+    said = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
+    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in said.items() if value}
+    program.model.metadata_props.update(told)
     program.model.producer_name = "headway"
     large = sum(tensor.nbytes for tensor in model.parameters()) > _ONE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,13 +252,6 @@ def _exported(graph: Graph) -> Any:
     except torch.onnx.errors.OnnxExporterError as error:  # type: ignore[attr-defined]
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"torch's ONNX exporter fails on this model ({reason}); use --format hf") from error
-
-
-def _metadata(model: nn.Module, usage: Usage, graph: Graph) -> dict[str, str]:
-    context = cast(Transformer, model).config.context
-    said = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
-    told = {name: value for name, value in said.items() if value}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
 
 
 def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:

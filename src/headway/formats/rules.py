@@ -142,16 +142,16 @@ class Interleaved:
     heads: tuple[int, ...]
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [self._apart(part, count) for part, count in zip(parts, self.heads)]
+        return [
+            part.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2) if count else part
+            for part, count in zip(parts, self.heads)
+        ]
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [self._together(part, count) for part, count in zip(whole.split(list(sizes)), self.heads)]
-
-    def _apart(self, rows: Tensor, heads: int) -> Tensor:
-        return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else rows
-
-    def _together(self, rows: Tensor, heads: int) -> Tensor:
-        return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else rows
+        return [
+            part.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2) if count else part
+            for part, count in zip(whole.split(list(sizes)), self.heads)
+        ]
 
 
 @dataclass(frozen=True)

@@ -221,24 +221,20 @@ class Sampler:
         return int(self._choose(logits.float(), step, seen)[0])
 
     def _choose(self, logits: Float[Tensor, "B C"], step: int, seen: Bool[Tensor, "B C"] | None) -> Int[Tensor, "B"]:
-        adjusted = logits if seen is None else self._penalised(logits, seen)
+        if seen is not None:
+            penalty, places = self.sampling.repetition_penalty, seen.nonzero(as_tuple=True)
+            found = logits[places]
+            logits = logits.index_put(places, torch.where(found > 0, found / penalty, found * penalty))
         if self.sampling.temperature == 0:
-            return adjusted.max(dim=-1).indices
-        return draw(adjusted, self.sampling, self._uniform(step))
+            return logits.max(dim=-1).indices
+        # One number of 24 bits in [0, 1) a row.
+        uniform = _shift(_mix(self._keys + _signed(_GOLDEN * (step + 1))), 40).float() * 2.0**-24
+        return draw(logits, self.sampling, uniform)
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
         self._keys = self._keys[rows]
         self._seen = None if self._seen is None else self._seen[rows]
-
-    def _penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
-        penalty, places = self.sampling.repetition_penalty, seen.nonzero(as_tuple=True)
-        found = logits[places]
-        return logits.index_put(places, torch.where(found > 0, found / penalty, found * penalty))
-
-    def _uniform(self, step: int) -> Float[Tensor, "B"]:
-        """One number of 24 bits in [0, 1) a row."""
-        return _shift(_mix(self._keys + _signed(_GOLDEN * (step + 1))), 40).float() * 2.0**-24
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:
@@ -250,18 +246,16 @@ def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] |
     keys = []
     for index, prompt in enumerate(prompts):
         parts = [prompt] if sources is None else [prompt, sources[index]]
-        content = b"|".join(map(_content, parts))
+        content = b"|".join(
+            part.detach().cpu().float().numpy().tobytes()
+            if isinstance(part, Tensor)
+            else " ".join(map(str, part)).encode()
+            for part in parts
+        )
         count = counts[content] = counts.get(content, -1) + 1
         digest = hashlib.blake2b(content, digest_size=8, salt=count.to_bytes(8, "little")).digest()
         keys.append(int.from_bytes(digest, "little") >> 1)
     return keys
-
-
-def _content(part: Sequence[int] | Tensor) -> bytes:
-    """What tells one prompt or source from another."""
-    if isinstance(part, Tensor):
-        return part.detach().cpu().float().numpy().tobytes()
-    return " ".join(map(str, part)).encode()
 
 
 def _signed(value: int) -> int:

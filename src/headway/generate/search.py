@@ -256,23 +256,17 @@ class _Search:
         ceiling = self.config.worth(self.totals.amax(1), self.limits)
         self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also where none is followed: -inf on both sides
         if bool(cut.any()):
-            self._cut(cut & (self.finished < self.config.n_best))
+            # Sentences at their limit with too few finished hypotheses keep the others as they are.
+            short = cut & (self.finished < self.config.n_best)
+            rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
+            self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
         if not bool(self.done.any()):
             return symbols.flatten(), decoding
         if int(self.done.sum()) < _LEAVE * self.sentences:
             # Their rows are padding until they leave: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
             return symbols.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
-        return self._select((~self.done).nonzero()[:, 0], symbols, decoding)
-
-    def _cut(self, short: Bool[Tensor, "M"]) -> None:
-        """Sentences at their limit with too few finished hypotheses keep the others as they are."""
-        rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
-        self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
-
-    def _select(
-        self, kept: Int[Tensor, "N"], symbols: Tensor, decoding: GenerationProgress
-    ) -> tuple[Tensor, GenerationProgress]:
+        kept = (~self.done).nonzero()[:, 0]
         rows = (kept[:, None] * self.config.beam + torch.arange(self.config.beam, device=kept.device)).flatten()
         self.numbers = [self.numbers[i] for i in kept.tolist()]
         self.limits, self.totals, self.finished = self.limits[kept], self.totals[kept], self.finished[kept]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
 
 from headway.card import Card, shows
 from headway.codecs import Codec
@@ -26,9 +25,9 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.speculation import Draft, Extending, Guesser, Lookup, Speculation
+from headway.generate.speculation import Draft, Extending, Lookup, Speculation
 from headway.generate.stopping import Limits, TextStream
-from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, GenerationProgress, Generative
+from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
 
 FinishReason = Literal["stop", "length"]
 _SAMPLING, _LIMITS = Sampling(), Limits()
@@ -211,18 +210,26 @@ class _Batch:
         step, finished, idle = 0, 0, None
         advance = model.step
         if len(self.rows) == 1 and getattr(model, "extends", False):
-            guesser = self._guesser(sampler, logits.shape[-1], draft)
-            advance = Speculation(cast(Extending, model), guesser, self.rows[0].limit).step
+            [only] = self.rows
+            guesser = Lookup(only.prompt)
+            if draft is not None:
+                guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.limit)
+            advance = Speculation(cast(Extending, model), guesser, only.limit).step
         while True:
             chosen, logprobs = sampler.pick(logits, step)
-            for row, symbol, logprob in zip(self.rows, *_fetch(chosen, logprobs)):
+            pairs = torch.stack([chosen.double(), logprobs.double()])  # one transfer; a double holds any id exactly
+            for row, symbol, logprob in zip(self.rows, *pairs.tolist()):
                 if not row.done:
-                    yield row.push(symbol, logprob, self.ends, started)
+                    yield row.push(int(symbol), logprob, self.ends, started)
             now = sum(row.done for row in self.rows)
             if now == len(self.rows):
                 return
             if now >= _LEAVE * len(self.rows):
-                chosen, decoding = self._leave(chosen, decoding, sampler)
+                kept = [i for i, row in enumerate(self.rows) if not row.done]
+                self.rows = [self.rows[i] for i in kept]
+                index = torch.tensor(kept, device=chosen.device)
+                sampler.select(index)
+                chosen, decoding = chosen[index], decoding.select(index, index)
                 idle, finished = None, 0
             elif now > finished:
                 idle, finished = torch.tensor([row.done for row in self.rows], device=device), now
@@ -231,24 +238,3 @@ class _Batch:
                 decoding = decoding.at(decoding.positions.masked_fill(idle, -1))
             logits, decoding = advance(chosen, decoding)
             step += 1
-
-    def _guesser(self, sampler: Sampler, symbols: int, draft: Generative | None) -> Guesser:
-        """What guesses for the only row."""
-        [row] = self.rows
-        return Lookup(row.prompt) if draft is None else Draft(draft, row.prompt, sampler, symbols, row.limit)
-
-    def _leave(
-        self, chosen: Tensor, decoding: GenerationProgress, sampler: Sampler
-    ) -> tuple[Tensor, GenerationProgress]:
-        """Without the rows that have finished."""
-        kept = [i for i, row in enumerate(self.rows) if not row.done]
-        self.rows = [self.rows[i] for i in kept]
-        index = torch.tensor(kept, device=chosen.device)
-        sampler.select(index)
-        return chosen[index], decoding.select(index, index)
-
-
-def _fetch(chosen: Tensor, logprobs: Tensor) -> tuple[list[int], list[float]]:
-    """Both as lists, by one transfer; a double holds any id exactly."""
-    symbols, scores = torch.stack([chosen.double(), logprobs.double()]).tolist()
-    return [int(symbol) for symbol in symbols], scores

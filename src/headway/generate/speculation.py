@@ -59,27 +59,20 @@ class Lookup:
         self.ids.append(symbol)
 
     def guess(self, most: int) -> list[int]:
-        self._learn()
-        for length in range(LONGEST, SHORTEST - 1, -1):
-            place = self._places.get(tuple(self.ids[-length:]))
-            if place is not None:
-                return self._onwards(place, most)
-        return []
-
-    def _onwards(self, place: int, most: int) -> list[int]:
-        """What follows a place; beyond the end it goes round."""
-        found: list[int] = []
-        for index in range(place, place + most):
-            found.append(self.ids[index] if index < len(self.ids) else found[index - len(self.ids)])
-        return found
-
-    def _learn(self) -> None:
-        """Note all runs that end before the last token: what follows them is known."""
+        # Note all runs that end before the last token: what follows them is known.
         for end in range(max(self._known, 1), len(self.ids)):
             for length in range(SHORTEST, LONGEST + 1):
                 if end >= length:
                     self._places[tuple(self.ids[end - length : end])] = end
         self._known = len(self.ids)
+        for length in range(LONGEST, SHORTEST - 1, -1):
+            place = self._places.get(tuple(self.ids[-length:]))
+            if place is not None:
+                found: list[int] = []
+                for index in range(place, place + most):  # beyond the end it goes round
+                    found.append(self.ids[index] if index < len(self.ids) else found[index - len(self.ids)])
+                return found
+        return []
 
 
 class _Mean:

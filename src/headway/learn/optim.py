@@ -273,7 +273,7 @@ class MuonConfig(OptimConfig):
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         parameters = trainable(model)
-        matrices = {name: _slices(p) for name, p in parameters.items() if is_matrix(name, p)}
+        matrices = {name: tuple(p.slices) for name, p in parameters.items() if is_matrix(name, p)}  # type: ignore[attr-defined]
         names = sorted(matrices, key=lambda name: (parameters[name].shape, matrices[name]))
         others = [name for name in parameters if name not in matrices]
         settings = AdamSettings(self.adam_lr, self.adam_betas, self.adam_eps, self.adam_weight_decay)
@@ -289,10 +289,6 @@ class MuonConfig(OptimConfig):
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a linear map inside a stack: what Muon is for."""
     return "stack" in name.split(".") and parameter.dim() >= 2 and hasattr(parameter, "slices")
-
-
-def _slices(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(parameter.slices)  # type: ignore[attr-defined]
 
 
 def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N R C"]:

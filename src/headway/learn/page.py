@@ -208,7 +208,8 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
     says what the loss is.
     """
     rows: list[dict[str, Any]] = []
-    names = [name for name, item in {**best, **final}.items() if _is_score(name, item)]
+    others = ("step", "seconds", "beam", "judged", "judged_of")
+    names = [name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in others]
     for name in sorted(names, key="samples".__eq__):  # their number stands last
         interval = final.get(f"{name}_interval")
         row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
@@ -225,10 +226,6 @@ def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table without the columns that are empty (None) in all of them."""
     empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
-
-
-def _is_score(name: str, value: Any) -> bool:
-    return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam", "judged", "judged_of")
 
 
 def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:

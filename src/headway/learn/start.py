@@ -51,17 +51,13 @@ def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
     """
     parameters = dict(model.named_parameters())
     for name in names:
-        meant = [parameter for key, parameter in parameters.items() if _means(name, key)]
+        meant = [p for key, p in parameters.items() if any(fnmatchcase(part, name) for part in _parts(key))]
         if not meant:
             known = nearest(name, sorted({part for key in parameters for part in _parts(key)}))
             raise ConfigError(f"train.frozen: the model has no part {name!r}; {known}")
         for parameter in meant:
             parameter.requires_grad_(False)
     return model
-
-
-def _means(name: str, key: str) -> bool:
-    return any(fnmatchcase(part, name) for part in _parts(key))
 
 
 def _parts(key: str) -> Iterable[str]:
@@ -135,7 +131,10 @@ def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
     Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
     ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
     """
-    own, theirs = _shapes(config), dict(named_tensors(start))
+    with torch.device("meta"):
+        model = build(config, seed=None)
+    own = {key: tensor.shape for key, tensor in named_tensors(model)}
+    theirs = dict(named_tensors(start))
     before: Any = start.config
     grids = _grids(config, before)
     taken = tuple(_sources(own, theirs)) + ((_POSITIONS,) if grids is not None else ())
@@ -148,7 +147,13 @@ def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
             f"no weight of {name} ({type(before).__name__}) agrees with this model ({type(config).__name__}) in name "
             "and shape; start from a model of the same architecture"
         )
-    _check_heads(config, before, name)
+    # Other heads over the same weights would be another function, though no shape tells.
+    for ours, others in zip(_blocks(config), _blocks(before)):
+        for part in ("mixer", "cross"):
+            for setting in ("heads", "kv_heads"):
+                wanted, found = (getattr(getattr(block, part), setting, None) for block in (ours, others))
+                if None not in (wanted, found) and wanted != found:
+                    raise ConfigError(f"{setting} {wanted} does not fit {name}, which has {found}; leave it out")
     return Agreement(taken, fresh, grids)
 
 
@@ -184,12 +189,6 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: boo
     if recipe.adapter is not None and keeps:
         save_model(model, recipe.model, base)
     return prepared(model, recipe, fresh)
-
-
-def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        model = build(config, seed=None)
-    return {key: tensor.shape for key, tensor in named_tensors(model)}
 
 
 def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str, str]:
@@ -236,16 +235,6 @@ def _misfit(config: Any, before: Any, key: str, own: torch.Size, theirs: torch.S
         f"the model's {key} has shape {tuple(own)}, that of {name} {tuple(theirs)}; "
         "leave out the settings that change the model's shape"
     )
-
-
-def _check_heads(config: Any, before: Any, name: str) -> None:
-    """Other heads over the same weights would be another function, though no shape tells."""
-    for own, theirs in zip(_blocks(config), _blocks(before)):
-        for part in ("mixer", "cross"):
-            for setting in ("heads", "kv_heads"):
-                wanted, found = (getattr(getattr(block, part), setting, None) for block in (own, theirs))
-                if None not in (wanted, found) and wanted != found:
-                    raise ConfigError(f"{setting} {wanted} does not fit {name}, which has {found}; leave it out")
 
 
 def _blocks(config: Any) -> Iterator[BlockConfig]:

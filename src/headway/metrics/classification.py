@@ -146,22 +146,18 @@ def partner_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] 
     """
     if len(queries) == 0:
         raise UserError("there are 0 pairs to measure; give at least one")
-    ranks = np.concatenate(
-        [_ranks(queries[start : start + _ROWS], partners, start) for start in range(0, len(queries), _ROWS)]
-    )
+    found = []  # how many partners are nearer than its own, for each of the queries
+    for start in range(0, len(queries), _ROWS):
+        similar = queries[start : start + _ROWS] @ partners.T
+        own = similar[np.arange(len(similar)), start + np.arange(len(similar))]
+        found.append((similar > own[:, None] + 1e-6).sum(1))
+    ranks = np.concatenate(found)
     scores: Scores = {}
     for most in at:
         hits = int((ranks < most).sum())
         scores[f"recall_at_{most}"] = hits / len(ranks)
         scores[f"recall_at_{most}_interval"] = wilson(hits, len(ranks))
     return {**scores, "samples": len(ranks)}
-
-
-def _ranks(queries: np.ndarray, partners: np.ndarray, start: int) -> np.ndarray:
-    """How many partners are nearer than its own, for each of the queries from `start` on."""
-    similar = queries @ partners.T
-    own = similar[np.arange(len(queries)), start + np.arange(len(queries))]
-    return (similar > own[:, None] + 1e-6).sum(1)
 
 
 def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.ndarray, labels: np.ndarray) -> Scores:

@@ -124,14 +124,15 @@ def _ordinal(name: str) -> tuple[str, str]:
     return word, {"first": "st", "second": "nd", "third": "rd"}.get(word, "th")
 
 
-def _plural(name: str) -> str:
-    return "sixes" if name == "six" else name[:-1] + "ies" if name.endswith("y") else name + "s"
-
-
 def _suffixed(names: dict[str, int]) -> dict[str, tuple[int, str]]:
-    """Ordinals and plurals: the number, and what is written behind it."""
-    ordinals = {_ordinal(name)[0]: (number, _ordinal(name)[1]) for name, number in names.items()}
-    return {**{_plural(name): (number, "s") for name, number in names.items()}, **ordinals}
+    """Plurals and ordinals: the number, and what is written behind it."""
+    found = {}
+    for name, number in names.items():
+        found["sixes" if name == "six" else name[:-1] + "ies" if name.endswith("y") else name + "s"] = (number, "s")
+    for name, number in names.items():
+        ordinal, suffix = _ordinal(name)
+        found[ordinal] = (number, suffix)
+    return found
 
 
 LAST = {"zeroth": (0, "th"), **_suffixed(ONES), **_suffixed(TENS), **_suffixed(MULTIPLIERS)}
@@ -141,14 +142,7 @@ WORDS = DECIMALS | MULTIPLIERS.keys() | LAST.keys() | SIGNS.keys() | UNITS.keys(
 
 def digits(text: str) -> str:
     """A lower-cased text with its numbers as digits: "two hundred dollars" as "$200"."""
-    found = " ".join(_Reader(_prepared(text).split()).read())
-    found = re.sub(r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b", lambda m: f"{m[1]}{m[2]}.{int(m[3]):02d}", found)
-    found = re.sub(r"[€£$]0.([0-9]{1,2})\b", lambda m: f"¢{int(m[1])}", found)
-    return re.sub(r"\b1(s?)\b", r"one\1", found)  # which is mostly no number
-
-
-def _prepared(text: str) -> str:
-    """Halves as decimals, and letters apart from digits, but for ordinals and plurals."""
+    # Halves as decimals, and letters apart from digits, but for ordinals and plurals.
     pieces = re.split(r"\band\s+a\s+half\b", text)
     halved = pieces[0]
     for piece in pieces[1:]:
@@ -156,7 +150,11 @@ def _prepared(text: str) -> str:
         halved += (" point five" if last[0] in DECIMALS or last[0] in MULTIPLIERS else " and a half") + piece
     apart = re.sub(r"([a-z])([0-9])", r"\1 \2", halved)
     apart = re.sub(r"([0-9])([a-z])", r"\1 \2", apart)
-    return re.sub(r"([0-9])\s+(st|nd|rd|th|s)\b", r"\1\2", apart)
+    apart = re.sub(r"([0-9])\s+(st|nd|rd|th|s)\b", r"\1\2", apart)
+    found = " ".join(_Reader(apart.split()).read())
+    found = re.sub(r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b", lambda m: f"{m[1]}{m[2]}.{int(m[3]):02d}", found)
+    found = re.sub(r"[€£$]0.([0-9]{1,2})\b", lambda m: f"¢{int(m[1])}", found)
+    return re.sub(r"\b1(s?)\b", r"one\1", found)  # which is mostly no number
 
 
 class _Reader:
@@ -326,7 +324,14 @@ def english_words(text: str, spelling: Mapping[str, str] | None = None) -> str:
     text = re.sub(r"[<\[][^>\]]*[>\]]", "", text.lower())
     text = re.sub(r"\(([^)]+?)\)", "", text)
     text = re.sub(r"\s+'", "'", re.sub(_FILLERS, "", text))
-    text = _written_out(text)
+    for short, long in _WHOLE.items():
+        text = re.sub(rf"\b{short}\b", long, text)
+    for short, long in _TITLES.items():
+        text = re.sub(rf"\b{short}\b", f"{long} ", text)
+    for short, long in _PERFECT.items():
+        text = re.sub(rf"{short}\b", f" {long}", text)
+    for short, long in _ENDINGS.items():
+        text = re.sub(rf"{short}\b", f" {long}", text)
     text = re.sub(r"(\d),(\d)", r"\1\2", text)
     text = re.sub(r"\.([^0-9]|$)", r" \1", text)
     table = spellings() if spelling is None else spelling
@@ -345,18 +350,6 @@ def spellings() -> Mapping[str, str]:
     if found is None or found.origin is None:
         raise UserError("this needs the package whisper-normalizer; pip install 'headway[audio]'")
     return json.loads((Path(found.origin).parent / "normalizers" / "english.json").read_text(encoding="utf-8"))
-
-
-def _written_out(text: str) -> str:
-    for short, long in _WHOLE.items():
-        text = re.sub(rf"\b{short}\b", long, text)
-    for short, long in _TITLES.items():
-        text = re.sub(rf"\b{short}\b", f"{long} ", text)
-    for short, long in _PERFECT.items():
-        text = re.sub(rf"{short}\b", f" {long}", text)
-    for short, long in _ENDINGS.items():
-        text = re.sub(rf"{short}\b", f" {long}", text)
-    return text
 
 
 def _letters(text: str) -> str:

@@ -147,27 +147,21 @@ def rules(config: ActConfig) -> list[TensorRule]:
         *linear("trunk.decoder.heads.actions.project", "model.action_head"),
     ]
     if scene.cameras:
-        found += _backbone(f"{embed}.eye", "model.backbone", scene.depth)
+        found += residual_network(f"{embed}.eye", [f"model.backbone.{name}" for name in _PARTS], scene.depth, BATCH)
         project = "model.encoder_img_feat_input_proj"
         found.append(rule(f"{embed}.project.weight", f"{project}.weight", form=Flat((-1, 1, 1))))
         found.append(rule(f"{embed}.project.bias", f"{project}.bias"))
-    return found + (_posterior(config, bool(scene.robot)) if config.head.size else [])
-
-
-def _posterior(config: ActConfig, robot: bool) -> list[TensorRule]:
-    ours, theirs = "posterior", "model.vae_encoder"
-    return [
-        rule(
-            f"{ours}.embed.first.table",
-            f"{theirs}_cls_embed.weight",
-            f"{theirs}_pos_enc",
-            form=_BesideSinusoids(1 + robot + config.chunk),
-        ),
-        *(linear(f"{ours}.embed.states", f"{theirs}_robot_state_input_proj") if robot else []),
-        *linear(f"{ours}.embed.actions", f"{theirs}_action_input_proj"),
-        *_stack_rules(config.posterior, ours, theirs),
-        *linear(f"{ours}.heads.latent.project", f"{theirs}_latent_output_proj"),
-    ]
+    if config.head.size:
+        robot, ours, theirs = bool(scene.robot), "posterior", "model.vae_encoder"
+        places = _BesideSinusoids(1 + robot + config.chunk)
+        found += [
+            rule(f"{ours}.embed.first.table", f"{theirs}_cls_embed.weight", f"{theirs}_pos_enc", form=places),
+            *(linear(f"{ours}.embed.states", f"{theirs}_robot_state_input_proj") if robot else []),
+            *linear(f"{ours}.embed.actions", f"{theirs}_action_input_proj"),
+            *_stack_rules(config.posterior, ours, theirs),
+            *linear(f"{ours}.heads.latent.project", f"{theirs}_latent_output_proj"),
+        ]
+    return found
 
 
 def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[TensorRule]:
@@ -198,10 +192,6 @@ def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[TensorRule]
 
     last = linear(f"{ours}.stack.norm", f"{theirs}.norm") if stack.norm is not None else []
     return [*layers(len(stack.blocks), layer), *last]
-
-
-def _backbone(ours: str, theirs: str, depth: ResNetDepth) -> list[TensorRule]:
-    return residual_network(ours, [f"{theirs}.{name}" for name in _PARTS], depth, BATCH)
 
 
 def residual_network(

@@ -113,6 +113,10 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
     cameras = {f"observation.images.{place}": size for place, size in enumerate(seen.cameras)}
     says = {ours: theirs for theirs, ours in _SAYS.items()}
     samplers = {ours: theirs for theirs, ours in _SAMPLERS.items()}
+    ratio = 1.0  # of what is cropped to what was resized, from which LeRobot computes the crop
+    if seen.resized is not None and seen.crop is not None:
+        pairs = list(zip(seen.crop, seen.resized))
+        ratio = (max(part / whole for part, whole in pairs) + min((part + 1) / whole for part, whole in pairs)) / 2
     return {
         "type": "diffusion",
         "n_obs_steps": config.history,
@@ -121,7 +125,7 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
         "vision_backbone": f"resnet{seen.depth}",
         "pretrained_backbone_weights": None,  # they are among the weights: LeRobot need not fetch others first
         "resize_shape": None if seen.resized is None else list(seen.resized),
-        "crop_ratio": _ratio(seen),
+        "crop_ratio": ratio,
         "crop_shape": None if seen.crop is None else list(seen.crop),
         "use_group_norm": seen.norm == "group",
         "spatial_softmax_num_keypoints": seen.points,
@@ -141,32 +145,20 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
     }
 
 
-def _ratio(seen: KeypointsConfig) -> float:
-    """Of what is cropped to what was resized, from which LeRobot computes the crop."""
-    if seen.resized is None or seen.crop is None:
-        return 1.0
-    pairs = list(zip(seen.crop, seen.resized))
-    return (max(part / whole for part, whole in pairs) + min((part + 1) / whole for part, whole in pairs)) / 2
-
-
 def rules(config: UNetPolicyConfig) -> list[TensorRule]:
     seen, found = config.observation, _net(config.net, config.actions)
-    theirs = "diffusion.rgb_encoder"
+    held = BATCH if seen.norm == "frozen" else {"weight": "weight", "bias": "bias"}
     count = (len(seen.cameras) if seen.apart else 1) if seen.cameras else 0
     for number in range(count):
-        found += _eye(seen, f"glimpses.eyes.{number}", f"{theirs}.{number}" if seen.apart else theirs)
+        ours, theirs = f"glimpses.eyes.{number}", "diffusion.rgb_encoder" + (f".{number}" if seen.apart else "")
+        maps, pool = f"{ours}.points.maps", f"{theirs}.pool"
+        found += [
+            *residual_network(f"{ours}.net", [f"{theirs}.backbone.{name}" for name in _LAYERS], seen.depth, held),
+            rule(f"{maps}.weight", f"{pool}.nets.weight", f"{pool}.pos_grid", form=_BesidePlaces(seen.grid)),
+            rule(f"{maps}.bias", f"{pool}.nets.bias"),
+            *linear(f"{ours}.out", f"{theirs}.out"),
+        ]
     return found
-
-
-def _eye(seen: KeypointsConfig, ours: str, theirs: str) -> list[TensorRule]:
-    held = BATCH if seen.norm == "frozen" else {"weight": "weight", "bias": "bias"}
-    pool = f"{theirs}.pool"
-    return [
-        *residual_network(f"{ours}.net", [f"{theirs}.backbone.{name}" for name in _LAYERS], seen.depth, held),
-        rule(f"{ours}.points.maps.weight", f"{pool}.nets.weight", f"{pool}.pos_grid", form=_BesidePlaces(seen.grid)),
-        rule(f"{ours}.points.maps.bias", f"{pool}.nets.bias"),
-        *linear(f"{ours}.out", f"{theirs}.out"),
-    ]
 
 
 def _net(net: UNetConfig, actions: int) -> list[TensorRule]:

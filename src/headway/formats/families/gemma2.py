@@ -60,21 +60,17 @@ def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConf
     said = llama.write(name, classes, config)
     mixer = llama.attention(config.stack.blocks[0])
     head = config.heads.get("vocabulary", VocabularyHeadConfig())
+    # The number whose root divides the scores; a whole one where it is one up to rounding.
+    exact = expect(mixer.scale, float) ** -2
     return {
         **said,
         **llama.write_attention_bias(config),
         **llama.write_windows(config),
         "hidden_activation": said["hidden_act"],
-        "query_pre_attn_scalar": _square(expect(mixer.scale, float)),
+        "query_pre_attn_scalar": round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact,
         "attn_logit_softcapping": mixer.soft_cap,
         "final_logit_softcapping": expect(head, VocabularyHeadConfig).soft_cap,
     }
-
-
-def _square(scale: float) -> float:
-    """The number whose root divides the scores; a whole one where it is one up to rounding."""
-    exact = scale**-2
-    return round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact
 
 
 FAMILY = llama.family(

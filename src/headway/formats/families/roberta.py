@@ -32,7 +32,8 @@ from headway.nn.parts.positions import LearnedConfig
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     heads: dict[str, HeadConfig] = {}
-    kind = classifier(settings, names, _classifier_of(settings.architecture))
+    of_texts = settings.architecture.endswith("ForSequenceClassification")
+    kind = classifier(settings, names, "classifier.out_proj.weight" if of_texts else "classifier.weight")
     if "lm_head.bias" in names:
         norm = LayerNormConfig(settings.get("layer_norm_eps", float))
         heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm))
@@ -47,10 +48,6 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     if pad < 0:
         raise UserError(f"{settings.source}: pad_token_id is {pad}; positions begin after it, so it must be 0 or more")
     return encoder(settings, heads, offset=pad + 1)
-
-
-def _classifier_of(kind: str) -> str:
-    return "classifier.out_proj.weight" if kind.endswith("ForSequenceClassification") else "classifier.weight"
 
 
 def write(name: str, stem: str, config: TransformerConfig) -> dict[str, Any]:

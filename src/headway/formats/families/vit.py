@@ -97,11 +97,14 @@ def read_heads(kind: str, settings: Settings, names: Collection[str]) -> dict[st
 def write(kind: str, config: TransformerConfig) -> dict[str, Any]:
     attention = expect(config.stack.blocks[0].mixer, AttentionConfig)
     embed = expect(config.embed, PatchEmbedConfig)
-    pooled = config.heads.get("pooled")
+    pooled, classes = config.heads.get("pooled"), config.heads.get("classes")
+    ending = "Model" if classes is None else "ForImageClassification"
+    if isinstance(classes, DistilledHeadConfig):
+        ending = "ForImageClassificationWithTeacher"
     activation = pooled.activation if isinstance(pooled, PooledHeadConfig) else None
     return {
         "model_type": kind,
-        "architectures": [STEMS[kind] + _ending(config.heads.get("classes"))],
+        "architectures": [STEMS[kind] + ending],
         **encoder_written(config),
         "image_size": written_sides(embed.size),
         "patch_size": written_sides(embed.patch),
@@ -110,12 +113,6 @@ def write(kind: str, config: TransformerConfig) -> dict[str, Any]:
         **({} if activation is None else {"pooler_act": published_activation(activation)}),
         **labels(config.heads),
     }
-
-
-def _ending(head: HeadConfig | None) -> str:
-    if isinstance(head, DistilledHeadConfig):
-        return "ForImageClassificationWithTeacher"
-    return "Model" if head is None else "ForImageClassification"
 
 
 def written_sides(size: tuple[int, int]) -> int | list[int]:

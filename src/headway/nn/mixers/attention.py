@@ -178,18 +178,16 @@ class SelfAttention(Mixer):
             return qkv.split((self.heads, self.groups, self.groups), dim=2)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self._positions is not None:
-            qk = qk + self._placed(self._positions(layout, x))
+            # The maps are linear, so what positions add to queries and keys is mapped once for all rows.
+            both = self.heads + self.groups
+            placed = linear(self._positions(layout, x), self.qkv.matrix()[: both * self.size])
+            qk = qk + placed.unflatten(-1, (both, self.size))
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if self.rotary is not None:
             qk = rotate_by(self.rotary, qk, layout)
         q, k = qk.split((self.heads, self.groups), dim=2)
         return q, k, v
-
-    def _placed(self, positions: Float[Tensor, "#B T D"]) -> Float[Tensor, "#B T HG K"]:
-        """What positions add to queries and keys: the maps are linear, so each is mapped once for all rows."""
-        both = self.heads + self.groups
-        return linear(positions, self.qkv.matrix()[: both * self.size]).unflatten(-1, (both, self.size))
 
     def _attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
         y = attend(

@@ -75,14 +75,13 @@ class CrossAttention(nn.Module):
         """`positions` are those of the encoder's Stack, None where it has none. ConfigError where they are missing."""
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
         if self._positions is not None:
-            keys = keys + self._placed(positions)
+            if positions is None:
+                raise ConfigError(
+                    "a cross-attention is placed, and the encoder has no positions; set those of its stack"
+                )
+            rows = self.groups * self.size
+            keys = keys + linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
         return Remembered(self.k_norm(keys), values, layout)
-
-    def _placed(self, positions: Float[Tensor, "#M S E"] | None) -> Float[Tensor, "#M S G K"]:
-        if positions is None:
-            raise ConfigError("a cross-attention is placed, and the encoder has no positions; set those of its stack")
-        rows = self.groups * self.size
-        return linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Remembered) -> Float[Tensor, "B T D"]:
         """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
@@ -104,17 +103,13 @@ class CrossAttention(nn.Module):
     def _view(self, query: Layout, memory: Layout) -> View:
         """Packed memories are read document by document; single ones by every query of their rows."""
         if memory.single:
-            folded = query.derived(("folded", memory.batch), lambda: _fold(query, memory.batch))
-            return View(Full(), folded, memory, one_document=True)
+            if query.batch != memory.batch:
+                positions = query.positions
+                query = query.derived(("folded", memory.batch), lambda: Layout(positions.reshape(memory.batch, -1)))
+            return View(Full(), query, memory, one_document=True)
         if query.batch != memory.batch or not bool(query.starts.any()):
             raise UserError(
                 f"a memory of {memory.batch} packed rows cannot be read by {query.batch} decoding rows; "
                 "encode one document a row to generate"
             )
         return View(Full(), query, memory)
-
-
-def _fold(query: Layout, memories: int) -> Layout:
-    if query.batch == memories:
-        return query
-    return Layout(query.positions.reshape(memories, -1))

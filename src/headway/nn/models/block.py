@@ -91,7 +91,15 @@ class Block(nn.Module):
     def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()
         self.mixer = config.mixer.build(width, biases)
-        self.width = _width_out(config, width)
+        kind, self.width = type(config.mixer).__name__, config.mixer.width_out(width)
+        if self.width != width and (config.residual or config.placement == "parallel"):
+            raise ConfigError(
+                f"{kind} gives {self.width} numbers a token in a model {width} wide, which cannot be added to its "
+                "input; let it project them back (out true), or set the block's residual to false"
+            )
+        if config.mixer.reads_memory and config.cross is not None:
+            raise ConfigError(f"{kind} reads the memory itself; leave the block's cross-attention out")
+
         self.mix = Branch(config, width, self.width)
         width = self.width
         if not config.mixer_norm:
@@ -156,19 +164,6 @@ class ParallelBlock(Block):
             return BlockOutput(mixed, state, {})
         y, terms = self.feed_forward(self.feed.before(x), layout)
         return BlockOutput(self.feed.join(mixed, y), state, terms)
-
-
-def _width_out(config: BlockConfig, width: int) -> int:
-    """The width after the mixer. Raises ConfigError for one that the rest of the block cannot take."""
-    kind, out = type(config.mixer).__name__, config.mixer.width_out(width)
-    if out != width and (config.residual or config.placement == "parallel"):
-        raise ConfigError(
-            f"{kind} gives {out} numbers a token in a model {width} wide, which cannot be added to its input; "
-            "let it project them back (out true), or set the block's residual to false"
-        )
-    if config.mixer.reads_memory and config.cross is not None:
-        raise ConfigError(f"{kind} reads the memory itself; leave the block's cross-attention out")
-    return out
 
 
 def build_block(config: BlockConfig, width: int, biases: nn.ModuleDict) -> Block:

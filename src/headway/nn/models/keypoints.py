@@ -128,12 +128,9 @@ class PointingEye(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         if self.config.resized is not None:
             images = F.interpolate(images, size=self.config.resized, mode="bilinear", antialias=True)
-        return self.out(self.points(self.net(self._middle(images))).flatten(1)).relu()
-
-    def _middle(self, images: Tensor) -> Tensor:
         high, wide = self.config.crop or images.shape[2:]
         top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[2:], (high, wide)))
-        return images[:, :, top : top + high, left : left + wide]
+        return self.out(self.points(self.net(images[:, :, top : top + high, left : left + wide])).flatten(1)).relu()
 
 
 class SpatialSoftmax(nn.Module):

@@ -141,10 +141,16 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.config = config
         self.table = None  # there is no vocabulary to share
-        pixels = config.channels * config.patch[0] * config.patch[1]
-        linear = config.stem == "linear"
-        self.stem = None if linear else _stem(config, width)
-        self.project = Projection(pixels, width, config.bias) if linear else None
+        self.stem, self.project, side = None, None, config.patch[0]
+        if config.stem == "linear":
+            self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
+        elif width % (side // 2):
+            raise ConfigError(
+                f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and "
+                f"{width} is no multiple of {side // 2}; choose a model.width that is"
+            )
+        else:
+            self.stem = ConvolutionalStem(config.channels, width, side.bit_length() - 1, config.stem_more)
         self.tokens = Learnt(config.tokens, width) if config.tokens else None
         self.registers = Learnt(config.registers, width) if config.registers else None
         self.positions = GridPositions(config.tokens, config.grid(config.size), width)
@@ -170,13 +176,9 @@ class PatchEmbed(nn.Module):
         if self.stem is not None:
             return self.stem(images)
         assert self.project is not None  # one of the two always exists
-        return self.project(self._patches(images))
-
-    def _patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
-        """The pixels of each patch, channel by channel."""
         high, wide = self.config.patch
         cut = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, C, rows, P, columns, Q]
-        return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self.project(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
     def _grid(self, images: Float[Tensor, "B C H W"]) -> Grid:
         if images.shape[1] != self.config.channels:
@@ -221,16 +223,6 @@ def resized(places: Float[Tensor, "N D"], before: Grid, after: Grid) -> Float[Te
     """The vectors of a grid's patches, row by row, for another grid."""
     image = places.unflatten(0, before).permute(2, 0, 1)[None]
     return F.interpolate(image, size=after, mode="bicubic", align_corners=False)[0].flatten(1).t()
-
-
-def _stem(config: PatchEmbedConfig, width: int) -> ConvolutionalStem:
-    side = config.patch[0]
-    if width % (side // 2):
-        raise ConfigError(
-            f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and {width} is "
-            f"no multiple of {side // 2}; choose a model.width that is"
-        )
-    return ConvolutionalStem(config.channels, width, side.bit_length() - 1, config.stem_more)
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -154,28 +154,21 @@ class RobotEmbed(nn.Module):
         return Layout.padded(lengths, length + seen.words.shape[1])
 
     def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        parts = [*self._front(seen), *self._looked(seen), *self._told(seen)]
-        return self.dropout(self.norm(torch.cat(parts, 1))), layout
-
-    def _front(self, seen: Observations) -> list[Tensor]:
-        """Latent and state, each with a learned vector: a norm that follows would else forget how large they are."""
-        found = [] if self.latent is None else [self.latent(self._held(seen))]
+        front = [] if self.latent is None else [self.latent(self._held(seen))]
         if self.states is not None:
-            found.append(self.states(seen.states))
-        return [] if self.kinds is None else [torch.stack(found, 1) + self.kinds.table]
+            front.append(self.states(seen.states))
+        # To each a learned vector: a norm that follows would else forget how large they are.
+        parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
+        for camera, images in zip(self.cameras, seen.images):
+            assert isinstance(camera, PatchEmbed)
+            parts.append(camera(images, camera.whole(images))[0])
+        return self.dropout(self.norm(torch.cat([*parts, *self._told(seen)], 1))), layout
 
     def _held(self, seen: Observations) -> Float[Tensor, "B Z"]:
         """The latent that is given, or 0."""
         if seen.latent is not None:
             return seen.latent
         return torch.zeros(seen.rows, self.config.latent, device=seen.device)
-
-    def _looked(self, seen: Observations) -> list[Tensor]:
-        found = []
-        for camera, images in zip(self.cameras, seen.images):
-            assert isinstance(camera, PatchEmbed)
-            found.append(camera(images, camera.whole(images))[0])
-        return found
 
     def _told(self, seen: Observations) -> list[Tensor]:
         if self.words is None or seen.words is None:

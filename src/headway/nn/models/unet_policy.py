@@ -92,7 +92,11 @@ class UNet(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T A"], steps: Int[Tensor, "B"], seen: Float[Tensor, "B E"]
     ) -> Float[Tensor, "B T A"]:
-        told = _mish(torch.cat([self.down(_mish(self.up(self._sinusoids(steps, x)))), seen], -1))[:, None]
+        half = self.config.step // 2
+        slower = -math.log(_LONGEST) / (half - 1)
+        angles = steps[:, None] * torch.exp(slower * torch.arange(half, device=x.device))
+        step = torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
+        told = _mish(torch.cat([self.down(_mish(self.up(step))), seen], -1))[:, None]
         kept = []
         for number, level in enumerate(self.descent):
             x = self.halving[number - 1](x) if number else x
@@ -102,12 +106,6 @@ class UNet(nn.Module):
         for level, doubling in zip(self.ascent, self.doubling):
             x = doubling(_through(level, torch.cat([x, kept.pop()], -1), told))
         return self.out(_mish(self.last_norm(self.last(x))))
-
-    def _sinusoids(self, steps: Int[Tensor, "B"], like: Tensor) -> Float[Tensor, "B E"]:
-        half = self.config.step // 2
-        slower = -math.log(_LONGEST) / (half - 1)
-        angles = steps[:, None] * torch.exp(slower * torch.arange(half, device=like.device))
-        return torch.cat([angles.sin(), angles.cos()], -1).to(like.dtype)
 
 
 class ModulatedLayer(nn.Module):
@@ -124,14 +122,12 @@ class ModulatedLayer(nn.Module):
         self.around = Projection(channels, width) if channels != width else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T C"], told: Float[Tensor, "B 1 E"]) -> Float[Tensor, "B T D"]:
-        y = self._modulated(_mish(self.first_norm(self.first(x))), self.modulate(told))
+        y, by = _mish(self.first_norm(self.first(x))), self.modulate(told)
+        if self.scaled:
+            scale, by = by.chunk(2, -1)
+            y = scale * y
+        y = y + by
         return _mish(self.second_norm(self.second(y))) + self.around(x)
-
-    def _modulated(self, y: Tensor, by: Tensor) -> Tensor:
-        if not self.scaled:
-            return y + by
-        scale, shift = by.chunk(2, -1)
-        return scale * y + shift
 
 
 def _through(layers: nn.Module, x: Tensor, told: Tensor) -> Tensor:

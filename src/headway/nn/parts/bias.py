@@ -48,18 +48,14 @@ class Alibi(nn.Module):
 
     def __init__(self, config: AlibiConfig) -> None:
         super().__init__()
-        self.slopes = torch.tensor(_slopes(config.heads), dtype=torch.float64, device="cpu")
+        power = 2 ** math.floor(math.log2(config.heads))
+        slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+        between = [2 ** (-4 * (2 * i + 1) / power) for i in range(config.heads - power)]
+        self.slopes = torch.tensor(slopes + between, dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, query: Layout, key: Layout) -> Float[Tensor, "#B H T S"]:
         slopes = self.slopes.to(x.device, x.dtype)
         return -distances(query, key).abs()[:, None] * slopes[:, None, None]
-
-
-def _slopes(heads: int) -> list[float]:
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    between = [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
-    return slopes + between
 
 
 @register("relative")
@@ -84,9 +80,7 @@ class Relative(nn.Module):
         self.table = nn.Parameter(torch.empty(config.buckets, config.heads))
 
     def forward(self, x: Tensor, query: Layout, key: Layout) -> Float[Tensor, "#B H T S"]:
-        return self.table[self._bucket(distances(query, key))].movedim(-1, 1)
-
-    def _bucket(self, distance: Tensor) -> Tensor:
+        distance = distances(query, key)
         buckets, start = self.config.buckets, torch.zeros_like(distance)
         if self.config.both_ways:
             buckets //= 2
@@ -97,7 +91,7 @@ class Relative(nn.Module):
         exact = buckets // 2
         ratio = (back.clamp(min=1).float() / exact).log() / math.log(self.config.reach / exact)
         far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
-        return start + torch.where(back < exact, back, far)
+        return self.table[start + torch.where(back < exact, back, far)].movedim(-1, 1)
 
 
 @register("smolgen")

@@ -165,14 +165,12 @@ class Experts(nn.Module):
             rows, slots = (chosen == index).nonzero(as_tuple=True)
             part, _ = expert(tokens[rows][None], layout)
             out = out.index_add(0, rows, part[0] * weights[rows, slots, None].to(part.dtype))
-        return out.view_as(x), self._terms(logits, probabilities, chosen, layout.keep.reshape(-1))
-
-    def _terms(self, logits: Tensor, probabilities: Tensor, chosen: Tensor, keep: Tensor) -> Terms:
-        kept = keep.to(probabilities.dtype)[:, None]
-        tokens = kept.sum().clamp(min=1)
+        kept = layout.keep.reshape(-1).to(probabilities.dtype)[:, None]
+        count = kept.sum().clamp(min=1)
         assigned = torch.zeros_like(probabilities).scatter(1, chosen, 1.0) * kept
-        share = assigned.sum(0) / (tokens * self.config.active)
-        mean = (probabilities * kept).sum(0) / tokens
-        balance = self.config.balance * self.config.count * (share * mean).sum()
-        z = self.config.z_loss * (logits.logsumexp(-1).square() * kept[:, 0]).sum() / tokens
-        return {"balance": balance, "z_loss": z} if self.config.z_loss else {"balance": balance}
+        share = assigned.sum(0) / (count * self.config.active)
+        mean = (probabilities * kept).sum(0) / count
+        terms = {"balance": self.config.balance * self.config.count * (share * mean).sum()}
+        if self.config.z_loss:
+            terms["z_loss"] = self.config.z_loss * (logits.logsumexp(-1).square() * kept[:, 0]).sum() / count
+        return out.view_as(x), terms
