@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,13 @@ class Layout:
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]
+
+
+def once_a_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
+    """A function of a layout and of plain values that is computed once for each layout and shared by all layers."""
+
+    @wraps(compute)
+    def shared(layout: Layout, *rest: *Ts) -> R:
+        return layout.derived((compute, *rest), lambda: compute(layout, *rest))
+
+    return shared

@@ -46,7 +46,7 @@ class Pool:
         self._lock = threading.Lock()
         self._start = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._done = threading.Semaphore(0)
-        self._job: Callable[[int], None] = _nothing
+        self._job: Callable[[int], None] = lambda thread: None
         for number, start in enumerate(self._start, start=1):
             threading.Thread(target=self._work, args=(number, start), daemon=True).start()
 
@@ -88,10 +88,6 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, own)
     if noted:
         own(*noted[0])
-
-
-def _nothing(thread: int) -> None:
-    return None
 
 
 _POOLS: dict[int, Pool] = {}

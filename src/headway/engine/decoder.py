@@ -245,16 +245,16 @@ class Engine(nn.Module):
         sizes = memories[0].layout.lengths.tolist() if memories else []
         read = RowBlocks(self._read, [[] for _ in sizes])
         for row, length in enumerate(sizes):
-            read.blocks[row] = write(self._read, [self._of_row(m, row) for m in memories], length)
+            layers = [
+                Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
+                if isinstance(m, Annotations)
+                else Layer(self.form, m.keys[row], m.values[row])
+                for m in memories
+            ]
+            read.blocks[row] = write(self._read, layers, length)
         read._fill()
         states, fixed = flat_states(decoding).numpy(), flat_summaries(decoding).numpy()
         return Kept(own, read, states, np.array(sizes, np.int64), fixed, decoding.positions.cpu())
-
-    def _of_row(self, memory: Remembered | Annotations, row: int) -> Layer:
-        keys, values = memory.keys[row], memory.values[row]
-        if isinstance(memory, Annotations):
-            return Layer(FP32, keys[:, None], values[:, None])
-        return Layer(self.form, keys, values)
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:

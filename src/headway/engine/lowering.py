@@ -43,7 +43,13 @@ class AttentionLowering:
             self.build.norm(mixer.qk_norm.k, k, k)
             self.build.barrier()
         norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
-        angles = (0, 0, 0) if mixer.rotary is None else self._angles(mixer)
+        angles, rotary = (0, 0, 0), mixer.rotary
+        if rotary is not None:
+            kind = (rotary.config, rotary.size)
+            if kind not in self.rotary:
+                cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
+                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
+            angles = self.rotary[kind]
         bias = self._bias(mixer)
         return self._attend(
             qkv, heads, groups, size, self.memories[0], offset,
@@ -98,16 +104,6 @@ class AttentionLowering:
         out = self.build.small(heads * size)
         self.build.merge(pieces, heads, groups, out, sinks)
         return out
-
-    def _angles(self, mixer: SelfAttention) -> tuple[int, int, int]:
-        rotary = mixer.rotary
-        assert rotary is not None
-        key = (rotary.config, rotary.size)
-        if key not in self.rotary:
-            cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-            half = cos.shape[-1]
-            self.rotary[key] = (self.build.constant(cos), self.build.constant(sin), half)
-        return self.rotary[key]
 
     def _bias(self, mixer: SelfAttention) -> int:
         """Biases by distance, [H, capacity]: what the last query sees, from itself backwards."""

@@ -105,15 +105,10 @@ def compiled(function: Any) -> Any:
 @contextmanager
 def announced(function: Any) -> Iterator[None]:
     """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
-    if not getattr(function, "signatures", None) and not _is_kept(function):
+    pattern = f"*.{function.py_func.__name__}-*.nbi"  # numba's files of machine code are named for what they hold
+    if not getattr(function, "signatures", None) and (_CACHE is None or not any(_CACHE.rglob(pattern))):
         print(_MESSAGE, file=sys.stderr, flush=True)
     yield
-
-
-def _is_kept(function: Any) -> bool:
-    """Whether machine code of a function lies on disk: numba's files are named for the function that they hold."""
-    name = function.py_func.__name__
-    return _CACHE is not None and any(_CACHE.rglob(f"*.{name}-*.nbi"))
 
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.

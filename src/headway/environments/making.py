@@ -109,7 +109,13 @@ def _own(package: Any, name: str, drawn: bool) -> Any:
         return _known(package, attribute, drawn)
     if found is None:
         raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
-    made = _called(found, name, drawn)
+    if drawn and not _takes_mode(found):
+        raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
+    warned_in_the_log()
+    try:
+        made = found(render_mode="rgb_array") if drawn else found()
+    except Exception as error:
+        raise _unmade(name, error) from error
     if not isinstance(made, package.Env):
         raise UserError(f"{name!r} makes a {type(made).__name__}, no gymnasium.Env; let it make one")
     return made
@@ -135,17 +141,6 @@ def own_function(name: str, what: str, missing_is_none: bool = False) -> Callabl
             f"{what} {name!r} is a {type(found).__name__}, which cannot be called; name a class or function"
         )
     return found
-
-
-def _called(maker: Callable[..., Any], name: str, drawn: bool) -> Any:
-    """What a class or function makes; it is told to draw if it can be."""
-    if drawn and not _takes_mode(maker):
-        raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
-    warned_in_the_log()
-    try:
-        return maker(render_mode="rgb_array") if drawn else maker()
-    except Exception as error:
-        raise _unmade(name, error) from error
 
 
 def _unmade(name: str, error: Exception) -> UserError:

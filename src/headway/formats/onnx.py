@@ -192,7 +192,9 @@ def _graph_of_texts(model: Transformer) -> Graph:
     config, outputs = model.config, _logits(model)
     causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
     if not causal or "embedding" in config.heads:
-        outputs["sentence_embedding"] = _sentence_vector(model)
+        # The vector of unit length that `embed` gives.
+        mean = lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
+        outputs["sentence_embedding"] = _of_head(model.heads["embedding"]) if "embedding" in model.heads else mean
     size = 2, min(config.context or 8, 8)
     ids, mask = torch.zeros(size, dtype=torch.long), torch.ones(size, dtype=torch.long)
     example = {"input_ids": ids, "attention_mask": mask, **({"token_type_ids": ids.clone()} if typed else {})}
@@ -221,16 +223,11 @@ def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
 def _logits(model: Transformer) -> dict[str, Output]:
     """The heads that give logits: under that name where there is one, under their own where there are several."""
     names = [name for name in model.heads if name != "embedding"]
-    say = lambda head: lambda encoded: head(encoded.x, encoded.layout)  # noqa: E731
-    return {"logits" if len(names) == 1 else name: say(model.heads[name]) for name in names}
+    return {"logits" if len(names) == 1 else name: _of_head(model.heads[name]) for name in names}
 
 
-def _sentence_vector(model: Transformer) -> Output:
-    """The vector of unit length that `embed` gives."""
-    if "embedding" in model.heads:
-        head = model.heads["embedding"]
-        return lambda encoded: head(encoded.x, encoded.layout)
-    return lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)
+def _of_head(head: nn.Module) -> Output:
+    return lambda encoded: head(encoded.x, encoded.layout)
 
 
 def _exported(graph: Graph) -> Any:

@@ -161,30 +161,23 @@ class Settings:
             low, high = given.get("low_freq_factor", float), given.get("high_freq_factor", float)
             return Llama3Scaling(given.get("factor", float), original, low, high)
         if kind == "yarn":
-            return self._yarn(given, original, longest)
-        if kind == "longrope":
-            return self._longrope(given, original, longest)
+            factor = given.get("factor", float, longest / original)
+            sharpen = given.optional("attention_factor", float)
+            scales = (given.optional("mscale", float), given.optional("mscale_all_dim", float))
+            if sharpen is None and all(scales) and factor > 1:  # DeepSeek's spelling
+                over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
+                sharpen = over / under
+            fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
+            return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
+        if kind == "longrope":  # made for `original` positions, with the short factors, unless `context` is longer
+            short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
+            sharpen, over = given.optional("attention_factor", float), given.optional("factor", float)
+            if sharpen is None and over is not None:
+                sharpen = math.sqrt(1 + math.log(max(over, 1.0)) / math.log(original))
+            length = self._within(original, max(longest, original))
+            return LongRopeScaling(short, long, original, length, sharpen, longest / original)
         known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
         raise UserError(f"{given.source}: rope_type is {kind!r}; {nearest(kind, known)}")
-
-    def _yarn(self, given: Settings, original: int, longest: int) -> YarnScaling:
-        factor = given.get("factor", float, longest / original)
-        sharpen = given.optional("attention_factor", float)
-        scales = (given.optional("mscale", float), given.optional("mscale_all_dim", float))
-        if sharpen is None and all(scales) and factor > 1:  # DeepSeek's spelling
-            over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
-            sharpen = over / under
-        fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
-        return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
-
-    def _longrope(self, given: Settings, original: int, longest: int) -> LongRopeScaling:
-        """Made for `original` positions, with the short factors, unless a longer `context` is asked for."""
-        short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
-        sharpen, factor = given.optional("attention_factor", float), given.optional("factor", float)
-        if sharpen is None and factor is not None:
-            sharpen = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
-        length = self._within(original, max(longest, original))
-        return LongRopeScaling(short, long, original, length, sharpen, longest / original)
 
 
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:

@@ -35,8 +35,13 @@ def score_ids(
     """
     check_ids("text", texts, model.config.symbols)
     context = context_of(model)
-    step = _stride(stride, context)
-    windows = [w for i, text in enumerate(texts) if len(text) > 1 for w in _windows(i, text, context, step)]
+    if context is None:
+        stride = 1  # nothing is longer than the context
+    elif stride is None:
+        stride = max(1, context // 2)
+    elif not 1 <= stride <= context:
+        raise UserError(f"stride {stride} is not from 1 to the context of {context}; choose one that is")
+    windows = [w for i, text in enumerate(texts) if len(text) > 1 for w in _windows(i, text, context, stride)]
 
     def read(batch: list[_Window]) -> Tensor:
         ids, layout = pad([w.inputs for w in batch], device_of(model))
@@ -101,16 +106,6 @@ def _score(
     return results
 
 
-def _stride(stride: int | None, context: int | None) -> int:
-    if context is None:
-        return 1  # nothing is longer than the context
-    if stride is None:
-        return max(1, context // 2)
-    if not 1 <= stride <= context:
-        raise UserError(f"stride {stride} is not from 1 to the context of {context}; choose one that is")
-    return stride
-
-
 def _windows(number: int, text: Ids, context: int | None, stride: int) -> list[_Window]:
     count = len(text) - 1  # symbols to score
     if context is None or count <= context:
@@ -152,30 +147,23 @@ def strided_nats(
     if len(ids) < 2:
         raise UserError(f"a text of {len(ids)} tokens has nothing to score; give at least 2")
     check_ids("text", [ids], model.config.symbols)
-    read = _read_at_once(model, context, stride)
-    stream = torch.as_tensor(ids, dtype=torch.long)
-    head, device, total = model.heads["vocabulary"], device_of(model), 0.0
-    with evaluating(model):
-        for inputs, labels in _strides(stream, *read, max(1, batch_tokens // read[0])):
-            x = model(inputs.to(device)).x
-            total += float(head.loss(x, labels.to(device)).total)  # type: ignore[operator]
-    return Nats(total, len(ids) - 1)
-
-
-def _read_at_once(model: Transformer, context: int | None, stride: int | None) -> tuple[int, int]:
-    """Inputs of a window (its last token is only foretold), and the stride."""
     most = context_of(model)
     context = most if context is None else context
     if context is None:
         raise UserError("this model has no longest context; give one, such as 1024")
     if context < 2 or (most is not None and context > most):
         raise UserError(f"a context of {context} is not from 2 to the model's {most or 'length'}; choose one that is")
+    width = context - 1  # inputs of a window: its last token is only foretold
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
-        raise UserError(
-            f"stride {stride} is not from 1 to {context - 1}, one less than the context; choose one that is"
-        )
-    return context - 1, stride
+        raise UserError(f"stride {stride} is not from 1 to {width}, one less than the context; choose one that is")
+    stream = torch.as_tensor(ids, dtype=torch.long)
+    head, device, total = model.heads["vocabulary"], device_of(model), 0.0
+    with evaluating(model):
+        for inputs, labels in _strides(stream, width, stride, max(1, batch_tokens // width)):
+            x = model(inputs.to(device)).x
+            total += float(head.loss(x, labels.to(device)).total)  # type: ignore[operator]
+    return Nats(total, len(ids) - 1)
 
 
 def _strides(

@@ -84,16 +84,23 @@ def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
 def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
     """The page of a run. `run.summary` may hold the final "scores" and "samples"; see `with_results`."""
     recipe, summary = run.recipe, run.summary
-    plain = to_dict(recipe)
+    plain, said = to_dict(recipe), notes(recipe.reasons, summary)
+    forecast, best = summary.get("forecast"), summary.get("best") or {}
+    if forecast and "loss" in best:  # what was told early of the end, beside how it came
+        low, high = (short(edge) for edge in forecast["loss_interval"])
+        said.append(
+            f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
+            f"forecast for the end; the best is {short(best['loss'])}."
+        )
     return Sections(
         title=recipe.name,
         subtitle=recipe.description,
         headline=_headline(run),
         curves=curves(run.metrics, measure_of(run.task)),
-        scores=scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)),
+        scores=scores(summary.get("scores", {}), best, measure_of(run.task)),
         samples=summary.get("samples", ()),
         pictures=pictures,
-        notes=[*notes(recipe.reasons, summary), *_foretold(summary)],
+        notes=said,
         configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
         facts=_facts(summary, unit_of(run.task)),
         command=repeat(run),
@@ -111,18 +118,6 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
             "`headway evaluate` judges by all of them."
         )
     return [*found, *shortfalls(scores, summary.get("samples") or ())]
-
-
-def _foretold(summary: Mapping[str, Any]) -> list[str]:
-    """What was told early of the end, beside how it came."""
-    forecast, best = summary.get("forecast"), summary.get("best") or {}
-    if not forecast or "loss" not in best:
-        return []
-    low, high = (short(edge) for edge in forecast["loss_interval"])
-    return [
-        f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
-        f"forecast for the end; the best is {short(best['loss'])}."
-    ]
 
 
 def _headline(run: Run) -> dict[str, Any]:

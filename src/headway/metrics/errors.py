@@ -220,7 +220,11 @@ class _Reader:
                 self.prefix = UNITS[word]
                 self._close()
         elif word in ("per", "percent"):
-            self._percent(word, after)
+            if self.value is not None and (word == "percent" or after == "cent"):
+                self._say(f"{self.value}%")
+                self._skip = word == "per"
+            else:
+                self._plain(word)
         else:
             self._special(word, before, after, numeric)
 
@@ -250,19 +254,15 @@ class _Reader:
         if self.value is None:
             return number
         if isinstance(self.value, str) or self.value == 0:
-            found = _fraction(self.value)
-            if found is not None and (found * number).denominator == 1:
-                return (found * number).numerator
+            try:
+                found = Fraction(self.value) * number
+            except ValueError:
+                found = None
+            if found is not None and found.denominator == 1:
+                return found.numerator
             self._close()
             return number
         return self.value // 1000 * 1000 + self.value % 1000 * number
-
-    def _percent(self, word: str, after: str | None) -> None:
-        if self.value is not None and (word == "percent" or after == "cent"):
-            self._say(f"{self.value}%")
-            self._skip = word == "per"
-        else:
-            self._plain(word)
 
     def _special(self, word: str, before: str | None, after: str | None, numeric: bool) -> None:
         if after not in WORDS and not numeric:
@@ -283,13 +283,6 @@ class _Reader:
 
 def _is_numeric(word: str | None) -> bool:
     return word is not None and _DIGITS.fullmatch(word) is not None
-
-
-def _fraction(value: int | str) -> Fraction | None:
-    try:
-        return Fraction(value)
-    except ValueError:
-        return None
 
 
 _FILLERS = r"\b(hmm|mm|mhm|mmm|uh|um)\b"

@@ -93,15 +93,10 @@ def linear(
 ) -> Float[Tensor, "... E"]:
     """`x @ weight.T + bias`."""
     if is_deterministic():
-        return _linear_in_blocks(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        padded = F.pad(rows, (0, 0, 0, -rows.shape[0] % _ROWS))
+        blocks = [F.linear(block.contiguous(), weight, bias) for block in padded.split(_ROWS)]
+        return torch.cat(blocks)[: rows.shape[0]].reshape(*x.shape[:-1], weight.shape[0])
     if _PRODUCTS.get() == "bf16":
         return _RoughLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
-
-
-def _linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
-    padded = F.pad(rows, (0, 0, 0, -count % _ROWS))
-    blocks = [F.linear(block.contiguous(), weight, bias) for block in padded.split(_ROWS)]
-    return torch.cat(blocks)[:count].reshape(*x.shape[:-1], weight.shape[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.errors import ConfigError, UserError
-from headway.layout import Layout
+from headway.layout import Layout, once_a_layout
 from headway.nn.kernels.linear import is_deterministic
 from headway.nn.kernels.pointwise import pointwise
 
@@ -30,11 +30,10 @@ class ScanMarks(NamedTuple):
     fresh: Bool[Tensor, "B"] | None = None
 
 
+@once_a_layout
 def marks(layout: Layout) -> ScanMarks:
-    return ScanMarks() if layout.dense else layout.derived("marks", lambda: _marks(layout))
-
-
-def _marks(layout: Layout) -> ScanMarks:
+    if layout.dense:
+        return ScanMarks()
     first, later = layout.starts[:, 0], layout.starts[:, 1:]
     return ScanMarks(
         F.pad(later.long().cumsum(1), (1, 0)) if bool(later.any()) else None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.layout import Layout
+from headway.layout import Layout, once_a_layout
 from headway.nn.kernels.attend import View, attend, rotate
 from headway.nn.kernels.linear import linear
 from headway.nn.mixers.base import Mixer, MixerConfig, zeros
@@ -159,8 +159,12 @@ class SelfAttention(Mixer):
         for start in range(0, x.shape[1], self._most(state)):
             columns = slice(start, start + self._most(state))
             piece = layout if x.shape[1] <= self._most(state) else Layout(layout.positions[:, columns])
-            y, state = self._advance(x[:, columns], piece, state)
-            outputs.append(y)
+            q, k, v = self._project(x[:, columns], piece)
+            state = KeyValues(*(_write(buffer, new, piece) for buffer, new in zip(state, (k, v))))
+            key = _slot_layout(piece, state.keys.shape[1])
+            view = View(self.config.pattern, piece, key, one_document=True)
+            keys, values = (buffer[:, : key.length] for buffer in state)
+            outputs.append(self._attend(x[:, columns], q, keys, values, view))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> KeyValues:
@@ -211,15 +215,6 @@ class SelfAttention(Mixer):
             return slots
         return slots - window + 1
 
-    def _advance(self, x: Tensor, layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
-        q, k, v = self._project(x, layout)
-        slots = state.keys.shape[1]
-        state = KeyValues(*(_write(buffer, new, layout) for buffer, new in zip(state, (k, v))))
-        key = layout.derived(("slots", slots), lambda: _slot_layout(layout, slots))
-        used = key.length
-        view = View(self.config.pattern, layout, key, one_document=True)
-        return self._attend(x, q, state.keys[:, :used], state.values[:, :used], view), state
-
 
 def rotate_by(rotary: Rotary, x: Float[Tensor, "B T H K"], layout: Layout) -> Float[Tensor, "B T H K"]:
     cos, sin = rotary.angles(layout, x)
@@ -250,31 +245,28 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
 
 def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
     """`buffer` with `new` at the slots of its positions; padding is not written."""
-    slots = buffer.shape[1]
-    rows, columns, places = layout.derived(("write", slots), lambda: _places(layout, slots))
+    rows, columns, places = _places(layout, buffer.shape[1])
     values = new[rows, columns]
     if torch.is_grad_enabled():  # autograd may still need the earlier state
         return buffer.index_put((rows, places), values)
     return buffer.index_put_((rows, places), values)
 
 
+@once_a_layout
 def _places(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]:
     rows, columns = layout.keep.nonzero(as_tuple=True)
     return rows, columns, layout.positions[rows, columns] % slots
 
 
+@once_a_layout
 def _slot_layout(layout: Layout, slots: int) -> Layout:
     """The positions that the slots hold once these tokens are written: the newest of each slot, -1 where none is."""
     last = layout.positions.amax(dim=1, keepdim=True)
     used = min(slots, int(last.max()) + 1)
     steps = torch.arange(max(used, 1), device=last.device)
     positions = last - (last - steps) % slots
-    return Layout(positions.clamp(min=-1), group=_slot_groups(layout, slots, positions))
-
-
-def _slot_groups(layout: Layout, slots: int, like: Int[Tensor, "B S"]) -> Int[Tensor, "B S"] | None:
-    """The groups of what these tokens write into the slots. Earlier ones are seen causally, whatever their group."""
-    if layout.group is None:
-        return None
-    rows, columns, places = layout.derived(("write", slots), lambda: _places(layout, slots))
-    return torch.zeros_like(like).index_put_((rows, places), layout.group[rows, columns])
+    group = None
+    if layout.group is not None:  # of what these tokens write: earlier ones are seen causally, whatever their group
+        rows, columns, places = _places(layout, slots)
+        group = torch.zeros_like(positions).index_put_((rows, places), layout.group[rows, columns])
+    return Layout(positions.clamp(min=-1), group=group)

@@ -130,7 +130,11 @@ class LSTM(Recurrence):
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
         matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)
-        weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), self._peepholes())
+        seeing = self.peepholes
+        if seeing is not None:
+            i, *f, o = seeing.split(self.cells)
+            seeing = torch.cat([i, *(f or [torch.zeros_like(i)]), o]) * (2 if self.stretched else 1)
+        weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), seeing)
         if not self.stretched:
             return lstm(x, start, steps, weights)
         y, (h, c) = lstm(x, (start[0], start[1] / 2), steps, weights)
@@ -146,9 +150,3 @@ class LSTM(Recurrence):
             return part
         i, *f, g, o = part.split(self.cells)
         return torch.cat([i, *(f or [torch.full_like(i, forget)]), g / 2 if self.stretched else g, o])
-
-    def _peepholes(self) -> Tensor | None:
-        if self.peepholes is None:
-            return None
-        i, *f, o = self.peepholes.split(self.cells)
-        return torch.cat([i, *(f or [torch.zeros_like(i)]), o]) * (2 if self.stretched else 1)

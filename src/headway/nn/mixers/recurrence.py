@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.errors import ConfigError
-from headway.layout import Layout
+from headway.layout import Layout, once_a_layout
 from headway.nn.kernels import RunSteps
 from headway.nn.mixers.base import Mixer, MixerConfig
 from headway.nn.parts.projection import Projection
@@ -28,11 +28,8 @@ class Runs(NamedTuple):
     lengths: Int[Tensor, "R"]
 
 
+@once_a_layout
 def find_runs(layout: Layout) -> Runs:
-    return layout.derived("runs", lambda: _find_runs(layout))
-
-
-def _find_runs(layout: Layout) -> Runs:
     (tokens,) = layout.keep.flatten().nonzero(as_tuple=True)
     rows = tokens // max(layout.length, 1)
     begins = layout.starts.flatten()[tokens]
@@ -44,12 +41,9 @@ def _find_runs(layout: Layout) -> Runs:
     return Runs(tokens, number, steps, first, torch.bincount(number, minlength=first.shape[0]))
 
 
+@once_a_layout
 def mirror(layout: Layout) -> Int[Tensor, "BT"]:
     """For each place in [B T] flattened that from which it is read when every document is turned round in itself."""
-    return layout.derived("mirror", lambda: _mirror(layout))
-
-
-def _mirror(layout: Layout) -> Tensor:
     runs = find_runs(layout)
     places = torch.arange(layout.positions.numel(), device=layout.positions.device)
     other = runs.first[runs.number] + runs.lengths[runs.number] - 1 - runs.step
@@ -90,17 +84,12 @@ class PackedRuns(NamedTuple):
         return whole.unflatten(0, (layout.batch, layout.length))
 
 
+@once_a_layout
 def pack(layout: Layout) -> PackedRuns:
-    return layout.derived("packed runs", lambda: _pack_dense(layout) if layout.dense else _pack(layout))
-
-
-def _pack_dense(layout: Layout) -> PackedRuns:
-    rows = torch.arange(layout.batch, device=layout.positions.device)
-    steps = RunSteps.equal(layout.batch, layout.length, layout.positions.device)
-    return PackedRuns(steps, None, rows, torch.ones_like(rows, dtype=torch.bool), rows, rows)
-
-
-def _pack(layout: Layout) -> PackedRuns:
+    if layout.dense:
+        rows = torch.arange(layout.batch, device=layout.positions.device)
+        steps = RunSteps.equal(layout.batch, layout.length, layout.positions.device)
+        return PackedRuns(steps, None, rows, torch.ones_like(rows, dtype=torch.bool), rows, rows)
     runs = find_runs(layout)
     count = runs.first.shape[0]
     order = runs.lengths.argsort(descending=True, stable=True)

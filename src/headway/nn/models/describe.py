@@ -47,23 +47,23 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         model = config.build(seed=None)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
-    constant, growing = _state_bytes(model)
+    flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
+    if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
+        flop = sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
+    constant, growing = 0, 0  # bytes of the states of a row: what does not grow with it, and what each token adds
+    if isinstance(decoder, Transformer) and decoder.config.stack.causal:
+        one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
+        constant, growing = 2 * one - two, two - one
     return {
         "parameters": count,
         "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
         "weights_bytes": 4 * count,
-        "flop_per_token": _flop(model, config),
+        "flop_per_token": flop,
         "state_bytes": constant,
         "state_bytes_per_token": growing,
         "context": getattr(config, "context", None),
         "tree": _tree(config),
     }
-
-
-def _flop(model: nn.Module, config: ModelConfig) -> int:
-    if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
-        return sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
-    return flop_per_token(model, _length(config))
 
 
 def flop_per_token(model: nn.Module, context: int | None) -> int:
@@ -99,15 +99,6 @@ def _scores(module: nn.Module, context: int) -> int:
     return 4 * module.heads * module.size * keys
 
 
-def _state_bytes(model: nn.Module) -> tuple[int, int]:
-    """Of one row: what does not grow with it, and what each token adds."""
-    decoder = getattr(model, "decoder", model)
-    if not isinstance(decoder, Transformer) or not decoder.config.stack.causal:
-        return 0, 0
-    one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
-    return 2 * one - two, two - one
-
-
 def _bytes(states: State) -> int:
     sizes: list[int] = []
     tree_map(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()), states)
@@ -131,7 +122,13 @@ def _tree(config: ModelConfig) -> list[str]:
         parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
         return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
     if isinstance(config, UNetPolicyConfig):
-        return _denoising(config)
+        net, head = config.net, config.head
+        return [
+            f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
+            f"  of the last {config.history} steps: {config.observation.reads()}",
+            f"  U-Net over time, widths {', '.join(map(str, net.widths))}, {net.taps} taps, {net.groups} groups",
+            f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",
+        ]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
     reads = config.embed.reads(config.symbols, config.context)
@@ -140,17 +137,6 @@ def _tree(config: ModelConfig) -> list[str]:
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
     return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
-
-
-def _denoising(config: UNetPolicyConfig) -> list[str]:
-    net, head = config.net, config.head
-    widths = ", ".join(map(str, net.widths))
-    return [
-        f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
-        f"  of the last {config.history} steps: {config.observation.reads()}",
-        f"  U-Net over time, widths {widths}, {net.taps} taps, {net.groups} groups",
-        f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",
-    ]
 
 
 def _parts(**parts: TransformerConfig) -> list[str]:

@@ -67,7 +67,11 @@ class FramesEmbed(nn.Module):
             raise UserError(f"the frames have {inputs.shape[2]} bands, this model hears {self.bands}; make as many")
         if not layout.single:
             raise UserError("convolutions would mix the sounds of a row that holds several; give one sound a row")
-        after = _halved(layout)
+        length = (layout.length + 1) // 2
+        if layout.dense:
+            after = Layout.full(layout.batch, length, device=layout.positions.device)
+        else:
+            after = Layout.padded((layout.lengths + 1) // 2, length)
         if self.context is not None and after.length > self.context:
             raise UserError(
                 f"a sound of {layout.length} frames exceeds the {2 * self.context} that this model hears; "
@@ -79,13 +83,6 @@ class FramesEmbed(nn.Module):
 def _silent(x: Tensor, layout: Layout) -> Tensor:
     """Zeros past the end of each row, as a convolution sees them past the end of a sound that is alone."""
     return x if layout.dense else torch.where(layout.keep[..., None], x, 0.0)
-
-
-def _halved(layout: Layout) -> Layout:
-    length = (layout.length + 1) // 2
-    if layout.dense:
-        return Layout.full(layout.batch, length, device=layout.positions.device)
-    return Layout.padded((layout.lengths + 1) // 2, length)
 
 
 @register("spectrogram")

@@ -166,19 +166,18 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         front, places = self.positions(self._grid(images))
-        x = self._vectors(images) + places
+        if self.stem is not None:
+            x = self.stem(images)
+        else:
+            assert self.project is not None  # one of the two always exists
+            high, wide = self.config.patch
+            cut = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, C, rows, P, columns, Q]
+            x = self.project(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        x = x + places
         parts = [x] if self.registers is None else [self.registers(x), x]
         if self.tokens is not None:
             parts = [self.tokens(x) + front, *parts]
         return self.dropout(self.norm(torch.cat(parts, 1))), layout
-
-    def _vectors(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        if self.stem is not None:
-            return self.stem(images)
-        assert self.project is not None  # one of the two always exists
-        high, wide = self.config.patch
-        cut = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, C, rows, P, columns, Q]
-        return self.project(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
     def _grid(self, images: Float[Tensor, "B C H W"]) -> Grid:
         if images.shape[1] != self.config.channels:

@@ -111,21 +111,15 @@ class SceneEmbed(nn.Module):
         return Layout.full(seen.rows, self.config.length, device=seen.device)
 
     def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        given = dict(zip(("robot", "surroundings"), self._states(seen)), latent=self._latent(seen))
+        latent = seen.latent
+        if latent is None:
+            latent = torch.zeros(seen.rows, self.config.latent, device=seen.device, dtype=seen.dtype)
+        given = dict(zip(("robot", "surroundings"), self._states(seen)), latent=latent)
         parts = [project(given[name])[:, None] for name, project in self.numbers.items()]
-        return torch.cat([*parts, *self._looked(seen)], 1), layout
+        if self.eye is not None and self.project is not None:
+            parts += [self.project(self.eye(image).flatten(1, 2)) for image in seen.images]
+        return torch.cat(parts, 1), layout
 
     def _states(self, seen: Observations) -> tuple[Tensor, ...]:
         sizes = (self.config.robot, self.config.surroundings)
         return () if seen.states is None else seen.states.split(sizes, -1)
-
-    def _latent(self, seen: Observations) -> Float[Tensor, "B Z"]:
-        """The one that is given, or 0."""
-        if seen.latent is not None:
-            return seen.latent
-        return torch.zeros(seen.rows, self.config.latent, device=seen.device, dtype=seen.dtype)
-
-    def _looked(self, seen: Observations) -> list[Float[Tensor, "B P D"]]:
-        if self.eye is None or self.project is None:
-            return []
-        return [self.project(self.eye(image).flatten(1, 2)) for image in seen.images]

@@ -88,25 +88,18 @@ def _size(model: TransformerConfig, value: Any) -> TransformerConfig:
 
 # Of two transformers: of both the same or, as a list, of each its own.
 
-_SETTERS: dict[str, Callable[[TransformerConfig, Any], TransformerConfig]] = {
-    "width": _width,
-    "depth": _depth,
-    "heads": _heads,
-    "mixer": _mixer,
-    "dropout": _dropout,
-    "drop_path": _drop_path,
-}
-
 
 def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
     each = value if isinstance(value, list) and len(value) == 2 else (value, value)
-    return replace(model, **{part: _SETTERS[name](getattr(model, part), one) for part, one in zip(parts, each)})
+    change = shortcuts(TransformerConfig)[name]
+    return replace(model, **{part: change(getattr(model, part), one) for part, one in zip(parts, each)})
 
 
+_ALL = ("width", "depth", "heads", "mixer", "dropout", "drop_path")
 _TWO: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
     EncoderDecoderConfig: (("encoder", "decoder"), ("width", "depth", "heads", "dropout")),
-    TwoTowerConfig: (("left", "right"), tuple(_SETTERS)),
-    CaptionerConfig: (("tower", "decoder"), tuple(_SETTERS)),
+    TwoTowerConfig: (("left", "right"), _ALL),
+    CaptionerConfig: (("tower", "decoder"), _ALL),
 }
 for _kind, (_parts, _names) in _TWO.items():
     for _name in _names:
@@ -321,13 +314,10 @@ def _both_ways(mixer: MixerConfig) -> MixerConfig:
 def cells(stack: StackConfig, value: int) -> StackConfig:
     """Every recurrence with so many units; ConfigError where there is none."""
     blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
-    if not any(_has_cells(block.mixer) for block in blocks):
+    inner = [b.mixer.mixer if isinstance(b.mixer, BidirectionalConfig) else b.mixer for b in blocks]
+    if not any(hasattr(mixer, "cells") for mixer in inner):
         raise ConfigError(f"model.cells={value}: no mixer here has cells; leave the setting out")
     return dataclasses.replace(stack, blocks=blocks)
-
-
-def _has_cells(mixer: MixerConfig) -> bool:
-    return hasattr(mixer.mixer if isinstance(mixer, BidirectionalConfig) else mixer, "cells")
 
 
 def _with_cells(mixer: MixerConfig, value: int) -> MixerConfig:

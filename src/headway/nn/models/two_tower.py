@@ -52,7 +52,13 @@ class TwoTowerConfig(ModelConfig):
     @property
     def shared(self) -> int:
         """The width of the common space. ConfigError where the towers do not meet in one."""
-        left, right = (_width(tower, side) for side, tower in zip(SIDES, (self.left, self.right)))
+        widths = []
+        for side, tower in zip(SIDES, (self.left, self.right)):
+            if HEAD not in tower.heads:
+                known = ", ".join(tower.heads) or "none"
+                raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); give it one")
+            widths.append(getattr(tower.heads[HEAD], "outputs", None) or tower.width)
+        left, right = widths
         if left != right:
             raise ConfigError(
                 f"the left tower gives {left} numbers and the right one {right}; set model.shared to the width that "
@@ -62,13 +68,6 @@ class TwoTowerConfig(ModelConfig):
 
     def build(self, seed: int | None = 0) -> TwoTower:
         return TwoTower(self, seed)
-
-
-def _width(tower: TransformerConfig, side: Side) -> int:
-    if HEAD not in tower.heads:
-        known = ", ".join(tower.heads) or "none"
-        raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); give it one")
-    return getattr(tower.heads[HEAD], "outputs", None) or tower.width
 
 
 class TwoTower(nn.Module):

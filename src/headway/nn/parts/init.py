@@ -43,6 +43,7 @@ class InitConfig:
             raise ConfigError(f"init.uniform is {self.uniform}; give a bound above 0, or none")
 
 
+@torch.no_grad()
 def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> None:
     """Draw the weights of every Projection and every embedding table (parameters named `table`) in `model`."""
     generator = torch.Generator().manual_seed(seed)
@@ -52,15 +53,22 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
     tables: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, Projection):
-            _projection(module, config, depth, generator)
+            for matrix in module.weight.split(module.slices):
+                if module.recurrent and config.recurrent == "orthogonal":
+                    _orthogonal(matrix, generator)
+                else:
+                    _draw(matrix, config, generator)
+            if module.writes and config.residual == "scaled":
+                module.weight.div_(math.sqrt(2 * depth))
+            if module.writes and config.residual == "zero":
+                module.weight.zero_()
         table = getattr(module, "table", None)
         if isinstance(table, nn.Parameter) and table not in tables:
             tables.add(table)
             std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
-            _normal(table, std, generator)
+            table.normal_(0.0, std, generator=generator)
 
 
-@torch.no_grad()
 def _uniform(model: nn.Module, config: InitConfig, generator: torch.Generator) -> None:
     """Draw every parameter of a Projection or of a module with a table, tied ones once."""
     bound = config.uniform or 0.0
@@ -76,26 +84,10 @@ def _uniform(model: nn.Module, config: InitConfig, generator: torch.Generator) -
                 _orthogonal(matrix, generator)
 
 
-def _projection(module: Projection, config: InitConfig, depth: int, generator: torch.Generator) -> None:
-    start = 0
-    with torch.no_grad():
-        for rows in module.slices:
-            matrix = module.weight[start : start + rows]
-            if module.recurrent and config.recurrent == "orthogonal":
-                _orthogonal(matrix, generator)
-            else:
-                _draw(matrix, config, generator)
-            start += rows
-        if module.writes and config.residual == "scaled":
-            module.weight.div_(math.sqrt(2 * depth))
-        if module.writes and config.residual == "zero":
-            module.weight.zero_()
-
-
 def _draw(weight: Tensor, config: InitConfig, generator: torch.Generator) -> None:
     fan_out, fan_in = weight.shape
     if config.matrices == "normal":
-        _normal(weight, config.std, generator)
+        weight.normal_(0.0, config.std, generator=generator)
         return
     bound = math.sqrt(6 / (fan_in + fan_out)) if config.matrices == "xavier" else math.sqrt(3 / fan_in)
     weight.uniform_(-bound, bound, generator=generator)
@@ -105,8 +97,3 @@ def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
     """A square matrix drawn evenly from all orthogonal ones: QR of a normal one, with R's diagonal made positive."""
     q, r = torch.linalg.qr(torch.empty_like(weight).normal_(generator=generator))
     weight.copy_(q * r.diagonal().sign())
-
-
-def _normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    with torch.no_grad():
-        weight.normal_(0.0, std, generator=generator)

@@ -168,12 +168,12 @@ class Rotary:
         self.frequencies = frequencies
 
     def angles(self, layout: Layout, like: Tensor) -> Angles:
-        return layout.derived(("rotary", self.config, self.size, like.dtype), lambda: self._angles(layout, like))
+        def compute() -> Angles:
+            positions = layout.positions[:1] if layout.dense else layout.positions
+            turns = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
+            return Angles(*((part * self.factor).to(like.dtype) for part in (turns.cos(), turns.sin())))
 
-    def _angles(self, layout: Layout, like: Tensor) -> Angles:
-        positions = layout.positions[:1] if layout.dense else layout.positions
-        turns = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
-        return Angles(*((part * self.factor).to(like.dtype) for part in (turns.cos(), turns.sin())))
+        return layout.derived(("rotary", self.config, self.size, like.dtype), compute)
 
 
 @family
@@ -208,16 +208,16 @@ class Sinusoidal(nn.Module):
         self.width = width
 
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
-        return layout.derived(("sinusoidal", self.config, self.width, like.dtype), lambda: self._encode(layout, like))
+        def compute() -> Tensor:
+            positions = layout.positions[:1] if layout.dense else layout.positions
+            steps = torch.arange(0, self.width, 2, device=like.device, dtype=torch.float64)
+            rates = torch.exp(steps * (-math.log(self.config.theta) / self.width))
+            angles = positions.clamp(min=0)[..., None] * rates
+            parts = (angles.sin(), angles.cos())
+            both = torch.stack(parts, dim=-1).flatten(-2) if self.config.interleaved else torch.cat(parts, dim=-1)
+            return both.to(like.dtype)
 
-    def _encode(self, layout: Layout, like: Tensor) -> Tensor:
-        positions = layout.positions[:1] if layout.dense else layout.positions
-        steps = torch.arange(0, self.width, 2, device=like.device, dtype=torch.float64)
-        rates = torch.exp(steps * (-math.log(self.config.theta) / self.width))
-        angles = positions.clamp(min=0)[..., None] * rates
-        parts = (angles.sin(), angles.cos())
-        both = torch.stack(parts, dim=-1).flatten(-2) if self.config.interleaved else torch.cat(parts, dim=-1)
-        return both.to(like.dtype)
+        return layout.derived(("sinusoidal", self.config, self.width, like.dtype), compute)
 
 
 @register("learned")
