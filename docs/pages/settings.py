@@ -22,16 +22,15 @@ from headway.learn.task import TaskConfig
 from headway.nn.mixers import CrossAttentionConfig, MixerConfig
 from headway.nn.mixers.recurrence import RecurrenceConfig
 from headway.nn.models import ModelConfig, TransformerConfig
+from headway.nn.models.agents import ObservationConfig
 from headway.nn.models.block import BlockConfig
-from headway.nn.models.bridge import BridgeConfig
 from headway.nn.models.captioner import ProjectorConfig
 from headway.nn.models.chunks import ChunkHeadConfig
 from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.encoder_decoder import BridgeConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig
-from headway.nn.models.keypoints import KeypointsConfig
-from headway.nn.models.observations import ObservationConfig
 from headway.nn.models.stack import StackConfig
-from headway.nn.models.unet_policy import UNetConfig
+from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig
 from headway.nn.parts.bias import BiasConfig
 from headway.nn.parts.feedforward import FeedForwardConfig
 from headway.nn.parts.init import InitConfig

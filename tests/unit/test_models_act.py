@@ -25,8 +25,7 @@ from headway.nn.models import (
     build,
     describe,
 )
-from headway.nn.models.chunks import Noised
-from headway.nn.models.diffusion import ddim, ddpm, kept_signal, places_of
+from headway.nn.models.chunks import Noised, ddim, ddpm, kept_signal, places_of
 
 close = torch.testing.assert_close
 HEADS: list[Any] = [

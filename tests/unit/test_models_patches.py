@@ -22,7 +22,7 @@ from headway.nn.models import (
     build,
     describe,
 )
-from headway.nn.models.maps import rollout
+from headway.nn.models.describe import rollout
 from headway.nn.models.presets import deit, preset, vit
 from headway.nn.parts.dropout import DropPath
 

@@ -12,8 +12,7 @@ from torch import nn
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.nn.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
-from headway.nn.models.keypoints import PointingEye, SpatialSoftmax, places
-from headway.nn.models.unet_policy import UNet
+from headway.nn.models.unet_policy import PointingEye, SpatialSoftmax, UNet, places
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
 from headway.nn.parts.projection import DoublingConvolution

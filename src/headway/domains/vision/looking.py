@@ -20,7 +20,7 @@ from headway.learn import examples
 from headway.learn.report import Picture, Tile, tiled
 from headway.learn.report.confusion import confusions
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps
-from headway.nn.models.maps import rollout
+from headway.nn.models.describe import rollout
 
 if TYPE_CHECKING:
     from headway.domains.vision.task import ImageClasses, Images

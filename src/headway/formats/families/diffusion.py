@@ -15,7 +15,7 @@ from headway.formats.lerobot import Features, read_features, read_scales, write_
 from headway.formats.rules import Beside, Family, Flat, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
 from headway.nn.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
-from headway.nn.models.keypoints import places
+from headway.nn.models.unet_policy import places
 
 _SCHEDULE = "squaredcos_cap_v2"
 _SAYS: dict[str, Literal["noise", "sample"]] = {"epsilon": "noise", "sample": "sample"}

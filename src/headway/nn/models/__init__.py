@@ -5,25 +5,37 @@ from __future__ import annotations
 from torch import nn
 
 from headway.nn.models import settings as _settings  # noqa: F401 -- registers what --set takes
-from headway.nn.models.act import Act, ActConfig, act
-from headway.nn.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
+from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, act
+from headway.nn.models.agents import (
+    ConvolutionsConfig,
+    GaussianHeadConfig,
+    NumbersConfig,
+    ObservationConfig,
+    PatchesConfig,
+    StatesEmbed,
+    StatesEmbedConfig,
+    actor_critic,
+    policy_head,
+)
 from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
-from headway.nn.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
-from headway.nn.models.chunks import ChunkHeadConfig, Chunks, Drawn, RegressionConfig
-from headway.nn.models.describe import describe
-from headway.nn.models.diffusion import DiffusionConfig
+from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, Drawn, RegressionConfig
+from headway.nn.models.describe import attention_maps, describe
 from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
-from headway.nn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
+from headway.nn.models.encoder_decoder import (
+    BothBridgeConfig,
+    BridgeConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    Heard,
+    MemoryBridgeConfig,
+    StateBridgeConfig,
+)
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
-from headway.nn.models.generative import Cache, GenerationProgress, Generative
 from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
-from headway.nn.models.keypoints import KeypointsConfig
-from headway.nn.models.maps import attention_maps
-from headway.nn.models.observations import ConvolutionsConfig, NumbersConfig, ObservationConfig, PatchesConfig
+from headway.nn.models.kinds import Cache, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
-from headway.nn.models.policies import RobotPolicy, RobotPolicyConfig
 from headway.nn.models.pooled import (
     DistilledHead,
     DistilledHeadConfig,
@@ -33,7 +45,6 @@ from headway.nn.models.pooled import (
     ProbeHeadConfig,
 )
 from headway.nn.models.robot import Observations, RobotEmbed, RobotEmbedConfig
-from headway.nn.models.scene import SceneEmbed, SceneEmbedConfig
 from headway.nn.models.stack import Stack, StackConfig, cycle
 from headway.nn.models.trajectories import (
     StepHead,
@@ -45,7 +56,7 @@ from headway.nn.models.trajectories import (
 )
 from headway.nn.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
-from headway.nn.models.unet_policy import UNetConfig, UNetPolicy, UNetPolicyConfig
+from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolicy, UNetPolicyConfig
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:

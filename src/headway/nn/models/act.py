@@ -1,4 +1,7 @@
-"""Action chunking with transformers: what a robot sees becomes its next actions, all at once."""
+"""Action chunking with transformers: what a robot sees becomes its next actions, all at once.
+
+What it sees becomes tokens as in LeRobot's ACT: every place of a residual network is one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models.block import BlockConfig
@@ -24,18 +28,129 @@ from headway.nn.models.chunks import (
     RegressionConfig,
     ShownConfig,
 )
+from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
 from headway.nn.models.heads import Loss
 from headway.nn.models.pooled import PooledHeadConfig
+from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth
 from headway.nn.models.robot import Observations, RobotEmbed, RobotEmbedConfig
-from headway.nn.models.scene import SceneEmbed, SceneEmbedConfig
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.trajectories import StepHeadConfig
 from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.nn.parts.feedforward import MLPConfig, Terms
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.positions import GridsConfig
+from headway.nn.parts.projection import Projection
 from headway.visibility import Full
+
+_LARGEST = 1 << 14  # pixels of a side
+
+
+@register("scene")
+@dataclass(frozen=True)
+class SceneEmbedConfig(EmbedConfig):
+    """A token of a latent of `latent` numbers, one of the robot's state (its first `robot` numbers), one of the
+    `surroundings` numbers after them, and one for each place of what a residual network of `depth` layers, the same
+    for all, says of the pictures of each camera, whose sizes (height, width) are in `cameras`. 0 numbers are no token.
+
+    They have no positions: `places` are those that the stack's attention may add.
+    """
+
+    robot: int = 0  # numbers of the robot's state
+    surroundings: int = 0  # numbers of what is around it
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
+    latent: int = 0  # numbers of the latent
+    depth: ResNetDepth = 18  # layers of the residual network
+    dropout: float = 0.0  # of the posterior's tokens
+
+    def __post_init__(self) -> None:
+        if min(self.robot, self.surroundings, self.latent) < 0:
+            raise ConfigError(f"{self.robot}, {self.surroundings} and {self.latent} numbers; give nothing below 0")
+        for size in self.cameras:
+            if not 1 <= min(size) <= max(size) <= _LARGEST:
+                raise ConfigError(f"pictures of {size[0]} x {size[1]} pixels; give 1 to {_LARGEST} each way")
+
+    @property
+    def states(self) -> int:
+        """The numbers of a state."""
+        return self.robot + self.surroundings
+
+    @property
+    def front(self) -> int:
+        """The tokens before those of pictures."""
+        return sum(map(bool, (self.latent, self.robot, self.surroundings)))
+
+    @property
+    def places(self) -> GridsConfig:
+        """Learned positions of the first tokens, and sinusoids of rows and columns for pictures."""
+        grids = tuple((-(-high // STRIDE), -(-wide // STRIDE)) for high, wide in self.cameras)
+        return GridsConfig(self.front, grids)
+
+    @property
+    def length(self) -> int:
+        return self.places.length
+
+    def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> SceneEmbedConfig:
+        """Itself. ConfigError for states and cameras of other sizes."""
+        own = tuple(map(tuple, self.cameras))
+        if (states, tuple(map(tuple, cameras))) != (self.states, own):
+            raise ConfigError(
+                f"this model reads states of {self.states} numbers and pictures of {own}, and the demonstrations have "
+                f"{states} and {cameras}; give demonstrations of its robot"
+            )
+        return self
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
+        seen = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
+        return f"states of {self.states} numbers{seen}, {self.length} tokens"
+
+    def summary(self) -> str:
+        return f"scene, pictures by ResNet-{self.depth}" if self.cameras else "scene"
+
+    def build(self, width: int, symbols: int, context: int | None) -> SceneEmbed:
+        if not self.front and not self.cameras:
+            raise ConfigError("a robot of no state and no cameras sees nothing; give it one of them")
+        return SceneEmbed(self, width)
+
+
+class SceneEmbed(nn.Module):
+    """Zhao et al. 2023, figure 4, with the convolutional features of its appendix C."""
+
+    def __init__(self, config: SceneEmbedConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        sizes = {"latent": config.latent, "robot": config.robot, "surroundings": config.surroundings}
+        self.numbers = nn.ModuleDict({name: Projection(size, width) for name, size in sizes.items() if size})
+        self.eye = ResNet(config.depth) if config.cameras else None
+        self.project = Projection(self.eye.width, width) if self.eye is not None else None
+
+    def whole(self, seen: Observations) -> Layout:
+        """Each row is one document. UserError for what this model does not read, or misses."""
+        size = 0 if seen.states is None else seen.states.shape[-1]
+        if size != self.config.states:
+            raise UserError(f"states of {size} numbers for a model that reads {self.config.states}; give the robot's")
+        found = tuple(tuple(image.shape[2:]) for image in seen.images)
+        if found != tuple(map(tuple, self.config.cameras)):
+            raise UserError(f"pictures of {found} for a model that reads {self.config.cameras}; give all of its")
+        return Layout.full(seen.rows, self.config.length, device=seen.device)
+
+    def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        latent = seen.latent
+        if latent is None:
+            latent = torch.zeros(seen.rows, self.config.latent, device=seen.device, dtype=seen.dtype)
+        given = dict(zip(("robot", "surroundings"), self._states(seen)), latent=latent)
+        parts = [project(given[name])[:, None] for name, project in self.numbers.items()]
+        if self.eye is not None and self.project is not None:
+            parts += [self.project(self.eye(image).flatten(1, 2)) for image in seen.images]
+        return torch.cat(parts, 1), layout
+
+    def _states(self, seen: Observations) -> tuple[Tensor, ...]:
+        sizes = (self.config.robot, self.config.surroundings)
+        return () if seen.states is None else seen.states.split(sizes, -1)
+
 
 _HEAD, _LATENT = "actions", "latent"
 _STACKS = ("encoder", "decoder", "posterior")

@@ -1,13 +1,17 @@
-"""What a model is and costs, told from its config without allocating a weight."""
+"""What a model is made of, in numbers and in lines, and what it attends to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from headway.nn.kernels import recording
 from headway.nn.mixers import (
     AttentionConfig,
     BidirectionalConfig,
@@ -15,10 +19,10 @@ from headway.nn.mixers import (
     CrossAttention,
     CrossAttentionConfig,
     Mixer,
+    SelfAttention,
     State,
     tree_map,
 )
-from headway.nn.mixers.attention import SelfAttention
 from headway.nn.models.act import ActConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.captioner import CaptionerConfig
@@ -194,3 +198,40 @@ def _feed_forward(part: Any) -> str:
         return f"{part.count} experts, {part.active} active, each {_feed_forward(part.expert)}"
     size = f"{part.hidden}" if part.hidden is not None else f"{part.ratio:.3g} x width"
     return f"{part.kind} {part.activation} {size}"
+
+
+def rollout(maps: Mapping[str, Float[Tensor, "B H T T"]]) -> Float[Tensor, "B T T"]:
+    """How much of each input token (columns) is in each output token (rows), by Abnar and Zuidema 2020, equation 1:
+    the product over layers of attention, averaged over heads, with half of each token staying where it is.
+
+    `maps` are those of `attention_maps`, in the order of the layers.
+    """
+    found: Tensor | None = None
+    for weights in maps.values():
+        mean = weights.mean(1)
+        layer = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)) / 2
+        found = layer if found is None else layer @ found
+    if found is None:
+        raise ValueError("there are no attention maps to roll out")
+    return found
+
+
+def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[Tensor, "B H T S"]]:
+    """Weights of every attention of `model` by module name while `run()` calls it, in the order of the calls."""
+    maps: dict[str, Tensor] = {}
+    current: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (SelfAttention, ConditionalGRU, CrossAttention)):
+            hooks.append(module.register_forward_pre_hook(partial(_note, current, name)))
+    try:
+        with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+def _note(calls: list[str], name: str, module: nn.Module, inputs: Any) -> None:
+    calls.append(name)

@@ -1,4 +1,4 @@
-"""What a model is: told by its configuration, once for all who ask.
+"""What a model is: told by its configuration, once for all who ask; and what generation needs of one.
 
 Each question takes a model or its configuration. What they ask is disjoint where it must be: of `classify`, say, there
 is one for texts, one for images and one for sounds.
@@ -6,10 +6,13 @@ is one for texts, one for images and one for sounds.
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, TypeGuard
 
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
+from headway.nn.models.act import Act, ActConfig
 from headway.nn.models.agents import StatesEmbedConfig
 from headway.nn.models.board import BoardEmbedConfig
 from headway.nn.models.captioner import CaptionerConfig
@@ -17,11 +20,58 @@ from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedC
 from headway.nn.models.encoder_decoder import EncoderDecoderConfig
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.patches import PatchEmbedConfig
-from headway.nn.models.policies import RobotPolicyConfig
 from headway.nn.models.trajectories import TrajectoryEmbedConfig
-from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
+from headway.nn.models.transformer import ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
+from headway.nn.models.unet_policy import UNetPolicy, UNetPolicyConfig
 
+Cache = Literal["fp32", "int8"]  # the numbers that keys and values are kept in
+
+
+class GenerationProgress(Protocol):
+    """A generation under way: what B rows have of the past, and the next position of each."""
+
+    @property
+    def positions(self) -> Int[Tensor, "B"]: ...
+
+    def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Any:
+        """Chosen rows, as a copy; the memories stay as they are where `memory_rows` is None."""
+        ...
+
+    def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
+        """Make rows `target` what rows `source` are, in place."""
+        ...
+
+    def at(self, positions: Int[Tensor, "B"]) -> Any:
+        """With other next positions; a row at -1 is padding, which is not written."""
+        ...
+
+
+class Generative(Protocol):
+    """A Transformer, an EncoderDecoder, or the engine's form of one."""
+
+    config: Any
+
+    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Any]:
+        """Read the prompts; the logits after them, and a Progress with room for `capacity` positions a row."""
+        ...
+
+    def step(self, ids: Int[Tensor, "B"], decoding: Any) -> tuple[Float[Tensor, "B C"], Any]:
+        """One more symbol of each row: the logits after it, and the Progress then."""
+        ...
+
+    @property
+    def training(self) -> bool: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+RobotPolicy = Act | UNetPolicy  # all policies of robots there are: they say chunks of actions
+RobotPolicyConfig = ActConfig | UNetPolicyConfig
 Asked = nn.Module | ModelConfig
 
 

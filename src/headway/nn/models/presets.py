@@ -12,6 +12,7 @@ from headway.nn.mixers import (
     AttentionConfig,
     CrossAttentionConfig,
 )
+from headway.nn.models.agents import ConvolutionsConfig, NumbersConfig
 from headway.nn.models.ancestors import gru_2014, lstm_2014, rnnenc, rnnsearch
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.board import BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
@@ -19,7 +20,6 @@ from headway.nn.models.embeds import TokenEmbedConfig
 from headway.nn.models.encoder_decoder import EncoderDecoderConfig
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
-from headway.nn.models.observations import ConvolutionsConfig, NumbersConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, ProbeHeadConfig
 from headway.nn.models.stack import StackConfig, cycle

@@ -13,9 +13,8 @@ from headway.errors import ConfigError
 from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.nn.models.act import ActConfig
 from headway.nn.models.block import BlockConfig
-from headway.nn.models.bridge import StateBridgeConfig
 from headway.nn.models.captioner import CaptionerConfig
-from headway.nn.models.encoder_decoder import EncoderDecoderConfig
+from headway.nn.models.encoder_decoder import EncoderDecoderConfig, StateBridgeConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.transformer import TransformerConfig

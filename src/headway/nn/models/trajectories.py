@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.nn.models.agents import NumbersConfig, ObservationConfig
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.heads import HeadConfig
-from headway.nn.models.observations import NumbersConfig, ObservationConfig
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
