@@ -16,9 +16,8 @@ from headway.formats.ctranslate2 import ModelBin
 from headway.formats.families import families, find_family
 from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
 from headway.formats.llama2c import load_llama2c
-from headway.formats.marks import read_marks
 from headway.formats.native import read_config, undrawn
-from headway.formats.published import CONFIG, INDEX, open_shards, read_settings
+from headway.formats.published import CONFIG, INDEX, open_shards, read_marks, read_settings
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
 from headway.nn.models import build

@@ -25,7 +25,7 @@ from headway.nn.models import (
     step_heads,
 )
 from headway.nn.models.presets import decision_atari, decision_gym
-from headway.nn.parts.projection import ImageConvolution
+from headway.nn.parts.convolution import ImageConvolution
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 

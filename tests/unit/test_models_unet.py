@@ -13,9 +13,9 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.nn.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
 from headway.nn.models.unet_policy import PointingEye, SpatialSoftmax, UNet, places
+from headway.nn.parts.convolution import DoublingConvolution
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
-from headway.nn.parts.projection import DoublingConvolution
 
 NET = UNetConfig((8, 16), 3, 4, 8)
 

@@ -1,23 +1,35 @@
-"""Attention and feed-forwards as instructions."""
+"""Mixers and feed-forwards as instructions: attention, recurrent networks, linear attention and its kin."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from headway.engine import operations as code
+from headway.engine import cells, operations
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import Memory
 from headway.engine.keys import HEADS, block_bytes
-from headway.engine.operations import BLOCK, GATED
+from headway.engine.operations import ADD, BLOCK, GATED
+from headway.engine.packed import unpack
 from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
+from headway.nn.mixers.associative import Associative
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.cross import CrossAttention
+from headway.nn.mixers.delta import Delta, GatedDelta
+from headway.nn.mixers.dynamic_links import DynamicLinks
+from headway.nn.mixers.fast_weights import FastWeightController
+from headway.nn.mixers.gated import GRU, LSTM, Elman
+from headway.nn.mixers.linear_attention import LinearAttention
+from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
+from headway.nn.mixers.pointwise import Pointwise
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
+from headway.nn.parts.norm import LogDecay, Strength
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
@@ -115,13 +127,13 @@ class AttentionLowering:
 
 
 _CODES = {
-    "relu": code.RELU,
-    "gelu": code.GELU,
-    "gelu_tanh": code.GELU_TANH,
-    "quick_gelu": code.QUICK_GELU,
-    "relu_squared": code.RELU_SQUARED,
-    "silu": code.SILU,
-    "tanh": code.TANH,
+    "relu": operations.RELU,
+    "gelu": operations.GELU,
+    "gelu_tanh": operations.GELU_TANH,
+    "quick_gelu": operations.QUICK_GELU,
+    "relu_squared": operations.RELU_SQUARED,
+    "silu": operations.SILU,
+    "tanh": operations.TANH,
 }
 
 
@@ -171,3 +183,274 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
             )  # fmt: skip
     build.barrier()
     return total
+
+
+# Recurrent networks. Their states lie where all threads see them, so a barrier stands between the last product that
+# reads a state and the cell that writes it. Products of as many rows as one before them fall to the same threads, row
+# by row, and need no barrier between them. Steps are never at position 0, as torch reads the prompts, so that no state
+# starts anew here.
+Lowered = Callable[[Builder, Any, Slot], Slot]  # a mixer and its input to its output before the projection
+
+
+def _elman(build: Builder, mixer: Elman, x: Slot) -> Slot:
+    h = build.state(mixer.cells)
+    gates = build.project(x, mixer.input)
+    build.project(h, mixer.hidden, gates, ADD)
+    build.barrier()
+    return _squash(build, gates, h, mixer.config.activation == "logistic")
+
+
+def _sigma_pi(build: Builder, mixer: SigmaPi, x: Slot) -> Slot:
+    h = build.state(mixer.cells)
+    products = _combine(build, cells.OUTER, h, x, build.private(h.width * x.width))
+    gates = build.project(products, mixer.weigh)
+    build.barrier()
+    return _squash(build, gates, h, mixer.activation is torch.sigmoid)
+
+
+def _lstm(build: Builder, mixer: LSTM, x: Slot) -> Slot:
+    h, c = build.state(mixer.cells), build.state(mixer.cells)
+    gates = build.project(x, mixer.input)
+    build.project(h, mixer.hidden, gates, ADD)
+    build.barrier()
+    peepholes, scale = build.constant(mixer.peepholes), 0.5 if mixer.stretched else 1.0
+    return _cell(
+        build, cells.LSTM, gates, h, c=c.address, peepholes=peepholes, forgets=mixer.config.forget_gate, scale=scale
+    )
+
+
+def _multiplicative(build: Builder, mixer: Multiplicative, x: Slot) -> Slot:
+    h = build.state(mixer.cells)
+    return _squash(build, _factored(build, mixer, x, h), h, mixer.activation is torch.sigmoid)
+
+
+def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
+    h, c = build.state(mixer.cells), build.state(mixer.cells)
+    return _cell(build, cells.LSTM, _factored(build, mixer, x, h), h, c=c.address, forgets=True, scale=1.0)
+
+
+def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
+    """The gates of a cell whose transition goes through factors that the input weighs."""
+    inputs = build.project(x, mixer.input)
+    seen = build.project(h, mixer.factor)
+    build.barrier()
+    gates = inputs.columns(mixer.factors, inputs.width - mixer.factors)
+    weighed = _combine(build, cells.PRODUCT, seen, inputs, build.private(mixer.factors))
+    build.project(weighed, mixer.hidden, gates, ADD)
+    build.barrier()
+    return gates
+
+
+def _gru(build: Builder, mixer: GRU, x: Slot) -> Slot:
+    h = build.state(mixer.cells)
+    gates = build.project(x, mixer.input)
+    if mixer.config.reset_after:
+        return _reset_after(build, gates, build.project(h, mixer.hidden), h)
+    return _reset_before(build, mixer, gates, h)
+
+
+def _reset_after(build: Builder, gates: Slot, also: Slot, h: Slot) -> Slot:
+    build.barrier()
+    return _cell(build, cells.GRU_AFTER, gates, h, also)
+
+
+def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: Slot) -> Slot:
+    count = mixer.cells
+    also = build.project(h, mixer.hidden, rows=(0, 2 * count))
+    build.barrier()
+    reset = _combine(build, cells.RESET, gates, h, build.private(count), also)
+    build.project(reset, mixer.hidden, gates.columns(2 * count, count), ADD, rows=(2 * count, 3 * count))
+    build.barrier()
+    return _cell(build, cells.GRU, gates, h, also)
+
+
+def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Memory, layer: int) -> Slot:
+    """`layer` is the byte of a block of the memory where this mixer's keys begin, or the first of its fixed numbers."""
+    h, after = build.state(mixer.cells), mixer.config.reset_after
+    width = mixer.context.weight.shape[1]
+    gates = build.project(x, mixer.input)
+    also = build.project(h, mixer.hidden) if after else None
+    entered = gates if also is None else also
+    shown = build.private(mixer.shown)  # the state, without a projection the input, and what was read
+    context = shown.columns(mixer.shown - width, width)
+    if mixer.config.context == "additive":
+        _read(build, mixer, h, context, memory, layer)
+        build.project(context, mixer.context, entered, ADD)
+    else:
+        fixed = Slot(memory.fixed.ctypes.data, memory.fixed.strides[0], memory.fixed.shape[1])
+        _combine(build, cells.COPY, fixed.columns(layer, width), None, context)
+        build.sum(fixed.columns(layer + width, entered.width), entered)
+    if mixer.config.shows == "before":
+        _combine(build, cells.COPY, h, None, shown.columns(0, h.width))
+    new = _reset_before(build, mixer, gates, h) if also is None else _reset_after(build, gates, also, h)
+    if mixer.config.shows == "after":
+        _combine(build, cells.COPY, new, None, shown.columns(0, h.width))
+    if not mixer.config.out:
+        _combine(build, cells.COPY, x, None, shown.columns(h.width, x.width))
+    return shown
+
+
+def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: Memory, layer: int) -> None:
+    query = build.project(h, mixer.query)
+    build.barrier()
+    pieces = build.pieces(1, context.width)
+    build.emit(
+        Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
+        score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
+        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
+        scores=build.private_bytes(4 * BLOCK + 4),
+    )  # fmt: skip
+    build.barrier()
+    build.merge(pieces, 1, 1, context)
+
+
+def _combine(build: Builder, what: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
+    b, also = b or a, also or a
+    build.emit(
+        Opcode.COMBINE, what=what, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
+        b=b.address, b_stride=b.stride, out=out.address, out_stride=out.stride,
+        width=a.width if what == cells.OUTER else min(a.width, b.width), other=b.width,
+    )  # fmt: skip
+    return out
+
+
+def _squash(build: Builder, gates: Slot, h: Slot, logistic: bool) -> Slot:
+    return _cell(build, cells.ELMAN_LOGISTIC if logistic else cells.ELMAN_TANH, gates, h)
+
+
+def _cell(
+    build: Builder,
+    kind: int,
+    gates: Slot,
+    h: Slot,
+    also: Slot | None = None,
+    *,
+    c: int = 0,
+    peepholes: int = 0,
+    forgets: bool = False,
+    scale: float = 0.0,
+) -> Slot:
+    also = also or gates
+    build.emit(
+        Opcode.CELL, cell=kind, gates=gates.address, gates_stride=gates.stride, also=also.address,
+        also_stride=also.stride, h=h.address, stride=h.stride, width=h.width, c=c, peepholes=peepholes,
+        forgets=forgets, scale=scale,
+    )  # fmt: skip
+    build.barrier()
+    return h
+
+
+def _pointwise(build: Builder, mixer: Pointwise, x: Slot) -> Slot:
+    y = build.project(x, mixer.each)
+    build.barrier()
+    return y
+
+
+RECURRENT: dict[type, Lowered] = {
+    Pointwise: _pointwise,
+    Elman: _elman,
+    LSTM: _lstm,
+    GRU: _gru,
+    SigmaPi: _sigma_pi,
+    Multiplicative: _multiplicative,
+    MLSTM: _mlstm,
+}
+
+# Linear attention and its kin.
+_FEATURES = {
+    "elu": cells.ELU,
+    "dpfp": cells.DPFP,
+    "relu": operations.RELU,
+    "silu": operations.SILU,
+    "identity": operations.NONE,
+}
+_KEY_NORMS = {"none": cells.PLAIN, "sum": cells.BY_SUM, "l2": cells.BY_LENGTH}
+
+
+class _Rule(NamedTuple):
+    """How a head writes its matrix: what becomes of queries and keys, and of values."""
+
+    features: int
+    nu: int = 1
+    squash: int = operations.NONE
+    key_norm: int = cells.PLAIN
+    delta: bool = False
+    ones: bool = False  # a further value of 1, by whose reading the others are divided
+
+
+def _linear_attention(mixer: LinearAttention) -> _Rule:
+    config = mixer.config
+    return _Rule(_FEATURES[config.features], config.nu, ones=config.normalise)
+
+
+def _fast_weights(mixer: FastWeightController) -> _Rule:
+    squash = operations.TANH if mixer.config.squash == "tanh" else operations.NONE
+    return _Rule(squash, squash=squash)
+
+
+def _delta(mixer: Delta) -> _Rule:
+    config = mixer.config
+    return _Rule(_FEATURES[config.features], config.nu, key_norm=_KEY_NORMS[config.key_norm], delta=True)
+
+
+def _gated_delta(mixer: GatedDelta) -> _Rule:
+    return _Rule(operations.SILU, squash=operations.SILU, key_norm=cells.BY_LENGTH, delta=True)
+
+
+_RULES: dict[type, Callable[[Any], _Rule]] = {
+    LinearAttention: _linear_attention,
+    FastWeightController: _fast_weights,
+    Delta: _delta,
+    GatedDelta: _gated_delta,
+}
+
+
+def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
+    rule, heads, size = _RULES[type(mixer)](mixer), mixer.heads, mixer.size
+    qkv = build.project(x, mixer.qkv)
+    strength, decay, gate = (getattr(mixer, name, None) for name in ("strength", "decay", "gate"))
+    controls = build.shared(heads * (2 + size))
+    places = controls.columns(0, heads), controls.columns(heads, heads), controls.columns(2 * heads, heads * size)
+    if isinstance(strength, Strength):
+        build.project(x, strength.project, places[0])
+    if isinstance(decay, LogDecay):
+        build.multiply(x, decay.project.matrix(), decay.step, places[1])
+    if isinstance(gate, Projection):
+        build.project(x, gate, places[2])
+    build.barrier()
+    norm = (-1, None, None, 0.0) if isinstance(mixer.norm, nn.Identity) else norm_parts(mixer.norm)
+    out = build.shared(heads * size)
+    keys, values = mixer.memory_shape
+    memory = build.state(heads * keys * values)
+    build.emit(
+        Opcode.ASSOCIATE, qkv=qkv.address, stride=qkv.stride, heads=heads, size=size,
+        strength=places[0].address if strength is not None else 0,
+        decay=places[1].address if decay is not None else 0,
+        gate=places[2].address if gate is not None else 0,
+        controls_stride=controls.stride, features=rule.features, nu=rule.nu, squash=rule.squash,
+        key_norm=rule.key_norm, delta=rule.delta, ones=rule.ones,
+        norm=norm[0], weight=build.constant(norm[1]), bias=build.constant(norm[2]), keys=keys,
+        rates=build.constant(decay.rate) if isinstance(decay, LogDecay) else 0,
+        memory=memory.address, memory_stride=memory.stride, out=out.address,
+        room=build.private_bytes(8 * (keys + values)), eps=norm[3],
+    )  # fmt: skip
+    build.barrier()
+    return out
+
+
+def _links(build: Builder, mixer: DynamicLinks, x: Slot) -> Slot:
+    drive, out = build.project(x, mixer.slow), build.shared(mixer.cells)
+    links = build.state(mixer.cells * x.width)
+    build.emit(
+        Opcode.LINK, drive=drive.address, drive_stride=drive.stride, x=x.address, x_stride=x.stride,
+        links=links.address, links_stride=links.stride, width=x.width, cells=mixer.cells, out=out.address,
+        out_stride=out.stride, decay=mixer.config.decay, rate=mixer.config.rate / x.width,
+    )  # fmt: skip
+    build.barrier()
+    return out
+
+
+LINEAR: dict[type, Callable[[Builder, Any, Slot], Slot]] = {
+    **dict.fromkeys(_RULES, _associative),
+    DynamicLinks: _links,
+}

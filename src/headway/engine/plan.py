@@ -12,9 +12,14 @@ from torch import nn
 from headway.engine import operations as code
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
 from headway.engine.cache import Memory, fixed_numbers, grows, memory_of, reads, state_numbers
-from headway.engine.lowering import AttentionLowering, activation_code, feed_forward
-from headway.engine.lowering_linear import LINEAR
-from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
+from headway.engine.lowering import (
+    LINEAR,
+    RECURRENT,
+    AttentionLowering,
+    activation_code,
+    feed_forward,
+    lower_conditional,
+)
 from headway.engine.operations import GATED
 from headway.engine.program import NAMES, Opcode, run, run_whole
 from headway.layout import Layout

@@ -60,7 +60,7 @@ def open_usage(path: Path | str) -> Usage:
 
         return Usage(template=read_template(place))
     if form == "gguf":
-        from headway.formats.gguf.load import gguf_usage
+        from headway.formats.gguf.model import gguf_usage
 
         return gguf_usage(place)
     return read_usage(place) if form == "native" else Usage()

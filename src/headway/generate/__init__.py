@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.generate.drawn import draw_on
     from headway.generate.sampling import GREEDY, Sampler, Sampling
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
-    from headway.generate.search import Constraint, Hypothesis, SearchConfig, beam_search, search_on, translate_ids
-    from headway.generate.session import Completion, Event, Session
+    from headway.generate.search import (
+        Constraint,
+        Hypothesis,
+        SearchConfig,
+        beam_search,
+        draw_on,
+        search_on,
+        translate_ids,
+    )
+    from headway.generate.session import Completion, Event, Limits, Session
     from headway.generate.speculation import check_draft
-    from headway.generate.stopping import Limits
 
 __all__ = [
     "GREEDY",
@@ -39,12 +45,18 @@ __all__ = [
 lazily(
     __name__,
     {
-        ".drawn": ("draw_on",),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
-        ".search": ("Constraint", "Hypothesis", "SearchConfig", "beam_search", "search_on", "translate_ids"),
-        ".session": ("Completion", "Event", "Session"),
+        ".search": (
+            "Constraint",
+            "Hypothesis",
+            "SearchConfig",
+            "beam_search",
+            "draw_on",
+            "search_on",
+            "translate_ids",
+        ),
+        ".session": ("Completion", "Event", "Limits", "Session"),
         ".speculation": ("check_draft",),
-        ".stopping": ("Limits",),
     },
 )

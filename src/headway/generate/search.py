@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from headway.generate.prompts import (
     evaluating,
     make_prompt,
 )
+from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.given import check_fields
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
@@ -336,3 +337,45 @@ def translate_ids(
         for i, hypotheses in zip(chosen, found):
             results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
     return results
+
+
+def draw_on(
+    model: Generative,
+    logits: Float[Tensor, "1 C"],
+    decoding: Any,
+    count: int,
+    limit: int,
+    ends: Collection[int],
+    sampling: Sampling,
+    rule: Constraint,
+) -> list[Hypothesis]:
+    """`count` continuations of at most `limit` symbols from where a generation stands, the likeliest a symbol first.
+
+    Their scores are the mean log p of a symbol, the end included, at temperature 1 and under the rule.
+    """
+    rows = torch.zeros(count, dtype=torch.long, device=logits.device)
+    logits, decoding = logits[rows], decoding.select(rows)
+    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device)
+    history = torch.zeros(count, limit, dtype=torch.long, device=logits.device)
+    found: list[Hypothesis | None] = [None] * count
+    totals = [0.0] * count
+    for step in range(limit):
+        rule(logits, history[:, :step])
+        chosen, logprobs = sampler.pick(logits, step)
+        history[:, step] = chosen
+        for row, (symbol, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist())):
+            if found[row] is not None:
+                continue
+            check_number(logprob)
+            totals[row] += logprob
+            if symbol in ends:
+                found[row] = _made(history[row, :step], totals[row], True)
+        if all(found) or step + 1 == limit:
+            break
+        logits, decoding = model.step(chosen, decoding)
+    whole = [one or _made(history[row, : step + 1], totals[row], False) for row, one in enumerate(found)]
+    return sorted(whole, key=lambda one: -one.score)
+
+
+def _made(ids: Tensor, total: float, finished: bool) -> Hypothesis:
+    return Hypothesis(ids.tolist(), total / (len(ids) + finished), total, finished)

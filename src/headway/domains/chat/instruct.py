@@ -24,7 +24,7 @@ from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations,
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, ByCount, Chance, Selected
-from headway.learn.objectives.vocabulary import Likelihood
+from headway.learn.objectives.written import Likelihood
 from headway.metrics import language_scores
 
 

@@ -36,7 +36,7 @@ from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, ByCount, Chance, Examples, Samples
 from headway.learn.objective import Carrying, judged
-from headway.learn.objectives.vocabulary import Likelihood
+from headway.learn.objectives.written import Likelihood
 from headway.metrics import language_scores
 from headway.nn.mixers import State
 from headway.nn.models import Loss, ModelConfig, Transformer, TransformerConfig, describe

@@ -8,12 +8,11 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.formats.gguf.file import GgufFile
-    from headway.formats.gguf.load import gguf_config, load_gguf, load_gguf_codec
-    from headway.formats.gguf.save import save_gguf
+    from headway.formats.gguf.model import gguf_config, load_gguf, load_gguf_codec, save_gguf
 
 SUFFIX = ".gguf"
 __all__ = ["SUFFIX", "GgufFile", "gguf_config", "load_gguf", "load_gguf_codec", "save_gguf"]
 lazily(
     __name__,
-    {".file": ("GgufFile",), ".load": ("gguf_config", "load_gguf", "load_gguf_codec"), ".save": ("save_gguf",)},
+    {".file": ("GgufFile",), ".model": ("gguf_config", "load_gguf", "load_gguf_codec", "save_gguf")},
 )

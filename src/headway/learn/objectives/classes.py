@@ -1,9 +1,9 @@
-"""One class for each sample, whatever a sample is."""
+"""One class for each sample, whatever a sample is; and the names of classes, in an order that a run keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -15,14 +15,44 @@ from torch import Tensor, nn
 
 from headway.data import SplitConfig, Splits, sides_of
 from headway.data.splits import side_number
-from headway.errors import UserError
+from headway.errors import UserError, nearest
+from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Numbered, Selected
-from headway.learn.labels import labels_of, save_labels, unknown_label
 from headway.learn.objective import Objective, judged
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
 from headway.metrics import class_scores
 from headway.nn.models import Loss, Transformer
+
+_RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
+
+
+def labels_of(found: Collection[str], workspace: Path) -> tuple[str, ...]:
+    """The names of classes in order: those of the run that is here; else those of the model it starts from, if they
+    are the same, so that its head fits; else what the data have.
+    """
+    saved = read_usage(workspace).labels
+    if saved and ((workspace / _RECIPE).exists() or set(saved) == set(found)):
+        return saved
+    if not found:
+        raise UserError("the data hold no samples, so there is nothing to learn; give some")
+    if len(found) < 2:
+        raise UserError(
+            f"the data have one label only, {next(iter(found))!r}, so there is nothing to tell apart; give more"
+        )
+    numbers = all(label.isdecimal() for label in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))
+
+
+def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
+    near = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
+    return UserError(f"{where}: the label {label!r} is never seen in training ({near}); correct it, or train with it")
+
+
+def save_labels(directory: Path, labels: tuple[str, ...]) -> None:
+    """Write the labels into the usage.json beside a model, whatever else it says."""
+    replace(read_usage(directory), labels=labels).save(directory)
+
 
 HEAD = "classes"
 

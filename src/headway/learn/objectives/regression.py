@@ -12,9 +12,8 @@ from torch import nn
 
 from headway.errors import UserError
 from headway.learn.examples import Batch, Numbered, Selected
-from headway.learn.labels import save_labels
 from headway.learn.objective import Objective, judged
-from headway.learn.objectives.classes import HEAD
+from headway.learn.objectives.classes import HEAD, save_labels
 from headway.metrics import correlation_scores
 from headway.nn.models import Loss, Transformer
 

@@ -22,11 +22,12 @@ from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import PooledHead, PooledHeadConfig
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.transformer import TransformerConfig
+from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, MLPConfig
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import LayerNormConfig, RunningNorm
 from headway.nn.parts.positions import PositionsConfig
-from headway.nn.parts.projection import ImageConvolution, Projection
+from headway.nn.parts.projection import Projection
 
 _FILTERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # outputs, taps, stride (Mnih et al. 2015)
 

@@ -13,10 +13,11 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.patches import Grid, GridPositions, Learnt
+from headway.nn.parts.convolution import Convolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
 from headway.nn.parts.positions import PositionsConfig, SinusoidTableConfig
-from headway.nn.parts.projection import Convolution, Projection
+from headway.nn.parts.projection import Projection
 
 
 @register("frames")

@@ -14,10 +14,11 @@ from headway.config import checked, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
+from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
-from headway.nn.parts.projection import ImageConvolution, Projection
+from headway.nn.parts.projection import Projection
 
 
 class ConvolutionalStem(nn.Module):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.norm import GroupNorm
-from headway.nn.parts.projection import ImageConvolution
 
 ResNetDepth = Literal[18, 34]
 STRIDE = 32  # pixels from one vector to the next, each way

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.memory import check_room
 from headway.nn.mixers.base import Memory, State, select, tree_map
 from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig
 from headway.nn.models.heads import HeadConfig, VocabularyHeadConfig
@@ -186,6 +185,8 @@ class Transformer(nn.Module):
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
         """UserError where the states of so many positions need more memory than is free."""
+        from headway.memory import check_room  # no forward pass asks
+
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
         tree_map(lambda state: sizes.append(state.nbytes), states)

@@ -25,10 +25,11 @@ from headway.nn.models.heads import Loss
 from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth, ResNetNorm
 from headway.nn.models.robot import Observations
 from headway.nn.models.transformer import ModelConfig
+from headway.nn.parts.convolution import Convolution, DoublingConvolution
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
-from headway.nn.parts.projection import Convolution, DoublingConvolution, Projection
+from headway.nn.parts.projection import Projection
 
 _LARGEST = 1 << 14  # pixels of a side
 
