@@ -1,4 +1,4 @@
-"""What is written: the symbols of a text that goes on, or those that are said of a source, be it symbols, sound or image."""
+"""What is written: the symbols of a text that goes on, or those that are said of a source (symbols, sound, image)."""
 
 from __future__ import annotations
 
