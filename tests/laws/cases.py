@@ -36,17 +36,8 @@ from headway.nn.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, Smolg
 from headway.nn.parts.feedforward import ExpertsConfig, FeedForwardConfig, GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
-from headway.nn.parts.positions import (
-    DynamicScaling,
-    LearnedConfig,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    RotaryConfig,
-    ScalingConfig,
-    SinusoidalConfig,
-    YarnScaling,
-)
+from headway.nn.parts.positions import LearnedConfig, RotaryConfig, ScalingConfig, SinusoidalConfig
+from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from headway.visibility import Causal, Full, Local, Prefix
 
 WIDTH, HEADS = 16, 4

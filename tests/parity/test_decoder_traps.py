@@ -23,7 +23,8 @@ from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
 from headway.nn.parts.feedforward import ExpertsConfig, MLPConfig
 from headway.nn.parts.norm import RMSNormConfig
-from headway.nn.parts.positions import LongRopeScaling, RotaryConfig
+from headway.nn.parts.positions import RotaryConfig
+from headway.nn.parts.scaling import LongRopeScaling
 from headway.visibility import Causal
 
 T = pytest.importorskip("transformers")

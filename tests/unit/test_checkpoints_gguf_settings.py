@@ -12,7 +12,8 @@ from headway.formats.gguf.dialects import find_dialect, read_values
 from headway.formats.gguf.model import FileContents
 from headway.formats.settings import Settings
 from headway.nn.models import TransformerConfig
-from headway.nn.parts.positions import LinearScaling, ScalingConfig
+from headway.nn.parts.positions import ScalingConfig
+from headway.nn.parts.scaling import LinearScaling
 
 SIZES = {
     "context_length": 64,

@@ -33,7 +33,7 @@ from headway.nn.models.kinds import generates
 from headway.nn.models.pooled import Pool
 from headway.nn.parts.feedforward import ExpertsConfig, GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig
-from headway.nn.parts.positions import DynamicScaling, LongRopeScaling
+from headway.nn.parts.scaling import DynamicScaling, LongRopeScaling
 
 
 def computed(config: Any, width: int = 0) -> Any:

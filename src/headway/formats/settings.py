@@ -10,15 +10,8 @@ from typing import Any, TypeVar
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.nn.parts.feedforward import ActivationName
-from headway.nn.parts.positions import (
-    DynamicScaling,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    RotaryConfig,
-    ScalingConfig,
-    YarnScaling,
-)
+from headway.nn.parts.positions import RotaryConfig, ScalingConfig
+from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 T = TypeVar("T")
 

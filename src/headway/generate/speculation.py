@@ -166,20 +166,16 @@ def check_draft(
     for here, one, what in ((place, model, "it needs no draft"), (draft_place, draft, "it is no draft")):
         if not is_causal(one):
             raise UserError(f"{here} is no language model, so {what}; generate with one that is")
-    different = _difference(model, codec, draft, draft_codec)
+    sizes = model.config.symbols, draft.config.symbols
+    different = None if sizes[0] == sizes[1] else f"{sizes[1]} symbols against {sizes[0]}"
+    if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
+        different = codec.difference(draft_codec)
+    elif codec is not draft_codec:
+        different = "only one of them has a tokenizer"
     if different is not None:
         raise UserError(
             f"the draft {draft_place} has other symbols than {place} ({different}); give one of the same tokenizer"
         )
-
-
-def _difference(model: Any, codec: Codec | None, draft: Any, draft_codec: Codec | None) -> str | None:
-    if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
-        return codec.difference(draft_codec)
-    if codec is not draft_codec:
-        return "only one of them has a tokenizer"
-    sizes = model.config.symbols, draft.config.symbols
-    return None if sizes[0] == sizes[1] else f"{sizes[1]} symbols against {sizes[0]}"
 
 
 class Draft:
@@ -210,7 +206,16 @@ class Draft:
             return []
         if len(self.ids) + most - self._first > self._context:
             self._begin()
-        self._catch_up()
+        # Read what was written since.
+        width = MOST + 1 if getattr(self.model, "extends", False) else 1
+        for start in range(self._read, len(self.ids), width):
+            new = torch.tensor([self.ids[start : start + width]], device=self._device)
+            if width == 1:
+                self._logits, self._decoding = self.model.step(new[0], self._decoding)
+            else:
+                logits, self._decoding = cast(Extending, self.model).extend(new, self._decoding)
+                self._logits = logits[:, -1]
+        self._read = len(self.ids)
         # Guesses may be wrong, so they go on from a copy; what comes true is read again with what follows it.
         logits, ahead, found = self._logits, self._decoding.select(torch.tensor([0], device=self._device)), []
         while True:
@@ -233,16 +238,4 @@ class Draft:
         self._logits: Float[Tensor, "1 C"]
         self._decoding: Any
         self._logits, self._decoding = self.model.start(prompt, capacity)
-        self._read = len(self.ids)
-
-    def _catch_up(self) -> None:
-        """Read what was written since."""
-        width = MOST + 1 if getattr(self.model, "extends", False) else 1
-        for start in range(self._read, len(self.ids), width):
-            new = torch.tensor([self.ids[start : start + width]], device=self._device)
-            if width == 1:
-                self._logits, self._decoding = self.model.step(new[0], self._decoding)
-            else:
-                logits, self._decoding = cast(Extending, self.model).extend(new, self._decoding)
-                self._logits = logits[:, -1]
         self._read = len(self.ids)

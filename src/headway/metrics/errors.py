@@ -118,20 +118,14 @@ SPECIAL = {"and", "double", "triple", "point"}
 _DIGITS = re.compile(r"\d+(\.\d+)?")
 
 
-def _ordinal(name: str) -> tuple[str, str]:
-    """The word, and what is written behind the digits."""
-    word = _ODD.get(name) or (name[:-1] + "ieth" if name.endswith("y") else name + "th")
-    return word, {"first": "st", "second": "nd", "third": "rd"}.get(word, "th")
-
-
 def _suffixed(names: dict[str, int]) -> dict[str, tuple[int, str]]:
     """Plurals and ordinals: the number, and what is written behind it."""
     found = {}
     for name, number in names.items():
         found["sixes" if name == "six" else name[:-1] + "ies" if name.endswith("y") else name + "s"] = (number, "s")
     for name, number in names.items():
-        ordinal, suffix = _ordinal(name)
-        found[ordinal] = (number, suffix)
+        ordinal = _ODD.get(name) or (name[:-1] + "ieth" if name.endswith("y") else name + "th")
+        found[ordinal] = (number, {"first": "st", "second": "nd", "third": "rd"}.get(ordinal, "th"))
     return found
 
 

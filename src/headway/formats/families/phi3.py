@@ -17,7 +17,7 @@ from headway.formats.rules import TensorRule, Whole, expect, linear
 from headway.formats.settings import Settings
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
-from headway.nn.parts.positions import LongRopeScaling
+from headway.nn.parts.scaling import LongRopeScaling
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:

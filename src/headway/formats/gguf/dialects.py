@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError, nearest
-from headway.nn.parts.positions import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, RotaryConfig, YarnScaling
+from headway.nn.parts.positions import Rotary, RotaryConfig
+from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 # Values by their key below the architecture's name, and the setting of a config.json that each is.
 SIZES = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -315,6 +316,9 @@ def _attend_row_by_row(
     return out
 
 
+_compiled = cache(torch.compile)
+
+
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
     """On a GPU, windows and packed documents skip the blocks that no one sees."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -331,8 +335,7 @@ def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | Non
         return view.key, create_block_mask(seen, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
 
     _, block_mask = view.query.derived(("flex", view.pattern, id(view.key)), blocks)
-    compiled = _compiled(flex_attention)
-    out = compiled(
+    out = _compiled(flex_attention)(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
@@ -341,12 +344,3 @@ def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | Non
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
-
-
-_COMPILED: dict[Callable, Callable] = {}
-
-
-def _compiled(function: Callable) -> Callable:
-    if function not in _COMPILED:
-        _COMPILED[function] = torch.compile(function)
-    return _COMPILED[function]
