@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from headway.config import from_dict, setting
+from headway.config import from_dict, setting, shortcuts
 from headway.errors import ConfigError
 from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.nn.models.act import ActConfig
