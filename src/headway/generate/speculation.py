@@ -166,8 +166,9 @@ def check_draft(
     for here, one, what in ((place, model, "it needs no draft"), (draft_place, draft, "it is no draft")):
         if not is_causal(one):
             raise UserError(f"{here} is no language model, so {what}; generate with one that is")
-    sizes = model.config.symbols, draft.config.symbols
-    different = None if sizes[0] == sizes[1] else f"{sizes[1]} symbols against {sizes[0]}"
+    own: Any = model.config
+    other: Any = draft.config
+    different = None if own.symbols == other.symbols else f"{other.symbols} symbols against {own.symbols}"
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
     elif codec is not draft_codec:

@@ -316,7 +316,7 @@ def _attend_row_by_row(
     return out
 
 
-_compiled = cache(torch.compile)
+_compiled: Callable = cache(torch.compile)
 
 
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
