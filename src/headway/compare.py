@@ -23,7 +23,7 @@ from headway.fitting import fitting
 from headway.given import shown, typed
 from headway.in_memory import Paths
 from headway.loading import find_device
-from headway.models import build
+from headway.models import outline
 from headway.recipes import configured, named
 from headway.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.report.charts import Points
@@ -214,12 +214,7 @@ def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
     """What each variant would have its matrix products in by itself."""
-    chosen = {}
-    for variant in found:
-        with torch.device("meta"):  # only the shapes of its matrices are looked at
-            model = build(variant.model, seed=None)
-        chosen[variant.name] = choose("auto", model, device)
-    return chosen
+    return {variant.name: choose("auto", outline(variant.model), device) for variant in found}
 
 
 def _common(base: Recipe, own: Mapping[str, Precision]) -> str:

@@ -23,7 +23,7 @@ from headway.errors import UserError
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 from headway.recipes import configured, open_task
 from headway.train.objectives.quantiles import Quantiles
-from headway.train.scale import Fit, Pace, choose
+from headway.train.scale import Pace, choose, computing
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
 
@@ -274,7 +274,9 @@ def test_more_data_and_time_make_a_larger_model() -> None:
     recipe, scale = find_recipe("forecast"), scale_of("forecast")
     assert scale is not None
     found = [
-        choose(recipe, scale, {}, unique, seconds, lambda sized: Pace(3e8 / Fit.size(sized), 0.002))[0].parameters
+        choose(recipe, scale, {}, unique, seconds, lambda sized: Pace(3e8 / computing(sized.model), 0.002))[
+            0
+        ].parameters
         for unique, seconds in ((400, 50.0), (100_000, 600.0), (5_000_000, 7200.0))
     ]
     assert found == sorted(set(found))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.checkpoints.mapped import one_view
-from headway.checkpoints.native import named_tensors
+from headway.checkpoints.native import named_tensors, replace_tensor
 from headway.checkpoints.rules import Family, Fused, TensorRule
 from headway.errors import UserError, nearest
 from headway.parts.projection import Projection
@@ -130,7 +130,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
                 f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {shape}, but the "
                 f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
             )
-        place.data = _laid(slices, dtype or slices[0].dtype)
+        replace_tensor(place, _laid(slices, dtype or slices[0].dtype))
         for name in each.theirs:
             weights.done(name)
 

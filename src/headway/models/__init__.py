@@ -12,7 +12,7 @@ from headway.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig,
 from headway.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
 from headway.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.models.chunks import ChunkHeadConfig, Chunks, Drawn, RegressionConfig
-from headway.models.describe import describe
+from headway.models.describe import describe, outline
 from headway.models.diffusion import DiffusionConfig
 from headway.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
@@ -140,6 +140,7 @@ __all__ = [
     "build",
     "cycle",
     "describe",
+    "outline",
     "policy_head",
     "step_heads",
 ]

@@ -1,9 +1,9 @@
-"""What a model is and costs, told from its config without allocating a weight."""
+"""What a model is and costs, told from its outline, which has no weights."""
 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -33,8 +33,16 @@ from headway.parts.projection import Projection
 from headway.visibility import Causal
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """Sizes and costs of a model.
+def outline(config: ModelConfig) -> nn.Module:
+    """The model of `config` with weights that are shapes alone, on the meta device. What no file holds of a model, such
+    as tables of positions, is made on the processor all the same, so that an outline can be filled from a file.
+    """
+    with torch.device("meta"):
+        return config.build(seed=None)
+
+
+def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
+    """Sizes and costs of a model, told from its configuration or from its outline.
 
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
@@ -43,8 +51,9 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     decoder. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further
     token adds. tree: a line for each part.
     """
-    with torch.device("meta"):
-        model = config.build(seed=None)
+    if isinstance(model, ModelConfig):
+        model = outline(model)
+    config = cast(ModelConfig, model.config)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
     constant, growing = _state_bytes(model)

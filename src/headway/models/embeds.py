@@ -139,7 +139,7 @@ class OneHotEmbed(nn.Module):
         super().__init__()
         self.symbols = symbols
         self.table = None
-        self.register_buffer("one", torch.ones(()), persistent=False)  # of the model's type and device
+        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # of the model's type and device
 
     def whole(self, inputs: Tensor) -> Layout:
         """Each row is one document."""

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from headway.config import shortcuts
 from headway.memory import check_room
-from headway.models import build
+from headway.models import outline
 from headway.train.optim import Optimizer
 from headway.train.recipe import Recipe
 from headway.train.start import prepared
@@ -51,13 +52,14 @@ def _glibc() -> Any:
     return libc if all(hasattr(libc, name) for name in ("mallopt", "malloc_trim", "gnu_get_libc_version")) else None
 
 
-def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int]:
+def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
     """Bytes that a run keeps all the time: weights, gradients, what the optimiser keeps, and the moving average.
 
-    `fresh` are the parameters that are trained beside an adapter. What a batch takes comes on top.
+    `model` is the outline of the recipe's, and `fresh` are the parameters that are trained beside an adapter. What a
+    batch takes comes on top.
     """
-    with torch.device("meta"):
-        model = build(recipe.model, seed=None)
+    if recipe.adapter is not None:  # which changes its modules
+        model = outline(recipe.model)
     model = prepared(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
     trained = optimizer.flat.data.nbytes
@@ -70,9 +72,9 @@ def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int
     }
 
 
-def check_memory(recipe: Recipe, fresh: Collection[str], device: torch.device) -> None:
+def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
     """UserError for a run that does not fit into the memory that is free, before it takes any."""
-    parts = training_bytes(recipe, fresh)
+    parts = training_bytes(recipe, model, fresh)
     smaller = "set model.width or model.depth lower"
     if "cells" in shortcuts(type(recipe.model)):
         smaller = "set model.width, model.depth or model.cells lower"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from torch import nn
+
 from headway.config import override
 from headway.errors import ConfigError, UserError
 from headway.models import ModelConfig, describe
@@ -106,6 +108,14 @@ class Pace(NamedTuple):
     step: float = 1.0
 
 
+class Rung(NamedTuple):
+    """A size of the ladder: its settings without the user's, the recipe of this size, and what computes in it."""
+
+    settings: Settings
+    recipe: Recipe
+    parameters: int
+
+
 class Fit(NamedTuple):
     """A size of the ladder with what it comes to in the time there is: `seen` targets, in batches of `batch` units, the
     loss foretold; whether the data are `exhausted` before the time is.
@@ -123,11 +133,6 @@ class Fit(NamedTuple):
     @property
     def steps(self) -> int:
         return int(self.seen / (self.batch * self.pace.share))
-
-    @staticmethod
-    def size(recipe: Recipe) -> int:
-        """The parameters of a recipe's model that multiply."""
-        return computing(recipe.model)
 
 
 @dataclass(frozen=True)
@@ -216,21 +221,20 @@ def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
     return override(recipe, {**taken(settings, user), **user})
 
 
-def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[tuple[Settings, Recipe]]:
+def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
     """The sizes that the user's settings leave, each once, from small to large, without those whose heads do not divide
     a width that the user set. ConfigError where there is none.
     """
-    found: list[tuple[Settings, Recipe]] = []
+    found: list[Rung] = []
     faults: list[ConfigError] = []
     for settings in scale.sizes(recipe):
         sized = with_user(recipe, settings, user)
+        if any(sized.model == other.recipe.model for other in found):
+            continue
         try:
-            computing(sized.model)
+            found.append(Rung(taken(settings, user), sized, computing(sized.model)))
         except ConfigError as error:
             faults.append(error)
-            continue
-        if all(sized.model != other.model for _, other in found):
-            found.append((taken(settings, user), sized))
     if not found:
         raise faults[0]
     return found
@@ -250,14 +254,15 @@ def choose(
     """
     fits: list[Fit] = []
     own = any(_overlap(name, key) for name in _BATCHES for key in user)
-    for settings, sized in ladder(recipe, scale, user):
+    rungs = ladder(recipe, scale, user)
+    for rung in rungs:
         if fits and (fits[-1].steps < scale.few or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
             break
-        fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized), own))
+        fits.append(fitted(rung, scale, unique, seconds, pace(rung.recipe), own))
     best = min(fits, key=lambda fit: fit.loss)
     if best.steps < scale.few:
         needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
-        which = "a model of this size" if len(ladder(recipe, scale, user)) == 1 else "the smallest model"
+        which = "a model of this size" if len(rungs) == 1 else "the smallest model"
         raise UserError(
             f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
             f"nothing of use; give {max(0.1, (needed - seconds) / 60):.2g} --minutes more"
@@ -265,9 +270,7 @@ def choose(
     return best, fits
 
 
-def fitted(
-    settings: Settings, recipe: Recipe, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False
-) -> Fit:
+def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False) -> Fit:
     """What a size comes to in so many seconds, with the batches that suit it or, where the user has set their `own`,
     with those that were timed.
 
@@ -276,7 +279,7 @@ def fitted(
     A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
     + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
     """
-    parameters = computing(recipe.model)
+    settings, recipe, parameters = rung
     seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
@@ -296,7 +299,7 @@ def _power(number: float) -> int:
     return 2 ** round(math.log2(max(number, 1.0)))
 
 
-def computing(model: ModelConfig) -> int:
+def computing(model: nn.Module | ModelConfig) -> int:
     """The parameters that a target is multiplied by: half of the floating point operations of a forward pass."""
     return max(1, describe(model)["flop_per_token"] // 2)
 

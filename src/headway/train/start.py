@@ -129,13 +129,15 @@ def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
     return override(model, {"symbols": most}) if most > _symbols(model) else model
 
 
-def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
-    """What a model of `config` takes over from `start`, by name and shape. Nothing is allocated.
+def agree(model: nn.Module, start: nn.Module, name: str) -> Agreement:
+    """What a model, which may be an outline, takes over from `start`, by name and shape.
 
     Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
     ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
     """
-    own, theirs = _shapes(config), dict(named_tensors(start))
+    own = {key: tensor.shape for key, tensor in named_tensors(model)}
+    theirs = dict(named_tensors(start))
+    config: Any = model.config
     before: Any = start.config
     grids = _grids(config, before)
     taken = tuple(_sources(own, theirs)) + ((_POSITIONS,) if grids is not None else ())
@@ -184,12 +186,6 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: boo
     if recipe.adapter is not None and keeps:
         save_model(model, recipe.model, base)
     return prepared(model, recipe, fresh)
-
-
-def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        model = build(config, seed=None)
-    return {key: tensor.shape for key, tensor in named_tensors(model)}
 
 
 def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str, str]:
