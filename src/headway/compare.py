@@ -111,7 +111,7 @@ class Comparison:
             row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
             row["size"] = f"{result.variant.parameters / size:.1%}"
             if any(other.variant.width is not None for other in self.results):
-                row["width"] = result.variant.width or getattr(result.variant.recipe.model, "width", None)
+                row["width"] = result.variant.width or result.variant.recipe.model.width
             row[f"validation {title(goal)}"] = figure(goal, fmean(found))
             if len(found) > 1:
                 row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"

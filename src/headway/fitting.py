@@ -214,7 +214,7 @@ def tune(
     fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
     pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
-    row = getattr(recipe.task, "context", None) or 1 if scale.batch == "train.batch_tokens" else 1
+    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
     most = None if "train.steps" in user else found.useful

@@ -20,7 +20,7 @@ from headway.domains import recipe as find_recipe
 from headway.domains import recipes
 from headway.errors import ConfigError
 from headway.generate import Limits, Sampling
-from headway.models import describe
+from headway.models import Transformer, TransformerConfig, describe
 from headway.recipes import configured
 from headway.variants import matching_width, variants
 
@@ -57,6 +57,26 @@ def plays(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "plays.txt"
     path.write_text((data_dir / "lm/tinyshakespeare.txt").read_text(encoding="utf-8")[:CHARACTERS], encoding="utf-8")
     return path
+
+
+def test_a_run_and_its_loading_build_the_model_three_times(
+    plays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outline, which becomes the best model at the end, the model that learns, and an outline that a file fills."""
+    seeds: list[int | None] = []
+    build = TransformerConfig.build
+
+    def counted(self: TransformerConfig, seed: int | None = 0) -> Transformer:
+        seeds.append(seed)
+        return build(self, seed)
+
+    monkeypatch.setattr(TransformerConfig, "build", counted)
+    given = {**SMALL_TEXT, "train.precision": "auto", "train.steps": 2, "train.seed": 5}
+    run = hw.train("text", plays, given, run=tmp_path / "run", progress=False, samples=1)
+    assert seeds == [None, 5]
+    assert not any(tensor.is_meta for tensor in run.model.state_dict().values())
+    hw.load(tmp_path / "run")
+    assert seeds == [None, 5, None]
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
         "flop_per_token": _flop(model, config),
         "state_bytes": constant,
         "state_bytes_per_token": growing,
-        "context": getattr(config, "context", None),
+        "context": config.context,
         "tree": _tree(config),
     }
 
@@ -183,7 +183,7 @@ def _length(config: ModelConfig) -> int | None:
         return config.prefix + (config.context or 0)
     if isinstance(config, ActConfig):
         return config.observation.length
-    return getattr(config, "context", None)
+    return config.context
 
 
 def _block(block: BlockConfig) -> str:

@@ -12,7 +12,16 @@ from torch import nn
 
 from headway.config import override
 from headway.errors import ConfigError, UserError
-from headway.models import ModelConfig, describe
+from headway.models import (
+    ActConfig,
+    CaptionerConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    describe,
+)
+from headway.train.optim import MuonConfig
 from headway.train.recipe import Recipe
 from headway.train.task import Task
 
@@ -186,10 +195,10 @@ class Scale:
         falls with the width that it sums over. All were tried at width 128, 4 layers, and each recipe's own batches.
         """
         optim = recipe.optim
-        if getattr(optim, "kind", "") != "muon":
+        if not isinstance(optim, MuonConfig):
             return {"optim.lr": optim.lr * _WIDTH / width}
         deep = math.sqrt(_DEPTH / depth)
-        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}  # type: ignore[attr-defined]
+        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}
 
     def held_out(self, samples: int, most: int = 1000) -> Settings:
         """Shares held out of so many samples: a twentieth, but no more than is needed to judge by; more of a few."""
@@ -314,13 +323,17 @@ def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings)
     return with_user(recipe, settings, user)
 
 
-def shape_of(model: Any) -> tuple[int, int]:
+def shape_of(model: ModelConfig) -> tuple[int, int]:
     """Width and depth; of several stacks those of the one that writes, or of the one that reads what a robot sees."""
-    trunk = getattr(model, "trunk", None)
-    part = trunk.encoder if trunk is not None else getattr(model, "decoder", model)
-    part = getattr(part, "left", part)
-    stack = getattr(part, "stack", part)
-    return getattr(part, "width", _WIDTH), len(getattr(stack, "blocks", ())) or _DEPTH
+    if isinstance(model, ActConfig):
+        model = model.trunk.encoder
+    elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
+        model = model.decoder
+    elif isinstance(model, TwoTowerConfig):
+        model = model.left
+    if not isinstance(model, TransformerConfig):
+        return _WIDTH, _DEPTH
+    return model.width, len(model.stack.blocks) or _DEPTH
 
 
 def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
