@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_model
 from headway.domains.vision.use import processor_of
 from headway.errors import UserError
-from headway.models import PatchEmbed, Transformer
-from headway.models.kinds import is_vision_classifier
+from headway.formats.hub import find_folder
+from headway.formats.open import open_model
+from headway.nn.models import PatchEmbed, Transformer
+from headway.nn.models.kinds import is_vision_classifier
 
 HEAD = "classes"
 

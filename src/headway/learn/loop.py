@@ -1,0 +1,237 @@
+"""The loop of a run: steps, and between them log lines, evaluations and checkpoints; Ctrl-C ends it at
+the next step.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from headway.config import from_dict, to_dict
+from headway.learn.budget import TimeBudget
+from headway.learn.journal import Journal
+from headway.learn.recipe import Recipe
+from headway.learn.scale import LossForecast, computing
+from headway.learn.task import Batch
+from headway.learn.training import Training
+
+
+class UserInterrupt(KeyboardInterrupt):
+    """Training was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
+
+    `where` says how far it came, `remedy` how it goes on.
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        super().__init__(where, remedy)
+        self.where, self.remedy = where, remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}; {self.remedy}"
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request, so that no step is cut in half; a second one breaks off."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._breakable = False
+
+    def __enter__(self) -> Interrupts:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """Inside, the first signal breaks off at once: for work that changes nothing, such as an evaluation."""
+        self._breakable = True
+        try:
+            yield
+        finally:
+            self._breakable = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = self.requested, True
+        if again or self._breakable:
+            raise KeyboardInterrupt
+
+
+# The loss at the end from the loss now, the parameters that compute, what was seen until now, and what will have been
+# seen then.
+Foretell = Callable[[float, int, float, float], LossForecast]
+_EARLY = 0.05  # of a run, before which nothing is foretold
+_TOLD = 0.1  # a plan that changes by less is changed in silence
+
+
+class Loop:
+    """Trains a run that was started to the end of its recipe."""
+
+    def __init__(
+        self, run: Training, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
+    ) -> None:
+        """`foretell` says from an evaluation how the run will end."""
+        self.run = run
+        self.journal = journal
+        self.interrupts = interrupts
+        self.foretell = foretell
+
+    def train(self) -> None:
+        """Train to the last step, or until no evaluation has been better for `train.patience` ones.
+
+        The budget may change the number of steps on the way.
+        """
+        run, progress, accumulate = self.run, self.run.progress, self.run.recipe.train.accumulate
+        share = run.processes.share_of(accumulate)
+        stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
+        if self._evaluation_due() and progress.evaluated < progress.step:  # stopped between a step and its evaluation
+            self._evaluate()
+        if run.budget is not None:
+            run.budget.begin(progress.step, progress.seconds)
+        while progress.step < run.recipe.train.steps and not self._exhausted():
+            self._keep_trunk()
+            self._step(stream, share)
+            if run.budget is not None and run.budget.due(progress.step, run.recipe.train.steps):
+                self._look(run.budget)
+            if self._should_stop():
+                self._stop()
+            if self._evaluation_due():
+                self._evaluate()
+            if self._checkpoint_due():
+                self._checkpoint()
+
+    def average_checkpoints(self) -> None:
+        """Judge the mean of the last checkpoints' weights, and keep it if it is better."""
+        count = self.run.checkpoints.average_newest(self.run)
+        self.run.learner.average = None
+        self._evaluate(f"mean of {count} checkpoints")
+
+    def _step(self, stream: Iterator[Batch], share: int) -> None:
+        start = time.perf_counter()
+        run, batches = self.run, [next(stream) for _ in range(share)]
+        self._update = run.learner.update(run.progress.step, batches, self.interrupts.requested)
+        run.progress.step += 1
+        world = run.processes.world
+        self.journal.add(self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
+        if self._line_due():  # as at every step that a checkpoint may be written of, where there are several processes
+            self.journal.flush()
+            run.learner.gather()
+        self.journal.show()
+        if run.budget is not None:
+            run.budget.stepped(time.perf_counter() - start)
+
+    def _look(self, budget: TimeBudget) -> None:
+        """Plan anew by the speed since the last look."""
+        run, before = self.run, self.run.recipe.train.steps
+        found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
+        told = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
+        if told is None:
+            return
+        run.adopt(from_dict(Recipe, told))
+        steps = run.recipe.train.steps
+        self.journal.plan(steps)
+        if abs(steps - before) > _TOLD * before:
+            self.journal.display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
+
+    def _keep_trunk(self) -> None:
+        """Save where the rate begins to fall: a longer run goes on from there."""
+        run, step = self.run, self.run.progress.step
+        if step == run.recipe.schedule.flat(run.recipe.train.steps) and step > 0:
+            self.journal.flush()
+            run.learner.gather()
+            if run.processes.first:
+                with self.journal.paused():
+                    run.trunk.save(run)
+
+    def _checkpoint_due(self) -> bool:
+        step, train = self.run.progress.step, self.run.recipe.train
+        return step % train.checkpoint_interval == 0 or step == train.steps or self._exhausted()
+
+    def _line_due(self) -> bool:
+        step, train = self.run.progress.step, self.run.recipe.train
+        periods = (self.journal.interval, train.evaluation_interval, train.checkpoint_interval)
+        return step == train.steps or any(step % period == 0 for period in periods)
+
+    def _evaluation_due(self) -> bool:
+        step, train = self.run.progress.step, self.run.recipe.train
+        return step > 0 and (step % train.evaluation_interval == 0 or step == train.steps)
+
+    def _exhausted(self) -> bool:
+        patience = self.run.recipe.train.patience
+        return patience is not None and self.run.progress.stale >= patience
+
+    def _should_stop(self) -> bool:
+        """Alone at once; with others where all of them read the same sum."""
+        if self.run.processes.world == 1:
+            return self.interrupts.requested
+        return self._line_due() and self._update.stop()
+
+    def _evaluate(self, weights: str | None = None) -> None:
+        run = self.run
+        weights = weights or ("trained" if run.learner.average is None else "moving average")
+        with self.journal.paused():
+            start = time.perf_counter()
+            metrics = self._measured()
+            if metrics is not None:
+                better = run.judge(metrics)
+                took = time.perf_counter() - start
+                self.journal.evaluation(metrics, took, weights, better)
+                self._foretell(metrics)
+                if run.budget is not None:
+                    run.budget.evaluated(took)
+                if better:
+                    run.keep_model()
+        if metrics is None:
+            self._stop()
+
+    def _foretell(self, metrics: dict[str, Any]) -> None:
+        """After the first evaluation, early in a run, tell how it will end."""
+        progress, steps = self.run.progress, self.run.recipe.train.steps
+        early = _EARLY * steps <= progress.step <= steps / 2
+        if self.foretell is None or progress.forecast is not None or not early or "loss" not in metrics:
+            return
+        seen, size = progress.tokens, computing(self.run.outline)
+        low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)
+        progress.forecast = {"step": progress.step, "loss": loss, "loss_interval": [low, high]}
+        self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
+
+    def _measured(self) -> dict[str, float] | None:
+        """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not
+        broken off.
+        """
+        run = self.run
+        try:
+            if not run.processes.first:
+                with self.interrupts.breakable():
+                    return run.processes.tell(None)
+            with run.learner.evaluating() as model, self.interrupts.breakable():
+                found = run.task.evaluate(model, "validation", run.recipe.train.evaluate_limit)
+            return run.processes.tell(found)
+        except KeyboardInterrupt:
+            return None
+
+    def _checkpoint(self) -> None:
+        if self.run.processes.first:
+            with self.journal.paused():
+                self.run.checkpoint()
+
+    def _stop(self) -> NoReturn:
+        run = self.run
+        if not run.saved:  # else the model may hold other weights: the mean of checkpoints
+            self.journal.flush()
+            self._checkpoint()
+        raise UserInterrupt(
+            f"stopped at step {run.progress.step:,} of {run.recipe.train.steps:,}",
+            f"{run.directory.path} goes on from there with --resume",
+        )

@@ -1,0 +1,311 @@
+"""The trainer: from a recipe and a task to a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.config import from_dict, to_dict
+from headway.errors import ConfigError, UserError
+from headway.formats.durable import remove
+from headway.formats.published import nearest_form
+from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
+from headway.learn.checkpoint import Progress, step_of
+from headway.learn.distributed import Processes
+from headway.learn.journal import Display, Journal, open_display
+from headway.learn.loop import Foretell, Interrupts, Loop, UserInterrupt
+from headway.learn.memory import check_memory, kept_heap
+from headway.learn.precision import Precision, choose
+from headway.learn.recipe import Recipe, difference, read_recipe
+from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
+from headway.learn.start import Agreement, agree, keep_symbols, open_start
+from headway.learn.task import Task, unit_of
+from headway.learn.training import Training
+from headway.nn.kernels import is_deterministic
+from headway.nn.models import EncoderDecoderConfig, ModelConfig, TokenEmbedConfig, TransformerConfig, TwoTowerConfig
+
+_FINISH = 10  # a run that is to end soon takes one step for so many that it has made
+
+
+class Trainer:
+    """Trains the model of a recipe on a task.
+
+    `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
+    (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
+    whether the finished model is judged in that time, too; with `steps_alone` the minutes are those of its steps, and
+    all else comes on top. `foretell` says early how it will end; no more
+    than `most` steps are planned, however many minutes there are. The recipe
+    written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
+    threads, it gives the same bits.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        run_directory: Path,
+        *,
+        device: torch.device | str | None = None,
+        threads: int | None = None,
+        progress: bool = True,
+        minutes: float | None = None,
+        clock: Clock | None = None,
+        judged: bool = False,
+        foretell: Foretell | None = None,
+        most: int | None = None,
+        steps_alone: bool = False,
+    ) -> None:
+        if minutes is not None and minutes <= 0:
+            raise UserError(f"{minutes:g} minutes; give a number above 0")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        model = task.adapt(recipe.model)
+        recipe = replace(recipe, model=model if recipe.start is None else keep_symbols(model, recipe.model))
+        self.run = Training(recipe, task, RunDirectory(run_directory), processes, clock or Clock(), minutes)
+        self.shown = progress and processes.first
+        self.judged = judged
+        self.foretell = foretell
+        self.most = most
+        self.steps_alone = steps_alone
+        self.extended = False  # whether it goes on for longer than it was begun for
+        self._agreement: Agreement | None = None
+
+    def fit(self, resume: bool = False, finish: bool = False) -> Run:
+        """Train to the end and give the run with its best model.
+
+        With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped. One
+        that was finished, or was begun for other minutes, goes on for `minutes` more, from where its rate began to
+        fall. With `finish`, one that was stopped ends soon: its rate falls to 0 within a tenth of the steps so far.
+        Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
+        """
+        try:
+            with kept_heap():
+                self._fit(resume, finish)
+        finally:  # after an interrupt too: a process that ends within its group may be aborted
+            self.run.processes.leave()
+        return self.run.opened()
+
+    def left(self) -> float | None:
+        """The seconds that its minutes leave for what follows; None where they say nothing of it."""
+        budget = self.run.budget
+        return None if budget is None or self.steps_alone else budget.for_judgement()
+
+    def _fit(self, resume: bool, finish: bool) -> None:
+        run, processes = self.run, self.run.processes
+        processes.share_of(run.recipe.train.accumulate)
+        check_loggers()
+        found = processes.tell(run.directory.claim(resume) if processes.first else None)
+        status = run.directory.read_status() if found else {}
+        ended = status.get("status") == "finished"
+        if not found:
+            self._begin()
+        else:
+            more = self._more(status)
+            self._follow(status)
+            if more is not None:
+                self._extend(more, status)
+            elif finish:
+                self._shorten(ended)
+        if not ended or run.budget is not None:
+            self._train()
+        processes.tell(None)  # all wait until the first has written
+
+    def _more(self, status: dict[str, Any]) -> float | None:
+        """The minutes that are asked for beyond those that the run was begun for."""
+        asked = self.run.minutes
+        again = status.get("status") == "finished" and bool(status.get("scores"))
+        return asked if asked is not None and (again or asked != status.get("minutes")) else None
+
+    def _follow(self, status: dict[str, Any]) -> None:
+        """Take over the recipe of the run that is here, which must be the same one."""
+        run = self.run
+        recorded = read_recipe(run.directory.recipe)
+        train, schedule = run.recipe.train, run.recipe.schedule
+        deterministic = status.get("deterministic", False)
+        if deterministic != is_deterministic():
+            way = "with" if deterministic else "without"
+            raise UserError(f"{run.directory.path} was started {way} --deterministic; resume it {way} it")
+        if status.get("minutes") is not None:
+            train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
+            schedule = recorded.schedule
+        if train.precision == "auto":
+            train = replace(train, precision=recorded.train.precision)
+        goal = status.get("goal", run.task.goal)
+        if goal != run.task.goal:
+            raise UserError(
+                f"{run.directory.path} was judged by {goal}, and is now by {run.task.goal}; give it the data and the "
+                "environment that it was started with (HEADWAY_ENV, where that is one of your own)"
+            )
+        changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule))
+        if changed:
+            raise UserError(
+                f"{run.directory.path} was started with another recipe: {changed}; "
+                "resume it with its own settings, or choose another directory with --run"
+            )
+        run.recipe = recorded
+        run.fresh = tuple(status.get("fresh", ()))
+        run.minutes = status.get("minutes")
+        run.before = status.get("elapsed") or 0.0
+        run.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
+        check_memory(run.recipe, run.outline, run.fresh, run.processes.device)
+
+    def _begin(self) -> None:
+        """Settle what is left open (precision, steps) and write down what will be trained."""
+        run, device = self.run, self.run.processes.device
+        start = None if run.recipe.start is None else open_start(run.recipe.start)
+        if start is not None:
+            self._agreement = agree(run.outline, start.model, run.recipe.start or "")
+            run.fresh = self._agreement.fresh
+        elif run.recipe.adapter is not None:
+            raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
+        check_memory(run.recipe, run.outline, run.fresh, device)
+        if run.processes.first:
+            run.directory.create()
+        run.precision = Precision(*run.processes.tell(list(choose(run.recipe.train.precision, run.outline, device))))
+        recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
+        if run.minutes is not None:
+            speed = self._measured(recipe, 60 * run.minutes)
+            recipe = planned(recipe, speed, self._left(60 * run.minutes), self.most)
+        run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
+        if run.processes.first:
+            remove(run.directory.metrics)
+            if start is not None:  # what a model met before it came here is not known
+                start.usage.save(run.directory.path)
+            elif (met := run.task.met()) is not None:
+                met.save(run.directory.path)
+            run.task.save(run.directory.path)
+        run.write_recipe()
+        run.write_status("running")
+
+    def _measured(self, recipe: Recipe, seconds: float) -> Speed:
+        """The speed of a recipe on this machine; the budget of the run begins with it."""
+        run = self.run
+        given = recipe, run.fresh, run.task, run.processes, run.precision.name
+        speed = measure(*given, self._left(seconds), self.judged, self.steps_alone)
+        kind = StepsBudget if self.steps_alone else TimeBudget
+        run.budget = kind(run.clock, seconds, speed, self.most)
+        return speed
+
+    def _left(self, seconds: float) -> float:
+        """What is left of the `seconds` that there are for all of it, or for the steps alone."""
+        return seconds if self.steps_alone else seconds - self.run.clock.worked()
+
+    def _extend(self, minutes: float, status: dict[str, Any]) -> None:
+        """Go on for so many minutes more, from where the rate began to fall, or from the last step before."""
+        run, recipe, place = self.run, self.run.recipe, self.run.directory.path
+        steps = recipe.train.steps
+        flat = recipe.schedule.flat(steps)
+        saved = [] if flat is None else [*run.trunk.all(), *run.checkpoints.all()]
+        begun = max((path for path in saved if step_of(path) <= (flat or 0)), key=step_of, default=None)
+        if begun is None:
+            raise UserError(
+                f"{place} has no checkpoint of a time before its rate fell, from which it could go on; start "
+                "another run with more --minutes" + ("" if flat is not None else ", and with schedule=wsd")
+            )
+        done = step_of(begun)
+        speed = self._measured(recipe, 60 * minutes)
+        rest = plan(recipe.train, speed, self._left(60 * minutes))
+        wanted = done + rest.steps
+        if wanted <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
+            needed = 1.1 * minutes * (steps - done) / rest.steps
+            raise UserError(
+                f"{place} has made {steps:,} steps, and its rate began to fall after {done:,}: {minutes:g} "
+                f"minutes more lead to {wanted:,}; give at least {needed:.2g}"
+            )
+        schedule = recipe.schedule.again(done, steps, wanted)
+        if schedule is None:
+            raise UserError(f"the schedule of {place} depends on its steps; start another run with more --minutes")
+        recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
+        run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
+        self.extended = True
+        run.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
+        run.progress = Progress(step=done, best=status.get("best"))
+        if run.processes.first:
+            run.checkpoints.go_back_to(begun, status.get("best"))
+        run.write_recipe()
+        run.write_status("running")
+        run.processes.tell(None)
+
+    def _shorten(self, ended: bool) -> None:
+        """Let the rate fall to 0 within a tenth of the steps so far."""
+        run, recipe, place = self.run, self.run.recipe, self.run.directory.path
+        done = max(map(step_of, run.checkpoints.all()), default=0)
+        if ended or not done:
+            state = "is finished already" if ended else "has no checkpoint yet"
+            raise UserError(f"{place} {state}; leave --finish out")
+        wanted = min(recipe.train.steps, done + max(2, done // _FINISH))
+        schedule = recipe.schedule.moved(done, recipe.train.steps, wanted)
+        if schedule is None:
+            raise UserError(
+                f"the rates of {place} so far hang on its number of steps; leave --finish out, or start "
+                "another run with schedule=wsd"
+            )
+        run.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
+        run.write_recipe()
+        run.processes.tell(None)
+
+    def _train(self) -> None:
+        run = self.run
+        run.start()
+        display = self._open_display()
+        loggers = [run.metrics, *open_loggers(run.directory.path, to_dict(run.recipe))] if run.metrics else []
+        journal = Journal(run, loggers, display)
+        self._announce(display)
+        try:
+            with Interrupts() as interrupts:
+                loop = Loop(run, journal, interrupts, self.foretell)
+                loop.train()
+                if run.recipe.train.average:
+                    loop.average_checkpoints()
+            run.write_status("finished")
+        except UserInterrupt:
+            run.write_status("interrupted")
+            raise
+        finally:
+            display.close()
+            journal.close()
+
+    def _open_display(self) -> Display:
+        run, device = self.run, self.run.processes.device
+        flop = 3 * run.costs["flop_per_token"]  # forward, and backward twice as much
+        if isinstance(run.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
+            flop /= 2  # which `describe` gives for a pair of tokens
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        return open_display(self.shown, run.recipe.train.steps, flop, name, unit_of(run.task))
+
+    def _announce(self, display: Display) -> None:
+        run, recipe, progress = self.run, self.run.recipe, self.run.progress
+        name, reason = run.precision
+        whole, trained = run.costs["parameters"], run.learner.trained
+        display.say(
+            f"training {recipe.train.steps:,} steps in {run.directory.path}; matrix products in {name} ({reason})"
+        )
+        if run.minutes is not None:
+            what = " of steps alone" if self.steps_alone else ""
+            display.say(f"as many as fit into {run.minutes:g} minutes{what} at the speed measured")
+        for reason in recipe.reasons if not progress.step else ():
+            display.say(reason)
+        missing = None if progress.step or recipe.start is not None else _form_missing(recipe.model)
+        if missing is not None:
+            display.say(f"this model has no published form, which `headway export` writes: {missing}")
+        if self._agreement is not None:
+            display.say(f"from {recipe.start}: {self._agreement}")
+        if recipe.adapter is not None:
+            display.say(f"{recipe.adapter.title}: {trained:,} trained weights beside {whole:,} that stay")
+        for part, start in recipe.task.starts().items():
+            display.say(f"{part} from {start}")
+        if recipe.train.frozen:
+            names, stay = ", ".join(recipe.train.frozen), whole - trained
+            display.say(f"frozen: {names}; {trained:,} weights are trained and {stay:,} stay as they are")
+        if progress.step:
+            display.say(f"resuming after step {progress.step:,}")
+
+
+def _form_missing(model: ModelConfig) -> str | None:
+    """What keeps a model of texts from a published form; others have them, or not, by their kind."""
+    texts = isinstance(model, TransformerConfig) and isinstance(model.embed, TokenEmbedConfig)
+    return nearest_form(model) if texts else None
