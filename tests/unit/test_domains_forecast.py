@@ -21,8 +21,9 @@ from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.forecast.windows import LEVELS, WindowCodec
 from headway.errors import UserError
+from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
-from headway.learn.scale import Fit, Pace, choose
+from headway.learn.scale import Pace, choose, computing
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
@@ -273,8 +274,12 @@ def test_a_codec_is_what_it_was() -> None:
 def test_more_data_and_time_make_a_larger_model() -> None:
     recipe, scale = find_recipe("forecast"), scale_of("forecast")
     assert scale is not None
+
+    def pace(sized: Recipe) -> Pace:
+        return Pace(3e8 / computing(sized.model), 0.002)
+
     found = [
-        choose(recipe, scale, {}, unique, seconds, lambda sized: Pace(3e8 / Fit.size(sized), 0.002))[0].parameters
+        choose(recipe, scale, {}, unique, seconds, pace)[0].parameters
         for unique, seconds in ((400, 50.0), (100_000, 600.0), (5_000_000, 7200.0))
     ]
     assert found == sorted(set(found))

@@ -22,7 +22,7 @@ from headway.domains.image_text.scale import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
 from headway.learn.budget import Clock
-from headway.learn.scale import Fit, Pace, Scale, choose
+from headway.learn.scale import Pace, Scale, choose, computing
 
 PACE = Pace(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
@@ -70,7 +70,9 @@ def _meta(model: Any) -> torch.nn.Module:
 def test_more_time_and_more_data_make_a_larger_model(name: str) -> None:
     recipe, found = override(find_recipe(name), {"model.context": 50}), []
     for unique, seconds in ((50, 10.0), (5000, 60.0), (500_000, 7200.0)):
-        best, _ = choose(recipe, scale(name), {}, unique, seconds, lambda sized: Pace(2e8 / Fit.size(sized), 0.002))
+        best, _ = choose(
+            recipe, scale(name), {}, unique, seconds, lambda sized: Pace(2e8 / computing(sized.model), 0.002)
+        )
         found.append(best.parameters)
     assert found == sorted(found)
     assert found[0] < found[-1]

@@ -19,6 +19,7 @@ from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
 from headway.learn.memory import training_bytes
+from headway.nn.models import outline
 from headway.nn.models.presets import preset
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def published(data_dir: Path, tmp_path: Path) -> Path:
 )
 def test_what_the_lstm_of_2014_takes_is_known_without_it(optim: str, each: int | None, average: float | None) -> None:
     whole = replace(recipe("multi30k-en-de"), model=preset("seq2seq-lstm-2014"))
-    parts = training_bytes(override(whole, {"optim": optim, "train.ema": average}))
+    parts = training_bytes(override(whole, {"optim": optim, "train.ema": average}), outline(whole.model))
     weights = 4 * 384_112_000
     assert parts["weights"] == weights
     assert parts["gradients"] == pytest.approx(weights, rel=1e-6)

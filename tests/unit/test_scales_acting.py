@@ -43,7 +43,7 @@ def scale(name: str) -> Scale:
 @pytest.mark.parametrize("name", ["trajectories", "robotics", "chess"])
 def test_ladders_rise_by_small_steps_and_muon_takes_what_lies_in_stacks(name: str) -> None:
     recipe = find_recipe(name)
-    sizes = [recipe.model for _, recipe in ladder(recipe, scale(name), {})]
+    sizes = [rung.recipe.model for rung in ladder(recipe, scale(name), {})]
     widths = [shape_of(model)[0] for model in sizes]
     counts = [describe(model)["parameters"] for model in sizes]
     assert widths == sorted(widths)

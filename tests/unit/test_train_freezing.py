@@ -12,7 +12,7 @@ from headway.config import override
 from headway.errors import ConfigError
 from headway.learn.memory import training_bytes
 from headway.learn.start import freeze
-from headway.nn.models import build
+from headway.nn.models import build, outline
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw", "sgd"])
@@ -29,7 +29,9 @@ def test_frozen_parts_stay_and_the_rest_learns(data_dir: Path, tmp_path: Path, o
 
 
 def test_what_is_frozen_needs_no_room_for_learning() -> None:
-    whole, part = (training_bytes(override(small(), {"train.frozen": names})) for names in ("", "embed"))
+    whole, part = (
+        training_bytes(override(small(), {"train.frozen": names}), outline(small().model)) for names in ("", "embed")
+    )
     table = 4 * 32
     assert whole["weights"] == part["weights"]
     assert whole["optimiser"] - part["optimiser"] == 2 * table

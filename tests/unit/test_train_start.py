@@ -21,7 +21,7 @@ from headway.formats import native
 from headway.formats.usage import read_usage
 from headway.learn import read_recipe
 from headway.learn.start import agree, open_start, take_over
-from headway.nn.models import PooledHeadConfig, TransformerConfig, build
+from headway.nn.models import PooledHeadConfig, TransformerConfig, build, outline
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_heads_of_the_task_are_drawn_and_the_pooler_is_found(tmp_path: Path) -> 
     bert = build(replace(base, heads={**base.heads, "pooled": PooledHeadConfig(dense=True)}))
     heads = {"classes": PooledHeadConfig(outputs=3, dense=True)}
     config = replace(base, heads=heads)
-    found = agree(config, bert, "start")
+    found = agree(outline(config), bert, "start")
     assert set(found.fresh) == {"heads.classes.project.weight", "heads.classes.project.bias"}
     assert str(found).endswith("newly initialised: heads.classes.project.weight, heads.classes.project.bias")
     model = build(config, 7)
@@ -104,7 +104,7 @@ def test_heads_of_the_task_are_drawn_and_the_pooler_is_found(tmp_path: Path) -> 
 
 def test_more_layers_are_drawn_afresh(first: Path) -> None:
     start = open_start(str(first))
-    found = agree(override(start.model.config, {"depth": 3}), start.model, "start")
+    found = agree(outline(override(start.model.config, {"depth": 3})), start.model, "start")
     assert found.fresh
     assert all(name.startswith("stack.blocks.2.") for name in found.fresh)
 
@@ -130,7 +130,7 @@ def test_starts_that_cannot_be_are_errors(first: Path, published: Path, play: Pa
     with pytest.raises(UserError, match="nowhere does not exist"):
         train(tmp_path / "run", play, start="nowhere")
     with pytest.raises(ConfigError, match=r"no weight of start \(TransformerConfig\) agrees with this model"):
-        agree(find_recipe("translation").model, open_start(str(first)).model, "start")
+        agree(outline(find_recipe("translation").model), open_start(str(first)).model, "start")
     (published / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer beside its weights; put its tokenizer.json there"):
         train(tmp_path / "run", play, start=published)

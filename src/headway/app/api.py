@@ -106,13 +106,13 @@ def train(
 
 def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:
     """A run whose best model is judged, and its page written, unless it was finished before."""
-    if not trainer.processes.first:
+    if not trainer.run.processes.first:
         return run
     if trainer.extended and progress:
-        limit = outgrown(run.recipe, trainer.task, run.summary["tokens"], run.summary["minutes"])
+        limit = outgrown(run.recipe, trainer.run.task, run.summary["tokens"], run.summary["minutes"])
         print(limit or "its size still fits the time", file=sys.stderr, flush=True)
     judged = bool(run.summary.get("scores"))
-    return run if judged else _finish(run, trainer.task, samples, progress, trainer.left())
+    return run if judged else _finish(run, trainer.run.task, samples, progress, trainer.left())
 
 
 def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:

@@ -35,7 +35,7 @@ from headway.learn.report import Picture, Sections, available, bar_chart, line_c
 from headway.learn.report.charts import Points
 from headway.learn.report.page import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory, read_metrics
-from headway.nn.models import build
+from headway.nn.models import outline
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
@@ -111,7 +111,7 @@ class Comparison:
             row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
             row["size"] = f"{result.variant.parameters / size:.1%}"
             if any(other.variant.width is not None for other in self.results):
-                row["width"] = result.variant.width or getattr(result.variant.recipe.model, "width", None)
+                row["width"] = result.variant.width or result.variant.recipe.model.width
             row[f"validation {title(goal)}"] = figure(goal, fmean(found))
             if len(found) > 1:
                 row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
@@ -214,12 +214,7 @@ def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
     """What each variant would have its matrix products in by itself."""
-    chosen = {}
-    for variant in found:
-        with torch.device("meta"):  # only the shapes of its matrices are looked at
-            model = build(variant.model, seed=None)
-        chosen[variant.name] = choose("auto", model, device)
-    return chosen
+    return {variant.name: choose("auto", outline(variant.model), device) for variant in found}
 
 
 def _common(base: Recipe, own: Mapping[str, Precision]) -> str:

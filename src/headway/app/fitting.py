@@ -24,9 +24,9 @@ from headway.learn.distributed import Processes
 from headway.learn.loop import Foretell
 from headway.learn.memory import training_bytes
 from headway.learn.precision import choose as choose_precision
-from headway.learn.scale import Fit, Pace, Scale, choose, explained, ladder, settled, shape_of, with_user
+from headway.learn.scale import Fit, Pace, Scale, choose, computing, explained, ladder, settled, shape_of, with_user
 from headway.learn.start import agree, keep_symbols, open_start, tuned
-from headway.nn.models import build, describe
+from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
@@ -122,16 +122,17 @@ class Fitting:
         """What `fit` would choose, in numbers."""
         chosen, fit = self._chosen()
         width, layers = shape_of(chosen.model)
+        model = outline(chosen.model)
         return Plan(
             self.minutes,
             chosen.reasons,
-            describe(chosen.model)["parameters"],
+            describe(model)["parameters"],
             width,
             layers,
             fit.batch,
             fit.steps,
             fit.seen / max(1, self.unique),
-            sum(training_bytes(chosen).values()),
+            sum(training_bytes(chosen, model).values()),
         )
 
     def _chosen(self) -> tuple[Recipe, Fit]:
@@ -151,7 +152,8 @@ class Fitting:
         return self.paces[key]
 
     def _measured(self, recipe: Recipe) -> Pace:
-        return _timed(recipe, self.task, self.processes, self.scale.batch, self.minutes)
+        model = outline(recipe.model)
+        return _timed(recipe, model, self.task, self.processes, self.scale.batch, self.minutes)
 
     def _training_seconds(self, minutes: float) -> float:
         return self.processes.tell(_BEFORE * 60 * minutes - self.clock.worked())
@@ -164,7 +166,7 @@ class Fitting:
             known = self.paces.get(_key(recipe))
             if known is not None:
                 return known
-            times = Fit.size(recipe) / last.parameters
+            times = computing(recipe.model) / last.parameters
             return Pace(last.pace.targets / times, last.pace.overhead * times, last.pace.share)
 
         seconds = self._training_seconds(_LATER * self.minutes)
@@ -180,9 +182,16 @@ class Fitting:
 
 
 def _timed(
-    recipe: Recipe, task: Task, processes: Processes, batch: str, minutes: float, fresh: Collection[str] = ()
+    recipe: Recipe,
+    model: nn.Module,
+    task: Task,
+    processes: Processes,
+    batch: str,
+    minutes: float,
+    fresh: Collection[str] = (),
 ) -> Pace:
-    name, _ = choose_precision(recipe.train.precision, _shapes(recipe), processes.device)
+    """The pace of a recipe, `model` being the outline of its model."""
+    name, _ = choose_precision(recipe.train.precision, model, processes.device)
     meter = Meter(recipe, fresh, task, processes, name)
     each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
     overhead = min(meter.overhead(), 0.5 * each)
@@ -200,13 +209,12 @@ def tune(
     if scale is None or recipe.start is None:
         return None
     task, processes = begin_task(recipe, directory), Processes(device)
-    model = keep_symbols(task.adapt(recipe.model), recipe.model)
-    start = open_start(recipe.start)
-    known = replace(recipe, model=model)
-    fresh = agree(model, start.model, recipe.start).fresh
-    pace = _timed(known, task, processes, scale.batch, minutes, fresh)
+    known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
+    model = outline(known.model)
+    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
+    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
-    row = getattr(recipe.task, "context", None) or 1 if scale.batch == "train.batch_tokens" else 1
+    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
     most = None if "train.steps" in user else found.useful
@@ -232,8 +240,7 @@ def foretelling(recipe: Recipe, task: Task) -> Foretell | None:
     if scale is None or not scale.foretells or recipe.start is not None:
         return None
     unique = scale.amount(task)
-    size = Fit.size(replace(recipe, model=task.adapt(recipe.model)))
-    return lambda loss, seen, end: scale.law.forecast(loss, size, seen, end, unique)
+    return lambda loss, size, seen, end: scale.law.forecast(loss, size, seen, end, unique)
 
 
 def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:
@@ -243,8 +250,8 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is not None:
         return None
-    unique, own = scale.amount(task), Fit.size(recipe)
-    sizes = {Fit.size(replace(sized, model=task.adapt(sized.model))) for _, sized in ladder(recipe, scale, {})}
+    unique, own = scale.amount(task), computing(recipe.model)
+    sizes = {computing(task.adapt(rung.recipe.model)) for rung in ladder(recipe, scale, {})}
     larger = min((size for size in sizes if size > 1.2 * own), default=None)
     if larger is None:
         return None
@@ -259,8 +266,3 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
 def _key(recipe: Recipe) -> str:
     """What a pace depends on."""
     return repr((recipe.model, recipe.task))
-
-
-def _shapes(recipe: Recipe) -> nn.Module:
-    with torch.device("meta"):
-        return build(recipe.model, seed=None)

@@ -13,13 +13,13 @@ import torch
 from headway.app.fitting import Plan, fitting
 from headway.app.recipes import begin_task
 from headway.errors import UserError
-from headway.learn import Recipe, Task
-from headway.learn.budget import Clock, Speed, measure, planned
+from headway.learn import Recipe
+from headway.learn.budget import Clock, measure, planned
 from headway.learn.distributed import Processes
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose as choose_precision
 from headway.learn.scale import Pace, shape_of
-from headway.nn.models import build, describe
+from headway.nn.models import describe, outline
 
 
 def plans(
@@ -64,24 +64,21 @@ class _Fixed:
     """A recipe whose size is its own, measured once."""
 
     def __init__(self, recipe: Recipe, minutes: Sequence[float], device: torch.device, spent: float) -> None:
-        clock, self.processes = Clock(spent), Processes(device)
+        clock, processes = Clock(spent), Processes(device)
         with TemporaryDirectory() as folder:
             task = begin_task(recipe, Path(folder))
             try:
                 self.recipe = replace(recipe, model=task.adapt(recipe.model))
-                check_memory(self.recipe, (), device)
-                self.speed, self.batch = self._measured(task, 60 * min(minutes))
+                model = outline(self.recipe.model)
+                self.parameters = describe(model)["parameters"]
+                precision, _ = choose_precision(self.recipe.train.precision, model, device)
+                check_memory(self.recipe, model, (), device)
+                self.memory = sum(training_bytes(self.recipe, model).values())
+                self.speed = measure(self.recipe, (), task, processes, precision, 60 * min(minutes), judged=True)
+                self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets of a step
             finally:
                 task.close()
         self.spent = clock.worked()
-
-    def _measured(self, task: Task, seconds: float) -> tuple[Speed, int]:
-        """The speed, and the targets of a step."""
-        with torch.device("meta"):
-            shapes = build(self.recipe.model, seed=None)
-        name, _ = choose_precision(self.recipe.train.precision, shapes, self.processes.device)
-        speed = measure(self.recipe, (), task, self.processes, name, seconds, judged=True)
-        return speed, next(task.batches("train")).tokens * self.recipe.train.accumulate
 
     def plan(self, minutes: float) -> Plan:
         recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent)
@@ -90,11 +87,11 @@ class _Fixed:
         return Plan(
             minutes,
             (f"{reason}, an evaluation {self.speed.evaluation:.2g} s",),
-            describe(recipe.model)["parameters"],
+            self.parameters,
             width,
             layers,
             self.batch,
             recipe.train.steps,
             None,
-            sum(training_bytes(recipe).values()),
+            self.memory,
         )

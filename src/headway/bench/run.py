@@ -292,7 +292,7 @@ def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
     writes = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
     if kind in ("decode", "prefill", "train") and not writes:
         raise UserError(f"shape {name!r} is not a language model, so it has no {kind}; give one such as llama-135m")
-    context = getattr(config, "context", None)
+    context = config.context
     if kind == "train" and context is None:
         raise UserError(
             f"shape {name!r} has no longest context to fill with tokens; give one that has, such as gpt-10m"
@@ -424,7 +424,7 @@ def _forms(request: Request) -> tuple[str, ...]:
 def _job(request: Request, config: Any, folder: str) -> Job:
     rows = ROWS[request.kind] if request.rows is None else request.rows
     threads = request.threads or torch.get_num_threads()
-    context = getattr(config, "context", None)
+    context = config.context
     settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
     settings["cache"] = request.cache
     return Job(request.kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)

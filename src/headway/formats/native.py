@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError, nearest
 from headway.formats.durable import write_tensors
 from headway.memory import check_room
-from headway.nn.models import ModelConfig, build
+from headway.nn.models import ModelConfig, outline
 
 if TYPE_CHECKING:
     from headway.formats.rules import Family
@@ -55,17 +56,16 @@ def _check_counts(settings: Settings, tensors: int) -> None:
 
 
 def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model of `config` with its weights undrawn, for a file of `held` bytes to fill in `dtype` (None: as stored).
+    """The outline of the model of `config`, for a file of `held` bytes to fill in `dtype` (None: as stored).
 
-    Its size is found without any memory first: a UserError where the file cannot hold that many numbers, or the memory
-    that is free cannot.
+    UserError where the file cannot hold that many numbers, or the memory that is free cannot.
     """
     try:
-        with torch.device("meta"):
-            needed = _numbers(build(config, seed=None))
+        model = outline(config)
+        needed = _numbers(model)
         if needed <= held * _PER_BYTE:
             check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
-            return build(config, seed=None)
+            return model
     except _NONSENSE as error:
         raise UserError(_unfit(source, "model", error)) from error
     raise UserError(
@@ -109,11 +109,15 @@ def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: 
     write_tensors(directory / FILE, tensors, header)
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used."""
+def load_model(directory: Path, device: torch.device | str = "cpu", known: nn.Module | None = None) -> nn.Module:
+    """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used. An outline
+    that is `known` of the same model becomes it.
+    """
     path = Path(directory) / FILE
     tensors, config = read_model(path)
-    model = undrawn(config, path.stat().st_size, str(path))
+    model = known
+    if model is None or model.config != config:
+        model = undrawn(config, path.stat().st_size, str(path))
     load_tensors(model, tensors, path)
     return model.to(device).eval()
 
@@ -156,11 +160,18 @@ def check_version(metadata: dict[str, str], path: Path) -> None:
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put `tensors` in the place of the model's own. Parameters stay the same objects, so ties hold."""
+    """Put `tensors` in the place of the model's own."""
     places = dict(named_tensors(model))
     check_tensors(places, tensors, path)
     for name, own in places.items():
-        own.data = tensors[name].to(own.dtype)
+        replace_tensor(own, tensors[name].to(own.dtype))
+
+
+def replace_tensor(own: Tensor, tensor: Tensor) -> None:
+    """Let a parameter or buffer, which may be a shape alone, be `tensor`; it stays the same object, so ties hold."""
+    new = nn.Parameter(tensor) if isinstance(own, nn.Parameter) else tensor.detach()
+    vars(new).update(vars(own))  # the slices of a projection
+    swap_tensors(own, new)
 
 
 def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:

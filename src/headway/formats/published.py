@@ -274,7 +274,7 @@ def _said(family: Family, config: ModelConfig) -> Any:
     """What a configuration computes once it was written by a family and read again."""
     written = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
     names = {name for each in family.rules(config) if not each.copy for name in each.theirs}
-    return computed(family.read(Settings(written, family.name, getattr(config, "context", None)), names))
+    return computed(family.read(Settings(written, family.name, config.context), names))
 
 
 def _dtype(model: nn.Module) -> str:

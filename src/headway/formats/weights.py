@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
 from headway.formats.mapped import one_view
-from headway.formats.native import named_tensors
+from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.rules import Family, Fused, TensorRule
 from headway.nn.parts.projection import Projection
 
@@ -130,7 +130,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
                 f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {shape}, but the "
                 f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
             )
-        place.data = _laid(slices, dtype or slices[0].dtype)
+        replace_tensor(place, _laid(slices, dtype or slices[0].dtype))
         for name in each.theirs:
             weights.done(name)
 

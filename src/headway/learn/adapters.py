@@ -188,7 +188,7 @@ def adapted(model: nn.Module, config: AdapterConfig | None, fresh: Collection[st
 
 def adapters(model: nn.Module) -> dict[str, LoRA]:
     """The adapters of a model by the name of their projection."""
-    return {path: place.lora for path, place, _ in maps(model) if isinstance(getattr(place, "lora", None), LoRA)}  # type: ignore[misc]
+    return {path.removesuffix(".lora"): part for path, part in model.named_modules() if isinstance(part, LoRA)}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,9 @@ from headway.errors import UserError
 from headway.formats import native
 from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
 from headway.learn.learner import Learner
+
+if TYPE_CHECKING:
+    from headway.learn.training import Training
 
 _VERSION = 1
 
@@ -38,16 +41,10 @@ class Progress:
 
 
 class Checkpoints:
-    """The folder `checkpoints` of a run, which keeps the newest `keep` that lie `interval` steps apart.
+    """A folder of checkpoints of a run."""
 
-    One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files whether
-    it was stopped or not.
-    """
-
-    def __init__(self, directory: Path, keep: int, interval: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.keep = keep
-        self.interval = interval
 
     def all(self) -> list[Path]:
         """Complete checkpoints, the oldest first."""
@@ -58,17 +55,22 @@ class Checkpoints:
         for path in self.directory.glob(".step-*"):
             remove(path)
 
-    def save(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint beside the others, then remove the oldest."""
+    def save(self, run: Training, keep: int = 1, interval: int = 1) -> None:
+        """Write a checkpoint beside the others, of which the newest `keep` stay that lie `interval` steps apart.
+
+        One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files
+        whether it was stopped or not.
+        """
+        learner, progress = run.learner, run.progress
         path = self.directory / f"step-{progress.step:08d}"
         with beside(path) as draft:
             draft.mkdir()
-            native.save_tensors(learner.kept(), learner.recipe.model, draft)
+            native.save_tensors(learner.kept(), run.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
         *older, _ = self.all()
-        regular = [path for path in older if step_of(path) % self.interval == 0]
-        kept = regular[max(0, len(regular) - self.keep + 1) :]
+        regular = [path for path in older if step_of(path) % interval == 0]
+        kept = regular[max(0, len(regular) - keep + 1) :]
         for path in older:
             if path not in kept:
                 remove(path)
@@ -85,21 +87,20 @@ class Checkpoints:
             write_json(draft / "state.json", {**read_json(path / "state.json"), "best": best})
 
     @torch.no_grad()
-    def load_newest(self, learner: Learner) -> Progress | None:
-        """Put the newest checkpoint into `learner`; None where there is none yet."""
+    def load_newest(self, run: Training) -> None:
+        """Let `run` go on from the newest checkpoint, where there is one."""
         paths = self.all()
         if not paths:
-            return None
+            return
         path = paths[-1]
-        progress = _read_progress(path / "state.json")
-        load_weights(learner, path)
-        learner.load_state_dict(_read_tensors(path / "optimizer.safetensors"))
-        return progress
+        run.progress = _read_progress(path / "state.json")
+        load_weights(run.learner, path)
+        run.learner.load_state_dict(_read_tensors(path / "optimizer.safetensors"))
 
     @torch.no_grad()
-    def mean_of_newest(self, learner: Learner, count: int) -> int:
-        """Put the mean of the newest `count` checkpoints' weights into the learner's model; the number averaged."""
-        paths = self.all()[-count:]
+    def average_newest(self, run: Training) -> int:
+        """Put the mean of the newest checkpoints' weights into the model of `run`; the number averaged."""
+        learner, paths = run.learner, self.all()[-run.recipe.train.average :]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
         for path in paths:
             load_weights(learner, path)

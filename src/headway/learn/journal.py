@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from headway.errors import UserError
-from headway.learn.checkpoint import Progress
 from headway.learn.learner import Update
 from headway.learn.run import Logger
+from headway.learn.training import Training
 
 _EVERY = 10.0  # seconds between plain lines
 _REFRESH = 0.2  # seconds between refreshes of a live line
@@ -286,19 +286,19 @@ _MOST = 20  # steps in a line
 
 
 class Journal:
-    """Collects the updates of a few steps without reading them, then writes their means as one line.
+    """Collects the updates of a few steps of a run without reading them, then writes their means as one line.
 
-    `progress.seconds` counts training only: evaluations and checkpoints happen inside `paused`.
+    `progress.seconds` of the run counts training only: evaluations and checkpoints happen inside `paused`.
     """
 
-    def __init__(self, steps: int, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
-        self.interval = _interval(steps)
-        self.progress = progress
+    def __init__(self, run: Training, loggers: Sequence[Logger], display: Display) -> None:
+        self.interval = _interval(run.recipe.train.steps)
+        self.run = run
         self.loggers = loggers
         self.display = display
         self._updates: list[Update] = []
         self._computed = 0
-        self._tokens = progress.tokens
+        self._tokens = run.progress.tokens
         self._loss = math.nan
         self._mark = time.perf_counter()
 
@@ -315,9 +315,9 @@ class Journal:
 
     def show(self) -> None:
         """Bring the display up to date."""
-        self.display.update(self.progress.step, self._loss, self._tokens, self._computed)
+        self.display.update(self.run.progress.step, self._loss, self._tokens, self._computed)
 
-    def flush(self, lr: float) -> None:
+    def flush(self) -> None:
         """Write the line of the steps since the last one. A loss that is not finite ends the run with a UserError."""
         if not self._updates:
             return
@@ -331,33 +331,35 @@ class Journal:
         tokens = sum(update.tokens() for update in self._updates)
         norm = sum(update.norm.item() for update in self._updates) / len(self._updates)
         seconds = self._tick()
-        self.progress.tokens += tokens
+        progress = self.run.progress
+        progress.tokens += tokens
         self._loss = sum(losses.values())
-        line = {"step": self.progress.step, "loss": self._loss, "lr": lr, "tokens": self.progress.tokens}
+        line = {"step": progress.step, "loss": self._loss, "lr": self.run.rate(), "tokens": progress.tokens}
         line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
-        line |= {"seconds": round(self.progress.seconds, 3)}
+        line |= {"seconds": round(progress.seconds, 3)}
         if len(losses) > 1:
             line |= {f"loss_{name}": value for name, value in losses.items()}
         self._updates.clear()
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             raise UserError(
-                f"the loss is {self._loss} and the gradient's norm {norm} at step {self.progress.step}; "
+                f"the loss is {self._loss} and the gradient's norm {norm} at step {progress.step}; "
                 "lower optim.lr, lengthen schedule.warmup, or set train.clip"
             )
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
         """Write an evaluation. `weights` says which were judged: those trained, their moving average, or a mean."""
-        line = {"step": self.progress.step, "split": "validation", "weights": weights, **metrics}
-        self._write({**line, "seconds": round(self.progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
+        progress = self.run.progress
+        line = {"step": progress.step, "split": "validation", "weights": weights, **metrics}
+        self._write({**line, "seconds": round(progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if _is_number(value))
-        after = duration(self.progress.seconds)
+        after = duration(progress.seconds)
         best = " (best so far)" if better else ""
-        self.display.say(f"step {self.progress.step:,} after {after}: validation {figures}{best}")
+        self.display.say(f"step {progress.step:,} after {after}: validation {figures}{best}")
 
     def seconds(self) -> float:
         """Of training so far."""
-        return self.progress.seconds + time.perf_counter() - self._mark
+        return self.run.progress.seconds + time.perf_counter() - self._mark
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -377,7 +379,7 @@ class Journal:
     def _tick(self) -> float:
         now = time.perf_counter()
         elapsed, self._mark = max(now - self._mark, 1e-9), now
-        self.progress.seconds += elapsed
+        self.run.progress.seconds += elapsed
         return elapsed
 
     def _write(self, line: dict[str, Any]) -> None:

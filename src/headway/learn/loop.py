@@ -13,17 +13,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from headway.config import from_dict, to_dict
-from headway.formats import native
-from headway.formats.usage import read_usage
-from headway.learn.adapters import merged
 from headway.learn.budget import TimeBudget
-from headway.learn.checkpoint import Checkpoints, Progress
 from headway.learn.journal import Journal
-from headway.learn.learner import Learner
 from headway.learn.recipe import Recipe
-from headway.learn.run import MetricsFile, RunDirectory
-from headway.learn.scale import LossForecast
+from headway.learn.scale import LossForecast, computing
 from headway.learn.task import Batch
+from headway.learn.training import Training
 
 
 class UserInterrupt(KeyboardInterrupt):
@@ -73,61 +68,42 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-# The loss at the end from the loss now, what was seen until now, and what will have been seen then.
-Foretell = Callable[[float, float, float], LossForecast]
+# The loss at the end from the loss now, the parameters that compute, what was seen until now, and what will have been
+# seen then.
+Foretell = Callable[[float, int, float, float], LossForecast]
 _EARLY = 0.05  # of a run, before which nothing is foretold
+_TOLD = 0.1  # a plan that changes by less is changed in silence
 
 
 class Loop:
-    """Trains `learner` from where `progress` stands to the end of its recipe."""
+    """Trains a run that was started to the end of its recipe."""
 
     def __init__(
-        self,
-        learner: Learner,
-        progress: Progress,
-        directory: RunDirectory,
-        checkpoints: Checkpoints,
-        metrics: MetricsFile | None,
-        journal: Journal,
-        interrupts: Interrupts,
-        budget: TimeBudget | None = None,
-        foretell: Foretell | None = None,
+        self, run: Training, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
     ) -> None:
-        """`metrics` is None in all processes but the first, which writes nothing to disk; `budget` is the time there is
-        for a run that has one, and `foretell` says from an evaluation how it will end.
-        """
-        self.learner = learner
-        self.task = learner.task
-        self.recipe = learner.recipe
-        self.processes = learner.processes
-        self.progress = progress
-        self.directory = directory
-        self.checkpoints = checkpoints
-        self.metrics = metrics
+        """`foretell` says from an evaluation how the run will end."""
+        self.run = run
         self.journal = journal
         self.interrupts = interrupts
-        self.budget = budget
         self.foretell = foretell
-        self.trunk = Checkpoints(directory.trunk, 1, 1)
-        self._saved = progress.step
 
-    def run(self, adopt: Callable[[Recipe], None] = lambda recipe: None) -> None:
+    def train(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
 
-        The budget may change the number of steps on the way; `adopt` is told the recipe with the new one.
+        The budget may change the number of steps on the way.
         """
-        progress, accumulate = self.progress, self.recipe.train.accumulate
-        share = self.processes.share_of(accumulate)
-        stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
+        run, progress, accumulate = self.run, self.run.progress, self.run.recipe.train.accumulate
+        share = run.processes.share_of(accumulate)
+        stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
         if self._evaluation_due() and progress.evaluated < progress.step:  # stopped between a step and its evaluation
             self._evaluate()
-        if self.budget is not None:
-            self.budget.begin(progress.step, progress.seconds)
-        while progress.step < self.recipe.train.steps and not self._exhausted():
+        if run.budget is not None:
+            run.budget.begin(progress.step, progress.seconds)
+        while progress.step < run.recipe.train.steps and not self._exhausted():
             self._keep_trunk()
             self._step(stream, share)
-            if self.budget is not None and self.budget.due(progress.step, self.recipe.train.steps):
-                self._look(self.budget, adopt)
+            if run.budget is not None and run.budget.due(progress.step, run.recipe.train.steps):
+                self._look(run.budget)
             if self._should_stop():
                 self._stop()
             if self._evaluation_due():
@@ -137,146 +113,125 @@ class Loop:
 
     def average_checkpoints(self) -> None:
         """Judge the mean of the last checkpoints' weights, and keep it if it is better."""
-        count = self.checkpoints.mean_of_newest(self.learner, self.recipe.train.average)
-        self.learner.average = None
+        count = self.run.checkpoints.average_newest(self.run)
+        self.run.learner.average = None
         self._evaluate(f"mean of {count} checkpoints")
 
     def _step(self, stream: Iterator[Batch], share: int) -> None:
         start = time.perf_counter()
-        batches = [next(stream) for _ in range(share)]
-        self._update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
-        self.progress.step += 1
-        world = self.processes.world
+        run, batches = self.run, [next(stream) for _ in range(share)]
+        self._update = run.learner.update(run.progress.step, batches, self.interrupts.requested)
+        run.progress.step += 1
+        world = run.processes.world
         self.journal.add(self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
         if self._line_due():  # as at every step that a checkpoint may be written of, where there are several processes
-            self._flush()
-            self.learner.gather()
+            self.journal.flush()
+            run.learner.gather()
         self.journal.show()
-        if self.budget is not None:
-            self.budget.stepped(time.perf_counter() - start)
+        if run.budget is not None:
+            run.budget.stepped(time.perf_counter() - start)
 
-    def _look(self, budget: TimeBudget, adopt: Callable[[Recipe], None]) -> None:
+    def _look(self, budget: TimeBudget) -> None:
         """Plan anew by the speed since the last look."""
-        step = self.progress.step
-        found = budget.revise(self.recipe, step, self.journal.seconds(), self.progress.evaluated > 0)
-        told = self.processes.tell(None if found is None else to_dict(found.of(self.recipe)))
+        run, before = self.run, self.run.recipe.train.steps
+        found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
+        told = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
         if told is None:
             return
-        self.recipe = self.learner.recipe = from_dict(Recipe, told)
-        self.checkpoints.interval = self.recipe.train.checkpoint_interval
-        self.journal.plan(self.recipe.train.steps)
-        adopt(self.recipe)
+        run.adopt(from_dict(Recipe, told))
+        steps = run.recipe.train.steps
+        self.journal.plan(steps)
+        if abs(steps - before) > _TOLD * before:
+            self.journal.display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
 
     def _keep_trunk(self) -> None:
         """Save where the rate begins to fall: a longer run goes on from there."""
-        if self.progress.step == self.recipe.schedule.flat(self.recipe.train.steps) and self.progress.step > 0:
-            self._flush()
-            self.learner.gather()
-            if self.metrics is not None:
+        run, step = self.run, self.run.progress.step
+        if step == run.recipe.schedule.flat(run.recipe.train.steps) and step > 0:
+            self.journal.flush()
+            run.learner.gather()
+            if run.processes.first:
                 with self.journal.paused():
-                    self.trunk.save(self.learner, self.progress)
+                    run.trunk.save(run)
 
     def _checkpoint_due(self) -> bool:
-        step, train = self.progress.step, self.recipe.train
+        step, train = self.run.progress.step, self.run.recipe.train
         return step % train.checkpoint_interval == 0 or step == train.steps or self._exhausted()
 
     def _line_due(self) -> bool:
-        step, train = self.progress.step, self.recipe.train
+        step, train = self.run.progress.step, self.run.recipe.train
         periods = (self.journal.interval, train.evaluation_interval, train.checkpoint_interval)
         return step == train.steps or any(step % period == 0 for period in periods)
 
     def _evaluation_due(self) -> bool:
-        step, train = self.progress.step, self.recipe.train
+        step, train = self.run.progress.step, self.run.recipe.train
         return step > 0 and (step % train.evaluation_interval == 0 or step == train.steps)
 
     def _exhausted(self) -> bool:
-        patience = self.recipe.train.patience
-        return patience is not None and self.progress.stale >= patience
+        patience = self.run.recipe.train.patience
+        return patience is not None and self.run.progress.stale >= patience
 
     def _should_stop(self) -> bool:
         """Alone at once; with others where all of them read the same sum."""
-        if self.processes.world == 1:
+        if self.run.processes.world == 1:
             return self.interrupts.requested
         return self._line_due() and self._update.stop()
 
-    def _flush(self) -> None:
-        train = self.recipe.train
-        factor = self.recipe.schedule.factor(self.progress.step - 1, train.steps)
-        self.journal.flush(self.recipe.optim.lr * factor)
-
     def _evaluate(self, weights: str | None = None) -> None:
-        weights = weights or ("trained" if self.learner.average is None else "moving average")
+        run = self.run
+        weights = weights or ("trained" if run.learner.average is None else "moving average")
         with self.journal.paused():
             start = time.perf_counter()
             metrics = self._measured()
             if metrics is not None:
-                better = self._judge(metrics)
+                better = run.judge(metrics)
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
                 self._foretell(metrics)
-                if self.budget is not None:
-                    self.budget.evaluated(took)
-                if better and self.processes.first:
-                    self._keep()
+                if run.budget is not None:
+                    run.budget.evaluated(took)
+                if better:
+                    run.keep_model()
         if metrics is None:
             self._stop()
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
         """After the first evaluation, early in a run, tell how it will end."""
-        progress, steps = self.progress, self.recipe.train.steps
+        progress, steps = self.run.progress, self.run.recipe.train.steps
         early = _EARLY * steps <= progress.step <= steps / 2
         if self.foretell is None or progress.forecast is not None or not early or "loss" not in metrics:
             return
-        low, loss, high = self.foretell(metrics["loss"], progress.tokens, progress.tokens * steps / progress.step)
+        seen, size = progress.tokens, computing(self.run.outline)
+        low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)
         progress.forecast = {"step": progress.step, "loss": loss, "loss_interval": [low, high]}
         self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
-
-    def _keep(self) -> None:
-        """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""
-        with self.learner.evaluating() as model:
-            native.save_tensors(merged(model), self.recipe.model, self.directory.path)
-            if self.recipe.adapter is not None:
-                family = read_usage(self.directory.path).family
-                self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
     def _measured(self) -> dict[str, float] | None:
         """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not
         broken off.
         """
+        run = self.run
         try:
-            if not self.processes.first:
+            if not run.processes.first:
                 with self.interrupts.breakable():
-                    return self.processes.tell(None)
-            with self.learner.evaluating() as model, self.interrupts.breakable():
-                found = self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
-            return self.processes.tell(found)
+                    return run.processes.tell(None)
+            with run.learner.evaluating() as model, self.interrupts.breakable():
+                found = run.task.evaluate(model, "validation", run.recipe.train.evaluate_limit)
+            return run.processes.tell(found)
         except KeyboardInterrupt:
             return None
 
-    def _judge(self, metrics: dict[str, Any]) -> bool:
-        """Note an evaluation; whether it is the best so far."""
-        progress, goal = self.progress, self.task.goal
-        sign = 1 if self.task.goal_better == "min" else -1
-        better = progress.best is None or sign * metrics[goal] < sign * progress.best[goal]
-        if better:
-            progress.best = {"step": progress.step, **metrics}
-        progress.stale = 0 if better else progress.stale + 1
-        progress.evaluated = progress.step
-        return better
-
     def _checkpoint(self) -> None:
-        if self.metrics is None:
-            return
-        with self.journal.paused():
-            self.metrics.sync()
-            self.checkpoints.save(self.learner, self.progress)
-            self._saved = self.progress.step
+        if self.run.processes.first:
+            with self.journal.paused():
+                self.run.checkpoint()
 
     def _stop(self) -> NoReturn:
-        if self._saved != self.progress.step:  # else the model may hold other weights: the mean of checkpoints
-            self._flush()
+        run = self.run
+        if not run.saved:  # else the model may hold other weights: the mean of checkpoints
+            self.journal.flush()
             self._checkpoint()
         raise UserInterrupt(
-            f"stopped at step {self.progress.step:,} of {self.recipe.train.steps:,}",
-            f"{self.directory.path} goes on from there with --resume",
+            f"stopped at step {run.progress.step:,} of {run.recipe.train.steps:,}",
+            f"{run.directory.path} goes on from there with --resume",
         )

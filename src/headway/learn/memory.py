@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from headway.config import shortcuts
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
 from headway.learn.start import prepared
 from headway.memory import check_room
-from headway.nn.models import build
+from headway.nn.models import outline
 
 _TRIM, _MAPPED = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
 _KEPT = (1 << 31) - 1  # bytes
@@ -51,13 +52,14 @@ def _glibc() -> Any:
     return libc if all(hasattr(libc, name) for name in ("mallopt", "malloc_trim", "gnu_get_libc_version")) else None
 
 
-def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int]:
+def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
     """Bytes that a run keeps all the time: weights, gradients, what the optimiser keeps, and the moving average.
 
-    `fresh` are the parameters that are trained beside an adapter. What a batch takes comes on top.
+    `model` is the outline of the recipe's, and `fresh` are the parameters that are trained beside an adapter. What a
+    batch takes comes on top.
     """
-    with torch.device("meta"):
-        model = build(recipe.model, seed=None)
+    if recipe.adapter is not None:  # which changes its modules
+        model = outline(recipe.model)
     model = prepared(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
     trained = optimizer.flat.data.nbytes
@@ -70,9 +72,9 @@ def training_bytes(recipe: Recipe, fresh: Collection[str] = ()) -> dict[str, int
     }
 
 
-def check_memory(recipe: Recipe, fresh: Collection[str], device: torch.device) -> None:
+def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
     """UserError for a run that does not fit into the memory that is free, before it takes any."""
-    parts = training_bytes(recipe, fresh)
+    parts = training_bytes(recipe, model, fresh)
     smaller = "set model.width or model.depth lower"
     if "cells" in shortcuts(type(recipe.model)):
         smaller = "set model.width, model.depth or model.cells lower"

@@ -129,7 +129,7 @@ class Recipe:
         """Tokens of a row: the `wanted` ones (task.context), none for all that the model takes. ConfigError for none at
         all and for more than that.
         """
-        most = getattr(self.model, "context", None)
+        most = self.model.context
         context = wanted or most
         if context is None:
             raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens of a row")

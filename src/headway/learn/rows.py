@@ -118,7 +118,7 @@ def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, m
 def frame_for(codec: Codec, model: TransformerConfig) -> Frame:
     """The marks of a codec around what a model reads. A second text has types of its own where the model knows some."""
     frame = frame_of(codec)
-    return frame._replace(typed=frame.typed and getattr(model.embed, "types", 0) > 1)
+    return frame._replace(typed=frame.typed and model.embed.types > 1)
 
 
 def framed(

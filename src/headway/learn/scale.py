@@ -8,11 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from torch import nn
+
 from headway.config import override
 from headway.errors import ConfigError, UserError
+from headway.learn.optim import MuonConfig
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
-from headway.nn.models import ModelConfig, describe
+from headway.nn.models import (
+    ActConfig,
+    CaptionerConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    describe,
+)
 
 
 class LossForecast(NamedTuple):
@@ -106,6 +117,14 @@ class Pace(NamedTuple):
     step: float = 1.0
 
 
+class Rung(NamedTuple):
+    """A size of the ladder: its settings without the user's, the recipe of this size, and what computes in it."""
+
+    settings: Settings
+    recipe: Recipe
+    parameters: int
+
+
 class Fit(NamedTuple):
     """A size of the ladder with what it comes to in the time there is: `seen` targets, in batches of `batch` units, the
     loss foretold; whether the data are `exhausted` before the time is.
@@ -123,11 +142,6 @@ class Fit(NamedTuple):
     @property
     def steps(self) -> int:
         return int(self.seen / (self.batch * self.pace.share))
-
-    @staticmethod
-    def size(recipe: Recipe) -> int:
-        """The parameters of a recipe's model that multiply."""
-        return computing(recipe.model)
 
 
 @dataclass(frozen=True)
@@ -181,10 +195,10 @@ class Scale:
         falls with the width that it sums over. All were tried at width 128, 4 layers, and each recipe's own batches.
         """
         optim = recipe.optim
-        if getattr(optim, "kind", "") != "muon":
+        if not isinstance(optim, MuonConfig):
             return {"optim.lr": optim.lr * _WIDTH / width}
         deep = math.sqrt(_DEPTH / depth)
-        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}  # type: ignore[attr-defined]
+        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}
 
     def held_out(self, samples: int, most: int = 1000) -> Settings:
         """Shares held out of so many samples: a twentieth, but no more than is needed to judge by; more of a few."""
@@ -216,21 +230,20 @@ def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
     return override(recipe, {**taken(settings, user), **user})
 
 
-def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[tuple[Settings, Recipe]]:
+def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
     """The sizes that the user's settings leave, each once, from small to large, without those whose heads do not divide
     a width that the user set. ConfigError where there is none.
     """
-    found: list[tuple[Settings, Recipe]] = []
+    found: list[Rung] = []
     faults: list[ConfigError] = []
     for settings in scale.sizes(recipe):
         sized = with_user(recipe, settings, user)
+        if any(sized.model == other.recipe.model for other in found):
+            continue
         try:
-            computing(sized.model)
+            found.append(Rung(taken(settings, user), sized, computing(sized.model)))
         except ConfigError as error:
             faults.append(error)
-            continue
-        if all(sized.model != other.model for _, other in found):
-            found.append((taken(settings, user), sized))
     if not found:
         raise faults[0]
     return found
@@ -250,14 +263,15 @@ def choose(
     """
     fits: list[Fit] = []
     own = any(_overlap(name, key) for name in _BATCHES for key in user)
-    for settings, sized in ladder(recipe, scale, user):
+    rungs = ladder(recipe, scale, user)
+    for rung in rungs:
         if fits and (fits[-1].steps < scale.few or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
             break
-        fits.append(fitted(settings, sized, scale, unique, seconds, pace(sized), own))
+        fits.append(fitted(rung, scale, unique, seconds, pace(rung.recipe), own))
     best = min(fits, key=lambda fit: fit.loss)
     if best.steps < scale.few:
         needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
-        which = "a model of this size" if len(ladder(recipe, scale, user)) == 1 else "the smallest model"
+        which = "a model of this size" if len(rungs) == 1 else "the smallest model"
         raise UserError(
             f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
             f"nothing of use; give {max(0.1, (needed - seconds) / 60):.2g} --minutes more"
@@ -265,9 +279,7 @@ def choose(
     return best, fits
 
 
-def fitted(
-    settings: Settings, recipe: Recipe, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False
-) -> Fit:
+def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False) -> Fit:
     """What a size comes to in so many seconds, with the batches that suit it or, where the user has set their `own`,
     with those that were timed.
 
@@ -276,7 +288,7 @@ def fitted(
     A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
     + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
     """
-    parameters = computing(recipe.model)
+    settings, recipe, parameters = rung
     seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
@@ -296,7 +308,7 @@ def _power(number: float) -> int:
     return 2 ** round(math.log2(max(number, 1.0)))
 
 
-def computing(model: ModelConfig) -> int:
+def computing(model: nn.Module | ModelConfig) -> int:
     """The parameters that a target is multiplied by: half of the floating point operations of a forward pass."""
     return max(1, describe(model)["flop_per_token"] // 2)
 
@@ -311,13 +323,17 @@ def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings)
     return with_user(recipe, settings, user)
 
 
-def shape_of(model: Any) -> tuple[int, int]:
+def shape_of(model: ModelConfig) -> tuple[int, int]:
     """Width and depth; of several stacks those of the one that writes, or of the one that reads what a robot sees."""
-    trunk = getattr(model, "trunk", None)
-    part = trunk.encoder if trunk is not None else getattr(model, "decoder", model)
-    part = getattr(part, "left", part)
-    stack = getattr(part, "stack", part)
-    return getattr(part, "width", _WIDTH), len(getattr(stack, "blocks", ())) or _DEPTH
+    if isinstance(model, ActConfig):
+        model = model.trunk.encoder
+    elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
+        model = model.decoder
+    elif isinstance(model, TwoTowerConfig):
+        model = model.left
+    if not isinstance(model, TransformerConfig):
+        return _WIDTH, _DEPTH
+    return model.width, len(model.stack.blocks) or _DEPTH
 
 
 def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:

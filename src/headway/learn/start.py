@@ -96,8 +96,8 @@ class Agreement(NamedTuple):
 def open_start(start: str) -> Opened:
     """The model to begin from. Raises UserError for one whose symbols have no tokenizer that says what they are."""
     opened = open_model(find_folder(start))
-    symbols = _symbols(opened.model.config)
-    if symbols and opened.codec is None:
+    config: Any = opened.model.config
+    if config.symbols and opened.codec is None:
         raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
     return opened
 
@@ -121,20 +121,18 @@ def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
         encoder = keep_symbols(model.encoder, before.encoder)
         decoder = keep_symbols(model.decoder, before.decoder)
         return replace(model, encoder=encoder, decoder=decoder)  # type: ignore[arg-type]
-    most = max(_symbols(model), _symbols(before))
-    return override(model, {"symbols": most}) if most > _symbols(model) else model
+    return override(model, {"symbols": before.symbols}) if before.symbols > model.symbols else model
 
 
-def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
-    """What a model of `config` takes over from `start`, by name and shape. Nothing is allocated.
+def agree(model: nn.Module, start: nn.Module, name: str) -> Agreement:
+    """What a model, which may be an outline, takes over from `start`, by name and shape.
 
     Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
     ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
     """
-    with torch.device("meta"):
-        model = build(config, seed=None)
     own = {key: tensor.shape for key, tensor in named_tensors(model)}
     theirs = dict(named_tensors(start))
+    config: Any = model.config
     before: Any = start.config
     grids = _grids(config, before)
     taken = tuple(_sources(own, theirs)) + ((_POSITIONS,) if grids is not None else ())
@@ -221,14 +219,10 @@ def _in_head(key: str) -> bool:
     return "heads" in key.split(".")
 
 
-def _symbols(config: Any) -> int:
-    return getattr(config, "symbols", 0)
-
-
-def _misfit(config: Any, before: Any, key: str, own: torch.Size, theirs: torch.Size, name: str) -> str:
+def _misfit(config: ModelConfig, before: ModelConfig, key: str, own: torch.Size, theirs: torch.Size, name: str) -> str:
     """The setting, or else the tensor, that does not fit the weights."""
     for setting in _SETTINGS:
-        wanted, found = getattr(config, setting, None), getattr(before, setting, None)
+        wanted, found = getattr(config, setting), getattr(before, setting)
         if wanted != found and (wanted or 0) in own and (found or 0) in theirs:
             return f"model.{setting} {wanted} does not fit the weights of {name}, which have {found}; leave it out"
     return (

@@ -107,6 +107,11 @@ class TaskConfig:
 
     makes_data: ClassVar[bool] = False  # whether it needs none of the user's and none that is known by name
 
+    @property
+    def context(self) -> int | None:
+        """The tokens of a row, the most of them where rows differ; None where it is not the task that says so."""
+        return None
+
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Read the data (None: the recipe's own), train or load the codec, and give the task.
 

@@ -147,7 +147,7 @@ class Pooling(NamedTuple):
         of BERT's kind; one from scratch takes the mean of its tokens; one that sees only earlier tokens, its last.
         """
         encoder = check_encoder(model)
-        rate = getattr(encoder.embed, "dropout", 0.0)
+        rate = encoder.embed.dropout
         known = next((encoder.heads[name] for name in _POOLERS if name in encoder.heads), None)
         if self.pool is None and isinstance(known, PooledHeadConfig):
             head = replace(known, outputs=outputs, dropout=known.dropout or rate)

@@ -53,7 +53,7 @@ class LabelledScale(Scale):
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
-        smoothing = {"task.smoothing": 0.1} if epochs >= 10 and hasattr(recipe.task, "smoothing") else {}
+        smoothing = {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
         return {"model.dropout": rate, **smoothing}
 
 

@@ -113,7 +113,7 @@ class Tags(Objective[TaggedSentences]):
     def adapt(self, model: ModelConfig, examples: TaggedSentences) -> ModelConfig:
         """`model` with a head of as many tags as there are."""
         encoder = check_encoder(model)
-        rate = getattr(encoder.embed, "dropout", 0.0)
+        rate = encoder.embed.dropout
         return replace(encoder, heads={HEAD: PooledHeadConfig(len(examples.labels), pool="tokens", dropout=rate)})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:

@@ -15,6 +15,7 @@ from headway.errors import UserError
 from headway.formats.hub import find_folder
 from headway.formats.open import open_model
 from headway.nn.models import PatchEmbed, Transformer
+from headway.nn.models.kinds import is_vision_classifier
 
 HEAD = "classes"
 
@@ -32,7 +33,7 @@ class Teacher:
         """A run or a published model. UserError for one that sees no images, or does not know the student's classes."""
         opened = open_model(find_folder(path))
         model = cast(Transformer, opened.model)
-        if not isinstance(getattr(model, "embed", None), PatchEmbed) or HEAD not in model.heads:
+        if not is_vision_classifier(model):
             raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
         known = opened.usage.labels
         unknown = next((label for label in labels if label not in known), None)

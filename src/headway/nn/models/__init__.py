@@ -21,7 +21,7 @@ from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, Drawn, RegressionConfig
-from headway.nn.models.describe import attention_maps, describe
+from headway.nn.models.describe import attention_maps, describe, outline
 from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.nn.models.encoder_decoder import (
     BothBridgeConfig,
@@ -151,6 +151,7 @@ __all__ = [
     "build",
     "cycle",
     "describe",
+    "outline",
     "policy_head",
     "step_heads",
 ]

@@ -55,7 +55,7 @@ class BoardEmbed(nn.Module):
         count = planes_for(config.history)
         self.project = Projection(count, width, bias=False, writes=True)
         self.table = nn.Parameter(torch.empty(SQUARES, width))
-        scales = torch.ones(count)
+        scales = torch.ones(count, device="cpu")
         scales[count - STATE_PLANES + 5] = 1 / CLOCK
         self.register_buffer("scales", scales, persistent=False)
 

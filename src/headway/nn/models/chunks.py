@@ -193,7 +193,7 @@ class Zeros(nn.Module):
 
     def __init__(self, chunk: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("table", torch.zeros(chunk, width), persistent=False)
+        self.register_buffer("table", torch.zeros(chunk, width, device="cpu"), persistent=False)
 
 
 class NoisedActions(nn.Module):

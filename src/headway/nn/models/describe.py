@@ -1,11 +1,11 @@
-"""What a model is made of, in numbers and in lines, and what it attends to."""
+"""What a model is made of, in numbers and in lines, told from its outline, which has no weights; what it attends to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -37,8 +37,16 @@ from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """Sizes and costs of a model.
+def outline(config: ModelConfig) -> nn.Module:
+    """The model of `config` with weights that are shapes alone, on the meta device. What no file holds of a model, such
+    as tables of positions, is made on the processor all the same, so that an outline can be filled from a file.
+    """
+    with torch.device("meta"):
+        return config.build(seed=None)
+
+
+def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
+    """Sizes and costs of a model, told from its configuration or from its outline.
 
     parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
     fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
@@ -47,8 +55,9 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     decoder. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further
     token adds. tree: a line for each part.
     """
-    with torch.device("meta"):
-        model = config.build(seed=None)
+    if isinstance(model, ModelConfig):
+        model = outline(model)
+    config = cast(ModelConfig, model.config)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
     flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
@@ -65,7 +74,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "flop_per_token": flop,
         "state_bytes": constant,
         "state_bytes_per_token": growing,
-        "context": getattr(config, "context", None),
+        "context": config.context,
         "tree": _tree(config),
     }
 
@@ -164,7 +173,7 @@ def _length(config: ModelConfig) -> int | None:
         return config.prefix + (config.context or 0)
     if isinstance(config, ActConfig):
         return config.observation.length
-    return getattr(config, "context", None)
+    return config.context
 
 
 def _block(block: BlockConfig) -> str:

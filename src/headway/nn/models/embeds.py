@@ -40,6 +40,16 @@ class EmbedConfig:
         return width
 
     @property
+    def types(self) -> int:
+        """The types of tokens that have a vector of their own."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """Of the vectors."""
+        return 0.0
+
+    @property
     def length(self) -> int | None:
         """The tokens that an input of the usual size becomes; None where inputs have any length."""
         return None
@@ -139,7 +149,7 @@ class OneHotEmbed(nn.Module):
         super().__init__()
         self.symbols = symbols
         self.table = None
-        self.register_buffer("one", torch.ones(()), persistent=False)  # of the model's type and device
+        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # of the model's type and device
 
     def whole(self, inputs: Tensor) -> Layout:
         """Each row is one document."""

@@ -125,7 +125,7 @@ def is_transcriber(model: Asked) -> bool:
 def is_audio(model: Asked) -> bool:
     """A stack that reads windows of sound."""
     config = _config(model)
-    frames = _reads(config, FramesEmbedConfig) and getattr(config, "context", None) is not None
+    frames = _reads(config, FramesEmbedConfig) and config.context is not None
     return frames or _reads(config, SpectrogramEmbedConfig)
 
 

@@ -72,6 +72,21 @@ class Decoding(NamedTuple):
 class ModelConfig:
     """A whole model."""
 
+    @property
+    def width(self) -> int | None:
+        """That of its vectors, of the part that writes where there are several; None where it has no one width."""
+        return None
+
+    @property
+    def symbols(self) -> int:
+        """The vocabulary; 0 where there is none."""
+        return 0
+
+    @property
+    def context(self) -> int | None:
+        """The most positions that a row may have; None for no limit, or no such rows."""
+        return None
+
     def build(self, seed: int | None = 0) -> nn.Module:
         """The model with weights drawn from `seed`; with None they are left undrawn, for a checkpoint to fill."""
         raise NotImplementedError

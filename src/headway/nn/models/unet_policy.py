@@ -169,7 +169,7 @@ class SpatialSoftmax(nn.Module):
 
 def places(grid: tuple[int, int]) -> Float[Tensor, "S 2"]:
     """x and y of each place of a grid, row after row."""
-    rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=torch.float64).float() for size in grid)
+    rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=torch.float64, device="cpu").float() for size in grid)
     return torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], 1)
 
 

@@ -1,0 +1,160 @@
+"""A run that is under way."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from headway.formats import native
+from headway.formats.usage import read_usage
+from headway.learn.adapters import merged
+from headway.learn.budget import Clock, TimeBudget
+from headway.learn.checkpoint import Checkpoints, Progress
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.learn.precision import Precision
+from headway.learn.recipe import Recipe, write_recipe
+from headway.learn.run import MetricsFile, Run, RunDirectory, environment, read_metrics, truncate_metrics
+from headway.learn.start import initial_model
+from headway.learn.task import Task, unit_of
+from headway.nn.models import describe, outline
+
+
+class Training:
+    """A run that is under way, and the one owner of its state: the recipe as it stands, the directory, how far it has
+    come, and the model that learns, which is there from `start` on.
+
+    `minutes` are those that it is to last, `before` the seconds that earlier processes were at it, `budget` the time of
+    a run that has one, `fresh` the parameters that what it starts from does not have. Only the first process writes.
+    """
+
+    learner: Learner
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        directory: RunDirectory,
+        processes: Processes,
+        clock: Clock,
+        minutes: float | None,
+    ) -> None:
+        self.recipe = recipe
+        self.task = task
+        self.directory = directory
+        self.processes = processes
+        self.clock = clock
+        self.minutes = minutes
+        self.costs = describe(self.outline)
+        self.precision = Precision(recipe.train.precision, "as set")
+        self.fresh: tuple[str, ...] = ()
+        self.before = 0.0
+        self.budget: TimeBudget | None = None
+        self.progress = Progress()
+        self.metrics: MetricsFile | None = None
+        self.checkpoints = Checkpoints(directory.checkpoints)
+        self.trunk = Checkpoints(directory.trunk)
+        self._saved = 0  # the step of the last checkpoint
+
+    @cached_property
+    def outline(self) -> nn.Module:
+        """The one outline of its model, from which all is told that is asked before there are weights."""
+        return outline(self.recipe.model)
+
+    def start(self) -> None:
+        """Make the model, and go on from the newest checkpoint."""
+        recipe, first = self.recipe, self.processes.first
+        if first:
+            self.checkpoints.clean()
+        model = initial_model(recipe, self.fresh, self.directory.base, bool(self.checkpoints.all()), first)
+        self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
+        self.progress = Progress()
+        self.checkpoints.load_newest(self)
+        self._saved = self.progress.step
+        self.before = max(self.before, self.progress.seconds)  # of a run that was killed nothing later is known
+        if first:
+            truncate_metrics(self.directory.metrics, self.progress.step, self.progress.evaluated)
+            self.metrics = MetricsFile(self.directory.metrics)
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Go on with another number of steps than was planned."""
+        self.recipe = self.learner.recipe = recipe
+        self.write_recipe()
+        self.write_status("running")
+
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
+
+    def judge(self, metrics: dict[str, Any]) -> bool:
+        """Note an evaluation; whether it is the best so far."""
+        progress, goal = self.progress, self.task.goal
+        sign = 1 if self.task.goal_better == "min" else -1
+        better = progress.best is None or sign * metrics[goal] < sign * progress.best[goal]
+        if better:
+            progress.best = {"step": progress.step, **metrics}
+        progress.stale = 0 if better else progress.stale + 1
+        progress.evaluated = progress.step
+        return better
+
+    def keep_model(self) -> None:
+        """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""
+        if not self.processes.first:
+            return
+        with self.learner.evaluating() as model:
+            native.save_tensors(merged(model), self.recipe.model, self.directory.path)
+            if self.recipe.adapter is not None:
+                family = read_usage(self.directory.path).family
+                self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a checkpoint of the last step."""
+        return self._saved == self.progress.step
+
+    def checkpoint(self) -> None:
+        """Save all that it takes to go on from here."""
+        if self.metrics is not None:
+            self.metrics.sync()
+            train = self.recipe.train
+            self.checkpoints.save(self, max(train.keep, train.average), train.checkpoint_interval)
+            self._saved = self.progress.step
+
+    def write_recipe(self) -> None:
+        if self.processes.first:
+            write_recipe(self.recipe, self.directory.recipe)
+
+    def write_status(self, status: str) -> None:
+        if not self.processes.first:
+            return
+        progress = self.progress
+        self.directory.write_status(
+            {
+                "status": status,
+                "recipe": self.recipe.name,
+                "parameters": self.costs["parameters"],
+                "steps": self.recipe.train.steps,
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 3),
+                "elapsed": round(self.before + self.clock.worked(), 3),
+                "minutes": self.minutes,
+                "precision": self.precision.name,
+                "precision_reason": self.precision.reason,
+                "fresh": list(self.fresh),
+                "goal": self.task.goal,
+                "unit": unit_of(self.task),
+                "best": progress.best,
+                "forecast": progress.forecast,
+                **environment(self.processes.device, self.processes.world),
+            }
+        )
+
+    def opened(self) -> Run:
+        """What it has come to, with the best model."""
+        place = self.directory
+        model = native.load_model(place.path, self.processes.device, self.outline)
+        del self.outline  # it is the model now
+        return Run(place.path, self.recipe, model, self.task, read_metrics(place.metrics), place.read_status())
