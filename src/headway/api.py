@@ -75,7 +75,9 @@ def train(
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
     Ctrl-C, once a checkpoint is written.
     """
-    clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+    clock, start, where = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
     found = named(recipe)
     directory = Path("runs") / found.name if run is None else Path(run)
@@ -101,25 +103,14 @@ def train(
             most=fitted.most,
             steps_alone=steps_alone,
         )
-        return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
-
-
-def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:
-    """A run whose best model is judged, and its page written, unless it was finished before."""
-    if not trainer.processes.first:
-        return run
-    if trainer.extended and progress:
-        limit = outgrown(run.recipe, trainer.task, run.summary["tokens"], run.summary["minutes"])
-        print(limit or "its size still fits the time", file=sys.stderr, flush=True)
-    judged = bool(run.summary.get("scores"))
-    return run if judged else _finish(run, trainer.task, samples, progress, trainer.left())
-
-
-def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:
-    """What a run begins from, by either of its names."""
-    if start is not None and from_ is not None:
-        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
-    return from_ if start is None else start
+        ended = trainer.fit(resume, finish)
+        if not trainer.processes.first:
+            return ended
+        if trainer.extended and progress:
+            limit = outgrown(ended.recipe, trainer.task, ended.summary["tokens"], ended.summary["minutes"])
+            print(limit or "its size still fits the time", file=sys.stderr, flush=True)
+        judged = bool(ended.summary.get("scores"))  # as it was finished before
+        return ended if judged else _finish(ended, trainer.task, samples, progress, trainer.left())
 
 
 @typed

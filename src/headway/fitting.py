@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import nn
 
 from headway.card import Card, shows
 from headway.data.store import within
@@ -114,7 +113,10 @@ class Fitting:
     def fit(self) -> Fitted:
         """The size of least loss foretold, its batches, rates and regularisation."""
         chosen, fit = self._chosen()
-        self._given = self._reopened(chosen)
+        changed = chosen.task != self.recipe.task or any(
+            getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
+        )
+        self._given = open_task(chosen, self.workspace) if changed else self.task  # the codec that was made stays
         most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
         return Fitted(chosen, self._given, most)
 
@@ -170,19 +172,13 @@ class Fitting:
         seconds = self._training_seconds(_LATER * self.minutes)
         return choose(self.recipe, self.scale, self.user, self.unique, seconds, pace)[0]
 
-    def _reopened(self, recipe: Recipe) -> Task:
-        """The task under the settings that were chosen, with the codec that it has made."""
-        same = recipe.task == self.recipe.task
-        batches = all(
-            getattr(recipe.train, name) == getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
-        )
-        return self.task if same and batches else open_task(recipe, self.workspace)
-
 
 def _timed(
     recipe: Recipe, task: Task, processes: Processes, batch: str, minutes: float, fresh: Collection[str] = ()
 ) -> Pace:
-    name, _ = choose_precision(recipe.train.precision, _shapes(recipe), processes.device)
+    with torch.device("meta"):  # only the shapes of its matrices are looked at
+        model = build(recipe.model, seed=None)
+    name, _ = choose_precision(recipe.train.precision, model, processes.device)
     meter = Meter(recipe, fresh, task, processes, name)
     each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
     overhead = min(meter.overhead(), 0.5 * each)
@@ -259,8 +255,3 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
 def _key(recipe: Recipe) -> str:
     """What a pace depends on."""
     return repr((recipe.model, recipe.task))
-
-
-def _shapes(recipe: Recipe) -> nn.Module:
-    with torch.device("meta"):
-        return build(recipe.model, seed=None)

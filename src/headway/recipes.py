@@ -38,9 +38,9 @@ def configured(
 ) -> Recipe:
     """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
 
-    With a `start` its model is the recipe's, before the settings, of which `model` may be a name, such as gpt2; `lora`
-    is the rank of an adapter. A generic recipe asked for by its name, whose rates are for models that know nothing,
-    gets those for one that does.
+    With a `start` its model is the recipe's, before the settings, of which `model` may be the name of a preset, recipe
+    or run, or a path: its model, made anew. `lora` is the rank of an adapter. A generic recipe asked for by its name,
+    whose rates are for models that know nothing, gets those for one that does.
     """
     found = named(recipe)
     if start is not None:
@@ -50,7 +50,12 @@ def configured(
         found = replace(found, adapter=replace(known, rank=lora))
     if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
         found = override(found, rates(shape_of(found.model)[0], found.adapter))
-    found = _set(found, settings or {})
+    settings = settings or {}
+    model = settings.get("model")
+    if isinstance(model, str):
+        found = replace(found, model=find_model(model))
+        settings = {key: value for key, value in settings.items() if key != "model"}
+    found = override(found, settings)
     if seed is not None:
         found = override(found, {"train.seed": seed})
     if data is not None:
@@ -58,15 +63,6 @@ def configured(
     if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
-
-
-def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
-    model = settings.get("model")
-    if not isinstance(model, str):
-        return override(recipe, settings)
-    others = {key: value for key, value in settings.items() if key != "model"}
-    return override(replace(recipe, model=find_model(model)), others)
 
 
 def named(recipe: str | Path | Recipe) -> Recipe:

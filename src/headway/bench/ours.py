@@ -80,12 +80,6 @@ def load(job: Job) -> dict[str, float]:
     return {"seconds": seconds_of(work)}
 
 
-def _loaded(job: Job) -> Generative:
-    place = job.model if job.form == "fp32" else job.place(OURS)
-    model = hw.load(place, "cpu", backend=job.backend, cache=job.cache)
-    return model.generator
-
-
 def _read_bytes(model: Generative) -> int:
     """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
     module = getattr(model, "model", model)
@@ -117,7 +111,8 @@ def measure(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     with deterministic(job.deterministic):
         if job.kind in _WRITING:
-            model = _loaded(job)
+            place = job.model if job.form == "fp32" else job.place(OURS)
+            model = hw.load(place, "cpu", backend=job.backend, cache=job.cache).generator
             with torch.inference_mode():
                 return _WRITING[job.kind](model, job)
         return train(job) if job.kind == "train" else load(job)

@@ -11,7 +11,7 @@ import torch
 
 from headway.bench.run import Job
 from headway.checkpoints.open import open_config, open_model
-from headway.codecs import Codec, train_codec
+from headway.codecs import train_codec
 from headway.data import SplitConfig, TokenCache
 from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.train import AdamWConfig, Recipe, TrainConfig
@@ -27,7 +27,8 @@ def training_step(job: Job) -> Callable[[], object]:
     context = job.context or 0
     recipe = training_recipe(job.model, job.rows, context)
     config = cast(LanguageConfig, recipe.task)
-    task = Task(Documents(config, _drawn(job), _no_codec(), context, job.rows, job.seed), NextToken())
+    codec = train_codec("char", ["ab"], None)  # any: neither batches nor losses ask for text
+    task = Task(Documents(config, _drawn(job), codec, context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])
@@ -45,8 +46,3 @@ def _drawn(job: Job) -> TokenCache:
     ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
     offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
     return TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
-
-
-def _no_codec() -> Codec:
-    """Any codec: neither batches nor losses ask for text."""
-    return train_codec("char", ["ab"], None)

@@ -30,7 +30,8 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
     Trials that lie there already, of the same settings, seed, code and torch, are used as they are.
     """
     settings = _settings(claim, full)
-    jobs = [(variant, seed + i) for i in range(_seeds(claim, full)) for variant in claim.variants(settings)]
+    seeds = claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
+    jobs = [(variant, seed + i) for i in range(seeds) for variant in claim.variants(settings)]
     stamp = {"claim": claim.name, "settings": to_dict(settings), "code": _code(claim), "torch": torch.__version__}
     note(f"{claim.number}. {claim.statement}")
     note(f"   {len(jobs)} trials, about {_span(60 * _minutes(claim, full))} on one core")
@@ -108,10 +109,6 @@ def reread(claim: Claim, directory: Path) -> Evidence | None:
 
 def _settings(claim: Claim, full: bool) -> Any:
     return claim.full if full and claim.full is not None else claim.settings
-
-
-def _seeds(claim: Claim, full: bool) -> int:
-    return claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
 
 
 def _minutes(claim: Claim, full: bool) -> float:

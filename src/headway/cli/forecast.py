@@ -13,8 +13,6 @@ from headway.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from headway.domains.forecast import Forecast
 
 EXAMPLE = """
@@ -50,9 +48,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
         if args.picture is not None:
+            import numpy as np
+
+            from headway.report.fans import Panel, fans
+
             if len(found) > _SHOWN:
                 terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
-            _picture(found[:_SHOWN]).savefig(args.picture, dpi=150)
+            panels = [
+                Panel(f"{one.series} to {one.times[-1]}", np.array(one.past), np.array([*zip(*one.quantiles.values())]))
+                for one in found[:_SHOWN]
+            ]
+            fans(panels).savefig(args.picture, dpi=150)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
@@ -65,13 +71,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _rows(one: Forecast) -> Iterator[dict[str, Any]]:
     for time, *values in zip(one.times, *one.quantiles.values()):
         yield {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
-
-
-def _picture(found: list[Forecast]) -> Figure:
-    """A panel a series."""
-    import numpy as np
-
-    from headway.report.fans import Panel, fans
-
-    panels = [(f"{one.series} to {one.times[-1]}", one.past, [*zip(*one.quantiles.values())]) for one in found]
-    return fans([Panel(title, np.array(past), np.array(said)) for title, past, said in panels])

@@ -53,7 +53,9 @@ def line_chart(
     low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
     marks = _frame(x_axis, y_axis, x_label)
-    drawn = {name: (strokes or {}).get(name, _stroke(index)).classes() for index, name in enumerate(kept)}
+    # One colour after the other, then all again with dashes.
+    own = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(kept)}
+    drawn = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in own.items()}
     for name, points in kept.items():
         placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -61,11 +63,6 @@ def line_chart(
         if dots or len(placed) == 1:
             marks += [f'<circle class="dot {drawn[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
     return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(drawn)
-
-
-def _stroke(index: int) -> Stroke:
-    """Of a series by its place: one colour after the other, then all again with dashes."""
-    return Stroke(index % COLOURS, index // COLOURS % 2 == 1)
 
 
 def _shares(most: float) -> tuple[float, float]:
