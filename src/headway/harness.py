@@ -49,13 +49,7 @@ class HarnessModel(LM):
         found = []
         for request in requests:
             ids = self.model.codec.encode(request.args[0])
-            size = self.model.context or len(ids) + 1
-            whole, parts = [*self._start(), *ids], []
-            for start in range(1, len(whole), size):  # each after the tokens before it, as many as fit
-                piece = whole[start : start + size]
-                first = max(0, start + len(piece) - 1 - size)
-                parts.append((whole[first:start], piece))
-            found.append(sum(score for score, _ in self._score(parts)))
+            found.append(sum(score for score, _ in self._score(self._rolling(ids))))
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -95,6 +89,17 @@ class HarnessModel(LM):
         if mark is None:
             raise UserError("this tokenizer has no begin or end symbol, so the first token cannot be scored; train one")
         return [mark]
+
+    def _rolling(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
+        """Stretches of at most the context; each after the tokens before it, as many as fit, and the first after the
+        begin symbol."""
+        size = self.model.context or len(ids) + 1
+        whole, parts = [*self._start(), *ids], []
+        for start in range(1, len(whole), size):
+            piece = whole[start : start + size]
+            first = max(0, start + len(piece) - 1 - size)
+            parts.append((whole[first:start], piece))
+        return parts
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

@@ -158,18 +158,17 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
     files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
     """
     files = [file for path in paths or find_set(SET) for file in find_files(path, _KINDS)]
-    every = (board for file in files for board in _boards(file))
+    every: list[chess.Board] = []
+    for file in files:
+        if file.kind == ".epd":
+            numbered = ((number, line) for number, line in enumerate(lines(file), 1) if line.strip())
+            every += [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
+        else:
+            every += _of_table(file) if file.kind == ".tsv" else _of_games(file)
     found = list({board.epd(): board for board in every if not board.is_game_over()}.values())
     if len(found) < count:
         raise UserError(f"{len(found):,} openings are too few for {2 * count:,} games, two each; play fewer games")
     return random.Random(seed).sample(found, count)
-
-
-def _boards(file: File) -> list[chess.Board]:
-    if file.kind == ".epd":
-        numbered = ((number, line) for number, line in enumerate(lines(file), 1) if line.strip())
-        return [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
-    return _of_table(file) if file.kind == ".tsv" else _of_games(file)
 
 
 def _of_table(file: File) -> list[chess.Board]:

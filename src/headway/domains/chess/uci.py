@@ -34,17 +34,6 @@ class _Spin(NamedTuple):
     most: int
 
 
-def _spins(threads: int | None) -> dict[str, _Spin]:
-    """`Hash` is in megabytes, `Move Overhead` the milliseconds of a clock that are left to the way between programs."""
-    cores = os.cpu_count() or 1
-    return {
-        "Hash": _Spin(64, 1, 65_536),
-        "Threads": _Spin(threads or cores, 1, cores),
-        "MultiPV": _Spin(1, 1, 256),
-        "Move Overhead": _Spin(50, 0, 5000),
-    }
-
-
 class Uci:
     """Reads commands and answers them. `open_player` opens the model, at `isready` or the first `go`, so that `uci` is
     answered at once; its UserErrors end the program. `search` is what the command line asks for (None: the strongest),
@@ -67,7 +56,13 @@ class Uci:
         self.source, self.sink = source or sys.stdin, sink or sys.stdout
         self.board = chess.Board()
         self.search = search or _STRONGEST
-        self.spins = _spins(threads)
+        cores = os.cpu_count() or 1
+        self.spins = {
+            "Hash": _Spin(64, 1, 65_536),  # megabytes
+            "Threads": _Spin(threads or cores, 1, cores),
+            "MultiPV": _Spin(1, 1, 256),
+            "Move Overhead": _Spin(50, 0, 5000),  # milliseconds of a clock that are left to the way between programs
+        }
         self.chosen: dict[str, int] = {}
         self.shows_chances = False
         self._player: Player | None = None
@@ -143,7 +138,12 @@ class Uci:
                 raise UserError(f"{spin} is {value!r}; give a whole number from {least} to {most}")
             self.chosen[spin] = int(value)
         elif name == "search":
-            self._set_search(value.lower())
+            search = value.lower()
+            if search not in (_STRONGEST, *SEARCHES):
+                raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
+            if self._player is not None:
+                self._player.search_by(None if search == _STRONGEST else search)
+            self.search = search
         elif name == "uci_showwdl":
             self.shows_chances = value.lower() == "true"
         elif name == "uci_chess960" and value.lower() == "true":
@@ -152,13 +152,6 @@ class Uci:
             raise UserError(f"there is no option {name!r}; {nearest(name, [*self.spins, 'Search', 'UCI_ShowWDL'])}")
         if self._player is not None:
             self._apply(self._player)
-
-    def _set_search(self, search: str) -> None:
-        if search not in (_STRONGEST, *SEARCHES):
-            raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
-        if self._player is not None:
-            self._player.search_by(None if search == _STRONGEST else search)
-        self.search = search
 
     def _value(self, name: str) -> int:
         return self.chosen.get(name, self.spins[name].default)
@@ -191,7 +184,13 @@ class Uci:
 
     def _go(self, words: list[str]) -> None:
         self._stop()
-        board, asked = self.board, _values(words)
+        board, current = self.board, []
+        asked: dict[str, list[str]] = {}  # what follows each word
+        for word in words:
+            if word in _GO:
+                current = asked[word] = []
+            else:
+                current.append(word)
         limits, only, mate = SearchLimits(), [], None
         try:
             only = [move_named(board, text) for text in asked.get("searchmoves", [])]
@@ -268,7 +267,8 @@ class Uci:
         seconds = max(1e-3, time.monotonic() - limits.started)
         for number, line in enumerate(lines[: self._value("MultiPV")], 1):
             score = "mate 1" if line.mates else f"cp {centipawns(expected_of(line.outcome))}"
-            chances = " wdl {} {} {}".format(*_thousandths(line)) if self.shows_chances else ""
+            win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
+            chances = f" wdl {win} {1000 - win - loss} {loss}" if self.shows_chances else ""
             moves = " ".join(move.uci() for move in line.moves)
             self._say(
                 f"info depth {len(line.moves)} multipv {number} score {score}{chances} nodes {nodes} "
@@ -303,18 +303,6 @@ _GO = (
 )  # fmt: skip
 
 
-def _values(words: list[str]) -> dict[str, list[str]]:
-    """What follows each word of `go`."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []
-    for word in words:
-        if word in _GO:
-            current = found[word] = []
-        else:
-            current.append(word)
-    return found
-
-
 def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
     """The whole number after a word of `go`; None without the word. A clock may have run below 0."""
     if name not in values:
@@ -332,8 +320,3 @@ def _told(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def _thousandths(line: SearchLine) -> tuple[int, int, int]:
-    win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
-    return win, 1000 - win - loss, loss

@@ -104,19 +104,15 @@ class Windows(Continued):
         parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
         self.least = np.array([flat(part) for part in parts])
         self.scales = np.array([seasonal_error(part, season) for part in parts])
-        if known is None:
-            self.codec = self._lined()
-
-    def _lined(self) -> WindowCodec:
-        """The codec with the simple forecast that is best in training, and its errors there."""
-        rows = spread(self.splits.rows("train"), _JUDGED)
-        known, unit = self.around(rows), self.window(rows).unit[..., 0]
-        simple = simple_forecasts(known.before, self.horizon, self.codec.season)
-        errors = {name: (known.after - said) / unit for name, said in simple.items()}
-        best = min(errors, key=lambda name: np.abs(errors[name]).mean())
-        mean = max(float(np.abs(errors[best]).mean()), 1e-3)
-        quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
-        return replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
+        if known is None:  # with the simple forecast that is best in training, and its errors there
+            rows = spread(self.splits.rows("train"), _JUDGED)
+            windows, unit = self.around(rows), self.window(rows).unit[..., 0]
+            simple = simple_forecasts(windows.before, self.horizon, season)
+            errors = {name: (windows.after - said) / unit for name, said in simple.items()}
+            best = min(errors, key=lambda name: np.abs(errors[name]).mean())
+            mean = max(float(np.abs(errors[best]).mean()), 1e-3)
+            quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
+            self.codec = replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
 
     def around(self, rows: np.ndarray) -> Around:
         places = self.at.values[rows][:, None]

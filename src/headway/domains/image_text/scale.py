@@ -79,7 +79,9 @@ class ContrastScale(CaptionedScale):
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = super().settle(recipe, paths, minutes)
         images = len(read_captions(paths, self.columns(recipe)).images)
-        settings = {"train.batch_size": _first_batch(images), "task.augment.light": 0.1}
+        # Of the measurements: no more images than there will surely be to train on.
+        first = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
+        settings = {"train.batch_size": first, "task.augment.light": 0.1}
         return Settled({**found.settings, **settings}, found.reason)
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
@@ -129,11 +131,6 @@ def _longest(found: Captions) -> int:
         with suppress(UserError):
             sides.append(max(read_image(found.images[row].path).shape[:2]))
     return int(np.median(sides)) if sides else 1 << 12
-
-
-def _first_batch(images: int) -> int:
-    """Of the measurements: no more images than there will surely be to train on."""
-    return int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
 
 
 SCALES = {"image-text": ContrastScale(), "caption": CaptionScale()}

@@ -170,11 +170,8 @@ class ParallelText(Sourced):
 
     def of(self, split: str) -> SentencePairs:
         """The pairs of a split that can be computed."""
-        if split not in self._of:
-            self._of[split] = self._select(split)
-        return self._of[split]
-
-    def _select(self, split: str) -> SentencePairs:
+        if split in self._of:
+            return self._of[split]
         numbers = self.splits.rows(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
@@ -187,19 +184,16 @@ class ParallelText(Sourced):
                 f"and {found.empty:,} that are empty on a side"
             )
         kept = found.pairs
-        if self.reverse and split == "train":
-            kept = kept[~self._held_out(kept)]
-        sides = [Sentences.of(column, kept) for column in (self.cache.source, self.cache.target)]
-        source, target = sides[::-1] if self.reverse else sides
+        if self.reverse and split == "train":  # splits are drawn by the other side, the files' first
+            sides, texts = self.splits.sides, self.cache.target
+            others = {texts[pair].tobytes() for side in ("validation", "test") for pair in sides[side]}
+            kept = kept[np.array([texts[pair].tobytes() not in others for pair in kept], dtype=bool)]
+        columns = [Sentences.of(column, kept) for column in (self.cache.source, self.cache.target)]
+        source, target = columns[::-1] if self.reverse else columns
         at_once = max(_EVALUATED_AT_ONCE, int(max(source.lengths.max(), target.lengths.max())) + 1)
         reverse = self.config.reverse_source
-        return SentencePairs(source, target, self.marks, reverse, self.batch_tokens, at_once, self.seed)
-
-    def _held_out(self, numbers: np.ndarray) -> np.ndarray:
-        """Which pairs have a source that is held out too: splits are drawn by the other side, the files' first."""
-        sides, source = self.splits.sides, self.cache.target
-        others = {source[pair].tobytes() for split in ("validation", "test") for pair in sides[split]}
-        return np.array([source[pair].tobytes() in others for pair in numbers], dtype=bool)
+        self._of[split] = SentencePairs(source, target, self.marks, reverse, self.batch_tokens, at_once, self.seed)
+        return self._of[split]
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
         """The texts of a split, as they stand in the files, at most `limit`, spread evenly over them."""

@@ -66,7 +66,8 @@ class VisionScale(Scale):
         assert isinstance(recipe.task, VisionConfig)  # the recipe's own
         share = (min(epochs, _FULL) - _WEAK) / (_FULL - _WEAK)
         changed = weaker(recipe.task.augment, _GENTLE + (1 - _GENTLE) * max(0.0, share))
-        dropped = 0.1 if epochs > _FULL and _layers(recipe) > 3 else 0.0
+        layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
+        dropped = 0.1 if epochs > _FULL and layers > 3 else 0.0
         return {"model.drop_path": dropped, **{f"task.augment.{name}": value for name, value in changed.items()}}
 
 
@@ -107,11 +108,6 @@ def weaker(augment: ImageAugmentConfig, share: float) -> Settings:
         name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")
     }
     return {**linear, "crop": round(1 - share * (1 - augment.crop), 4), "shift": math.ceil(share * augment.shift)}
-
-
-def _layers(recipe: Recipe) -> int:
-    model = recipe.model
-    return len(model.stack.blocks) if isinstance(model, TransformerConfig) else 0
 
 
 SCALES = {"vision": VisionScale()}

@@ -74,7 +74,11 @@ class Images(Classified):
 
     def __init__(self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, workspace: Path) -> None:
         self.config = config
-        embed = _embed(recipe.model)
+        embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
+        if not isinstance(embed, PatchEmbedConfig):
+            raise ConfigError(
+                "this model reads no images; take one that does, such as --set model=vit-ti16, or start from a ViT"
+            )
         # grey images need no three channels, but in a model that has them
         grey = samples.grey is not None and recipe.start is None
         channels = 1 if grey else embed.channels
@@ -108,7 +112,7 @@ class Images(Classified):
         """`model` with the images' channels. UserError for a split without images."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        assert isinstance(model, TransformerConfig)  # as `_embed` has seen
+        assert isinstance(model, TransformerConfig)  # as it was at the start
         return replace(model, embed=self.embed)
 
     def _measured(self) -> dict[str, Any]:
@@ -195,15 +199,6 @@ class Taught(ImageClasses):
         says = self._teacher.classes(pixels, self._images.mean, self._images.std)
         given = F.cross_entropy(labelled, batch.targets, reduction="sum", label_smoothing=self.smoothing)
         return {"loss": Loss((given + F.cross_entropy(taught, says, reduction="sum")) / 2, batch.tokens)}
-
-
-def _embed(model: ModelConfig) -> PatchEmbedConfig:
-    embed = model.embed if isinstance(model, TransformerConfig) else None
-    if not isinstance(embed, PatchEmbedConfig):
-        raise ConfigError(
-            "this model reads no images; take one that does, such as --set model=vit-ti16, or start from a ViT"
-        )
-    return embed
 
 
 def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
