@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from headway.exchange import Quantized, export, quantize
     from headway.fitting import Plan
     from headway.generate import Completion, Limits, Sampling, SearchConfig
-    from headway.listing import presets, recipes
     from headway.loading import load
     from headway.model import Model
+    from headway.recipes import presets, recipes
     from headway.train import Recipe, Run
 
 __all__ = [
@@ -104,12 +104,12 @@ lazily(
             "Sampling",
             "SearchConfig",
         ),
-        ".listing": (
+        ".loading": ("load",),
+        ".model": ("Model",),
+        ".recipes": (
             "presets",
             "recipes",
         ),
-        ".loading": ("load",),
-        ".model": ("Model",),
         ".train": (
             "Recipe",
             "Run",

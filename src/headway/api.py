@@ -15,15 +15,13 @@ from headway.checkpoints.usage import Usage
 from headway.codecs import published_codec
 from headway.errors import UserError
 from headway.evaluation import open_task
-from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
+from headway.fitting import Fitted, Plan, fitting, foretelling, outgrown, plans, tune
 from headway.given import typed
 from headway.in_memory import Data, kept
 from headway.loading import find_device, load
 from headway.model import Model
-from headway.pictures import attention_pictures
-from headway.planning import plans
 from headway.recipes import begin_task, configured, named, recorded
-from headway.report import Picture
+from headway.report import Picture, heatmap
 from headway.report.page import HOW_TO_INSTALL, available
 from headway.train import Recipe, Run, Task, Trainer, claim
 from headway.train.budget import FEW, Clock, check_minutes
@@ -203,3 +201,25 @@ def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     if limit > few:
         scores = task.evaluate(run.model, split, None if limit == whole else limit)
     return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
+
+
+_MOST = 24  # symbols, so that a picture can be read
+_HEADS = 4
+
+
+def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
+    """Where heads of the last layer look, on the prompt of a sample; none without attention or samples."""
+    prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
+    found = model.attention(prompts[0]) if prompts else None
+    if found is None or not found.maps:
+        return []
+    name, weights = list(found.maps.items())[-1]
+    part, symbols = weights[:_HEADS, :_MOST, :_MOST].tolist(), found.symbols[:_MOST]
+    return [
+        Picture(
+            f"Attention, head {number}",
+            f"of {name}: where each symbol (downwards) looks",
+            heatmap(head, symbols, symbols, "self-attention"),
+        )
+        for number, head in enumerate(part, 1)
+    ]

@@ -10,10 +10,10 @@ import torch
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.native import QUANTISED, Weights
 from headway.checkpoints.open import Opened, open_model, use_of
-from headway.collector import resting
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Backend
+from headway.lazily import resting
 from headway.memory import check_room
 from headway.model import Model
 from headway.models import Cache

@@ -1,4 +1,6 @@
-"""Recipes by name, with the user's settings and data written into them, and the tasks that they open."""
+"""Recipes by name, with the user's settings and data written into them, and the tasks that they open; and what can be
+trained by name, as tables.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headway import domains
 from headway.checkpoints.hub import find_folder
 from headway.checkpoints.open import open_config, open_usage
 from headway.checkpoints.usage import Usage, read_usage
@@ -18,7 +21,7 @@ from headway.domains import recipe as find_recipe
 from headway.errors import UserError, nearest
 from headway.evaluation import listed, open_task
 from headway.in_memory import Paths
-from headway.models import ModelConfig
+from headway.models import ModelConfig, describe
 from headway.models.presets import PRESETS, preset
 from headway.runs import read_recipe
 from headway.train import Recipe, Task
@@ -143,3 +146,24 @@ def find_usage(name: str) -> tuple[Usage, bool]:
     if RunDirectory(path).exists():
         return read_usage(path), True
     return open_usage(find_folder(name)), False
+
+
+def recipes() -> list[dict[str, Any]]:
+    """The recipes, a row (dict) each: name, domain, parameters, data, time and score to expect, description."""
+    return [
+        {
+            "name": recipe.name,
+            "domain": recipe.domain,
+            "parameters": describe(recipe.model)["parameters"],
+            "data": ", ".join(recipe.data) or ("makes its own" if recipe.task.makes_data else "yours (--data)"),
+            "makes_data": recipe.task.makes_data,
+            "expected": recipe.expected,
+            "description": recipe.description,
+        }
+        for recipe in domains.recipes().values()
+    ]
+
+
+def presets() -> list[dict[str, Any]]:
+    """The presets of model architectures, a row (dict) each: name and number of parameters."""
+    return [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]

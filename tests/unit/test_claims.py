@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from headway.claims import gather as gathering
+from headway.claims import page as gathering
 from headway.claims import sequences
 from headway.claims.claim import (
     Claim,

@@ -18,7 +18,7 @@ import headway as hw
 from headway.cli import main as cli
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
-from headway.domains.forecast.windows import LEVELS, WindowCodec
+from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 from headway.recipes import configured, open_task

@@ -13,11 +13,10 @@ from image_text_data import TINY, draw, task
 from torch import Tensor
 
 from headway.cli import main as cli
-from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.emoji import ComparedImages, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
-from headway.domains.image_text.task import ImageTextConfig
+from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
 from headway.errors import ConfigError, UserError
 from headway.models import TwoTower, build
 from headway.models.presets import clip

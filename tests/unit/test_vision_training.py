@@ -21,8 +21,7 @@ import headway as hw
 from headway.checkpoints.usage import read_usage
 from headway.cli import main as cli
 from headway.cli.answers import Failures, answers
-from headway.domains.vision.task import ImageClasses, Images
-from headway.domains.vision.teacher import Teacher
+from headway.domains.vision.task import ImageClasses, Images, Teacher
 from headway.errors import ConfigError, UserError
 from headway.models import DistilledHeadConfig, Transformer
 from headway.models.presets import deit, vit

@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 import headway as hw
 from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
-from headway.bench.training import training_step
 from headway.checkpoints.native import named_tensors
+from headway.checkpoints.open import open_config, open_model
+from headway.codecs import train_codec
+from headway.data import SplitConfig, TokenCache
+from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.engine import PackedTensor
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
 from headway.kernels import deterministic
 from headway.models import EncoderDecoder, Generative
+from headway.train import AdamWConfig, Recipe, TrainConfig
+from headway.train.distributed import Processes
+from headway.train.learner import Learner
 from headway.train.memory import kept_heap
+from headway.train.task import Task
+
+_TOKENS = 1 << 18
+
+
+def training_step(job: Job) -> Callable[[], object]:
+    """The next step of a language model on windows of drawn tokens: a batch, forward, backward, clipping, AdamW."""
+    context = job.context or 0
+    recipe = training_recipe(job.model, job.rows, context)
+    config = cast(LanguageConfig, recipe.task)
+    codec = train_codec("char", ["ab"], None)  # any: neither batches nor losses ask for text
+    task = Task(Documents(config, _drawn(job), codec, context, job.rows, job.seed), NextToken())
+    learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
+    stream, number = task.batches("train"), iter(range(recipe.train.steps))
+    return lambda: learner.update(next(number), [next(stream)])
+
+
+def training_recipe(model: Path, rows: int, context: int) -> Recipe:
+    config = open_config(model)
+    task = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
+    train = TrainConfig(steps=1_000_000, batch_size=rows)
+    return Recipe("bench", "text", "drawn tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
+
+
+def _drawn(job: Job) -> TokenCache:
+    """One document of drawn tokens."""
+    ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
+    offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
+    return TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
+
 
 _CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.experiments import chosen
-    from headway.claims.gather import gather, listing, summary
+    from headway.claims.page import gather, listing, summary
     from headway.claims.runner import budget, run_claim
 
     if args.device not in ("auto", "cpu"):

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.picture is not None:
             import numpy as np
 
-            from headway.report.fans import Panel, fans
+            from headway.report.charts import Panel, fans
 
             if len(found) > _SHOWN:
                 terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")

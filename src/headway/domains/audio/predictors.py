@@ -14,8 +14,7 @@ from torch import Tensor
 
 from headway import given
 from headway.checkpoints.usage import named
-from headway.domains.audio.classification import windowed
-from headway.domains.audio.glance import glance, middle_of
+from headway.domains.audio.classification import glance, middle_of, windowed
 from headway.domains.audio.listener import Task, Transcribing
 from headway.domains.audio.sound import Given, mono, open_sound, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription

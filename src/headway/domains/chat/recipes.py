@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headway.domains.chat.instruct import InstructConfig
 from headway.domains.chat.preference import PreferenceConfig
+from headway.domains.chat.task import InstructConfig
 from headway.models import TransformerConfig
 from headway.models.presets import decoder
 from headway.parts.init import InitConfig

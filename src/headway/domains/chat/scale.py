@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from headway.data.dialogues import dialogue_sources, read_chats
-from headway.domains.chat.instruct import Chats
+from headway.domains.chat.task import Chats
 from headway.errors import UserError
 from headway.train import Recipe, Task
 from headway.train.scale import Scale, Settings, Settled, Shapes, below

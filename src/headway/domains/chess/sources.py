@@ -15,9 +15,20 @@ import numpy as np
 from headway.codecs.boards import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.data.splits import key_of
-from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
 from headway.domains.chess.pgn import Game, games
-from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, move_of, number_of, record
+from headway.domains.chess.rules import (
+    Record,
+    board_and_rest,
+    board_of,
+    chess,
+    legal_numbers,
+    move_named,
+    move_of,
+    moves_of,
+    number_of,
+    operations_of,
+    record,
+)
 from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, nearest
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from headway.domains.forecast.task import ForecastConfig, read_codec
-from headway.domains.forecast.windows import LEVELS, flat
+from headway.domains.forecast.task import LEVELS, ForecastConfig, flat, read_codec
 from headway.errors import UserError
 from headway.evaluation import listed
 from headway.generate.prompts import evaluating

@@ -1,8 +1,12 @@
-"""Images with texts, as users have them: tables that name a file and say what it shows."""
+"""Images with texts, as users have them: tables that name a file and say what it shows; and the images as a model
+reads them.
+"""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data import Table, read_table
 from headway.data.files import File
+from headway.data.fingerprint import fingerprint
+from headway.data.pixels import DecodedImages, Pixels, Reading, open_images
 from headway.errors import UserError
 
 
@@ -86,3 +93,29 @@ def _check_there(table: Table, files: Sequence[Path]) -> None:
         f"{len(files):,} rows name no file. Paths are counted from the table's folder: correct them, or leave these "
         "rows out"
     )
+
+
+_DIGEST = 16  # bytes of a key
+
+
+def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
+    """The images of files, and of members of .zip archives, resized and cropped for a model, from the cache or into it.
+
+    UserError for the first image that is corrupt, no image at all or too large to be decoded; with `skip` such images
+    are counted in a warning, and their pixels are black.
+    """
+    if processor.shape is None:
+        raise UserError("the image processor gives every image a size of its own; let it resize or crop to one")
+    pillow()  # before any work
+    steps = (processor.size, processor.shortest, processor.resample, processor.crop)
+    shape = (*processor.shape, processor.channels)
+    with ExitStack() as stack:
+        places = {file.path for file in files if file.member is not None}
+        archives = {path: stack.enter_context(zipfile.ZipFile(path)) for path in places}
+
+        def read(number: int) -> Pixels:
+            file = files[number]
+            data = file.path.read_bytes() if file.member is None else archives[file.path].read(file.member)
+            return processor.pixels(decode_image(data, str(file)))
+
+        return open_images(Reading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.data import SplitConfig
-from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.caption_config import EmojiConfig, FilesConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
-from headway.domains.image_text.task import ImageTextConfig
+from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
 from headway.mixers import AttentionConfig
 from headway.models import (
     BlockConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headway.data import SplitConfig
 from headway.domains.translation.config import TranslationConfig
-from headway.domains.translation.pronounce import PronounceConfig
+from headway.domains.translation.task import PronounceConfig
 from headway.mixers import AttentionConfig, CrossAttentionConfig
 from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.models.presets import preset

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headway.metrics.forecasts import forecast_scores
 from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 from headway.report import Picture
-from headway.report.fans import Panel, drawable, fans
+from headway.report.charts import Panel, drawable, fans
 from headway.train.examples import Batch, Numbered, Selected
 from headway.train.objective import Objective, judged
 
