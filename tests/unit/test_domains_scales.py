@@ -16,7 +16,7 @@ from understanding_data import write_questions, write_sentences
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
-from headway.domains.image_text.scale import resolution
+from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.fitting import fitting
 from headway.recipes import configured

@@ -1,4 +1,4 @@
-"""Pairs of sequences as a task, translation and how words are said: the pairs and their batches, and what is learned."""
+"""Pairs of sequences as tasks, translation and how words are said: pairs, their batches, and what is learned."""
 
 from __future__ import annotations
 
