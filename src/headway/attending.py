@@ -83,7 +83,10 @@ class Attention(NamedTuple):
         axes = figure.subplots()
         weights = torch.stack(chosen).mean(0)
         _draw(axes, weights)
-        _name(axes, self.symbols, columns)
+        axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(self.symbols)), [_short(name) for name in self.symbols], fontsize=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
         where = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
         which = "mean of heads" if head is None else f"head {head}"
         axes.set_title(f"{where}, {which}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
@@ -138,13 +141,6 @@ def _figure() -> Figure:
 
 def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
-
-
-def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _short(name: str) -> str:

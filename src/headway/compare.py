@@ -364,7 +364,11 @@ def _notes(
             f"Caution: the least time is {min(seconds) / max(seconds):.0%} of the most, as the machine's speed changed "
             "or steps are few; give more --minutes."
         )
-    yield from _sizes([result.variant for result in results])
+    compared = [result.variant for result in results]
+    if any(variant.width is not None for variant in compared):
+        yield "Widths were adjusted so that all have about as many parameters as the first."
+    off = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
+    yield f"The sizes differ by at most {off:.1%} from the first."
     if precision:
         yield precision
     if seeds == 1:
@@ -375,13 +379,6 @@ def _span(values: Sequence[float], digits: int = 0) -> str:
     """From the least to the most, or the one that all have."""
     low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _sizes(found: Sequence[Variant]) -> Iterator[str]:
-    if any(variant.width is not None for variant in found):
-        yield "Widths were adjusted so that all have about as many parameters as the first."
-    off = max(abs(variant.parameters / found[0].parameters - 1) for variant in found)
-    yield f"The sizes differ by at most {off:.1%} from the first."
 
 
 def sections(comparison: Comparison, command: str) -> Sections:

@@ -396,7 +396,11 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
         check_space(kind, shape, config, found, Path(folder))
         note(f"drawing the weights of {shape}")
         prepare_ours(kind, config, request.seed, found, Path(folder))
-        job = _job(request, config, folder)
+        rows = ROWS[kind] if request.rows is None else request.rows
+        threads, context = request.threads or torch.get_num_threads(), getattr(config, "context", None)
+        settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
+        settings["cache"] = request.cache
+        job = Job(kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
         for program in found:
             if program.prepares:
                 note(f"preparing {program.title}")
@@ -414,15 +418,6 @@ def _forms(request: Request) -> tuple[str, ...]:
         raise UserError(f"training needs weights in fp32, not in {wrong[0]}; leave --weights out")
     able = any(unit in machine()["units"] for unit in _BF16)
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
-
-
-def _job(request: Request, config: Any, folder: str) -> Job:
-    rows = ROWS[request.kind] if request.rows is None else request.rows
-    threads = request.threads or torch.get_num_threads()
-    context = getattr(config, "context", None)
-    settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
-    settings["cache"] = request.cache
-    return Job(request.kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
 
 
 def _measured(

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from headway.checkpoints.durable import write_text
-from headway.claims.claim import Claim, Evidence, Interval, Number, mean
+from headway.claims.claim import Claim, Evidence, Interval, mean
 from headway.claims.experiments import claims
 from headway.claims.runner import record, reread
 from headway.config import to_dict
@@ -197,6 +197,12 @@ def write_page(directory: Path, found: Sequence[Evidence], pictures: Mapping[str
 def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
     claim, finding, facts = evidence.claim, evidence.finding, evidence.environment
     threads = f"{facts.get('threads')} {'thread' if facts.get('threads') == 1 else 'threads'}"
+    numbers = []
+    for number in finding.numbers:
+        value, low, high = number.interval
+        known = math.isfinite(low) and math.isfinite(high)
+        interval = f"{figure(low)} to {figure(high)}" if known else ""
+        numbers.append({"number": number.name, "value": figure(value), "95 % interval": interval, "over": number.of})
     circumstances = [
         f"{evidence.trials.seeds} seeds from {evidence.seed}",
         f"{evidence.seconds:.0f} s",
@@ -214,23 +220,12 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
         "control_verdict": finding.control_verdict,
         "control_failed": finding.control,
         "words": {"Measured": claim.measured, "Rule, fixed beforehand": claim.rule, "Control": claim.control},
-        "numbers": [_row(number) for number in finding.numbers],
+        "numbers": numbers,
         "remarks": finding.remarks,
         "picture": pictures.get(claim.name),
         "settings": to_dict(evidence.settings),
         "facts": ", ".join(circumstances),
         "command": f"headway claims {claim.name}{' --full' if evidence.full else ''} --seed {evidence.seed}",
-    }
-
-
-def _row(number: Number) -> dict[str, Any]:
-    value, low, high = number.interval
-    known = math.isfinite(low) and math.isfinite(high)
-    return {
-        "number": number.name,
-        "value": figure(value),
-        "95 % interval": f"{figure(low)} to {figure(high)}" if known else "",
-        "over": number.of,
     }
 
 

@@ -66,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import Shots, check_together
+    from headway.environments import Copies, Shots, check_together, default_policy
 
     _check_out(args)
     recorders: list[Recorder] = []
@@ -79,7 +79,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     with ExitStack() as stack:
         shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
-        copies = [stack.enter_context(_copies(args, name)) for name in args.env]
+        copies = []
+        for name in args.env:
+            heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
+            at_once = min(args.at_once or (1 if heavy else _AT_ONCE), args.episodes)
+            opened = Copies(name, at_once, cameras=args.cameras, size=tuple(args.size))
+            copies.append(stack.enter_context(opened))
         recorders = [_recorder(args, each, task, shots) for task, each in enumerate(copies)]
         if not args.out.suffix:
             check_together(recorders)
@@ -141,14 +146,6 @@ def _policies(args: argparse.Namespace, environment: str) -> list[str]:
 def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
     """Whether only episodes are kept in which the task is done: where the expert alone acts."""
     return set(_policies(args, environment)) == {"expert"}
-
-
-def _copies(args: argparse.Namespace, name: str) -> Copies:
-    from headway.environments import Copies, default_policy
-
-    heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
-    at_once = args.at_once or (1 if heavy else _AT_ONCE)
-    return Copies(name, min(at_once, args.episodes), cameras=args.cameras, size=tuple(args.size))
 
 
 def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots | None) -> Recorder:

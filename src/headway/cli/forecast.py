@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from headway.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.domains.forecast import Forecast
+    pass
 
 EXAMPLE = """
 headway forecast runs/forecast --steps 24
@@ -40,7 +39,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
     with torch_options(args):
         found = load(args).forecast(args.data, args.steps)
-    rows = [row for one in found for row in _rows(one)]
+    rows: list[dict[str, Any]] = [
+        {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
+        for one in found
+        for time, *values in zip(one.times, *one.quantiles.values())
+    ]
     try:
         if args.out is not None:
             with args.out.open("w", encoding="utf-8", newline="") as file:
@@ -66,8 +69,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
     terminal.result({"forecasts": [one._asdict() for one in found], **files})
-
-
-def _rows(one: Forecast) -> Iterator[dict[str, Any]]:
-    for time, *values in zip(one.times, *one.quantiles.values()):
-        yield {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}

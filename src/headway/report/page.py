@@ -199,15 +199,10 @@ def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
 
 
 def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
-    shown = _small(pixels)
+    step = -(-max(pixels.shape[:2]) // _LONGEST)
+    shown = pixels[::step, ::step]  # every so many pixels of a large image
     drawn = ' class="pixels"' if max(shown.shape[:2]) <= _COARSE else ""
     return f'<img{drawn} alt="" src="{data_uri(shown)}">'
-
-
-def _small(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Every so many pixels of a large image."""
-    step = -(-max(pixels.shape[:2]) // _LONGEST)
-    return pixels[::step, ::step]
 
 
 _FEW = 3  # answers from which on it means something that all are equal

@@ -171,7 +171,10 @@ class SoundsScale(Scale):
         if task.seconds is not None:
             return Settled({**self.held_out(count), **_changes(count, task.seconds)})
         lengths = lengths_of(found.files)
-        window, cut = _window(lengths)
+        # A few long sounds would make all the others dear.
+        wanted = lengths.longest if lengths.longest <= 1.25 * lengths.most else lengths.most
+        window = math.ceil(10 * min(wanted, _LONGEST) + 1e-6) / 10
+        cut = lengths.longest > window
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
         settings = {**seconds, **({"task.crop": True} if cut else {})}
         longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
@@ -244,13 +247,6 @@ def check_speech(hours: float, said: int, different: int) -> None:
         f"there are {hours:.2g} hours of speech with {different:,} different words, from which a model that has heard "
         f"nothing else learns no writing; give about {needed:.2g} hours, or begin from a published Whisper with --from"
     )
-
-
-def _window(lengths: Lengths) -> tuple[float, bool]:
-    """Seconds of a window, and whether sounds are longer than it: a few long ones would make all the others dear."""
-    wanted = lengths.longest if lengths.longest <= 1.25 * lengths.most else lengths.most
-    window = math.ceil(10 * min(wanted, _LONGEST) + 1e-6) / 10
-    return window, lengths.longest > window
 
 
 def _changes(count: int, seconds: float) -> Settings:

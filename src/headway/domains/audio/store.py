@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
-from headway.data.tables import TABLE_KINDS, Table, read_table
+from headway.data.tables import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
 from headway.errors import UserError
@@ -144,7 +144,8 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
         if place.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in place.rglob("*")):
             raise UserError(f"{place} holds no transcripts; put a .tsv into it, with the columns path and text")
     table = read_table(places, {"path": path, "text": text})
-    files = [_beside(table, row) for row in range(len(table))]
+    named = table.columns["path"]
+    files = [table.places[row][0].path.parent / Path(named[row]).expanduser() for row in range(len(table))]
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
         row = missing[0]
@@ -162,10 +163,6 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     if not len(kept):
         raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.places[0][0]}")
     return found.select(kept)
-
-
-def _beside(table: Table, row: int) -> Path:
-    return table.places[row][0].path.parent / Path(table.columns["path"][row]).expanduser()
 
 
 def _refuse(skip: bool, fact: str, what: str, count: int, total: int, remedy: str) -> None:

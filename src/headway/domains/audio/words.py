@@ -50,7 +50,9 @@ def align(
     likely = logits[0][:, : marks.end].float().softmax(-1).gather(1, symbols[:, None])[:, 0]
     positions = -(-frames // FRAMES)
     weights = _weights(maps, marks, len(model.decoder.stack.blocks))[:, :, :positions]
-    weights, beside = _normalised(weights), _SMOOTH // 2
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(_BLANK)
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    weights, beside = (weights - mean) / deviation.clamp_min(_BLANK), _SMOOTH // 2
     if weights.shape[-1] > beside:  # the median of each position and its neighbours in time
         around = F.pad(weights, (beside, beside), mode="reflect").unfold(-1, _SMOOTH, 1)
         weights = around.sort(-1).values[..., beside]
@@ -67,12 +69,6 @@ def _weights(maps: dict[str, Tensor], marks: WhisperTokens, depth: int) -> Float
     if named:
         return torch.stack([layers[layer][head] for layer, head in named])
     return torch.cat(layers[depth // 2 :])
-
-
-def _normalised(weights: Float[Tensor, "H T S"]) -> Float[Tensor, "H T S"]:
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(_BLANK)
-    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    return (weights - mean) / deviation.clamp_min(_BLANK)
 
 
 def warp(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:

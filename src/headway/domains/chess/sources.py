@@ -131,16 +131,14 @@ def _of_game(game: Game, evals: float) -> PositionRun:
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
         found.values.append(value[::-1] if black else value)
-        found.worths.append([_worth_played(after, game.result, black)])
+        played = math.nan  # what the move is worth, by the judgement after it or else by the game's result
+        if after is not None:
+            played = float(worth(-after if black else after))
+        elif game.result is not None:
+            played = float(expected(game.result[::-1] if black else game.result))
+        found.worths.append([played])
         before = None if after is None else outcome(after)
     return found
-
-
-def _worth_played(after: float | None, result: np.ndarray | None, black: bool) -> float:
-    """What a move is worth by the judgement after it, in centipawns for White, or else by the game's result."""
-    if after is not None:
-        return float(worth(-after if black else after))
-    return math.nan if result is None else float(expected(result[::-1] if black else result))
 
 
 def _single(

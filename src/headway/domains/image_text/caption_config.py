@@ -188,7 +188,13 @@ class CaptionsConfig(TaskConfig):
             kind = type(model).__name__
             raise ConfigError(f"captions need a captioner, and the model is a {kind}; choose a recipe of captions")
         model = self.with_parts(model, workspace)
-        usage = self._usage(model, workspace)
+        usage = read_usage(workspace)
+        if not usage.processor and self.tower is not None:  # images are made as the tower that is given wants them
+            usage = replace(usage, processor=tower_of(self.tower).usage.processor)
+        if not usage.processor:
+            high, wide = model.images.size
+            size = {"height": high, "width": wide}
+            usage = replace(usage, processor={"image_processor_type": "ViTImageProcessor", "size": size, "resample": 3})
         processor = ImageProcessor.read(usage.processor, "the images' processor")
         if processor.shape != model.images.size or processor.channels != 3:
             raise ConfigError(
@@ -211,17 +217,6 @@ class CaptionsConfig(TaskConfig):
             config = replace(part.config, heads={}, tie="none") if name == "tower" else part.config
             model = replace(model, **{name: config})
         return model
-
-    def _usage(self, model: CaptionerConfig, workspace: Path) -> Usage:
-        """What a run says of itself, or else that images are made as the tower that is given wants them."""
-        usage = read_usage(workspace)
-        if not usage.processor and self.tower is not None:
-            usage = replace(usage, processor=tower_of(self.tower).usage.processor)
-        if usage.processor:
-            return usage
-        high, wide = model.images.size
-        plain = {"image_processor_type": "ViTImageProcessor", "size": {"height": high, "width": wide}, "resample": 3}
-        return replace(usage, processor=plain)
 
     def _codec(self, captions: Iterable[str], workspace: Path) -> Codec:
         """The codec that lies in the workspace, that of the decoder, or one that training captions give."""

@@ -61,7 +61,15 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
     files = _images(table)
-    _check_there(table, files)
+    missing = {file for file in set(files) if not file.is_file()}
+    if missing:
+        lost = [row for row, file in enumerate(files) if file in missing]
+        first = lost[0]
+        raise UserError(
+            f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
+            f"{len(lost):,} of {len(files):,} rows name no file. Paths are counted from the table's folder: correct "
+            "them, or leave these rows out"
+        )
     numbers: dict[Path, int] = {}
     of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
     named = np.zeros(len(numbers), np.uint8)
@@ -79,20 +87,6 @@ def _images(table: Table) -> list[Path]:
         return (table.parent / Path(name).expanduser()).absolute()
 
     return [path_of(file.path, name) for (file, _), name in zip(table.places, table.columns["image"])]
-
-
-def _check_there(table: Table, files: Sequence[Path]) -> None:
-    """UserError where images are missing, which names the first of them."""
-    missing = {file for file in set(files) if not file.is_file()}
-    if not missing:
-        return
-    lost = [row for row, file in enumerate(files) if file in missing]
-    first = lost[0]
-    raise UserError(
-        f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); {len(lost):,} of "
-        f"{len(files):,} rows name no file. Paths are counted from the table's folder: correct them, or leave these "
-        "rows out"
-    )
 
 
 _DIGEST = 16  # bytes of a key

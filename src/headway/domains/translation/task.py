@@ -200,19 +200,17 @@ class ParallelText(Sourced):
     def sources(self, split: str, limit: int | None = None) -> Sources:
         """The texts of a split, as they stand in the files, at most `limit`, spread evenly over them."""
         if split not in self._texts:
-            self._texts[split] = self._read(split)
+            pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
+            both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
+            if self.grouped:
+                together = grouped(both)
+                self._texts[split] = list(together), list(together.values())
+            else:
+                self._texts[split] = [source for source, _ in both], [[target] for _, target in both]
         texts, references = self._texts[split]
         kept = spread(np.arange(len(texts)), limit).tolist()
         given = [texts[row] for row in kept]
         return Sources(given, [references[row] for row in kept], given)
-
-    def _read(self, split: str) -> tuple[list[str], list[list[str]]]:
-        pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
-        both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
-        if self.grouped:
-            together = grouped(both)
-            return list(together), list(together.values())
-        return [source for source, _ in both], [[target] for _, target in both]
 
 
 class TargetText(Written[ParallelText]):
