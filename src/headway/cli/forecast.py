@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headway.cli.options import add_data, load, torch_options, whole
 from headway.cli.terminal import Terminal
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLE = """
 headway forecast runs/forecast --steps 24

@@ -186,10 +186,12 @@ def one(
     seconds = time.monotonic() - started
     nothing = "" if segments else ", in which nobody is heard to speak"
     terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
-    if not live and place is None:
-        terminal.say(written(found, cast(Any, form), lines), end="")
-    elif not live:
-        place.write_text(written(found, cast(Any, form), lines), encoding="utf-8")
+    if not live:
+        text = written(found, cast(Any, form), lines)
+        if place is None:
+            terminal.say(text, end="")
+        else:
+            place.write_text(text, encoding="utf-8")
     where = {} if place is None else {"output": place}
     return {"file": sound.path, **where, **as_dict(found), "seconds": seconds}
 
