@@ -11,21 +11,21 @@ import torch
 
 import headway as hw
 from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
-from headway.checkpoints.native import named_tensors
-from headway.checkpoints.open import open_config, open_model
 from headway.codecs import train_codec
 from headway.data import SplitConfig, TokenCache
 from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.engine import PackedTensor
+from headway.formats.native import named_tensors
+from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
-from headway.kernels import deterministic
-from headway.models import EncoderDecoder, Generative
-from headway.train import AdamWConfig, Recipe, TrainConfig
-from headway.train.distributed import Processes
-from headway.train.learner import Learner
-from headway.train.memory import kept_heap
-from headway.train.task import Task
+from headway.learn import AdamWConfig, Recipe, TrainConfig
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.learn.memory import kept_heap
+from headway.learn.task import Task
+from headway.nn.kernels import deterministic
+from headway.nn.models import EncoderDecoder, Generative
 
 _TOKENS = 1 << 18
 

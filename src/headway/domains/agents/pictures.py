@@ -12,8 +12,8 @@ from headway.domains.agents.codec import AgentCodec
 from headway.environments import PICTURED, Copies
 from headway.environments.playing import Reel, strip
 from headway.errors import UserError
-from headway.models import Transformer
-from headway.report import Picture, line_chart
+from headway.learn.report import Picture, line_chart
+from headway.nn.models import Transformer
 
 _POINTS = 200  # of a curve at most
 _LOG = logging.getLogger(__name__)

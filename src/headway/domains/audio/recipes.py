@@ -24,11 +24,11 @@ from headway.domains.audio.speech import words
 from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
 from headway.errors import UserError
-from headway.models import EncoderDecoderConfig
-from headway.models.presets import listener, whisper
-from headway.parts.init import InitConfig
-from headway.train import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.nn.models import EncoderDecoderConfig
+from headway.nn.models.presets import listener, whisper
+from headway.nn.parts.init import InitConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
 SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)

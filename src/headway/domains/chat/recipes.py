@@ -16,11 +16,11 @@ from headway.data.dialogues import dialogue_sources, read_chats
 from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, InstructConfig
 from headway.errors import UserError
-from headway.models import TransformerConfig
-from headway.models.presets import decoder
-from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.scale import Scale, Settings, Settled, Shapes, below
+from headway.nn.models import TransformerConfig
+from headway.nn.models.presets import decoder
+from headway.nn.parts.init import InitConfig
 
 
 def small() -> TransformerConfig:

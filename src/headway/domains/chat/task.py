@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.checkpoints.usage import read_usage
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
 from headway.codecs.chat import ROLES, Chat, ChatTemplate, Ends, default_template
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
@@ -28,13 +27,14 @@ from headway.data.files import File
 from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
 from headway.data.splits import divided
 from headway.errors import ConfigError, UserError
+from headway.formats.usage import read_usage
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, ByCount, Chance, Numbered, Selected
+from headway.learn.objectives.vocabulary import Likelihood
 from headway.metrics import language_scores
-from headway.models import ModelConfig, Transformer, TransformerConfig
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, ByCount, Chance, Numbered, Selected
-from headway.train.objectives.vocabulary import Likelihood
+from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 
 JUDGED_AT_ONCE = 8192  # tokens
 _LOG = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from pathlib import Path
 from headway.data.files import File, lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
-from headway.models.presets import searchless, squares
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.nn.models.presets import searchless, squares
 
 
 def chess() -> Recipe:

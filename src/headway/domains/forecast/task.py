@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.checkpoints.durable import read_json, write_text
-from headway.checkpoints.usage import SERIES
 from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.errors import ConfigError, UserError
+from headway.formats.durable import read_json, write_text
+from headway.formats.usage import SERIES
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, Chance, spread
+from headway.learn.objectives.quantiles import Around, Continued, Quantiles
+from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
-from headway.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance, spread
-from headway.train.objectives.quantiles import Around, Continued, Quantiles
-from headway.train.recipe import batch_size_of
+from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FLAT = 0.05  # of the deviation of a whole series is the least that a window is scaled by

@@ -13,9 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from torch import nn
 
-from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_config, open_model, use_of
-from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
@@ -25,8 +22,11 @@ from headway.domains.image_text import scenes
 from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.emoji import read_emoji
 from headway.errors import ConfigError, UserError
-from headway.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
-from headway.train import Recipe, Task, TaskConfig
+from headway.formats.hub import find_folder
+from headway.formats.open import open_config, open_model, use_of
+from headway.formats.usage import Usage, read_usage
+from headway.learn import Recipe, Task, TaskConfig
+from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from headway.domains.image_text.data import CaptionColumns, Captions, read_capti
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
 from headway.errors import UserError
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     CaptionerConfig,
     PatchEmbedConfig,
@@ -31,13 +33,11 @@ from headway.models import (
     TwoTowerConfig,
     cycle,
 )
-from headway.models.presets import clip
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import RMSNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.nn.models.presets import clip
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.checkpoints.hub import find_folder
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
 from headway.data import IGNORED, SplitConfig, TokenCache, chunks, open_tokens, text_sources
@@ -27,10 +26,14 @@ from headway.domains.masked.rows import (
     texts_of,
 )
 from headway.errors import UserError
+from headway.formats.hub import find_folder
 from headway.generate.prompts import device_of
 from headway.layout import Layout
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.learn.objective import Objective, judged
 from headway.metrics import perplexity, wilson
-from headway.models import (
+from headway.nn.models import (
     Encoded,
     Loss,
     ModelConfig,
@@ -42,10 +45,7 @@ from headway.models import (
     VocabularyHead,
     VocabularyHeadConfig,
 )
-from headway.parts.norm import LayerNormConfig
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, ByCount, Chance, Examples
-from headway.train.objective import Objective, judged
+from headway.nn.parts.norm import LayerNormConfig
 
 _JUDGED_AT_ONCE = 4096  # tokens
 _FIXED = 0  # the seed of masks that are judged, the same for every run

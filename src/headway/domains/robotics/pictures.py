@@ -16,8 +16,8 @@ from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
 from headway.environments.playing import Reel, strip
 from headway.errors import UserError
-from headway.models import RobotPolicy
-from headway.report import Picture, Stroke, bar_chart, line_chart
+from headway.learn.report import Picture, Stroke, bar_chart, line_chart
+from headway.nn.models import RobotPolicy
 
 _NUMBERS = 3  # of an action that are drawn
 _LOG = logging.getLogger(__name__)

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.checkpoints.familiar import Familiar
-from headway.checkpoints.hub import find_folder
 from headway.codecs import Codec, Kind, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
@@ -31,15 +29,17 @@ from headway.data import (
     text_sources,
 )
 from headway.errors import ConfigError
+from headway.formats.familiar import Familiar
+from headway.formats.hub import find_folder
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, ByCount, Chance, Examples, Samples
+from headway.learn.objective import Carrying, judged
+from headway.learn.objectives.vocabulary import Likelihood
 from headway.metrics import language_scores
-from headway.mixers import State
-from headway.models import Loss, ModelConfig, Transformer, TransformerConfig, describe
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, ByCount, Chance, Examples, Samples
-from headway.train.objective import Carrying, judged
-from headway.train.objectives.vocabulary import Likelihood
+from headway.nn.mixers import State
+from headway.nn.models import Loss, ModelConfig, Transformer, TransformerConfig, describe
 
 _JUDGED_AT_ONCE = 8192  # tokens
 _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read

@@ -13,9 +13,9 @@ from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import AT_ONCE, PICTURED, Copies
 from headway.environments.playing import Reel, strip
 from headway.errors import UserError
+from headway.learn.report import Picture, line_chart
 from headway.metrics import bootstrap_mean
-from headway.models import Transformer
-from headway.report import Picture, line_chart
+from headway.nn.models import Transformer
 
 _EPISODES = 4  # for each return that is asked for
 _LOG = logging.getLogger(__name__)

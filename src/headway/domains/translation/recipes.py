@@ -14,14 +14,14 @@ from typing import cast
 from headway.data import SplitConfig, pairs
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
-from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.models.presets import preset
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.positions import SinusoidalConfig
-from headway.train import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below, strain
+from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, strain
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.nn.models.presets import preset
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.positions import SinusoidalConfig
 from headway.visibility import Full
 
 

@@ -14,8 +14,10 @@ from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
 from headway.domains.vision.task import VisionConfig
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     PatchEmbedConfig,
     PooledHeadConfig,
@@ -23,10 +25,8 @@ from headway.models import (
     TransformerConfig,
     cycle,
 )
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
 from headway.visibility import Full
 
 CLOTHES = (

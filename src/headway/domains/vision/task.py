@@ -13,10 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.checkpoints.familiar import SMALLEST, Alike, Familiar, looks
-from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_model
-from headway.checkpoints.usage import read_usage
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
 from headway.data import SplitConfig
@@ -25,7 +21,16 @@ from headway.domains.vision.looking import pictures
 from headway.domains.vision.samples import LabelledImages, load_images, read_samples
 from headway.domains.vision.use import processor_of
 from headway.errors import ConfigError, UserError
-from headway.models import (
+from headway.formats.familiar import SMALLEST, Alike, Familiar, looks
+from headway.formats.hub import find_folder
+from headway.formats.open import open_model
+from headway.formats.usage import read_usage
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, Chance
+from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.learn.recipe import batch_size_of
+from headway.learn.report import Picture
+from headway.nn.models import (
     DistilledHead,
     DistilledHeadConfig,
     Loss,
@@ -36,11 +41,6 @@ from headway.models import (
     Transformer,
     TransformerConfig,
 )
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance
-from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
-from headway.train.recipe import batch_size_of
 
 
 class Teacher:
