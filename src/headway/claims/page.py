@@ -1,22 +1,17 @@
-"""What lies in a folder of results, for people: lists, pictures, and the page of all claims, one self-contained HTML
-file with a figure each.
-"""
+"""The page of all claims: one self-contained HTML file with a figure each."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from headway.claims.claim import Claim, Evidence, Interval, mean
-from headway.claims.experiments import claims
-from headway.claims.runner import record, reread
+from headway.claims.claim import Evidence, Interval, mean
 from headway.config import to_dict
-from headway.errors import UserError
 from headway.formats.durable import write_text
 from headway.learn.report.charts import short
 from headway.learn.report.page import environment
@@ -234,44 +229,3 @@ def figure(value: float) -> str:
     if not math.isfinite(value):
         return "none"
     return short(float(f"{value:.3g}"))
-
-
-def gather(directory: Path, note: Callable[[str], None]) -> Path | None:
-    """Draw the pictures and write the page of all evidence in `directory`; None, with a note, without the extra."""
-    found = [evidence for claim in claims().values() if (evidence := reread(claim, directory)) is not None]
-    try:
-        pictures = {evidence.claim.name: svg(evidence) for evidence in found}
-        for name, drawing in pictures.items():
-            write_text(directory / f"{name}.svg", drawing)
-        return write_page(directory, found, pictures)
-    except UserError as error:
-        note(str(error))
-        return None
-
-
-def listing(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
-    """A row a claim."""
-    return [
-        {
-            "number": claim.number,
-            "name": claim.name,
-            "title": claim.title,
-            "statement": claim.statement,
-            "source": claim.source,
-            "measured": claim.measured,
-            "rule": claim.rule,
-            "control": claim.control,
-            "minutes": claim.minutes,
-            "full_minutes": claim.full_minutes,
-            "seeds": claim.seeds,
-        }
-        for claim in chosen
-    ]
-
-
-def summary(evidence: Evidence, directory: Path) -> dict[str, Any]:
-    """What --json says of a claim: the record without the trials, and where the files lie."""
-    name = evidence.claim.name
-    short = {key: value for key, value in record(evidence).items() if key != "trials"}
-    picture = directory / f"{name}.svg"
-    return {**short, "result": directory / f"{name}.json", "picture": picture if picture.exists() else None}
