@@ -81,7 +81,7 @@ def smoothing(name: str) -> dict[str, float]:
     """The scores of exponential smoothing on the windows that the model is judged on."""
     from headway.app.recipes import configured, open_task
     from headway.data.series import SeriesColumns, read_series
-    from headway.domains.forecast.windows import LEVELS
+    from headway.domains.forecast.task import LEVELS
     from headway.metrics.forecasts import forecast_scores
 
     with tempfile.TemporaryDirectory() as folder:

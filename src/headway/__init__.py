@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from headway.app.compare import Comparison, compare
     from headway.app.exchange import Quantized, export, quantize
     from headway.app.fitting import Plan
-    from headway.app.listing import presets, recipes
     from headway.app.loading import load
     from headway.app.model import Model
+    from headway.app.recipes import presets, recipes
     from headway.attending import Attention
     from headway.domains.audio import Segment, Transcribing, Transcription
     from headway.domains.image_text import Matches
@@ -104,12 +104,12 @@ lazily(
             "Sampling",
             "SearchConfig",
         ),
-        ".app.listing": (
+        ".app.loading": ("load",),
+        ".app.model": ("Model",),
+        ".app.recipes": (
             "presets",
             "recipes",
         ),
-        ".app.loading": ("load",),
-        ".app.model": ("Model",),
         ".learn": (
             "Recipe",
             "Run",

@@ -57,7 +57,14 @@ class Attention(NamedTuple):
         Raises UserError for a model without attention, a layer or head that does not exist, more tokens than can be
         read in a picture, and without matplotlib (extra `report`).
         """
-        layers = self._layers(layer)
+        names = self.across if self.source else tuple(self.maps)
+        if not names:
+            raise UserError("the model has no attention that could be drawn; use one with model.mixer=attention")
+        layers = {number: self.maps[name].float() for number, name in enumerate(names, 1)}
+        if layer is not None and layer not in layers:
+            raise UserError(f"there is no layer {layer} with attention; give one from 1 to {len(layers)}")
+        if layer is not None:
+            layers = {layer: layers[layer]}
         if each and head is not None:
             raise UserError(f"head {head} and all heads are both asked for; leave one of them out")
         fewest = min(len(weights) for weights in layers.values())
@@ -76,23 +83,14 @@ class Attention(NamedTuple):
         axes = figure.subplots()
         weights = torch.stack(chosen).mean(0)
         _draw(axes, weights)
-        _name(axes, self.symbols, columns)
+        axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(self.symbols)), [_short(name) for name in self.symbols], fontsize=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
         where = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
         which = "mean of heads" if head is None else f"head {head}"
         axes.set_title(f"{where}, {which}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
         return figure
-
-    def _layers(self, layer: int | None) -> dict[int, Float[Tensor, "H T S"]]:
-        """The weights of each layer that is drawn, by its number."""
-        names = self.across if self.source else tuple(self.maps)
-        if not names:
-            raise UserError("the model has no attention that could be drawn; use one with model.mixer=attention")
-        layers = {number: self.maps[name].float() for number, name in enumerate(names, 1)}
-        if layer is None:
-            return layers
-        if layer not in layers:
-            raise UserError(f"there is no layer {layer} with attention; give one from 1 to {len(layers)}")
-        return {layer: layers[layer]}
 
     def _each(self, figure: Figure, layers: dict[int, Float[Tensor, "H T S"]]) -> Figure:
         heads = max(len(weights) for weights in layers.values())
@@ -121,11 +119,8 @@ def of_first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tenso
 def symbols_of(codec: Codec, ids: Sequence[int]) -> list[str]:
     """The text of each symbol, in which spaces and marks can be seen."""
     marks = {codec.begin: "<begin>", codec.end: "<end>"}
-    return [marks.get(symbol, _visible(codec.decode([symbol]))) for symbol in ids]
-
-
-def _visible(text: str) -> str:
-    return text.strip() or ("⏎" if "\n" in text else "␣")
+    texts = ((symbol, codec.decode([symbol])) for symbol in ids)
+    return [marks.get(symbol, text.strip() or ("⏎" if "\n" in text else "␣")) for symbol, text in texts]
 
 
 def _figure() -> Figure:
@@ -146,13 +141,6 @@ def _figure() -> Figure:
 
 def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
-
-
-def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _short(name: str) -> str:

@@ -95,7 +95,15 @@ def _read(hint: Any, data: Any, path: str) -> Any:
     if hint is Any:
         return data
     if origin in (Union, types.UnionType):
-        return _read_union(args, data, path)
+        if data is None and type(None) in args:
+            return None
+        *options, last = (a for a in args if a is not type(None))
+        for option in options:
+            try:
+                return _read(option, data, path)
+            except ConfigError:
+                continue
+        return _read(last, data, path)
     if origin is Literal:
         if data not in args:
             raise ConfigError(f"{path} is {data!r}; choose from: {', '.join(map(str, args))}")
@@ -107,24 +115,18 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         return {key: _read(args[1], value, f"{path}.{key}") for key, value in data.items()}
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
-    return _read_scalar(hint, data, path)
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if hint is int and isinstance(data, bool):
+        raise ConfigError(f"{path} is {data!r}; give a whole number")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
+    return data
 
 
 def _expect(truth: bool, path: str, data: Any, wanted: str) -> None:
     if not truth:
         raise ConfigError(f"{path} is {data!r}; give {wanted}")
-
-
-def _read_union(args: tuple, data: Any, path: str) -> Any:
-    if data is None and type(None) in args:
-        return None
-    options = [a for a in args if a is not type(None)]
-    for option in options[:-1]:
-        try:
-            return _read(option, data, path)
-        except ConfigError:
-            continue
-    return _read(options[-1], data, path)
 
 
 def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
@@ -135,16 +137,6 @@ def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> An
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
     items = [_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data)]
     return tuple(items) if origin is tuple else items
-
-
-def _read_scalar(hint: Any, data: Any, path: str) -> Any:
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if hint is int and isinstance(data, bool):
-        raise ConfigError(f"{path} is {data!r}; give a whole number")
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
-    return data
 
 
 def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
@@ -174,10 +166,6 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{path} is incomplete: {error}; give the missing settings") from None
-
-
-def _family_of(config: Any) -> type:
-    return next(base for base in type(config).__mro__ if base in _KINDS)
 
 
 def parse_value(text: str) -> Any:
@@ -302,7 +290,8 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
     if name == "kind" and not rest and hasattr(config, "kind"):
         same = value == getattr(config, "kind")  # noqa: B009
-        return config if same else _read_dataclass(_family_of(config), {"kind": value}, key[: -len(".kind")])
+        family = next(base for base in type(config).__mro__ if base in _KINDS)
+        return config if same else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
     if name not in settings_of(config):
         raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = shortcuts(type(config)).get(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
@@ -20,7 +19,7 @@ from headway.app.loading import load
 from headway.app.model import Model
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
-from headway.generate.prompts import Ids, batches, pad
+from headway.generate.prompts import batches, pad
 from headway.nn.models.kinds import is_causal
 
 _TOKENS = 8192  # computed at once
@@ -57,18 +56,19 @@ class HarnessModel(LM):
         """A greedy (or, where the task asks, sampled) continuation of each context, up to a stop string or any end that
         the model names.
         """
-        return [self._continue(*request.args) for request in requests]
-
-    def _continue(self, context: str, wanted: dict[str, Any]) -> str:
-        until = wanted.get("until") or ()
-        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-        most = int(wanted.get("max_gen_toks", _NEW_TOKENS))
-        temperature = float(wanted.get("temperature", 0.0)) if wanted.get("do_sample") else 0.0
-        sampling = Sampling(temperature, top_p=float(wanted.get("top_p", 1.0)), seed=0)
-        prompt = self.model.prompt_ids(context)
-        if self.model.context is not None:
-            prompt = prompt[-max(1, self.model.context - most) :]
-        return self.model.session.generate([prompt], sampling, Limits(most, stop, self.model.usage.ends))[0].text
+        found = []
+        for context, wanted in (request.args for request in requests):
+            until = wanted.get("until") or ()
+            stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+            most = int(wanted.get("max_gen_toks", _NEW_TOKENS))
+            temperature = float(wanted.get("temperature", 0.0)) if wanted.get("do_sample") else 0.0
+            sampling = Sampling(temperature, top_p=float(wanted.get("top_p", 1.0)), seed=0)
+            prompt = self.model.prompt_ids(context)
+            if self.model.context is not None:
+                prompt = prompt[-max(1, self.model.context - most) :]
+            limits = Limits(most, stop, self.model.usage.ends)
+            found.append(self.model.session.generate([prompt], sampling, limits)[0].text)
+        return found
 
     def _parts(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, split where the continuation begins; spaces at the end of a context belong to what follows."""
@@ -103,6 +103,7 @@ class HarnessModel(LM):
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """log p of the second ids of each pair after the first, and whether each was the most probable."""
         room = self.model.context or max((len(a) + len(b) for a, b in pairs), default=0)
         # The last id is only foretold, so context + 1 ids fit.
         rows = [[*before, *after][-(room + 1) :] for before, after in pairs]
@@ -110,13 +111,9 @@ class HarnessModel(LM):
         for chosen in batches([len(row) for row in rows], _TOKENS):
             features, _, _ = self.module(*pad([row[:-1] for row in (rows[i] for i in chosen)], self.model.device))
             for x, i in zip(features, chosen):
-                found[i] = self._judge(x, rows[i], len(pairs[i][1]))
+                count = min(len(pairs[i][1]), len(rows[i]) - 1)
+                targets = torch.tensor(rows[i][-count:], device=x.device)
+                read = x[len(rows[i]) - 1 - count : len(rows[i]) - 1]
+                scores = self.module.heads["vocabulary"](read).log_softmax(-1)
+                found[i] = float(scores.gather(1, targets[:, None]).sum()), bool((scores.argmax(-1) == targets).all())
         return found
-
-    def _judge(self, x: torch.Tensor, row: Ids, count: int) -> tuple[float, bool]:
-        """log p of the last `count` ids of a row, and whether each was the most probable."""
-        count = min(count, len(row) - 1)
-        targets = torch.tensor(row[-count:], device=x.device)
-        scores = self.module.heads["vocabulary"](x[len(row) - 1 - count : len(row) - 1]).log_softmax(-1)
-        chosen = scores.gather(1, targets[:, None])
-        return float(chosen.sum()), bool((scores.argmax(-1) == targets).all())

@@ -44,32 +44,24 @@ def kept(data: Data | None, domain: str, directory: Path | None = None) -> Itera
     that its content decides; if no run with it begins there, it is removed. Without a directory it lasts as long as the
     context. UserError for what cannot be such rows.
     """
-    found = data if data is None or isinstance(data, (str, Path)) else _paths(iter(_mappings(data)), domain)
-    if found is None or isinstance(found, (str, Path, list)):
-        yield found
+    if data is None or isinstance(data, (str, Path)):
+        yield data
+        return
+    items = iter(_mappings(data))
+    first = list(islice(items, _JUDGED))
+    if all(isinstance(item, (str, Path)) for item in first) and not _texts(first, domain):
+        yield [*first, *items]
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory())) if directory is None else directory / "data"
-        path, new = _written(_rows(found, domain), folder)
+        path, new = _written(_rows(chain(first, items), domain), folder)
         try:
             yield path
         finally:
-            if directory is not None and new and not _is_learnt(path, directory):
+            recipe = None if directory is None else RunDirectory(directory).recipe
+            read = recipe is not None and recipe.is_file() and path.name in recipe.read_text(encoding="utf-8")
+            if directory is not None and new and not read:
                 _remove(path)
-
-
-def _is_learnt(path: Path, directory: Path) -> bool:
-    """Whether the run that began in a directory reads the file."""
-    recipe = RunDirectory(directory).recipe
-    return recipe.is_file() and path.name in recipe.read_text(encoding="utf-8")
-
-
-def _paths(items: Iterator[Any], domain: str) -> list[str | Path] | Iterator[Any]:
-    """The paths that the items are, or the items."""
-    first = list(islice(items, _JUDGED))
-    if all(isinstance(item, (str, Path)) for item in first) and not _texts(first, domain):
-        return [*first, *items]
-    return chain(first, items)
 
 
 def _texts(items: list[Any], domain: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,19 +41,13 @@ def free_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu":
         return None
-    known = [room for room in (_machine(), *_groups()) if room is not None]
+    known, available = list(_groups()), _table(_MACHINE).get("MemAvailable:")
+    if available is not None:  # as Linux says; elsewhere all memory, as no more can be free
+        known.append(1024 * available)
+    else:
+        with suppress(AttributeError, ValueError, OSError):  # what is no Unix has no sysconf, or not these
+            known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return max(0, min(known)) if known else None
-
-
-def _machine() -> int | None:
-    """What Linux calls available; elsewhere all memory, as no more can be free."""
-    found = _table(_MACHINE).get("MemAvailable:")
-    if found is not None:
-        return 1024 * found
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # what is no Unix has no sysconf, or not these
-        return None
 
 
 def _groups() -> Iterator[int]:

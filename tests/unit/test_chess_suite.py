@@ -15,12 +15,15 @@ from headway.errors import UserError
 chess = pytest.importorskip("chess")
 
 from headway.app.cli import chess_suite  # noqa: E402
-from headway.domains.chess.epd import moves_of, operations_of  # noqa: E402
 from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.rules import board_of  # noqa: E402
+from headway.domains.chess.rules import (  # noqa: E402
+    board_of,
+    moves_of,
+    operations_of,
+)
 from headway.domains.chess.suites import read_suite, solve_suite  # noqa: E402
 
 SUITE = """\

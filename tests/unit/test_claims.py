@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from headway.app.cli import main as cli
-from headway.claims import gather as gathering
-from headway.claims import sequences
+from headway.claims import runner, sequences
 from headway.claims.claim import (
     Claim,
     Finding,
@@ -180,9 +179,9 @@ def test_the_page_holds_all_evidence_and_needs_nothing_from_outside(
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     claim = fake([])
-    monkeypatch.setattr(gathering, "claims", lambda: {"fake": claim})
+    monkeypatch.setattr(runner, "claims", lambda: {"fake": claim})
     run_claim(claim, tmp_path, lambda text: None)
-    page = gathering.gather(tmp_path, lambda text: None)
+    page = runner.gather(tmp_path, lambda text: None)
     assert page == tmp_path / "claims.html"
     text = page.read_text(encoding="utf-8")
     without = re.sub(r"xmlns(:xlink)?=\"[^\"]*\"|<!DOCTYPE svg[^>]*>", "", text)
@@ -196,11 +195,11 @@ def test_the_page_holds_all_evidence_and_needs_nothing_from_outside(
 
 def test_without_matplotlib_the_results_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = fake([])
-    monkeypatch.setattr(gathering, "claims", lambda: {"fake": claim})
+    monkeypatch.setattr(runner, "claims", lambda: {"fake": claim})
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     run_claim(claim, tmp_path, lambda text: None)
     notes: list[str] = []
-    assert gathering.gather(tmp_path, notes.append) is None
+    assert runner.gather(tmp_path, notes.append) is None
     assert "pip install 'headway[report]'" in notes[0]
 
 

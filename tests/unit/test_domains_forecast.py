@@ -19,7 +19,7 @@ from headway.app.cli import main as cli
 from headway.app.recipes import configured, open_task
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
-from headway.domains.forecast.windows import LEVELS, WindowCodec
+from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles

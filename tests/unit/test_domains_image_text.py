@@ -14,11 +14,10 @@ from torch import Tensor
 
 from headway.app.cli import main as cli
 from headway.app.recipes import configured, open_task
-from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.emoji import ComparedImages, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
-from headway.domains.image_text.task import ImageTextConfig
+from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
 from headway.errors import ConfigError, UserError
 from headway.learn.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
 from headway.nn.models import TwoTower, build

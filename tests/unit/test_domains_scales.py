@@ -18,7 +18,7 @@ from headway.app.recipes import configured
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
-from headway.domains.image_text.scale import resolution
+from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
 from headway.learn.budget import Clock

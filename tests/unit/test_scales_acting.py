@@ -20,7 +20,7 @@ from headway.data.files import File
 from headway.data.recordings import episode_lengths
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
-from headway.domains.chess import scale as chess_scale
+from headway.domains.chess import recipes as chess_recipes
 from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
 from headway.learn import scale as scales
@@ -120,7 +120,7 @@ def test_what_takes_too_long_to_read_is_said_before_it_is_read(tmp_path: Path, m
     path = games_file(tmp_path, 20)
     with pytest.raises(UserError, match=r"to read about 1,200 positions .* --minutes or more, or fewer files"):
         scale("chess").settle(find_recipe("chess"), [path], 1e-6)
-    monkeypatch.setattr(chess_scale, "_READING", 1e9)
+    monkeypatch.setattr(chess_recipes, "_READING", 1e9)
     settings = scale("chess").settle(find_recipe("chess"), [path], 1).settings
     assert settings["train.evaluate_limit"] == 256
     assert settings["task.split.test"] == pytest.approx(100 / 1200, abs=1e-5)

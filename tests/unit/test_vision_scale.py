@@ -12,8 +12,8 @@ import headway as hw
 from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
+from headway.domains.vision.recipes import VisionScale, changes, sizes
 from headway.domains.vision.samples import LabelledImages
-from headway.domains.vision.scale import VisionScale, changes, sizes
 from headway.domains.vision.survey import Survey, survey
 from headway.errors import UserError
 

@@ -20,8 +20,7 @@ from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 import headway as hw
 from headway.app.cli import main as cli
 from headway.app.cli.answers import Failures, answers
-from headway.domains.vision.task import ImageClasses, Images
-from headway.domains.vision.teacher import Teacher
+from headway.domains.vision.task import ImageClasses, Images, Teacher
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn.examples import Chance

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from headway.app.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
+from headway.app.fitting import Fitted, Plan, fitting, foretelling, outgrown, plans, tune
 from headway.app.loading import find_device, load
 from headway.app.model import Model
-from headway.app.pictures import attention_pictures
-from headway.app.planning import plans
 from headway.app.recipes import begin_task, configured, named, recorded
 from headway.codecs import published_codec
 from headway.errors import UserError
@@ -26,7 +24,7 @@ from headway.in_memory import Data, kept
 from headway.learn import Recipe, Run, Task, Trainer, claim
 from headway.learn.budget import FEW, Clock, check_minutes
 from headway.learn.page import report_run, with_results
-from headway.learn.report import Picture
+from headway.learn.report import Picture, heatmap
 from headway.learn.report.page import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
 
@@ -75,7 +73,9 @@ def train(
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
     Ctrl-C, once a checkpoint is written.
     """
-    clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+    clock, start, where = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
     found = named(recipe)
     directory = Path("runs") / found.name if run is None else Path(run)
@@ -101,25 +101,14 @@ def train(
             most=fitted.most,
             steps_alone=steps_alone,
         )
-        return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
-
-
-def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:
-    """A run whose best model is judged, and its page written, unless it was finished before."""
-    if not trainer.run.processes.first:
-        return run
-    if trainer.extended and progress:
-        limit = outgrown(run.recipe, trainer.run.task, run.summary["tokens"], run.summary["minutes"])
-        print(limit or "its size still fits the time", file=sys.stderr, flush=True)
-    judged = bool(run.summary.get("scores"))
-    return run if judged else _finish(run, trainer.run.task, samples, progress, trainer.left())
-
-
-def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:
-    """What a run begins from, by either of its names."""
-    if start is not None and from_ is not None:
-        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
-    return from_ if start is None else start
+        ended = trainer.fit(resume, finish)
+        if not trainer.run.processes.first:
+            return ended
+        if trainer.extended and progress:
+            limit = outgrown(ended.recipe, trainer.run.task, ended.summary["tokens"], ended.summary["minutes"])
+            print(limit or "its size still fits the time", file=sys.stderr, flush=True)
+        judged = bool(ended.summary.get("scores"))  # as it was finished before
+        return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
 
 
 @typed
@@ -212,3 +201,25 @@ def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     if limit > few:
         scores = task.evaluate(run.model, split, None if limit == whole else limit)
     return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
+
+
+_MOST = 24  # symbols, so that a picture can be read
+_HEADS = 4
+
+
+def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
+    """Where heads of the last layer look, on the prompt of a sample; none without attention or samples."""
+    prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
+    found = model.attention(prompts[0]) if prompts else None
+    if found is None or not found.maps:
+        return []
+    name, weights = list(found.maps.items())[-1]
+    part, symbols = weights[:_HEADS, :_MOST, :_MOST].tolist(), found.symbols[:_MOST]
+    return [
+        Picture(
+            f"Attention, head {number}",
+            f"of {name}: where each symbol (downwards) looks",
+            heatmap(head, symbols, symbols, "self-attention"),
+        )
+        for number, head in enumerate(part, 1)
+    ]

@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -199,17 +198,16 @@ def _result(
 ) -> Result:
     """The runs of a variant, one a seed."""
     task, trials = tasks.of(variant.recipe), []
-    for name, chosen in _seeded(variant, seeds):
-        with _resumable(name, directory):
-            trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
-    return Result(replace(variant, parameters=trials[0].summary["parameters"]), trials)
-
-
-def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
-    """The recipes of a variant's runs by their names."""
     for number in range(seeds):
         name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
-        yield name, override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+        chosen = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+        try:
+            trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
+        except KeyboardInterrupt as interrupt:
+            where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
+            remedy = f"the same command with --run {shlex.quote(str(directory))} --resume goes on"
+            raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
+    return Result(replace(variant, parameters=trials[0].summary["parameters"]), trials)
 
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
@@ -333,17 +331,6 @@ def _trial(
     return ComparedRun(run.directory, run.summary, run.metrics)
 
 
-@contextmanager
-def _resumable(name: str, directory: Path) -> Iterator[None]:
-    """Tells after Ctrl-C which run it stopped, and how the comparison goes on."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
-        remedy = f"the same command with --run {shlex.quote(str(directory))} --resume goes on"
-        raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
-
-
 def _reported(found: Comparison, command: str) -> Comparison:
     """A comparison with its page, where the extra for pages is installed."""
     if available():
@@ -356,18 +343,6 @@ def _notes(
     results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
     """What all were given and made of it, how far they differ in size, and whether chance may have decided."""
-    yield from _amounts(results, minutes, tokens, seeds, unit)
-    yield from _sizes([result.variant for result in results])
-    if precision:
-        yield precision
-    if seeds == 1:
-        yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
-
-
-def _amounts(
-    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
-) -> Iterator[str]:
-    """What all were given, and what they made of it, least to most."""
     if minutes is not None:
         asked = f"for {duration(60 * minutes)} of steps"
     elif tokens is not None:
@@ -384,19 +359,21 @@ def _amounts(
             f"Caution: the least time is {min(seconds) / max(seconds):.0%} of the most, as the machine's speed changed "
             "or steps are few; give more --minutes."
         )
+    compared = [result.variant for result in results]
+    if any(variant.width is not None for variant in compared):
+        yield "Widths were adjusted so that all have about as many parameters as the first."
+    off = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
+    yield f"The sizes differ by at most {off:.1%} from the first."
+    if precision:
+        yield precision
+    if seeds == 1:
+        yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
 
 
 def _span(values: Sequence[float], digits: int = 0) -> str:
     """From the least to the most, or the one that all have."""
     low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _sizes(found: Sequence[Variant]) -> Iterator[str]:
-    if any(variant.width is not None for variant in found):
-        yield "Widths were adjusted so that all have about as many parameters as the first."
-    off = max(abs(variant.parameters / found[0].parameters - 1) for variant in found)
-    yield f"The sizes differ by at most {off:.1%} from the first."
 
 
 def sections(comparison: Comparison, command: str) -> Sections:

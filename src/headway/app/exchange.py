@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from headway.app.runs import recipe_of
-from headway.codecs import Codec, TokenizerCodec
+from headway.codecs import TokenizerCodec
 from headway.codecs.marks import RoleTokens, frame
 from headway.domains import text
 from headway.errors import UserError, nearest
@@ -21,7 +21,6 @@ from headway.formats.onnx import SUFFIX as ONNX
 from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import Opened, open_model
 from headway.formats.published import CONFIG, save_published
-from headway.formats.usage import Usage
 from headway.given import typed
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
@@ -124,7 +123,14 @@ def export_model(
     family = save_published(model, config, directory, usage)
     if codec is not None:
         codec.save(directory)
-        _describe_tokenizer(usage, codec, directory)
+        # The ids of the special symbols, where config.json does not say them, and the chat template.
+        ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
+        known = read_json(directory / CONFIG)
+        said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
+        write_json(directory / CONFIG, known | said)
+        if usage.template is not None:
+            path = directory / _TOKENIZER_CONFIG
+            write_json(path, read_json(path) | {"chat_template": usage.template})
     return family
 
 
@@ -153,14 +159,3 @@ def _save_use(opened: Opened, directory: Path) -> None:
     opened.usage.save(directory)
     if opened.codec is not None:
         opened.codec.save(directory)
-
-
-def _describe_tokenizer(usage: Usage, codec: Codec, directory: Path) -> None:
-    """The ids of the special symbols, where config.json does not say them, and the chat template."""
-    ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
-    known = read_json(directory / CONFIG)
-    said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
-    write_json(directory / CONFIG, known | said)
-    if usage.template is not None:
-        path = directory / _TOKENIZER_CONFIG
-        write_json(path, read_json(path) | {"chat_template": usage.template})

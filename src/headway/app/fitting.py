@@ -1,4 +1,6 @@
-"""A generic recipe fitted to a user's data, minutes and machine."""
+"""A generic recipe fitted to a user's data, minutes and machine; and what a recipe would come to in several numbers
+of minutes, told without training.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,18 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import nn
 
 from headway.app.recipes import begin_task
 from headway.card import Card, shows
 from headway.data.store import within
 from headway.domains import scale_of
+from headway.errors import UserError
 from headway.evaluation import open_task
 from headway.learn import Recipe, Task
-from headway.learn.budget import Clock, Meter
+from headway.learn.budget import Clock, Meter, measure, planned
 from headway.learn.distributed import Processes
 from headway.learn.loop import Foretell
-from headway.learn.memory import training_bytes
+from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose as choose_precision
 from headway.learn.scale import Fit, Pace, Scale, choose, computing, explained, ladder, settled, shape_of, with_user
 from headway.learn.start import agree, keep_symbols, open_start, tuned
@@ -114,7 +116,10 @@ class Fitting:
     def fit(self) -> Fitted:
         """The size of least loss foretold, its batches, rates and regularisation."""
         chosen, fit = self._chosen()
-        self._given = self._reopened(chosen)
+        changed = chosen.task != self.recipe.task or any(
+            getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
+        )
+        self._given = open_task(chosen, self.workspace) if changed else self.task  # the codec that was made stays
         most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
         return Fitted(chosen, self._given, most)
 
@@ -171,14 +176,6 @@ class Fitting:
 
         seconds = self._training_seconds(_LATER * self.minutes)
         return choose(self.recipe, self.scale, self.user, self.unique, seconds, pace)[0]
-
-    def _reopened(self, recipe: Recipe) -> Task:
-        """The task under the settings that were chosen, with the codec that it has made."""
-        same = recipe.task == self.recipe.task
-        batches = all(
-            getattr(recipe.train, name) == getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
-        )
-        return self.task if same and batches else open_task(recipe, self.workspace)
 
 
 def _timed(
@@ -266,3 +263,78 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
 def _key(recipe: Recipe) -> str:
     """What a pace depends on."""
     return repr((recipe.model, recipe.task))
+
+
+def plans(
+    recipe: Recipe, user: Mapping[str, Any], minutes: Sequence[float], device: torch.device, spent: float
+) -> list[Plan]:
+    """A plan for each number of minutes, of which `spent` seconds go before the data are opened.
+
+    A generic recipe is fitted to each; of a recipe whose size is its own the steps are planned. Minutes that are too
+    few have a plan that says so. UserError where that are all of them.
+    """
+    paces: dict[str, Pace] = {}
+    found, first = [], None
+    scaled = fitting(recipe, user, minutes[0], Clock(), device) is not None
+    fixed = None if scaled else _Fixed(recipe, minutes, device, spent)
+    for number in minutes:
+        try:
+            found.append(_fitted(recipe, user, number, device, spent, paces) if fixed is None else fixed.plan(number))
+        except UserError as error:
+            first = first or error
+            found.append(Plan(number, (str(error),)))
+    if first is not None and all(plan.steps is None for plan in found):
+        raise first
+    return found
+
+
+def _fitted(
+    recipe: Recipe,
+    user: Mapping[str, Any],
+    minutes: float,
+    device: torch.device,
+    spent: float,
+    paces: dict[str, Pace],
+) -> Plan:
+    one = fitting(recipe, user, minutes, Clock(spent), device)
+    assert one is not None  # as it is for any other number of minutes
+    one.paces = paces
+    with one:
+        return one.plan()
+
+
+class _Fixed:
+    """A recipe whose size is its own, measured once."""
+
+    def __init__(self, recipe: Recipe, minutes: Sequence[float], device: torch.device, spent: float) -> None:
+        clock, processes = Clock(spent), Processes(device)
+        with TemporaryDirectory() as folder:
+            task = begin_task(recipe, Path(folder))
+            try:
+                self.recipe = replace(recipe, model=task.adapt(recipe.model))
+                model = outline(self.recipe.model)
+                self.parameters = describe(model)["parameters"]
+                precision, _ = choose_precision(self.recipe.train.precision, model, device)
+                check_memory(self.recipe, model, (), device)
+                self.memory = sum(training_bytes(self.recipe, model).values())
+                self.speed = measure(self.recipe, (), task, processes, precision, 60 * min(minutes), judged=True)
+                self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets of a step
+            finally:
+                task.close()
+        self.spent = clock.worked()
+
+    def plan(self, minutes: float) -> Plan:
+        recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent)
+        width, layers = shape_of(recipe.model)
+        reason = f"the size is that of the recipe; a step takes {self.speed.step:.2g} s"
+        return Plan(
+            minutes,
+            (f"{reason}, an evaluation {self.speed.evaluation:.2g} s",),
+            self.parameters,
+            width,
+            layers,
+            self.batch,
+            recipe.train.steps,
+            None,
+            self.memory,
+        )

@@ -9,13 +9,13 @@ import torch
 
 from headway.app.model import Model
 from headway.app.runs import recipe_of
-from headway.collector import resting
 from headway.errors import UserError
 from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED, Weights
 from headway.formats.open import Opened, open_model, use_of
 from headway.given import typed
 from headway.handle import Backend
+from headway.lazily import resting
 from headway.learn.run import RunDirectory
 from headway.memory import check_room
 from headway.nn.models import Cache
@@ -42,7 +42,12 @@ def load(
 
     Raises UserError for a path that holds no model, and for choices that do not go together.
     """
-    _check_choices(weights, backend, cache)
+    if weights is not None and weights not in get_args(Weights):
+        raise UserError(f"weights {weights!r} are unknown; use {' or '.join(get_args(Weights))}")
+    if backend not in get_args(Backend):
+        raise UserError(f"backend {backend!r} is unknown; use {' or '.join(get_args(Backend))}")
+    if cache not in get_args(Cache):
+        raise UserError(f"cache {cache!r} is unknown; use {' or '.join(get_args(Cache))}")
     where = find_device(device)
     if cache != "fp32" and (where.type != "cpu" or backend == "torch"):
         asked = f"device {where}" if where.type != "cpu" else "backend torch"
@@ -59,23 +64,11 @@ def load(
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
-    guessing = None if draft is None else _load_draft(draft, device, weights)
+    guessing = None
+    if draft is not None:
+        quantised = (find_folder(draft) / QUANTISED).is_file()
+        guessing = load(draft, device, None if quantised else weights)
     return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache, guessing)
-
-
-def _check_choices(weights: str | None, backend: str, cache: str) -> None:
-    """UserError for an unknown form of weights, backend or cache."""
-    if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"weights {weights!r} are unknown; use {' or '.join(get_args(Weights))}")
-    if backend not in get_args(Backend):
-        raise UserError(f"backend {backend!r} is unknown; use {' or '.join(get_args(Backend))}")
-    if cache not in get_args(Cache):
-        raise UserError(f"cache {cache!r} is unknown; use {' or '.join(get_args(Cache))}")
-
-
-def _load_draft(path: str | Path, device: str, weights: Weights | None) -> Model:
-    quantised = (find_folder(path) / QUANTISED).is_file()
-    return load(path, device, None if quantised else weights)
 
 
 def _open(place: Path, weights: Weights | None) -> Opened:

@@ -8,7 +8,7 @@ method's arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -99,15 +99,14 @@ def predictor(model: Handle, name: str) -> Callable[..., Any]:
 
 def verbs(model: ModelConfig, usage: Usage, run: bool) -> list[str]:
     """The verbs of a model: of a configuration, how it is used, and whether it is a run. Forms of them are left out."""
-    return [name for name in _served(model, run) if name != "chat" or usage.template is not None]
-
-
-def _served(model: ModelConfig, run: bool) -> Iterator[str]:
+    found = []
     for name, known in VERBS.items():
         serving = domains.verbs()[name]
         of_run = run and name in _OF_RUNS
-        if known.form_of is None and (of_run or any(getattr(kinds, each.question)(model) for each in serving)):
-            yield name
+        served = of_run or any(getattr(kinds, each.question)(model) for each in serving)
+        if known.form_of is None and served and (name != "chat" or usage.template is not None):
+            found.append(name)
+    return found
 
 
 def _refusal(model: Handle, name: str) -> UserError:

@@ -1,4 +1,6 @@
-"""Recipes by name, with the user's settings and data written into them, and the tasks that they open."""
+"""Recipes by name, with the user's settings and data written into them, and the tasks that they open; and what can be
+trained by name, as tables.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headway import domains
 from headway.app.runs import read_recipe
 from headway.config import override
 from headway.domains import homes, scale_of
@@ -24,7 +27,7 @@ from headway.learn.adapters import LoRAConfig
 from headway.learn.run import RunDirectory
 from headway.learn.scale import shape_of
 from headway.learn.start import lay_out, open_start, rates
-from headway.nn.models import ModelConfig
+from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 
 
@@ -38,9 +41,9 @@ def configured(
 ) -> Recipe:
     """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
 
-    With a `start` its model is the recipe's, before the settings, of which `model` may be a name, such as gpt2; `lora`
-    is the rank of an adapter. A generic recipe asked for by its name, whose rates are for models that know nothing,
-    gets those for one that does.
+    With a `start` its model is the recipe's, before the settings, of which `model` may be the name of a preset, recipe
+    or run, or a path: its model, made anew. `lora` is the rank of an adapter. A generic recipe asked for by its name,
+    whose rates are for models that know nothing, gets those for one that does.
     """
     found = named(recipe)
     if start is not None:
@@ -50,7 +53,12 @@ def configured(
         found = replace(found, adapter=replace(known, rank=lora))
     if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
         found = override(found, rates(shape_of(found.model)[0], found.adapter))
-    found = _set(found, settings or {})
+    settings = settings or {}
+    model = settings.get("model")
+    if isinstance(model, str):
+        found = replace(found, model=find_model(model))
+        settings = {key: value for key, value in settings.items() if key != "model"}
+    found = override(found, settings)
     if seed is not None:
         found = override(found, {"train.seed": seed})
     if data is not None:
@@ -58,15 +66,6 @@ def configured(
     if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
-
-
-def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
-    model = settings.get("model")
-    if not isinstance(model, str):
-        return override(recipe, settings)
-    others = {key: value for key, value in settings.items() if key != "model"}
-    return override(replace(recipe, model=find_model(model)), others)
 
 
 def named(recipe: str | Path | Recipe) -> Recipe:
@@ -147,3 +146,24 @@ def find_usage(name: str) -> tuple[Usage, bool]:
     if RunDirectory(path).exists():
         return read_usage(path), True
     return open_usage(find_folder(name)), False
+
+
+def recipes() -> list[dict[str, Any]]:
+    """The recipes, a row (dict) each: name, domain, parameters, data, time and score to expect, description."""
+    return [
+        {
+            "name": recipe.name,
+            "domain": recipe.domain,
+            "parameters": describe(recipe.model)["parameters"],
+            "data": ", ".join(recipe.data) or ("makes its own" if recipe.task.makes_data else "yours (--data)"),
+            "makes_data": recipe.task.makes_data,
+            "expected": recipe.expected,
+            "description": recipe.description,
+        }
+        for recipe in domains.recipes().values()
+    ]
+
+
+def presets() -> list[dict[str, Any]]:
+    """The presets of model architectures, a row (dict) each: name and number of parameters."""
+    return [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]

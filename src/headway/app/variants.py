@@ -64,8 +64,9 @@ class Tasks:
         Tasks may keep what they were told of a model: one with another model is asked of a task of its own, which is
         opened as training will open it.
         """
-        if recipe.model == self._opened_with(recipe):
-            return self.of(recipe).adapt(recipe.model)
+        task = self.of(recipe)
+        if recipe.model == self._opened[recipe.task][1]:
+            return task.adapt(recipe.model)
         with self._own(recipe) as own:
             return own.adapt(recipe.model)
 
@@ -76,10 +77,6 @@ class Tasks:
         each = recipe.train.accumulate * sum(seen) / len(seen)
         steps = max(1, round(tokens / each))
         return replace(recipe, train=replace(recipe.train, steps=steps), schedule=recipe.schedule.planned(steps))
-
-    def _opened_with(self, recipe: Recipe) -> ModelConfig:
-        self.of(recipe)
-        return self._opened[recipe.task][1]
 
     @contextmanager
     def _own(self, recipe: Recipe) -> Iterator[Task]:
@@ -99,6 +96,8 @@ def variants(
     """Every combination of the grid's values, with its size; `adapted` gives the model of a recipe as data make it."""
     if not any(len(values) > 1 for values in grid.values()):
         raise UserError("there is only one variant; give several values, as in --set model.mixer=attention,lstm")
+    # Whether the grid itself says how large models are: by a width, or by what makes some larger than others.
+    sized = "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
     found: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
@@ -109,7 +108,7 @@ def variants(
         model = adapted(chosen)
         size = describe(model)["parameters"]
         matched = None
-        if found and any(key.startswith("model.") for key in grid) and not _sized(grid):
+        if found and any(key.startswith("model.") for key in grid) and not sized:
             matched = matching_width(model, found[0].parameters)
         if matched is not None:
             chosen = override(chosen, {"model.width": matched})
@@ -117,11 +116,6 @@ def variants(
             size = describe(model)["parameters"]
         found.append(Variant(name, chosen, model, size, matched))
     return found
-
-
-def _sized(grid: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether the grid itself says how large models are: by a width, or by what makes some larger than others."""
-    return "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
@@ -151,7 +145,8 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
 
 def _step(plain: Any) -> int:
     """What the width has to be a multiple of."""
-    step = math.lcm(*_heads(plain)) * (2 if _has(plain, "rotary") else 1)  # rotary positions need even heads
+    rotary = any(key == "rotary" and item is not None for key, item in _settings(plain))
+    step = math.lcm(*_heads(plain)) * (2 if rotary else 1)  # rotary positions need even heads
     for key, item in _settings(plain):
         if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
             step = math.lcm(step, 2)
@@ -162,10 +157,6 @@ def _step(plain: Any) -> int:
 
 def _heads(plain: Any) -> list[int]:
     return [1, *(item for key, item in _settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
-
-
-def _has(plain: Any, name: str) -> bool:
-    return any(key == name and item is not None for key, item in _settings(plain))
 
 
 def _settings(plain: Any) -> Iterator[tuple[str, Any]]:

@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 import headway as hw
 from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
-from headway.bench.training import training_step
+from headway.codecs import train_codec
+from headway.data import SplitConfig, TokenCache
+from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.engine import PackedTensor
 from headway.formats.native import named_tensors
+from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
+from headway.learn import AdamWConfig, Recipe, TrainConfig
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
 from headway.learn.memory import kept_heap
+from headway.learn.task import Task
 from headway.nn.kernels import deterministic
 from headway.nn.models import EncoderDecoder, Generative
+
+_TOKENS = 1 << 18
+
+
+def training_step(job: Job) -> Callable[[], object]:
+    """The next step of a language model on windows of drawn tokens: a batch, forward, backward, clipping, AdamW."""
+    context = job.context or 0
+    recipe = training_recipe(job.model, job.rows, context)
+    config = cast(LanguageConfig, recipe.task)
+    codec = train_codec("char", ["ab"], None)  # any: neither batches nor losses ask for text
+    task = Task(Documents(config, _drawn(job), codec, context, job.rows, job.seed), NextToken())
+    learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
+    stream, number = task.batches("train"), iter(range(recipe.train.steps))
+    return lambda: learner.update(next(number), [next(stream)])
+
+
+def training_recipe(model: Path, rows: int, context: int) -> Recipe:
+    config = open_config(model)
+    task = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
+    train = TrainConfig(steps=1_000_000, batch_size=rows)
+    return Recipe("bench", "text", "drawn tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
+
+
+def _drawn(job: Job) -> TokenCache:
+    """One document of drawn tokens."""
+    ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
+    offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
+    return TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
+
 
 _CPU = torch.device("cpu")
 
@@ -80,12 +118,6 @@ def load(job: Job) -> dict[str, float]:
     return {"seconds": seconds_of(work)}
 
 
-def _loaded(job: Job) -> Generative:
-    place = job.model if job.form == "fp32" else job.place(OURS)
-    model = hw.load(place, "cpu", backend=job.backend, cache=job.cache)
-    return model.generator
-
-
 def _read_bytes(model: Generative) -> int:
     """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
     module = getattr(model, "model", model)
@@ -117,7 +149,8 @@ def measure(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     with deterministic(job.deterministic):
         if job.kind in _WRITING:
-            model = _loaded(job)
+            place = job.model if job.form == "fp32" else job.place(OURS)
+            model = hw.load(place, "cpu", backend=job.backend, cache=job.cache).generator
             with torch.inference_mode():
                 return _WRITING[job.kind](model, job)
         return train(job) if job.kind == "train" else load(job)

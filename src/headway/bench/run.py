@@ -331,7 +331,10 @@ def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[
         with torch.no_grad():  # Marian's decoder starts from zeros
             model.decoder.embed.table[-1] = 0.0
     if kind == "load" or any(program.name != OURS for program in programs):
-        save_published(model, config, place, _usage(config))
+        usage = Usage()
+        if isinstance(config, EncoderDecoderConfig):  # Marian's marks, so that every program starts and ends alike
+            usage = Usage("marian", ends=(0,), pad=config.symbols - 1, decoder_start=config.symbols - 1)
+        save_published(model, config, place, usage)
     else:
         native.save_model(model, config, place)
     if kind == "load":  # where rounding is a part of loading
@@ -339,14 +342,6 @@ def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[
     for program in programs:
         if program.name == OURS and program.form in ("int8", "int4"):
             quantize(place, folder / f"{OURS}-{program.form}", program.form)  # type: ignore[arg-type]
-
-
-def _usage(config: ModelConfig) -> Usage:
-    """The marks of a translation model as Marian has them, so that every program starts and ends alike."""
-    if not isinstance(config, EncoderDecoderConfig):
-        return Usage()
-    last = config.symbols - 1
-    return Usage("marian", ends=(0,), pad=last, decoder_start=last)
 
 
 SHAPES: dict[Kind, str] = {
@@ -401,7 +396,11 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
         check_space(kind, shape, config, found, Path(folder))
         note(f"drawing the weights of {shape}")
         prepare_ours(kind, config, request.seed, found, Path(folder))
-        job = _job(request, config, folder)
+        rows = ROWS[kind] if request.rows is None else request.rows
+        threads, context = request.threads or torch.get_num_threads(), config.context
+        settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
+        settings["cache"] = request.cache
+        job = Job(kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
         for program in found:
             if program.prepares:
                 note(f"preparing {program.title}")
@@ -419,15 +418,6 @@ def _forms(request: Request) -> tuple[str, ...]:
         raise UserError(f"training needs weights in fp32, not in {wrong[0]}; leave --weights out")
     able = any(unit in machine()["units"] for unit in _BF16)
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
-
-
-def _job(request: Request, config: Any, folder: str) -> Job:
-    rows = ROWS[request.kind] if request.rows is None else request.rows
-    threads = request.threads or torch.get_num_threads()
-    context = config.context
-    settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
-    settings["cache"] = request.cache
-    return Job(request.kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
 
 
 def _measured(
@@ -488,7 +478,21 @@ def _result(
     settings = {"shape": shape, "parameters": describe(config)["parameters"], "rows": job.rows}
     settings |= {"threads": job.threads, "seed": job.seed, "repeats": request.repeats}
     settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
-    _add_shares(job, config, measured, bounds)
+    # What part each program reaches of what the machine gives.
+    if "read_bytes_per_second" in bounds:
+        for each in measured.values():
+            if "weight_bytes" in each:
+                each["weight_bytes"] = round(each["weight_bytes"]["median"])
+                steps = each["tokens_per_second"]["median"] / job.rows
+                each["share_of_bound"] = steps * each["weight_bytes"] / bounds["read_bytes_per_second"]["median"]
+    if "flop_per_second" in bounds and not isinstance(config, EncoderDecoderConfig):
+        with torch.device("meta"):
+            forward = flop_per_token(config.build(None), None)
+        # Attention left out: two for each weight, and twice as many again where it is trained on.
+        flop = 3 * forward if job.kind == "train" else forward
+        for each in measured.values():
+            each["flop_per_second"] = each["tokens_per_second"]["median"] * flop
+            each["share_of_bound"] = each["flop_per_second"] / bounds["flop_per_second"]["median"]
     times = {
         own: {p.title: _times(measured[own], measured[p.title], goal) for p in peers}
         for own, peers in comparisons(found).items()
@@ -508,27 +512,3 @@ def _times(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
     """How many times as fast headway is, by medians."""
     ratio = ours[goal]["median"] / theirs[goal]["median"]
     return 1 / ratio if goal == "seconds" else ratio
-
-
-def _add_shares(job: Job, config: ModelConfig, measured: dict[str, Any], bounds: dict[str, Any]) -> None:
-    """What part each program reaches of what the machine gives."""
-    if "read_bytes_per_second" in bounds:
-        for each in measured.values():
-            if "weight_bytes" in each:
-                each["weight_bytes"] = round(each["weight_bytes"]["median"])
-                steps = each["tokens_per_second"]["median"] / job.rows
-                each["share_of_bound"] = steps * each["weight_bytes"] / bounds["read_bytes_per_second"]["median"]
-    if "flop_per_second" in bounds and not isinstance(config, EncoderDecoderConfig):
-        flop = _flop(job, config)
-        for each in measured.values():
-            each["flop_per_second"] = each["tokens_per_second"]["median"] * flop
-            each["share_of_bound"] = each["flop_per_second"] / bounds["flop_per_second"]["median"]
-
-
-def _flop(job: Job, config: ModelConfig) -> int:
-    """Of a token, attention left out: two for each weight that it is multiplied by, and twice as many again where it is
-    trained on.
-    """
-    with torch.device("meta"):
-        forward = flop_per_token(config.build(None), None)
-    return 3 * forward if job.kind == "train" else forward

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from headway.claims.claim import Evidence, Interval, Number, mean
+from headway.claims.claim import Evidence, Interval, mean
 from headway.config import to_dict
 from headway.errors import UserError
 from headway.formats.durable import write_text
@@ -179,22 +179,32 @@ def write_page(directory: Path, found: Sequence[Evidence], pictures: Mapping[str
     """Write `claims.html` of all evidence, with the pictures by claim; UserError without the extra `report`."""
     path = directory / "claims.html"
     template = environment(Path(__file__).parent).get_template("claims.html")
-    write_text(path, template.render(headline=_headline(found), claims=[_section(e, pictures) for e in found]))
-    return path
-
-
-def _headline(found: Sequence[Evidence]) -> dict[str, Any]:
-    return {
+    headline = {
         "statements": len(found),
         "hold": sum(e.finding.holds for e in found),
         "do not hold here": sum(not e.finding.holds for e in found),
         "controls that fail, as they must": f"{sum(e.finding.control for e in found)} of {len(found)}",
         "minutes": f"{sum(e.seconds for e in found) / 60:.1f}",
     }
+    write_text(path, template.render(headline=headline, claims=[_section(e, pictures) for e in found]))
+    return path
 
 
 def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
-    claim, finding = evidence.claim, evidence.finding
+    claim, finding, facts = evidence.claim, evidence.finding, evidence.environment
+    threads = f"{facts.get('threads')} {'thread' if facts.get('threads') == 1 else 'threads'}"
+    numbers = []
+    for number in finding.numbers:
+        value, low, high = number.interval
+        known = math.isfinite(low) and math.isfinite(high)
+        interval = f"{figure(low)} to {figure(high)}" if known else ""
+        numbers.append({"number": number.name, "value": figure(value), "95 % interval": interval, "over": number.of})
+    circumstances = [
+        f"{evidence.trials.seeds} seeds from {evidence.seed}",
+        f"{evidence.seconds:.0f} s",
+        f"{threads} of {facts.get('machine', {}).get('processor')}",
+        f"torch {facts.get('packages', {}).get('torch')}",
+    ]
     return {
         "number": claim.number,
         "name": claim.name,
@@ -206,23 +216,12 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
         "control_verdict": finding.control_verdict,
         "control_failed": finding.control,
         "words": {"Measured": claim.measured, "Rule, fixed beforehand": claim.rule, "Control": claim.control},
-        "numbers": [_row(number) for number in finding.numbers],
+        "numbers": numbers,
         "remarks": finding.remarks,
         "picture": pictures.get(claim.name),
         "settings": to_dict(evidence.settings),
-        "facts": _facts(evidence),
+        "facts": ", ".join(circumstances),
         "command": f"headway claims {claim.name}{' --full' if evidence.full else ''} --seed {evidence.seed}",
-    }
-
-
-def _row(number: Number) -> dict[str, Any]:
-    value, low, high = number.interval
-    known = math.isfinite(low) and math.isfinite(high)
-    return {
-        "number": number.name,
-        "value": figure(value),
-        "95 % interval": f"{figure(low)} to {figure(high)}" if known else "",
-        "over": number.of,
     }
 
 
@@ -231,16 +230,3 @@ def figure(value: float) -> str:
     if not math.isfinite(value):
         return "none"
     return short(float(f"{value:.3g}"))
-
-
-def _facts(evidence: Evidence) -> str:
-    facts = evidence.environment
-    packages = facts.get("packages", {})
-    parts = [
-        f"{evidence.trials.seeds} seeds from {evidence.seed}",
-        f"{evidence.seconds:.0f} s",
-        f"{facts.get('threads')} {'thread' if facts.get('threads') == 1 else 'threads'} of "
-        f"{facts.get('machine', {}).get('processor')}",
-        f"torch {packages.get('torch')}",
-    ]
-    return ", ".join(parts)

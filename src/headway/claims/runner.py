@@ -1,4 +1,6 @@
-"""Runs claims: each trial is kept as it comes, so that what was interrupted goes on."""
+"""Runs claims, each trial kept as it comes, so that what was interrupted goes on; and gathers what lies in a folder of
+results, for people: pictures, the page, and lists.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from typing import Any
 import torch
 
 from headway.claims.claim import Claim, Evidence, Trial, Trials
+from headway.claims.experiments import claims
+from headway.claims.page import svg, write_page
 from headway.config import to_dict
-from headway.formats.durable import read_json, write_json
+from headway.errors import UserError
+from headway.formats.durable import read_json, write_json, write_text
 from headway.learn.run import environment
 
 Note = Callable[[str], None]
@@ -30,7 +35,8 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
     Trials that lie there already, of the same settings, seed, code and torch, are used as they are.
     """
     settings = _settings(claim, full)
-    jobs = [(variant, seed + i) for i in range(_seeds(claim, full)) for variant in claim.variants(settings)]
+    seeds = claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
+    jobs = [(variant, seed + i) for i in range(seeds) for variant in claim.variants(settings)]
     stamp = {"claim": claim.name, "settings": to_dict(settings), "code": _code(claim), "torch": torch.__version__}
     note(f"{claim.number}. {claim.statement}")
     note(f"   {len(jobs)} trials, about {_span(60 * _minutes(claim, full))} on one core")
@@ -106,12 +112,49 @@ def reread(claim: Claim, directory: Path) -> Evidence | None:
     return Evidence(claim, settings, trials, finding, saved["full"], saved["seed"], saved["environment"])
 
 
+def gather(directory: Path, note: Note) -> Path | None:
+    """Draw the pictures and write the page of all evidence in `directory`; None, with a note, without the extra."""
+    found = [evidence for claim in claims().values() if (evidence := reread(claim, directory)) is not None]
+    try:
+        pictures = {evidence.claim.name: svg(evidence) for evidence in found}
+        for name, drawing in pictures.items():
+            write_text(directory / f"{name}.svg", drawing)
+        return write_page(directory, found, pictures)
+    except UserError as error:
+        note(str(error))
+        return None
+
+
+def listing(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
+    """A row a claim."""
+    return [
+        {
+            "number": claim.number,
+            "name": claim.name,
+            "title": claim.title,
+            "statement": claim.statement,
+            "source": claim.source,
+            "measured": claim.measured,
+            "rule": claim.rule,
+            "control": claim.control,
+            "minutes": claim.minutes,
+            "full_minutes": claim.full_minutes,
+            "seeds": claim.seeds,
+        }
+        for claim in chosen
+    ]
+
+
+def summary(evidence: Evidence, directory: Path) -> dict[str, Any]:
+    """What --json says of a claim: the record without the trials, and where the files lie."""
+    name = evidence.claim.name
+    short = {key: value for key, value in record(evidence).items() if key != "trials"}
+    picture = directory / f"{name}.svg"
+    return {**short, "result": directory / f"{name}.json", "picture": picture if picture.exists() else None}
+
+
 def _settings(claim: Claim, full: bool) -> Any:
     return claim.full if full and claim.full is not None else claim.settings
-
-
-def _seeds(claim: Claim, full: bool) -> int:
-    return claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
 
 
 def _minutes(claim: Claim, full: bool) -> float:

@@ -74,7 +74,7 @@ def as_text(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
 
 
 def note_dropped(turns: int, model, terminal: Terminal) -> None:
-    from headway.domains.chat.talk import left_out
+    from headway.domains.chat.predictors import left_out
 
     if turns:
         terminal.note(f"({left_out(turns, model.context)})")

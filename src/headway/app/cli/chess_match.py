@@ -77,23 +77,16 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _tell(terminal: Terminal, ours: ModelSide, matches: list[dict[str, Any]]) -> None:
     rate = ours.looked / max(1e-9, ours.spent)
-    terminal.table([_row(match) for match in matches])
+    rows = []
+    for match in matches:
+        low, high = ("" if edge is None else f"{edge:+.0f}" for edge in match["elo_interval"])
+        row = {"opponent": match["opponent"], "+": match["wins"], "=": match["draws"], "-": match["losses"]}
+        row["points"] = f"{100 * match['score']:.1f} %"
+        row["Elo difference"] = "" if match["elo"] is None else f"{match['elo']:+.0f}"
+        rows.append({**row, "95 % interval": f"{low} to {high}"})
+    terminal.table(rows)
     terminal.say(f"{rate:,.0f} positions a second")
     terminal.result({"search": ours.player.search, "matches": matches, "positions_per_second": rate})
-
-
-def _row(match: dict[str, Any]) -> dict[str, Any]:
-    low, high = ("" if edge is None else f"{edge:+.0f}" for edge in match["elo_interval"])
-    difference = "" if match["elo"] is None else f"{match['elo']:+.0f}"
-    return {
-        "opponent": match["opponent"],
-        "+": match["wins"],
-        "=": match["draws"],
-        "-": match["losses"],
-        "points": f"{100 * match['score']:.1f} %",
-        "Elo difference": difference,
-        "95 % interval": f"{low} to {high}",
-    }
 
 
 def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> Opponent:

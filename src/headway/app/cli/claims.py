@@ -26,8 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.experiments import chosen
-    from headway.claims.gather import gather, listing, summary
-    from headway.claims.runner import budget, run_claim
+    from headway.claims.runner import budget, gather, listing, run_claim, summary
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"claims are measured on the processor, not on {args.device!r}; leave --device out")

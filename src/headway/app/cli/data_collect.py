@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,19 +66,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import Shots, check_together
+    from headway.environments import Copies, Shots, check_together, default_policy
 
     _check_out(args)
     recorders: list[Recorder] = []
+    every = max(1, args.episodes // 10)
+
+    def progress(recorder: Recorder, done: int) -> None:
+        if done % every == 0:
+            failed = f", {recorder.failed:,} failed" if recorder.failed else ""
+            terminal.note(f"{recorder.copies.name}: {done:,} of {args.episodes:,} episodes{failed}")
+
     with ExitStack() as stack:
         shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
-        copies = [stack.enter_context(_copies(args, name)) for name in args.env]
+        copies = []
+        for name in args.env:
+            heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
+            at_once = min(args.at_once or (1 if heavy else _AT_ONCE), args.episodes)
+            opened = Copies(name, at_once, cameras=args.cameras, size=tuple(args.size))
+            copies.append(stack.enter_context(opened))
         recorders = [_recorder(args, each, task, shots) for task, each in enumerate(copies)]
         if not args.out.suffix:
             check_together(recorders)
         try:
             for recorder in recorders:
-                _record(recorder, args.episodes, terminal)
+                recorder.run(args.episodes, len(recorder.copies), partial(progress, recorder))
             _write(recorders, args, shots)
         except BaseException as error:
             raise _kept(recorders, args, shots, error) from error
@@ -87,6 +100,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
     from headway.data.lerobot_writing import check_lerobot
+    from headway.data.store import taking
+    from headway.environments import SEEDS, TRIES
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -101,16 +116,7 @@ def _check_out(args: argparse.Namespace) -> None:
         check_lerobot(path, films=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
         raise UserError("an environment is given twice; name each once")
-    _check_seeds(args)
-    _try(path)
-    if args.cameras and any(side % 2 for side in args.size):
-        raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
-
-
-def _check_seeds(args: argparse.Namespace) -> None:
-    """UserError where an episode, or one in place of a failure, could start as those by which models are judged."""
-    from headway.environments import SEEDS, TRIES
-
+    # No episode, nor one in place of a failure, is to start as those by which models are judged.
     tries = TRIES if any(_successes_alone(args, name) for name in args.env) else 1
     starts, judged = tries * args.episodes, SEEDS["validation"]
     if starts > judged:
@@ -123,6 +129,11 @@ def _check_seeds(args: argparse.Namespace) -> None:
             f"--seed {args.seed} with {args.episodes:,} episodes, which may take {starts:,} starts, reaches those from "
             f"which models are judged, {judged:,} and on; give a number below {judged - starts + 1:,}"
         )
+    with taking(path):  # a UserError where nothing can be written beside it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    if args.cameras and any(side % 2 for side in args.size):
+        raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
 
 
 def _policies(args: argparse.Namespace, environment: str) -> list[str]:
@@ -135,23 +146,6 @@ def _policies(args: argparse.Namespace, environment: str) -> list[str]:
 def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
     """Whether only episodes are kept in which the task is done: where the expert alone acts."""
     return set(_policies(args, environment)) == {"expert"}
-
-
-def _try(path: Path) -> None:
-    """UserError for a place beside which nothing can be written."""
-    from headway.data.store import taking
-
-    with taking(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-
-
-def _copies(args: argparse.Namespace, name: str) -> Copies:
-    from headway.environments import Copies, default_policy
-
-    heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
-    at_once = args.at_once or (1 if heavy else _AT_ONCE)
-    return Copies(name, min(at_once, args.episodes), cameras=args.cameras, size=tuple(args.size))
 
 
 def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots | None) -> Recorder:
@@ -168,17 +162,6 @@ def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots 
     return recorder
 
 
-def _record(recorder: Recorder, episodes: int, terminal: Terminal) -> None:
-    every, name = max(1, episodes // 10), recorder.copies.name
-
-    def progress(done: int) -> None:
-        if done % every == 0:
-            failed = f", {recorder.failed:,} failed" if recorder.failed else ""
-            terminal.note(f"{name}: {done:,} of {episodes:,} episodes{failed}")
-
-    recorder.run(episodes, len(recorder.copies), progress)
-
-
 def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:
     """Write what is finished; how many episodes that is."""
     from headway.data.lerobot_writing import write_lerobot
@@ -192,31 +175,41 @@ def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots
     return sum(len(recorder.finished) for recorder in recorders)
 
 
-def _write_somewhere(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:
-    """Write what is finished, where --out cannot take it into a new folder for what is temporary."""
-    if args.out.exists():  # it was written just before all was stopped
-        return sum(len(recorder.finished) for recorder in recorders)
-    try:
-        return _write(recorders, args, shots)
-    except Exception:  # what is finished is lost if it is written nowhere
-        args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
-        return _write(recorders, args, shots)
-
-
 def _kept(
     recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None, error: BaseException
 ) -> BaseException:
     """What stopped a recording, after its finished episodes have been written."""
     if not any(recorder.finished for recorder in recorders):
         return error
-    count = _write_somewhere(recorders, args, shots)
+    if args.out.exists():  # it was written just before all was stopped
+        count = sum(len(recorder.finished) for recorder in recorders)
+    else:
+        try:
+            count = _write(recorders, args, shots)
+        except Exception:  # what is finished is lost if it is written nowhere: a new folder for what is temporary
+            args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
+            count = _write(recorders, args, shots)
     text = str(error) or "stopped"
     kind = type(error) if isinstance(error, (UserError, KeyboardInterrupt)) else UserError
     return kind(f"{text}; {count:,} finished episodes are in {args.out}")
 
 
 def _show(recorders: Sequence[Recorder], path: Path, terminal: Terminal) -> None:
-    rows = [_summary(recorder) for recorder in recorders]
+    rows = []
+    for recorder in recorders:
+        episodes = recorder.episodes()
+        returns, tries = episodes.returns, len(episodes) + recorder.failed
+        row: dict[str, Any] = {
+            "environment": episodes.environment,
+            "episodes": len(episodes),
+            "steps": len(episodes.rewards),
+            "return_mean": float(returns.mean()),
+            "return_min": float(returns.min()),
+            "return_max": float(returns.max()),
+        }
+        if recorder.demonstrating is not None:
+            row |= {"failed": recorder.failed, "success_rate": len(episodes) / tries}
+        rows.append(row)
     found: dict[str, Any] = {"path": path, **rows[0]} if len(rows) == 1 else {"path": path, "tasks": rows}
     if len(rows) > 1:
         terminal.say(f"path: {path}")
@@ -226,19 +219,3 @@ def _show(recorders: Sequence[Recorder], path: Path, terminal: Terminal) -> None
             told = f"{value:,.5g}" if isinstance(value, float) else value
             terminal.say(f"{name.replace('_', ' ')}: {told}")
     terminal.result(found)
-
-
-def _summary(recorder: Recorder) -> dict[str, Any]:
-    episodes = recorder.episodes()
-    returns, tries = episodes.returns, len(episodes) + recorder.failed
-    found = {
-        "environment": episodes.environment,
-        "episodes": len(episodes),
-        "steps": len(episodes.rewards),
-        "return_mean": float(returns.mean()),
-        "return_min": float(returns.min()),
-        "return_max": float(returns.max()),
-    }
-    if recorder.demonstrating is None:
-        return found
-    return found | {"failed": recorder.failed, "success_rate": len(episodes) / tries}

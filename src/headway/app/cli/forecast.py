@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headway.app.cli.options import add_data, load, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from headway.domains.forecast import Forecast
 
 EXAMPLE = """
 headway forecast runs/forecast --steps 24
@@ -42,7 +36,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
     with torch_options(args):
         found = load(args).forecast(args.data, args.steps)
-    rows = [row for one in found for row in _rows(one)]
+    rows: list[dict[str, Any]] = [
+        {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
+        for one in found
+        for time, *values in zip(one.times, *one.quantiles.values())
+    ]
     try:
         if args.out is not None:
             with args.out.open("w", encoding="utf-8", newline="") as file:
@@ -50,9 +48,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
         if args.picture is not None:
+            import numpy as np
+
+            from headway.learn.report.charts import Panel, fans
+
             if len(found) > _SHOWN:
                 terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
-            _picture(found[:_SHOWN]).savefig(args.picture, dpi=150)
+            panels = [
+                Panel(f"{one.series} to {one.times[-1]}", np.array(one.past), np.array([*zip(*one.quantiles.values())]))
+                for one in found[:_SHOWN]
+            ]
+            fans(panels).savefig(args.picture, dpi=150)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
@@ -60,18 +66,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
     terminal.result({"forecasts": [one._asdict() for one in found], **files})
-
-
-def _rows(one: Forecast) -> Iterator[dict[str, Any]]:
-    for time, *values in zip(one.times, *one.quantiles.values()):
-        yield {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
-
-
-def _picture(found: list[Forecast]) -> Figure:
-    """A panel a series."""
-    import numpy as np
-
-    from headway.learn.report.fans import Panel, fans
-
-    panels = [(f"{one.series} to {one.times[-1]}", one.past, [*zip(*one.quantiles.values())]) for one in found]
-    return fans([Panel(title, np.array(past), np.array(said)) for title, past, said in panels])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headway.app.cli.options import add_cache, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.generate import Completion, Limits, Sampling
+    from headway.generate import Limits, Sampling
 
 EXAMPLE = """
 headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --temperature 0.8
@@ -67,19 +67,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         model = load(args)
         if args.json:
             completion = model.complete([prompt], sampling, limits)[0]
-            told = {"prompt": prompt, "tokens": completion.ids, **_named(completion), "beyond": model.beyond}
-            terminal.result(told)
+            names = ("text", "logprobs", "finish_reason", "tokens_per_second")
+            told = {name: getattr(completion, name) for name in names}
+            terminal.result({"prompt": prompt, "tokens": completion.ids, **told, "beyond": model.beyond})
             return
         pieces = model.continuations(prompt, sampling, limits)
         terminal.say(prompt, end="")
         for piece in pieces:
             terminal.say(piece, end="")
         terminal.say()
-
-
-def _named(completion: Completion) -> dict[str, Any]:
-    names = ("text", "logprobs", "finish_reason", "tokens_per_second")
-    return {name: getattr(completion, name) for name in names}
 
 
 def read_prompt(text: str) -> str:

@@ -61,7 +61,12 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a bad argument or input, 130 Ctrl-C, 1 else."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _speak_unicode()
+    # Lines of files are UTF-8 in every locale; names of files that are no Unicode are shown as escapes.
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(arguments)
         sys.stdout.flush()
@@ -78,15 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _fail(_describe(error), FAILED, arguments)
     return DONE
-
-
-def _speak_unicode() -> None:
-    """Lines of files are UTF-8 in every locale; names of files that are no Unicode are shown as escapes."""
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from headway.app.cli.options import add_recipe, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
-
-if TYPE_CHECKING:
-    from headway.app.fitting import Plan
 
 EXAMPLE = """
 headway plan text --data my-books/ --minutes 5,30,120
@@ -48,14 +44,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             seed=args.seed,
             spent=terminal.seconds(),
         )
-    terminal.table([_row(plan) for plan in plans])
+    rooms = ["" if plan.memory is None else f"{plan.memory / 2**20:,.0f} MiB" for plan in plans]
+    shown = ({name: getattr(plan, name) for name in _SHOWN} for plan in plans)
+    terminal.table([{**row, "memory": room} for row, room in zip(shown, rooms)])
     for plan in plans:
         terminal.say(f"\n{plan.minutes:g} minutes")
         for reason in plan.reasons:
             terminal.say(f"  {reason}")
     terminal.result({"plans": [plan._asdict() for plan in plans]})
-
-
-def _row(plan: Plan) -> dict[str, object]:
-    memory = None if plan.memory is None else f"{plan.memory / 2**20:,.0f} MiB"
-    return {**{name: getattr(plan, name) for name in _SHOWN}, "memory": memory or ""}

@@ -187,16 +187,13 @@ def one(
     nothing = "" if segments else ", in which nobody is heard to speak"
     terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
     if not live:
-        _write(written(found, cast(Any, form), lines), place, terminal)
+        text = written(found, cast(Any, form), lines)
+        if place is None:
+            terminal.say(text, end="")
+        else:
+            place.write_text(text, encoding="utf-8")
     where = {} if place is None else {"output": place}
     return {"file": sound.path, **where, **as_dict(found), "seconds": seconds}
-
-
-def _write(text: str, place: Path | None, terminal: Terminal) -> None:
-    if place is None:
-        terminal.say(text, end="")
-    else:
-        place.write_text(text, encoding="utf-8")
 
 
 @contextmanager

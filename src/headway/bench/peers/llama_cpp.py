@@ -86,11 +86,8 @@ class _Sequences:
         code = llama_cpp.llama_decode(self._context, batch)
         if code:
             raise RuntimeError(f"llama_decode gave {code}")
-        return [self._likeliest(place) for place in last]
-
-    def _likeliest(self, place: int) -> int:
-        logits = llama_cpp.llama_get_logits_ith(self._context, place)
-        return int(np.ctypeslib.as_array(logits, (self._symbols,)).argmax())
+        logits = (llama_cpp.llama_get_logits_ith(self._context, place) for place in last)
+        return [int(np.ctypeslib.as_array(each, (self._symbols,)).argmax()) for each in logits]
 
 
 def decode(job: Job) -> dict[str, float]:

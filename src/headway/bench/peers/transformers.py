@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def train(job: Job) -> dict[str, float]:
 
     def step() -> None:
         ids = torch.randint(0, job.symbols, (job.rows, context), generator=generator)
-        with _products(job):
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.form == "bf16"):
             loss = model(ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,10 +112,6 @@ def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def _masked(job: Job, mask: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of one row nothing is padding, and without a mask it is faster."""
     return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": places}
-
-
-def _products(job: Job) -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16, enabled=job.form == "bf16")
 
 
 _WORK: dict[Kind, Callable[[Job], dict[str, float]]] = {

@@ -201,12 +201,11 @@ def parts(ids: Sequence[int], marks: WhisperTokens, frames: int) -> tuple[list[T
         end = times[-1] * STEP if times and times[-1] * STEP > start else frames * STEP / FRAMES
         return [TimedPart(start, end, list(ids))], frames
     places = [0, *cuts, *([len(ids)] if closed else [])]
-    found = [_part(ids[first:last], marks) for first, last in pairwise(places)]
+    found = [
+        TimedPart(_steps(ids[first], marks) * STEP, _steps(ids[last - 1], marks) * STEP, list(ids[first:last]))
+        for first, last in pairwise(places)
+    ]
     return found, frames if closed else min(FRAMES * _steps(ids[places[-1] - 1], marks) or frames, frames)
-
-
-def _part(ids: Sequence[int], marks: WhisperTokens) -> TimedPart:
-    return TimedPart(_steps(ids[0], marks) * STEP, _steps(ids[-1], marks) * STEP, list(ids))
 
 
 def _steps(symbol: int, marks: WhisperTokens) -> int:
@@ -311,7 +310,7 @@ class Listener:
         """
         marks = self.marks
         room = self.context if marks.previous is None else self.context // 2
-        prompt = self._before(before, room - 1)
+        prompt = [] if marks.previous is None or not before else [marks.previous, *before[-(room - 1) :]]
         opening = [*marks.opening(config.language, config.task), *([] if config.timestamps else [marks.plain])]
         limit = min(room, self.context - len(prompt) - len(opening))
         logits, decoding = self._start(heard, [*prompt, opening[0]], len(opening) - 1 + limit)
@@ -321,16 +320,13 @@ class Listener:
         tried: list[HeardText] = []
         for temperature in config.temperatures:
             tried.append(self._attempt(logits.clone(), decoding, limit, silence, temperature, config))
-            if _is_good(tried[-1], config):
+            doubtful = tried[-1].logprob < config.least_logprob
+            silent = doubtful and tried[-1].silence > config.most_silence  # of which no other temperature makes more
+            if silent or (not doubtful and tried[-1].compression <= config.most_compression):
                 return tried[-1]
         plausible = [said for said in tried if said.compression <= config.most_compression]
         best = max(plausible or tried, key=lambda said: said.logprob)
         return best._replace(temperature=tried[-1].temperature)
-
-    def _before(self, ids: Sequence[int], most: int) -> list[int]:
-        if self.marks.previous is None or not ids:
-            return []
-        return [self.marks.previous, *ids[-most:]]
 
     def _start(self, heard: Heard, ids: Sequence[int], more: int) -> tuple[Tensor, Any]:
         """The logits after `ids`, and a generation with room for `more` symbols."""
@@ -364,13 +360,6 @@ def compression_ratio(text: str) -> float:
     """How many times smaller zlib makes it; above 2.4 a text repeats itself."""
     raw = text.strip().encode()
     return len(raw) / len(zlib.compress(raw))
-
-
-def _is_good(said: HeardText, config: Transcribing) -> bool:
-    doubtful = said.logprob < config.least_logprob
-    if doubtful and said.silence > config.most_silence:
-        return True  # silence, of which no other temperature makes more
-    return not doubtful and said.compression <= config.most_compression
 
 
 def is_silent(said: HeardText, config: Transcribing) -> bool:

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.domains.audio.classification import windowed
-from headway.domains.audio.glance import glance, middle_of
+from headway.domains.audio.classification import glance, middle_of, windowed
 from headway.domains.audio.listener import Task, Transcribing
 from headway.domains.audio.sound import Given, mono, open_sound, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription
@@ -24,7 +23,6 @@ from headway.formats.usage import named
 from headway.generate.prompts import device_of, evaluating
 from headway.given import typed
 from headway.handle import Handle
-from headway.nn.models import Transformer
 
 Watch = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]
@@ -40,8 +38,24 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
     heard: dict[int, np.ndarray] = {}
     watch = heard.__setitem__ if model.watches else None
     said: list[list[float]] = []
+    config: Any = model.module.config
+
+    def frames(number: int, sound: Sound) -> Float[Tensor, "T M"]:
+        if isinstance(sound, np.ndarray):
+            name = f"sound {number + 1}"
+            samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
+        else:
+            if not Path(sound).is_file():
+                raise UserError(f"{sound} is not a file; this model classifies sound files")
+            name, samples = str(sound), read_sound(sound)
+        window = window_of(config)
+        if not truncate:
+            check_lengths(np.array([len(samples)]), window, name, "cut it, or have its middle heard with truncate")
+        if watch is not None:
+            watch(number, glance(middle_of(samples, window)))
+        return windowed(samples, window, bands_of(config))
+
     with evaluating(model.module), torch.inference_mode():
-        frames = lambda place, sound: _frames(model.module, sound, place, truncate, watch)  # noqa: E731
         read = given.each(asked.items, frames, failed)
         while some := list(islice(read, _AT_ONCE)):
             inputs = torch.stack(some)
@@ -71,23 +85,6 @@ def transcribe(
 def transcriber(model: Handle, config: Transcribing) -> Transcriber:
     generator: Any = model.generator  # which hears, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
-
-
-def _frames(model: Transformer, sound: Sound, number: int, truncate: bool, watch: Watch | None) -> Float[Tensor, "T M"]:
-    config: Any = model.config
-    if isinstance(sound, np.ndarray):
-        name = f"sound {number + 1}"
-        samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
-    else:
-        if not Path(sound).is_file():
-            raise UserError(f"{sound} is not a file; this model classifies sound files")
-        name, samples = str(sound), read_sound(sound)
-    frames = window_of(config)
-    if not truncate:
-        check_lengths(np.array([len(samples)]), frames, name, "cut it, or have its middle heard with truncate")
-    if watch is not None:
-        watch(number, glance(middle_of(samples, frames)))
-    return windowed(samples, frames, bands_of(config))
 
 
 def _check(sounds: Sequence[Sound]) -> None:

@@ -1,16 +1,31 @@
-"""Recipes for sounds: what they are, and what is said in them."""
+"""Recipes for sounds: what they are, and what is said in them; and how models that hear from nothing are fitted to a
+user's sounds and to the time.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
 
 from headway.config import override
 from headway.data import SplitConfig
+from headway.data.labelled import read_labelled
+from headway.data.splits import side_number
 from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
-from headway.domains.audio.transcription import TranscriptionConfig
-from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.domains.audio.sound import KINDS, FileSound
+from headway.domains.audio.speech import words
+from headway.domains.audio.store import read_transcripts
+from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
+from headway.errors import UserError
+from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import listener, whisper
 from headway.nn.parts.init import InitConfig
@@ -117,3 +132,135 @@ def transcription() -> Recipe:
 
 
 RECIPES = (audio, spoken_digits, spoken_sequences, transcription)
+
+
+_SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
+_WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
+_LOOKED_AT = 1000  # sounds whose lengths are read
+_LONGEST = 10.0  # seconds of a window that is chosen; models that hear take 30
+_MANY, _COUNTLESS = 20_000, 200_000  # sounds, from which on they need less change, and hardly any
+_HOURS = 5.0  # of speech from which a model learns to write any text
+_TIMES = 200  # that each word is to be heard where there is less
+
+
+class Lengths(NamedTuple):
+    """Seconds of sounds: what 98 in a hundred have at most, of the longest, and of all."""
+
+    most: float
+    longest: float
+    total: float
+
+
+@dataclass(frozen=True)
+class SoundsScale(Scale):
+    """A window that most sounds fit into, and the changes of the recipe spoken-digits, fewer of many sounds."""
+
+    # Heard again it is another sound: shifted, slower or louder, and with other parts masked.
+    law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
+    batch: str = "train.batch_size"
+    least: int = 16
+    most: int = 512
+    noise: float = 1.0
+    unit: str = "sound"
+    shapes: Shapes = _SHAPES
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        task = cast(SoundsConfig, recipe.task)
+        found = read_labelled(paths, KINDS, "sound")
+        count = int((found.named <= side_number("train")).sum())
+        if task.seconds is not None:
+            return Settled({**self.held_out(count), **_changes(count, task.seconds)})
+        lengths = lengths_of(found.files)
+        # A few long sounds would make all the others dear.
+        wanted = lengths.longest if lengths.longest <= 1.25 * lengths.most else lengths.most
+        window = math.ceil(10 * min(wanted, _LONGEST) + 1e-6) / 10
+        cut = lengths.longest > window
+        seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
+        settings = {**seconds, **({"task.crop": True} if cut else {})}
+        longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
+        reason = f"windows of {window:g} s for {count:,} sounds{longer}"
+        return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
+
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        """Beside the changes of sounds."""
+        return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
+
+
+@dataclass(frozen=True)
+class SpeechScale(Scale):
+    """Small Whispers, symbols that grow with the text; and no plan for too little speech to learn writing from."""
+
+    # A few times the data that a symbol of a text needs, as each is found in the sound alone.
+    law: Law = field(default_factory=lambda: replace(Law(), repeats=30.0))
+    batch: str = "train.batch_size"
+    least: int = 8
+    most: int = 256
+    unit: str = "symbol"
+    few: int = 600
+    shapes: Shapes = _WRITERS
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        task = cast(TranscriptionConfig, recipe.task)
+        found = read_transcripts(paths, task.path, task.text, task.skip_bad)
+        lengths = lengths_of(found.files)
+        said = [word for text in found.texts for word in words(text).split()]
+        check_speech(lengths.total / 3600, len(said), len(set(said)))
+        symbols = sum(map(len, found.texts))
+        settings = dict(self.held_out(len(found)))
+        if symbols > 2_000_000:
+            settings |= {"task.codec": "bpe", "task.size": 1000 if symbols < 20_000_000 else 4000}
+        if task.seconds is None:
+            settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
+        reason = f"{lengths.total / 3600:.2g} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
+        return Settled(settings, reason)
+
+    def amount(self, task: Task) -> int:
+        speech = cast(SpokenTexts, cast(Task, task).examples)
+        return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
+
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}
+
+
+def lengths_of(files: Sequence[Path]) -> Lengths:
+    """From the headers of some files, spread evenly over all; those that cannot be read are left to who opens them."""
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(_LOOKED_AT, len(files))).astype(int)) if files else []
+    seconds = []
+    for number in chosen:
+        try:
+            seconds.append(FileSound(files[number]).seconds)
+        except UserError:
+            continue
+    if not seconds:
+        raise UserError(f"none of {len(files):,} sounds can be read; give some that can (.wav, .flac, .mp3, ...)")
+    return Lengths(
+        float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
+    )
+
+
+def check_speech(hours: float, said: int, different: int) -> None:
+    """UserError where there is too little speech for a model that has heard nothing else."""
+    if hours >= _HOURS or said >= _TIMES * max(1, different):
+        return
+    needed = min(_HOURS, hours * _TIMES * max(1, different) / max(1, said))
+    raise UserError(
+        f"there are {hours:.2g} hours of speech with {different:,} different words, from which a model that has heard "
+        f"nothing else learns no writing; give about {needed:.2g} hours, or begin from a published Whisper with --from"
+    )
+
+
+def _changes(count: int, seconds: float) -> Settings:
+    """What training changes in sounds, in shares of the window."""
+    tenth = round(0.1 * seconds, 3)
+    config = SoundAugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
+    if count < _MANY:
+        config = replace(config, speeds=(0.9, 0.95, 1.0, 1.05, 1.1))
+    if count >= _COUNTLESS:
+        config = replace(config, time_masks=1, band_masks=1)
+    return {
+        f"task.augment.{name}": getattr(config, name)
+        for name in ("shift", "gain", "speeds", "time_masks", "time_width", "band_masks", "band_width")
+    }
+
+
+SCALES = {"audio": SoundsScale(), "transcription": SpeechScale()}

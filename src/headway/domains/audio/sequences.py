@@ -208,7 +208,10 @@ class SpokenSequences(SpokenSounds):
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         saved = (workspace / FILE).exists()
         codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
-        super().__init__(recipe, codec, _marks(codec), frames, config, workspace)
+        start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
+        if start is None or plain is None or end is None:
+            raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a run of this task")
+        super().__init__(recipe, codec, SpokenMarks((start,), end, (start, plain)), frames, config, workspace)
         self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
         self.places = {symbol: place for place, symbol in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence of the most digits")
@@ -345,10 +348,3 @@ def time_names(seconds: float) -> list[str]:
 def sequence_codec(seconds: float) -> TokenizerCodec:
     """The ten words, and the symbols around them in Whisper's order, the times last."""
     return train_codec("word", [" ".join(WORDS)], special=(END, START, PLAIN, *time_names(seconds)))
-
-
-def _marks(codec: TokenizerCodec) -> SpokenMarks:
-    start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
-    if start is None or plain is None or end is None:
-        raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a run of this task")
-    return SpokenMarks((start,), end, (start, plain))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
-from headway.data.tables import TABLE_KINDS, Table, read_table
+from headway.data.tables import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
 from headway.errors import UserError
@@ -139,45 +139,30 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
         if not place.expanduser().is_dir() and place.suffix.lower() not in TABLE_KINDS:
             fact = "is no folder and no table" if place.exists() else "does not exist"
             raise UserError(f"{place} {fact}; give a .tsv of path and text, or a folder of sounds that holds one")
-    table = read_table([_with_table(place.expanduser()) for place in paths], {"path": path, "text": text})
-    files = [_beside(table, row) for row in range(len(table))]
+    places = [place.expanduser() for place in paths]
+    for place in places:
+        if place.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in place.rglob("*")):
+            raise UserError(f"{place} holds no transcripts; put a .tsv into it, with the columns path and text")
+    table = read_table(places, {"path": path, "text": text})
+    named = table.columns["path"]
+    files = [table.places[row][0].path.parent / Path(named[row]).expanduser() for row in range(len(table))]
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
         row = missing[0]
         fact = f"{table.place(row)}: {table.columns['path'][row]} is not a file in {table.places[row][0].path.parent}"
         _refuse(skip, fact, "transcripts", len(missing), len(files), "correct it, or leave the line out")
     found = Transcripts(files, table.columns["text"], table.named, [table.place(row) for row in range(len(table))])
-    _check_untold([place.expanduser() for place in paths], files, skip)
-    kept = np.setdiff1d(np.arange(len(files)), missing)
-    if not len(kept):
-        raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.places[0][0]}")
-    return found.select(kept)
-
-
-def _with_table(place: Path) -> Path:
-    if place.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in place.rglob("*")):
-        raise UserError(f"{place} holds no transcripts; put a .tsv into it, with the columns path and text")
-    return place
-
-
-def _beside(table: Table, row: int) -> Path:
-    return table.places[row][0].path.parent / Path(table.columns["path"][row]).expanduser()
-
-
-def _check_untold(paths: Sequence[Path], files: Sequence[Path], skip: bool) -> None:
-    """Sounds in the folders given that no table names."""
+    inside = (file for place in places if place.is_dir() for file in sorted(place.rglob("*")))
+    sounds = [file for file in inside if file.suffix.lower() in KINDS and not file.name.startswith(".")]
     told = {file.resolve() for file in files}
-    sounds = [
-        file
-        for place in paths
-        if place.is_dir()
-        for file in sorted(place.rglob("*"))
-        if file.suffix.lower() in KINDS and not file.name.startswith(".")
-    ]
     untold = [file for file in sounds if file.resolve() not in told]
     if untold:
         fact = f"{untold[0]} has no transcript"
         _refuse(skip, fact, "sounds", len(untold), len(sounds), "write one, or take the sound out of the folder")
+    kept = np.setdiff1d(np.arange(len(files)), missing)
+    if not len(kept):
+        raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.places[0][0]}")
+    return found.select(kept)
 
 
 def _refuse(skip: bool, fact: str, what: str, count: int, total: int, remedy: str) -> None:

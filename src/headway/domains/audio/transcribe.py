@@ -161,15 +161,14 @@ class Telling:
         offset = seek * FRAME
         for part in found:
             text = self._by.listener.text(part.ids)
-            words = tuple(self._placed(word, offset) for word in part.words)
+            words = []
+            for word in part.words:
+                start, end = self._timeline.in_one(*self._timeline.placed(offset + word.start, offset + word.end))
+                words.append(replace(word, start=round(start, 3), end=round(end, 3)))
             start, end = self._timeline.placed(offset + part.start, offset + part.end)
             start, end = (words[0].start, words[-1].end) if words else (start, end)
             if start < end and text.strip():
                 yield Segment(
                     round(start, 3), round(end, 3), text, part.ids, said.logprob, said.compression, said.silence,
-                    said.temperature, words,
+                    said.temperature, tuple(words),
                 )  # fmt: skip
-
-    def _placed(self, word: Word, offset: float) -> Word:
-        start, end = self._timeline.in_one(*self._timeline.placed(offset + word.start, offset + word.end))
-        return replace(word, start=round(start, 3), end=round(end, 3))

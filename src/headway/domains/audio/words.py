@@ -50,7 +50,13 @@ def align(
     likely = logits[0][:, : marks.end].float().softmax(-1).gather(1, symbols[:, None])[:, 0]
     positions = -(-frames // FRAMES)
     weights = _weights(maps, marks, len(model.decoder.stack.blocks))[:, :, :positions]
-    cost = -_smoothed(_normalised(weights)).mean(0)[len(opening) : -1]
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(_BLANK)
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    weights, beside = (weights - mean) / deviation.clamp_min(_BLANK), _SMOOTH // 2
+    if weights.shape[-1] > beside:  # the median of each position and its neighbours in time
+        around = F.pad(weights, (beside, beside), mode="reflect").unfold(-1, _SMOOTH, 1)
+        weights = around.sort(-1).values[..., beside]
+    cost = -weights.mean(0)[len(opening) : -1]
     rows, columns = warp(cost.double().cpu().numpy())
     first = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path comes to each symbol
     return TimedSymbols(columns[first] * STEP, likely.cpu().double().numpy())
@@ -63,20 +69,6 @@ def _weights(maps: dict[str, Tensor], marks: WhisperTokens, depth: int) -> Float
     if named:
         return torch.stack([layers[layer][head] for layer, head in named])
     return torch.cat(layers[depth // 2 :])
-
-
-def _normalised(weights: Float[Tensor, "H T S"]) -> Float[Tensor, "H T S"]:
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(_BLANK)
-    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    return (weights - mean) / deviation.clamp_min(_BLANK)
-
-
-def _smoothed(weights: Float[Tensor, "H T S"]) -> Float[Tensor, "H T S"]:
-    """The median of each position and its neighbours in time."""
-    beside = _SMOOTH // 2
-    if weights.shape[-1] <= beside:
-        return weights
-    return F.pad(weights, (beside, beside), mode="reflect").unfold(-1, _SMOOTH, 1).sort(-1).values[..., beside]
 
 
 def warp(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:
@@ -98,13 +90,8 @@ def warp(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.n
         )
         step[i, j] = best
         total[i, j] = cost[i - 1, j - 1] + np.take_along_axis(choices, best[None], 0)[0]
-    return _traced(step)
-
-
-def _traced(step: Int[np.ndarray, "N M"]) -> tuple[np.ndarray, np.ndarray]:
     step[0, :], step[:, 0] = 2, 1
-    i, j = step.shape[0] - 1, step.shape[1] - 1
-    path = []
+    i, j, path = rows, columns, []
     while i > 0 or j > 0:
         path.append((i - 1, j - 1))
         way = step[i, j]
@@ -182,16 +169,12 @@ def split_words(codec: TokenizerCodec, ids: Sequence[int]) -> list[tuple[str, in
         pieces.append((stream.flush(), waiting))
     words: list[tuple[str, int]] = []
     for text, count in pieces:
-        if words and _continues(words[-1][0], text):
+        begins = text[:1].isspace() or _is_mark(text) or _is_unspaced(text[:1])
+        if words and not begins and not _is_mark(words[-1][0]):
             words[-1] = (words[-1][0] + text, words[-1][1] + count)
         else:
             words.append((text, count))
     return words
-
-
-def _continues(word: str, text: str) -> bool:
-    """Whether a piece goes on with a word."""
-    return not (text[:1].isspace() or _is_mark(text) or _is_mark(word) or _is_unspaced(text[:1]))
 
 
 def _is_mark(text: str) -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.domains.chat.talk import Talk
+    from headway.domains.chat.predictors import Talk
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Talk"]
 RECIPES = ("instruct", "preference")
-TASKS = {"instruct": "instruct", "preference": "preference"}
+TASKS = {"instruct": "task", "preference": "preference"}
 VERBS = {"chat": "is_causal", "chat_stream": "is_causal", "talk": "is_causal"}
-lazily(__name__, {".talk": ("Talk",)})
+lazily(__name__, {".predictors": ("Talk",)})

@@ -1,15 +1,82 @@
-"""Models that answer at work: replies to conversations."""
+"""Models that answer at work: conversations by the model's chat template, and where an answer ends."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 from headway import given
+from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.chat import ChatTemplate
 from headway.data.dialogues import Message
-from headway.domains.chat.talk import Talk
 from headway.errors import UserError
-from headway.generate import Limits, Sampling
+from headway.formats.usage import Usage
+from headway.generate import Limits, Sampling, Session
+from headway.generate.prompts import context_of
 from headway.handle import Handle
+
+_LOG = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """The ids after which the answer follows, and how many of the oldest turns are not in them."""
+
+    ids: list[int]
+    dropped: int
+
+
+class Talk:
+    """Answers by the chat template that a model was taught."""
+
+    def __init__(self, session: Session, codec: TokenizerCodec, template: ChatTemplate, ends: Sequence[int]) -> None:
+        """`ends` are ids that end an answer, beside those that the template writes after one."""
+        self.session = session
+        self.codec = codec
+        self.template = template
+        found = template.ends(codec)
+        self._texts, self._ids = found.texts, (*found.ids, *ends)
+
+    @classmethod
+    def of_model(cls, session: Session, codec: Codec, usage: Usage, directory: Path) -> Talk:
+        """Raises UserError for a model without a template."""
+        if usage.template is None or not isinstance(codec, TokenizerCodec):
+            raise UserError(
+                f"{directory} has no chat template, so it knows no turns; use generate, or put the chat_template.jinja "
+                "there that it was trained with"
+            )
+        template = ChatTemplate(usage.template, codec.marks, f"the chat template of {directory}")
+        return cls(session, codec, template, usage.ends)
+
+    def ask(self, messages: Sequence[Message], limits: Limits) -> Asked:
+        """A conversation as ids that leave room for an answer, if need be without its oldest turns.
+
+        The answer has at most half of the context for itself. Raises UserError for what the template refuses.
+        """
+        context = context_of(self.session.model)
+        most = None if context is None else context - min(limits.max_new_tokens, context // 2)
+        return Asked(*self.template.fitting(self.codec, messages, most))
+
+    def answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
+        """The answer to what was asked, in pieces. UserError, here, for what does not fit the model."""
+        stop, stop_ids = (*limits.stop, *self._texts), (*limits.stop_ids, *self._ids)
+        return self.session.stream(ids, sampling, replace(limits, stop=stop, stop_ids=stop_ids))
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, limits: Limits) -> Iterator[str]:
+        """The answer to a conversation, in pieces. Turns that do not fit are left out, and how many is logged."""
+        ids, dropped = self.ask(messages, limits)
+        if dropped:
+            _LOG.warning(left_out(dropped, context_of(self.session.model)))
+        return self.answer(ids, sampling, limits)
+
+
+def left_out(turns: int, context: int | None) -> str:
+    """What is said of turns that a prompt had no room for."""
+    which = "turn no longer fits" if turns == 1 else f"{turns} turns no longer fit"
+    return f"the first {which} the context of {context} tokens"
+
 
 Messages = Sequence[Message]
 

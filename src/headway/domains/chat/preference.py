@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.chat import Chat, ChatTemplate
+from headway.codecs.chat import ChatTemplate
 from headway.config import register, to_dict
 from headway.data import IGNORED, PairBatches
 from headway.data.dialogues import dialogue_sources, read_choices
@@ -80,22 +80,19 @@ class PreferenceConfig(ChatConfig):
         def samples(file: File) -> Iterator[MarkedSample]:
             for line, prompt, *endings in read_choices(file):
                 place = f"{file}, line {line}"
-                chats = (read(template, codec, [*prompt, *ending], place) for ending in endings)
-                yield MarkedSample(key_of(prompt), line, _differing(*chats))
+                chosen, rejected = (read(template, codec, [*prompt, *ending], place) for ending in endings)
+                # Without what the assistant says in the prompt, which is as probable in both.
+                pairs = enumerate(zip(chosen.ids, rejected.ids))
+                shared = next((i for i, (a, b) in pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
+                marked = [
+                    Marked(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
+                    for chat in (chosen, rejected)
+                ]
+                yield MarkedSample(key_of(prompt), line, marked)
 
         cache = open_marked(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)
         return Task(preferences, DirectPreference(self.beta, self.smoothing))
-
-
-def _differing(chosen: Chat, rejected: Chat) -> list[Marked]:
-    """The two endings, without what the assistant says in the prompt: it is as probable in both."""
-    pairs = enumerate(zip(chosen.ids, rejected.ids))
-    shared = next((i for i, (a, b) in pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
-    return [
-        Marked(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
-        for chat in (chosen, rejected)
-    ]
 
 
 class Preferences(Conversations):
@@ -128,7 +125,11 @@ class Preferences(Conversations):
             return saved
         start, context = self._recipe.start, self.config.context
         module = build(self._model, self.seed).eval() if start is None else open_start(start).model
-        key = cache_key("reference", _FORMAT, name, context, _fingerprint(module))
+        digest = hashlib.blake2b(json.dumps(to_dict(module.config)).encode(), digest_size=16)
+        for tensor_name, tensor in named_tensors(module):
+            digest.update(tensor_name.encode())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        key = cache_key("reference", _FORMAT, name, context, digest.hexdigest())
         folder = open_or_build(cache_root() / key, lambda part: _build(part, self.cache, module, context))
         found = read_column(folder, _NAME, np.float32, 2 * len(self.cache))
         return torch.from_numpy(np.array(found)).view(len(self.cache), 2)
@@ -192,15 +193,6 @@ def _build(part: Path, cache: MarkedCache, model: nn.Module, context: int) -> No
         found[torch.from_numpy(fitting[places])] = said.T.float().cpu()
     with Columns(part, {_NAME: np.float32}) as columns:
         columns.append(_NAME, found.numpy())
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Of configuration and weights."""
-    digest = hashlib.blake2b(json.dumps(to_dict(model.config)).encode(), digest_size=16)
-    for name, tensor in named_tensors(model):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"]) -> Float[Tensor, "2 B"]:

@@ -2,19 +2,119 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 from torch import nn
 
+from headway.codecs.boards import fens
 from headway.data import Splits
-from headway.domains.chess.judge import Judge
+from headway.domains.chess.judge import BoardJudge, Judge, place_of
+from headway.domains.chess.limits import SearchLimits
+from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.show import board_pictures, shown_positions
+from headway.domains.chess.puct import expected_of
+from headway.domains.chess.rules import board_of, chess, drawing, move_of
 from headway.learn import Recipe
 from headway.learn.examples import Numbered
 from headway.learn.objective import Objective
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
+from headway.nn.models import attention_maps
+
+_SIZE = 330  # of a board, in pixels at most
+_GREEN, _BLUE = "#15781b", "#1565c0"
+_ARROWS = 3  # moves that are drawn
+_MAPS = 2  # heads whose attention is drawn
+
+
+def boards_of(source: Positions, rows: np.ndarray) -> list[chess.Board]:
+    """The boards of positions, int [N], with the moves that led there as far as the model may look back."""
+    return [board_of(fen) for fen in fens(np.asarray(source.positions[rows]))]
+
+
+def thought_of(judge: Judge, board: chess.Board, most: int) -> list[tuple[chess.Move, float]]:
+    """The most probable moves of a position, with their probabilities; by the value after each where there are none."""
+    if judge.has_policy:
+        place = place_of(board, judge.history)
+        policy = judge.judge([place])[0].policy
+        assert policy is not None  # as the judge says
+        best = np.argsort(-policy, kind="stable")[:most].tolist()
+        return [(move_of(place.moves[at], board.turn), float(policy[at])) for at in best]
+    lines = Player(judge, "value").think(board, SearchLimits()).lines[:most]
+    return [(line.moves[0], expected_of(line.outcome)) for line in lines]
+
+
+def shown_positions(judge: Judge, source: Positions, rows: np.ndarray) -> list[dict[str, str]]:
+    """The position, the move that the model makes and the one that is right, as people write them."""
+    found: list[dict[str, Any]] = []
+    targets = source.targets(rows)
+    for board, moves in zip(boards_of(source, rows), targets.moves):
+        if not any(board.generate_legal_moves()):
+            continue
+        said = thought_of(judge, board, 1)[0][0]
+        right = board.san(move_of(int(moves[0]), board.turn)) if moves[0] >= 0 else ""
+        found.append({"source": board.fen(), "output": board.san(said), "reference": right})
+    return found
+
+
+def board_pictures(judge: Judge, source: Positions, rows: np.ndarray) -> list[Picture]:
+    """For each position a board with the moves that the judge likes best and, for the first, where the square of the
+    move looks, where squares are what a model reads.
+    """
+    found: list[Picture] = []
+    for number, board in enumerate(boards_of(source, rows)):
+        if not any(board.generate_legal_moves()):
+            continue
+        moves = thought_of(judge, board, _ARROWS)
+        told = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
+        caption = f"{'White' if board.turn else 'Black'} to move: {told}"
+        outcome = judge.judge([place_of(board, judge.history)])[0].outcome
+        if outcome is not None:
+            caption += "; wins {:.0f}, draws {:.0f}, loses {:.0f} %".format(*(100 * outcome))
+        found.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
+        if number == 0 and isinstance(judge, BoardJudge):
+            found += _attention(judge, board, moves[0][0])
+    return found
+
+
+def board_svg(
+    board: chess.Board, moves: Sequence[tuple[chess.Move, float]] = (), weights: Mapping[int, float] | None = None
+) -> str:
+    """A board seen from White, with moves as arrows, the more probable the bolder, and squares marked by weights from 0
+    to 1.
+    """
+    arrows = [
+        drawing.Arrow(move.from_square, move.to_square, color=_shade(_GREEN, share)) for move, share in reversed(moves)
+    ]
+    fill = {square: _shade(_BLUE, weight) for square, weight in (weights or {}).items() if weight > 0.01}
+    shown = drawing.board(board, arrows=arrows, fill=fill)
+    label = f"chess position {board.fen()}"
+    return shown.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{_SIZE}px" ', 1)
+
+
+def _shade(color: str, weight: float) -> str:
+    """A color of #rrggbb that covers by a weight from 0 to 1."""
+    return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
+
+
+def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[Picture]:
+    """Where the square that the move starts from looks, in heads of the last layer that has attention."""
+    inputs = judge.inputs([place_of(board, judge.history)])
+    maps = attention_maps(judge.model, lambda: judge.model(inputs))
+    if not maps:
+        return []
+    name, weights = list(maps.items())[-1]
+    turned = 0 if board.turn else 56
+    rows = weights[0, :_MAPS, move.from_square ^ turned]
+    found = []
+    for head, row in enumerate(rows, 1):
+        share = (row / row.max().clamp(min=1e-9)).tolist()
+        caption = f"of {name}: where {chess.square_name(move.from_square)} looks, as parts of the most"
+        shown = {square ^ turned: weight for square, weight in enumerate(share)}
+        found.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shown)))
+    return found
 
 
 class PositionRows(Numbered):

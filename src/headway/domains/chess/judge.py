@@ -197,7 +197,12 @@ class TokenJudge:
     def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
         positions = positions_of([place.records[0] for place in places])
         if self.target == "action_value":
-            return self._by_moves(positions, places)
+            counts = [len(place.moves) for place in places]
+            each = np.repeat(positions, counts)
+            moves = absolute(each, np.concatenate([place.moves for place in places]).astype(np.int64))
+            scores = scores_of(self._logits(token_inputs(each, moves))).numpy()
+            parts = np.split(scores, np.cumsum(counts)[:-1])
+            return [Opinion(_softmax(part / _SHARP), _outcome(float(part.max()))) for part in parts]
         logits = self._logits(token_inputs(positions))
         if self.target == "state_value":
             return [Opinion(None, _outcome(score)) for score in scores_of(logits).tolist()]
@@ -206,14 +211,6 @@ class TokenJudge:
             moves = absolute(np.repeat(position[None], len(place.moves)), np.array(place.moves))
             found.append(Opinion(_softmax(row[moves]), None))
         return found
-
-    def _by_moves(self, positions: np.ndarray, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        counts = [len(place.moves) for place in places]
-        each = np.repeat(positions, counts)
-        moves = absolute(each, np.concatenate([place.moves for place in places]).astype(np.int64))
-        scores = scores_of(self._logits(token_inputs(each, moves))).numpy()
-        parts = np.split(scores, np.cumsum(counts)[:-1])
-        return [Opinion(_softmax(part / _SHARP), _outcome(float(part.max()))) for part in parts]
 
     def _logits(self, inputs: np.ndarray) -> Tensor:
         rows = torch.from_numpy(inputs).split(_MOST_ROWS)

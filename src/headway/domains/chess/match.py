@@ -61,7 +61,13 @@ class EngineSide:
             options = {"UCI_LimitStrength": "true", "UCI_Elo": elo}
         self.engine = UciEngine(program, options, {"Threads": 1, "Hash": 16})
         if elo is not None:
-            _check_elo(self.engine, elo)
+            words = self.engine.options["UCI_Elo"].split()
+            low, high = (int(words[words.index(name) + 1]) for name in ("min", "max"))
+            if not low <= elo <= high:
+                self.engine.close()
+                raise UserError(
+                    f"{self.engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one of these"
+                )
         limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s a move"
         self.name = f"{Path(self.engine.program).name} at " + (
             f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit
@@ -202,15 +208,6 @@ def as_pgn(played: PlayedGame, number: int) -> str:
     game.headers.update({"Event": "headway chess match", "Round": str(number), "White": played.white})
     game.headers.update({"Black": played.black, "Result": played.result, "Termination": played.end})
     return f"{game}\n\n"
-
-
-def _check_elo(engine: UciEngine, elo: int) -> None:
-    """UserError for an Elo that the program cannot be limited to."""
-    words = engine.options["UCI_Elo"].split()
-    low, high = (int(words[words.index(name) + 1]) for name in ("min", "max"))
-    if not low <= elo <= high:
-        engine.close()
-        raise UserError(f"{engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one of these")
 
 
 def rungs(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:

@@ -158,18 +158,24 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
     files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
     """
     files = [file for path in paths or find_set(SET) for file in find_files(path, _KINDS)]
-    every = (board for file in files for board in _boards(file))
-    found = list({board.epd(): board for board in every if not board.is_game_over()}.values())
+    known: dict[str, chess.Board] = {}
+    for file in files:
+        if file.kind == ".epd":
+            numbered = ((number, line) for number, line in enumerate(lines(file), 1) if line.strip())
+            boards = [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
+        elif file.kind == ".tsv":
+            boards = _of_table(file)
+        else:  # the moves of each game, as opening books in PGN have them; of longer ones the first 12 half moves
+            boards = []
+            for game in (game for game in games(file) if game.variant is None):
+                for number in game.moves[: _LENGTHS[-1]]:
+                    game.start.push(move_of(number, game.start.turn))
+                boards.append(game.start)
+        known.update((board.epd(), board) for board in boards if not board.is_game_over())
+    found = list(known.values())
     if len(found) < count:
         raise UserError(f"{len(found):,} openings are too few for {2 * count:,} games, two each; play fewer games")
     return random.Random(seed).sample(found, count)
-
-
-def _boards(file: File) -> list[chess.Board]:
-    if file.kind == ".epd":
-        numbered = ((number, line) for number, line in enumerate(lines(file), 1) if line.strip())
-        return [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
-    return _of_table(file) if file.kind == ".tsv" else _of_games(file)
 
 
 def _of_table(file: File) -> list[chess.Board]:
@@ -184,17 +190,5 @@ def _of_table(file: File) -> list[chess.Board]:
             raise UserError(f"{file}, line {number}: these are no moves of an opening; correct the line")
         board = game.end().board()
         if len(board.move_stack) in _LENGTHS:
-            found.append(board)
-    return found
-
-
-def _of_games(file: File) -> list[chess.Board]:
-    """The moves of each game, as opening books in PGN have them; of longer ones the first 12 half moves."""
-    found = []
-    for game in games(file):
-        if game.variant is None:
-            board = game.start
-            for number in game.moves[: _LENGTHS[-1]]:
-                board.push(move_of(number, board.turn))
             found.append(board)
     return found

@@ -90,9 +90,17 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
     files = chess_files(paths)
     folder = open_or_build(_place(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
     found = Positions(folder)
-    _say(found.tally)
+    tally = found.tally
+    notes = [
+        (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
+        (tally.bad, f"of {tally.games:,} games are damaged: only what stands before the damage is used"),
+        (tally.unlabelled, "positions have neither a move nor a value and are left out"),
+    ]
+    for count, text in notes:
+        if count:
+            print(f"{count:,} {text}", file=sys.stderr, flush=True)
     if len(found) == 0:
-        unlabelled = found.tally.unlabelled
+        unlabelled = tally.unlabelled
         remedy = "label them: headway data label" if unlabelled else "give others"
         raise UserError(f"{files[0]}: nothing to learn from ({unlabelled:,} positions have no move or value); {remedy}")
     return found
@@ -161,14 +169,3 @@ class _PositionWriter:
         self.counts: list[int] = []
         self.numbers: list[int] = []
         self.worths: list[float] = []
-
-
-def _say(tally: ReadTally) -> None:
-    notes = [
-        (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
-        (tally.bad, f"of {tally.games:,} games are damaged: only what stands before the damage is used"),
-        (tally.unlabelled, "positions have neither a move nor a value and are left out"),
-    ]
-    for count, text in notes:
-        if count:
-            print(f"{count:,} {text}", file=sys.stderr, flush=True)

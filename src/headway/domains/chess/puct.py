@@ -140,30 +140,21 @@ class Tree:
     ) -> tuple[list[SearchLine], int]:
         """Lines of the root, the best first, and the nodes looked at. `only` leaves the root no other moves."""
         try:
-            return self._search(board, limits, report, only)
+            root = self._begin(board)
+            if only:
+                root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
+            find_mates(root, board)
+            nodes, self.kept = 0, int(root.visits.sum())
+            while not self._enough(root, limits, nodes):
+                size = self._size(limits, nodes)
+                found, done = self._simulate(root, size)
+                nodes += done
+                if report is not None and found:
+                    report(self.lines(), nodes)
+            return self.lines(), nodes
         except BaseException:
             self.clear()  # what was under way is half counted
             raise
-
-    def _search(
-        self,
-        board: chess.Board,
-        limits: SearchLimits,
-        report: Callable[[list[SearchLine], int], None] | None,
-        only: Sequence[chess.Move],
-    ) -> tuple[list[SearchLine], int]:
-        root = self._begin(board)
-        if only:
-            root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
-        find_mates(root, board)
-        nodes, self.kept = 0, int(root.visits.sum())
-        while not self._enough(root, limits, nodes):
-            size = self._size(limits, nodes)
-            found, done = self._simulate(root, size)
-            nodes += done
-            if report is not None and found:
-                report(self.lines(), nodes)
-        return self.lines(), nodes
 
     def lines(self) -> list[SearchLine]:
         """The moves of the root, the best first."""
@@ -295,29 +286,16 @@ class Tree:
             stood.add(key)
             trail.append(position)
             if child is None:
-                return self._leaf(board, path, position, trail, node, at)
+                child = Node(position, legal_numbers(board))
+                over = outcome_here(board, child.moves)
+                if over is None:
+                    return path, child, self._place(board, trail, child), None
+                child.end, child.outcome = True, over
+                node.children[at] = child
             if child.end:
                 undo(path)
                 return path, None, None, child.outcome
             node = child
-
-    def _leaf(
-        self,
-        board: chess.Board,
-        path: list[tuple[Node, int]],
-        position: Record,
-        trail: list[Record],
-        node: Node,
-        at: int,
-    ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
-        leaf = Node(position, legal_numbers(board))
-        over = outcome_here(board, leaf.moves)
-        if over is not None:
-            leaf.end, leaf.outcome = True, over
-            node.children[at] = leaf
-            undo(path)
-            return path, None, None, over
-        return path, leaf, self._place(board, trail, leaf), None
 
     def _place(self, board: chess.Board, trail: list[Record], node: Node) -> JudgedPosition:
         """What is to be judged: the position and those before it, in the tree and then in the game."""

@@ -1,9 +1,19 @@
-"""Recipes for chess."""
+"""Recipes for chess, and how a player of a user's games or positions is fitted to their amount and to the time."""
 
 from __future__ import annotations
 
-from headway.domains.chess.config import ChessConfig, SearchlessConfig
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
+from pathlib import Path
+
+from headway.data.files import File, lines
+from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
+from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 from headway.nn.models.presets import searchless, squares
 
 
@@ -40,3 +50,75 @@ def chess_searchless() -> Recipe:
 
 
 RECIPES = (chess, chess_searchless)
+
+
+_SHAPES = (
+    (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
+)  # fmt: skip
+_PLIES = 60  # positions of a game, about
+_TRIED = 200  # samples of a file that are read to tell how long all take
+_MEASURED = 64  # positions of a step whose time is taken
+_JUDGED = (256, 4096)  # the fewest and the most positions of an evaluation
+_READING = 0.5  # of the minutes is the most that reading may take
+
+
+@dataclass(frozen=True)
+class BoardsScale(Scale):
+    """A position is one target, of more bits than a token and 64 times its work, and feeds a larger model; more minutes
+    let more positions be judged.
+    """
+
+    law: Law = field(default_factory=lambda: Law(excess=40.0))
+    batch: str = "train.batch_size"
+    least: int = 32
+    most: int = 1024
+    noise: float = 1.0
+    unit: str = "position"
+    shapes: Shapes = _SHAPES
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        task = recipe.task
+        assert isinstance(task, GamesConfig)
+        count = _counted(task, paths, minutes)
+        few, many = _JUDGED
+        judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
+        settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
+        return Settled(settings, f"of about {count:,} positions at most {judged:,} are judged at an evaluation")
+
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
+
+
+def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
+    """About how many positions there are. UserError where reading them for the first time would take too long."""
+    from headway.domains.chess.positions import are_read
+    from headway.domains.chess.sources import ReadTally, chess_files, samples
+
+    files = chess_files(paths)
+    numbers = [_samples(file) for file in files]
+    count = sum(number * (_PLIES if file.kind == ".pgn" else 1) for file, number in zip(files, numbers))
+    if are_read(files, task.evals, task.skip_bad):
+        return count
+    seconds = 0.0
+    for file, number in zip(files, numbers):
+        begun = time.perf_counter()
+        tried = sum(1 for _ in islice(samples(file, task.evals, task.skip_bad, ReadTally()), _TRIED))
+        seconds += (time.perf_counter() - begun) * max(1.0, number / max(1, tried))
+    if seconds > _READING * 60 * minutes:
+        raise UserError(
+            f"to read about {count:,} positions for the first time takes about {seconds / 60:.2g} of the "
+            f"{minutes:g} minutes; give {seconds / 60 / _READING:.2g} --minutes or more, or fewer files: what was read "
+            "is kept, and the next run needs no time for it"
+        )
+    return count
+
+
+def _samples(file: File) -> int:
+    """Games of a file of games, each with a block of tags, else its lines."""
+    if file.kind != ".pgn":
+        return sum(1 for _ in lines(file))
+    tags = (line.startswith("[") for line in lines(file))
+    return sum(1 for before, here in pairwise(chain((False,), tags)) if here and not before)
+
+
+SCALES = {"chess": BoardsScale()}

@@ -15,9 +15,20 @@ import numpy as np
 from headway.codecs.boards import MIRROR, NUMBERS
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.data.splits import key_of
-from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
 from headway.domains.chess.pgn import Game, games
-from headway.domains.chess.rules import Record, board_of, chess, legal_numbers, move_named, number_of, record
+from headway.domains.chess.rules import (
+    Record,
+    board_and_rest,
+    board_of,
+    chess,
+    legal_numbers,
+    move_named,
+    move_of,
+    moves_of,
+    number_of,
+    operations_of,
+    record,
+)
 from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, nearest
 
@@ -87,7 +98,16 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
     name of the game, "" where there is none. Of damaged games what stands before the damage, with a warning.
     """
     if file.kind == ".pgn":
-        yield from _of_games(file)
+        damaged = 0
+        for game in games(file, True):
+            damaged += bool(game.fault) and game.variant is None
+            if game.variant is None and game.moves:
+                board, name = game.start, f"{key_of(game.key):016x}"
+                for number in game.moves:
+                    yield board.copy(stack=False), name
+                    board.push(move_of(number, board.turn))
+        if damaged:
+            _LOG.warning("%s: %d damaged games; of them what stands before the damage is taken", file, damaged)
         return
     if file.kind == ".epd":
         for number, line in enumerate(lines(file), 1):
@@ -96,26 +116,6 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
         return
     for where, row, (position,) in rows_of(file, POSITION_NAMES):
         yield board_of(row[position], where), row.get("game", "")
-
-
-def _of_games(file: File) -> Iterator[tuple[chess.Board, str]]:
-    damaged = 0
-    for game in games(file, True):
-        damaged += bool(game.fault) and game.variant is None
-        if game.variant is None and game.moves:
-            name = f"{key_of(game.key):016x}"
-            yield from ((board, name) for board in _boards(game))
-    if damaged:
-        _LOG.warning("%s: %d damaged games; of them what stands before the damage is taken", file, damaged)
-
-
-def _boards(game: Game) -> Iterator[chess.Board]:
-    from headway.domains.chess.rules import move_of
-
-    board = game.start
-    for number in game.moves:
-        yield board.copy(stack=False)
-        board.push(move_of(number, board.turn))
 
 
 def _of_game(game: Game, evals: float) -> PositionRun:
@@ -131,16 +131,14 @@ def _of_game(game: Game, evals: float) -> PositionRun:
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
         found.values.append(value[::-1] if black else value)
-        found.worths.append([_worth_played(after, game.result, black)])
+        played = math.nan  # what the move is worth, by the judgement after it or else by the game's result
+        if after is not None:
+            played = float(worth(-after if black else after))
+        elif game.result is not None:
+            played = float(expected(game.result[::-1] if black else game.result))
+        found.worths.append([played])
         before = None if after is None else outcome(after)
     return found
-
-
-def _worth_played(after: float | None, result: np.ndarray | None, black: bool) -> float:
-    """What a move is worth by the judgement after it, in centipawns for White, or else by the game's result."""
-    if after is not None:
-        return float(worth(-after if black else after))
-    return math.nan if result is None else float(expected(result[::-1] if black else result))
 
 
 def _single(
@@ -172,20 +170,16 @@ def _of_csv(file: File) -> Iterator[PositionRun]:
         board = board_of(row[position], where)
         moves = found_moves(row[move], where)
         if move.lower() == "moves":
-            yield from _of_puzzle(board, moves, where)
+            key = board.epd()  # one of all its positions, so that they stand on the same side of a split
+            for place, text in enumerate(moves):
+                played = move_named(board, text, where)
+                if place % 2:
+                    yield _single(board, [played], [math.nan], UNKNOWN, key)
+                board.push(played)
         elif row.get("scores"):
             yield _of_label(board, row, where)
         else:
             yield _single(board, [move_named(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
-
-
-def _of_puzzle(board: chess.Board, moves: Sequence[str], where: str) -> Iterator[PositionRun]:
-    key = board.epd()  # one of all its positions, so that they stand on the same side of a split
-    for place, text in enumerate(moves):
-        move = move_named(board, text, where)
-        if place % 2:
-            yield _single(board, [move], [math.nan], UNKNOWN, key)
-        board.push(move)
 
 
 def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from headway.data.files import find_files, lines, unpacked
-from headway.domains.chess.epd import board_and_rest, moves_of, operations_of
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.puzzles import mates_as_well
-from headway.domains.chess.rules import chess
+from headway.domains.chess.rules import board_and_rest, chess, moves_of, operations_of
 from headway.errors import UserError
 from headway.metrics import wilson
 

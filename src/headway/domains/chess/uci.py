@@ -1,4 +1,6 @@
-"""The protocol by which boards and tournaments talk to a program that plays: UCI."""
+"""The protocol by which boards and tournaments talk to a program that plays, UCI; and the forced mates that it asks
+for, found by the rules alone: every move of the one side against every defence.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from headway.domains.chess.limits import SEARCHES, SearchLimits, share_of_clock
-from headway.domains.chess.mates import forced_mate
 from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, move_named
 from headway.domains.chess.values import centipawns
 from headway.errors import UserError, nearest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and `uci` is answered before
+if TYPE_CHECKING:
     from headway.domains.chess.player import Player
     from headway.domains.chess.puct import SearchLine
+
 
 _REPORT_EVERY = 0.5  # seconds
 _UNCLEAR = 0.1  # seconds for a move where `go` cannot be read: an answer is waited for all the same
@@ -32,17 +34,6 @@ class _Spin(NamedTuple):
     default: int
     least: int
     most: int
-
-
-def _spins(threads: int | None) -> dict[str, _Spin]:
-    """`Hash` is in megabytes, `Move Overhead` the milliseconds of a clock that are left to the way between programs."""
-    cores = os.cpu_count() or 1
-    return {
-        "Hash": _Spin(64, 1, 65_536),
-        "Threads": _Spin(threads or cores, 1, cores),
-        "MultiPV": _Spin(1, 1, 256),
-        "Move Overhead": _Spin(50, 0, 5000),
-    }
 
 
 class Uci:
@@ -67,7 +58,13 @@ class Uci:
         self.source, self.sink = source or sys.stdin, sink or sys.stdout
         self.board = chess.Board()
         self.search = search or _STRONGEST
-        self.spins = _spins(threads)
+        cores = os.cpu_count() or 1
+        self.spins = {
+            "Hash": _Spin(64, 1, 65_536),  # megabytes
+            "Threads": _Spin(threads or cores, 1, cores),
+            "MultiPV": _Spin(1, 1, 256),
+            "Move Overhead": _Spin(50, 0, 5000),  # milliseconds of a clock that are left to the way between programs
+        }
         self.chosen: dict[str, int] = {}
         self.shows_chances = False
         self._player: Player | None = None
@@ -143,7 +140,12 @@ class Uci:
                 raise UserError(f"{spin} is {value!r}; give a whole number from {least} to {most}")
             self.chosen[spin] = int(value)
         elif name == "search":
-            self._set_search(value.lower())
+            search = value.lower()
+            if search not in (_STRONGEST, *SEARCHES):
+                raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
+            if self._player is not None:
+                self._player.search_by(None if search == _STRONGEST else search)
+            self.search = search
         elif name == "uci_showwdl":
             self.shows_chances = value.lower() == "true"
         elif name == "uci_chess960" and value.lower() == "true":
@@ -152,13 +154,6 @@ class Uci:
             raise UserError(f"there is no option {name!r}; {nearest(name, [*self.spins, 'Search', 'UCI_ShowWDL'])}")
         if self._player is not None:
             self._apply(self._player)
-
-    def _set_search(self, search: str) -> None:
-        if search not in (_STRONGEST, *SEARCHES):
-            raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
-        if self._player is not None:
-            self._player.search_by(None if search == _STRONGEST else search)
-        self.search = search
 
     def _value(self, name: str) -> int:
         return self.chosen.get(name, self.spins[name].default)
@@ -191,7 +186,13 @@ class Uci:
 
     def _go(self, words: list[str]) -> None:
         self._stop()
-        board, asked = self.board, _values(words)
+        board, current = self.board, []
+        asked: dict[str, list[str]] = {}  # what follows each word
+        for word in words:
+            if word in _GO:
+                current = asked[word] = []
+            else:
+                current.append(word)
         limits, only, mate = SearchLimits(), [], None
         try:
             only = [move_named(board, text) for text in asked.get("searchmoves", [])]
@@ -268,7 +269,8 @@ class Uci:
         seconds = max(1e-3, time.monotonic() - limits.started)
         for number, line in enumerate(lines[: self._value("MultiPV")], 1):
             score = "mate 1" if line.mates else f"cp {centipawns(expected_of(line.outcome))}"
-            chances = " wdl {} {} {}".format(*_thousandths(line)) if self.shows_chances else ""
+            win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
+            chances = f" wdl {win} {1000 - win - loss} {loss}" if self.shows_chances else ""
             moves = " ".join(move.uci() for move in line.moves)
             self._say(
                 f"info depth {len(line.moves)} multipv {number} score {score}{chances} nodes {nodes} "
@@ -303,18 +305,6 @@ _GO = (
 )  # fmt: skip
 
 
-def _values(words: list[str]) -> dict[str, list[str]]:
-    """What follows each word of `go`."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []
-    for word in words:
-        if word in _GO:
-            current = found[word] = []
-        else:
-            current.append(word)
-    return found
-
-
 def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
     """The whole number after a word of `go`; None without the word. A clock may have run below 0."""
     if name not in values:
@@ -334,6 +324,50 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _thousandths(line: SearchLine) -> tuple[int, int, int]:
-    win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
-    return win, 1000 - win - loss, loss
+def forced_mate(
+    board: chess.Board, moves: int, limits: SearchLimits, only: Sequence[chess.Move] = ()
+) -> list[chess.Move] | None:
+    """The shortest mate in at most so many moves of who is to move, with the longest defence; None where there is none,
+    or none was found before the limits were over. `only` leaves the first move no others.
+    """
+    for length in range(1, moves + 1):
+        found = _mating(board.copy(), length, limits, list(only))
+        if found is not None or limits.over:
+            return found
+    return None
+
+
+def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
+    """A mate in exactly or at most so many moves: those to a check first, and at the last they alone."""
+    every = only or list(board.generate_legal_moves())
+    checks = [move for move in every if board.gives_check(move)]
+    quiet = [] if moves == 1 else [move for move in every if move not in checks]
+    for move in checks + quiet:
+        if limits.over:
+            return None
+        board.push(move)
+        follows = _defended(board, moves - 1, limits)
+        board.pop()
+        if follows is not None:
+            return [move, *follows]
+    return None
+
+
+def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
+    """What follows after the move of who mates, once so many of theirs are left: nothing where it is mate already; None
+    where there is a way out.
+    """
+    longest: list[chess.Move] = []
+    if board.is_insufficient_material() or (board.halfmove_clock >= 100 and not board.is_checkmate()):
+        return None
+    defences = list(board.generate_legal_moves())
+    if not defences or moves == 0:
+        return [] if not defences and board.is_check() else None
+    for defence in defences:
+        board.push(defence)
+        follows = _mating(board, moves, limits, [])
+        board.pop()
+        if follows is None:
+            return None
+        longest = max(longest, [defence, *follows], key=len)
+    return longest

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from headway.data.calendar import Calendar
-from headway.data.series import Series
-from headway.domains.forecast.task import ForecastConfig, read_codec
-from headway.domains.forecast.windows import LEVELS, flat
+from headway.domains.forecast.task import LEVELS, ForecastConfig, flat, read_codec
 from headway.errors import UserError
 from headway.evaluation import listed
 from headway.generate.prompts import evaluating
@@ -42,11 +38,6 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
         raise UserError(f"{steps} steps are no forecast; give 1 or more")
     with kept(data, "forecast") as paths:
         found, calendar = recipe.task.read([Path(path) for path in (recipe.data if paths is None else listed(paths))])
-    return _ahead(model, found, calendar, steps)
-
-
-def _ahead(model: Handle, found: Sequence[Series], calendar: Calendar, steps: int | None) -> list[Forecast]:
-    """What comes in the next `steps` after each series."""
     codec = read_codec(model.directory, calendar)
     if codec is None:
         raise UserError(f"{model.directory} has lost its forecast.json; restore it from a copy")

@@ -1,14 +1,17 @@
-"""The settings of tasks that write captions, where their images come from, and how both become what a model reads."""
+"""The settings of tasks that write captions: the towers and decoders that a captioner begins with, where images come
+from, and how both become what a model reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
+from torch import nn
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
@@ -16,14 +19,80 @@ from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
 from headway.data import SplitConfig, find_set, sides_of
 from headway.domains.image_text import scenes
-from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.emoji import read_emoji
-from headway.domains.image_text.parts import ModelPart, decoder_of, tower_of
-from headway.domains.image_text.pictures import open_pictures
 from headway.errors import ConfigError, UserError
+from headway.formats.hub import find_folder
+from headway.formats.open import open_config, open_model, use_of
 from headway.formats.usage import Usage, read_usage
 from headway.learn import Recipe, Task, TaskConfig
-from headway.nn.models import CaptionerConfig
+from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A model at `path`, or the part of it that is named `inner`."""
+
+    path: str
+    inner: str = ""
+
+    def open(self) -> nn.Module:
+        """The part with its weights."""
+        return open_model(find_folder(self.path)).model.get_submodule(self.inner)
+
+    @property
+    def config(self) -> TransformerConfig:
+        found: Any = open_config(find_folder(self.path))
+        return getattr(found, self.inner) if self.inner else found
+
+    @property
+    def usage(self) -> Usage:
+        """What lies beside the model: how images become its inputs, which symbols end a text."""
+        folder = find_folder(self.path)
+        return use_of(folder)[0] if (folder / "usage.json").is_file() else open_model(folder).usage
+
+    def codec(self) -> Codec:
+        """The model's tokenizer. UserError where there is none."""
+        codec = open_model(find_folder(self.path)).codec
+        if codec is None:
+            raise UserError(f"{self.path} has no tokenizer beside its weights; put its tokenizer.json there")
+        return codec
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def tower_of(path: str) -> ModelPart:
+    """The part of a model that reads images: a vision transformer, or the tower of a CLIP or captioner. UserError for
+    none.
+    """
+    return _part(
+        path, ("tower", "left"), _sees, "reads no images", "give a run or model of images, such as a ViT or CLIP"
+    )
+
+
+def decoder_of(path: str) -> ModelPart:
+    """The part of a model that writes: a GPT, or the decoder of a captioner. UserError for none."""
+    return _part(path, ("decoder",), _writes, "writes no text from left to right", "give a run of `text`, or a GPT")
+
+
+def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) -> ModelPart:
+    config = open_config(find_folder(path))
+    if fits(config):
+        return ModelPart(path)
+    for name in names:
+        if fits(getattr(config, name, None)):
+            return ModelPart(path, name)
+    raise UserError(f"{path} {fact}; {remedy}")
+
+
+def _sees(config: Any) -> bool:
+    return isinstance(config, TransformerConfig) and isinstance(config.embed, PatchEmbedConfig)
+
+
+def _writes(config: Any) -> bool:
+    return isinstance(config, TransformerConfig) and isinstance(config.embed, TokenEmbedConfig) and config.stack.causal
+
 
 BEGIN, END = "<s>", "</s>"
 
@@ -119,7 +188,13 @@ class CaptionsConfig(TaskConfig):
             kind = type(model).__name__
             raise ConfigError(f"captions need a captioner, and the model is a {kind}; choose a recipe of captions")
         model = self.with_parts(model, workspace)
-        usage = self._usage(model, workspace)
+        usage = read_usage(workspace)
+        if not usage.processor and self.tower is not None:  # images are made as the tower that is given wants them
+            usage = replace(usage, processor=tower_of(self.tower).usage.processor)
+        if not usage.processor:
+            high, wide = model.images.size
+            size = {"height": high, "width": wide}
+            usage = replace(usage, processor={"image_processor_type": "ViTImageProcessor", "size": size, "resample": 3})
         processor = ImageProcessor.read(usage.processor, "the images' processor")
         if processor.shape != model.images.size or processor.channels != 3:
             raise ConfigError(
@@ -142,17 +217,6 @@ class CaptionsConfig(TaskConfig):
             config = replace(part.config, heads={}, tie="none") if name == "tower" else part.config
             model = replace(model, **{name: config})
         return model
-
-    def _usage(self, model: CaptionerConfig, workspace: Path) -> Usage:
-        """What a run says of itself, or else that images are made as the tower that is given wants them."""
-        usage = read_usage(workspace)
-        if not usage.processor and self.tower is not None:
-            usage = replace(usage, processor=tower_of(self.tower).usage.processor)
-        if usage.processor:
-            return usage
-        high, wide = model.images.size
-        plain = {"image_processor_type": "ViTImageProcessor", "size": {"height": high, "width": wide}, "resample": 3}
-        return replace(usage, processor=plain)
 
     def _codec(self, captions: Iterable[str], workspace: Path) -> Codec:
         """The codec that lies in the workspace, that of the decoder, or one that training captions give."""

@@ -1,8 +1,12 @@
-"""Images with texts, as users have them: tables that name a file and say what it shows."""
+"""Images with texts, as users have them: tables that name a file and say what it shows; and the images as a model
+reads them.
+"""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data import Table, read_table
 from headway.data.files import File
+from headway.data.fingerprint import fingerprint
+from headway.data.pixels import DecodedImages, Pixels, Reading, open_images
 from headway.errors import UserError
 
 
@@ -54,7 +61,15 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
     files = _images(table)
-    _check_there(table, files)
+    missing = {file for file in set(files) if not file.is_file()}
+    if missing:
+        lost = [row for row, file in enumerate(files) if file in missing]
+        first = lost[0]
+        raise UserError(
+            f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
+            f"{len(lost):,} of {len(files):,} rows name no file. Paths are counted from the table's folder: correct "
+            "them, or leave these rows out"
+        )
     numbers: dict[Path, int] = {}
     of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
     named = np.zeros(len(numbers), np.uint8)
@@ -74,15 +89,27 @@ def _images(table: Table) -> list[Path]:
     return [path_of(file.path, name) for (file, _), name in zip(table.places, table.columns["image"])]
 
 
-def _check_there(table: Table, files: Sequence[Path]) -> None:
-    """UserError where images are missing, which names the first of them."""
-    missing = {file for file in set(files) if not file.is_file()}
-    if not missing:
-        return
-    lost = [row for row, file in enumerate(files) if file in missing]
-    first = lost[0]
-    raise UserError(
-        f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); {len(lost):,} of "
-        f"{len(files):,} rows name no file. Paths are counted from the table's folder: correct them, or leave these "
-        "rows out"
-    )
+_DIGEST = 16  # bytes of a key
+
+
+def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
+    """The images of files, and of members of .zip archives, resized and cropped for a model, from the cache or into it.
+
+    UserError for the first image that is corrupt, no image at all or too large to be decoded; with `skip` such images
+    are counted in a warning, and their pixels are black.
+    """
+    if processor.shape is None:
+        raise UserError("the image processor gives every image a size of its own; let it resize or crop to one")
+    pillow()  # before any work
+    steps = (processor.size, processor.shortest, processor.resample, processor.crop)
+    shape = (*processor.shape, processor.channels)
+    with ExitStack() as stack:
+        places = {file.path for file in files if file.member is not None}
+        archives = {path: stack.enter_context(zipfile.ZipFile(path)) for path in places}
+
+        def read(number: int) -> Pixels:
+            file = files[number]
+            data = file.path.read_bytes() if file.member is None else archives[file.path].read(file.member)
+            return processor.pixels(decode_image(data, str(file)))
+
+        return open_images(Reading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)

@@ -125,7 +125,8 @@ def baselines(asked: ComparedImages, known: ComparedImages) -> dict[str, float]:
     cosine of their counts of three characters; of those that are equal, the order is drawn, and the rates are expected
     ones.
     """
-    nearest = _nearest(_small(asked.pixels), _small(known.pixels))
+    looks, theirs = _small(asked.pixels), _small(known.pixels)
+    nearest = ((theirs**2).sum(1)[None] - 2 * looks @ theirs.T).argmin(1)
     found: dict[str, list[float]] = {f"{kind}_at_{k}": [] for kind in ("chance", "neighbour") for k in AT}
     spoken, there = np.array(asked.languages), np.array(known.languages)
     for language in np.unique(spoken):
@@ -149,20 +150,12 @@ def _small(pixels: UInt8[np.ndarray, "M H W 3"]) -> Float[np.ndarray, "M P"]:
     return cut.reshape(count, high // rows, rows, wide // columns, columns, 3).mean((2, 4)).reshape(count, -1)
 
 
-def _nearest(asked: Float[np.ndarray, "M P"], known: Float[np.ndarray, "K P"]) -> Int[np.ndarray, "M"]:
-    return ((known**2).sum(1)[None] - 2 * asked @ known.T).argmin(1)
-
-
 def _overlap(known: Sequence[str], asked: Sequence[str]) -> Float[np.ndarray, "K N"]:
-    counts = [Counter(_grams(text)) for text in (*known, *asked)]
+    framed = [f" {text.casefold()} " for text in (*known, *asked)]
+    counts = [Counter(text[start : start + _GRAM] for start in range(max(1, len(text) - _GRAM + 1))) for text in framed]
     names = {gram: number for number, gram in enumerate(sorted({gram for each in counts for gram in each}))}
     table = np.zeros((len(counts), len(names)), np.float32)
     for row, each in enumerate(counts):
         table[row, [names[gram] for gram in each]] = list(each.values())
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
     return np.round(table[: len(known)] @ table[len(known) :].T, 5)
-
-
-def _grams(text: str) -> list[str]:
-    framed = f" {text.casefold()} "
-    return [framed[start : start + _GRAM] for start in range(max(1, len(framed) - _GRAM + 1))]

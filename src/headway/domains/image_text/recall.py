@@ -96,7 +96,7 @@ def recall(
     }
     if languages is not None:
         for name, each in ranks.items():
-            found |= {f"recall_at_{k}_{name}": _rate(each[each >= 0], k) for k in AT}
+            found |= {f"recall_at_{k}_{name}": float((each[each >= 0] < k).mean()) for k in AT}
     return found
 
 
@@ -112,10 +112,6 @@ def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
         several = table.shape[1] > 1
         scores[f"{name}_at_{k}_interval"] = bootstrap_mean(hits) if several else wilson(int(hits.sum()), len(hits))
     return scores
-
-
-def _rate(ranks: np.ndarray, k: int) -> float:
-    return float((ranks < k).mean())
 
 
 def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, some: np.ndarray) -> np.ndarray:

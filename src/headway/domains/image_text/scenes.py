@@ -105,7 +105,9 @@ def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]
             aside = rng.uniform(-_ASIDE, _ASIDE) * abs(along)
             dx, dy = rng.choice(((along, aside), (aside, along)))
             place = (places[-1][0] + dx, places[-1][1] + dy)
-            if _fits(place, radius, places, radii):
+            inside = all(radius <= side <= SIDE - radius for side in place)
+            apart = (math.dist(place, other) - _reach(size) for other, size in zip(places, radii))
+            if inside and all(distance >= _reach(radius) + _GAP for distance in apart):
                 places.append(place)
                 break
         else:
@@ -116,13 +118,6 @@ def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]
 def _reach(radius: float) -> float:
     """How far a shape of that size reaches at most: the corners of a square lie beyond its circle."""
     return 1.2 * radius
-
-
-def _fits(place: tuple[float, float], radius: float, places: list[tuple[float, float]], radii: list[float]) -> bool:
-    if not all(radius <= side <= SIDE - radius for side in place):
-        return False
-    apart = (math.dist(place, other) - _reach(size) for other, size in zip(places, radii))
-    return all(distance >= _reach(radius) + _GAP for distance in apart)
 
 
 def draw(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:

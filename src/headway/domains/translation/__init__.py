@@ -8,10 +8,10 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, TranslationConfig
-    from headway.domains.translation.pronounce import PronounceConfig
     from headway.domains.translation.task import (
         Alignment,
         ParallelText,
+        PronounceConfig,
         SentencePairs,
         Sentences,
         TargetText,
@@ -38,7 +38,7 @@ __all__ = [
     "translate_hypotheses",
 ]
 RECIPES = ("pronounce", "translation", "multi30k-en-de", "multi30k-en-de-small", "tatoeba", "transformer-base-wmt")
-TASKS = {"pronounce": "pronounce", "translation": "config"}
+TASKS = {"pronounce": "task", "translation": "config"}
 VERBS = {
     "attention": "is_translator",
     "logits": "is_translator",
@@ -49,8 +49,15 @@ lazily(
     __name__,
     {
         ".config": ("Codecs", "PairMarks", "PairsConfig", "TranslationConfig"),
-        ".pronounce": ("PronounceConfig",),
-        ".task": ("Alignment", "ParallelText", "SentencePairs", "Sentences", "TargetText", "alignment"),
+        ".task": (
+            "Alignment",
+            "ParallelText",
+            "PronounceConfig",
+            "SentencePairs",
+            "Sentences",
+            "TargetText",
+            "alignment",
+        ),
         ".translator": ("Translator", "translate_hypotheses"),
     },
 )

@@ -134,11 +134,11 @@ class TranslationConfig(PairsConfig):
         if self.shared:
             both = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
             return Codecs(both, both)
-        source, target = (self._train(self._side(paths, side)) for side in ((1, 0) if self.reverse else (0, 1)))
-        return Codecs(source, target)
-
-    def _side(self, paths: Sequence[Path], side: int) -> Iterator[str]:
-        return (pair[side] for pair in split_pairs(paths, "train", self.split))
+        sides = [
+            self._train(pair[side] for pair in split_pairs(paths, "train", self.split))
+            for side in ((1, 0) if self.reverse else (0, 1))
+        ]
+        return Codecs(*sides)
 
     def _train(self, texts: Iterator[str]) -> Codec:
         return sentence_codec(self.codec, texts, self.size, (BEGIN, END), self.lowercase)

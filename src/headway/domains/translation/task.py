@@ -1,4 +1,4 @@
-"""Pairs of sequences as a task: the pairs and their batches, and what is learned of them."""
+"""Pairs of sequences as tasks, translation and how words are said: pairs, their batches, and what is learned."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.codecs import Codec, train_codec
+from headway.config import register
 from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
-from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, with_symbols
+from headway.domains.translation.config import BEGIN, END, Codecs, PairMarks, PairsConfig, check_recipe, with_symbols
 from headway.domains.translation.translator import translate_hypotheses
 from headway.formats.familiar import Familiar
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
 from headway.layout import Layout
-from headway.learn import Recipe
+from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, ByTokens, Chance, spread
 from headway.learn.objectives.written import Ids, Sourced, Sources, Written
 from headway.learn.report import Picture, heatmap
-from headway.metrics import bleu, translation_scores
+from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
@@ -170,11 +172,8 @@ class ParallelText(Sourced):
 
     def of(self, split: str) -> SentencePairs:
         """The pairs of a split that can be computed."""
-        if split not in self._of:
-            self._of[split] = self._select(split)
-        return self._of[split]
-
-    def _select(self, split: str) -> SentencePairs:
+        if split in self._of:
+            return self._of[split]
         numbers = self.splits.rows(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
@@ -187,36 +186,31 @@ class ParallelText(Sourced):
                 f"and {found.empty:,} that are empty on a side"
             )
         kept = found.pairs
-        if self.reverse and split == "train":
-            kept = kept[~self._held_out(kept)]
-        sides = [Sentences.of(column, kept) for column in (self.cache.source, self.cache.target)]
-        source, target = sides[::-1] if self.reverse else sides
+        if self.reverse and split == "train":  # splits are drawn by the other side, the files' first
+            sides, texts = self.splits.sides, self.cache.target
+            others = {texts[pair].tobytes() for side in ("validation", "test") for pair in sides[side]}
+            kept = kept[np.array([texts[pair].tobytes() not in others for pair in kept], dtype=bool)]
+        columns = [Sentences.of(column, kept) for column in (self.cache.source, self.cache.target)]
+        source, target = columns[::-1] if self.reverse else columns
         at_once = max(_EVALUATED_AT_ONCE, int(max(source.lengths.max(), target.lengths.max())) + 1)
         reverse = self.config.reverse_source
-        return SentencePairs(source, target, self.marks, reverse, self.batch_tokens, at_once, self.seed)
-
-    def _held_out(self, numbers: np.ndarray) -> np.ndarray:
-        """Which pairs have a source that is held out too: splits are drawn by the other side, the files' first."""
-        sides, source = self.splits.sides, self.cache.target
-        others = {source[pair].tobytes() for split in ("validation", "test") for pair in sides[split]}
-        return np.array([source[pair].tobytes() in others for pair in numbers], dtype=bool)
+        self._of[split] = SentencePairs(source, target, self.marks, reverse, self.batch_tokens, at_once, self.seed)
+        return self._of[split]
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
         """The texts of a split, as they stand in the files, at most `limit`, spread evenly over them."""
         if split not in self._texts:
-            self._texts[split] = self._read(split)
+            pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
+            both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
+            if self.grouped:
+                together = grouped(both)
+                self._texts[split] = list(together), list(together.values())
+            else:
+                self._texts[split] = [source for source, _ in both], [[target] for _, target in both]
         texts, references = self._texts[split]
         kept = spread(np.arange(len(texts)), limit).tolist()
         given = [texts[row] for row in kept]
         return Sources(given, [references[row] for row in kept], given)
-
-    def _read(self, split: str) -> tuple[list[str], list[list[str]]]:
-        pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
-        both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
-        if self.grouped:
-            together = grouped(both)
-            return list(together), list(together.values())
-        return [source for source, _ in both], [[target] for _, target in both]
 
 
 class TargetText(Written[ParallelText]):
@@ -290,3 +284,55 @@ def alignment(
     columns = [*config.order(range(len(source))), len(source)]
     names = [[codec.decode([symbol]).strip() for symbol in ids] for codec, ids in zip(codecs, (source, target))]
     return Alignment([*names[0], _END], [*names[1], _END], mean[:, columns].cpu().numpy())
+
+
+@register("pronounce")
+@dataclass(frozen=True)
+class PronounceConfig(PairsConfig):
+    """Pronounce words. Data are pronouncing dictionaries (.dict) or pairs of a word and its phonemes.
+
+    Letters and phonemes are symbols of one vocabulary. Every pronunciation of a word is trained on and counts as right;
+    words, not pronunciations, are held out.
+    """
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read or do not fit the settings."""
+        check_recipe(recipe, shared=True)
+        paths = recipe.files(data)
+        examples = ParallelText(self, recipe, paths, self.saved_or_trained(paths, workspace), grouped=True)
+        return Task(examples, Pronounced("per", self))
+
+    def prepare(self, source: str) -> str:
+        """A word as letters between spaces; capitals are read as small letters, which dictionaries have."""
+        return " ".join(source.strip().lower())
+
+    def reading(self, codec: Codec) -> Spelling:
+        return Spelling(codec, self)
+
+    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
+        pairs = split_pairs(paths, "train", self.split)
+        texts = (text for word, sounds in pairs for text in (self.prepare(word), sounds))
+        codec = train_codec("word", texts, split="space", special=(BEGIN, END))
+        return Codecs(codec, codec)
+
+
+class Spelling:
+    """The source's side of a codec, for a cache: words are spelt before they are encoded."""
+
+    def __init__(self, codec: Codec, config: PronounceConfig) -> None:
+        self._codec = codec
+        self._config = config
+        self.size, self.begin, self.end = codec.size, codec.begin, codec.end
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._codec.encode_batch([self._config.prepare(text) for text in texts])
+
+    def fingerprint(self) -> str:
+        return f"letters of {self._codec.fingerprint()}"
+
+
+class Pronounced(TargetText):
+    """The phonemes of a word, by word and phoneme error rates; the nearest of a word's pronunciations counts."""
+
+    def scores(self, examples: ParallelText, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+        return pronunciation_error_rates(examples.texts(written), sources.references)

@@ -78,12 +78,10 @@ class TaggedSentences(EncodedTexts, Classified):
         owner, tags = np.repeat(np.arange(len(counts)), counts), [tag for one in text.sentences for tag in one.tags]
         trained = {tag for row in train for tag in text.sentences[row].tags}
         self.classes = np.full_like(self.places, IGNORED)
-        numbers = self.numbered(tags, trained, lambda tag: self._place(int(owner[tag])), workspace)
+        place = lambda row: f"sentence {row + 1} ({' '.join(text.sentences[row].words[:5])} ...)"  # noqa: E731
+        numbers = self.numbered(tags, trained, lambda tag: place(int(owner[tag])), workspace)
         self.classes[np.arange(self.places.shape[1]) < np.array(counts)[:, None]] = numbers
         self.classes[self.places < 0] = IGNORED
-
-    def _place(self, row: int) -> str:
-        return f"sentence {row + 1} ({' '.join(self.sentences[row].words[:5])} ...)"
 
     def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]

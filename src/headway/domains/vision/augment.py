@@ -86,19 +86,38 @@ class Augment:
     def __init__(self, config: ImageAugmentConfig, seed: int) -> None:
         """UserError where RandAugment is asked for and torchvision is not installed."""
         self.config, self.seed = config, seed
-        self._rand = _rand_augment(config) if config.randaugment else None
+        self._rand: Any = None
+        if config.randaugment:
+            try:
+                from torchvision.transforms import v2
+            except ImportError:
+                raise UserError(HOW_TO_INSTALL) from None
+            self._rand = v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)
 
     def pixels(self, images: UInt8[np.ndarray, "B H W C"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
         """Changed images as numbers from 0 to 255."""
         config = self.config
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
         if self._rand is not None:
-            x = self._randomised(x, places)
+            seeds = (self._drawn(places, _RAND, 1)[:, 0] * 2.0**53).astype(np.int64).tolist()
+            with torch.random.fork_rng(devices=[]):
+                changed = []
+                for image, seed in zip(x, seeds):
+                    torch.default_generator.manual_seed(seed)
+                    changed.append(self._rand(image))
+            x = torch.stack(changed)
         if config.bends:
             x = self._transformed(x.float(), places)
         elif config.flip or config.shift:
             x = self._moved(x, places).float()
-        return self._lit(x.float(), places) if config.light else x.float()
+        x = x.float()
+        if not config.light:
+            return x
+        # Contrast about an image's mean, and brightness.
+        drawn = torch.from_numpy(2 * self._drawn(places, _LIGHT, 2) - 1).float() * config.light
+        gain, offset = 1 + drawn[:, 0].view(-1, 1, 1, 1), 255 * drawn[:, 1].view(-1, 1, 1, 1)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return ((x - mean) * gain + mean + offset).clamp(0, 255)
 
     def erase(self, x: Float[Tensor, "B C H W"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
         """A rectangle of some normalised images at 0, the mean colour."""
@@ -171,44 +190,21 @@ class Augment:
         theta[:, 1, 0], theta[:, 1, 1] = mirror * tall * np.sin(angle) * wide / high, tall * np.cos(angle)
         theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - broad) + (2 * move[:, 0] - 1) * 2 * config.shift / wide
         theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - tall) + (2 * move[:, 1] - 1) * 2 * config.shift / high
-        theta[:, :, :2] = theta[:, :, :2] @ self._slant(places, high / wide)
+        slant = 2 * self._drawn(places, _SLANT, 3) - 1
+        size = (1 + config.zoom) ** slant[:, :2]
+        shear = np.zeros((len(x), 2, 2))
+        shear[:, 0, 0], shear[:, 1, 1] = size[:, 0], size[:, 1]
+        shear[:, 0, 1] = size[:, 0] * np.tan(slant[:, 2] * math.radians(config.shear)) * (high / wide)
+        theta[:, :, :2] = theta[:, :, :2] @ shear
         grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
         if config.warp:
-            grid = grid + self._field(places, high, wide)
+            # By how much each place is moved, smooth between a few knots that are drawn.
+            drawn = 2 * config.warp * (2 * self._drawn(places, _WARP, 2 * _KNOTS**2) - 1)
+            knots = torch.from_numpy(drawn).float().view(-1, 2, _KNOTS, _KNOTS)
+            field = F.interpolate(knots, (high, wide), mode="bicubic", align_corners=True)
+            grid = grid + field.permute(0, 2, 3, 1)
         padding = "zeros" if config.outside == "black" else "border"
         return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-
-    def _slant(self, places: np.ndarray, ratio: float) -> Float[np.ndarray, "B 2 2"]:
-        """Zoom and shear, in coordinates from -1 to 1 of images of a ratio of height to width."""
-        drawn = 2 * self._drawn(places, _SLANT, 3) - 1
-        size = (1 + self.config.zoom) ** drawn[:, :2]
-        out = np.zeros((len(places), 2, 2))
-        out[:, 0, 0], out[:, 1, 1] = size[:, 0], size[:, 1]
-        out[:, 0, 1] = size[:, 0] * np.tan(drawn[:, 2] * math.radians(self.config.shear)) * ratio
-        return out
-
-    def _field(self, places: np.ndarray, high: int, wide: int) -> Float[Tensor, "B H W 2"]:
-        """By how much each place is moved, smooth between a few knots that are drawn."""
-        drawn = 2 * self.config.warp * (2 * self._drawn(places, _WARP, 2 * _KNOTS**2) - 1)
-        knots = torch.from_numpy(drawn).float().view(-1, 2, _KNOTS, _KNOTS)
-        return F.interpolate(knots, (high, wide), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-
-    def _lit(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
-        """Contrast about an image's mean, and brightness."""
-        drawn = torch.from_numpy(2 * self._drawn(places, _LIGHT, 2) - 1).float() * self.config.light
-        gain, offset = 1 + drawn[:, 0].view(-1, 1, 1, 1), 255 * drawn[:, 1].view(-1, 1, 1, 1)
-        mean = x.mean((1, 2, 3), keepdim=True)
-        return ((x - mean) * gain + mean + offset).clamp(0, 255)
-
-    def _randomised(self, x: UInt8[Tensor, "B C H W"], places: np.ndarray) -> UInt8[Tensor, "B C H W"]:
-        assert self._rand is not None
-        seeds = (self._drawn(places, _RAND, 1)[:, 0] * 2.0**53).astype(np.int64).tolist()
-        with torch.random.fork_rng(devices=[]):
-            changed = []
-            for image, seed in zip(x, seeds):
-                torch.default_generator.manual_seed(seed)
-                changed.append(self._rand(image))
-        return torch.stack(changed)
 
 
 def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.Size) -> Tensor:
@@ -220,11 +216,3 @@ def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.
         places = np.arange(side)[None]
         masks.append(torch.from_numpy((places >= low[:, None]) & (places < (low + np.round(length))[:, None])))
     return masks[0][:, :, None] & masks[1][:, None, :]
-
-
-def _rand_augment(config: ImageAugmentConfig) -> Any:
-    try:
-        from torchvision.transforms import v2
-    except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
-    return v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)

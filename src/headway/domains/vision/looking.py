@@ -119,20 +119,17 @@ def pictures(task: ImageClasses, images: Images, model: Transformer) -> list[Pic
         np.concatenate([examples.spread(wrong, _SHOWN // 2), examples.spread(rows[said == right], _SHOWN // 2)])
     )
     answers = dict(zip(rows.tolist(), said.tolist()))
-    tiles = [_tile(images, model, row, answers[row]) for row in chosen.tolist()]
+    tiles = []
+    for row in chosen.tolist():
+        pixels = np.asarray(images.images[images.rows[row]])
+        seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        name, true = images.labels[answers[row]], images.labels[images.classes[row]]
+        weights = next(weights_of(model, *images.take(np.array([row])).inputs), None)
+        beside = None if weights is None else Look(seen, weights).picture()
+        tiles.append(Tile(seen, name if name == true else f"{name}, not {true}", right=name == true, beside=beside))
     looks = "; beside each one where the model looks" if any(tile.beside is not None for tile in tiles) else ""
     caption = f"some that are right, and some that are not{looks}"
     return [
         *confusions(right, said, images.labels, f"{images.final_split} images"),
         Picture("Images", caption, tiled(tiles), wide=True),
     ]
-
-
-def _tile(images: Images, model: Transformer, row: int, said: int) -> Tile:
-    """An image with what is said of it and, where there is attention, with where the model looks."""
-    pixels = np.asarray(images.images[images.rows[row]])
-    seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    name, right = images.labels[said], images.labels[images.classes[row]]
-    weights = next(weights_of(model, *images.take(np.array([row])).inputs), None)
-    beside = None if weights is None else Look(seen, weights).picture()
-    return Tile(seen, name if name == right else f"{name}, not {right}", right=name == right, beside=beside)

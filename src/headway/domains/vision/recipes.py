@@ -1,11 +1,21 @@
-"""Recipes for images: from scratch by themselves, or fine-tuned with --from."""
+"""Recipes for images: from scratch by themselves, or fine-tuned with --from; and how a classifier of a user's images is
+fitted to their kind, their number and the time.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
 from headway.data import SplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
+from headway.domains.vision.samples import read_samples
+from headway.domains.vision.survey import Survey, survey
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -110,3 +120,101 @@ def digits() -> Recipe:
 
 
 RECIPES = (vision, fashion_mnist, digits)
+
+
+_SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
+_SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))
+_SMALL = 40  # pixels of a side up to which images keep their size
+_TINY = 16  # up to which patches are of 2 pixels
+_DRAWN = ((15, 28), (120, 40), (math.inf, 56))  # minutes, and the side of what is drawn larger, in patches of 4
+_PHOTOS = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # and of others in patches of 8
+_THIN = 3.0  # the greatest ratio of sides that is kept
+_WEAK, _FULL = 3, 25  # epochs up to which images are hardly changed, and from which on as much as is good for them
+_GENTLE = 0.25  # of the full change
+
+
+@dataclass(frozen=True)
+class VisionScale(Scale):
+    """Images keep what their classes are told apart by. Each is seen many times, changed anew, so that the law lets
+    repeated images and parameters beyond them count for more than it does of texts; its sizes are fitted by eye to
+    clothes of 28 x 28 pixels.
+    """
+
+    law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
+    batch: str = "train.batch_size"
+    least: int = 32
+    most: int = 512
+    noise: float = 0.5
+    unit: str = "image"
+    shapes: Shapes = _SHAPES
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        seen = survey(read_samples(paths))
+        if seen is None:  # the task says what is wrong
+            return Settled({})
+        size, patch = sizes(seen, minutes)
+        settings = {
+            "model.embed.size": list(size),
+            "model.embed.patch": [patch, patch],
+            "model.embed.channels": 1 if seen.grey else 3,
+            "model.embed.stem_more": 1 if patch < 8 else 0,
+            **self.held_out(seen.images),
+            **{f"task.augment.{name}": value for name, value in changes(seen, size).items()},
+        }
+        kind = "drawn" if seen.drawn else "grey" if seen.grey else "coloured"
+        mirror = "may be mirrored" if seen.flips else "are not mirrored, as that would change what they show"
+        found = (
+            f"{seen.images:,} {kind} images of {seen.classes:,} classes, about {seen.size[0]} x {seen.size[1]} pixels"
+        )
+        return Settled(settings, f"{found}: read as {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
+
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        """Images that are seen often are changed more; layers are left out of large models."""
+        assert isinstance(recipe.task, VisionConfig)  # the recipe's own
+        share = (min(epochs, _FULL) - _WEAK) / (_FULL - _WEAK)
+        changed = weaker(recipe.task.augment, _GENTLE + (1 - _GENTLE) * max(0.0, share))
+        layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
+        dropped = 0.1 if epochs > _FULL and layers > 3 else 0.0
+        return {"model.drop_path": dropped, **{f"task.augment.{name}": value for name, value in changed.items()}}
+
+
+def sizes(seen: Survey, minutes: float) -> tuple[tuple[int, int], int]:
+    """Height and width that images are read in, and the side of patches."""
+    longest = max(seen.size)
+    if longest <= _SMALL:
+        patch = 2 if longest <= _TINY else 4
+        high, wide = (max(patch, -(-side // patch) * patch) for side in seen.size)
+        return (high, wide), patch
+    patch, table = (4, _DRAWN) if seen.drawn else (8, _PHOTOS)
+    side = next(side for most, side in table if minutes <= most)
+    ratio = min(max(seen.size[0] / seen.size[1], 1 / _THIN), _THIN)
+    if 0.7 < ratio < 1.5:
+        return (side, side), patch
+    high, wide = (max(patch, round(side * part / patch) * patch) for part in (math.sqrt(ratio), 1 / math.sqrt(ratio)))
+    return (high, wide), patch
+
+
+def changes(seen: Survey, size: tuple[int, int]) -> Settings:
+    """What is done to images of a kind that are seen many times.
+
+    What is written is bent and slanted, as hands do, and never cut into; small images of things are moved and covered
+    in part; of photographs, parts are cut out.
+    """
+    found: dict[str, object] = {"flip": 0.5 if seen.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
+    moved = max(1, round(min(size) / 14))
+    if seen.drawn or (seen.grey and not seen.flips and max(seen.size) <= _SMALL):
+        return {**found, "rotate": 12.0, "zoom": 0.15, "shear": 12.0, "shift": moved, "warp": 0.03}
+    if max(size) <= _SMALL:
+        return {**found, "shift": moved, "erase": 0.25, "light": 0.0 if seen.grey else 0.1}
+    return {**found, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
+
+
+def weaker(augment: ImageAugmentConfig, share: float) -> Settings:
+    """Changes of which only a share is made; flips cost nothing, and stay."""
+    linear = {
+        name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")
+    }
+    return {**linear, "crop": round(1 - share * (1 - augment.crop), 4), "shift": math.ceil(share * augment.shift)}
+
+
+SCALES = {"vision": VisionScale()}

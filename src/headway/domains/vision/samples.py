@@ -130,7 +130,14 @@ def _number(value: str) -> int | None:
 
 
 def _of_numbers(path: Path, names: Sequence[str]) -> LabelledImages:
-    rows = [_row(path, number, line) for number, line in enumerate(lines(File(path)), 1) if line.strip()]
+    rows: list[list[int]] = []
+    for number, line in enumerate(lines(File(path)), 1):
+        if line.strip():
+            found = [_number(value) for value in line.split(",")]
+            if None in found:
+                wrong = line.split(",")[found.index(None)]
+                raise UserError(f"{path}, line {number} holds {wrong!r}, no whole number; correct it")
+            rows.append([value for value in found if value is not None])
     wide = math.isqrt(len(rows[0]) - 1)
     odd = next((number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
     if odd is not None or wide * wide != len(rows[0]) - 1:
@@ -145,12 +152,3 @@ def _of_numbers(path: Path, names: Sequence[str]) -> LabelledImages:
     places = [f"{path}, line {i + 1}" for i in range(len(rows))]
     grey = pixels.astype(np.uint8).reshape(-1, wide, wide)
     return LabelledImages(_labels(classes, names, places), np.zeros(len(rows), np.uint8), places, grey=grey)
-
-
-def _row(path: Path, number: int, line: str) -> list[int]:
-    found = [_number(value) for value in line.split(",")]
-    if None in found:
-        raise UserError(
-            f"{path}, line {number} holds {line.split(',')[found.index(None)]!r}, no whole number; correct it"
-        )
-    return [value for value in found if value is not None]

@@ -120,12 +120,9 @@ def _read(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Iterator[tuple
         except UserError:  # the task says so, or leaves it out
             continue
         light = grey(pixels)[..., 0]
-        yield row, _Seen((light.shape[0], light.shape[1]), _is_grey(pixels), _toned(light), _small(light))
-
-
-def _is_grey(pixels: UInt8[np.ndarray, "H W 3"]) -> bool:
-    few = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
-    return float(np.abs(few - few[..., :1]).mean()) <= _ALIKE * 255
+        few = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
+        is_grey = float(np.abs(few - few[..., :1]).mean()) <= _ALIKE * 255
+        yield row, _Seen((light.shape[0], light.shape[1]), is_grey, _toned(light), _small(light))
 
 
 def _toned(image: UInt8[np.ndarray, "H W"]) -> float:

@@ -1,4 +1,4 @@
-"""The class of an image."""
+"""The class of an image, as files say it, and as another model does for one that learns from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.codecs.processor import ImageProcessor
@@ -19,9 +19,11 @@ from headway.data import SplitConfig
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.looking import pictures
 from headway.domains.vision.samples import LabelledImages, load_images, read_samples
-from headway.domains.vision.teacher import Teacher
-from headway.errors import ConfigError
+from headway.domains.vision.use import processor_of
+from headway.errors import ConfigError, UserError
 from headway.formats.familiar import SMALLEST, Alike, Familiar, looks
+from headway.formats.hub import find_folder
+from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance
@@ -33,11 +35,13 @@ from headway.nn.models import (
     DistilledHeadConfig,
     Loss,
     ModelConfig,
+    PatchEmbed,
     PatchEmbedConfig,
     PooledHeadConfig,
     Transformer,
     TransformerConfig,
 )
+from headway.nn.models.kinds import is_vision_classifier
 
 _MEASURED = 10_000  # images whose mean and deviation are taken
 
@@ -74,7 +78,11 @@ class Images(Classified):
 
     def __init__(self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, workspace: Path) -> None:
         self.config = config
-        embed = _embed(recipe.model)
+        embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
+        if not isinstance(embed, PatchEmbedConfig):
+            raise ConfigError(
+                "this model reads no images; take one that does, such as --set model=vit-ti16, or start from a ViT"
+            )
         # grey images need no three channels, but in a model that has them
         grey = samples.grey is not None and recipe.start is None
         channels = 1 if grey else embed.channels
@@ -108,7 +116,7 @@ class Images(Classified):
         """`model` with the images' channels. UserError for a split without images."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        assert isinstance(model, TransformerConfig)  # as `_embed` has seen
+        assert isinstance(model, TransformerConfig)  # as it was at the start
         return replace(model, embed=self.embed)
 
     def _measured(self) -> dict[str, Any]:
@@ -197,15 +205,6 @@ class Taught(ImageClasses):
         return {"loss": Loss((given + F.cross_entropy(taught, says, reduction="sum")) / 2, batch.tokens)}
 
 
-def _embed(model: ModelConfig) -> PatchEmbedConfig:
-    embed = model.embed if isinstance(model, TransformerConfig) else None
-    if not isinstance(embed, PatchEmbedConfig):
-        raise ConfigError(
-            "this model reads no images; take one that does, such as --set model=vit-ti16, or start from a ViT"
-        )
-    return embed
-
-
 def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
     """What makes inputs of images, in the model's size, and whether its means are known: from what was `given`.
 
@@ -229,3 +228,48 @@ def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str
         "image_mean": list(mean),
         "image_std": list(std),
     }, known
+
+
+class Teacher:
+    """A model with the numbers that its classes have in the student, and how it wants its inputs."""
+
+    def __init__(
+        self, model: Transformer, order: Int[Tensor, "K"], size: tuple[int, int], mean: Tensor, std: Tensor
+    ) -> None:
+        self.model, self.order, self.size, self.mean, self.std = model.eval(), order, size, mean, std
+
+    @staticmethod
+    def open(path: str, labels: Sequence[str]) -> Teacher:
+        """A run or a published model. UserError for one that sees no images, or does not know the student's classes."""
+        opened = open_model(find_folder(path))
+        model = cast(Transformer, opened.model)
+        if not is_vision_classifier(model):
+            raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
+        known = opened.usage.labels
+        unknown = next((label for label in labels if label not in known), None)
+        if unknown is not None:
+            raise UserError(
+                f"the teacher {path} has no class {unknown!r}; give one that was trained on the same classes"
+            )
+        processor = processor_of(opened.usage, path)
+        embed = cast(PatchEmbed, model.embed).config
+        mean, std = (
+            torch.tensor(each or (default,) * embed.channels).float().view(1, -1, 1, 1)
+            for each, default in ((processor.mean, 0.0), (processor.std, 1.0))
+        )
+        order = torch.tensor([known.index(label) for label in labels])
+        return Teacher(model, order, processor.shape or embed.size, mean, std)
+
+    @torch.no_grad()
+    def classes(self, x: Float[Tensor, "B C H W"], mean: Tensor, std: Tensor) -> Int[Tensor, "B"]:
+        """The student's number of the class that the teacher names for inputs that were normalised by `mean` and `std`:
+        it sees the same images, changed as they are, in its own size.
+        """
+        self.model.to(x.device)
+        pixels = x * std.to(x.device) + mean.to(x.device)
+        if pixels.shape[1] != self.mean.shape[1]:
+            pixels = pixels.mean(1, keepdim=True).expand(-1, self.mean.shape[1], -1, -1)
+        if tuple(pixels.shape[-2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        said = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
+        return said[:, self.order.to(x.device)].argmax(-1)

@@ -72,11 +72,20 @@ def _inputs(
     failed: Failed | None,
     watch: Watch | None = None,
 ) -> Iterator[Tensor]:
-    """What the model reads of the images, in batches."""
+    """What the model reads of the images, in batches [B, C, H, W]; neighbours of the same size go together."""
     processor = processor_of(usage, source)
     _check(images)
-    for batch in _batches(images, processor, failed, watch):
-        yield batch.to(device_of(model), number_type(model))
+
+    def numbers(place: int, image: Image) -> np.ndarray:
+        pixels = processor.pixels(coloured(image))
+        if watch is not None:
+            watch(place, pixels)
+        return processor.numbers(pixels)
+
+    read = each(images, numbers, failed)
+    while some := list(islice(read, _AT_ONCE)):
+        for _, alike in groupby(some, key=np.shape):
+            yield torch.from_numpy(np.stack(list(alike))).to(device_of(model), number_type(model))
 
 
 def processor_of(usage: Usage, source: str) -> ImageProcessor:
@@ -112,20 +121,3 @@ def coloured(image: Image) -> UInt8[np.ndarray, "H W 3"]:
             raise UserError(f"{image} is not a file; this model reads image files")
         return read_image(image)
     return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-
-
-def _batches(
-    images: Sequence[Image], processor: ImageProcessor, failed: Failed | None, watch: Watch | None
-) -> Iterator[Tensor]:
-    """Inputs [B, C, H, W] in the order of the images; neighbours of the same size go together."""
-
-    def numbers(place: int, image: Image) -> np.ndarray:
-        pixels = processor.pixels(coloured(image))
-        if watch is not None:
-            watch(place, pixels)
-        return processor.numbers(pixels)
-
-    read = each(images, numbers, failed)
-    while some := list(islice(read, _AT_ONCE)):
-        for _, alike in groupby(some, key=np.shape):
-            yield torch.from_numpy(np.stack(list(alike)))

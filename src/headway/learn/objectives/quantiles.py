@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headway.learn.examples import Batch, Numbered, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.report import Picture
-from headway.learn.report.fans import Panel, drawable, fans
+from headway.learn.report.charts import Panel, drawable, fans
 from headway.metrics.forecasts import forecast_scores
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 

@@ -1,11 +1,23 @@
-"""Charts as small SVG texts that take their colours from the page: one picture suits light and dark."""
+"""Charts as small SVG texts that take their colours from the page, so that one picture suits light and dark; and
+forecasts as pictures of matplotlib's.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 Points = Sequence[tuple[float, float]]
 
@@ -53,7 +65,9 @@ def line_chart(
     low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
     marks = _frame(x_axis, y_axis, x_label)
-    drawn = {name: (strokes or {}).get(name, _stroke(index)).classes() for index, name in enumerate(kept)}
+    # One colour after the other, then all again with dashes.
+    own = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(kept)}
+    drawn = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in own.items()}
     for name, points in kept.items():
         placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -61,11 +75,6 @@ def line_chart(
         if dots or len(placed) == 1:
             marks += [f'<circle class="dot {drawn[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
     return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(drawn)
-
-
-def _stroke(index: int) -> Stroke:
-    """Of a series by its place: one colour after the other, then all again with dashes."""
-    return Stroke(index % COLOURS, index // COLOURS % 2 == 1)
 
 
 def _shares(most: float) -> tuple[float, float]:
@@ -226,3 +235,41 @@ def short(value: float, digits: int = 4) -> str:
 def shorten(text: str, most: int = 14) -> str:
     """A text of at most `most` characters, with an ellipsis where it was longer."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+_BLUE = "#2563c9"
+
+
+class Panel(NamedTuple):
+    """What is drawn of a series."""
+
+    title: str
+    past: Float[np.ndarray, "C"]
+    said: Float[np.ndarray, "S Q"]
+    came: Float[np.ndarray, "S"] | None = None
+
+
+def drawable() -> bool:
+    """Whether pictures can be drawn here (the extra `report`)."""
+    return find_spec("matplotlib") is not None
+
+
+def fans(panels: Sequence[Panel]) -> Figure:
+    """A panel for each, two in a row; steps count from the last value before the forecast."""
+    if not drawable():
+        raise UserError("pictures of forecasts need matplotlib; pip install 'headway[report]' and try again")
+    from matplotlib.figure import Figure
+
+    down, across = -(-len(panels) // 2), min(2, len(panels))
+    figure = Figure(figsize=(5 * across, 2.4 * down), layout="constrained")
+    for axes, panel in zip(figure.subplots(down, across, squeeze=False).flat, panels):
+        ahead, before = np.arange(1, len(panel.said) + 1), np.arange(1 - len(panel.past), 1)
+        for edge in (0, 2):
+            axes.fill_between(ahead, panel.said[:, edge], panel.said[:, -1 - edge], color=_BLUE, alpha=0.2, linewidth=0)
+        axes.plot(ahead, panel.said[:, panel.said.shape[1] // 2], color=_BLUE)
+        came = panel.came if panel.came is not None else panel.past[:0]
+        axes.plot(np.append(before, ahead[: len(came)]), np.append(panel.past, came), color="black", linewidth=1)
+        axes.set_title(panel.title.replace("$", r"\$"), fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

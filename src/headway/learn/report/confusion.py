@@ -33,24 +33,20 @@ def confusions(
     same = f"; {times / len(said):.0%} of the answers are “{common}”" if 2 * times > len(said) else ""
     caption = f"{len(right):,} {what}: what they are (downwards) and what is said{part}{same}"
     found = [Picture("Confusions", caption, _chart(counts, kept, labels), wide=True)]
-    pairs, long = _mistaken(counts, labels), max(map(len, labels)) > _NAME
+    # The pairs of classes that are confused most often, by the share of the samples of the class.
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    pairs = [
+        {"class": labels[i], "said": labels[j], "times": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
+        for i, j in (map(int, np.unravel_index(place, wrong.shape)) for place in order.tolist())
+        if wrong[i, j]
+    ]
+    long = max(map(len, labels)) > _NAME
     if pairs:
         found.append(Picture("Most confused", "what it is, and what is said of it", _table(pairs), wide=long))
     told = f"of {what}, the worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
     found.append(Picture("Classes", told, _table(_by_class(counts, labels)), wide=long))
     return found
-
-
-def _mistaken(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
-    """The pairs of classes that are confused most often, by the share of the samples of the class."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
-    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in order.tolist()]
-    return [
-        {"class": labels[i], "said": labels[j], "times": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
-        for i, j in pairs
-        if wrong[i, j]
-    ]
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
@@ -158,7 +154,13 @@ def spectrogram(
     wide, left = (_NARROW, _RIGHT) if alone else (_WIDTH, _LEFT)
     axis = Axis(0.0, seconds, left, wide - _RIGHT)
     top = 8 + _TRACK * len(tracks)
-    marks = [_image(_coloured(frames.T[::-1]), left, top, wide - left - _RIGHT, _HIGH)]
+    bands = frames.T[::-1]
+    lowest = float(bands.min())
+    places = (bands - lowest) / ((float(bands.max()) - lowest) or 1.0) * (len(_SCALE) - 1)
+    below = np.minimum(places.astype(int), len(_SCALE) - 2)
+    part = (places - below)[..., None]
+    coloured = (_SCALE[below] * (1 - part) + _SCALE[below + 1] * part).round().astype(np.uint8)
+    marks = [_image(coloured, left, top, wide - left - _RIGHT, _HIGH)]
     for number, (name, spans) in enumerate(tracks.items()):
         y, bottom = 8 + _TRACK * number, top + _HIGH
         marks.append(text("name", _LEFT - 8, y + 14, shorten(name, 10), "end"))
@@ -166,7 +168,10 @@ def spectrogram(
     low = top + _HIGH + 6
     if attention is not None and len(attention):
         high = _ROW * len(attention)
-        marks.append(_image(_inked(attention), left, low, wide - left - _RIGHT, high))
+        weights = attention / np.maximum(attention.max(1, keepdims=True), 1e-9)  # each row by its own greatest
+        inked = np.empty((*attention.shape, 4), np.uint8)
+        inked[..., :3], inked[..., 3] = _INK.astype(np.uint8), (255 * weights).round().astype(np.uint8)
+        marks.append(_image(inked, left, low, wide - left - _RIGHT, high))
         names = enumerate(symbols[: len(attention)])
         marks += [text("symbol", _LEFT - 8, low + _ROW * i + 11, shorten(name, 11), "end") for i, name in names]
         low += high + 2
@@ -187,22 +192,6 @@ def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -
     if bottom is not None:
         marks.append(f'<path class="bound" d="M{left:.1f} {y + 20}V{bottom}M{right:.1f} {y + 20}V{bottom}"/>')
     return marks
-
-
-def _coloured(values: Float[np.ndarray, "R C"]) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    places = (values - low) / ((high - low) or 1.0) * (len(_SCALE) - 1)
-    below = np.minimum(places.astype(int), len(_SCALE) - 2)
-    part = (places - below)[..., None]
-    return (_SCALE[below] * (1 - part) + _SCALE[below + 1] * part).round().astype(np.uint8)
-
-
-def _inked(weights: Float[np.ndarray, "R C"]) -> np.ndarray:
-    """Each row by its own greatest, as pixels whose opacity is the weight."""
-    share = weights / np.maximum(weights.max(1, keepdims=True), 1e-9)
-    pixels = np.empty((*weights.shape, 4), np.uint8)
-    pixels[..., :3], pixels[..., 3] = _INK.astype(np.uint8), (255 * share).round().astype(np.uint8)
-    return pixels
 
 
 def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) -> str:

@@ -186,28 +186,23 @@ class Tile(NamedTuple):
 
 def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
     """Tiles in rows, as HTML for a Picture."""
-    return f'<div class="tiles{" small" if small else ""}">{"".join(map(_tile, tiles))}</div>'
-
-
-def _tile(tile: Tile) -> str:
-    kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
-    note = f"<small>{escape(tile.note)}</small>" if tile.note else ""
-    told = f"<span{kind}>{escape(tile.text)}</span>{note}"
-    if tile.beside is None:
-        return f"<div>{_image(tile.pixels)}{told}</div>"
-    return f'<div class="pair">{_image(tile.pixels)}{_image(tile.beside)}<p>{told}</p></div>'
+    cells = []
+    for tile in tiles:
+        kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
+        note = f"<small>{escape(tile.note)}</small>" if tile.note else ""
+        told = f"<span{kind}>{escape(tile.text)}</span>{note}"
+        if tile.beside is None:
+            cells.append(f"<div>{_image(tile.pixels)}{told}</div>")
+        else:
+            cells.append(f'<div class="pair">{_image(tile.pixels)}{_image(tile.beside)}<p>{told}</p></div>')
+    return f'<div class="tiles{" small" if small else ""}">{"".join(cells)}</div>'
 
 
 def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
-    shown = _small(pixels)
+    step = -(-max(pixels.shape[:2]) // _LONGEST)
+    shown = pixels[::step, ::step]  # every so many pixels of a large image
     drawn = ' class="pixels"' if max(shown.shape[:2]) <= _COARSE else ""
     return f'<img{drawn} alt="" src="{data_uri(shown)}">'
-
-
-def _small(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Every so many pixels of a large image."""
-    step = -(-max(pixels.shape[:2]) // _LONGEST)
-    return pixels[::step, ::step]
 
 
 _FEW = 3  # answers from which on it means something that all are equal
@@ -216,7 +211,12 @@ _SHOWN = 60  # characters
 
 def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """What explains the scores of a model that has learnt little; nothing for one that has."""
-    yield from _alike([sample for sample in samples if "output" in sample and "reference" in sample])
+    answered = [sample for sample in samples if "output" in sample and "reference" in sample]
+    answers = {sample["output"].strip() for sample in answered}
+    if len(answered) >= _FEW and len(answers) == 1 and len({sample["reference"] for sample in answered}) > 1:
+        answer = shorten(answers.pop(), _SHOWN)
+        told = f"the same, “{answer}”" if answer else "empty"
+        yield f"All {len(answered)} answers that are shown are {told}: the model does not tell its inputs apart yet."
     if scores.get("bleu") == 0:
         yield (
             "BLEU is 0: no translation has a word in common with its reference, or none is as long as the four words "
@@ -232,12 +232,3 @@ def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) 
         yield "F1 is 0: not one entity is found with its bounds and its kind."
     if scores.get("success_rate") == 0:
         yield "Success is 0: no episode reached what its task asks for."
-
-
-def _alike(samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    answers = {sample["output"].strip() for sample in samples}
-    if len(samples) < _FEW or len(answers) > 1 or len({sample["reference"] for sample in samples}) == 1:
-        return
-    answer = shorten(answers.pop(), _SHOWN)
-    told = f"the same, “{answer}”" if answer else "empty"
-    yield f"All {len(samples)} answers that are shown are {told}: the model does not tell its inputs apart yet."
