@@ -37,7 +37,7 @@ from headway.domains.audio.speech import (
 from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
 from headway.domains.audio.windows import check_lengths, frames_of, settled
 from headway.errors import ConfigError, UserError, nearest
-from headway.metrics.errors import english_words, spellings
+from headway.metrics.errors import english_normalizer, english_words
 from headway.models import EncoderDecoder, EncoderDecoderConfig
 from headway.report import Picture
 from headway.train import Recipe, Task
@@ -142,7 +142,7 @@ class TranscriptText(SpeechText[SpokenTexts]):
         if language != "en":
             super().__init__(config)
             return
-        spellings()  # before any work
+        english_normalizer()  # before any work
         super().__init__(config, english_words, "normalizer:whisper-english")
 
     def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:
