@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import nn
 
 from headway.checkpoints.familiar import Familiar
+from headway.checkpoints.hub import find_folder
+from headway.codecs import FILE, Codec, load_codec
 from headway.config import family
+from headway.data import chunks, text_sources
 from headway.models import Loss, ModelConfig
 from headway.train.examples import WHOLE, Batch, Examples, Shard
 from headway.train.objective import Objective
@@ -117,6 +120,19 @@ class TaskConfig:
     def starts(self) -> dict[str, PartStart]:
         """Where the weights of parts of the model come from that have a start of their own, by the part's name."""
         return {}
+
+
+def codec_of(
+    paths: Sequence[Path], workspace: Path, tokenizer: str | None, train: Callable[[Iterator[str]], Codec]
+) -> Codec:
+    """The run's codec, that of a published `tokenizer`, or what is trained on all texts of files: what is held out is
+    never learned from, but has its symbols.
+    """
+    if (workspace / FILE).exists():
+        return load_codec(workspace)
+    if tokenizer is not None:
+        return load_codec(find_folder(tokenizer))
+    return train(chunk.text for source in text_sources(paths) for chunk in chunks(source))
 
 
 class PartStart(Protocol):
