@@ -25,17 +25,17 @@ from typing import Any
 
 import torch
 
+from headway.app.recipes import begin_task, configured
 from headway.config import override
-from headway.models import build
-from headway.models.stack import cycle
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.positions import LearnedConfig
-from headway.recipes import begin_task, configured
-from headway.train import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
-from headway.train.distributed import Processes
-from headway.train.learner import Learner
-from headway.train.memory import kept_heap
+from headway.learn import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.learn.memory import kept_heap
+from headway.nn.models import build
+from headway.nn.models.stack import cycle
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.positions import LearnedConfig
 from measure import RESULTS, spread, write
 
 NAME, STEPS, SEEDS = "ablation", 500, (1, 2, 3)

@@ -70,7 +70,7 @@ def speed(run: str) -> None:
 def command(*words: str) -> dict[str, Any]:
     """What `headway WORDS --json` prints."""
     environment = {**os.environ, "HEADWAY_DATA": str(data_folder())}
-    code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from headway.app.cli.main import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", code, *words, "--json"]
     done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -26,8 +26,8 @@ def speeds(shape: str, form: str, threads: int) -> dict[str, Any]:
 
     from headway.engine import Engine, quantise
     from headway.layout import Layout
-    from headway.models import Prompt, build
-    from headway.models.presets import preset
+    from headway.nn.models import Prompt, build
+    from headway.nn.models.presets import preset
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

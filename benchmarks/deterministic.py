@@ -9,10 +9,10 @@ import time
 
 import torch
 
-from headway.kernels import deterministic
 from headway.layout import Layout
-from headway.models import Prompt, Transformer, build
-from headway.models.presets import decoder
+from headway.nn.kernels import deterministic
+from headway.nn.models import Prompt, Transformer, build
+from headway.nn.models.presets import decoder
 from measure import spread, write
 
 BATCH, PROMPT, STEPS = 8, 64, 16

@@ -79,10 +79,10 @@ def train(name: str, minutes: float, seed: int) -> dict[str, Any]:
 
 def smoothing(name: str) -> dict[str, float]:
     """The scores of exponential smoothing on the windows that the model is judged on."""
+    from headway.app.recipes import configured, open_task
     from headway.data.series import SeriesColumns, read_series
     from headway.domains.forecast.windows import LEVELS
     from headway.metrics.forecasts import forecast_scores
-    from headway.recipes import configured, open_task
 
     with tempfile.TemporaryDirectory() as folder:
         data = lay_out(name, Path(folder))

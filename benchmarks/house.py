@@ -28,7 +28,7 @@ from measure import ROOT
 
 MODELS = {"Transformer", "EncoderDecoder", "TwoTower", "Captioner", "Act", "Trajectories", "Model"}
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
-FORWARD = ("headway.models.transformer", "headway.kernels.cross_entropy", "headway.models.heads")
+FORWARD = ("headway.nn.models.transformer", "headway.nn.kernels.cross_entropy", "headway.nn.models.heads")
 LOADED = "import sys, headway; headway.load(sys.argv[1]); print(sum(m.split('.')[0] == 'headway' for m in sys.modules))"
 
 
@@ -92,7 +92,7 @@ def counted(root: Path) -> dict[str, Any]:
             elif isinstance(node, ast.FunctionDef) and re.match(r"_[^_]", node.name):
                 private[node.name] += 1
     reached = closure(trees, FORWARD)
-    outside = [tree for name, tree in trees.items() if not name.startswith(("headway.models", "headway.engine"))]
+    outside = [tree for name, tree in trees.items() if not name.startswith(("headway.nn.models", "headway.engine"))]
     return {
         "files": len(texts),
         "lines": sum(lines.values()),

@@ -30,9 +30,9 @@ def make(folder: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from headway.checkpoints.published import INDEX, WEIGHTS, save_published
-    from headway.models import build
-    from headway.models.presets import preset
+    from headway.formats.published import INDEX, WEIGHTS, save_published
+    from headway.nn.models import build
+    from headway.nn.models.presets import preset
 
     config = preset(SHAPE)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def load(program: str, target: str, folder: Path) -> dict[str, float]:
     dtype = getattr(torch, target)
     if program == "headway":
         import headway
-        from headway.checkpoints.open import open_model
+        from headway.formats.open import open_model
 
         def call() -> Any:
             return headway.load(folder).module if target == "float32" else open_model(folder, dtype).model

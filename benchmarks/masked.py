@@ -103,8 +103,8 @@ def questions(place: Path, part: str, seed: int) -> list[Path]:
 def untrained(run: Path, place: Path, seed: int) -> Path:
     """The model of a run with weights drawn from a seed, and its tokenizer."""
     import headway as hw
-    from headway.checkpoints.native import save_model
-    from headway.models import build
+    from headway.formats.native import save_model
+    from headway.nn.models import build
 
     model = hw.load(run)
     save_model(build(model.module.config, seed), model.module.config, place)

@@ -27,8 +27,8 @@ def peak_bytes() -> int:
 def step(loss: str) -> dict[str, int]:
     import torch
 
-    from headway.models import Transformer, build
-    from headway.models.presets import gpt
+    from headway.nn.models import Transformer, build
+    from headway.nn.models.presets import gpt
 
     model = build(gpt(768, 12, 12, SYMBOLS, LENGTH))
     assert isinstance(model, Transformer)

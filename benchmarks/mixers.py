@@ -25,11 +25,11 @@ import torch
 from headway.config import from_dict, kinds
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.mixers import MixerConfig, tree_map
-from headway.models import BlockConfig, StackConfig
-from headway.models.stack import Stack, cycle
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig, initialise
+from headway.nn.mixers import MixerConfig, tree_map
+from headway.nn.models import BlockConfig, StackConfig
+from headway.nn.models.stack import Stack, cycle
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig, initialise
 from measure import child, report, spread, write
 
 WIDTH, HEADS, DEPTH = 192, 6, 2

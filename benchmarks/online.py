@@ -24,7 +24,7 @@ import torch
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.environments import SEEDS
-from headway.train import Trainer
+from headway.learn import Trainer
 from measure import RESULTS, child, report, write
 
 NAME = "online"

@@ -14,8 +14,8 @@ from measure import data_folder, write
 
 def share(recipe_name: str, batches: int, data: list[Path] | None = None) -> dict[str, float]:
     """Over the first `batches` training batches of a recipe."""
-    from headway.recipes import configured, open_task
-    from headway.train.examples import Batch
+    from headway.app.recipes import configured, open_task
+    from headway.learn.examples import Batch
 
     recipe = configured(recipe_name, data, None, None)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.layout import Layout
-from headway.mixers import GRUConfig, LSTMConfig
+from headway.nn.mixers import GRUConfig, LSTMConfig
 from measure import child, report, spread, write
 
 WIDTH, LENGTH, BATCH = 256, 256, 16

@@ -45,7 +45,7 @@ def data_of(args: argparse.Namespace, task: str) -> Path:
 
 
 def collect(args: argparse.Namespace) -> None:
-    from headway.cli.main import main
+    from headway.app.cli.main import main
 
     seen = ["--cameras", "corner2", "gripperPOV", "--size", "96", "96"]
     wanted = [(task, task, []) for task in TASKS] + [(args.name, f"{args.name}-cameras", seen)]

@@ -52,7 +52,7 @@ def variants(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def copied(model: Any) -> nn.Module:
-    from headway.models import build
+    from headway.nn.models import build
 
     made = build(model.config, seed=None)
     made.load_state_dict(model.state_dict())

@@ -100,8 +100,8 @@ def table(place: Path) -> Path:
 
 def prompts(runs: Path, seed: int, start: Path) -> None:
     """Fine-tuning, and the model before it on the same test split: texts that training has not."""
-    from headway.checkpoints.open import open_model
-    from headway.recipes import begin_task, configured
+    from headway.app.recipes import begin_task, configured
+    from headway.formats.open import open_model
 
     data = table(runs / "prompts.tsv")
     recipe = configured("transcription", data, TUNING, seed, start)

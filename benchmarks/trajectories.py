@@ -98,7 +98,7 @@ def recorded(name: str, experiment: Experiment, work: Path, processes: int) -> t
     if not data.exists():
         paths = [str(work / Path(policy["path"]).name) for policy in policies]
         words = ("data", "collect", experiment.environment, "--policy", *paths, "random", *experiment.collect)
-        code = "import sys; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        code = "import sys; from headway.app.cli.main import main; sys.exit(main(sys.argv[1:]))"
         subprocess.run([sys.executable, "-c", code, *words, "--out", str(data)], check=True)
     return data, [{**policy, "path": Path(policy["path"]).name} for policy in policies]
 

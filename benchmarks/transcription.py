@@ -82,9 +82,9 @@ def transformers(args: argparse.Namespace) -> Transcribe:
     import torch
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    from headway.checkpoints.open import open_model
-    from headway.checkpoints.published import save_published
     from headway.codecs import TokenizerCodec
+    from headway.formats.open import open_model
+    from headway.formats.published import save_published
 
     torch.set_num_threads(args.threads)
     opened: Any = open_model(args.model)

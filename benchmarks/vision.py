@@ -72,7 +72,7 @@ def peak() -> int:
 
 
 def config(shape: str) -> Any:
-    from headway.models.presets import preset, vit
+    from headway.nn.models.presets import preset, vit
 
     if shape == "vit-ti16":
         return preset("vit-ti16")
@@ -94,13 +94,13 @@ def ours(shape: str, precision: str) -> tuple[Callable[[], Any], Callable[[], An
     import torch
 
     from headway.domains import recipe as find_recipe
-    from headway.models import build
-    from headway.train import AdamWConfig
-    from headway.train.distributed import Processes
-    from headway.train.examples import Batch
-    from headway.train.learner import Learner
-    from headway.train.objectives.classes import Classes
-    from headway.train.precision import products
+    from headway.learn import AdamWConfig
+    from headway.learn.distributed import Processes
+    from headway.learn.examples import Batch
+    from headway.learn.learner import Learner
+    from headway.learn.objectives.classes import Classes
+    from headway.learn.precision import products
+    from headway.nn.models import build
 
     many, use = SHAPES[shape]
     model: Any = build(config(shape))

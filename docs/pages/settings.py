@@ -13,30 +13,30 @@ from typing import Any
 from headway import domains
 from headway.config import shortcuts
 from headway.data.splits import SplitConfig
-from headway.mixers import CrossAttentionConfig, MixerConfig
-from headway.mixers.recurrence import RecurrenceConfig
-from headway.models import ModelConfig, TransformerConfig
-from headway.models.block import BlockConfig
-from headway.models.bridge import BridgeConfig
-from headway.models.captioner import ProjectorConfig
-from headway.models.chunks import ChunkHeadConfig
-from headway.models.embeds import EmbedConfig
-from headway.models.heads import HeadConfig, TransformConfig
-from headway.models.keypoints import KeypointsConfig
-from headway.models.observations import ObservationConfig
-from headway.models.stack import StackConfig
-from headway.models.unet_policy import UNetConfig
-from headway.parts.bias import BiasConfig
-from headway.parts.feedforward import FeedForwardConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import NormConfig
-from headway.parts.positions import PositionsConfig, RotaryConfig, ScalingConfig
-from headway.train import Recipe
-from headway.train.adapters import AdapterConfig
-from headway.train.optim import OptimConfig
-from headway.train.recipe import TrainConfig
-from headway.train.schedule import ScheduleConfig
-from headway.train.task import TaskConfig
+from headway.learn import Recipe
+from headway.learn.adapters import AdapterConfig
+from headway.learn.optim import OptimConfig
+from headway.learn.recipe import TrainConfig
+from headway.learn.schedule import ScheduleConfig
+from headway.learn.task import TaskConfig
+from headway.nn.mixers import CrossAttentionConfig, MixerConfig
+from headway.nn.mixers.recurrence import RecurrenceConfig
+from headway.nn.models import ModelConfig, TransformerConfig
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.bridge import BridgeConfig
+from headway.nn.models.captioner import ProjectorConfig
+from headway.nn.models.chunks import ChunkHeadConfig
+from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.heads import HeadConfig, TransformConfig
+from headway.nn.models.keypoints import KeypointsConfig
+from headway.nn.models.observations import ObservationConfig
+from headway.nn.models.stack import StackConfig
+from headway.nn.models.unet_policy import UNetConfig
+from headway.nn.parts.bias import BiasConfig
+from headway.nn.parts.feedforward import FeedForwardConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import NormConfig
+from headway.nn.parts.positions import PositionsConfig, RotaryConfig, ScalingConfig
 from headway.visibility import Pattern
 from pages.fields import Field, anchor, describe, heading, kinds
 

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
-    from headway.api import plan, train
+    from headway.app.api import plan, train
+    from headway.app.compare import Comparison, compare
+    from headway.app.exchange import Quantized, export, quantize
+    from headway.app.fitting import Plan
+    from headway.app.listing import presets, recipes
+    from headway.app.loading import load
+    from headway.app.model import Model
     from headway.attending import Attention
-    from headway.compare import Comparison, compare
     from headway.domains.audio import Segment, Transcribing, Transcription
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
     from headway.domains.understanding import TaggedWords
     from headway.domains.vision import Look
     from headway.errors import ConfigError, SomeFailedError, UserError
-    from headway.exchange import Quantized, export, quantize
-    from headway.fitting import Plan
     from headway.generate import Completion, Limits, Sampling, SearchConfig
-    from headway.listing import presets, recipes
-    from headway.loading import load
-    from headway.model import Model
-    from headway.train import Recipe, Run
+    from headway.learn import Recipe, Run
 
 __all__ = [
     "Attention",
@@ -70,11 +70,11 @@ __version__ = "0.1.0"
 lazily(
     __name__,
     {
-        ".api": (
+        ".app.api": (
             "plan",
             "train",
         ),
-        ".compare": (
+        ".app.compare": (
             "Comparison",
             "compare",
         ),
@@ -92,25 +92,25 @@ lazily(
             "SomeFailedError",
             "UserError",
         ),
-        ".exchange": (
+        ".app.exchange": (
             "Quantized",
             "export",
             "quantize",
         ),
-        ".fitting": ("Plan",),
+        ".app.fitting": ("Plan",),
         ".generate": (
             "Completion",
             "Limits",
             "Sampling",
             "SearchConfig",
         ),
-        ".listing": (
+        ".app.listing": (
             "presets",
             "recipes",
         ),
-        ".loading": ("load",),
-        ".model": ("Model",),
-        ".train": (
+        ".app.loading": ("load",),
+        ".app.model": ("Model",),
+        ".learn": (
             "Recipe",
             "Run",
         ),

@@ -2,6 +2,6 @@
 
 import sys
 
-from headway.cli.main import main
+from headway.app.cli.main import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from headway.errors import UserError, nearest
 from headway.given import shown, typed
 from headway.handle import Handle
 from headway.in_memory import Data, Paths, kept
-from headway.train import Recipe, Task
+from headway.learn import Recipe, Task
 
 
 @typed

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from headway import given
-from headway.checkpoints.familiar import Familiar, read_familiar
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.errors import UserError
+from headway.formats.familiar import Familiar, read_familiar
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
 from headway.generate import Session, check_draft
-from headway.kernels import is_deterministic
-from headway.models import Cache, Generative
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.kernels import is_deterministic
+from headway.nn.models import Cache, Generative
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ Backend = Literal["auto", "torch", "cpu"]
 
 
 class Handle:
-    """What every predictor is given; `headway.model.Model` says what its attributes are."""
+    """What every predictor is given; `headway.app.model.Model` says what its attributes are."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Handle:
         return self._familiar.alike is not None and not self.beyond
 
     def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
-        """`meet` for images or sounds, given with how they look (`headway.checkpoints.familiar`), [N, F]."""
+        """`meet` for images or sounds, given with how they look (`headway.formats.familiar`), [N, F]."""
         if not self.beyond:
             self._warn(self._familiar.strange(names, looks, kind))
 

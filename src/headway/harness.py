@@ -16,12 +16,12 @@ import torch
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
+from headway.app.loading import load
+from headway.app.model import Model
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.prompts import Ids, batches, pad
-from headway.loading import load
-from headway.model import Model
-from headway.models.kinds import is_causal
+from headway.nn.models.kinds import is_causal
 
 _TOKENS = 8192  # computed at once
 _NEW_TOKENS = 256  # where a task does not say

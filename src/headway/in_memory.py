@@ -22,7 +22,7 @@ from headway.data.sources import PAIR_KINDS, TEXT_KINDS
 from headway.data.tables import TABLE_KINDS
 from headway.errors import UserError
 from headway.given import shown
-from headway.train.run import RunDirectory
+from headway.learn.run import RunDirectory
 
 Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or what `kept` takes beside them

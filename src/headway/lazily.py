@@ -19,7 +19,7 @@ def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> None:
 
 
 class _Lazy(ModuleType):
-    """A name that is given and that of a submodule may be the same, such as `train`. Importing a submodule sets it as
+    """A name that is given and that of a submodule may be the same, such as `fill`. Importing a submodule sets it as
     an attribute of its package, which would hide what is given: here it does not.
     """
 

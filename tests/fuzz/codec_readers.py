@@ -14,12 +14,12 @@ from mutate import damaged, damaged_json
 from run import Reader
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from headway.checkpoints.llama2c import load_pieces
-from headway.checkpoints.published import read_processor
 from headway.codecs import published_codec, train_codec
 from headway.codecs.base import BYTES
 from headway.codecs.processor import FORMATS, ImageProcessor, read_image
 from headway.data.idx import read_idx
+from headway.formats.llama2c import load_pieces
+from headway.formats.published import read_processor
 
 TEXT = "the cat sat on the MAT, \u00e9 \u6771\n\n 12"
 

@@ -11,17 +11,17 @@ from typing import Any
 from mutate import damaged, damaged_json
 from run import Reader
 
-from headway.checkpoints.ctranslate2 import ModelBin
-from headway.checkpoints.families import families, find_family
-from headway.checkpoints.gguf import load_gguf, load_gguf_codec, save_gguf
-from headway.checkpoints.llama2c import load_llama2c
-from headway.checkpoints.marks import read_marks
-from headway.checkpoints.native import read_config, undrawn
-from headway.checkpoints.published import CONFIG, INDEX, open_shards, read_settings
-from headway.checkpoints.settings import Settings
-from headway.checkpoints.tensorfile import TensorFile
 from headway.codecs import train_codec
-from headway.models import build
+from headway.formats.ctranslate2 import ModelBin
+from headway.formats.families import families, find_family
+from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
+from headway.formats.llama2c import load_llama2c
+from headway.formats.marks import read_marks
+from headway.formats.native import read_config, undrawn
+from headway.formats.published import CONFIG, INDEX, open_shards, read_settings
+from headway.formats.settings import Settings
+from headway.formats.tensorfile import TensorFile
+from headway.nn.models import build
 
 WIDTH, HEADS, SYMBOLS, CONTEXT = 32, 2, 300, 16
 SMALL: dict[str, Any] = {

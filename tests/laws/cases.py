@@ -9,7 +9,7 @@ from torch import nn
 
 from headway.config import kinds
 from headway.layout import Layout
-from headway.mixers import (
+from headway.nn.mixers import (
     AttentionConfig,
     BidirectionalConfig,
     ConditionalGRUConfig,
@@ -29,14 +29,14 @@ from headway.mixers import (
     PointwiseConfig,
     SigmaPiConfig,
 )
-from headway.mixers.attention import POSITIONS
-from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
-from headway.models.heads import VocabularyHeadConfig
-from headway.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
-from headway.parts.feedforward import ExpertsConfig, FeedForwardConfig, GatedConfig, MLPConfig
-from headway.parts.init import InitConfig, initialise
-from headway.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
-from headway.parts.positions import (
+from headway.nn.mixers.attention import POSITIONS
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models.heads import VocabularyHeadConfig
+from headway.nn.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
+from headway.nn.parts.feedforward import ExpertsConfig, FeedForwardConfig, GatedConfig, MLPConfig
+from headway.nn.parts.init import InitConfig, initialise
+from headway.nn.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
+from headway.nn.parts.positions import (
     DynamicScaling,
     LearnedConfig,
     LinearScaling,

@@ -8,9 +8,9 @@ from cases import HEADS, WHOLE_BIASES, WIDTH, shake
 
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig
-from headway.models.stack import Stack
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig
+from headway.nn.models.stack import Stack
 from headway.visibility import Full
 
 LENGTH = 6

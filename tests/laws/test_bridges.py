@@ -12,7 +12,7 @@ from headway.config import from_dict, override, to_dict
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig, beam_search
 from headway.layout import Layout
-from headway.mixers import (
+from headway.nn.mixers import (
     AttentionConfig,
     BidirectionalConfig,
     CrossAttentionConfig,
@@ -21,7 +21,7 @@ from headway.mixers import (
     LSTMConfig,
     MixerConfig,
 )
-from headway.models import (
+from headway.nn.models import (
     BlockConfig,
     BothBridgeConfig,
     BridgeConfig,
@@ -35,7 +35,7 @@ from headway.models import (
     TransformerConfig,
     build,
 )
-from headway.parts.feedforward import MLPConfig
+from headway.nn.parts.feedforward import MLPConfig
 
 close = torch.testing.assert_close
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-8}

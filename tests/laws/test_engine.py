@@ -15,17 +15,17 @@ from llvmlite import binding
 from safetensors import safe_open
 from torch import Tensor
 
-from headway.checkpoints.durable import write_tensors
-from headway.checkpoints.native import QUANTISED
 from headway.engine import CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
 from headway.engine.cache import Blocks, RowBlocks
 from headway.engine.operations import BLOCK
 from headway.engine.packed import pack, unpack
 from headway.errors import UserError
+from headway.formats.durable import write_tensors
+from headway.formats.native import QUANTISED
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
@@ -36,8 +36,8 @@ from headway.models import (
     TransformerConfig,
     build,
 )
-from headway.models.heads import TransformConfig, VocabularyHeadConfig
-from headway.parts.positions import SinusoidalConfig
+from headway.nn.models.heads import TransformConfig, VocabularyHeadConfig
+from headway.nn.parts.positions import SinusoidalConfig
 from processes import Program
 
 close = torch.testing.assert_close

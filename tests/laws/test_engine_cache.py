@@ -12,14 +12,14 @@ from cases import BIASES, HEADS, MIXERS, WIDTH, ids, seq2seq
 from test_engine import LOWERED, follow, lowered, ready
 from torch import Tensor
 
-from headway.checkpoints.llama2c import load_llama2c
 from headway.engine import Engine, Kept, quantise
 from headway.engine.operations import BLOCK
+from headway.formats.llama2c import load_llama2c
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.mixers.attention import KeyValues
-from headway.models import BlockConfig, Cache, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.mixers.attention import KeyValues
+from headway.nn.models import BlockConfig, Cache, Prompt, StackConfig, Transformer, TransformerConfig
 from headway.visibility import Causal
 
 CACHES: list[Cache] = ["fp32", "int8"]

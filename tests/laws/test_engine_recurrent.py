@@ -12,8 +12,8 @@ from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 from headway.engine import Engine, Format, Kept, quantise
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
-from headway.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
-from headway.models import (
+from headway.nn.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
+from headway.nn.models import (
     BlockConfig,
     BothBridgeConfig,
     EncoderDecoder,
@@ -26,7 +26,7 @@ from headway.models import (
     VocabularyHeadConfig,
     build,
 )
-from headway.models.block import Placement
+from headway.nn.models.block import Placement
 
 Model = Transformer | EncoderDecoder
 close = torch.testing.assert_close

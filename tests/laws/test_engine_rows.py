@@ -20,7 +20,7 @@ from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products
 from headway.layout import Layout
-from headway.models import BlockConfig, EncoderDecoder, Prompt, Transformer, build
+from headway.nn.models import BlockConfig, EncoderDecoder, Prompt, Transformer, build
 
 ROWS = 21  # more than a program of few rows takes, and no multiple of what the matrix unit takes at once
 FEEDS = list(FEED_FORWARDS.values())

@@ -8,7 +8,8 @@ import pytest
 import torch
 from cases import inputs
 
-from headway.kernels import (
+from headway.layout import Layout
+from headway.nn.kernels import (
     ElmanWeights,
     GRUWeights,
     LSTMWeights,
@@ -38,7 +39,6 @@ from headway.kernels import (
     rotate_reference,
     rough_attention,
 )
-from headway.layout import Layout
 from headway.visibility import Causal, Full, Local, Pattern, Prefix
 
 close = torch.testing.assert_close
@@ -90,7 +90,7 @@ def test_attend(layout: str, pattern: str, extra: str) -> None:
 def test_who_sees_whom_word_by_word() -> None:
     where = Layout.packed([[2, 3]], 6)
     weights = []
-    from headway.kernels import recording
+    from headway.nn.kernels import recording
 
     with recording(weights.append):
         attend(*(inputs(1, 6, 1, 2, seed=s) for s in range(3)), View(Causal(2), where, where))

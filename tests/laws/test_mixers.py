@@ -8,7 +8,7 @@ import torch
 from cases import CAUSAL, MIXERS, WIDTH, inputs, make_mixer
 
 from headway.layout import Layout
-from headway.mixers import select
+from headway.nn.mixers import select
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 close = torch.testing.assert_close

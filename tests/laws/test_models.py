@@ -12,9 +12,9 @@ from cases import FEED_FORWARDS, NORMS, SCALINGS, hybrid, ids, inputs, seq2seq, 
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
-from headway.kernels import deterministic, products
 from headway.layout import Layout
-from headway.models import (
+from headway.nn.kernels import deterministic, products
+from headway.nn.models import (
     CaptionerConfig,
     EncoderDecoder,
     ModelConfig,
@@ -24,9 +24,9 @@ from headway.models import (
     attention_maps,
     build,
 )
-from headway.models.presets import decoder
-from headway.parts.feedforward import ActivationName, GatedConfig, MLPConfig
-from headway.parts.positions import Rotary, RotaryConfig
+from headway.nn.models.presets import decoder
+from headway.nn.parts.feedforward import ActivationName, GatedConfig, MLPConfig
+from headway.nn.parts.positions import Rotary, RotaryConfig
 from processes import Program
 
 close = torch.testing.assert_close
@@ -185,8 +185,8 @@ def test_low_precision_stays_close(how: str) -> None:
 
 COMPILED = """
 import torch
-from headway.models import build
-from headway.models.presets import decoder
+from headway.nn.models import build
+from headway.nn.models.presets import decoder
 model = build(decoder(32, 2, 4, 2, 64, 31, 64)).eval()
 tokens = torch.randint(0, 31, (2, 16), generator=torch.Generator().manual_seed(0))
 compiled = torch.compile(model, backend="aot_eager")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe, scale_of
-from headway.models import build
-from headway.recipes import open_task
-from headway.train import Recipe
-from headway.train.distributed import Processes
-from headway.train.learner import Learner
+from headway.learn import Recipe
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.nn.models import build
 
 STEPS = 12
 WIDTHS, DEPTHS = (32, 64, 128), (2, 4, 8)

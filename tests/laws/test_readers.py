@@ -9,10 +9,10 @@ import torch
 from cases import READERS, WIDTH, ids, inputs, make_reader, shake
 
 from headway.errors import ConfigError, UserError
-from headway.kernels import additive, deterministic
 from headway.layout import Layout
-from headway.mixers import BidirectionalConfig, GRUConfig, select
-from headway.models import (
+from headway.nn.kernels import additive, deterministic
+from headway.nn.mixers import BidirectionalConfig, GRUConfig, select
+from headway.nn.models import (
     BlockConfig,
     BothBridgeConfig,
     EncoderDecoder,

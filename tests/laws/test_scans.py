@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from cases import CAUSAL, WIDTH, inputs, make_mixer
 
 from headway.errors import ConfigError, UserError
-from headway.kernels import (
+from headway.layout import Layout
+from headway.nn.kernels import (
     delta,
     delta_quadratic,
     delta_reference,
@@ -22,8 +23,7 @@ from headway.kernels import (
     links,
     links_reference,
 )
-from headway.layout import Layout
-from headway.mixers import (
+from headway.nn.mixers import (
     DeltaConfig,
     DynamicLinksConfig,
     FastWeightsConfig,
@@ -78,7 +78,7 @@ def test_all_forms_are_one(layout: str, decay: bool, carried: bool, rule: str, m
     wanted = results(reference, layout, decay, carried, rule == "delta")
     found = [results(quadratic, layout, decay, carried, rule == "delta")]
     for cached in (2**18, 200):  # all chunks at once, and few at a time
-        monkeypatch.setattr(sys.modules["headway.kernels.linear_scan"], "_CACHED", cached)
+        monkeypatch.setattr(sys.modules["headway.nn.kernels.linear_scan"], "_CACHED", cached)
         found += [results(fast, layout, decay, carried, rule == "delta", chunk=size) for size in SIZES]
     for each in found:
         for got, want in zip(each, wanted):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import Batch
 
-from headway.models import Prompt
+from headway.nn.models import Prompt
 
 T = pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ import torch
 from chat_templates import STYLES, say, tokenizer_of
 
 import headway as hw
-from headway.cli.main import main
+from headway.app.cli.main import main
 
 T = pytest.importorskip("transformers")
 
@@ -60,7 +60,7 @@ SPLIT = ("task.split.validation=0.2", "task.split.test=0.0")
 def test_taught_here_used_there(
     recipe: str, lora: tuple[str, ...], start: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.api.available", lambda: False)  # pages have tests of their own
+    monkeypatch.setattr("headway.app.api.available", lambda: False)  # pages have tests of their own
     data, run, out = (
         write(tmp_path / "data.jsonl", data_dir, recipe == "preference"),
         tmp_path / "run",

@@ -12,12 +12,12 @@ from decoder_models import CONFIGS, LARGE, SMALL, SYMBOLS, alternating, copied, 
 from safetensors.torch import load_file
 from twins import Twins, batch, difference, twins
 
-from headway.checkpoints.families import families
-from headway.checkpoints.published import load_published, save_published
-from headway.checkpoints.settings import Settings
 from headway.config import override
-from headway.models import PooledHeadConfig, build
-from headway.models.presets import decoder, gpt
+from headway.formats.families import families
+from headway.formats.published import load_published, save_published
+from headway.formats.settings import Settings
+from headway.nn.models import PooledHeadConfig, build
+from headway.nn.models.presets import decoder, gpt
 
 T = pytest.importorskip("transformers")
 GIVEN = batch([24, 5, 17], SYMBOLS)

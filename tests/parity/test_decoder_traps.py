@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from twins import Twins, batch, difference, rows, twins
 
-from headway.checkpoints.published import load_published, save_published
-from headway.checkpoints.rules import Interleaved, PerHead
 from headway.errors import UserError
+from headway.formats.published import load_published, save_published
+from headway.formats.rules import Interleaved, PerHead
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
-from headway.parts.feedforward import ExpertsConfig, MLPConfig
-from headway.parts.norm import RMSNormConfig
-from headway.parts.positions import LongRopeScaling, RotaryConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
+from headway.nn.parts.feedforward import ExpertsConfig, MLPConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import LongRopeScaling, RotaryConfig
 from headway.visibility import Causal
 
 T = pytest.importorskip("transformers")

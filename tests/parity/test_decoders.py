@@ -11,7 +11,7 @@ from decoder_models import CONFIGS, SYMBOLS, greedy, layers_of, logits, make, ou
 from safetensors import safe_open
 from twins import Twins, batch, difference, outputs_of, rows, twins
 
-from headway.checkpoints.published import load_published, save_published
+from headway.formats.published import load_published, save_published
 
 T = pytest.importorskip("transformers")
 TOLERANCE, INNER = 1e-5, 3e-5  # of logits, and of features, which reach 20

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import Batch, Twins, batch, check_export, difference, outputs_of, perturb, twins
 
-from headway.checkpoints.families import families
-from headway.checkpoints.published import load_published, save_published, says
 from headway.errors import UserError
-from headway.mixers import AttentionConfig
-from headway.models import PooledHeadConfig, TokenInputs
-from headway.models.presets import preset
+from headway.formats.families import families
+from headway.formats.published import load_published, save_published, says
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import PooledHeadConfig, TokenInputs
+from headway.nn.models.presets import preset
 from headway.visibility import Full, Local
 
 T = pytest.importorskip("transformers")

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import Twins, check_export, difference, outputs_of, twins
 
-from headway.checkpoints.families import families
-from headway.checkpoints.published import load_published, says
 from headway.codecs import load_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
+from headway.formats.families import families
+from headway.formats.published import load_published, says
 from headway.layout import Layout
-from headway.models.presets import preset, siglip
+from headway.nn.models.presets import preset, siglip
 
 T = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

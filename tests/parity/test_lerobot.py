@@ -19,13 +19,13 @@ pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install
 import gymnasium
 
 import headway as hw
-from headway.checkpoints.open import open_config, open_model
-from headway.cli.main import main as cli
+from headway.app.cli.main import main as cli
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics import task as robotics_task
 from headway.domains.robotics.policy import Acting
 from headway.errors import UserError
-from headway.models import ActConfig, Chunks, Drawn, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
+from headway.formats.open import open_config, open_model
+from headway.nn.models import ActConfig, Chunks, Drawn, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))

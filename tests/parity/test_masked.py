@@ -17,8 +17,8 @@ from headway.config import override
 from headway.data import IGNORED
 from headway.domains.masked import fill
 from headway.domains.masked.recipes import masked
-from headway.models import TransformerConfig
-from headway.train import TrainConfig
+from headway.learn import TrainConfig
+from headway.nn.models import TransformerConfig
 
 T = pytest.importorskip("transformers")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -115,7 +115,7 @@ def test_the_losses_of_pre_training_are_those_of_transformers(tmp_path: Path, pl
 
 def test_a_trained_model_goes_to_transformers_and_back(tmp_path: Path, play: str) -> None:
     """What the recipe trains is a ModernBERT, with its tokenizer."""
-    from headway.checkpoints.published import save_published
+    from headway.formats.published import save_published
 
     (tmp_path / "play.txt").write_text(play)
     settings = {"model.width": 32, "model.depth": 2, "model.heads": 2, "task.size": 500, "train.steps": 2}

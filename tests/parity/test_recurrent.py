@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from headway.config import override
-from headway.kernels import deterministic
 from headway.layout import Layout
-from headway.mixers import ElmanConfig, GRUConfig, LSTMConfig, MixerConfig, Recurrence
+from headway.nn.kernels import deterministic
+from headway.nn.mixers import ElmanConfig, GRUConfig, LSTMConfig, MixerConfig, Recurrence
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = [6, 3, 1, 6]

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from twins import Batch, batch, difference, twins
 
-from headway.checkpoints.published import load_published, save_published
 from headway.errors import UserError
+from headway.formats.published import load_published, save_published
 from headway.layout import Layout
-from headway.models import PooledHeadConfig
+from headway.nn.models import PooledHeadConfig
 
 T = pytest.importorskip("transformers")
 FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import Batch, Twins, batch, check_export, difference, outputs_of, rows, twins
 
-from headway.checkpoints.published import load_published, save_published
 from headway.errors import UserError
+from headway.formats.published import load_published, save_published
 from headway.generate import SearchConfig, score_targets, translate_ids
-from headway.models import TokenEmbedConfig
-from headway.parts.positions import LearnedConfig, SinusoidalConfig
+from headway.nn.models import TokenEmbedConfig
+from headway.nn.parts.positions import LearnedConfig, SinusoidalConfig
 
 T = pytest.importorskip("transformers")
 TOLERANCE = 1e-5

@@ -10,12 +10,12 @@ import pytest
 import torch
 from twins import check_export, difference, outputs_of, twins
 
-from headway.checkpoints.families import families
-from headway.checkpoints.published import load_published, save_published, says
 from headway.errors import UserError
+from headway.formats.families import families
+from headway.formats.published import load_published, save_published, says
 from headway.layout import Layout
-from headway.models import TrajectoryInputs, build
-from headway.models.presets import preset
+from headway.nn.models import TrajectoryInputs, build
+from headway.nn.models.presets import preset
 
 T = pytest.importorskip("transformers")
 TOLERANCE = 1e-5

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import check_export, difference, outputs_of, twins
 
-from headway.checkpoints.families import families
-from headway.checkpoints.published import load_published, says
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
-from headway.models.presets import preset
+from headway.formats.families import families
+from headway.formats.published import load_published, says
+from headway.nn.models.presets import preset
 
 T = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

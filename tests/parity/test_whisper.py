@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from twins import Twins, batch, check_export, difference, outputs_of, twins
 
-from headway.checkpoints.families.whisper import write
-from headway.checkpoints.open import open_config, open_model
-from headway.checkpoints.published import load_published
 from headway.domains.audio import Transcriber, Transcribing, read_sound
 from headway.domains.audio.mel import RATE
 from headway.engine import Engine, refusal
 from headway.errors import UserError
+from headway.formats.families.whisper import write
+from headway.formats.open import open_config, open_model
+from headway.formats.published import load_published
 from headway.layout import Layout
-from headway.models import Prompt
-from headway.models.presets import preset
+from headway.nn.models import Prompt
+from headway.nn.models.presets import preset
 
 T = pytest.importorskip("transformers")
 TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headway.checkpoints.published import load_published, save_published
-from headway.checkpoints.usage import Usage
+from headway.formats.published import load_published, save_published
+from headway.formats.usage import Usage
 from headway.layout import Layout
 
 

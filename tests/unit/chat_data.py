@@ -13,7 +13,7 @@ import headway as hw
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.text.recipes import modern
-from headway.train import Recipe
+from headway.learn import Recipe
 
 SYSTEM = {"role": "system", "content": "Say what the customer wants."}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import headway as hw
 from headway.domains import recipe as find
-from headway.models.presets import squares
-from headway.train import Recipe, Run
+from headway.learn import Recipe, Run
+from headway.nn.models.presets import squares
 
 GAME = """[Event "A game"]
 [Result "{result}"]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from headway.checkpoints.families import find_family
-from headway.checkpoints.settings import Settings
-from headway.models import ModelConfig, build
+from headway.formats.families import find_family
+from headway.formats.settings import Settings
+from headway.nn.models import ModelConfig, build
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 24}
 LLAMA: dict[str, Any] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import (
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.models import (
     BlockConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
@@ -15,7 +15,7 @@ from headway.models import (
     TransformerConfig,
     build,
 )
-from headway.parts.positions import LearnedConfig
+from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Full
 
 BEGIN, END = 0, 1

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny_models import stirred
 
+from headway.app.recipes import configured, open_task
 from headway.config import override
 from headway.data.demonstrations import Demonstrations
 from headway.domains import recipe as find_recipe
 from headway.domains.robotics import task as robotics_task
-from headway.models import Act, act
-from headway.recipes import configured, open_task
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.models import Act, act
 
 REACH, LEFT = "HeadwayReach-v0", "HeadwayLeft-v0"
 SETTINGS: dict[str, Any] = {

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import headway as hw
-from headway.cli.compare import parse_grid
-from headway.cli.main import main
+from headway.app.cli.compare import parse_grid
+from headway.app.cli.main import main
+from headway.app.recipes import configured
+from headway.app.variants import matching_width, variants
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
 from headway.errors import ConfigError
 from headway.generate import Limits, Sampling
-from headway.models import describe
-from headway.recipes import configured
-from headway.variants import matching_width, variants
+from headway.nn.models import describe
 
 CHARACTERS = 30_000
 SMALL_TEXT = {
@@ -87,10 +87,11 @@ def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
     return code, out, err
 
 
-def test_train_stays_the_function_beside_its_package() -> None:
-    import_module("headway.train")
-    assert not isinstance(hw.train, ModuleType)
-    assert sys.modules["headway.train"].Run is hw.Run
+def test_names_of_the_package_are_functions_and_classes_and_not_its_modules() -> None:
+    for name in ("learn", "app.compare", "app.exchange", "app.recipes"):
+        import_module(f"headway.{name}")
+    assert not any(isinstance(getattr(hw, name), ModuleType) for name in hw.__all__)
+    assert sys.modules["headway.learn"].Run is hw.Run
     assert set(hw.__all__) <= {*dir(hw)}
 
 

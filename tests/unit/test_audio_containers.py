@@ -10,7 +10,7 @@ import pytest
 from sound_files import tone, write
 from whisper_models import folder
 
-from headway.cli.main import main
+from headway.app.cli.main import main
 from headway.domains.audio import FileSound, containers, read_sound
 from headway.errors import UserError
 

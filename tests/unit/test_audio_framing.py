@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from whisper_models import BANDS, USAGE, noise, time, transcriber
 
-from headway.checkpoints.usage import Usage
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.mel import RATE, Resampler, log_mel, resample
 from headway.domains.audio.sound import ArraySound
 from headway.errors import UserError
+from headway.formats.usage import Usage
 
 
 @pytest.mark.parametrize("padding", ["zeros", "silence"])

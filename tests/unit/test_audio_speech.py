@@ -20,7 +20,8 @@ from tiny_runs import cut_back, weights
 from whisper_models import folder as whisper_folder
 
 import headway as hw
-from headway.checkpoints.open import open_model
+from headway.app.exchange import export_model
+from headway.app.recipes import begin_task, configured, open_task
 from headway.config import override
 from headway.data.packing import IGNORED
 from headway.domains import recipe as find_recipe
@@ -32,13 +33,12 @@ from headway.domains.audio.speech import words
 from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptText
 from headway.errors import ConfigError, UserError
-from headway.exchange import export_model
-from headway.models import build
-from headway.recipes import begin_task, configured, open_task
-from headway.report.confusion import Span, spectrogram
-from headway.report.page import png
-from headway.train.examples import Batch, Selected
-from headway.train.task import Task
+from headway.formats.open import open_model
+from headway.learn.examples import Batch, Selected
+from headway.learn.report.confusion import Span, spectrogram
+from headway.learn.report.page import png
+from headway.learn.task import Task
+from headway.nn.models import build
 
 SMALL = {
     "model.width": 16,

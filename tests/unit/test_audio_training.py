@@ -20,7 +20,8 @@ from sound_files import classes, digits, tone, write
 from tiny_runs import cut_back, weights
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.augment import SoundAugmentConfig, chance, delayed, masked, noisy, placed, varied
@@ -29,10 +30,9 @@ from headway.domains.audio.sequences import read_takes
 from headway.domains.audio.sound import read_sound
 from headway.domains.audio.store import open_sounds
 from headway.errors import ConfigError, UserError
-from headway.models import build
-from headway.recipes import open_task
-from headway.train import Shard
-from headway.train.examples import Chance
+from headway.learn import Shard
+from headway.learn.examples import Chance
+from headway.nn.models import build
 
 SMALL = {
     "model.width": 16,

@@ -27,8 +27,8 @@ from whisper_models import (
     transcriber,
 )
 
-from headway.checkpoints.open import Opened
-from headway.cli.main import main
+from headway.app.cli.main import main
+from headway.app.model import Model
 from headway.domains.audio import SubtitleLines, Transcriber, Transcribing, Transcription, Word, written
 from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, parts
 from headway.domains.audio.mel import RATE, log_mel
@@ -36,9 +36,9 @@ from headway.domains.audio.transcribe import Segment
 from headway.domains.audio.words import align, merged, split_words, warp
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
+from headway.formats.open import Opened
 from headway.layout import Layout
-from headway.model import Model
-from headway.models import EncoderDecoder
+from headway.nn.models import EncoderDecoder
 
 MARKS = WhisperTokens.of(codec(), USAGE, SYMBOLS)
 

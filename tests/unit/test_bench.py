@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from headway.app.cli import main as cli
 from headway.bench import ours, run
 from headway.bench.run import (
     NEW,
@@ -25,11 +26,10 @@ from headway.bench.run import (
     programs,
     without_dropout,
 )
-from headway.checkpoints.published import save_published
-from headway.cli import main as cli
 from headway.errors import UserError
-from headway.models import ModelConfig, build
-from headway.models.presets import decoder, gpt, marian, preset
+from headway.formats.published import save_published
+from headway.nn.models import ModelConfig, build
+from headway.nn.models.presets import decoder, gpt, marian, preset
 
 LLAMA = decoder(64, 2, 4, 2, 128, 96, context=1024)
 GPT = gpt(32, 1, 2, symbols=40, context=16)

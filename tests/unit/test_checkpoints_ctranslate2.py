@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from headway.checkpoints.ctranslate2 import FILE, WHISPER, ModelBin, is_ctranslate2
-from headway.checkpoints.open import open_model
 from headway.codecs import load_codec
 from headway.errors import UserError
+from headway.formats.ctranslate2 import FILE, WHISPER, ModelBin, is_ctranslate2
+from headway.formats.open import open_model
 
 IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4, "bfloat16": 5}
 

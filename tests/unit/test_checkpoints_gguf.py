@@ -12,12 +12,12 @@ import torch
 from format_models import GPT2, LLAMA, drawn, published_config
 from torch import Tensor
 
-from headway.checkpoints.gguf import GgufFile, load_gguf, save_gguf
-from headway.checkpoints.gguf.file import KINDS
-from headway.checkpoints.published import load_published, save_published
-from headway.checkpoints.usage import Usage
 from headway.errors import UserError
-from headway.models import Transformer
+from headway.formats.gguf import GgufFile, load_gguf, save_gguf
+from headway.formats.gguf.file import KINDS
+from headway.formats.published import load_published, save_published
+from headway.formats.usage import Usage
+from headway.nn.models import Transformer
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
 IDS = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(1))

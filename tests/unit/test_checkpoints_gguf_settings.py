@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from headway.checkpoints.families import families, llama
-from headway.checkpoints.gguf.dialects import find_dialect, read_values
-from headway.checkpoints.gguf.save import FileContents
-from headway.checkpoints.settings import Settings
-from headway.models import TransformerConfig
-from headway.parts.positions import LinearScaling, ScalingConfig
+from headway.formats.families import families, llama
+from headway.formats.gguf.dialects import find_dialect, read_values
+from headway.formats.gguf.save import FileContents
+from headway.formats.settings import Settings
+from headway.nn.models import TransformerConfig
+from headway.nn.parts.positions import LinearScaling, ScalingConfig
 
 SIZES = {
     "context_length": 64,

@@ -9,16 +9,16 @@ import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
 
-from headway.checkpoints.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
-from headway.checkpoints.gguf.tokens import read_codec, read_marks
-from headway.checkpoints.llama2c import load_llama2c, load_pieces
-from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.marks import frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 from headway.errors import UserError
+from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
+from headway.formats.gguf.tokens import read_codec, read_marks
+from headway.formats.llama2c import load_llama2c, load_pieces
+from headway.formats.usage import Usage
 from headway.generate import GREEDY, Limits, Session
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
 TEXTS = (

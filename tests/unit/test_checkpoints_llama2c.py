@@ -10,13 +10,13 @@ import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
 
-from headway.checkpoints.families import families
-from headway.checkpoints.llama2c import Binary, interleaved, is_llama2c, load_llama2c, load_pieces
-from headway.checkpoints.weights import unfilled
 from headway.codecs import TokenizerCodec
 from headway.errors import UserError
+from headway.formats.families import families
+from headway.formats.llama2c import Binary, interleaved, is_llama2c, load_llama2c, load_pieces
+from headway.formats.weights import unfilled
 from headway.generate import GREEDY, Limits, Session
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 STEPS = 256  # of the C program, where it is told nothing
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from tiny_task import SYMBOLS, counting_recipe
 
-from headway.checkpoints import native
-from headway.checkpoints.durable import write_tensors
 from headway.errors import UserError
-from headway.models import ModelConfig, build
+from headway.formats import native
+from headway.formats.durable import write_tensors
+from headway.nn.models import ModelConfig, build
 
 
 def _config(**settings: object) -> ModelConfig:

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from headway.checkpoints.families import families
-from headway.checkpoints.open import open_model
-from headway.checkpoints.published import computed, load_published, save_published, says
-from headway.checkpoints.settings import Settings
 from headway.codecs import train_codec
 from headway.errors import UserError
-from headway.mixers import AttentionConfig
-from headway.models import PooledHeadConfig, TransformerConfig, build
-from headway.models.presets import decoder, gpt, preset
-from headway.parts.init import InitConfig
+from headway.formats.families import families
+from headway.formats.open import open_model
+from headway.formats.published import computed, load_published, save_published, says
+from headway.formats.settings import Settings
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import PooledHeadConfig, TransformerConfig, build
+from headway.nn.models.presets import decoder, gpt, preset
+from headway.nn.parts.init import InitConfig
 
 LLAMA = decoder(16, 2, 4, 2, 24, 31, tie=False)
 

@@ -13,10 +13,10 @@ from format_models import GPT2, LLAMA, drawn, published_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headway.checkpoints.published import load_published, open_shards, save_published
-from headway.checkpoints.tensorfile import TensorFile
 from headway.errors import UserError
-from headway.models import build
+from headway.formats.published import load_published, open_shards, save_published
+from headway.formats.tensorfile import TensorFile
+from headway.nn.models import build
 from processes import Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -181,7 +181,7 @@ def in_the_file(folder: Path, dtype: torch.dtype) -> dict[str, bool]:
 PEAK = """
 import resource, sys, torch
 from pathlib import Path
-from headway.checkpoints.published import load_published
+from headway.formats.published import load_published
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 model = load_published(Path(sys.argv[1]), getattr(torch, sys.argv[2]))[0]

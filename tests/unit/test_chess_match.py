@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.errors import UserError
 
 chess = pytest.importorskip("chess")
 
-from headway.cli import chess_match  # noqa: E402
+from headway.app.cli import chess_match  # noqa: E402
 from headway.domains.chess import match  # noqa: E402
 
 MATED = "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - -"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.errors import UserError
 
 chess = pytest.importorskip("chess")
 
-from headway.cli import chess_suite  # noqa: E402
+from headway.app.cli import chess_suite  # noqa: E402
 from headway.domains.chess.epd import moves_of, operations_of  # noqa: E402
 from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from headway.app.cli import main as cli
 from headway.claims import gather as gathering
 from headway.claims import sequences
 from headway.claims.claim import (
@@ -34,11 +35,10 @@ from headway.claims.experiments import chosen, claims
 from headway.claims.page import lines, svg
 from headway.claims.runner import _code, record, reread, run_claim
 from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, symbols_of, tuned
-from headway.cli import main as cli
 from headway.config import override
 from headway.data import pairs
 from headway.errors import UserError
-from headway.models.ancestors import rnnenc, rnnsearch
+from headway.nn.models.ancestors import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(

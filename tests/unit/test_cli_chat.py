@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints import native
-from headway.checkpoints.usage import Usage
-from headway.cli.chat import answer, dialogue, fit
-from headway.cli.main import main
-from headway.cli.terminal import Terminal
+from headway.app.cli.chat import answer, dialogue, fit
+from headway.app.cli.main import main
+from headway.app.cli.terminal import Terminal
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains.text.recipes import modern
 from headway.errors import UserError
-from headway.models import build
+from headway.formats import native
+from headway.formats.usage import Usage
+from headway.nn.models import build
 
 TURNS = [{"user": "Hello", "assistant": "Good day."}, {"user": "Who?", "assistant": ""}]
 

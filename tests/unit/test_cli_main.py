@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from headway.cli import main as cli
-from headway.cli.options import number, whole
-from headway.cli.terminal import Terminal, columns
+from headway.app.cli import main as cli
+from headway.app.cli.options import number, whole
+from headway.app.cli.terminal import Terminal, columns
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -30,7 +30,7 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str) -> None:
-    code = f"import sys; from headway.cli.main import main; main({[*name.split(), '--help']})"
+    code = f"import sys; from headway.app.cli.main import main; main({[*name.split(), '--help']})"
     check = "assert not {'torch', 'numpy', 'rich', 'tokenizers'} & set(sys.modules), 'heavy imports'"
     script = f"try:\n    {code}\nfinally:\n    {check}"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -74,7 +74,7 @@ def test_a_wrong_argument_is_one_line_and_exit_2(
 
 def test_input_that_is_no_unicode_is_one_line() -> None:
     """Whatever the locale says."""
-    program = "import sys; from headway.cli import main as m; m._dispatch = lambda given: sys.stdin.read(); "
+    program = "import sys; from headway.app.cli import main as m; m._dispatch = lambda given: sys.stdin.read(); "
     program += "sys.exit(m.main([]))"
     for locale in ("C", "C.UTF-8"):
         surroundings = {**os.environ, "LC_ALL": locale}
@@ -120,7 +120,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    script = "import sys; from headway.cli.main import main; sys.exit(main(['--help']))"
+    script = "import sys; from headway.app.cli.main import main; sys.exit(main(['--help']))"
     process = subprocess.Popen(
         [sys.executable, "-c", f"import time; time.sleep(0.2)\n{script}"],
         stdout=subprocess.PIPE,

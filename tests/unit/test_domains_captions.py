@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints import native
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
@@ -23,10 +23,10 @@ from headway.domains.image_text.captioning import CaptionText, ImagesToCaption, 
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
-from headway.models import Captioner
-from headway.recipes import open_task
-from headway.train import Recipe, Run
-from headway.train.objectives.written import shifted
+from headway.formats import native
+from headway.learn import Recipe, Run
+from headway.learn.objectives.written import shifted
+from headway.nn.models import Captioner
 
 Image = pytest.importorskip("PIL.Image")
 TINY = {
@@ -365,11 +365,11 @@ def test_stages(run: Path, photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_tower_brings_its_images_and_a_decoder_its_tokenizer(tmp_path: Path, photos: Path) -> None:
-    from headway.checkpoints.published import save_published
-    from headway.checkpoints.usage import Usage
     from headway.codecs import train_codec
-    from headway.models import build
-    from headway.models.presets import gpt, vit
+    from headway.formats.published import save_published
+    from headway.formats.usage import Usage
+    from headway.nn.models import build
+    from headway.nn.models.presets import gpt, vit
 
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}
     config = vit(16, 2, 2, 4, classes=3, size=8)

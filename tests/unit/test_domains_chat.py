@@ -16,14 +16,14 @@ from chat_data import chats, choices, opened, small, train, write
 from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
-from headway.checkpoints.open import open_model
-from headway.checkpoints.usage import read_usage
 from headway.codecs import load_codec
 from headway.data import IGNORED
 from headway.domains.chat.recipes import instruct, preference
 from headway.domains.chat.task import replies
-from headway.models import build
-from headway.train import Recipe, Shard
+from headway.formats.open import open_model
+from headway.formats.usage import read_usage
+from headway.learn import Recipe, Shard
+from headway.nn.models import build
 
 TEMPLATE = """\
 {% for m in messages %}<|{{ m.role }}|>
@@ -35,7 +35,7 @@ TEMPLATE = """\
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of runs have tests of their own, and take as long as these runs."""
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from headway.data import SplitConfig
 from headway.data.files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import ConfigError, UserError
-from headway.models import build
+from headway.nn.models import build
 
 chess = pytest.importorskip("chess")
 
@@ -28,7 +28,7 @@ from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.task import Boards  # noqa: E402
 from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
-from headway.train.examples import Chance  # noqa: E402
+from headway.learn.examples import Chance  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:

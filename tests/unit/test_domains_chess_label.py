@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chess_data import MATE, game
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.errors import UserError
 from processes import Program
 
@@ -213,7 +213,9 @@ def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
 
 
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['chess'] = None; from headway.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['chess'] = None; from headway.app.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     words = ["data", "label", "games.pgn", "--out", str(tmp_path / "labels.csv")]
     program = Program(tmp_path, code, *words)
     _, err = program.wait()

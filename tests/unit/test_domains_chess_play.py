@@ -17,9 +17,9 @@ import pytest
 from chess_data import MATE, games_file, train
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.errors import UserError
-from headway.kernels import deterministic
+from headway.nn.kernels import deterministic
 
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
@@ -342,7 +342,7 @@ def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
 @pytest.fixture(scope="module")
 def engine(run: Path) -> object:
     """The command as python-chess's client runs it."""
-    code = "import sys; from headway.cli.main import main; sys.exit(main())"
+    code = "import sys; from headway.app.cli.main import main; sys.exit(main())"
     found = clients.SimpleEngine.popen_uci(
         [sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"], timeout=120
     )
@@ -365,7 +365,7 @@ def test_a_game_by_the_clock_through_python_chess(engine: object) -> None:
 
 def test_games_of_the_command_in_a_match_of_programs(run: Path) -> None:
     """Whole games as a tournament plays them: a new game is told, moves are sent one by one, the rules end it."""
-    code = "import sys; from headway.cli.main import main; sys.exit(main())"
+    code = "import sys; from headway.app.cli.main import main; sys.exit(main())"
     command = shlex.join([sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"])
     with closing(EngineSide(command, 8, None, 0.1)) as side:
         side.engine.patience = 120

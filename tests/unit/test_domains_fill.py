@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
-from headway.cli.main import main
+from headway.app.cli.main import main
 from headway.codecs import Codec, load_codec, train_codec
 from headway.domains.masked import fill
 from headway.domains.masked.fill import SPECIAL, mask_of, masked_ids
 from headway.domains.masked.recipes import encoder
 from headway.errors import UserError
-from headway.models import Transformer, build
-from headway.models.presets import preset
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.nn.models import Transformer, build
+from headway.nn.models.presets import preset
 
 TEXT = "What say you, my lord? I am the king."
 

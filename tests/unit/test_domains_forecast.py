@@ -15,15 +15,15 @@ import torch
 from tiny_runs import weights
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.recipes import configured, open_task
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.forecast.windows import LEVELS, WindowCodec
 from headway.errors import UserError
+from headway.learn.objectives.quantiles import Quantiles
+from headway.learn.scale import Fit, Pace, choose
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
-from headway.recipes import configured, open_task
-from headway.train.objectives.quantiles import Quantiles
-from headway.train.scale import Fit, Pace, choose
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
 

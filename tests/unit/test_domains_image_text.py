@@ -12,18 +12,18 @@ import torch
 from image_text_data import TINY, draw, task
 from torch import Tensor
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.recipes import configured, open_task
 from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.emoji import ComparedImages, baselines
 from headway.domains.image_text.recall import recall
 from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import ConfigError, UserError
-from headway.models import TwoTower, build
-from headway.models.presets import clip
-from headway.parts.dropout import attach_generator
-from headway.recipes import configured, open_task
-from headway.train.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
+from headway.learn.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
+from headway.nn.models import TwoTower, build
+from headway.nn.models.presets import clip
+from headway.nn.parts.dropout import attach_generator
 
 
 def plain_clip(logits: Tensor, of: Tensor, same: Tensor) -> float:

@@ -21,13 +21,13 @@ from headway.domains.masked.rows import Masking, MaskingConfig
 from headway.domains.masked.task import MaskedTexts
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import build
-from headway.models.presets import preset
-from headway.train import Recipe, Shard, TrainConfig
-from headway.train.distributed import Processes
-from headway.train.examples import Batch
-from headway.train.learner import Learner
-from headway.train.task import Task
+from headway.learn import Recipe, Shard, TrainConfig
+from headway.learn.distributed import Processes
+from headway.learn.examples import Batch
+from headway.learn.learner import Learner
+from headway.learn.task import Task
+from headway.nn.models import build
+from headway.nn.models.presets import preset
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 import headway as hw
-from headway.checkpoints.usage import read_usage
 from headway.data import IGNORED
 from headway.domains.chat import preference as choosing
 from headway.domains.chat.recipes import instruct, preference
-from headway.models import build
+from headway.formats.usage import read_usage
+from headway.nn.models import build
 
 # Without a mark of the turn's end.
 TEMPLATE = """\
@@ -35,7 +35,7 @@ USER = {"role": "user", "content": "And now?"}
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of runs have tests of their own, and take as long as these runs."""
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import pytest
 import headway as hw
 from headway.codecs import load_codec
 from headway.errors import UserError
-from headway.mixers import AttentionConfig
-from headway.models import TransformerConfig
-from headway.parts.positions import LearnedConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import TransformerConfig
+from headway.nn.parts.positions import LearnedConfig
 
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of runs have tests of their own, and take as long as these runs."""
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from robot_data import OFFLINE, PATCHES, Pictures, built, given, made, opened, p
 
 from headway.domains.robotics.codec import read_codec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
-from headway.models import build  # noqa: E402
-from headway.models.presets import preset  # noqa: E402
-from headway.train import WHOLE, Shard  # noqa: E402
-from headway.train.examples import Chance  # noqa: E402
+from headway.learn import WHOLE, Shard  # noqa: E402
+from headway.learn.examples import Chance  # noqa: E402
+from headway.nn.models import build  # noqa: E402
+from headway.nn.models.presets import preset  # noqa: E402
 
 close = torch.testing.assert_close
 

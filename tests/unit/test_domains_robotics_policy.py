@@ -20,7 +20,7 @@ from headway.domains.robotics.policy import Acting, Policy, ensembled, structure
 from headway.domains.robotics.rollout import PlayedEpisodes, play, together, worth  # noqa: E402
 from headway.environments import Copies  # noqa: E402
 from headway.errors import UserError  # noqa: E402
-from headway.models import Observations  # noqa: E402
+from headway.nn.models import Observations  # noqa: E402
 
 
 def test_ensembling_by_hand() -> None:
@@ -136,7 +136,7 @@ def expert(codec: Any) -> Any:
             return iter([torch.zeros(1)])
 
         def draw(self, random: Any, rows: int) -> Any:
-            from headway.models import Drawn
+            from headway.nn.models import Drawn
 
             return Drawn(torch.zeros(rows, 0))
 

@@ -13,16 +13,16 @@ import sound_files
 import torch
 from understanding_data import write_questions, write_sentences
 
+from headway.app.fitting import fitting
+from headway.app.recipes import configured
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.image_text.scale import resolution
 from headway.errors import UserError
-from headway.fitting import fitting
-from headway.recipes import configured
-from headway.train import MuonConfig, Recipe, WSDConfig
-from headway.train.budget import Clock
-from headway.train.scale import Fit, Pace, Scale, choose
+from headway.learn import MuonConfig, Recipe, WSDConfig
+from headway.learn.budget import Clock
+from headway.learn.scale import Fit, Pace, Scale, choose
 
 PACE = Pace(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
@@ -41,7 +41,7 @@ def settled(name: str, *paths: Path, **task: Any) -> dict[str, Any]:
 
 def fit(monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Pace = PACE, **user: Any) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
-    monkeypatch.setattr("headway.fitting.Fitting._measured", lambda self, recipe: pace)
+    monkeypatch.setattr("headway.app.fitting.Fitting._measured", lambda self, recipe: pace)
     found = fitting(configured(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
     assert found is not None
     with found:

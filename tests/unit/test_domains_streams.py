@@ -22,12 +22,12 @@ from headway.domains.text.recipes import text
 from headway.domains.text.task import CarriedNextToken, StreamedDocuments, StreamedRows
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import ModelConfig, build
-from headway.models.presets import preset
-from headway.train import Recipe, Shard
-from headway.train.distributed import Carried, Processes
-from headway.train.learner import Learner
-from headway.train.task import Task
+from headway.learn import Recipe, Shard
+from headway.learn.distributed import Carried, Processes
+from headway.learn.learner import Learner
+from headway.learn.task import Task
+from headway.nn.models import ModelConfig, build
+from headway.nn.models.presets import preset
 
 CARRIED = {"model.mixer": "lstm", "task.carry_state": True}
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.cli.main import main
+from headway.app.cli.main import main
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.text.recipes import modern, shakespeare, text
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.errors import ConfigError, UserError
-from headway.models import build
-from headway.train import Recipe, Shard, TrainConfig
-from headway.train.examples import Batch
-from headway.train.task import Task
+from headway.learn import Recipe, Shard, TrainConfig
+from headway.learn.examples import Batch
+from headway.learn.task import Task
+from headway.nn.models import build
 
 
 @pytest.fixture

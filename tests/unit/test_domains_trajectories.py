@@ -13,16 +13,16 @@ from tiny_models import stirred
 from torch import nn
 from trajectory_data import SETTINGS, made, opened, saved, tiny
 
+from headway.app.recipes import configured, open_task
 from headway.data.recordings import write_episodes
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import read_codec
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import PatchesConfig, TrajectoryInputs, Transformer, build
-from headway.models.presets import preset
-from headway.recipes import configured, open_task
-from headway.train import WHOLE, Shard
-from headway.train.examples import Chance
+from headway.learn import WHOLE, Shard
+from headway.learn.examples import Chance
+from headway.nn.models import PatchesConfig, TrajectoryInputs, Transformer, build
+from headway.nn.models.presets import preset
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 OFFLINE = {"task.episodes": 0}

@@ -22,11 +22,11 @@ from headway.domains.translation.task import alignment
 from headway.domains.translation.translator import Translator, source_ids
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
-from headway.models import EncoderDecoder, EncoderDecoderConfig, build
-from headway.train import Recipe, Shard, TrainConfig
-from headway.train.examples import Batch
-from headway.train.objectives.written import Sources
-from headway.train.task import Task
+from headway.learn import Recipe, Shard, TrainConfig
+from headway.learn.examples import Batch
+from headway.learn.objectives.written import Sources
+from headway.learn.task import Task
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, build
 
 LINES = 400
 

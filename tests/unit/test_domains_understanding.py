@@ -16,8 +16,6 @@ from tiny_models import overfit
 from understanding_data import opened, small, write_questions, write_sentences
 
 import headway as hw
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import train_codec
 from headway.codecs.tokenizer import frame_of, word_pieces
 from headway.config import override
@@ -25,9 +23,11 @@ from headway.data import IGNORED
 from headway.domains.understanding import classify, embed, tag
 from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
-from headway.models import PooledHeadConfig, build
-from headway.train import Shard, unit_of
-from headway.train.rows import Limit, framed
+from headway.formats.open import Opened
+from headway.formats.usage import Usage, read_usage
+from headway.learn import Shard, unit_of
+from headway.learn.rows import Limit, framed
+from headway.nn.models import PooledHeadConfig, build
 
 
 @pytest.fixture(scope="module")

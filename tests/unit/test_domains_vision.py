@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.published import save_published
-from headway.checkpoints.usage import Usage
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.domains import vision
 from headway.errors import UserError
-from headway.models import build
-from headway.models.presets import deit, vit
+from headway.formats.published import save_published
+from headway.formats.usage import Usage
+from headway.nn.models import build
+from headway.nn.models.presets import deit, vit
 
 Image = pytest.importorskip("PIL.Image")
 PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 2}

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headway.checkpoints import native
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.engine import Engine, PackedTensor, load_quantised, quantise, save_quantised
 from headway.errors import UserError
+from headway.formats import native
 from headway.generate import GREEDY, Limits, Sampling, Session
 
 Tensors = dict[str, Tensor]
@@ -165,7 +165,7 @@ def test_memory_that_runs_out_is_said_so(
     def none_left(*given: object) -> None:
         raise error
 
-    monkeypatch.setattr("headway.cli.generate.load", none_left)
+    monkeypatch.setattr("headway.app.cli.generate.load", none_left)
     assert cli.main(["generate", "runs/any", "--prompt", "a"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("headway: memory ran out (")

@@ -16,17 +16,17 @@ import torch
 from generate_models import language_model, translator
 
 import headway as hw
-from headway.checkpoints.native import save_model
-from headway.checkpoints.usage import Usage
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.codecs import train_codec
 from headway.config import override
 from headway.engine import Engine, PackedTensor, machine
 from headway.errors import UserError
+from headway.formats.native import save_model
+from headway.formats.usage import Usage
 from headway.generate import GREEDY, Limits
-from headway.kernels import deterministic
-from headway.mixers import GRUConfig
-from headway.models import BlockConfig, OneHotEmbedConfig, StackConfig, TransformerConfig, build
+from headway.nn.kernels import deterministic
+from headway.nn.mixers import GRUConfig
+from headway.nn.models import BlockConfig, OneHotEmbedConfig, StackConfig, TransformerConfig, build
 from processes import Program
 
 

@@ -16,7 +16,7 @@ from own_module import own_module
 from trajectory_data import made, saved, tiny
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.data import recordings
 from headway.data.episodes import joined
 from headway.data.recordings import read_episodes, write_episodes

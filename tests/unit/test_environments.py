@@ -26,7 +26,7 @@ from headway.environments import (
 )
 from headway.environments.playing import filming, shown_of
 from headway.errors import UserError
-from headway.report.films import Reel, strip
+from headway.learn.report.films import Reel, strip
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

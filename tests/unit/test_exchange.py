@@ -11,16 +11,16 @@ from format_models import LLAMA, drawn, published_config
 from tiny_runs import play_file, train
 
 import headway as hw
-from headway.checkpoints.gguf import GgufFile
-from headway.checkpoints.open import Opened, open_model
-from headway.checkpoints.published import nearest_form, save_published
-from headway.checkpoints.usage import Usage
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.exchange import export_model
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import recipe
-from headway.exchange import export_model
-from headway.models import build
+from headway.formats.gguf import GgufFile
+from headway.formats.open import Opened, open_model
+from headway.formats.published import nearest_form, save_published
+from headway.formats.usage import Usage
+from headway.nn.models import build
 
 TINY = {"model": "gpt2", "model.width": 32, "model.depth": 1, "model.heads": 2}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
-from headway.compare import ComparedRun, Result
+from headway.app.compare import ComparedRun, Result
+from headway.app.variants import Variant
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
-from headway.models import build
-from headway.models.presets import preset
-from headway.variants import Variant
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.nn.models import build
+from headway.nn.models.presets import preset
 
 
 def test_every_name_is_there_and_importing_is_light() -> None:
@@ -29,13 +28,6 @@ def test_every_name_is_there_and_importing_is_light() -> None:
         assert getattr(hw, name) is not None
     code = "import headway, sys; assert 'torch' not in sys.modules; headway.Sampling(0.5, top_k=3)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize("name", ["compare", "recipes", "train"])
-def test_functions_are_not_hidden_by_modules_of_their_names(name: str) -> None:
-    module = import_module(f"headway.{name}")
-    assert callable(getattr(hw, name))
-    assert getattr(hw, name) is not module
 
 
 def test_recipes_and_presets_are_tables() -> None:

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import headway as hw
-from headway.checkpoints.familiar import Alike, Familiar, look, looks, read_familiar
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.codecs.processor import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.glance import glance, middle_of
 from headway.domains.vision.recipes import small_vit
+from headway.formats.familiar import Alike, Familiar, look, looks, read_familiar
 
 
 def test_unseen_symbols_and_longer_texts() -> None:

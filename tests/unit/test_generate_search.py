@@ -23,8 +23,8 @@ from headway.generate import (
 )
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
-from headway.kernels import deterministic
 from headway.layout import Layout
+from headway.nn.kernels import deterministic
 
 CPU = torch.device("cpu")
 SOURCES = random_rows([5, 2, 7, 3, 3, 6, 1, 4], 23, seed=5)

@@ -12,7 +12,7 @@ from headway.codecs import TokenizerCodec, train_codec
 from headway.errors import ConfigError, UserError
 from headway.generate import GREEDY, Limits, Sampling, Session, score_ids
 from headway.generate.stopping import TextStream
-from headway.kernels import deterministic
+from headway.nn.kernels import deterministic
 
 SAMPLED = Sampling(temperature=1.2, top_p=0.95, repetition_penalty=1.1, seed=5)
 PROMPTS = random_rows([4, 9, 1, 6, 6, 2, 12, 3], 23)

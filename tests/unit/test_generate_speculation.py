@@ -10,8 +10,8 @@ from headway.engine import Engine, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
 from headway.generate.speculation import Boldness, Lookup
-from headway.mixers import GRUConfig
-from headway.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
+from headway.nn.mixers import GRUConfig
+from headway.nn.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
 
 PROMPT = [2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7, 2, 3]
 SAMPLINGS = [

@@ -9,7 +9,7 @@ from generate_models import language_model, random_rows
 
 from headway.errors import UserError
 from headway.generate import strided_nats
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 
 def by_hand(model: Transformer, ids: list[int], context: int, stride: int) -> tuple[float, int]:

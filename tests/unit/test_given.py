@@ -14,16 +14,16 @@ import torch
 
 import headway as hw
 from headway import given
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
+from headway.app.model import Model
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import audio
 from headway.domains.understanding import use
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, SearchConfig
-from headway.model import Model
-from headway.models import PooledHeadConfig, VocabularyHeadConfig, build
-from headway.models.presets import preset
+from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
+from headway.nn.models.presets import preset
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
 GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from headway.app.cli.compare import parse_grid
+from headway.app.cli.main import _find, module_of
+from headway.app.cli.options import Parser, add_common
+from headway.app.recipes import configured, find_model
 from headway.claims.experiments import chosen, claims
-from headway.cli.compare import parse_grid
-from headway.cli.main import _find, module_of
-from headway.cli.options import Parser, add_common
 from headway.config import parse_settings
-from headway.recipes import configured, find_model
 
 ROOT = Path(__file__).parents[2]
 HISTORY = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")

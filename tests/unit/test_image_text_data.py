@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from image_text_data import TINY, draw, task
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
+from headway.app.recipes import configured
 from headway.codecs.processor import ImageProcessor
 from headway.data.files import File
 from headway.domains.image_text.data import read_captions
 from headway.domains.image_text.emoji import group_of, read_emoji
 from headway.domains.image_text.pictures import open_pictures
 from headway.errors import UserError
-from headway.recipes import configured
 
 Image = pytest.importorskip("PIL.Image")
 PROCESSOR = ImageProcessor(size=(8, 8))

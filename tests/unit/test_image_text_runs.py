@@ -12,14 +12,14 @@ import torch
 from image_text_data import TINY, draw
 
 import headway as hw
-from headway.checkpoints.published import save_published
-from headway.checkpoints.usage import Usage
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.codecs import train_codec
 from headway.domains.image_text.task import SPECIAL
 from headway.errors import UserError
-from headway.models import ProbeHeadConfig, build
-from headway.models.presets import siglip
+from headway.formats.published import save_published
+from headway.formats.usage import Usage
+from headway.nn.models import ProbeHeadConfig, build
+from headway.nn.models.presets import siglip
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.data import documents, read_table
 from headway.in_memory import kept
-from headway.train.run import RunDirectory
+from headway.learn.run import RunDirectory
 
 ROWS = [{"text": "ein Satz", "label": "de"}, {"text": "a sentence", "label": 3}]
 

@@ -13,13 +13,13 @@ from tiny_runs import play_file, publish
 
 import headway as hw
 from headway import memory
-from headway.cli.main import main
+from headway.app.cli.main import main
+from headway.app.recipes import find_model
 from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
-from headway.models.presets import preset
-from headway.recipes import find_model
-from headway.train.memory import training_bytes
+from headway.learn.memory import training_bytes
+from headway.nn.models.presets import preset
 
 CPU = torch.device("cpu")
 GIB = 2**30

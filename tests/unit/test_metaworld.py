@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.data.demonstrations import read_demonstrations
 from headway.environments import (
     Copies,

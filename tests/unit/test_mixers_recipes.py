@@ -12,8 +12,8 @@ import pytest
 import headway as hw
 from headway.config import kinds, to_dict
 from headway.errors import ConfigError
-from headway.mixers import Bidirectional, MixerConfig
-from headway.mixers.gated import LSTM
+from headway.nn.mixers import Bidirectional, MixerConfig
+from headway.nn.mixers.gated import LSTM
 
 WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
 TINY = {

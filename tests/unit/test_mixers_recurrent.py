@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from headway.config import override
 from headway.errors import ConfigError
-from headway.kernels import deterministic, products
 from headway.layout import Layout
-from headway.mixers import (
+from headway.learn.adapters import LoRAConfig, adapted, merged
+from headway.nn.kernels import deterministic, products
+from headway.nn.mixers import (
     AttentionConfig,
     Bidirectional,
     BidirectionalConfig,
@@ -22,9 +23,8 @@ from headway.mixers import (
     MultiplicativeConfig,
     SigmaPiConfig,
 )
-from headway.models import ModelConfig, Prompt, build, describe
-from headway.models.presets import preset
-from headway.train.adapters import LoRAConfig, adapted, merged
+from headway.nn.models import ModelConfig, Prompt, build, describe
+from headway.nn.models.presets import preset
 
 close = torch.testing.assert_close
 WIDTH = 4

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headway.config import from_dict, override, to_dict
 from headway.errors import ConfigError, UserError
-from headway.models import (
+from headway.nn.models import (
     Act,
     ActConfig,
     Chunks,
@@ -25,8 +25,8 @@ from headway.models import (
     build,
     describe,
 )
-from headway.models.chunks import Noised
-from headway.models.diffusion import ddim, ddpm, kept_signal, places_of
+from headway.nn.models.chunks import Noised
+from headway.nn.models.diffusion import ddim, ddpm, kept_signal, places_of
 
 close = torch.testing.assert_close
 HEADS: list[Any] = [

@@ -12,8 +12,8 @@ from headway.config import from_dict, override, to_dict
 from headway.errors import ConfigError, UserError
 from headway.generate import Limits, Sampling, SearchConfig, Session, beam_search
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     Captioner,
     CaptionerConfig,
@@ -24,7 +24,7 @@ from headway.models import (
     build,
     describe,
 )
-from headway.models.presets import decoder, gpt, preset, vit
+from headway.nn.models.presets import decoder, gpt, preset, vit
 from headway.visibility import Causal
 
 close = torch.testing.assert_close

@@ -8,12 +8,12 @@ import torch
 
 from headway.codecs.boards import MOVERS, MOVES, NUMBERS, parse, planes
 from headway.errors import ConfigError, UserError
-from headway.kernels import View, attend, attend_reference
 from headway.layout import Layout
-from headway.models import BoardEmbedConfig, FromToHeadConfig, build, describe
-from headway.models.presets import squares
-from headway.parts.bias import SmolgenConfig
-from headway.parts.init import InitConfig, initialise
+from headway.nn.kernels import View, attend, attend_reference
+from headway.nn.models import BoardEmbedConfig, FromToHeadConfig, build, describe
+from headway.nn.models.presets import squares
+from headway.nn.parts.bias import SmolgenConfig
+from headway.nn.parts.init import InitConfig, initialise
 from headway.visibility import Full
 
 FEN = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import FramesEmbedConfig
-from headway.parts.positions import SinusoidTableConfig
-from headway.parts.projection import Convolution
+from headway.nn.models import FramesEmbedConfig
+from headway.nn.parts.positions import SinusoidTableConfig
+from headway.nn.parts.projection import Convolution
 
 BANDS, WIDTH = 5, 8
 

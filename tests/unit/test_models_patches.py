@@ -12,9 +12,9 @@ from torch import Tensor
 
 from headway.config import from_dict, override, to_dict
 from headway.errors import ConfigError, UserError
-from headway.kernels import deterministic
 from headway.layout import Layout
-from headway.models import (
+from headway.nn.kernels import deterministic
+from headway.nn.models import (
     DistilledHeadConfig,
     PatchEmbedConfig,
     PooledHeadConfig,
@@ -22,9 +22,9 @@ from headway.models import (
     build,
     describe,
 )
-from headway.models.maps import rollout
-from headway.models.presets import deit, preset, vit
-from headway.parts.dropout import DropPath
+from headway.nn.models.maps import rollout
+from headway.nn.models.presets import deit, preset, vit
+from headway.nn.parts.dropout import DropPath
 
 SMALL = vit(16, 3, 2, 4, classes=5, size=8)
 

@@ -8,9 +8,9 @@ import torch
 from headway.config import override
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Prompt, VocabularyHeadConfig, build
-from headway.models.presets import preset
-from headway.parts.init import InitConfig
+from headway.nn.models import EncoderDecoder, Prompt, VocabularyHeadConfig, build
+from headway.nn.models.presets import preset
+from headway.nn.parts.init import InitConfig
 
 SMALL = {"width": 8, "symbols": 13}
 MODELS = {

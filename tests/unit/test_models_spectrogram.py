@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from headway.errors import ConfigError, UserError
-from headway.models import SpectrogramEmbedConfig, build, describe
-from headway.models.presets import ast, kwt, listener
+from headway.nn.models import SpectrogramEmbedConfig, build, describe
+from headway.nn.models.presets import ast, kwt, listener
 
 
 def test_patches_are_those_of_a_convolution() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.config import override
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.models import (
+from headway.nn.models import (
     ConvolutionsConfig,
     NumbersConfig,
     PatchesConfig,
@@ -24,8 +24,8 @@ from headway.models import (
     describe,
     step_heads,
 )
-from headway.models.presets import decision_atari, decision_gym
-from headway.parts.projection import ImageConvolution
+from headway.nn.models.presets import decision_atari, decision_gym
+from headway.nn.parts.projection import ImageConvolution
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
-from headway.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
-from headway.models.keypoints import PointingEye, SpatialSoftmax, places
-from headway.models.unet_policy import UNet
-from headway.parts.init import InitConfig, initialise
-from headway.parts.norm import GroupNorm
-from headway.parts.projection import DoublingConvolution
+from headway.nn.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
+from headway.nn.models.keypoints import PointingEye, SpatialSoftmax, places
+from headway.nn.models.unet_policy import UNet
+from headway.nn.parts.init import InitConfig, initialise
+from headway.nn.parts.norm import GroupNorm
+from headway.nn.parts.projection import DoublingConvolution
 
 NET = UNetConfig((8, 16), 3, 4, 8)
 

@@ -17,17 +17,17 @@ from understanding_data import small, write_questions, write_sentences
 from vision_data import colours, tiny
 
 import headway as hw
-from headway.checkpoints import onnx
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.codecs.tokenizer import frame_of
 from headway.config import override
 from headway.domains.masked.recipes import masked
 from headway.domains.understanding.recipes import classification, embedding, pairs
 from headway.domains.understanding.recipes import encoder as small_encoder
-from headway.models import Transformer
-from headway.models.embeds import TokenInputs
-from headway.train import Recipe
+from headway.formats import onnx
+from headway.learn import Recipe
+from headway.nn.models import Transformer
+from headway.nn.models.embeds import TokenInputs
 
 pytest.importorskip("onnxscript", reason="the package onnxscript is not installed: pip install 'headway[onnx]'")
 ort = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")

@@ -11,13 +11,13 @@ from torch import nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.mixers import ConditionalGRUConfig, ElmanConfig, GRUConfig, LSTMConfig
-from headway.models import build
-from headway.models.presets import gpt, transformer_2017
-from headway.parts.dropout import Dropout, attach_generator
-from headway.parts.init import InitConfig, initialise
-from headway.parts.positions import SinusoidalConfig
-from headway.parts.projection import Projection
+from headway.nn.mixers import ConditionalGRUConfig, ElmanConfig, GRUConfig, LSTMConfig
+from headway.nn.models import build
+from headway.nn.models.presets import gpt, transformer_2017
+from headway.nn.parts.dropout import Dropout, attach_generator
+from headway.nn.parts.init import InitConfig, initialise
+from headway.nn.parts.positions import SinusoidalConfig
+from headway.nn.parts.projection import Projection
 
 
 def test_layouts() -> None:

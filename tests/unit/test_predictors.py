@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import headway as hw
-from headway import domains, predictors
-from headway.checkpoints.native import save_model
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
-from headway.models import ModelConfig, build, kinds
-from headway.models.presets import PRESETS, preset
+from headway import domains
+from headway.app import predictors
+from headway.formats.native import save_model
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.nn.models import ModelConfig, build, kinds
+from headway.nn.models.presets import PRESETS, preset
 
 NO_VERBS = {"card", "verbs"}  # of the methods that Model has beside those of its handle
 SERVED = {name: [each.module for each in serving] for name, serving in domains.verbs().items()}
@@ -114,10 +115,10 @@ def test_a_domain_is_imported_when_its_verb_is_asked_for() -> None:
     code = """
 import sys
 import headway as hw
-from headway.checkpoints.open import Opened
-from headway.checkpoints.usage import Usage
-from headway.models import build
-from headway.models.presets import preset
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.nn.models import build
+from headway.nn.models.presets import preset
 model = hw.Model(Opened(build(preset("gpt-1m")), Usage(), None), "m")
 def there(): return [name for name in sys.modules if name.startswith("headway.domains") and name.endswith("predictors")]
 assert not there() and "generate" in model.verbs and not there(), there()
@@ -138,7 +139,7 @@ import sys
 import headway as hw
 hw.load(sys.argv[1])
 there = {name for name in sys.modules if name.split(".")[0] == "headway"}
-unused = ("cli", "report", "train.trainer", "engine", "environments", "checkpoints.gguf", "checkpoints.families")
+unused = ("app.cli", "learn.report", "learn.trainer", "engine", "environments", "formats.gguf", "formats.families")
 assert not {name for name in there if name.startswith(tuple(f"headway.{each}" for each in unused))}, there
 assert len(there) < 160, len(there)
 """

@@ -6,9 +6,9 @@ import pytest
 
 from headway.config import override
 from headway.errors import ConfigError
-from headway.mixers import DeltaConfig, LinearAttentionConfig, LSTMConfig, MixerConfig
-from headway.models import BlockConfig, StackConfig, TransformerConfig, describe
-from headway.models.presets import preset
+from headway.nn.mixers import DeltaConfig, LinearAttentionConfig, LSTMConfig, MixerConfig
+from headway.nn.models import BlockConfig, StackConfig, TransformerConfig, describe
+from headway.nn.models.presets import preset
 
 SIZES = {
     "transformer-base": 63_082_496,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from headway.cli.main import _find, module_of
-from headway.cli.options import Parser, add_common
+from headway.app.cli.main import _find, module_of
+from headway.app.cli.options import Parser, add_common
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

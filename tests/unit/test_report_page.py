@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.report import (
+from headway.learn.page import curves, families, is_rate, notes
+from headway.learn.report import (
     Picture,
     Sections,
     Stroke,
@@ -23,9 +24,8 @@ from headway.report import (
     tiled,
     write_report,
 )
-from headway.report.charts import WIDTH, Axis, short, thin
-from headway.report.page import branches, value
-from headway.train.page import curves, families, is_rate, notes
+from headway.learn.report.charts import WIDTH, Axis, short, thin
+from headway.learn.report.page import branches, value
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -18,7 +18,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 from robot_data import LEFT, REACH, given, made, tiny  # noqa: E402
 
 import headway as hw  # noqa: E402
-from headway.cli import main as cli  # noqa: E402
+from headway.app.cli import main as cli  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
 
 

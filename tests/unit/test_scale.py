@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.domains import recipe as named
 from headway.domains import scale_of
 from headway.errors import UserError
-from headway.train import AdamWConfig, MuonConfig, Recipe
-from headway.train import scale as scales
-from headway.train.scale import Fit, Law, Pace, Scale, choose, computing, settled, taken, with_user
+from headway.learn import AdamWConfig, MuonConfig, Recipe
+from headway.learn import scale as scales
+from headway.learn.scale import Fit, Law, Pace, Scale, choose, computing, settled, taken, with_user
 
 TEXT = scale_of("text")
 assert TEXT is not None

@@ -13,7 +13,7 @@ import trajectory_data
 from chess_data import games_file
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.config import override
 from headway.data.demonstrations import outline
 from headway.data.files import File
@@ -23,10 +23,10 @@ from headway.domains import scale_of
 from headway.domains.chess import scale as chess_scale
 from headway.domains.robotics.scale import smaller
 from headway.errors import UserError
-from headway.models import build, describe
-from headway.train import scale as scales
-from headway.train.optim import is_matrix
-from headway.train.scale import Scale, ladder, shape_of
+from headway.learn import scale as scales
+from headway.learn.optim import is_matrix
+from headway.learn.scale import Scale, ladder, shape_of
+from headway.nn.models import build, describe
 
 TINY = {
     "model.width": 16, "model.depth": 1, "model.heads": 2, "task.env": "", "task.episodes": 0,

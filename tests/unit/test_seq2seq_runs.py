@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import headway as hw
-from headway.cli.main import main
+from headway.app.cli.main import main
 
 LETTERS = "abcdeorst"
 SIZES = {

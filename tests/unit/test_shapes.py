@@ -11,7 +11,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import install_import_hook
 
-from headway.kernels import rotate
+from headway.nn.kernels import rotate
 
 Wrong = (BeartypeCallHintViolation, TypeError)  # the second is jaxtyping's own
 ones = torch.ones

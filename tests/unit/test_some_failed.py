@@ -15,14 +15,14 @@ from image_text_data import COLOURS, TINY, draw
 from sound_files import classes, tone, write
 
 import headway as hw
-from headway.checkpoints.published import save_published
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.domains.vision import Image as Given
+from headway.formats.published import save_published
 from headway.given import filled
-from headway.models import build
-from headway.models.presets import vit
+from headway.nn.models import build
+from headway.nn.models.presets import vit
 
 Image = pytest.importorskip("PIL.Image")
 PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}

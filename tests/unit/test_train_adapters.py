@@ -14,26 +14,26 @@ from safetensors.torch import load_file
 from tiny_runs import cut_back, play_file, publish, small, train, weights
 from torch import Tensor, nn
 
-from headway.checkpoints import native
-from headway.checkpoints.open import open_model
-from headway.checkpoints.peft import merge_adapter
 from headway.config import override, to_dict
 from headway.domains.text.recipes import modern
 from headway.errors import ConfigError, UserError
-from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig, TransformerConfig, VocabularyHead, build
-from headway.parts.feedforward import GatedConfig
-from headway.train import Recipe, read_recipe
-from headway.train.adapters import AdapterConfig, LoRAConfig, adapted, adapters, maps, merged
-from headway.train.budget import measure
-from headway.train.distributed import Processes
-from headway.train.optim import Optimizer, trainable
+from headway.formats import native
+from headway.formats.open import open_model
+from headway.formats.peft import merge_adapter
+from headway.learn import Recipe, read_recipe
+from headway.learn.adapters import AdapterConfig, LoRAConfig, adapted, adapters, maps, merged
+from headway.learn.budget import measure
+from headway.learn.distributed import Processes
+from headway.learn.optim import Optimizer, trainable
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig, TransformerConfig, VocabularyHead, build
+from headway.nn.parts.feedforward import GatedConfig
 
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of runs have tests of their own, and take as long as these runs."""
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import pytest
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
-from headway.models import TransformerConfig
-from headway.train import (
+from headway.learn import (
     ConstantConfig,
     CosineConfig,
     InverseSqrtConfig,
@@ -20,8 +19,9 @@ from headway.train import (
     TrainConfig,
     WSDConfig,
 )
-from headway.train.budget import Clock, Speed, StepsBudget, TimeBudget, plan, planned
-from headway.train.journal import Live, Plain, Silent, open_display
+from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, plan, planned
+from headway.learn.journal import Live, Plain, Silent, open_display
+from headway.nn.models import TransformerConfig
 
 
 def _planned(train: TrainConfig, speed: Speed, seconds: float) -> float:

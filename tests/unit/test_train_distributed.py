@@ -15,11 +15,11 @@ import tiny_task
 import torch
 from tiny_task import CountingConfig, counting, counting_recipe, train
 
-from headway.checkpoints import native
 from headway.errors import UserError
-from headway.train import Shard
-from headway.train.distributed import Processes
-from headway.train.run import read_metrics
+from headway.formats import native
+from headway.learn import Shard
+from headway.learn.distributed import Processes
+from headway.learn.run import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}

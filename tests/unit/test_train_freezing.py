@@ -10,9 +10,9 @@ from tiny_runs import play_file, small, train, weights
 
 from headway.config import override
 from headway.errors import ConfigError
-from headway.models import build
-from headway.train.memory import training_bytes
-from headway.train.start import freeze
+from headway.learn.memory import training_bytes
+from headway.learn.start import freeze
+from headway.nn.models import build
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw", "sgd"])

@@ -7,8 +7,8 @@ import resource
 import pytest
 import torch
 
-from headway.train import memory
-from headway.train.memory import kept_heap
+from headway.learn import memory
+from headway.learn.memory import kept_heap
 
 BYTES, TIMES = 1 << 24, 10
 

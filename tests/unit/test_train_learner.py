@@ -9,10 +9,10 @@ import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 
 from headway.errors import UserError
-from headway.models import build
-from headway.train.distributed import Processes
-from headway.train.examples import Batch
-from headway.train.learner import Learner, Update
+from headway.learn.distributed import Processes
+from headway.learn.examples import Batch
+from headway.learn.learner import Learner, Update
+from headway.nn.models import build
 
 
 def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:

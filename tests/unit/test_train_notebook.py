@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_task import counting, counting_recipe
 
-from headway.train import Trainer, journal
-from headway.train.journal import Live, Notebook, Plain, open_display
+from headway.learn import Trainer, journal
+from headway.learn.journal import Live, Notebook, Plain, open_display
 
 
 class ZMQInteractiveShell:
@@ -52,7 +52,7 @@ def handles(monkeypatch: pytest.MonkeyPatch) -> list[_Handle]:
 def test_a_run_is_one_block_that_is_renewed(
     handles: list[_Handle], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["headway.train.journal"], "_RENEW", 1e9)  # only what is said, and the last step
+    monkeypatch.setattr(sys.modules["headway.learn.journal"], "_RENEW", 1e9)  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
     Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
     (handle,) = handles  # one output for the whole run

@@ -10,9 +10,7 @@ from tiny_task import SYMBOLS, counting_recipe
 from torch import Tensor, nn
 
 from headway.errors import ConfigError, UserError
-from headway.models import build
-from headway.parts.projection import Projection
-from headway.train import (
+from headway.learn import (
     AdamWConfig,
     ConstantConfig,
     CosineConfig,
@@ -24,7 +22,9 @@ from headway.train import (
     WSDConfig,
     noam_peak,
 )
-from headway.train.optim import Optimizer, orthogonalise
+from headway.learn.optim import Optimizer, orthogonalise
+from headway.nn.models import build
+from headway.nn.parts.projection import Projection
 
 
 def test_schedules_follow_their_formulas() -> None:

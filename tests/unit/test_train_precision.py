@@ -7,12 +7,12 @@ import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
-from headway.kernels.linear import are_products_rough
-from headway.models import build
-from headway.train import journal
-from headway.train.distributed import Processes
-from headway.train.learner import Learner
-from headway.train.precision import choose, products, representative
+from headway.learn import journal
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.learn.precision import choose, products, representative
+from headway.nn.kernels.linear import are_products_rough
+from headway.nn.models import build
 
 CPU = torch.device("cpu")
 

@@ -18,15 +18,15 @@ import tiny_task
 import torch
 from tiny_task import CountingConfig, CountOn, counting, counting_recipe, train
 
-from headway.checkpoints import durable, native
 from headway.errors import ConfigError, UserError
-from headway.kernels import deterministic
-from headway.models import Transformer
-from headway.train import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
-from headway.train.budget import Speed
-from headway.train.loop import Loop
-from headway.train.page import repeat
-from headway.train.run import RunDirectory, read_metrics
+from headway.formats import durable, native
+from headway.learn import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
+from headway.learn.budget import Speed
+from headway.learn.loop import Loop
+from headway.learn.page import repeat
+from headway.learn.run import RunDirectory, read_metrics
+from headway.nn.kernels import deterministic
+from headway.nn.models import Transformer
 from processes import Program
 
 TIMES = ("seconds", "tokens_per_second", "evaluation_seconds")

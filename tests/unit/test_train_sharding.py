@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headway.train import examples
+from headway.learn import examples
 
 
 @pytest.mark.parametrize(("limit", "wanted"), [(None, 20), (50, 20), (20, 20), (7, 7), (1, 1)])

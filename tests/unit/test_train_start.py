@@ -12,22 +12,22 @@ import torch
 from tiny_runs import cut_back, play_file, publish, train, weights
 
 import headway as hw
-from headway.checkpoints import native
-from headway.checkpoints.usage import read_usage
 from headway.codecs import load_codec, train_codec
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.text.recipes import modern
 from headway.errors import ConfigError, UserError
-from headway.models import PooledHeadConfig, TransformerConfig, build
-from headway.train import read_recipe
-from headway.train.start import agree, open_start, take_over
+from headway.formats import native
+from headway.formats.usage import read_usage
+from headway.learn import read_recipe
+from headway.learn.start import agree, open_start, take_over
+from headway.nn.models import PooledHeadConfig, TransformerConfig, build
 
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of runs have tests of their own, and take as long as these runs."""
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from headway.recipes import configured
-from headway.train import AdamWConfig, WSDConfig
-from headway.train.adapters import LoRAConfig
-from headway.train.scale import Pace
-from headway.train.start import epochs_of, rates, tuned
+from headway.app.recipes import configured
+from headway.learn import AdamWConfig, WSDConfig
+from headway.learn.adapters import LoRAConfig
+from headway.learn.scale import Pace
+from headway.learn.start import epochs_of, rates, tuned
 
 LABELS = Pace(targets=100.0, overhead=0.02, share=1 / 16)
 

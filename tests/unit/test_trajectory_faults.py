@@ -11,14 +11,14 @@ import pytest
 from trajectory_data import made, opened, saved, tiny
 
 import headway as hw
-from headway.checkpoints.native import save_model
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.data.episodes import Episode, together
 from headway.data.recordings import read_episodes, write_episodes
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError, UserError
-from headway.models import build
-from headway.models.presets import decision_gym, preset
+from headway.formats.native import save_model
+from headway.nn.models import build
+from headway.nn.models.presets import decision_gym, preset
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 OFFLINE = {"task.episodes": 0}

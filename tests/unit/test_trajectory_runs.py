@@ -13,7 +13,7 @@ from tiny_runs import cut_back, weights
 from trajectory_data import saved, tiny
 
 import headway as hw
-from headway.cli import main as cli
+from headway.app.cli import main as cli
 from headway.data.recordings import read_episodes
 from headway.errors import UserError
 
@@ -163,10 +163,10 @@ def test_rollouts_that_cannot_be(words: list[str], message: str, run: Path, caps
 
 
 def test_other_models_do_not_act(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headway.checkpoints.native import save_model
     from headway.config import override
-    from headway.models import build
-    from headway.models.presets import preset
+    from headway.formats.native import save_model
+    from headway.nn.models import build
+    from headway.nn.models.presets import preset
 
     config = override(preset("gpt-1m"), {"width": 16, "depth": 1, "heads": 1})
     save_model(build(config), config, tmp_path / "text")

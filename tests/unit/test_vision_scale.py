@@ -142,7 +142,7 @@ def test_a_class_of_one_sample_is_learnt(tmp_path: Path) -> None:
         for number in range(1 + label % 3):
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / f"c{label}" / f"{number}.png")
-    from headway.recipes import configured, open_task
+    from headway.app.recipes import configured, open_task
 
     given = {"model.embed.size": [8, 8], "task.split.validation": 0.3, "task.split.test": 0.3}
     task = open_task(configured("vision", tmp_path / "data", given, None), tmp_path / "none")

@@ -18,17 +18,17 @@ from tiny_runs import cut_back, weights
 from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 
 import headway as hw
-from headway.checkpoints.usage import read_usage
-from headway.cli import main as cli
-from headway.cli.answers import Failures, answers
+from headway.app.cli import main as cli
+from headway.app.cli.answers import Failures, answers
 from headway.domains.vision.task import ImageClasses, Images
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError, UserError
-from headway.models import DistilledHeadConfig, Transformer
-from headway.models.presets import deit, vit
-from headway.report.confusion import confusions
-from headway.report.page import png
-from headway.train.examples import Chance
+from headway.formats.usage import read_usage
+from headway.learn.examples import Chance
+from headway.learn.report.confusion import confusions
+from headway.learn.report.page import png
+from headway.nn.models import DistilledHeadConfig, Transformer
+from headway.nn.models.presets import deit, vit
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -106,7 +106,7 @@ def test_where_it_looks_is_drawn_over_the_image(run: Any, folder: Path, tmp_path
 
 
 def test_a_run_goes_on_to_the_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.api.available", lambda: False)
+    monkeypatch.setattr("headway.app.api.available", lambda: False)
     settings = {f"task.augment.{name}": 0.5 for name in ("flip", "crop", "erase", "mixup", "cutmix")}
     recipe = tiny(**settings, **{"train.checkpoint_every": 2, "model.drop_path": 0.2})
     one = hw.train(recipe, data=folder, run=tmp_path / "one", progress=False, samples=0)
@@ -131,9 +131,9 @@ def test_it_overfits_one_batch(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_vit_is_fine_tuned_at_another_size_and_with_other_classes(folder: Path, tmp_path: Path) -> None:
-    from headway.checkpoints.published import save_published
-    from headway.checkpoints.usage import Usage
-    from headway.models import build
+    from headway.formats.published import save_published
+    from headway.formats.usage import Usage
+    from headway.nn.models import build
 
     config = vit(16, 2, 2, 4, classes=7, size=16)
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 3}

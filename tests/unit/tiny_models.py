@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from headway.models import build
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.models import build
 
 
 def overfit(task: Any, recipe: Recipe, steps: int = 80) -> tuple[torch.nn.Module, Any, float]:

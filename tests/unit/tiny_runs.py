@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 import headway as hw
-from headway.checkpoints import native
-from headway.checkpoints.published import save_published
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.text.recipes import modern
-from headway.models import build
-from headway.models.presets import preset
-from headway.train import Recipe, Run
+from headway.formats import native
+from headway.formats.published import save_published
+from headway.learn import Recipe, Run
+from headway.nn.models import build
+from headway.nn.models.presets import preset
 
 SETTINGS = {
     "train.steps": 6,

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from headway.config import override, parse_value, register
-from headway.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
-from headway.train import WHOLE, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
-from headway.train.examples import Batch, Examples
-from headway.train.objective import Objective
+from headway.learn import WHOLE, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
+from headway.learn.examples import Batch, Examples
+from headway.learn.objective import Objective
+from headway.nn.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
 
 SYMBOLS = 11
 LENGTH = 8

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from headway.app.recipes import configured, open_task
 from headway.config import override
 from headway.data.episodes import Episode, Episodes, together
 from headway.data.recordings import write_episodes
 from headway.domains import recipe as find_recipe
-from headway.models.presets import decision_gym
-from headway.recipes import configured, open_task
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.models.presets import decision_gym
 
 SETTINGS: dict[str, Any] = {
     "train.steps": 6,

@@ -11,7 +11,7 @@ from typing import Any
 from headway.config import override
 from headway.data import SplitConfig
 from headway.domains.understanding.recipes import encoder
-from headway.train import Recipe
+from headway.learn import Recipe
 
 SPLIT = SplitConfig(validation=0.2, test=0.2)
 

@@ -13,7 +13,7 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.recipes import small_vit
 from headway.domains.vision.task import Images
-from headway.train import Recipe
+from headway.learn import Recipe
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -12,13 +12,13 @@ from jaxtyping import Int
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from headway.checkpoints.published import save_published
-from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import BYTES
 from headway.domains.audio import Transcriber, Transcribing
-from headway.models import EncoderDecoder, EncoderDecoderConfig, Heard
-from headway.models.presets import whisper
+from headway.formats.published import save_published
+from headway.formats.usage import Usage
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, Heard
+from headway.nn.models.presets import whisper
 
 POSITIONS, BANDS = 50, 8  # a window is a second: 100 frames, and times from 0.00 to 1.00
 SPECIAL = (

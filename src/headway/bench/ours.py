@@ -10,13 +10,13 @@ import torch
 import headway as hw
 from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
 from headway.bench.training import training_step
-from headway.checkpoints.native import named_tensors
 from headway.engine import PackedTensor
+from headway.formats.native import named_tensors
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
-from headway.kernels import deterministic
-from headway.models import EncoderDecoder, Generative
-from headway.train.memory import kept_heap
+from headway.learn.memory import kept_heap
+from headway.nn.kernels import deterministic
+from headway.nn.models import EncoderDecoder, Generative
 
 _CPU = torch.device("cpu")
 

@@ -23,17 +23,17 @@ from typing import Any, Literal
 
 import torch
 
-from headway.checkpoints import native
-from headway.checkpoints.published import save_published
-from headway.checkpoints.usage import Usage
+from headway.app.exchange import quantize
+from headway.app.recipes import find_model
 from headway.config import from_dict, to_dict
 from headway.errors import UserError, nearest
-from headway.exchange import quantize
+from headway.formats import native
+from headway.formats.published import save_published
+from headway.formats.usage import Usage
 from headway.memory import check_room
-from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
-from headway.models.describe import flop_per_token
-from headway.models.embeds import TokenEmbed
-from headway.recipes import find_model
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
+from headway.nn.models.describe import flop_per_token
+from headway.nn.models.embeds import TokenEmbed
 
 _WARM_STEPS, _LEAST_STEPS, _LEAST_SECONDS = 2, 5, 2.0
 

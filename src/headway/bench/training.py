@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from headway.bench.run import Job
-from headway.checkpoints.open import open_config, open_model
 from headway.codecs import Codec, train_codec
 from headway.data import SplitConfig, TokenCache
 from headway.domains.text.task import Documents, LanguageConfig, NextToken
-from headway.train import AdamWConfig, Recipe, TrainConfig
-from headway.train.distributed import Processes
-from headway.train.learner import Learner
-from headway.train.task import Task
+from headway.formats.open import open_config, open_model
+from headway.learn import AdamWConfig, Recipe, TrainConfig
+from headway.learn.distributed import Processes
+from headway.learn.learner import Learner
+from headway.learn.task import Task
 
 _TOKENS = 1 << 18
 

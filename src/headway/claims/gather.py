@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from headway.checkpoints.durable import write_text
 from headway.claims.claim import Claim, Evidence
 from headway.claims.experiments import claims
 from headway.claims.page import svg, write_page
 from headway.claims.runner import record, reread
 from headway.errors import UserError
+from headway.formats.durable import write_text
 
 
 def gather(directory: Path, note: Callable[[str], None]) -> Path | None:

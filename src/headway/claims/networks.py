@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from headway.kernels import IGNORED, RunSteps, pointwise, unroll
+from headway.app.variants import nearest_width
 from headway.layout import Layout
-from headway.mixers import (
+from headway.learn import AdamWConfig, ScheduleConfig, WSDConfig
+from headway.learn.optim import Optimizer
+from headway.nn.kernels import IGNORED, RunSteps, pointwise, unroll
+from headway.nn.mixers import (
     AttentionConfig,
     DeltaConfig,
     ElmanConfig,
@@ -26,8 +29,8 @@ from headway.mixers import (
     LSTMConfig,
     MixerConfig,
 )
-from headway.mixers.recurrence import Recurrence, RecurrenceConfig
-from headway.models import (
+from headway.nn.mixers.recurrence import Recurrence, RecurrenceConfig
+from headway.nn.models import (
     BlockConfig,
     EmbedConfig,
     PooledHeadConfig,
@@ -37,15 +40,12 @@ from headway.models import (
     TransformerConfig,
     describe,
 )
-from headway.models.pooled import Pool
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import RMSNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.parts.projection import Projection
-from headway.train import AdamWConfig, ScheduleConfig, WSDConfig
-from headway.train.optim import Optimizer
-from headway.variants import nearest_width
+from headway.nn.models.pooled import Pool
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import RotaryConfig
+from headway.nn.parts.projection import Projection
 
 
 def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> float:

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from headway.checkpoints.durable import write_text
 from headway.claims.claim import Evidence, Interval, Number, mean
 from headway.config import to_dict
 from headway.errors import UserError
-from headway.report.charts import short
-from headway.report.page import environment
+from headway.formats.durable import write_text
+from headway.learn.report.charts import short
+from headway.learn.report.page import environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from headway.claims.networks import Draw, DrawnExamples
-from headway.kernels import IGNORED
 from headway.layout import Layout
+from headway.nn.kernels import IGNORED
 
 
 def cut_off(examples: DrawnExamples, last: int | None) -> DrawnExamples:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from headway.checkpoints.durable import read_json, write_json
 from headway.claims.claim import Claim, Evidence, Trial, Trials
 from headway.config import to_dict
-from headway.train.run import environment
+from headway.formats.durable import read_json, write_json
+from headway.learn.run import environment
 
 Note = Callable[[str], None]
 

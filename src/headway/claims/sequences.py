@@ -13,17 +13,17 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
+from headway.app.recipes import configured, named
+from headway.app.variants import matching_width, nearest_width
 from headway.claims.claim import Values
 from headway.claims.networks import START, Training, descend, one_thread
 from headway.config import override
 from headway.data import Pair, SplitConfig, find_set, grouped, pairs, split_pairs
 from headway.evaluation import open_task
-from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
-from headway.recipes import configured, named
-from headway.train import ScheduleConfig, WSDConfig
-from headway.train.objectives.written import Sourced
-from headway.train.task import Task
-from headway.variants import matching_width, nearest_width
+from headway.learn import ScheduleConfig, WSDConfig
+from headway.learn.objectives.written import Sourced
+from headway.learn.task import Task
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
 
 ATTENTION = "attention"
 WITHOUT_ORDER = "attention, without positions"

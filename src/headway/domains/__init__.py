@@ -2,8 +2,8 @@
 
 A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
 that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
-`headway.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. Its module
-`scale`, where it has one, says in SCALES how its recipes grow with data and time.
+`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. Its
+module `scale`, where it has one, says in SCALES how its recipes grow with data and time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
-    from headway.train import Recipe
-    from headway.train.scale import Scale
+    from headway.learn import Recipe
+    from headway.learn.scale import Scale
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def tasks() -> dict[str, str]:
 
 
 class Serves(NamedTuple):
-    """Who serves a verb: the module with its predictor, for models of which a question of `headway.models.kinds` is
+    """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
     true.
     """
 

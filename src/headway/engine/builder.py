@@ -18,8 +18,8 @@ from headway.engine.packed import PackedMatrix, PackedTensor, pack
 from headway.engine.products import ROOM
 from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
 from headway.engine.tiles import FP32, GROUP
-from headway.parts.norm import LayerNorm, RMSNorm
-from headway.parts.projection import Projection
+from headway.nn.parts.norm import LayerNorm, RMSNorm
+from headway.nn.parts.projection import Projection
 
 
 class CannotLowerError(Exception):

@@ -24,13 +24,13 @@ from headway.engine.keys import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
 from headway.engine.tiles import FP32
-from headway.mixers.associative import Associative, FastWeights
-from headway.mixers.attention import SelfAttention
-from headway.mixers.conditional_gru import ConditionalGRU, Summary
-from headway.mixers.dynamic_links import DynamicLinks, FastLinks
-from headway.mixers.recurrence import Recurrence, Vectors
-from headway.models import Decoding
-from headway.models.block import Block
+from headway.nn.mixers.associative import Associative, FastWeights
+from headway.nn.mixers.attention import SelfAttention
+from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary
+from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
+from headway.nn.mixers.recurrence import Recurrence, Vectors
+from headway.nn.models import Decoding
+from headway.nn.models.block import Block
 
 
 class Pool:

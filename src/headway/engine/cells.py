@@ -121,7 +121,7 @@ _EPS = np.float32(1e-6)
 
 @compiled
 def _features(kind: int, nu: int, x: int, size: int, out: int) -> None:
-    """headway.parts.norm, of one head."""
+    """headway.nn.parts.norm, of one head."""
     v, y = f32(x), f32(out)
     if kind == DPFP:
         for j in range(1, nu + 1):

@@ -19,13 +19,13 @@ from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
 from headway.engine.tiles import FP32
-from headway.kernels import rough_attention
 from headway.layout import Layout
-from headway.mixers.attention import KeyValues, SelfAttention
-from headway.mixers.conditional_gru import Annotations
-from headway.mixers.cross import Remembered
-from headway.models import Cache, Captioner, Decoding, EncoderDecoder, Heard, Prompt, Transformer
-from headway.models.transformer import check_prompt
+from headway.nn.kernels import rough_attention
+from headway.nn.mixers.attention import KeyValues, SelfAttention
+from headway.nn.mixers.conditional_gru import Annotations
+from headway.nn.mixers.cross import Remembered
+from headway.nn.models import Cache, Captioner, Decoding, EncoderDecoder, Heard, Prompt, Transformer
+from headway.nn.models.transformer import check_prompt
 from headway.visibility import Causal
 
 _KEPT = 2  # rooms: what is read, and what comes next
@@ -51,7 +51,7 @@ _MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more r
 
 
 class Kept(NamedTuple):
-    """A generation under way, as `headway.models.Decoding`: keys and values of each row, and those of its memory."""
+    """A generation under way, as `headway.nn.models.Decoding`: keys and values of each row, and those of its memory."""
 
     own: RowBlocks
     read: RowBlocks

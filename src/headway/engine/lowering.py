@@ -15,10 +15,10 @@ from headway.engine.keys import HEADS, block_bytes
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
-from headway.mixers.attention import QKNorm, SelfAttention, WideQKNorm
-from headway.mixers.cross import CrossAttention
-from headway.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
-from headway.parts.projection import Projection
+from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.cross import CrossAttention
+from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
+from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
 

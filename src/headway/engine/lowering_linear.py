@@ -11,13 +11,13 @@ from headway.engine import cells as code
 from headway.engine import operations
 from headway.engine.builder import Builder, Slot, norm_parts
 from headway.engine.program import Opcode
-from headway.mixers.associative import Associative
-from headway.mixers.delta import Delta, GatedDelta
-from headway.mixers.dynamic_links import DynamicLinks
-from headway.mixers.fast_weights import FastWeightController
-from headway.mixers.linear_attention import LinearAttention
-from headway.parts.norm import LogDecay, Strength
-from headway.parts.projection import Projection
+from headway.nn.mixers.associative import Associative
+from headway.nn.mixers.delta import Delta, GatedDelta
+from headway.nn.mixers.dynamic_links import DynamicLinks
+from headway.nn.mixers.fast_weights import FastWeightController
+from headway.nn.mixers.linear_attention import LinearAttention
+from headway.nn.parts.norm import LogDecay, Strength
+from headway.nn.parts.projection import Projection
 
 _FEATURES = {
     "elu": code.ELU,

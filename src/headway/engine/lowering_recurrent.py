@@ -18,10 +18,10 @@ from headway.engine.cache import Memory
 from headway.engine.operations import ADD, BLOCK
 from headway.engine.packed import unpack
 from headway.engine.program import Opcode
-from headway.mixers.conditional_gru import ConditionalGRU
-from headway.mixers.gated import GRU, LSTM, Elman
-from headway.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
-from headway.mixers.pointwise import Pointwise
+from headway.nn.mixers.conditional_gru import ConditionalGRU
+from headway.nn.mixers.gated import GRU, LSTM, Elman
+from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
+from headway.nn.mixers.pointwise import Pointwise
 
 Lowered = Callable[[Builder, Any, Slot], Slot]  # a mixer and its input to its output before the projection
 

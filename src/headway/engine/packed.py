@@ -15,9 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headway.checkpoints.durable import write_tensors
-from headway.checkpoints.native import QUANTISED, check_tensors, config_of, named_tensors, undrawn
-from headway.checkpoints.native import Weights as Format
 from headway.config import to_dict
 from headway.engine.cache import pool
 from headway.engine.machine import announced
@@ -25,8 +22,11 @@ from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
-from headway.models.embeds import TokenEmbed
-from headway.parts.projection import Projection
+from headway.formats.durable import write_tensors
+from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, undrawn
+from headway.formats.native import Weights as Format
+from headway.nn.models.embeds import TokenEmbed
+from headway.nn.parts.projection import Projection
 
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 

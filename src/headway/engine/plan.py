@@ -18,20 +18,20 @@ from headway.engine.lowering_recurrent import RECURRENT, lower_conditional
 from headway.engine.operations import GATED
 from headway.engine.program import NAMES, Opcode, run, run_whole
 from headway.layout import Layout
-from headway.mixers.attention import QKNorm, SelfAttention, WideQKNorm
-from headway.mixers.conditional_gru import ConditionalGRU
-from headway.mixers.cross import CrossAttention
-from headway.models import Transformer
-from headway.models.block import Block, Branch, LayerScale, ParallelBlock
-from headway.models.embeds import TokenEmbed, TypeEmbed
-from headway.models.heads import Maxout, Transform, VocabularyHead
-from headway.models.stack import Stack
-from headway.parts.bias import Alibi, Relative
-from headway.parts.dropout import Dropout
-from headway.parts.feedforward import MLP, Experts, Gated
-from headway.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
-from headway.parts.positions import Learned, Sinusoidal
-from headway.parts.projection import Projection
+from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.conditional_gru import ConditionalGRU
+from headway.nn.mixers.cross import CrossAttention
+from headway.nn.models import Transformer
+from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.models.embeds import TokenEmbed, TypeEmbed
+from headway.nn.models.heads import Maxout, Transform, VocabularyHead
+from headway.nn.models.stack import Stack
+from headway.nn.parts.bias import Alibi, Relative
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.feedforward import MLP, Experts, Gated
+from headway.nn.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
+from headway.nn.parts.positions import Learned, Sinusoidal
+from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from headway.generate.prompts import check_number
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.search import Constraint, Hypothesis
-from headway.models import Generative
+from headway.nn.models import Generative
 
 
 def draw_on(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headway.errors import UserError
 from headway.layout import Layout
-from headway.models import EncoderDecoderConfig, Generative, Prompt
+from headway.nn.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
 Source = Ids | Tensor  # symbols of an encoder's, or an image, Float[C, H, W], of a captioner's

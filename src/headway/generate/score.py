@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.generate.prompts import Ids, batches, check_ids, check_sources, context_of, device_of, evaluating, pad
-from headway.kernels import IGNORED
-from headway.models import EncoderDecoder, Transformer
+from headway.nn.kernels import IGNORED
+from headway.nn.models import EncoderDecoder, Transformer
 
 
 class _Window(NamedTuple):

@@ -25,7 +25,7 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.given import check_fields
-from headway.models import GenerationProgress, Generative, Prompt
+from headway.nn.models import GenerationProgress, Generative, Prompt
 
 _LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them

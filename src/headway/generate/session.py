@@ -28,7 +28,7 @@ from headway.generate.prompts import (
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.speculation import Draft, Extending, Guesser, Lookup, Speculation
 from headway.generate.stopping import Limits, TextStream
-from headway.models import CaptionerConfig, EncoderDecoderConfig, GenerationProgress, Generative
+from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, GenerationProgress, Generative
 
 FinishReason = Literal["stop", "length"]
 _SAMPLING, _LIMITS = Sampling(), Limits()

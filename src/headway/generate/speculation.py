@@ -18,8 +18,8 @@ from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError
 from headway.generate.prompts import context_of, device_of, make_prompt
 from headway.generate.sampling import Sampler
-from headway.models import Generative
-from headway.models.kinds import is_causal
+from headway.nn.models import Generative
+from headway.nn.models.kinds import is_causal
 
 LONGEST, SHORTEST = 4, 2  # tokens that must agree with an earlier place, the more the better
 MOST = 15  # guesses at once

@@ -25,8 +25,8 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 def prepare(job: Job) -> None:
     """Write the model as a .gguf file in fp32, which llama.cpp then rounds; all matrices alike."""
-    from headway.checkpoints.open import open_model
-    from headway.exchange import export_model
+    from headway.app.exchange import export_model
+    from headway.formats.open import open_model
 
     target = job.place(_NAME)
     whole = target if job.form == "fp32" else target.with_name("whole.gguf")

@@ -11,10 +11,10 @@ from torch import nn
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, exponent
 from headway.claims.networks import LINEAR, generator, kept_bytes, network, seconds, step_seconds
 from headway.claims.page import lines
-from headway.kernels import recording
 from headway.layout import Layout
-from headway.mixers import AttentionConfig, Mixer, MixerConfig, tree_map
-from headway.models import Transformer, TransformerConfig
+from headway.nn.kernels import recording
+from headway.nn.mixers import AttentionConfig, Mixer, MixerConfig, tree_map
+from headway.nn.models import Transformer, TransformerConfig
 from headway.visibility import Causal
 
 if TYPE_CHECKING:

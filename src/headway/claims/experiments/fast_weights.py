@@ -13,8 +13,8 @@ from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Value
 from headway.claims.networks import START, generator
 from headway.claims.page import lines
 from headway.layout import Layout
-from headway.mixers import AttentionConfig, FastWeightsConfig, LinearAttentionConfig, Mixer
-from headway.parts.init import initialise
+from headway.nn.mixers import AttentionConfig, FastWeightsConfig, LinearAttentionConfig, Mixer
+from headway.nn.parts.init import initialise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

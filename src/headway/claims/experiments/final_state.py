@@ -13,9 +13,9 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.networks import MIXERS, Draw, DrawnExamples, Training, accuracy, generator, network, train
 from headway.claims.page import lines
 from headway.layout import Layout
-from headway.mixers import KeyValues, State
-from headway.models import TokenEmbedConfig, Transformer, TransformerConfig
-from headway.parts.positions import LearnedConfig
+from headway.nn.mixers import KeyValues, State
+from headway.nn.models import TokenEmbedConfig, Transformer, TransformerConfig
+from headway.nn.parts.positions import LearnedConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

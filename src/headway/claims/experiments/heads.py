@@ -11,11 +11,11 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values, differe
 from headway.claims.networks import DrawnExamples, Training, accuracy, generator, network, train
 from headway.claims.page import lines
 from headway.claims.problems import KeyValuePairs, pairs
-from headway.kernels import IGNORED
 from headway.layout import Layout
-from headway.mixers import AttentionConfig
-from headway.models import Transformer, attention_maps
-from headway.parts.positions import RotaryConfig
+from headway.nn.kernels import IGNORED
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import Transformer, attention_maps
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full
 
 if TYPE_CHECKING:

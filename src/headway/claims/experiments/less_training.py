@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
 from headway.claims.page import bars, colour
 from headway.claims.sequences import ATTENTION, WITHOUT_ORDER, Budget, opened, seconds_to, small, tuned
-from headway.train import InverseSqrtConfig
+from headway.learn import InverseSqrtConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values
 from headway.claims.networks import MIXERS, Draw, Training, accuracy, error, network, train
 from headway.claims.page import lines
 from headway.claims.problems import adding, copying
-from headway.models import Transformer, TransformerConfig
+from headway.nn.models import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,10 +11,10 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values, differe
 from headway.claims.page import intervals, lines, middle_of
 from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, words_of, write_lists
 from headway.domains.translation.task import ParallelText, TargetText
+from headway.learn.task import Task
 from headway.metrics import pronunciation_error_rates
-from headway.models import EncoderDecoder, ModelConfig
-from headway.models.ancestors import rnnenc, rnnsearch
-from headway.train.task import Task
+from headway.nn.models import EncoderDecoder, ModelConfig
+from headway.nn.models.ancestors import rnnenc, rnnsearch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

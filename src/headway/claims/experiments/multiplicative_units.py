@@ -9,8 +9,8 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values, differe
 from headway.claims.networks import MIXERS, AdditiveConfig, Draw, Training, accuracy, error, network, train
 from headway.claims.page import bars
 from headway.claims.problems import adding, copying, latest, totals
-from headway.mixers import MixerConfig
-from headway.models import TransformerConfig
+from headway.nn.mixers import MixerConfig
+from headway.nn.models import TransformerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Value
 from headway.claims.networks import MIXERS, generator, network, seconds, size, step_seconds, widened
 from headway.claims.page import lines
 from headway.layout import Layout
-from headway.models import Transformer, TransformerConfig
+from headway.nn.models import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
 from headway.claims.page import bars, intervals
 from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, write_backwards
-from headway.models.presets import lstm_2014
+from headway.nn.models.presets import lstm_2014
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

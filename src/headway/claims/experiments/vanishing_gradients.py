@@ -13,7 +13,7 @@ from headway.claims.claim import Claim, Finding, Number, Trials, Values, mean, s
 from headway.claims.networks import MIXERS, Training, accuracy, generator, network, train
 from headway.claims.page import bars, lines
 from headway.claims.problems import recall
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from headway.environments import Copies, Returns, played
 from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 _DRAWS = 15  # so that what is drawn here has nothing to do with what environments draw from the same seed
 

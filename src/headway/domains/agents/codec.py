@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.checkpoints.durable import read_json, write_json
 from headway.config import from_dict, to_dict
 from headway.environments import Copies, Spaces
 from headway.errors import UserError
+from headway.formats.durable import read_json, write_json
 
 FILE = "agent.json"  # beside the model of an agent
 

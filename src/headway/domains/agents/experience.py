@@ -16,8 +16,8 @@ from headway.environments import SEEDS, Copies
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
-from headway.models import Encoded, StatesEmbed, Transformer
-from headway.parts.norm import RunningNorm
+from headway.nn.models import Encoded, StatesEmbed, Transformer
+from headway.nn.parts.norm import RunningNorm
 
 
 class LastStates:

@@ -9,9 +9,9 @@ import numpy as np
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec
 from headway.environments import PICTURED, Copies
-from headway.models import Transformer
-from headway.report import Picture, line_chart
-from headway.report.films import FilmedEpisode, Reel, filmed
+from headway.learn.report import Picture, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
+from headway.nn.models import Transformer
 
 _POINTS = 200  # of a curve at most
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headway.domains.agents.task import PPOConfig
-from headway.models.agents import actor_critic
-from headway.train import AdamWConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models.agents import actor_critic
 
 
 def ppo() -> Recipe:

@@ -25,7 +25,11 @@ from headway.domains.agents.distributions import Categorical, Normal, distributi
 from headway.domains.agents.experience import DoneSteps, Estimation, Experience, layout_of, policy_of, value_of
 from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
-from headway.models import (
+from headway.learn import WHOLE, Recipe, Shard, Task, TaskConfig
+from headway.learn.examples import Batch, Explored
+from headway.learn.objective import Objective
+from headway.learn.report import Picture
+from headway.nn.models import (
     GaussianHeadConfig,
     Loss,
     ModelConfig,
@@ -35,11 +39,7 @@ from headway.models import (
     TransformerConfig,
     policy_head,
 )
-from headway.parts.positions import LearnedConfig
-from headway.report import Picture
-from headway.train import WHOLE, Recipe, Shard, Task, TaskConfig
-from headway.train.examples import Batch, Explored
-from headway.train.objective import Objective
+from headway.nn.parts.positions import LearnedConfig
 
 _EPS = 1e-8
 _ORDER = 16  # so that the order of steps has nothing to do with other draws from the same seed

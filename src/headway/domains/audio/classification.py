@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.familiar import Alike, Familiar
 from headway.config import register
 from headway.data import SplitConfig
 from headway.data.labelled import Labelled, read_labelled
@@ -24,12 +23,13 @@ from headway.domains.audio.sound import KINDS
 from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
 from headway.errors import ConfigError
-from headway.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance
-from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
-from headway.train.recipe import batch_size_of
+from headway.formats.familiar import Alike, Familiar
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, Chance
+from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.learn.recipe import batch_size_of
+from headway.learn.report import Picture
+from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
 _MEASURED = 1_000  # sounds of which it is taken how they are at a first hearing, some 2 ms each
 

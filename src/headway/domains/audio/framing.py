@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.checkpoints.usage import Usage
 from headway.domains.audio.mel import HOP, SHORTEST, WINDOW, decades, log_mel, scaled
 from headway.domains.audio.sound import Sound
 from headway.errors import UserError, nearest
+from headway.formats.usage import Usage
 
 _EDGE = WINDOW // 2  # samples that a frame hears before its middle, and after
 _AT_ONCE = 6000  # frames that are measured together

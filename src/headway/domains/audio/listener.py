@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.checkpoints.usage import Usage
 from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.usage import Usage
 from headway.generate import Sampling, SearchConfig, draw_on, search_on
 from headway.generate.prompts import evaluating
 from headway.given import check_fields
 from headway.layout import Layout
-from headway.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
+from headway.nn.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.audio.mel import HOP, RATE
-from headway.report import Picture
-from headway.report.confusion import Span, confusions, spectrogram
+from headway.learn.report import Picture
+from headway.learn.report.confusion import Span, confusions, spectrogram
 
 
 def class_pictures(

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.checkpoints.usage import named
 from headway.domains.audio.classification import windowed
 from headway.domains.audio.glance import glance, middle_of
 from headway.domains.audio.listener import Task, Transcribing
@@ -21,10 +20,11 @@ from headway.domains.audio.sound import Given, mono, open_sound, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
+from headway.formats.usage import named
 from headway.generate.prompts import device_of, evaluating
 from headway.given import typed
 from headway.handle import Handle
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 Watch = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]

@@ -10,10 +10,10 @@ from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
 from headway.domains.audio.transcription import TranscriptionConfig
-from headway.models import EncoderDecoderConfig
-from headway.models.presets import listener, whisper
-from headway.parts.init import InitConfig
-from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models import EncoderDecoderConfig
+from headway.nn.models.presets import listener, whisper
+from headway.nn.parts.init import InitConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
 SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)

@@ -19,8 +19,8 @@ from headway.domains.audio.speech import words
 from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
 from headway.errors import UserError
-from headway.train import Recipe, Task
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import Recipe, Task
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
 _WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))

@@ -46,12 +46,12 @@ from headway.domains.audio.speech import (
 from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import settled
 from headway.errors import ConfigError, UserError, nearest
-from headway.models import EncoderDecoder
-from headway.report import Picture
-from headway.report.confusion import Span
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, ByCount, Chance, spread
-from headway.train.objectives.written import Ids, Sources
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, ByCount, Chance, spread
+from headway.learn.objectives.written import Ids, Sources
+from headway.learn.report import Picture
+from headway.learn.report.confusion import Span
+from headway.nn.models import EncoderDecoder
 
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the set's own split

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.usage import read_usage
 from headway.codecs import TokenizerCodec
 from headway.data.order import epoch_seed
 from headway.domains.audio.augment import chance as drawn
@@ -24,17 +23,18 @@ from headway.domains.audio.framing import Padding, framed, padding_of, said_padd
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.windows import bands_of, with_window
 from headway.errors import ConfigError, UserError
+from headway.formats.usage import read_usage
 from headway.generate import SearchConfig, beam_search
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
+from headway.learn import Recipe
+from headway.learn.examples import Batch, Chance, Samples
+from headway.learn.objective import judged
+from headway.learn.objectives.written import Ids, Sourced, Sources, Written, shifted
+from headway.learn.recipe import batch_size_of
 from headway.metrics import language_scores, word_error_rate
-from headway.mixers import CrossAttention
-from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
-from headway.train import Recipe
-from headway.train.examples import Batch, Chance, Samples
-from headway.train.objective import judged
-from headway.train.objectives.written import Ids, Sourced, Sources, Written, shifted
-from headway.train.recipe import batch_size_of
+from headway.nn.mixers import CrossAttention
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
 
 START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 _MASKS = 1 << 32  # tells what is drawn for masks from all else that is drawn for a place

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from headway.card import Card, shows
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.domains.audio.activity import Timeline, speech_of
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
@@ -24,7 +23,8 @@ from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.sound import Given, Sound, open_sound
 from headway.domains.audio.words import Word, Words
 from headway.errors import UserError
-from headway.models import EncoderDecoder, Heard
+from headway.formats.usage import Usage
+from headway.nn.models import EncoderDecoder, Heard
 
 FRAME = HOP / RATE  # seconds
 _CERTAIN = 0.5  # the temperature above which a text is no good beginning for the next

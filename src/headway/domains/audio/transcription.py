@@ -37,12 +37,12 @@ from headway.domains.audio.speech import (
 from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
 from headway.domains.audio.windows import check_lengths, frames_of, settled
 from headway.errors import ConfigError, UserError, nearest
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, Chance, Numbered, Selected
+from headway.learn.objectives.written import Sources
+from headway.learn.report import Picture
 from headway.metrics.errors import english_normalizer, english_words
-from headway.models import EncoderDecoder, EncoderDecoderConfig
-from headway.report import Picture
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, Chance, Numbered, Selected
-from headway.train.objectives.written import Sources
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from headway.domains.audio.mel import HOP, RATE
 from headway.errors import ConfigError, UserError
-from headway.models import FramesEmbedConfig, SpectrogramEmbedConfig, TransformerConfig
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.models import FramesEmbedConfig, SpectrogramEmbedConfig, TransformerConfig
 
 _RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that its model's window is settled
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from headway.codecs import TokenizerCodec
 from headway.domains.audio.listener import FRAMES, STEP, TimedPart, WhisperTokens
 from headway.layout import Layout
-from headway.models import EncoderDecoder, Heard, attention_maps
+from headway.nn.models import EncoderDecoder, Heard, attention_maps
 
 _SMOOTH = 7  # positions of the median filter
 _BLANK = 1e-9

@@ -22,10 +22,10 @@ from headway.data.files import File
 from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
 from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
 from headway.layout import Layout
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, ByCount, Chance, Selected
+from headway.learn.objectives.vocabulary import Likelihood
 from headway.metrics import language_scores
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, ByCount, Chance, Selected
-from headway.train.objectives.vocabulary import Likelihood
 
 
 @register("instruct")

@@ -20,8 +20,6 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headway.checkpoints.durable import write_tensors
-from headway.checkpoints.native import named_tensors
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat import Chat, ChatTemplate
 from headway.config import register, to_dict
@@ -32,13 +30,15 @@ from headway.data.marked import Marked, MarkedCache, MarkedSample, open_marked
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column
 from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
 from headway.errors import ConfigError
+from headway.formats.durable import write_tensors
+from headway.formats.native import named_tensors
 from headway.layout import Layout
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, ByTokens, Chance
+from headway.learn.objective import Objective, judged
+from headway.learn.start import open_start
 from headway.metrics import wilson
-from headway.models import Loss, ModelConfig, VocabularyHead, build
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, ByTokens, Chance
-from headway.train.objective import Objective, judged
-from headway.train.start import open_start
+from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 
 FILE = "reference.safetensors"
 _NAME = "log_probabilities"

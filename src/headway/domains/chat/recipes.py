@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from headway.domains.chat.instruct import InstructConfig
 from headway.domains.chat.preference import PreferenceConfig
-from headway.models import TransformerConfig
-from headway.models.presets import decoder
-from headway.parts.init import InitConfig
-from headway.train import AdamWConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models import TransformerConfig
+from headway.nn.models.presets import decoder
+from headway.nn.parts.init import InitConfig
 
 
 def small() -> TransformerConfig:

@@ -13,8 +13,8 @@ import numpy as np
 from headway.data.dialogues import dialogue_sources, read_chats
 from headway.domains.chat.instruct import Chats
 from headway.errors import UserError
-from headway.train import Recipe, Task
-from headway.train.scale import Scale, Settings, Settled, Shapes, below
+from headway.learn import Recipe, Task
+from headway.learn.scale import Scale, Settings, Settled, Shapes, below
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # characters, symbols

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.chat import ChatTemplate
 from headway.data.dialogues import Message
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
 

@@ -13,7 +13,6 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from headway.checkpoints.usage import read_usage
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
 from headway.codecs.chat import ROLES, Chat, ChatTemplate, Ends, default_template
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
@@ -23,10 +22,11 @@ from headway.data.dialogues import Message, Messages
 from headway.data.marked import MarkedCache
 from headway.data.splits import divided
 from headway.errors import ConfigError, UserError
+from headway.formats.usage import read_usage
 from headway.generate import Limits, Sampling, Session
-from headway.models import ModelConfig, Transformer, TransformerConfig
-from headway.train import Recipe, TaskConfig
-from headway.train.examples import Numbered
+from headway.learn import Recipe, TaskConfig
+from headway.learn.examples import Numbered
+from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 
 JUDGED_AT_ONCE = 8192  # tokens
 _LOG = logging.getLogger(__name__)

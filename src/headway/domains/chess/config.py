@@ -11,7 +11,7 @@ from headway.codecs.boards import MOVES
 from headway.config import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError
-from headway.train import Recipe, Task, TaskConfig
+from headway.learn import Recipe, Task, TaskConfig
 
 if TYPE_CHECKING:
     from headway.domains.chess.positions import Positions

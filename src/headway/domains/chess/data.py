@@ -10,11 +10,11 @@ from headway.data import Splits
 from headway.domains.chess.judge import Judge
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.show import board_pictures, shown_positions
-from headway.report import Picture
-from headway.train import Recipe
-from headway.train.examples import Numbered
-from headway.train.objective import Objective
-from headway.train.recipe import batch_size_of
+from headway.learn import Recipe
+from headway.learn.examples import Numbered
+from headway.learn.objective import Objective
+from headway.learn.recipe import batch_size_of
+from headway.learn.report import Picture
 
 
 class PositionRows(Numbered):

@@ -17,9 +17,9 @@ from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
 from headway.errors import UserError
 from headway.generate.prompts import device_of
-from headway.models import BoardEmbedConfig, Transformer
-from headway.models.kinds import is_board
-from headway.train import Recipe
+from headway.learn import Recipe
+from headway.nn.models import BoardEmbedConfig, Transformer
+from headway.nn.models.kinds import is_board
 
 MEGABYTES = 64  # that the cache takes if no one says
 _ENTRY = 420  # bytes of an entry beside its key and its policy's numbers: two arrays, a tuple, a place in a dictionary

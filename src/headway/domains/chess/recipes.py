@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headway.domains.chess.config import ChessConfig, SearchlessConfig
-from headway.models.presets import searchless, squares
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models.presets import searchless, squares
 
 
 def chess() -> Recipe:

@@ -12,8 +12,8 @@ from pathlib import Path
 from headway.data.files import File, lines
 from headway.domains.chess.config import GamesConfig
 from headway.errors import UserError
-from headway.train import Recipe
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import Recipe
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),

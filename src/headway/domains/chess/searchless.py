@@ -19,11 +19,11 @@ from headway.domains.chess.judge import TokenJudge, absolute, said, scores_of, t
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.values import expected
 from headway.errors import UserError
+from headway.learn import Recipe
+from headway.learn.examples import Batch, Chance
+from headway.learn.objective import judged
 from headway.metrics import wilson
-from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
-from headway.train import Recipe
-from headway.train.examples import Batch, Chance
-from headway.train.objective import judged
+from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 
 _SPREAD, _ROUND = 2_654_435_761, 1_000_003  # neighbours begin with different moves
 

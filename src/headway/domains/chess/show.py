@@ -14,8 +14,8 @@ from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, drawing, move_of
-from headway.models import attention_maps
-from headway.report import Picture
+from headway.learn.report import Picture
+from headway.nn.models import attention_maps
 
 _SIZE = 330  # of a board, in pixels at most
 _GREEN, _BLUE = "#15781b", "#1565c0"

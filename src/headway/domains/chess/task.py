@@ -17,11 +17,11 @@ from headway.domains.chess.judge import POLICY, VALUE, BoardJudge, outputs
 from headway.domains.chess.positions import Positions, Targets
 from headway.domains.chess.rules import chess, legal_numbers
 from headway.errors import UserError
+from headway.learn import Recipe
+from headway.learn.examples import Batch, Chance
+from headway.learn.objective import judged
 from headway.metrics import wilson
-from headway.models import BoardEmbedConfig, Loss, ModelConfig, Transformer, TransformerConfig
-from headway.train import Recipe
-from headway.train.examples import Batch, Chance
-from headway.train.objective import judged
+from headway.nn.models import BoardEmbedConfig, Loss, ModelConfig, Transformer, TransformerConfig
 
 _FORGET, _TURN = 23, 24  # streams of random numbers
 

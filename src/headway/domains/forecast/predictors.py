@@ -19,7 +19,7 @@ from headway.generate.prompts import evaluating
 from headway.given import typed
 from headway.handle import Handle
 from headway.in_memory import Data, kept
-from headway.train.objectives.quantiles import Quantiles
+from headway.learn.objectives.quantiles import Quantiles
 
 
 class Forecast(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from headway.domains.forecast.task import ForecastConfig
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.objectives.quantiles import HEAD
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     NumbersConfig,
     PooledHeadConfig,
@@ -12,11 +14,9 @@ from headway.models import (
     StatesEmbedConfig,
     TransformerConfig,
 )
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.train.objectives.quantiles import HEAD
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.positions import RotaryConfig
 
 
 def forecast() -> Recipe:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from headway.train import Recipe
-from headway.train.scale import Law, Scale, Settings, Shapes
+from headway.learn import Recipe
+from headway.learn.scale import Law, Scale, Settings, Shapes
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from typing import cast
 import numpy as np
 import torch
 
-from headway.checkpoints.durable import read_json, write_text
-from headway.checkpoints.usage import SERIES
 from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, flat
 from headway.errors import ConfigError, UserError
+from headway.formats.durable import read_json, write_text
+from headway.formats.usage import SERIES
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, Chance, spread
+from headway.learn.objectives.quantiles import Around, Continued, Quantiles
+from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
-from headway.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance, spread
-from headway.train.objectives.quantiles import Around, Continued, Quantiles
-from headway.train.recipe import batch_size_of
+from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 
 _TOKENS = 32  # patches of a context, at most
 _JUDGED = 4096  # windows of a split that are judged, spread evenly over it

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.codecs.processor import ImageProcessor
 from headway.domains.image_text.use import Image, check_images, pixels_of
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, pad
 from headway.given import Failed, each
-from headway.models import Captioner, PatchEmbed, Prompt
+from headway.nn.models import Captioner, PatchEmbed, Prompt
 
 LONGEST = 64  # symbols of a caption where nothing says how many
 _AT_ONCE = 16  # images

@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
@@ -22,8 +21,9 @@ from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.parts import ModelPart, decoder_of, tower_of
 from headway.domains.image_text.pictures import open_pictures
 from headway.errors import ConfigError, UserError
-from headway.models import CaptionerConfig
-from headway.train import Recipe, Task, TaskConfig
+from headway.formats.usage import Usage, read_usage
+from headway.learn import Recipe, Task, TaskConfig
+from headway.nn.models import CaptionerConfig
 
 BEGIN, END = "<s>", "</s>"
 

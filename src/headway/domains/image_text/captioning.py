@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import Codec
 from headway.codecs.processor import ImageProcessor
 from headway.config import override
@@ -21,17 +20,18 @@ from headway.data import SIDES, Splits
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_config import Captioned, CaptionsConfig
 from headway.errors import UserError
+from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
+from headway.learn import Recipe
+from headway.learn.examples import Batch, Chance, Numbered, Selected
+from headway.learn.objective import judged
+from headway.learn.objectives.written import Ids, Sourced, Sources, Written, shifted
+from headway.learn.recipe import batch_size_of
+from headway.learn.report import Picture, Tile, tiled
 from headway.metrics import caption_scores
-from headway.models import Captioner, CaptionerConfig, ModelConfig, attention_maps
-from headway.report import Picture, Tile, tiled
-from headway.train import Recipe
-from headway.train.examples import Batch, Chance, Numbered, Selected
-from headway.train.objective import judged
-from headway.train.objectives.written import Ids, Sourced, Sources, Written, shifted
-from headway.train.recipe import batch_size_of
+from headway.nn.models import Captioner, CaptionerConfig, ModelConfig, attention_maps
 
 _DARK = 0.2  # the brightness of what is not looked at
 _WORDS = 16  # of a caption, so that a picture can be taken in

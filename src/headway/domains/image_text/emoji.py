@@ -20,7 +20,7 @@ from headway.domains.image_text.data import Captions
 from headway.domains.image_text.recall import AT
 from headway.domains.image_text.task import CaptionedImages, ImageTextConfig, Matching
 from headway.errors import UserError
-from headway.train import Recipe, Task
+from headway.learn import Recipe, Task
 
 _SIDE = 16  # pixels that images are compared by, as means of larger fields
 _GRAM = 3

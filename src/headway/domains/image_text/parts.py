@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_config, open_model, use_of
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.models import PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
+from headway.formats.hub import find_folder
+from headway.formats.open import open_config, open_model, use_of
+from headway.formats.usage import Usage
+from headway.nn.models import PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
 
 @dataclass(frozen=True)

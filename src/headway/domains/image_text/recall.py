@@ -10,10 +10,10 @@ from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.processor import pillow
 from headway.errors import UserError
+from headway.learn.report import Picture
+from headway.learn.report.charts import shorten, svg, text
+from headway.learn.report.page import data_uri
 from headway.metrics import bootstrap_mean, wilson
-from headway.report import Picture
-from headway.report.charts import shorten, svg, text
-from headway.report.page import data_uri
 
 _SIDE, _GAP, _LEFT = 56, 8, 180  # in the units of the drawing
 _NEAREST = 5

@@ -9,8 +9,9 @@ from headway.domains.image_text.augment import ImageMovesConfig
 from headway.domains.image_text.caption_config import EmojiConfig, FilesConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextConfig
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     CaptionerConfig,
     PatchEmbedConfig,
@@ -20,12 +21,11 @@ from headway.models import (
     TwoTowerConfig,
     cycle,
 )
-from headway.models.presets import clip
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import RMSNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models.presets import clip
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
 # The greatest score of normalised queries and keys; with the usual scale those of small heads stay below 5.

@@ -16,8 +16,8 @@ from headway.domains.image_text.caption_config import FilesConfig
 from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.task import ImageTextConfig
 from headway.errors import UserError
-from headway.train import Recipe, Task, examples
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.learn import Recipe, Task, examples
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
 
 if TYPE_CHECKING:
     from headway.domains.image_text.captioning import ImagesToCaption

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.usage import Usage, read_usage
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
 from headway.codecs.marks import frame
 from headway.codecs.processor import ImageProcessor
@@ -27,13 +26,14 @@ from headway.domains.image_text.pictures import open_pictures
 from headway.domains.image_text.recall import nearest_pictures, recall
 from headway.domains.image_text.use import text_rows, text_vectors
 from headway.errors import ConfigError
+from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig, TrainConfig
-from headway.train.examples import Batch, Chance, Numbered
-from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
-from headway.train.rows import in_parts
+from headway.learn import Recipe, Task, TaskConfig, TrainConfig
+from headway.learn.examples import Batch, Chance, Numbered
+from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
+from headway.learn.report import Picture
+from headway.learn.rows import in_parts
+from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
 
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
 _KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")

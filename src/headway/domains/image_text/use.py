@@ -14,15 +14,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.card import Card, shows
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.codecs.processor import FORMATS, ImageProcessor, read_image
 from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each, filled
-from headway.models import PatchEmbedConfig, TwoTower, TwoTowerConfig
-from headway.train.rows import FramedRows, Limit, flat, framed, said_of
+from headway.learn.rows import FramedRows, Limit, flat, framed, said_of
+from headway.nn.models import PatchEmbedConfig, TwoTower, TwoTowerConfig
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"]
 _AT_ONCE = 16  # images

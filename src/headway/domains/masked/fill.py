@@ -21,7 +21,7 @@ from headway.codecs.tokenizer import frame_of
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
-from headway.models import Transformer
+from headway.nn.models import Transformer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special symbols of codecs that are trained for masking, as BERT's has them."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headway.domains.masked.task import MaskedConfig
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     StackConfig,
     TokenEmbedConfig,
@@ -15,11 +16,10 @@ from headway.models import (
     VocabularyHeadConfig,
     cycle,
 )
-from headway.parts.feedforward import GatedConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import LayerNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.parts.feedforward import GatedConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full
 
 

@@ -29,8 +29,12 @@ from headway.domains.masked.rows import (
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.learn.objective import Objective, judged
+from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson
-from headway.models import (
+from headway.nn.models import (
     Encoded,
     Loss,
     ModelConfig,
@@ -42,11 +46,7 @@ from headway.models import (
     VocabularyHead,
     VocabularyHeadConfig,
 )
-from headway.parts.norm import LayerNormConfig
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, ByCount, Chance, Examples
-from headway.train.objective import Objective, judged
-from headway.train.task import codec_of
+from headway.nn.parts.norm import LayerNormConfig
 
 _JUDGED_AT_ONCE = 4096  # tokens
 _FIXED = 0  # the seed of masks that are judged, the same for every run

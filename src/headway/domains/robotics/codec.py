@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from headway.checkpoints.durable import read_json, write_json
-from headway.checkpoints.usage import ROBOT as FILE
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
+from headway.formats.durable import read_json, write_json
+from headway.formats.usage import ROBOT as FILE
 
 UNKNOWN = 0  # the symbol of a word that no demonstrated task has
 _FLAT = 1e-6  # a spread below it is none: the number is left as it is, less its mean

@@ -13,9 +13,9 @@ from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.rollout import open_copies, play
 from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
-from headway.models import RobotPolicy
-from headway.report import Picture, Stroke, bar_chart, line_chart
-from headway.report.films import FilmedEpisode, Reel, filmed
+from headway.learn.report import Picture, Stroke, bar_chart, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
+from headway.nn.models import RobotPolicy
 
 _NUMBERS = 3  # of an action that are drawn
 

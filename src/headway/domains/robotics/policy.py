@@ -13,8 +13,8 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.windows import observed
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
-from headway.models import Drawn, Observations, RobotPolicy
-from headway.models.robot import in_order
+from headway.nn.models import Drawn, Observations, RobotPolicy
+from headway.nn.models.robot import in_order
 
 _DRAWS = 12  # so that what is drawn here has nothing to do with what environments draw from the same seed
 _FLAT = "observation."

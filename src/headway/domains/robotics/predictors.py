@@ -19,7 +19,7 @@ from headway.environments.playing import filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
-from headway.models import RobotPolicy
+from headway.nn.models import RobotPolicy
 
 
 @typed

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headway.checkpoints.lerobot import POLICIES, Scales, scales_of
-from headway.checkpoints.usage import Usage
 from headway.domains.robotics.codec import FILE, Camera, RobotCodec, read_codec
+from headway.formats.lerobot import POLICIES, Scales, scales_of
+from headway.formats.usage import Usage
 
 _LONGEST = 500  # steps of an episode, where nothing is known of them
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from headway.data import SplitConfig
 from headway.domains.robotics.task import RoboticsConfig
-from headway.models import RegressionConfig, act
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models import RegressionConfig, act
 
 
 def robotics() -> Recipe:

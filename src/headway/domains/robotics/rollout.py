@@ -15,7 +15,7 @@ from headway.environments import Copies
 from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
-from headway.models import Observations, RobotPolicy
+from headway.nn.models import Observations, RobotPolicy
 
 AT_ONCE = 25  # episodes side by side
 _TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own

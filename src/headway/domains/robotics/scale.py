@@ -12,8 +12,8 @@ import numpy as np
 
 from headway.data.demonstrations import outline
 from headway.domains.robotics.windows import Demonstrated
-from headway.train import Recipe, Task
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import Recipe, Task
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (64, [1, 1, 1], 2),

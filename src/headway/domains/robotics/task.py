@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 import numpy as np
 from torch import nn
 
-from headway.checkpoints.usage import read_usage
 from headway.config import register
 from headway.data import SplitConfig, Splits, sides_of
 from headway.data.demonstrations import Demonstrations, read_demonstrations
@@ -25,11 +24,12 @@ from headway.domains.robotics.rollout import limit_of, open_each, play, together
 from headway.domains.robotics.windows import ChunkWindows, Demonstrated
 from headway.environments import VARIABLE, Copies, check_stored, seeds_of
 from headway.errors import ConfigError, UserError, nearest
-from headway.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch
-from headway.train.objective import Objective, judged
+from headway.formats.usage import read_usage
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch
+from headway.learn.objective import Objective, judged
+from headway.learn.report import Picture
+from headway.nn.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 
 _LOG = logging.getLogger(__name__)
 

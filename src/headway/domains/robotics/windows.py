@@ -21,10 +21,10 @@ from headway.data.episodes import steps_within
 from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
-from headway.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
-from headway.models.robot import in_order
-from headway.train import Shard
-from headway.train.examples import Batch, ByCount, Chance, Examples
+from headway.learn import Shard
+from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
+from headway.nn.models.robot import in_order
 
 _BRIGHTEST = 255.0
 _MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pictures then lie within -2 to 2

@@ -19,7 +19,7 @@ from headway.generate import Completion, Limits, Sampling, Session, score_ids
 from headway.given import typed
 from headway.handle import Handle
 from headway.in_memory import Data
-from headway.models import attention_maps
+from headway.nn.models import attention_maps
 
 Texts = Iterable[str]
 _SAMPLING, _LIMITS = Sampling(), Limits()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from headway.data import SplitConfig
 from headway.domains.text.task import LanguageConfig
-from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.parts.feedforward import GatedConfig, MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import RMSNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.nn.parts.feedforward import GatedConfig, MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
 _READ = 1 << 15  # tokens of a text, through windows: published forms name a number

@@ -10,8 +10,8 @@ from typing import cast
 
 from headway.data import characters
 from headway.domains.text.task import Documents
-from headway.train import Recipe, Task
-from headway.train.scale import Scale, Settings, Settled, Shapes, below, strain
+from headway.learn import Recipe, Task
+from headway.learn.scale import Scale, Settings, Settled, Shapes, below, strain
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _LOOKED_AT = 300_000_000  # characters that are counted: more make no difference

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.checkpoints.familiar import Familiar
 from headway.codecs import Codec, Kind, train_codec
 from headway.config import override, register
 from headway.data import (
@@ -27,16 +26,17 @@ from headway.data import (
     open_tokens,
 )
 from headway.errors import ConfigError
+from headway.formats.familiar import Familiar
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, ByCount, Chance, Examples, Samples
+from headway.learn.objective import Carrying
+from headway.learn.objectives.vocabulary import Likelihood
+from headway.learn.task import codec_of
 from headway.metrics import language_scores
-from headway.mixers import State
-from headway.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, describe
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, ByCount, Chance, Examples, Samples
-from headway.train.objective import Carrying
-from headway.train.objectives.vocabulary import Likelihood
-from headway.train.task import codec_of
+from headway.nn.mixers import State
+from headway.nn.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, describe
 
 _JUDGED_AT_ONCE = 8192  # tokens
 _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read

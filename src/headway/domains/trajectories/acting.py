@@ -17,8 +17,8 @@ from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
-from headway.mixers import State, select
-from headway.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
+from headway.nn.mixers import State, select
+from headway.nn.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
 
 _DRAWS = 11  # so that what is drawn here has nothing to do with what environments draw from the same seed
 

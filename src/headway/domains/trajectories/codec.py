@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.checkpoints.durable import read_json, write_json
-from headway.checkpoints.usage import SCALES as FILE
 from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes, steps_within
 from headway.errors import UserError
+from headway.formats.durable import read_json, write_json
+from headway.formats.usage import SCALES as FILE
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 from headway.domains.trajectories.acting import play
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import AT_ONCE, PICTURED, Copies
+from headway.learn.report import Picture, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.metrics import bootstrap_mean
-from headway.models import Transformer
-from headway.report import Picture, line_chart
-from headway.report.films import FilmedEpisode, Reel, filmed
+from headway.nn.models import Transformer
 
 _EPISODES = 4  # for each return that is asked for
 

@@ -25,7 +25,7 @@ from headway.environments.playing import filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
-from headway.models import TrajectoryEmbedConfig
+from headway.nn.models import TrajectoryEmbedConfig
 
 
 @typed

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headway.domains.trajectories.task import TrajectoriesConfig
-from headway.models.presets import decision_gym
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
 _SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)

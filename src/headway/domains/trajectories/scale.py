@@ -10,8 +10,8 @@ from typing import cast
 
 from headway.data.recordings import outline
 from headway.domains.trajectories.windows import Trajectories
-from headway.train import Recipe, Task
-from headway.train.scale import Scale, Settings, Settled, Shapes
+from headway.learn import Recipe, Task
+from headway.learn.scale import Scale, Settings, Settled, Shapes
 
 _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),

@@ -23,8 +23,12 @@ from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, re
 from headway.domains.trajectories.windows import StepWindows, Trajectories
 from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch
+from headway.learn.objective import Objective, judged
+from headway.learn.report import Picture
 from headway.metrics import wilson
-from headway.models import (
+from headway.nn.models import (
     Encoded,
     Loss,
     ModelConfig,
@@ -35,10 +39,6 @@ from headway.models import (
     TransformerConfig,
     step_heads,
 )
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch
-from headway.train.objective import Objective, judged
 
 _SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
 _LOG = logging.getLogger(__name__)

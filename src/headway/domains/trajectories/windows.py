@@ -17,7 +17,8 @@ from headway.data.episodes import Episodes, steps_within
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.models import (
+from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
     NumbersConfig,
@@ -26,7 +27,6 @@ from headway.models import (
     TrajectoryInputs,
     TransformerConfig,
 )
-from headway.train.examples import Batch, ByCount, Chance, Examples
 
 _JUDGED_AT_ONCE = 64  # windows
 

@@ -13,8 +13,8 @@ from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
 from headway.data.fingerprint import Encoder
 from headway.errors import ConfigError, UserError
-from headway.models import EncoderDecoderConfig, ModelConfig
-from headway.train import Recipe, Task, TaskConfig
+from headway.learn import Recipe, Task, TaskConfig
+from headway.nn.models import EncoderDecoderConfig, ModelConfig
 
 BEGIN, END = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec where it has its own

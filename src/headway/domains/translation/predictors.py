@@ -18,8 +18,8 @@ from headway.generate import SearchConfig
 from headway.given import typed
 from headway.handle import Handle
 from headway.layout import Layout
-from headway.mixers import ConditionalGRU, CrossAttention
-from headway.models import attention_maps
+from headway.nn.mixers import ConditionalGRU, CrossAttention
+from headway.nn.models import attention_maps
 
 Texts = Iterable[str]
 

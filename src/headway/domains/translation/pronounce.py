@@ -12,9 +12,9 @@ from headway.config import register
 from headway.data import split_pairs
 from headway.domains.translation.config import BEGIN, END, Codecs, PairsConfig, check_recipe
 from headway.domains.translation.task import ParallelText, TargetText
+from headway.learn import Recipe, Task
+from headway.learn.objectives.written import Ids, Sources
 from headway.metrics import pronunciation_error_rates
-from headway.train import Recipe, Task
-from headway.train.objectives.written import Ids, Sources
 
 
 @register("pronounce")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from headway.data import SplitConfig
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.pronounce import PronounceConfig
-from headway.mixers import AttentionConfig, CrossAttentionConfig
-from headway.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.models.presets import preset
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.positions import SinusoidalConfig
-from headway.train import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, TrainConfig, WSDConfig, noam_peak
+from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, TrainConfig, WSDConfig, noam_peak
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.nn.models.presets import preset
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.positions import SinusoidalConfig
 from headway.visibility import Full
 
 

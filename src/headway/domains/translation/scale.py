@@ -11,8 +11,8 @@ from typing import cast
 
 from headway.data import pairs
 from headway.domains.translation.task import ParallelText
-from headway.train import Recipe, Task
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below, strain
+from headway.learn import Recipe, Task
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, strain
 
 _SHAPES = (
     (48, 2, 2),

@@ -13,21 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.familiar import Familiar
 from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, with_symbols
 from headway.domains.translation.translator import translate_hypotheses
+from headway.formats.familiar import Familiar
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
 from headway.layout import Layout
+from headway.learn import Recipe
+from headway.learn.examples import Batch, ByTokens, Chance, spread
+from headway.learn.objectives.written import Ids, Sourced, Sources, Written
+from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, translation_scores
-from headway.mixers import ConditionalGRU, CrossAttention
-from headway.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
-from headway.report import Picture, heatmap
-from headway.train import Recipe
-from headway.train.examples import Batch, ByTokens, Chance, spread
-from headway.train.objectives.written import Ids, Sourced, Sources, Written
+from headway.nn.mixers import ConditionalGRU, CrossAttention
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
 _LOG = logging.getLogger(__name__)
 _EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding

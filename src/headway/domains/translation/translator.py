@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headway.checkpoints.usage import Usage
 from headway.codecs import Codec
 from headway.codecs.tokenizer import framed
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, score_targets, translate_ids
-from headway.models import EncoderDecoder, Generative
+from headway.nn.models import EncoderDecoder, Generative
 
 Ids = list[int]
 

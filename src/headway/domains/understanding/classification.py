@@ -15,13 +15,13 @@ from headway.config import register
 from headway.data import Splits, Table, read_table, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.errors import UserError
-from headway.models import ModelConfig, PooledHeadConfig, TransformerConfig
-from headway.models.pooled import Pool
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, Chance
-from headway.train.objectives.classes import HEAD, Classes, Classified
-from headway.train.objectives.regression import Regression, Valued
-from headway.train.rows import frame_for, framed
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, Chance
+from headway.learn.objectives.classes import HEAD, Classes, Classified
+from headway.learn.objectives.regression import Regression, Valued
+from headway.learn.rows import frame_for, framed
+from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
+from headway.nn.models.pooled import Pool
 
 _LOG = logging.getLogger(__name__)
 _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it

@@ -17,12 +17,12 @@ from headway.data import Splits, Table, epoch_seed, read_table, sides_of
 from headway.data.splits import key_of
 from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, ByCount, Chance, Examples, spread
+from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
+from headway.learn.rows import FramedRows, frame_for, framed, in_parts, said_of
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
-from headway.models import ModelConfig, PooledHeadConfig, Transformer
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, ByCount, Chance, Examples, spread
-from headway.train.objectives.contrast import Contrast, check_sides, coupled, of_parts
-from headway.train.rows import FramedRows, frame_for, framed, in_parts, said_of
+from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer
 
 HEAD = "embedding"
 _CENTRES = 50  # texts of a class whose mean is its centre

@@ -8,13 +8,13 @@ from headway.data import SplitConfig
 from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggingConfig
-from headway.mixers import AttentionConfig
-from headway.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.parts.norm import LayerNormConfig
-from headway.parts.positions import RotaryConfig
-from headway.train import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
+from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full
 
 MUON = MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05)

@@ -13,8 +13,8 @@ from headway.data.splits import side_number
 from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences
-from headway.train import Recipe, Task
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.learn import Recipe, Task
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols

@@ -17,14 +17,14 @@ from headway.codecs.tokenizer import Frame, TokenizerCodec, WordPieces, word_pie
 from headway.config import register
 from headway.data import IGNORED, Splits, TaggedText, read_conll, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
+from headway.learn import Recipe, Task
+from headway.learn.examples import Batch, Chance, Selected
+from headway.learn.objective import Objective, judged
+from headway.learn.objectives.classes import Classified
+from headway.learn.rows import FramedRows, Limit, frame_for, framed
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
-from headway.models import Loss, ModelConfig, PooledHeadConfig, Transformer
-from headway.train import Recipe, Task
-from headway.train.examples import Batch, Chance, Selected
-from headway.train.objective import Objective, judged
-from headway.train.objectives.classes import Classified
-from headway.train.rows import FramedRows, Limit, frame_for, framed
+from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer
 
 HEAD = "tags"
 

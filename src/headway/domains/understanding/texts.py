@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.checkpoints.familiar import Familiar
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.data import SplitConfig
 from headway.errors import ConfigError
-from headway.models import ModelConfig, TransformerConfig
-from headway.train import Recipe, TaskConfig
-from headway.train.examples import ByTokens, Numbered
-from headway.train.rows import AT_ONCE, FramedRows, Limit
+from headway.formats.familiar import Familiar
+from headway.learn import Recipe, TaskConfig
+from headway.learn.examples import ByTokens, Numbered
+from headway.learn.rows import AT_ONCE, FramedRows, Limit
+from headway.nn.models import ModelConfig, TransformerConfig
 
 SPECIAL = ("[CLS]", "[SEP]")
 

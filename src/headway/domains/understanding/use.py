@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.checkpoints.usage import named
 from headway.codecs import Codec
 from headway.codecs.tokenizer import TokenizerCodec, word_pieces
 from headway.domains.understanding.tagging import WordRows, read_tags
 from headway.errors import UserError
+from headway.formats.usage import named
 from headway.generate.prompts import device_of, evaluating
+from headway.learn.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 from headway.metrics import EntitySpan, spans
-from headway.models import Transformer
-from headway.models.pooled import pool
-from headway.train.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
+from headway.nn.models import Transformer
+from headway.nn.models.pooled import pool
 
 Text = str | tuple[str, str]
 

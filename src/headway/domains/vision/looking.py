@@ -12,15 +12,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.card import Card, shows
-from headway.checkpoints.usage import Usage
 from headway.domains.vision.use import Image, coloured, number_type, processor_of
 from headway.errors import UserError
+from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluating
-from headway.models import PatchEmbed, PooledHead, Transformer, attention_maps
-from headway.models.maps import rollout
-from headway.report import Picture, Tile, tiled
-from headway.report.confusion import confusions
-from headway.train import examples
+from headway.learn import examples
+from headway.learn.report import Picture, Tile, tiled
+from headway.learn.report.confusion import confusions
+from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps
+from headway.nn.models.maps import rollout
 
 if TYPE_CHECKING:
     from headway.domains.vision.task import ImageClasses, Images

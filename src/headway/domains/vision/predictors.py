@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.checkpoints import familiar
 from headway.domains.vision import looking, use
 from headway.domains.vision.looking import Look
 from headway.domains.vision.use import Image
+from headway.formats import familiar
 from headway.given import typed
 from headway.handle import Handle
 

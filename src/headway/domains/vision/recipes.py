@@ -5,8 +5,9 @@ from __future__ import annotations
 from headway.data import SplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.task import VisionConfig
-from headway.mixers import AttentionConfig
-from headway.models import (
+from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
     BlockConfig,
     PatchEmbedConfig,
     PooledHeadConfig,
@@ -14,9 +15,8 @@ from headway.models import (
     TransformerConfig,
     cycle,
 )
-from headway.parts.feedforward import MLPConfig
-from headway.parts.init import InitConfig
-from headway.train import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.init import InitConfig
 from headway.visibility import Full
 
 CLOTHES = (

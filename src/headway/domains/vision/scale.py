@@ -11,9 +11,9 @@ from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
 from headway.domains.vision.task import VisionConfig
-from headway.models import TransformerConfig
-from headway.train import Recipe
-from headway.train.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn import Recipe
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.nn.models import TransformerConfig
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
 _SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))

@@ -14,7 +14,7 @@ from headway.codecs.processor import grey, read_image
 from headway.data.splits import side_number
 from headway.domains.vision.samples import LabelledImages
 from headway.errors import UserError
-from headway.train import examples
+from headway.learn import examples
 
 _MOST, _LEAST = 4000, 64  # images that are looked at
 _BYTES = 30_000_000  # of image files that are read for it

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.checkpoints.familiar import SMALLEST, Alike, Familiar, looks
-from headway.checkpoints.usage import read_usage
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
 from headway.data import SplitConfig
@@ -23,7 +21,14 @@ from headway.domains.vision.looking import pictures
 from headway.domains.vision.samples import LabelledImages, load_images, read_samples
 from headway.domains.vision.teacher import Teacher
 from headway.errors import ConfigError
-from headway.models import (
+from headway.formats.familiar import SMALLEST, Alike, Familiar, looks
+from headway.formats.usage import read_usage
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import Batch, Chance
+from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.learn.recipe import batch_size_of
+from headway.learn.report import Picture
+from headway.nn.models import (
     DistilledHead,
     DistilledHeadConfig,
     Loss,
@@ -33,11 +38,6 @@ from headway.models import (
     Transformer,
     TransformerConfig,
 )
-from headway.report import Picture
-from headway.train import Recipe, Task, TaskConfig
-from headway.train.examples import Batch, Chance
-from headway.train.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
-from headway.train.recipe import batch_size_of
 
 _MEASURED = 10_000  # images whose mean and deviation are taken
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.checkpoints.hub import find_folder
-from headway.checkpoints.open import open_model
 from headway.domains.vision.use import processor_of
 from headway.errors import UserError
-from headway.models import PatchEmbed, Transformer
+from headway.formats.hub import find_folder
+from headway.formats.open import open_model
+from headway.nn.models import PatchEmbed, Transformer
 
 HEAD = "classes"
 

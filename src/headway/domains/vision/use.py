@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.checkpoints.usage import Usage, named
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
+from headway.formats.usage import Usage, named
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each
-from headway.models import PatchEmbed, Transformer
-from headway.models.pooled import pool
+from headway.nn.models import PatchEmbed, Transformer
+from headway.nn.models.pooled import pool
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
 

@@ -1,0 +1,214 @@
+"""The Python face: `train` a recipe, `plan` it, and `load` what was trained (`headway.app.loading`)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.app.fitting import Fitted, Plan, fitting, foretelling, outgrown, tune
+from headway.app.loading import find_device, load
+from headway.app.model import Model
+from headway.app.pictures import attention_pictures
+from headway.app.planning import plans
+from headway.app.recipes import begin_task, configured, named, recorded
+from headway.codecs import published_codec
+from headway.errors import UserError
+from headway.evaluation import open_task
+from headway.formats.open import Opened
+from headway.formats.usage import Usage
+from headway.given import typed
+from headway.in_memory import Data, kept
+from headway.learn import Recipe, Run, Task, Trainer, claim
+from headway.learn.budget import FEW, Clock, check_minutes
+from headway.learn.page import report_run, with_results
+from headway.learn.report import Picture
+from headway.learn.report.page import HOW_TO_INSTALL, available
+from headway.learn.run import RunDirectory
+
+__all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
+
+
+@typed
+def train(
+    recipe: str | Path | Recipe,
+    data: Data | None = None,
+    set: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    finish: bool = False,
+    start: str | Path | None = None,
+    lora: int | None = None,
+    *,
+    from_: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+    samples: int = 10,
+    spent: float = 0.0,
+    progress: bool = True,
+    steps_alone: bool = False,
+) -> Run:
+    """Train a recipe, and return the run with its best model, its test scores, samples and (with the extra `report`) a
+    page.
+
+    recipe: the name of a recipe, the path of a recipe.json, or a Recipe.
+    data: files to train on instead of the recipe's own data; or, for recipes that read texts or tables, a DataFrame of
+    pandas or polars, a Dataset, or any iterable of rows (mappings) or texts. Data from memory are read once and kept in
+    `data` in the run's directory, where its recipe finds them again.
+    set: settings by dotted names, such as {"model.width": 256}.
+    minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
+    and `spent` seconds of it are taken to be gone already; with `steps_alone` it covers the training steps only.
+    run: the directory of the run; by default runs/NAME.
+    resume: continue the run that is there; a finished run goes on for `minutes` more.
+    finish: end a run that was stopped within a tenth of the steps it has made, at a falling learning rate.
+    start, from_: a run or a published model to fine-tune (two names of one argument): its configuration, tokenizer and
+    weights are taken over, with new heads where the task needs them.
+    lora: train an adapter of this rank instead of all weights.
+    samples: how many outputs of the trained model are kept in the summary and the report.
+
+    Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
+    Ctrl-C, once a checkpoint is written.
+    """
+    clock, start, where = Clock(spent), _beginning(start, from_), find_device(device)
+    check_minutes([] if minutes is None else [minutes])
+    found = named(recipe)
+    directory = Path("runs") / found.name if run is None else Path(run)
+    begun = claim(directory, resume)
+    with kept(data, found.domain, directory) as paths:
+        if begun:
+            chosen = recorded(directory, found.name, paths, set, seed, start, lora)
+            fitted = Fitted(chosen, open_task(chosen, directory))
+        else:
+            chosen = configured(recipe, paths, set, seed, start, lora)
+            fitted = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
+        trainer = Trainer(
+            fitted.recipe,
+            fitted.task,
+            directory,
+            device=where,
+            threads=threads,
+            progress=progress,
+            minutes=minutes,
+            clock=clock,
+            judged=True,
+            foretell=foretelling(fitted.recipe, fitted.task),
+            most=fitted.most,
+            steps_alone=steps_alone,
+        )
+        return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
+
+
+def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:
+    """A run whose best model is judged, and its page written, unless it was finished before."""
+    if not trainer.processes.first:
+        return run
+    if trainer.extended and progress:
+        limit = outgrown(run.recipe, trainer.task, run.summary["tokens"], run.summary["minutes"])
+        print(limit or "its size still fits the time", file=sys.stderr, flush=True)
+    judged = bool(run.summary.get("scores"))
+    return run if judged else _finish(run, trainer.task, samples, progress, trainer.left())
+
+
+def _beginning(start: str | Path | None, from_: str | Path | None) -> str | Path | None:
+    """What a run begins from, by either of its names."""
+    if start is not None and from_ is not None:
+        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+    return from_ if start is None else start
+
+
+@typed
+def plan(
+    recipe: str | Path | Recipe,
+    data: Data | None = None,
+    minutes: float | Sequence[float] = (5, 30, 120),
+    set: Mapping[str, Any] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+    spent: float = 0.0,
+) -> list[Plan]:
+    """What `train` would do in each number of minutes: the model's size, batches, steps and memory, with the reasons.
+
+    The arguments are those of `train`. Nothing is trained, but a few steps are run to time them. Raises UserError for
+    arguments or data that cannot be used, and if all of the minutes are too few to learn anything.
+    """
+    several = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
+    check_minutes(several)
+    where = find_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with kept(data, named(recipe).domain) as paths:
+        return plans(configured(recipe, paths, set, seed), set or {}, several, where, spent)
+
+
+def _begun(
+    recipe: Recipe,
+    asked: str | Path | Recipe,
+    user: Mapping[str, Any],
+    minutes: float | None,
+    clock: Clock,
+    device: torch.device,
+    threads: int | None,
+    directory: Path,
+) -> Fitted:
+    """The recipe and its task; a generic recipe that was asked for by its name is fitted to the minutes."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if minutes is None or asked != recipe.name:
+        return Fitted(recipe, begin_task(recipe, directory))
+    found = fitting(recipe, user, minutes, clock, device)
+    if found is not None:
+        with found:
+            return found.fit()
+    known = tune(recipe, user, minutes, clock, device, directory)
+    return known or Fitted(recipe, begin_task(recipe, directory))
+
+
+def _attention(run: Run) -> list[Picture]:
+    """Where a model of texts looks, whose task has no pictures of its own."""
+    codec = published_codec(run.directory)
+    if codec is None:
+        return []
+    model = Model(Opened(run.model, Usage(), codec), run.directory, run.recipe)
+    return attention_pictures(model, run.summary["samples"])
+
+
+def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None) -> Run:
+    """Judge the best model on the final split, let it show samples, and write both and the page; `left` are the seconds
+    that there are for it.
+    """
+    if progress:
+        print("evaluating the best model", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    scores = _judged(run, task, left)
+    run = with_results(run, scores, task.samples(run.model, count) if count else [])
+    run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
+    run.summary["report"] = None
+    if available():
+        run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
+    elif progress:
+        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    RunDirectory(run.directory).write_status(run.summary)
+    return run
+
+
+def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
+    """The scores of the final split, of as many of its samples as there is time for."""
+    split = task.final_split
+    if left is None:
+        return {"split": split, **task.evaluate(run.model, split)}
+    started, whole = time.perf_counter(), task.count(split)
+    few = min(FEW, whole)
+    scores = task.evaluate(run.model, split, few)
+    took = time.perf_counter() - started
+    limit = min(whole, max(few, int(few * (left - took) / took)))
+    if limit > few:
+        scores = task.evaluate(run.model, split, None if limit == whole else limit)
+    return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}

@@ -1,0 +1,55 @@
+"""`headway chess puzzles`: how many puzzles of a file a model solves."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.app.cli.options import add_weights, load, number, torch_options, whole
+from headway.app.cli.terminal import Terminal, cell
+from headway.domains.chess.limits import SEARCHES, SearchLimits
+
+EXAMPLE = """
+headway chess puzzles runs/chess lichess_puzzles.csv --search policy
+headway chess puzzles runs/chess lichess_puzzles.csv --search puct --nodes 100 --limit 500 --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run of the recipe chess")
+    parser.add_argument("file", type=Path, metavar="FILE.csv", help="position and bestmove, or Lichess's own columns")
+    add_limits(parser, "puzzles")
+    add_search(parser)
+    add_weights(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser, what: str) -> None:
+    """How many there are to be solved, and how long to think about each."""
+    parser.add_argument("--limit", type=whole(1), metavar="N", help=f"the first N {what} only")
+    parser.add_argument("--nodes", type=whole(1), metavar="N", help="of a tree search a move (default: 100)")
+    parser.add_argument("--movetime", type=number(0, above=True), metavar="S", help="seconds a move, in place of nodes")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        help="policy: one look; value: one move ahead; puct: a tree (default: the strongest that the model allows)",
+    )
+
+
+def limits_of(args: argparse.Namespace) -> SearchLimits:
+    return SearchLimits(args.nodes if args.movetime or args.nodes else 100, seconds=args.movetime)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.domains.chess.puzzles import solve
+
+    with torch_options(args):
+        player = load(args).player(args.search)
+        said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
+        scores = solve(player, args.file, limits_of(args), args.limit, said)
+    scores = {"search": player.search, **scores}
+    for name, value in scores.items():
+        terminal.say(f"{name}: {cell(value)}")
+    terminal.result(scores)

@@ -1,0 +1,45 @@
+"""`headway chess suite`: how many positions of a test suite a model solves, and which it misses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.app.cli.chess_puzzles import add_limits, add_search, limits_of
+from headway.app.cli.options import add_weights, load, torch_options
+from headway.app.cli.terminal import Terminal, cell
+
+EXAMPLE = """
+headway chess suite runs/chess wac.epd --nodes 400
+headway chess suite runs/chess wac.epd --movetime 2 --json
+"""
+_NAMED = 20  # lines that cannot be read
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run of the recipe chess")
+    parser.add_argument("file", type=Path, metavar="FILE.epd", help="positions with bm (best moves) or am (to avoid)")
+    add_limits(parser, "positions")
+    add_search(parser)
+    add_weights(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.domains.chess.suites import read_suite, solve_suite
+
+    suite = read_suite(args.file, args.limit)
+    for fault in suite.faults[:_NAMED]:
+        terminal.note(f"passed over: {fault}")
+    if len(suite.faults) > _NAMED:
+        terminal.note(f"passed over: {len(suite.faults) - _NAMED:,} lines more")
+    with torch_options(args):
+        player = load(args).player(args.search)
+        said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
+        scores = {"search": player.search, **solve_suite(player, suite, limits_of(args), said)}
+    if scores["missed"]:
+        terminal.table([{k: v for k, v in row.items() if k != "position"} for row in scores["missed"]])
+        terminal.say()
+    for name, value in scores.items():
+        if name != "missed":
+            terminal.say(f"{name}: {cell(value)}")
+    terminal.result(scores)

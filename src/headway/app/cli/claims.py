@@ -1,0 +1,55 @@
+"""`headway claims`: the experiments behind the history of the transformer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.app.cli.options import torch_options
+from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
+
+EXAMPLE = """
+headway claims --list
+headway claims fast-weights vanishing-gradients
+headway claims --full --out runs/claims
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names or numbers of claims (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the claims, with their minutes on one core")
+    parser.add_argument("--full", action="store_true", help="the long form, of those that have one")
+    help_ = "where results lie; trials found there are used again (default: runs/claims)"
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), metavar="DIR", help=help_)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.claims.experiments import chosen
+    from headway.claims.gather import gather, listing, summary
+    from headway.claims.runner import budget, run_claim
+
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"claims are measured on the processor, not on {args.device!r}; leave --device out")
+    claims = chosen(args.names)
+    if args.list:
+        rows = listing(claims)
+        terminal.table([{key: row[key] for key in ("number", "name", "minutes", "title")} for row in rows])
+        terminal.result({"claims": rows})
+        return
+    if len(claims) > 1:
+        terminal.note(f"{len(claims)} claims, about {budget(claims, args.full)} on one core")
+    found = []
+    with torch_options(args):
+        for claim in claims:
+            try:
+                evidence = run_claim(claim, args.out, terminal.note, full=args.full, seed=args.seed or 0)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"stopped; the same command continues from what is in {args.out}") from None
+            found.append(evidence)
+            terminal.say(f"{claim.number:>2}  {claim.name}: {evidence.finding.verdict}")
+            terminal.say(f"    control: {evidence.finding.control_verdict}")
+    page = gather(args.out, terminal.note)
+    if page is not None:
+        terminal.say(f"page: {page}")
+    terminal.result({"claims": [summary(evidence, args.out) for evidence in found], "page": page})

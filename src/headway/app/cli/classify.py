@@ -1,0 +1,84 @@
+"""`headway classify`: texts, pairs of texts, images or sounds to labels with probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from io import StringIO
+from typing import Any
+
+from headway.app.cli.answers import Failures, answers, conclude, images
+from headway.app.cli.options import load, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.app.cli.translate import chunks
+from headway.errors import UserError
+
+EXAMPLE = """
+headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
+headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
+headway classify path/to/vit cat.png dog.jpg
+headway classify runs/mine cat.png --attention cat-attention.png    # and draw where the model looks
+headway classify runs/spoken-digits seven.wav
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add(
+        "items",
+        nargs="*",
+        metavar="ITEM",
+        help="texts, or files of images or sounds, or folders of images (default: the lines of standard input)",
+    )
+    add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
+    add("--format", choices=("txt", "csv"), default="txt", help="csv: item,label,probability (default: txt)")
+    add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
+    add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
+    add("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    found: list[dict[str, Any]] = []
+    failures: Failures = []
+    if args.attention and len(args.items) != 1:
+        raise UserError(f"--attention draws one image, and {len(args.items)} are given; give one")
+    from headway.nn.models.kinds import is_vision
+
+    with torch_options(args):
+        model = load(args)
+        say = told_as_csv if args.format == "csv" else told
+        items = images(args.items) if is_vision(model.module) else args.items
+        for lines in [items] if items else chunks(sys.stdin):
+            ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
+            for line, probabilities in answers(lines, ask, failures):
+                if probabilities is not None:
+                    found.append({"item": line, "labels": dict(list(probabilities.items())[: args.top])})
+                    say(found[-1], len(found) == 1, terminal)
+        if args.attention:
+            from headway.codecs.processor import write_image
+
+            lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
+            write_image(model.look(args.items)[0].beside(lines), args.attention)
+    conclude({"results": found, "beyond": model.beyond}, failures, terminal)
+
+
+def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in row["labels"].items())
+    terminal.say(f"{shown}\t{row['item']}")
+
+
+def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
+    """A line for each label, the most probable first; above the first of all their names."""
+    table = StringIO()
+    lines = [(row["item"], label, f"{share:.6g}") for label, share in row["labels"].items()]
+    csv.writer(table, lineterminator="\n").writerows([("item", "label", "probability"), *lines] if first else lines)
+    terminal.say(table.getvalue(), end="")
+
+
+def pair(line: str) -> tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise UserError(f"{line!r} has no TAB; write: text, TAB, text")
+    return first, second

@@ -1,0 +1,90 @@
+"""`headway compare`: variants on the same data, budget and size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from headway.app.cli.options import torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.app.cli.train import add_training
+from headway.config import parse_value
+from headway.errors import ConfigError
+
+EXAMPLE = """
+headway compare shakespeare --set model.mixer=attention,lstm,gru --minutes 2
+headway compare text --data mine.txt --set train.batch_tokens=2048,8192 --tokens 2000000
+headway compare pronounce --set optim.lr=0.001,0.004 model.depth=2,4 --minutes 1 --seeds 3
+headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cells --resume
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    add_training(parser)
+    parser.add_argument(
+        "--tokens", type=whole(1), metavar="N", help="train for about N tokens (images, sounds, ...), not for a time"
+    )
+    parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="runs of each variant (default: 1)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="directory (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    grid = parse_grid(args.set)
+    import headway as hw
+
+    with torch_options(args):
+        found = hw.compare(
+            args.recipe,
+            grid,
+            args.data,
+            args.minutes,
+            args.seeds,
+            args.resume,
+            run=args.run,
+            tokens=args.tokens,
+            device=args.device,
+            threads=args.threads,
+            seed=args.seed,
+        )
+    rows = found.table()
+    terminal.table(rows)
+    terminal.say()
+    for note in found.notes:
+        terminal.say(note)
+    if found.report is not None:
+        terminal.say(f"report: {found.report}")
+    terminal.result({"goal": found.goal, "better": found.better, "variants": rows, "report": found.report})
+
+
+def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
+    """`["a.b=1,2", "c=x"]` as `{"a.b": [1, 2], "c": ["x"]}`; commas inside brackets and quotes do not part values."""
+    grid: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or not text:
+            raise ConfigError(f"setting {pair!r} has no values; write key=A,B, as in model.mixer=attention,lstm")
+        grid[key.strip()] = [parse_value(part.strip()) for part in _parts(text)]
+    return grid
+
+
+def _parts(text: str) -> list[str]:
+    """The values between commas; one whose brackets are still open goes on beyond its comma."""
+    parts: list[str] = []
+    for piece in text.split(","):
+        if parts and not _closed(parts[-1]):
+            parts[-1] += f",{piece}"
+        else:
+            parts.append(piece)
+    return parts
+
+
+def _closed(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return text.lstrip()[:1] not in ("[", "{", '"')
+    return True

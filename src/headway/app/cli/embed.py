@@ -1,0 +1,39 @@
+"""`headway embed`: lines to vectors, a JSON list a line; null for a file that is damaged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from headway.app.cli.answers import Failures, answers, conclude
+from headway.app.cli.options import load, torch_options
+from headway.app.cli.terminal import Terminal
+from headway.app.cli.translate import chunks
+
+EXAMPLE = """
+headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
+ls *.png | headway embed path/to/vit > vectors.jsonl                # a line names an image
+headway embed path/to/clip < lines > vectors.jsonl                  # a line is a text, or names an image
+"""
+DIGITS = 7  # what a number of 32 bits holds
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("--truncate", action="store_true", help="cut lines that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    failures: Failures = []
+    count = width = 0
+    with torch_options(args):
+        model = load(args)
+        for lines in chunks(sys.stdin):
+            ask = lambda some: model.embed(some, truncate=args.truncate)  # noqa: E731
+            for _, vector in answers(lines, ask, failures, lambda found: found.tolist()):
+                told = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
+                print(json.dumps(told), flush=False)
+                count, width = count + 1, len(vector or ()) or width
+    conclude({"lines": count, "width": width}, failures, terminal)

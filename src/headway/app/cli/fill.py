@@ -1,0 +1,36 @@
+"""`headway fill`: the most probable words where a text has masks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from headway.app.cli.options import load, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.app.cli.translate import chunks
+
+EXAMPLE = """
+headway fill runs/masked "Paris is the [MASK] of France."
+headway fill bert-base-uncased "Paris is the [MASK] of [MASK]." --top 10 --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("texts", nargs="*", metavar="TEXT", help="texts with [MASK] or <mask> in them (default: lines of stdin)")
+    add("--top", type=whole(1), default=5, metavar="N", help="show the N most probable (default: 5)")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    found = []
+    with torch_options(args):
+        model = load(args)
+        for text in args.texts or (line for lines in chunks(sys.stdin) for line in lines):
+            masks = model.fill(text, args.top)
+            found.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})
+            terminal.say(text)
+            for number, mask in enumerate(masks, 1):
+                shown = "  ".join(f"{candidate.text} {candidate.probability:.3f}" for candidate in mask)
+                terminal.say(f"  {number}: {shown}")
+    terminal.result({"results": found})

@@ -1,0 +1,77 @@
+"""`headway forecast`: what comes after time series, as quantiles."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.app.cli.options import add_data, load, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from headway.domains.forecast import Forecast
+
+EXAMPLE = """
+headway forecast runs/forecast --steps 24
+headway forecast runs/forecast --data new.csv --out forecast.csv --picture forecast.png
+"""
+_KINDS = (".png", ".svg", ".pdf")
+_SHOWN = 24  # rows of a table for people, and series of a picture
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN", help="a run of the recipe forecast")
+    add_data(parser, "series that are to go on (default: those of the run)")
+    add("--steps", type=whole(1), metavar="N", help="steps to forecast (default: the horizon of the run)")
+    add("--out", type=Path, metavar="FILE.csv", help="a file for all rows: series, time, q0.1 ... q0.9")
+    add("--picture", type=Path, metavar="FILE", help=f"a picture, a file ending in {', '.join(_KINDS)}")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    if args.picture is not None and args.picture.suffix.lower() not in _KINDS:
+        raise UserError(f"{args.picture} ends on no kind of picture that can be written; name it like forecast.png")
+    for out in filter(None, (args.out, args.picture)):
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
+    with torch_options(args):
+        found = load(args).forecast(args.data, args.steps)
+    rows = [row for one in found for row in _rows(one)]
+    try:
+        if args.out is not None:
+            with args.out.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        if args.picture is not None:
+            if len(found) > _SHOWN:
+                terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
+            _picture(found[:_SHOWN]).savefig(args.picture, dpi=150)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
+    terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
+    if len(rows) > _SHOWN:
+        terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")
+    files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
+    terminal.result({"forecasts": [one._asdict() for one in found], **files})
+
+
+def _rows(one: Forecast) -> Iterator[dict[str, Any]]:
+    for time, *values in zip(one.times, *one.quantiles.values()):
+        yield {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
+
+
+def _picture(found: list[Forecast]) -> Figure:
+    """A panel a series."""
+    import numpy as np
+
+    from headway.learn.report.fans import Panel, fans
+
+    panels = [(f"{one.series} to {one.times[-1]}", one.past, [*zip(*one.quantiles.values())]) for one in found]
+    return fans([Panel(title, np.array(past), np.array(said)) for title, past, said in panels])

@@ -1,0 +1,97 @@
+"""`headway generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.generate import Completion, Limits, Sampling
+
+EXAMPLE = """
+headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --temperature 0.8
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
+    parser.add_argument("--prompt", required=True, metavar="TEXT|@FILE|-", help="text, a file or standard input")
+    add_sampling(parser, tokens=100)
+
+
+def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """The options that `generate` and `chat` share."""
+    add = parser.add_argument
+    add("--max-new-tokens", type=whole(1), default=tokens, metavar="N", help=f"at most N (default: {tokens})")
+    add("--temperature", type=number(0), default=1.0, metavar="T", help="0 takes the most probable token (default: 1)")
+    add("--top-k", type=whole(1), metavar="K", help="only the K most probable tokens")
+    add(
+        "--top-p",
+        type=number(0, 1, above=True),
+        default=1.0,
+        metavar="P",
+        help="only the most probable tokens that sum to P",
+    )
+    add(
+        "--min-p",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="drop tokens less than P times as probable as the best",
+    )
+    add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1: fewer repetitions")
+    add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
+    add_cache(parser)
+    drafts = "a smaller model of the same tokenizer that guesses ahead: the same text, sooner where it guesses well"
+    add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
+
+
+def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
+    """What `add_sampling` read."""
+    from headway.generate import Limits, Sampling
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
+    return sampling, Limits(args.max_new_tokens, tuple(args.stop))
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    prompt = read_prompt(args.prompt)
+    with torch_options(args):
+        sampling, limits = settings(args)
+        model = load(args)
+        if args.json:
+            completion = model.complete([prompt], sampling, limits)[0]
+            told = {"prompt": prompt, "tokens": completion.ids, **_named(completion), "beyond": model.beyond}
+            terminal.result(told)
+            return
+        pieces = model.continuations(prompt, sampling, limits)
+        terminal.say(prompt, end="")
+        for piece in pieces:
+            terminal.say(piece, end="")
+        terminal.say()
+
+
+def _named(completion: Completion) -> dict[str, Any]:
+    names = ("text", "logprobs", "finish_reason", "tokens_per_second")
+    return {name: getattr(completion, name) for name in names}
+
+
+def read_prompt(text: str) -> str:
+    """The prompt: standard input for `-`, a file's text for `@FILE`, else the text itself."""
+    if text == "-":
+        return sys.stdin.read()
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
+    if not path.is_file():
+        raise UserError(f"prompt file {path} does not exist; give a file, or the text without the @")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it") from None

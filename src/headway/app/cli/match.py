@@ -1,0 +1,56 @@
+"""`headway match`: which of some texts say what images show."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from headway.app.cli.answers import Failures, answers, conclude, images
+from headway.app.cli.options import load, torch_options
+from headway.app.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from headway.domains.image_text import Matches
+
+EXAMPLE = """
+headway match path/to/clip --image a.jpg b.png --text "a dog on a beach" "a cat in a basket"
+headway match path/to/clip --image *.jpg --text cat dog bird --template "a photo of a {}" --template "a drawing of a {}"
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model, such as a CLIP or SigLIP")
+    add("--image", nargs="+", required=True, metavar="I", help="image files, or folders of them")
+    add("--text", nargs="+", required=True, metavar="T", help="texts, or the names of classes")
+    add(
+        "--template",
+        action="append",
+        default=[],
+        metavar="T",
+        help='what texts are put into, as "a photo of a {}"; several are averaged',
+    )
+    add("--truncate", action="store_true", help="cut texts that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    failures: Failures = []
+    rows: list[tuple[str, list[float], list[float]]] = []
+    with torch_options(args):
+        model = load(args)
+
+        def pairs(found: Matches) -> list[tuple[list[float], list[float]]]:
+            return list(zip(found.similarities.tolist(), found.probabilities.tolist()))
+
+        ask = lambda some: model.match(list(some), args.text, args.template, args.truncate)  # noqa: E731
+        for image, answer in answers(images(args.image), ask, failures, pairs):
+            if answer is not None:
+                rows.append((image, *answer))
+    for image, cosines, chances in rows:
+        terminal.say(image)
+        order = sorted(range(len(args.text)), key=lambda number: -cosines[number])
+        terminal.table([{"text": args.text[n], "probability": chances[n], "similarity": cosines[n]} for n in order])
+        terminal.say()
+    names = ("images", "similarities", "probabilities")
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    conclude({"texts": args.text, **columns}, failures, terminal)

@@ -1,0 +1,171 @@
+"""Options that every command has, and an argument parser whose errors are UserErrors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from headway.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from headway.app.model import Model
+
+BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError, suggests the nearest option, and ends its help with an example."""
+
+    def __init__(self, name: str, summary: str, example: str) -> None:
+        super().__init__(
+            prog=name,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n{_indent(example)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows how")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                option = word.partition("=")[0]
+                known = [o for o in self._option_string_actions if o.startswith("--")]
+                raise UserError(f"{self.prog} has no option {option}; {nearest(option, known)}")
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is one argument too many; {self.prog} --help shows how")
+        return parsed
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines())
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options of every command."""
+    add = parser.add_argument_group("everywhere").add_argument
+    add("--threads", type=threads, metavar="N", help="processor threads (default: torch's choice)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+    add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
+    add("--seed", type=whole(0), metavar="N", help="seed of everything random")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="results of a row do not depend on the batch: batched = single = cached, and slower",
+    )
+    add("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the recipe") -> None:
+    """The data and the settings of a recipe."""
+    add_data(parser, "your own data")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"{settings}, as in model.width=256 optim.lr=0.001",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, about: str) -> None:
+    """Paths of data, which a word of the shell is even where it looks like a text."""
+    parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=about)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a path")
+    return Path(text)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type for whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def number(low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
+    """A type for numbers from `low` (or, with `above`, beyond it) to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not math.isfinite(value) or not (low < value <= high or (value == low and not above)):
+            limit = f" to {high:g}" if high < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {'above' if above else 'from'} {low:g}{limit}")
+        return value
+
+    return read
+
+
+def backend(text: str) -> str:
+    """A type for --backend."""
+    if text not in ("auto", "torch", "cpu"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; use auto, torch or cpu")
+    return text
+
+
+def threads(text: str) -> int:
+    """A type for --threads."""
+    count, cores = whole(1)(text), os.cpu_count() or 1
+    if count > cores:
+        raise argparse.ArgumentTypeError(f"{count} threads on {cores} cores wait for each other; give at most {cores}")
+    return count
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that compute with a model."""
+    forms = ("fp32", "int8", "int4")
+    parser.add_argument(
+        "--weights", choices=forms, help="round the weights to 8 or 4 bits first (default: as they are)"
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that generate with keys and values of their past."""
+    add_weights(parser)
+    parser.add_argument(
+        "--cache", choices=("fp32", "int8"), default="fp32", help="number format of the KV cache (default: fp32)"
+    )
+
+
+def load(args: argparse.Namespace) -> Model:
+    """The model that a command was given."""
+    import headway as hw
+
+    given = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
+    return hw.load(args.model, args.device, backend=args.backend, **given)
+
+
+@contextmanager
+def torch_options(args: argparse.Namespace) -> Iterator[None]:
+    """Threads and deterministic kernels as the common options say, while a command works."""
+    import torch
+
+    from headway.nn.kernels import deterministic
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.deterministic:
+        with deterministic():
+            yield
+    else:
+        yield

@@ -1,0 +1,61 @@
+"""`headway plan`: what a recipe would come to on the user's data, without training."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from headway.app.cli.options import add_recipe, number, torch_options
+from headway.app.cli.terminal import Terminal
+from headway.config import parse_settings
+
+if TYPE_CHECKING:
+    from headway.app.fitting import Plan
+
+EXAMPLE = """
+headway plan text --data my-books/ --minutes 5,30,120
+headway plan translation --data train.en train.de --minutes 30 --set model.width=256
+"""
+_USUAL = [5.0, 30.0, 120.0]
+_SHOWN = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    add_recipe(parser, "settings that are not to be chosen")
+    parser.add_argument(
+        "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="minutes to plan for (default: 5,30,120)"
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers above 0 with commas between them."""
+    read = number(0, above=True)
+    return [read(part) for part in text.split(",")]
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import headway as hw
+
+    with torch_options(args):
+        plans = hw.plan(
+            args.recipe,
+            data=args.data,
+            minutes=args.minutes,
+            set=parse_settings(args.set),
+            device=args.device,
+            threads=args.threads,
+            seed=args.seed,
+            spent=terminal.seconds(),
+        )
+    terminal.table([_row(plan) for plan in plans])
+    for plan in plans:
+        terminal.say(f"\n{plan.minutes:g} minutes")
+        for reason in plan.reasons:
+            terminal.say(f"  {reason}")
+    terminal.result({"plans": [plan._asdict() for plan in plans]})
+
+
+def _row(plan: Plan) -> dict[str, object]:
+    memory = None if plan.memory is None else f"{plan.memory / 2**20:,.0f} MiB"
+    return {**{name: getattr(plan, name) for name in _SHOWN}, "memory": memory or ""}

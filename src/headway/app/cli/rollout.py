@@ -1,0 +1,115 @@
+"""`headway rollout`: an agent, a model of trajectories or a robot's policy plays episodes in an environment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.app.cli.options import load, number, torch_options, whole
+from headway.app.cli.terminal import Terminal
+
+EXAMPLE = """
+headway rollout runs/cartpole
+headway rollout runs/cartpole --target-return 100 300 500 --episodes 20 --json
+headway rollout runs/mine --env my_module:MyEnv --render episode.mp4
+headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --episodes 50
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN", help="a run of ppo, or of a recipe of trajectories or robotics")
+    add(
+        "--env",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="an id of gymnasium's, metaworld/NAME, or module:Name of your own; several for a robot's policy "
+        "(default: those of the run)",
+    )
+    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes for each return or task (default: 10)")
+    add(
+        "--target-return",
+        nargs="+",
+        type=number(-1e12, 1e12),
+        default=[],
+        metavar="R",
+        help="returns to ask for (default: the run's, the best of its data)",
+    )
+    add(
+        "--draw",
+        action="store_true",
+        default=None,
+        help="sample actions (default: as in the run)",
+    )
+    add(
+        "--execute",
+        type=whole(1),
+        metavar="N",
+        help="actions of a robot's chunk to carry out before the next is predicted",
+    )
+    add(
+        "--ensemble",
+        type=_weight,
+        default="run",
+        metavar="M|none",
+        help="coefficient of a robot's temporal ensembling (default: as in the run)",
+    )
+    add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episode")
+
+
+def _weight(text: str) -> float | str | None:
+    """A type for --ensemble."""
+    if text in ("run", "none"):
+        return None if text == "none" else text
+    return number(0)(text)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.learn.page import filled
+
+    with torch_options(args):
+        model = load(args)
+        found = model.rollout(
+            args.env,
+            args.episodes,
+            args.target_return,
+            args.seed,
+            args.render,
+            args.draw,
+            args.execute,
+            args.ensemble,
+        )
+    robot = "task" in found["results"][0]
+    where = "" if robot else f"{found['environment']}, "
+    terminal.say(f"{where}episodes from seed {found['seed']:,}\n")
+    terminal.table(filled([(_of_robot if robot else _row)(result) for result in found["results"]]))
+    if args.render is not None:
+        terminal.say(f"\nvideo: {args.render}")
+    terminal.result(found)
+
+
+def _row(result: dict) -> dict:
+    low, high = result["return_mean_interval"]
+    return {
+        "asked for": result.get("target_return"),
+        "return": result["return_mean"],
+        "95 % interval": f"{low:.5g} to {high:.5g}",
+        "D4RL's scale": result.get("return_normalised"),
+        "steps": result["length_mean"],
+        "episodes": result["samples"],
+    }
+
+
+def _of_robot(result: dict) -> dict:
+    share = "success_rate" in result
+    low, high = result["success_rate_interval" if share else "return_mean_interval"]
+    return {
+        "task": result["task"],
+        "environment": result["environment"],
+        "success": f"{100 * result['success_rate']:.1f} %" if share else None,
+        "return": None if share else result["return_mean"],
+        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.5g} to {high:.5g}",
+        "steps": result["steps_mean" if share else "length_mean"],
+        "episodes": result["samples"],
+    }

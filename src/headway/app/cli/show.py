@@ -1,0 +1,59 @@
+"""`headway show`: what a recipe, preset, run or model is made of."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from headway.app.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from headway.nn.models import ModelConfig
+
+EXAMPLE = """
+headway show transformer-base
+headway show runs/shakespeare --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME|RUN|MODEL", help="a recipe, a preset, a run directory or a published model"
+    )
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.app.predictors import verbs
+    from headway.app.recipes import find_model, find_usage
+    from headway.nn.models import describe
+
+    config = find_model(args.name)
+    facts = describe(config)
+    facts["generates"] = _writer(config)
+    facts["verbs"] = verbs(config, *find_usage(args.name))
+    terminal.say(args.name)
+    for key, value in facts.items():
+        if isinstance(value, int):
+            terminal.say(f"  {key.replace('_', ' '):<24}{value:>20,}")
+    if facts["generates"] is not None:
+        terminal.say(f"  generates on a CPU by {facts['generates']}")
+    if facts["verbs"]:
+        terminal.say(f"  can {', '.join(facts['verbs'])}")
+    terminal.say()
+    terminal.say("\n".join(facts["tree"]))
+    terminal.result({"name": args.name, **facts})
+
+
+def _writer(config: ModelConfig) -> str | None:
+    """What generates on a CPU, and why; None for a model that does not generate."""
+    import torch
+
+    from headway.engine import refusal
+    from headway.nn.models.kinds import generates
+
+    if not generates(config):
+        return None
+    with torch.device("meta"):
+        model: Any = config.build(None)
+    missing = refusal(model)
+    return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"

@@ -1,0 +1,36 @@
+"""`headway tag`: a tag for each word of each line, and the entities that they spell."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from headway.app.cli.options import load, torch_options
+from headway.app.cli.terminal import Terminal
+from headway.app.cli.translate import chunks
+
+EXAMPLE = """
+headway tag runs/tagging < lines
+echo "Angela Merkel was born in Hamburg." | headway tag runs/tagging --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("--split", action="store_true", help="lines are words with spaces between them, cut already")
+    add("--truncate", action="store_true", help="cut lines that are too long for the model")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    found = []
+    with torch_options(args):
+        model = load(args)
+        for lines in chunks(sys.stdin):
+            for words, tags, entities in model.tag(
+                [line.split() for line in lines] if args.split else lines, truncate=args.truncate
+            ):
+                terminal.say("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags)))
+                spans = [{**span._asdict(), "text": " ".join(words[span.start : span.stop])} for span in entities]
+                found.append({"words": words, "tags": tags, "entities": spans})
+    terminal.result({"results": found, "beyond": model.beyond})

@@ -1,0 +1,37 @@
+"""`headway tokenizer train`: a tokenizer.json from text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from headway.app.cli.options import whole
+from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
+
+EXAMPLE = """
+headway tokenizer train --kind bpe --size 8000 --data books/ --out tokenizer.json
+"""
+KINDS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--kind", required=True, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    add("--size", type=whole(1), required=True, metavar="N", help="vocabulary size, special tokens included")
+    add("--data", nargs="+", action="extend", required=True, metavar="PATH", help="texts, or folders of them")
+    add("--lowercase", action="store_true", help="lower-case all text; this cannot be undone")
+    add("--out", type=Path, required=True, metavar="FILE", help="where to write it, as tokenizer.json")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.codecs import train_codec
+    from headway.data.sources import documents
+
+    if args.out.suffix != ".json":
+        raise UserError(f"--out {args.out} is no .json file; name one, such as tokenizer.json")
+    codec = train_codec(args.kind, documents(args.data), args.size, lowercase=args.lowercase)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    codec.save(args.out)
+    terminal.say(f"{codec.size:,} symbols: {args.out}")
+    terminal.result({"kind": args.kind, "size": codec.size, "path": args.out})

@@ -1,0 +1,90 @@
+"""`headway train`: a recipe, on its own data or on the user's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headway.app.cli.options import add_recipe, number, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.config import parse_settings
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.learn import Run
+
+EXAMPLE = """
+headway train shakespeare --minutes 5
+headway train text --data my-books/ --set model.width=256 train.steps=2000
+headway train translation --data train.en train.de --run runs/en-de --resume
+headway train text --data my-books/ --from runs/shakespeare --run runs/my-books
+"""
+SHOWN = 3  # samples; the report has more
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    add_training(parser)
+    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="start from its weights and tokenizer")
+    parser.add_argument(
+        "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run, or start it; a finished one for more --minutes"
+    )
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="with --resume: bring a stopped run to a good end, within a tenth of its steps so far",
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options that `train` and `compare` share."""
+    add_recipe(parser)
+    parser.add_argument("--minutes", type=number(0, above=True), metavar="M", help="train for a time")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    if args.finish and (not args.resume or args.minutes is not None):
+        raise UserError("--finish ends a run that was stopped; give it with --resume, and without --minutes")
+    import headway as hw
+
+    with torch_options(args):
+        result = hw.train(
+            args.recipe,
+            data=args.data,
+            set=parse_settings(args.set),
+            minutes=args.minutes,
+            run=args.run,
+            resume=args.resume,
+            start=args.start,
+            lora=args.lora,
+            device=args.device,
+            threads=args.threads,
+            seed=args.seed,
+            finish=args.finish,
+            spent=terminal.seconds(),
+        )
+    show(result, terminal)
+    terminal.result({"run": result.directory, **result.summary})
+
+
+def show(run: Run, terminal: Terminal) -> None:
+    """What a finished run is worth, what it does, and where it lies."""
+    from headway.learn import measure_of
+    from headway.learn.page import notes, scores
+
+    summary = run.summary
+    terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))
+    for note in notes((), summary):
+        terminal.say(note)
+    for sample in summary.get("samples", [])[:SHOWN]:
+        terminal.say()
+        for name, text in sample.items():
+            terminal.say(f"{name}: {text}" if name else text)
+    terminal.say(f"\nrun: {run.directory}")
+    if summary.get("report"):
+        terminal.say(f"report: {summary['report']}")

@@ -1,0 +1,213 @@
+"""`headway transcribe`: sounds to text, with times."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from headway.app.cli.answers import Failures, conclude
+from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.domains.audio import FileSound, SubtitleLines, Transcriber, Transcribing
+
+EXAMPLE = """
+headway transcribe path/to/whisper-tiny.en talk.mp3                        # a line for each segment
+headway transcribe openai/whisper-small talk.wav --format srt --out subtitles/
+headway transcribe openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
+headway transcribe openai/whisper-small rede.ogg --language de --task translate
+headway transcribe openai/whisper-small recordings/ --out transcripts/     # each sound below the folder
+headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
+"""
+FORMATS = ("txt", "json", "srt", "vtt")
+Progress = Any  # of rich, or None where stderr is no terminal
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="sounds at any rate: .wav, .flac, .ogg, .mp3, .m4a, .mp4, .webm, ...; of a folder all, those below it too",
+    )
+    add("--format", choices=FORMATS, default="txt", help="plain lines, JSON, SubRip or WebVTT (default: txt)")
+    add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: to stdout)")
+    add("--language", metavar="L", help="the language spoken, as in en or de (default: detected in the first 30 s)")
+    add("--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English")
+    add("--beam", type=whole(1), default=5, metavar="N", help="hypotheses at temperature 0 (default: 5)")
+    add(
+        "--temperature",
+        type=temperatures,
+        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        metavar="T,...",
+        help="tried in turn while a text repeats itself or is in doubt (default: 0,0.2,0.4,0.6,0.8,1)",
+    )
+    add("--word-timestamps", action="store_true", help="when each word was spoken (in --json and --format json)")
+    add("--max-line-width", type=whole(1), metavar="N", help="characters of a line in srt and vtt, laid out by words")
+    add("--max-words-per-line", type=whole(1), metavar="N", help="words of such a line")
+    add(
+        "--max-line-count",
+        type=whole(1),
+        metavar="N",
+        help="such lines of a subtitle (default: 2 with --max-line-width, else 1)",
+    )
+    add("--prompt", default="", metavar="TEXT", help="taken to come before the sound: names, spelling, style")
+    add("--no-previous-text", action="store_true", help="do not give each window the text before it")
+    add("--no-vad", action="store_true", help="also transcribe where no voice is detected")
+    add_cache(parser)
+
+
+def temperatures(text: str) -> tuple[float, ...]:
+    """A type for --temperature."""
+    return tuple(number(0)(part) for part in text.split(","))
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    from headway.domains.audio import FileSound
+
+    lines = line_settings(args)
+    named = listed(args.files)
+    places = outputs(args, [name for _, name in named])
+    sounds: list[tuple[FileSound, Path | None]] = []
+    results: list[dict[str, Any]] = []
+    failures: Failures = []
+    for (path, _), place in zip(named, places):  # what is no sound is known before anything is computed
+        try:
+            sounds.append((FileSound(path), place))
+        except UserError as error:
+            if path in args.files or len(failures) + 1 == len(named):
+                raise
+            failures.append((path, error))
+    with torch_options(args):
+        transcriber = load(args).transcriber(settings(args, lines))
+        for sound, place in sounds:
+            try:
+                results.append(one(transcriber, sound, place, args.format, terminal, lines))
+            except UserError as error:  # damage that shows only as a file is read; the others are worth having
+                failures.append((sound.path, error))
+    conclude({"results": results}, failures, terminal)
+
+
+def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribing:
+    from headway.domains.audio import Transcribing
+
+    return Transcribing(
+        language=args.language,
+        task=args.task,
+        beam=args.beam,
+        temperatures=args.temperature,
+        initial=args.prompt,
+        previous=not args.no_previous_text,
+        words=args.word_timestamps or lines is not None,
+        seed=args.seed or 0,
+        vad=not args.no_vad,
+    )
+
+
+def line_settings(args: argparse.Namespace) -> SubtitleLines | None:
+    """How subtitles are laid out, if that is asked for. UserError for what cannot be."""
+    from headway.domains.audio import SubtitleLines
+
+    width, count, words = args.max_line_width, args.max_line_count, args.max_words_per_line
+    if width is None and count is None and words is None:
+        return None
+    if args.format not in ("srt", "vtt"):
+        raise UserError(f"lines are laid out in srt and vtt, not in {args.format}; add --format srt")
+    if width is None and words is None:
+        raise UserError("--max-line-count counts lines that are to be laid out; add --max-line-width, as in 42")
+    return SubtitleLines(width, count or (1 if width is None else 2), words)
+
+
+def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Files, and those below folders in order, each with its place below the folder but for its suffix. UserError for a
+    folder without sounds.
+    """
+    from headway.domains.audio import KINDS
+
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((path, path.stem))
+            continue
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in KINDS and file.name[0] != "."]
+        if not files:
+            raise UserError(f"the folder {path} holds no sounds ({', '.join(KINDS)}); give another, or files")
+        found += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
+    return found
+
+
+def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
+    """Where the transcript of each file goes. UserError for two of one name, and for what cannot be told apart."""
+    if args.out is None:
+        if len(names) > 1 and args.format in ("srt", "vtt"):
+            raise UserError(f"{len(names)} files as {args.format} on stdout run into one; give --out DIR")
+        return [None] * len(names)
+    places = [args.out / f"{name}.{args.format}" for name in names]
+    twice = next((place for place, count in Counter(places).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} would be written for two files; transcribe them apart, or rename one")
+    for folder in {place.parent for place in places}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return places
+
+
+def one(
+    transcriber: Transcriber,
+    sound: FileSound,
+    place: Path | None,
+    form: str,
+    terminal: Terminal,
+    lines: SubtitleLines | None = None,
+) -> dict[str, Any]:
+    """Transcribe a file, and show or write it."""
+    from headway.domains.audio import Telling, Transcription, as_dict, written
+
+    started = time.monotonic()
+    live = place is None and form == "txt"
+    with bar(sound.path.name) as progress:
+        telling, segments = Telling(transcriber, sound, progress), []
+        for segment in telling:
+            segments.append(segment)
+            if live:
+                terminal.say(segment.text.strip())
+    text = "".join(segment.text for segment in segments).strip()
+    found = Transcription(text, telling.language, telling.duration, segments)
+    seconds = time.monotonic() - started
+    nothing = "" if segments else ", in which nobody is heard to speak"
+    terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
+    if not live:
+        _write(written(found, cast(Any, form), lines), place, terminal)
+    where = {} if place is None else {"output": place}
+    return {"file": sound.path, **where, **as_dict(found), "seconds": seconds}
+
+
+def _write(text: str, place: Path | None, terminal: Terminal) -> None:
+    if place is None:
+        terminal.say(text, end="")
+    else:
+        place.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Progress]:
+    """A bar of seconds on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(name, total=None)
+        yield lambda done, whole: shown.update(task, completed=done, total=whole)

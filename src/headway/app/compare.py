@@ -1,0 +1,445 @@
+"""Variants of a recipe side by side: the same data, budget and size."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+
+from headway.app.api import train
+from headway.app.fitting import fitting
+from headway.app.loading import find_device
+from headway.app.recipes import configured, named
+from headway.app.variants import Tasks, Variant, variants
+from headway.card import Card, shows
+from headway.config import from_dict, override, to_dict
+from headway.errors import UserError
+from headway.formats.durable import read_json, write_json
+from headway.given import shown, typed
+from headway.in_memory import Paths
+from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
+from headway.learn.budget import Clock, check_minutes
+from headway.learn.journal import duration
+from headway.learn.page import figure, heading, is_rate, points, scaled, title
+from headway.learn.precision import Precision, choose
+from headway.learn.recipe import difference
+from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
+from headway.learn.report.charts import Points
+from headway.learn.report.page import HOW_TO_INSTALL
+from headway.learn.run import RunDirectory, free_directory, read_metrics
+from headway.nn.models import build
+
+FILE = "compare.json"  # what is compared, in the directory of a comparison
+CODECS = "codecs"  # those of its task configs, in the order of the variants
+_PRECISION = "train.precision"
+_UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
+
+
+class ComparedRun(NamedTuple):
+    """One run of a variant: its directory, run.json and metrics.jsonl."""
+
+    directory: Path
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant and its trials, one a seed."""
+
+    variant: Variant
+    trials: Sequence[ComparedRun]
+
+    def best(self, name: str) -> list[float]:
+        """A metric of each trial's best validation."""
+        return [trial.summary["best"][name] for trial in self.trials]
+
+    def each(self, key: str) -> list[float]:
+        """A number of run.json of each trial."""
+        return [trial.summary[key] for trial in self.trials]
+
+    def mean(self, key: str) -> float:
+        """A number of run.json, averaged over the trials."""
+        return fmean(self.each(key))
+
+
+@shows
+@dataclass(frozen=True)
+class Comparison:
+    """The results of `compare`.
+
+    settings: the settings in which the variants differ.
+    goal: the metric by which they are compared, on the validation split; better: "min" or "max".
+    unit, measure: what the loss is counted by, and what it is measured in.
+    directory, report: where the runs and the page are; `report` is None without the extra `report`.
+    """
+
+    directory: Path
+    recipe: Recipe
+    settings: Sequence[str]
+    goal: str
+    better: str
+    unit: str
+    measure: str
+    results: Sequence[Result]
+    notes: Sequence[str]
+    report: Path | None = None
+
+    def card(self) -> Card:
+        """A summary: the best variant, and the table."""
+        means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
+        best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
+        facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
+        return Card(f"Comparison {self.directory}", facts, self.table(), self.report)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each variant: its size, its best validation score (with the range over seeds), test score and
+        speed.
+        """
+        goal, rows = self.goal, []
+        size = self.results[0].variant.parameters
+        for result in self.results:
+            found = result.best(goal)
+            row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
+            row["size"] = f"{result.variant.parameters / size:.1%}"
+            if any(other.variant.width is not None for other in self.results):
+                row["width"] = result.variant.width or getattr(result.variant.recipe.model, "width", None)
+            row[f"validation {title(goal)}"] = figure(goal, fmean(found))
+            if len(found) > 1:
+                row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
+            final = [trial.summary["scores"] for trial in result.trials]
+            if final[0]["split"] != "validation":
+                row[f"{final[0]['split']} {title(goal)}"] = figure(goal, fmean(scores[goal] for scores in final))
+            row["steps"] = round(result.mean("step"))
+            row[f"{self.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
+            row["seconds"] = round(result.mean("seconds"), 1)
+            rows.append(row)
+        return rows
+
+
+@typed
+def compare(
+    recipe: str | Path | Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    data: Paths | None = None,
+    minutes: float | None = None,
+    seeds: int = 1,
+    resume: bool = False,
+    *,
+    run: str | Path | None = None,
+    tokens: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+) -> Comparison:
+    """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
+
+    grid: values to try by setting, such as {"model.mixer": ["attention", "lstm"]}.
+    minutes, tokens: the budget of each variant: minutes of training steps (evaluation comes on top), or about as many
+    tokens (or whatever the task counts). Without either, each trains for the recipe's steps.
+    resume: continue the comparison that is there, or begin one.
+    run: the directory of the comparison; by default a new one in runs/.
+
+    All variants train in the same precision. Where settings of the model are compared, widths are adjusted so that all
+    variants have about as many parameters as the first. The other arguments are those of `train`. Raises UserError
+    before any training, and UserInterrupt after Ctrl-C in one of the runs.
+    """
+    check_minutes([] if minutes is None else [minutes])
+    if minutes is not None and tokens is not None:
+        raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are asked for; give one of them")
+    directory = _place(recipe, grid, seeds, resume, run)
+    where = find_device(device)
+    asked = configured(recipe, data, {}, seed)
+    plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
+    plan["minutes"] = None if minutes is None else float(minutes)
+    begun = _claim(directory, resume, asked, plan)
+    if begun:
+        base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
+    else:
+        base = _fitted(recipe, asked, grid, minutes, where, threads)
+    tasks = Tasks(directory / CODECS)
+    several = variants(base, grid, tasks.adapted)
+    own = _precisions(several, where)
+    if _PRECISION not in grid:
+        base = override(base, {_PRECISION: _common(base, own)})
+        several = [replace(each, recipe=override(each.recipe, {_PRECISION: base.train.precision})) for each in several]
+    if tokens is not None:
+        several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
+    plan["fitted"] = to_dict(base)
+    RunDirectory(directory).create()
+    if not begun:
+        write_json(directory / FILE, plan)
+    tasks.save()
+    results = [_result(variant, tasks, directory, minutes, seeds, device, threads) for variant in several]
+    first = tasks.of(results[0].variant.recipe)
+    said = "" if _PRECISION in grid else _said_precision(base, own if asked.train.precision == "auto" else {})
+    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), said))
+    differ = [key for key, values in grid.items() if len(values) > 1]
+    kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
+    command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
+    return _reported(Comparison(directory, base, differ, *kinds, results, notes), command)
+
+
+def _result(
+    variant: Variant,
+    tasks: Tasks,
+    directory: Path,
+    minutes: float | None,
+    seeds: int,
+    device: str,
+    threads: int | None,
+) -> Result:
+    """The runs of a variant, one a seed."""
+    task, trials = tasks.of(variant.recipe), []
+    for name, chosen in _seeded(variant, seeds):
+        with _resumable(name, directory):
+            trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
+    return Result(replace(variant, parameters=trials[0].summary["parameters"]), trials)
+
+
+def _seeded(variant: Variant, seeds: int) -> Iterator[tuple[str, Recipe]]:
+    """The recipes of a variant's runs by their names."""
+    for number in range(seeds):
+        name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
+        yield name, override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+
+
+def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
+    """What each variant would have its matrix products in by itself."""
+    chosen = {}
+    for variant in found:
+        with torch.device("meta"):  # only the shapes of its matrices are looked at
+            model = build(variant.model, seed=None)
+        chosen[variant.name] = choose("auto", model, device)
+    return chosen
+
+
+def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
+    """The one precision of all: as set, or the lower one where it is every variant's own."""
+    if base.train.precision != "auto":
+        return base.train.precision
+    names = {precision.name for precision in own.values()}
+    return names.pop() if len(names) == 1 else "fp32"
+
+
+def _said_precision(base: Recipe, own: Mapping[str, Precision]) -> str:
+    common = base.train.precision
+    others = [name for name, precision in own.items() if precision.name != common]
+    reason = next((precision.reason for precision in own.values() if precision.name == common), "as set")
+    told = f"; alone, {', '.join(others)} would be trained in {own[others[0]].name}" if others else ""
+    return f"All matrix products of training are in {common} ({reason}){told}."
+
+
+def _place(
+    recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
+) -> Path:
+    """The directory of a comparison. UserError for what cannot be compared."""
+    for key, values in grid.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise UserError(f"{key} is {shown(values)}; give a list of the values that are compared")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; give 1 or more")
+    if run is not None:
+        return Path(run)
+    if resume:
+        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR (run=...)")
+    return free_directory(Path("runs") / f"compare-{named(recipe).name}")
+
+
+def _command(
+    recipe: str, grid: Mapping[str, Sequence[Any]], data: Sequence[str], plan: Mapping[str, Any], directory: Path
+) -> str:
+    """The command that makes the same comparison again."""
+    words = ["headway", "compare", recipe, *(["--data", *data] if data else [])]
+    say = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
+    words += ["--set", *(f"{key}={','.join(map(say, values))}" for key, values in grid.items())]
+    words += [] if plan["minutes"] is None else ["--minutes", f"{plan['minutes']:g}"]
+    words += [] if plan["tokens"] is None else ["--tokens", str(plan["tokens"])]
+    words += [] if plan["seeds"] == 1 else ["--seeds", str(plan["seeds"])]
+    return shlex.join([*words, "--run", f"{directory}-again"])
+
+
+def _fitted(
+    name: str | Path | Recipe,
+    recipe: Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    minutes: float | None,
+    device: torch.device,
+    threads: int | None,
+) -> Recipe:
+    """A generic recipe with the size that fits the minutes, with the first value of each setting: all variants have it,
+    but for what is compared.
+    """
+    if minutes is None or name != recipe.name:
+        return recipe
+    if threads is not None:
+        torch.set_num_threads(threads)
+    first = {key: values[0] for key, values in grid.items()}
+    found = fitting(recipe, first, minutes, Clock(), device)
+    if found is None:
+        return recipe
+    with found:
+        return found.fit().recipe
+
+
+def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any]) -> bool:
+    """Whether this comparison is here to go on with. UserError for anything else, and for one that is not resumed."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    file = directory / FILE
+    if not resume:
+        remedy = "go on with it with --resume, or choose" if file.is_file() else "choose"
+        raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
+    if not file.is_file():
+        raise UserError(f"{directory} holds no comparison (no {FILE}); choose another directory with --run")
+    changed = _changed(read_json(file), file, base, plan)
+    if changed:
+        raise UserError(
+            f"{directory} was started with another comparison: {changed}; resume it with its own settings, or choose "
+            "another directory with --run"
+        )
+    return True
+
+
+def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
+    """The first setting in which a comparison differs from the one that was begun `before`."""
+    found = before if isinstance(before, dict) else {}
+    recipe = from_dict(Recipe, found.get("recipe"), f"{file}: recipe")
+    if recipe.name != base.name:
+        return f"recipe is {recipe.name}, not {base.name}"
+    for name in ("grid", "minutes", "tokens", "seeds"):
+        one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
+        if one != two:
+            return f"{name} is {one}, not {two}"
+    return difference(recipe, base)
+
+
+def _trial(
+    recipe: Recipe, task: Task, place: Path, minutes: float | None, device: str, threads: int | None
+) -> ComparedRun:
+    """The run at `place`: as it lies there where it was trained and judged before; else it goes on, or begins with the
+    codec of `task`.
+    """
+    there = RunDirectory(place)
+    summary = there.read_status() if there.exists() else {}
+    if summary.get("scores"):
+        return ComparedRun(place, summary, read_metrics(there.metrics))
+    if not summary:
+        task.save(place)
+    run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads, steps_alone=True)
+    return ComparedRun(run.directory, run.summary, run.metrics)
+
+
+@contextmanager
+def _resumable(name: str, directory: Path) -> Iterator[None]:
+    """Tells after Ctrl-C which run it stopped, and how the comparison goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
+        remedy = f"the same command with --run {shlex.quote(str(directory))} --resume goes on"
+        raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
+
+
+def _reported(found: Comparison, command: str) -> Comparison:
+    """A comparison with its page, where the extra for pages is installed."""
+    if available():
+        return replace(found, report=write_report(found.directory, sections(found, command)))
+    print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    return found
+
+
+def _notes(
+    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
+) -> Iterator[str]:
+    """What all were given and made of it, how far they differ in size, and whether chance may have decided."""
+    yield from _amounts(results, minutes, tokens, seeds, unit)
+    yield from _sizes([result.variant for result in results])
+    if precision:
+        yield precision
+    if seeds == 1:
+        yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
+
+
+def _amounts(
+    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str
+) -> Iterator[str]:
+    """What all were given, and what they made of it, least to most."""
+    if minutes is not None:
+        asked = f"for {duration(60 * minutes)} of steps"
+    elif tokens is not None:
+        asked = f"on about {tokens:,} {unit}s"
+    else:
+        asked = f"for {_span([result.variant.recipe.train.steps for result in results])} steps"
+    rest = "; evaluations and the judgement come on top" if minutes is not None else ""
+    yield f"Each was trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}{rest}."
+    keys = ("seconds", "step", "tokens")
+    seconds, steps, seen = ([number for result in results for number in result.each(key)] for key in keys)
+    yield f"Measured: {_span(seconds, 1)} s, {_span(steps)} steps, {_span(seen)} {unit}s."
+    if minutes is not None and min(seconds) < (1 - _UNEVEN) * max(seconds):
+        yield (
+            f"Caution: the least time is {min(seconds) / max(seconds):.0%} of the most, as the machine's speed changed "
+            "or steps are few; give more --minutes."
+        )
+
+
+def _span(values: Sequence[float], digits: int = 0) -> str:
+    """From the least to the most, or the one that all have."""
+    low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _sizes(found: Sequence[Variant]) -> Iterator[str]:
+    if any(variant.width is not None for variant in found):
+        yield "Widths were adjusted so that all have about as many parameters as the first."
+    off = max(abs(variant.parameters / found[0].parameters - 1) for variant in found)
+    yield f"The sizes differ by at most {off:.1%} from the first."
+
+
+def sections(comparison: Comparison, command: str) -> Sections:
+    """The page of a comparison."""
+    goal, results = comparison.goal, comparison.results
+    best = {result.variant.name: [scaled(goal, value) for value in result.best(goal)] for result in results}
+    means = {name: fmean(values) for name, values in best.items()}
+    spread = {name: (min(values), max(values)) for name, values in best.items() if len(values) > 1}
+    better = "lower" if comparison.better == "min" else "higher"
+    caption = f"validation, by seconds of training; {better} is better"
+    over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
+    over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
+    losses = {result.variant.name: points(_lines(result, "training"), "loss", "seconds") for result in results}
+    name, share = heading(goal), is_rate(goal)
+    return Sections(
+        title=f"{comparison.recipe.name} compared",
+        subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
+        curves=[
+            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread, share=share)),
+            Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True, share=share)),
+            Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True, share=share)),
+            Picture(
+                "Training loss",
+                f"{comparison.measure}, by seconds of training",
+                line_chart(losses, "seconds", "loss", log=True),
+            ),
+        ],
+        table=comparison.table(),
+        notes=comparison.notes,
+        configuration=to_dict(comparison.recipe),
+        command=command,
+    )
+
+
+def _curve(result: Result, goal: str, x: str) -> Points:
+    return points(_lines(result, "validation"), goal, x)
+
+
+def _lines(result: Result, split: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of the first trial that are of a split."""
+    return [line for line in result.trials[0].metrics if line.get("split", "training") == split]

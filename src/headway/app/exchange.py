@@ -1,0 +1,166 @@
+"""Models between formats: into headway's own folder, and out to those that others read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from headway.app.runs import recipe_of
+from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.marks import RoleTokens, frame
+from headway.domains import text
+from headway.errors import UserError, nearest
+from headway.formats import native
+from headway.formats.durable import read_json, write_json
+from headway.formats.gguf import SUFFIX as GGUF
+from headway.formats.gguf import save_gguf
+from headway.formats.hub import find_folder
+from headway.formats.native import Weights
+from headway.formats.onnx import SUFFIX as ONNX
+from headway.formats.onnx import check_onnx, save_onnx
+from headway.formats.open import Opened, open_model
+from headway.formats.published import CONFIG, save_published
+from headway.formats.usage import Usage
+from headway.given import typed
+from headway.learn.run import RunDirectory
+from headway.nn.models import ModelConfig
+
+Format = Literal["hf", "gguf", "onnx"]
+_OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def import_model(opened: Opened, directory: Path) -> None:
+    """Write headway's own folder: weights with their configuration, tokenizer, and how the model is used."""
+    check_free(directory)
+    native.save_model(opened.model, opened.model.config, directory)  # type: ignore[arg-type]
+    _save_use(opened, directory)
+
+
+class Quantized(NamedTuple):
+    """What `quantize` wrote: the folder, the number format, and the bytes of the weights before and after."""
+
+    directory: Path
+    weights: Weights
+    bytes_before: int
+    bytes: int
+
+
+@typed
+def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Quantized:
+    """Quantise the weights of a run or model to "int8" or "int4" and write it to the folder `out`, with its tokenizer
+    and all else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not empty.
+    """
+    from headway.engine import quantise, save_quantised
+
+    if weights not in ("int8", "int4"):
+        raise UserError(f"weights cannot be rounded to {weights}; use int8 or int4")
+    place, directory = find_folder(model), Path(out)
+    check_free(directory)
+    opened = open_model(place, None)
+    before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
+    after = save_quantised(quantise(opened.model, weights), weights, directory)
+    if RunDirectory(place).exists():
+        for path in place.iterdir():
+            if path.is_file() and path.name not in _OF_TRAINING:
+                shutil.copy2(path, directory / path.name)
+    else:
+        _save_use(opened, directory)
+    return Quantized(directory, weights, before, after)
+
+
+def open_to_export(place: Path) -> Opened:
+    """A model or run. The tokenizer of a run that learnt from whole documents puts a begin symbol before a text, as its
+    prompts have it.
+    """
+    opened = open_model(place)
+    codec = opened.codec
+    if not RunDirectory(place).exists() or not isinstance(codec, TokenizerCodec) or codec.begin is None:
+        return opened
+    task = recipe_of(place).task
+    if isinstance(task, text.LanguageConfig) and not task.crops:
+        begin = codec.tokenizer.id_to_token(codec.begin)
+        frame(codec.tokenizer, "", RoleTokens(bos=begin), {"add_bos_token": True})
+    return opened
+
+
+@typed
+def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
+    """Write a run or model to `out` in a format that other programs read, and return the name of its family, or of its
+    kind, there.
+
+    "hf" is a folder that transformers reads; "gguf" is one file for llama.cpp, its numbers in `dtype` f32 (or None),
+    f16 or q8_0; "onnx" is a graph for onnxruntime, and `out` the file or a folder for model.onnx, with the tokenizer,
+    labels and image processor beside it. None chooses by how `out` ends: .gguf, .onnx, or else hf. Raises UserError
+    for a model that the format cannot hold, and if `out` exists already.
+    """
+    form = ending(Path(out)) if format is None else format
+    check_format(form, dtype)
+    if form == "onnx":
+        check_onnx()
+    return export_model(open_to_export(find_folder(model)), Path(out), form, dtype, str(model))
+
+
+def export_model(
+    opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None, source: str = "the model"
+) -> str:
+    """Write a published format and give the family's name.
+
+    "hf": config.json, safetensors and tokenizer.json, which transformers reads. "gguf": one file, `dtype` f32 (or
+    None), f16 or q8_0. "onnx": see `save_onnx`. `source` names the model in messages. UserError for a model that the
+    format cannot say.
+    """
+    check_format(form, dtype)
+    model, usage, codec = opened
+    if form == "onnx":
+        file = directory if directory.suffix == ONNX else directory / f"model{ONNX}"
+        return save_onnx(model, usage, codec, file, source)
+    check_free(directory)
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    if form == "gguf":
+        precision: Any = (dtype or "f32").upper()
+        return save_gguf(model, config, directory, codec, usage, precision)
+    family = save_published(model, config, directory, usage)
+    if codec is not None:
+        codec.save(directory)
+        _describe_tokenizer(usage, codec, directory)
+    return family
+
+
+def ending(out: Path) -> Format:
+    """The format that the end of a name says."""
+    endings: dict[str, Format] = {GGUF: "gguf", ONNX: "onnx"}
+    return endings.get(out.suffix, "hf")
+
+
+def check_format(form: str, dtype: str | None) -> None:
+    """UserError for a format that there is not, and for a `dtype` of one that has none."""
+    if form not in get_args(Format):
+        raise UserError(f"there is no format {form!r}; {nearest(form, get_args(Format))}")
+    if dtype is not None and form != "gguf":
+        raise UserError(f"--dtype {dtype} is of gguf files, and the format is {form}; add --format gguf")
+
+
+def check_free(directory: Path) -> None:
+    """UserError for a place that holds something already."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already exists and is not empty; choose another place")
+
+
+def _save_use(opened: Opened, directory: Path) -> None:
+    """What a folder of ours says of a model beside its weights."""
+    opened.usage.save(directory)
+    if opened.codec is not None:
+        opened.codec.save(directory)
+
+
+def _describe_tokenizer(usage: Usage, codec: Codec, directory: Path) -> None:
+    """The ids of the special symbols, where config.json does not say them, and the chat template."""
+    ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
+    known = read_json(directory / CONFIG)
+    said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
+    write_json(directory / CONFIG, known | said)
+    if usage.template is not None:
+        path = directory / _TOKENIZER_CONFIG
+        write_json(path, read_json(path) | {"chat_template": usage.template})

@@ -1,0 +1,266 @@
+"""A generic recipe fitted to a user's data, minutes and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from headway.app.recipes import begin_task
+from headway.card import Card, shows
+from headway.data.store import within
+from headway.domains import scale_of
+from headway.evaluation import open_task
+from headway.learn import Recipe, Task
+from headway.learn.budget import Clock, Meter
+from headway.learn.distributed import Processes
+from headway.learn.loop import Foretell
+from headway.learn.memory import training_bytes
+from headway.learn.precision import choose as choose_precision
+from headway.learn.scale import Fit, Pace, Scale, choose, explained, ladder, settled, shape_of, with_user
+from headway.learn.start import agree, keep_symbols, open_start, tuned
+from headway.nn.models import build, describe
+
+_SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
+_BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
+_GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
+_LATER = 12  # times as many minutes, of which a plan says what they would be good for
+
+
+class Fitted(NamedTuple):
+    """A recipe with all that was open, its task over the data, and the steps beyond which more help no more."""
+
+    recipe: Recipe
+    task: Task
+    most: int | None = None
+
+
+@shows
+class Plan(NamedTuple):
+    """What a recipe comes to in so many minutes: parameters, width and layers of the model, `batch` tokens or samples a
+    step, steps, `epochs` (None: not known), the bytes of memory that stay in use, and the reasons. If the minutes are
+    too few to learn anything, only `reasons` is set.
+    """
+
+    minutes: float
+    reasons: tuple[str, ...]
+    parameters: int | None = None
+    width: int | None = None
+    layers: int | None = None
+    batch: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    memory: int | None = None
+
+    def card(self) -> Card:
+        """Sizes at a glance, and why in a table."""
+        facts = {name: getattr(self, name) for name in ("parameters", "width", "layers", "batch", "steps", "epochs")}
+        memory = None if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
+        refused = self.reasons[0] if self.steps is None and self.reasons else None
+        facts |= {"memory": memory, "refused as": refused}
+        return Card(f"Plan of {self.minutes:g} minutes", facts, [{"why": reason} for reason in self.reasons])
+
+
+@dataclass
+class Fitting:
+    """The data of a generic recipe, opened once, and how fast models of several sizes learn from them here.
+
+    `user` are the settings that are not chosen. Raises UserError for what cannot be trained.
+    """
+
+    recipe: Recipe
+    user: Mapping[str, Any]
+    minutes: float
+    clock: Clock
+    device: torch.device
+    scale: Scale
+    paces: dict[str, Pace] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.workspace = Path(stack.enter_context(TemporaryDirectory()))
+            self.processes = Processes(self.device)
+            paths = [Path(path) for path in self.recipe.data]
+            found = self.scale.settle(self.recipe, paths, self.minutes)
+            self.recipe = with_user(self.recipe, found.settings, self.user)
+            self.reason = found.reason
+            with within(max(_GRACE, 60 * self.minutes - self.clock.worked())):
+                self.task = open_task(self.recipe, self.workspace)
+            self._given: Task | None = None
+            stack.callback(self._close)
+            self.task.save(self.workspace)
+            self.recipe = replace(self.recipe, model=self.task.adapt(self.recipe.model))
+            self.unique = self.scale.amount(self.task)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def _close(self) -> None:
+        """Close the task, unless it is what was given."""
+        if self.task is not self._given:
+            self.task.close()
+
+    def fit(self) -> Fitted:
+        """The size of least loss foretold, its batches, rates and regularisation."""
+        chosen, fit = self._chosen()
+        self._given = self._reopened(chosen)
+        most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
+        return Fitted(chosen, self._given, most)
+
+    def plan(self) -> Plan:
+        """What `fit` would choose, in numbers."""
+        chosen, fit = self._chosen()
+        width, layers = shape_of(chosen.model)
+        return Plan(
+            self.minutes,
+            chosen.reasons,
+            describe(chosen.model)["parameters"],
+            width,
+            layers,
+            fit.batch,
+            fit.steps,
+            fit.seen / max(1, self.unique),
+            sum(training_bytes(chosen).values()),
+        )
+
+    def _chosen(self) -> tuple[Recipe, Fit]:
+        seconds = self._training_seconds(self.minutes)
+        best, fits = choose(self.recipe, self.scale, self.user, self.unique, seconds, self.pace)
+        reasons = (*filter(None, [self.reason]), *explained(best, fits, self.scale, self.unique, seconds))
+        later = self._later(fits)
+        if later is not None and later.parameters > 1.2 * best.parameters:
+            reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.parameters:,} would learn more")
+        return replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons), best
+
+    def pace(self, recipe: Recipe) -> Pace:
+        """How fast the model of a recipe learns here."""
+        key = _key(recipe)
+        if key not in self.paces:
+            self.paces[key] = self._measured(recipe)
+        return self.paces[key]
+
+    def _measured(self, recipe: Recipe) -> Pace:
+        return _timed(recipe, self.task, self.processes, self.scale.batch, self.minutes)
+
+    def _training_seconds(self, minutes: float) -> float:
+        return self.processes.tell(_BEFORE * 60 * minutes - self.clock.worked())
+
+    def _later(self, fits: Sequence[Fit]) -> Fit | None:
+        """The size that more minutes would be best for, with paces that are told from those measured."""
+        last = fits[-1]
+
+        def pace(recipe: Recipe) -> Pace:
+            known = self.paces.get(_key(recipe))
+            if known is not None:
+                return known
+            times = Fit.size(recipe) / last.parameters
+            return Pace(last.pace.targets / times, last.pace.overhead * times, last.pace.share)
+
+        seconds = self._training_seconds(_LATER * self.minutes)
+        return choose(self.recipe, self.scale, self.user, self.unique, seconds, pace)[0]
+
+    def _reopened(self, recipe: Recipe) -> Task:
+        """The task under the settings that were chosen, with the codec that it has made."""
+        same = recipe.task == self.recipe.task
+        batches = all(
+            getattr(recipe.train, name) == getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
+        )
+        return self.task if same and batches else open_task(recipe, self.workspace)
+
+
+def _timed(
+    recipe: Recipe, task: Task, processes: Processes, batch: str, minutes: float, fresh: Collection[str] = ()
+) -> Pace:
+    name, _ = choose_precision(recipe.train.precision, _shapes(recipe), processes.device)
+    meter = Meter(recipe, fresh, task, processes, name)
+    each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
+    overhead = min(meter.overhead(), 0.5 * each)
+    units = getattr(recipe.train, batch.removeprefix("train.")) * recipe.train.accumulate
+    return Pace(*processes.tell([meter.targets / (each - overhead), overhead, meter.targets / units, meter.targets]))
+
+
+def tune(
+    recipe: Recipe, user: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device, directory: Path
+) -> Fitted | None:
+    """A generic recipe that begins from a model, with batches and steps by the number of samples and the time; None for
+    a recipe that begins from nothing, or whose batches are its own.
+    """
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is None:
+        return None
+    task, processes = begin_task(recipe, directory), Processes(device)
+    model = keep_symbols(task.adapt(recipe.model), recipe.model)
+    start = open_start(recipe.start)
+    known = replace(recipe, model=model)
+    fresh = agree(model, start.model, recipe.start).fresh
+    pace = _timed(known, task, processes, scale.batch, minutes, fresh)
+    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
+    row = getattr(recipe.task, "context", None) or 1 if scale.batch == "train.batch_tokens" else 1
+    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
+    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    most = None if "train.steps" in user else found.useful
+    if chosen.train == recipe.train:
+        return Fitted(chosen, task, most)
+    task.close()
+    return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+def fitting(
+    recipe: Recipe, user: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device
+) -> Fitting | None:
+    """The fitting of a generic recipe to the time there is; None for a recipe whose size is its own, or the user's."""
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is not None or "model" in user:
+        return None
+    return Fitting(recipe, user, minutes, clock, device, scale)
+
+
+def foretelling(recipe: Recipe, task: Task) -> Foretell | None:
+    """How the end of a run is told from its first evaluation; None where no law is known for its loss."""
+    scale = scale_of(recipe.name)
+    if scale is None or not scale.foretells or recipe.start is not None:
+        return None
+    unique = scale.amount(task)
+    size = Fit.size(replace(recipe, model=task.adapt(recipe.model)))
+    return lambda loss, seen, end: scale.law.forecast(loss, size, seen, end, unique)
+
+
+def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:
+    """What to tell of a run that went on for longer than its size was chosen for: that a larger model would have learnt
+    more in all of its time; None where that is not so.
+    """
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is not None:
+        return None
+    unique, own = scale.amount(task), Fit.size(recipe)
+    sizes = {Fit.size(replace(sized, model=task.adapt(sized.model))) for _, sized in ladder(recipe, scale, {})}
+    larger = min((size for size in sizes if size > 1.2 * own), default=None)
+    if larger is None:
+        return None
+    if scale.law.loss(larger, seen * own / larger, unique) > scale.law.loss(own, seen, unique):
+        return None
+    return (
+        f"its size is the limit now: in {minutes:.3g} minutes a model of {larger / own:.2g} times the parameters, "
+        "started anew, would learn more"
+    )
+
+
+def _key(recipe: Recipe) -> str:
+    """What a pace depends on."""
+    return repr((recipe.model, recipe.task))
+
+
+def _shapes(recipe: Recipe) -> nn.Module:
+    with torch.device("meta"):
+        return build(recipe.model, seed=None)

@@ -1,0 +1,149 @@
+"""Recipes by name, with the user's settings and data written into them, and the tasks that they open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from headway.app.runs import read_recipe
+from headway.config import override
+from headway.domains import homes, scale_of
+from headway.domains import recipe as find_recipe
+from headway.errors import UserError, nearest
+from headway.evaluation import listed, open_task
+from headway.formats.hub import find_folder
+from headway.formats.open import open_config, open_usage
+from headway.formats.usage import Usage, read_usage
+from headway.in_memory import Paths
+from headway.learn import Recipe, Task
+from headway.learn.adapters import LoRAConfig
+from headway.learn.run import RunDirectory
+from headway.learn.scale import shape_of
+from headway.learn.start import lay_out, open_start, rates
+from headway.nn.models import ModelConfig
+from headway.nn.models.presets import PRESETS, preset
+
+
+def configured(
+    recipe: str | Path | Recipe,
+    data: Paths | None,
+    settings: Mapping[str, Any] | None,
+    seed: int | None,
+    start: str | Path | None = None,
+    lora: int | None = None,
+) -> Recipe:
+    """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
+
+    With a `start` its model is the recipe's, before the settings, of which `model` may be a name, such as gpt2; `lora`
+    is the rank of an adapter. A generic recipe asked for by its name, whose rates are for models that know nothing,
+    gets those for one that does.
+    """
+    found = named(recipe)
+    if start is not None:
+        found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
+    if lora is not None:
+        known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
+        found = replace(found, adapter=replace(known, rank=lora))
+    if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
+        found = override(found, rates(shape_of(found.model)[0], found.adapter))
+    found = _set(found, settings or {})
+    if seed is not None:
+        found = override(found, {"train.seed": seed})
+    if data is not None:
+        found = replace(found, data=tuple(_absolute(path) for path in listed(data)))
+    if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
+    return found
+
+
+def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
+    model = settings.get("model")
+    if not isinstance(model, str):
+        return override(recipe, settings)
+    others = {key: value for key, value in settings.items() if key != "model"}
+    return override(replace(recipe, model=find_model(model)), others)
+
+
+def named(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe by its name or its recipe.json."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    path = Path(recipe)
+    return read_recipe(path) if path.suffix == ".json" and str(recipe) not in homes() else find_recipe(str(recipe))
+
+
+def recorded(
+    directory: Path,
+    name: str,
+    data: Paths | None,
+    settings: Mapping[str, Any] | None,
+    seed: int | None,
+    start: str | Path | None = None,
+    lora: int | None = None,
+) -> Recipe:
+    """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks.
+
+    The start is not opened: a run that has begun does not need it any more.
+    """
+    found = read_recipe(RunDirectory(directory).recipe)
+    if found.name != name:
+        raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
+    for key in ("steps", "evaluate_every"):  # which the trainer takes over, where minutes made them
+        wanted, own = (settings or {}).get(f"train.{key}"), getattr(found.train, key)
+        if wanted is not None and wanted != own:
+            raise UserError(f"{directory} was started with train.{key} {own}, not {wanted}; leave it out to resume")
+    if start is not None and os.path.abspath(start) != found.start:
+        found = replace(found, start=_absolute(start))
+    return configured(found, data, settings, seed, lora=lora)
+
+
+def _absolute(path: str | Path) -> str:
+    """A path that holds from any directory; what is no path here (the name of a data set) stays as it is."""
+    return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
+
+
+def begin_task(recipe: Recipe, directory: Path) -> Task:
+    """`open_task` for a run that is to begin in `directory`, with the tokenizer of the model that it starts from.
+
+    The task finds it in a workspace of its own, so that what cannot be trained leaves nothing behind; the trainer has
+    it saved with the run.
+    """
+    if recipe.start is None:
+        return open_task(recipe, directory)
+    with TemporaryDirectory() as workspace:
+        lay_out(open_start(recipe.start), recipe.start, Path(workspace))
+        return open_task(recipe, Path(workspace))
+
+
+def find_model(name: str) -> ModelConfig:
+    """The model of a recipe, a preset, a recipe.json, a run directory or a published model."""
+    if name in PRESETS:
+        return preset(name)
+    if name in homes():
+        return find_recipe(name).model
+    path = Path(name)
+    if path.suffix == ".json":
+        return read_recipe(path).model
+    place = RunDirectory(path)
+    if place.exists():
+        place.read_status()
+        return read_recipe(place.recipe).model
+    published = find_folder(name)
+    if published.exists():
+        return open_config(published)
+    raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
+
+
+def find_usage(name: str) -> tuple[Usage, bool]:
+    """How what `find_model` finds is used, as far as that is said without weights, and whether it is a run."""
+    path = Path(name)
+    if name in PRESETS or name in homes() or path.suffix == ".json":
+        return Usage(), False
+    if RunDirectory(path).exists():
+        return read_usage(path), True
+    return open_usage(find_folder(name)), False

@@ -1,0 +1,313 @@
+"""CTranslate2's model folders: a model.bin, which is no pickle but plain variables; Whisper's among them.
+
+version | name and revision of the specification | variables: name, shape, dtype, bytes | aliases: name, variable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from headway.codecs import TokenizerCodec
+from headway.config import from_dict
+from headway.errors import UserError
+from headway.formats.durable import read_json
+from headway.formats.families import whisper
+from headway.formats.mapped import Cursor, Mapped, tensor_bytes
+from headway.formats.native import read_config, undrawn
+from headway.formats.published import Published
+from headway.formats.rules import TensorRule, copy, layers, linear, rule
+from headway.formats.settings import Settings
+from headway.formats.usage import Usage
+from headway.formats.weights import Renamed, fill
+from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
+
+FILE = "model.bin"
+VERSION = 6
+WHISPER = "WhisperSpec"
+_DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
+_SCALE, _ZERO = "_scale", "_zero"  # beside quantised weights
+_LEAST = 2 + 1 + 1 + 4  # bytes that a variable takes at least
+# What a folder's specification is, and what headway has for it.
+_KNOWN = {
+    "TransformerSpec": "a translation model; load it from where it was converted from",
+    "TransformerDecoderModelSpec": "a language model; load it from where it was converted from",
+    "TransformerEncoderModelSpec": "an encoder; load it from where it was converted from",
+}
+
+
+class Variable(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class ModelBin:
+    """The variables of a model.bin by name (Weights), all of it checked.
+
+    `aliases` are second names of variables (a head that is tied to the embedding). Raises UserError for a file that is
+    not whole, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.source = str(path)
+        self._file = Mapped(Path(path))
+        cursor = Cursor(self._file)
+        version = cursor.number("I", "the version")
+        if version != VERSION:
+            raise UserError(
+                f"{path} is version {version} of CTranslate2's format (or another kind of file); headway reads version "
+                f"{VERSION}: convert the model again with a newer ctranslate2"
+            )
+        self.specification = _name(cursor)
+        self.revision = cursor.number("I", "the revision")
+        self._variables = _variables(cursor)
+        self.aliases: Mapping[str, str] = _aliases(cursor, self._variables)
+        if cursor.left:
+            cursor.fail(f"{cursor.left} bytes are left behind the last alias")
+        self._scales = {name + _SCALE for name in self._variables} & self._variables.keys()
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def names(self) -> Collection[str]:
+        """Names of all variables but the scales, which belong to their weights. Aliases are not among them."""
+        return self._variables.keys() - self._scales
+
+    def get(self, name: str) -> Tensor:
+        """A variable by its name or an alias, as it is stored; a quantised one as the 32-bit numbers it stands for."""
+        name = self.aliases.get(name, name)
+        if name + _ZERO in self._variables:
+            raise UserError(f"{self.source}: {name} is packed in 4 bits, which is not read; convert to int8 or float16")
+        stored = self._stored(name)
+        if name + _SCALE not in self._scales:
+            return stored
+        scale = self._stored(name + _SCALE).float()
+        if scale.dim() and (scale.dim() > 1 or scale.shape[0] != stored.shape[0]):
+            shapes = f"{tuple(scale.shape)} for {tuple(stored.shape)}"
+            raise UserError(f"{self.source}: {name} has scales of shape {shapes}; convert the model again")
+        rows = (-1, *(1 for _ in stored.shape[1:]))
+        return stored.float() / (scale.view(rows) if scale.dim() else scale)
+
+    def _stored(self, name: str) -> Tensor:
+        found = self._variables[name]
+        return self._file.tensor(found.start, found.dtype, found.shape)
+
+    def done(self, name: str) -> None:
+        found = self._variables[self.aliases.get(name, name)]
+        self._file.drop(found.start, found.size)
+
+    def parameters(self) -> int:
+        """How many numbers the weights have; what tells the layout (heads, activation) is no weight."""
+        held = (self._variables[name] for name in self.names())
+        return sum(torch.Size(found.shape).numel() for found in held if found.shape)
+
+
+def _name(cursor: Cursor) -> str:
+    return cursor.text("H", "a name").removesuffix("\0")
+
+
+def _variables(cursor: Cursor) -> dict[str, Variable]:
+    found: dict[str, Variable] = {}
+    for _ in range(cursor.count("I", _LEAST, "variables")):
+        name = _name(cursor)
+        if name in found:
+            cursor.fail(f"variable {name!r} comes twice")
+        rank = cursor.number("B", "a rank")
+        shape = cursor.numbers(f"{rank}I", "a shape")
+        kind = cursor.number("B", "a dtype")
+        if kind >= len(_DTYPES):
+            cursor.fail(f"variable {name!r} has dtype {kind}, which is not known")
+        size = cursor.number("I", "a size")
+        if tensor_bytes(shape, _DTYPES[kind].itemsize) != size:
+            cursor.fail(f"variable {name!r} of shape {shape} has {size} bytes, which do not fit")
+        found[name] = Variable(_DTYPES[kind], shape, cursor.skip(size, f"variable {name!r}"), size)
+    return found
+
+
+def _aliases(cursor: Cursor, variables: Mapping[str, Variable]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for _ in range(cursor.count("I", 4, "aliases")):
+        alias, name = _name(cursor), _name(cursor)
+        if name not in variables or alias in variables or alias in found:
+            cursor.fail(f"alias {alias!r} of variable {name!r} fits no variable, or comes twice")
+        found[alias] = name
+    return found
+
+
+def is_ctranslate2(directory: Path) -> bool:
+    """Whether a folder holds a model.bin that starts as CTranslate2's do; a pickle's does not."""
+    path = directory / FILE
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return 0 < int.from_bytes(file.read(4).ljust(4, b"\0"), "little") < 256
+
+
+def refuse_ctranslate2(directory: Path) -> NoReturn:
+    """UserError that says which model of CTranslate2's a folder holds, and what can be done."""
+    name = ModelBin(directory / FILE).specification
+    known = _KNOWN.get(name, "of a kind that headway does not know; load it from where it was converted from")
+    raise UserError(f"{directory} is a model in CTranslate2's format ({name}): {known}")
+
+
+# What decoders of this format may do otherwise than Whisper, and the number that says that they do not.
+_EXPECTED = {
+    "decoder/activation": 3,  # GELU
+    "decoder/pre_norm": 1,
+    "decoder/scale_embeddings": 0,
+    "decoder/alibi": 0,
+    "decoder/start_from_zero_embedding": 0,
+}
+_HEADS = "alignment_heads"  # of cross-attention, which follow the sound
+_SUPPRESSED = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
+
+
+def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCodec | None) -> Published:
+    """The model in a folder of CTranslate2's, in evaluation mode, its weights in `dtype` (None: as stored).
+
+    `codec` is the tokenizer beside it, which knows the marks. UserError for a model that is no Whisper.
+    """
+    file, config = _read(directory)
+    model = undrawn(config, file.size, file.source, dtype)
+    fill(model, _rules(config), Renamed(file, _FAMILY), dtype)
+    return Published(model.eval(), _usage(directory, codec))
+
+
+def whisper_config(directory: Path) -> ModelConfig:
+    """The configuration of the model in a folder; no weight is read."""
+    return _read(directory)[1]
+
+
+def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
+    file = ModelBin(directory / FILE)
+    if file.specification != WHISPER:
+        refuse_ctranslate2(directory)
+    names = file.names()
+    for name, expected in _EXPECTED.items():
+        found = file.get(name) if name in names else None
+        if found is not None and (found.numel() != 1 or found.item() != expected):
+            raise UserError(f"{file.source}: {name} is {found.tolist()}, no Whisper has that; convert the model again")
+    config = read_config(whisper.FAMILY, _settings(file), names)
+    assert isinstance(config, EncoderDecoderConfig)
+    return file, config
+
+
+def _settings(file: ModelBin) -> Settings:
+    """What the shapes of the weights say, as a config.json would."""
+    embeddings, kernel = (_shape(file, name, rank) for name, rank in (("decoder/embeddings/weight", 2), (_KERNEL, 3)))
+    found: dict[str, Any] = {"vocab_size": embeddings[0], "d_model": embeddings[1], "num_mel_bins": kernel[1]}
+    for side, most in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
+        numbers = {name.split("/")[1] for name in file.names() if name.startswith(f"{side}/layer_")}
+        found[most] = _shape(file, f"{side}/position_encodings/encodings", 2)[0]
+        found[f"{side}_layers"] = len(numbers - {"layer_norm"})
+        found[f"{side}_attention_heads"] = _number(file, f"{side}/num_heads")
+        found[f"{side}_ffn_dim"] = _shape(file, f"{side}/layer_0/ffn/linear_0/weight", 2)[0]
+    return Settings({**whisper.FAMILY.defaults, **found}, file.source)
+
+
+_KERNEL = "encoder/conv1/weight"
+
+
+def _shape(file: ModelBin, name: str, rank: int) -> tuple[int, ...]:
+    if name not in file.names():
+        raise UserError(f"{file.source} lacks variable {name!r}; convert the model again")
+    shape = tuple(file.get(name).shape)
+    if len(shape) != rank:
+        raise UserError(f"{file.source}: {name} has shape {shape}, not of {rank} dimensions; convert the model again")
+    return shape
+
+
+def _number(file: ModelBin, name: str) -> int:
+    if name not in file.names() or file.get(name).numel() != 1:
+        raise UserError(f"{file.source} lacks the number {name!r}; convert the model again")
+    return int(file.get(name))
+
+
+def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
+    path = directory / "config.json"
+    said = read_json(path) if path.is_file() else {}
+    if not isinstance(said, dict):
+        raise UserError(f"{path} is not a mapping of settings; get the file again")
+    generation: dict[str, Any] = {
+        name: from_dict(list[int], said[key], f"{path}: {key}") for key, name in _SUPPRESSED.items() if said.get(key)
+    }
+    if said.get(_HEADS):
+        generation[_HEADS] = from_dict(list[list[int]], said[_HEADS], f"{path}: {_HEADS}")
+    if codec is None:
+        return Usage("whisper", generation=generation)
+    end, start = codec.token("<|endoftext|>"), codec.token("<|startoftranscript|>")
+    ends = () if end is None else (end,)
+    return Usage("whisper", {}, begin=end, ends=ends, pad=end, decoder_start=start, generation=generation)
+
+
+@dataclass(frozen=True)
+class WithoutKeys:
+    """A bias of `count` maps fused, the last but one the keys', whose bias is zero there and is none here."""
+
+    count: int
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        pieces = list(parts[0].chunk(self.count))
+        if len(pieces) != self.count or pieces.pop(-2).any():
+            raise UserError("the keys of an attention have a bias, which no Whisper has; convert the model again")
+        return pieces
+
+    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        pieces = list(whole.chunk(self.count - 1))
+        return [torch.cat([*pieces[:-1], torch.zeros_like(pieces[-1]), pieces[-1]])]
+
+
+def _rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    sides = (("encoder", config.encoder), ("decoder", config.decoder))
+    table = "decoder.embed.table"
+    return [
+        *whisper.convolution("encoder.embed.first", "encoder/conv1"),
+        *whisper.convolution("encoder.embed.second", "encoder/conv2"),
+        rule(table, "decoder/embeddings.weight"),
+        copy(table, "decoder/projection.weight"),
+        *(rule(f"{side}.embed.positions.table", f"{side}/position_encodings/encodings") for side, _ in sides),
+        *(each for side, part in sides for each in _stack_rules(part.stack, side)),
+    ]
+
+
+def _stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs = f"{side}.stack.blocks.{i}", f"{side}/layer_{i}"
+        own, feed = f"{theirs}/self_attention", f"{theirs}/ffn"
+        return [
+            rule(f"{ours}.mixer.qkv.weight", f"{own}/linear_0.weight"),
+            rule(f"{ours}.mixer.qkv.bias", f"{own}/linear_0.bias", form=WithoutKeys(3)),
+            *linear(f"{ours}.mixer.out", f"{own}/linear_1"),
+            *linear(f"{ours}.mix.before", f"{own}/layer_norm"),
+            *(_cross_rules(ours, f"{theirs}/attention") if stack.blocks[i].cross is not None else []),
+            *linear(f"{ours}.feed_forward.up", f"{feed}/linear_0"),
+            *linear(f"{ours}.feed_forward.down", f"{feed}/linear_1"),
+            *linear(f"{ours}.feed.before", f"{feed}/layer_norm"),
+        ]
+
+    return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"{side}/layer_norm")]
+
+
+def _cross_rules(ours: str, theirs: str) -> list[TensorRule]:
+    return [
+        *linear(f"{ours}.cross.q", f"{theirs}/linear_0"),
+        rule(f"{ours}.cross.kv.weight", f"{theirs}/linear_1.weight"),
+        rule(f"{ours}.cross.kv.bias", f"{theirs}/linear_1.bias", form=WithoutKeys(2)),
+        *linear(f"{ours}.cross.out", f"{theirs}/linear_2"),
+        *linear(f"{ours}.read.before", f"{theirs}/layer_norm"),
+    ]
+
+
+_FAMILY = replace(
+    whisper.FAMILY,
+    renames=((r"/gamma$", ".weight"), (r"/beta$", ".bias"), (r"/(weight|bias)$", r".\1")),
+    skipped=(r"/(num_heads|activation|pre_norm|scale_embeddings|alibi|start_from_zero_embedding|alignment_\w+)$",),
+)

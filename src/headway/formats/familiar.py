@@ -1,0 +1,163 @@
+"""What a model has met in training, texts and images, so that its use can say what lies beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from headway.config import from_dict, to_dict
+from headway.formats.durable import read_json, write_json
+
+SMALLEST = 4  # pixels of a side
+_GRID = 4  # rows and columns of the parts whose brightness is taken
+_LEVELS, _STEPS = 8, 6  # of brightness, and of the differences between neighbours, whose shares are counted
+_FEWEST = 100  # samples that have something in common: one in so many others is beyond them by chance
+_MOST = 10_000
+_BEYOND = 0.999  # the share of training images that are not beyond
+_LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference counts as small
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The distance of Mahalanobis of a sample's look (`look`, or `glance` of a sound) from the `middle` of those in
+    training, and the `limit` that one in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look
+    uncorrelated, each with variance 1. `contrast`, the last number of a look, is the least in training.
+    """
+
+    middle: tuple[float, ...]
+    scale: tuple[tuple[float, ...], ...]
+    limit: float
+    contrast: float
+
+    @staticmethod
+    def of(looks: Float[np.ndarray, "N F"], seed: int = 0) -> Alike | None:
+        """None for too few samples. The limit is taken of samples that the middle was not: each half by the other."""
+        if len(looks) < _FEWEST:
+            return None
+        order = np.random.default_rng(seed).permutation(len(looks))[:_MOST]
+        halves = looks[order[::2]], looks[order[1::2]]
+        away = [_distances(one, *_fitted(other)) for one, other in (halves, halves[::-1])]
+        limit = float(np.quantile(np.concatenate(away), _BEYOND, method="higher"))
+        middle, scale = _fitted(looks[order])
+        rows = tuple(tuple(row) for row in scale.round(6).tolist())
+        return Alike(tuple(middle.round(6).tolist()), rows, limit, float(looks[:, -1].min()))
+
+    def beyond(self, looks: Float[np.ndarray, "N F"]) -> np.ndarray:
+        """Which of some samples are as few in training were, or blank, which none was, bool [N]."""
+        away = _distances(looks, np.array(self.middle), np.array(self.scale)) > self.limit
+        return away | (looks[:, -1] < self.contrast / 2)
+
+
+def look(pixels: UInt8[np.ndarray, "H W C"]) -> Float[np.ndarray, "F"]:
+    """How an image of at least 4 x 4 pixels looks at a glance, in numbers from 0 to 1: the brightness of 16 parts, the
+    mean of each channel, shares of levels of brightness and of differences between neighbours, the mean differences
+    down and across, and the contrast.
+    """
+    image = pixels.astype(np.float32) / 255
+    grey = image.mean(2)
+    parts = [part.mean() for band in np.array_split(grey, _GRID) for part in np.array_split(band, _GRID, axis=1)]
+    down, across = (np.abs(np.diff(grey, axis=axis)) for axis in (0, 1))
+    levels = np.histogram(grey, _LEVELS, (0, 1))[0] / grey.size
+    steps = np.histogram(across, _STEPS, (0, 1))[0] / across.size
+    means = image.mean((0, 1))
+    return np.array([*parts, *means, *levels, *steps, down.mean(), across.mean(), grey.std()], np.float64)
+
+
+def looks(images: Iterable[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "N F"]:
+    return np.stack([look(image) for image in images])
+
+
+def _fitted(some: Float[np.ndarray, "N F"]) -> tuple[np.ndarray, np.ndarray]:
+    middle = some.mean(0)
+    spread = np.cov(some, rowvar=False) + _LEAST * np.eye(some.shape[1])
+    return middle, np.linalg.inv(np.linalg.cholesky(spread)).T
+
+
+def _distances(some: Float[np.ndarray, "N F"], middle: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.linalg.norm((some - middle) @ scale, axis=1)
+
+
+FILE = "familiar.json"
+_LOOKED_AT = 1 << 26  # ids of training texts that are counted
+_AT_ONCE = 1 << 20
+_STRANGE = 0.2  # of a text's symbols: words that are new to a model have fewer that it has never met
+_SHOWN = 40  # characters of a text that is named
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """`longest` is the most tokens that a text had in training (None: texts were read in rows, and have no length), and
+    `unseen` are the ids that none of them had; `alike` is what images or sounds had in
+    common.
+    """
+
+    longest: int | None = None
+    unseen: tuple[int, ...] = ()
+    alike: Alike | None = None
+
+    @staticmethod
+    def of(ids: np.ndarray, symbols: int, longest: int | None = None, marks: Collection[int | None] = ()) -> Familiar:
+        """From the ids [N] of training texts, how many symbols there are, and those that are put around texts."""
+        counts = np.zeros(symbols, dtype=np.int64)
+        for start in range(0, min(len(ids), _LOOKED_AT), _AT_ONCE):
+            counts += np.bincount(ids[start : start + _AT_ONCE], minlength=symbols)
+        return Familiar(longest, tuple(i for i in np.flatnonzero(counts == 0).tolist() if i not in marks))
+
+    @cached_property
+    def _strangers(self) -> frozenset[int]:
+        return frozenset(self.unseen)
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, to_dict(self))
+
+    def beyond(self, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> list[str]:
+        """What of some texts, given with their ids, is beyond what was met, in words; most often nothing."""
+        if self.longest is None and not self.unseen:
+            return []
+        long, strange, most = 0, [], 0
+        for text, row in zip(texts, rows):
+            if self.longest is not None and len(row) > self.longest:
+                long, most = long + 1, max(most, len(row))
+            if row and sum(symbol in self._strangers for symbol in row) >= _STRANGE * len(row):
+                strange.append(text.strip())
+        found = []
+        if long:
+            found.append(
+                f"longer than any text in training: {long:,} of {len(texts):,}, of {most:,} tokens at most, where the "
+                f"longest then had {self.longest:,}; give them sentence by sentence, or do not trust what comes"
+            )
+        if strange:
+            first = _short(strange[0])
+            found.append(
+                f"in symbols that no text in training had: {len(strange):,} of {len(texts):,}, such as {first!r}; do "
+                "not trust what comes"
+            )
+        return found
+
+    def strange(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> list[str]:
+        """What of some samples of a kind, given with how they look [N, F], is unlike all that was met, in words."""
+        if self.alike is None or not len(looks):
+            return []
+        places = np.flatnonzero(self.alike.beyond(looks))
+        if not len(places):
+            return []
+        first = names[int(places[0])]
+        return [
+            f"unlike the {kind}s in training: {len(places):,} of {len(looks):,}, such as {first}; do not trust the "
+            "labels"
+        ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def read_familiar(directory: Path) -> Familiar:
+    """What was saved beside a model; nothing is beyond one without such a file."""
+    path = directory / FILE
+    return from_dict(Familiar, read_json(path), str(path)) if path.is_file() else Familiar()

@@ -1,0 +1,49 @@
+"""Published families, one file of rules each; `model_type` of a config.json finds them.
+
+A family is a module here with a constant FAMILY, or FAMILIES where several share their rules.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+
+from headway.errors import UserError, nearest
+from headway.formats.lerobot import POLICIES
+from headway.formats.rules import Family
+from headway.formats.settings import Settings
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by their model_type."""
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(__path__):
+        part = import_module(f"{__name__}.{module.name}")
+        for family in getattr(part, "FAMILIES", None) or (part.FAMILY,):
+            found[family.name] = family
+    return found
+
+
+def find_family(settings: Settings) -> Family:
+    """The family of a config.json. Raises UserError for one that is not known, naming the known ones."""
+    known = families()
+    if "model_type" not in settings and "type" in settings:  # as LeRobot calls it
+        return _policy(settings, known)
+    name = settings.get("model_type", str)
+    if name not in known:
+        listed = ", ".join(sorted(known))
+        raise UserError(f"{settings.source}: there is no family {name!r}; {nearest(name, known)} (known: {listed})")
+    return known[name]
+
+
+def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
+    """That of a robot's policy."""
+    name = settings.get("type", str)
+    if name not in POLICIES:
+        raise UserError(
+            f"{settings.source}: policies of type {name!r} are not read; those of type {' and '.join(POLICIES)} are"
+        )
+    return known[name]

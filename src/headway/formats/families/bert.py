@@ -1,0 +1,204 @@
+"""BERT (Devlin et al. 2019): an encoder with its norms after each sum, token types, and a head for each use.
+
+Sentence encoders (MiniLM and others) are of this family too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from headway.errors import UserError
+from headway.formats.heads import POOLER, architecture, classifier, labels, outputs, pooler
+from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.settings import Settings, published_activation
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
+    BlockConfig,
+    HeadConfig,
+    PooledHeadConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformConfig,
+    TransformerConfig,
+    VocabularyHeadConfig,
+    cycle,
+)
+from headway.nn.parts.feedforward import MLPConfig, hidden_width
+from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.positions import LearnedConfig
+from headway.visibility import Full
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
+}
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    heads: dict[str, HeadConfig] = {}
+    kind = classifier(settings, names, "classifier.weight")
+    if "cls.predictions.bias" in names:
+        heads["vocabulary"] = masked_head(settings)
+    if "cls.seq_relationship.weight" in names:
+        heads["next"] = PooledHeadConfig(2, dense=True, activation="tanh")
+    if kind == "classes":
+        rate = classifier_dropout(settings)
+        heads["classes"] = PooledHeadConfig(outputs(settings), dense=True, activation="tanh", dropout=rate)
+    if kind == "tags":
+        heads["tags"] = tagger(settings)
+    if "bert.pooler.dense.weight" in names and not heads.keys() & {"next", "classes"}:
+        heads["pooled"] = POOLER
+    return encoder(settings, heads)
+
+
+def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -> TransformerConfig:
+    """`offset` is the position of the first token."""
+    settings.refuse("position_embedding_type", "absolute")
+    settings.refuse("is_decoder", False)
+    settings.refuse("add_cross_attention", False)
+    settings.refuse("tie_word_embeddings", True)
+    types = settings.get("type_vocab_size", int)
+    if types < 1:
+        raise UserError(f"{settings.source}: type_vocab_size is {types}; this family has at least 1 type of tokens")
+    norm = LayerNormConfig(settings.get("layer_norm_eps", float))
+    rate = settings.get("hidden_dropout_prob", float)
+    block = BlockConfig(
+        AttentionConfig(
+            settings.get("num_attention_heads", int),
+            pattern=Full(),
+            dropout=settings.get("attention_probs_dropout_prob", float),
+        ),
+        None,
+        MLPConfig(hidden=settings.get("intermediate_size", int), activation=settings.activation("hidden_act")),
+        norm,
+        placement="post",
+        dropout=rate,
+    )
+    return TransformerConfig(
+        settings.get("hidden_size", int),
+        settings.get("vocab_size", int),
+        settings.longest("max_position_embeddings") - offset,
+        StackConfig(cycle((block,), settings.get("num_hidden_layers", int)), norm=None),
+        TokenEmbedConfig(LearnedConfig(offset), norm, types=types, dropout=rate),
+        heads,
+    )
+
+
+def masked_head(settings: Settings) -> VocabularyHeadConfig:
+    norm = LayerNormConfig(settings.get("layer_norm_eps", float))
+    return VocabularyHeadConfig(bias=True, transform=TransformConfig(settings.activation("hidden_act"), norm))
+
+
+def tagger(settings: Settings) -> PooledHeadConfig:
+    return PooledHeadConfig(outputs(settings), pool="tokens", dropout=classifier_dropout(settings))
+
+
+def classifier_dropout(settings: Settings) -> float:
+    return settings.get("classifier_dropout", float, settings.get("hidden_dropout_prob", float))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "architectures": architecture("Bert", config.heads),
+        **written(config),
+        "position_embedding_type": "absolute",
+    }
+
+
+def encoder_written(config: TransformerConfig) -> dict[str, Any]:
+    """The settings that BERT shares with RoBERTa and vision transformers."""
+    block = config.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": len(config.stack.blocks),
+        "num_attention_heads": attention.heads,
+        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
+        "hidden_act": published_activation(feed.activation),
+        "hidden_dropout_prob": block.dropout,
+        "attention_probs_dropout_prob": attention.dropout,
+        "layer_norm_eps": expect(block.norm, LayerNormConfig).eps,
+    }
+
+
+def written(config: TransformerConfig) -> dict[str, Any]:
+    """The settings that BERT shares with RoBERTa."""
+    embed = expect(config.embed, TokenEmbedConfig)
+    head = config.heads.get("classes") or config.heads.get("tags")
+    return {
+        "vocab_size": config.symbols,
+        **encoder_written(config),
+        "max_position_embeddings": (config.context or 0) + expect(embed.positions, LearnedConfig).offset,
+        "type_vocab_size": embed.types,
+        "classifier_dropout": head.dropout if isinstance(head, PooledHeadConfig) else None,
+        "tie_word_embeddings": True,
+        **labels(config.heads),
+    }
+
+
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    return [
+        *encoder_rules(config, "bert"),
+        *pooler(config.heads, "bert.pooler.dense", {"next": "cls.seq_relationship", "classes": "classifier"}),
+        *(masked_rules() if "vocabulary" in config.heads else []),
+        *(linear("heads.tags.project", "classifier") if "tags" in config.heads else []),
+    ]
+
+
+def encoder_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs = f"stack.blocks.{i}", f"{prefix}.encoder.layer.{i}"
+        qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
+        return [
+            *linear(f"{ours}.mixer.qkv", *qkv),
+            *linear(f"{ours}.mixer.out", f"{theirs}.attention.output.dense"),
+            *linear(f"{ours}.mix.last", f"{theirs}.attention.output.LayerNorm"),
+            *linear(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense"),
+            *linear(f"{ours}.feed_forward.down", f"{theirs}.output.dense"),
+            *linear(f"{ours}.feed.last", f"{theirs}.output.LayerNorm"),
+        ]
+
+    return [
+        rule("embed.table", f"{prefix}.embeddings.word_embeddings.weight"),
+        rule("embed.positions.table", f"{prefix}.embeddings.position_embeddings.weight"),
+        rule("embed.types.table", f"{prefix}.embeddings.token_type_embeddings.weight"),
+        *linear("embed.norm", f"{prefix}.embeddings.LayerNorm"),
+        *layers(len(config.stack.blocks), layer),
+    ]
+
+
+def masked_rules() -> list[TensorRule]:
+    return [
+        *linear("heads.vocabulary.transform.dense", "cls.predictions.transform.dense"),
+        *linear("heads.vocabulary.transform.norm", "cls.predictions.transform.LayerNorm"),
+        rule("heads.vocabulary.bias", "cls.predictions.bias"),
+        copy("embed.table", "cls.predictions.decoder.weight"),
+        copy("heads.vocabulary.bias", "cls.predictions.decoder.bias"),
+    ]
+
+
+FAMILY = Family(
+    "bert",
+    read,
+    write,
+    rules,
+    renames=(
+        (r"^(?=(embeddings|encoder|pooler)\.)", "bert."),
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
+    skipped=(r"\.embeddings\.position_ids$",),
+    defaults=DEFAULTS,
+)

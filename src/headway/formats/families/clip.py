@@ -1,0 +1,194 @@
+"""CLIP (Radford et al. 2021): a vision transformer and a causal text tower with a common space."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from headway.errors import UserError
+from headway.formats.families.vit import sides, written_sides
+from headway.formats.rules import Family, Flat, TensorRule, Vector, Whole, expect, layers, linear, rule
+from headway.formats.settings import Settings, published_activation
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import (
+    BlockConfig,
+    PatchEmbedConfig,
+    PooledHeadConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    cycle,
+)
+from headway.nn.models.two_tower import HEAD
+from headway.nn.parts.feedforward import MLPConfig, hidden_width
+from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.positions import LearnedConfig
+from headway.visibility import Causal, Full, Pattern
+
+_LOWEST_END = 2  # what older files give as eos_token_id, where a text ends with its highest id
+TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "eos_token_id": 49407,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+}
+
+
+def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
+    settings.refuse("architectures", ["CLIPModel"])
+    text, vision = (tower_settings(settings, *each) for each in (("text", TEXT), ("vision", VISION)))
+    shared = settings.get("projection_dim", int)
+    norm = LayerNormConfig(vision.get("layer_norm_eps", float))
+    embed = PatchEmbedConfig(
+        sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), bias=False, norm=norm
+    )
+    return TwoTowerConfig(
+        read_tower(vision, embed, Full(), PooledHeadConfig(shared, bias=False)),
+        read_text(text, Causal(), PooledHeadConfig(shared, pool="last", bias=False)),
+        settings.get("logit_scale_init_value", float),
+        end="highest" if text.get("eos_token_id", int) == _LOWEST_END else text.get("eos_token_id", int),
+    )
+
+
+def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
+    """Those of a tower; what older files say beside them (`..._config_dict`) has the last word."""
+    given, older = settings.part(f"{name}_config").values, settings.part(f"{name}_config_dict").values
+    values = {**defaults, **given, **({**defaults, **older} if older else {})}
+    return Settings(values, f"{settings.source}: {name}_config")
+
+
+def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> TransformerConfig:
+    norm = LayerNormConfig(settings.get("layer_norm_eps", float))
+    rate = settings.get("attention_dropout", float)
+    mixer = AttentionConfig(settings.get("num_attention_heads", int), pattern=pattern, dropout=rate)
+    feed = MLPConfig(hidden=settings.get("intermediate_size", int), activation=settings.activation("hidden_act"))
+    blocks = cycle((BlockConfig(mixer, None, feed, norm),), settings.get("num_hidden_layers", int))
+    width = settings.get("hidden_size", int)
+    return TransformerConfig(width, 0, None, StackConfig(blocks, norm), embed, {HEAD: head}, "none")
+
+
+def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerConfig:
+    tower = read_tower(settings, TokenEmbedConfig(LearnedConfig()), pattern, head)
+    symbols, context = settings.get("vocab_size", int), settings.longest("max_position_embeddings")
+    return replace(tower, symbols=symbols, context=context)
+
+
+def write(config: TwoTowerConfig) -> dict[str, Any]:
+    if config.end == _LOWEST_END:
+        raise UserError(f"a text ends with symbol {_LOWEST_END}, which this family takes for another rule")
+    end = _LOWEST_END if config.end == "highest" else config.end
+    shared = {"projection_dim": config.shared}
+    return {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "projection_dim": config.shared,
+        "logit_scale_init_value": config.scale,
+        "text_config": {"model_type": "clip_text_model", **text_written(config.right), **shared, "eos_token_id": end},
+        "vision_config": {"model_type": "clip_vision_model", **vision_written(config.left), **shared},
+    }
+
+
+def tower_written(config: TransformerConfig) -> dict[str, Any]:
+    block = config.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
+        "num_hidden_layers": len(config.stack.blocks),
+        "num_attention_heads": attention.heads,
+        "hidden_act": published_activation(feed.activation),
+        "layer_norm_eps": expect(block.norm, LayerNormConfig).eps,
+        "attention_dropout": attention.dropout,
+    }
+
+
+def text_written(config: TransformerConfig) -> dict[str, Any]:
+    symbols = {"vocab_size": config.symbols, "max_position_embeddings": config.context}
+    return {**tower_written(config), **symbols}
+
+
+def vision_written(config: TransformerConfig) -> dict[str, Any]:
+    embed = expect(config.embed, PatchEmbedConfig)
+    sizes = {"image_size": written_sides(embed.size), "patch_size": written_sides(embed.patch)}
+    return {**tower_written(config), **sizes, "num_channels": embed.channels}
+
+
+def rules(config: TwoTowerConfig) -> list[TensorRule]:
+    images = "vision_model.embeddings"
+    return [
+        *vision_rules(config.left),
+        rule("left.embed.tokens.table", f"{images}.class_embedding", form=Vector()),
+        *linear("left.embed.norm", "vision_model.pre_layrnorm"),
+        rule("left.heads.embedding.project.weight", "visual_projection.weight"),
+        *text_rules(config.right),
+        rule("right.heads.embedding.project.weight", "text_projection.weight"),
+        rule("scale", "logit_scale", form=Whole()),
+    ]
+
+
+def vision_rules(config: TransformerConfig) -> list[TensorRule]:
+    embed = expect(config.embed, PatchEmbedConfig)
+    patches = "vision_model.embeddings.patch_embedding"
+    return [
+        rule("left.embed.project.weight", f"{patches}.weight", form=Flat((embed.channels, *embed.patch))),
+        *([rule("left.embed.project.bias", f"{patches}.bias")] if embed.bias else []),
+        rule("left.embed.positions.table", "vision_model.embeddings.position_embedding.weight"),
+        *stack_rules(config, "left", "vision_model"),
+        *linear("left.stack.norm", "vision_model.post_layernorm"),
+    ]
+
+
+def text_rules(config: TransformerConfig) -> list[TensorRule]:
+    return [
+        rule("right.embed.table", "text_model.embeddings.token_embedding.weight"),
+        rule("right.embed.positions.table", "text_model.embeddings.position_embedding.weight"),
+        *stack_rules(config, "right", "text_model"),
+        *linear("right.stack.norm", "text_model.final_layer_norm"),
+    ]
+
+
+def stack_rules(config: TransformerConfig, side: str, prefix: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs = f"{side}.stack.blocks.{i}", f"{prefix}.encoder.layers.{i}"
+        return [
+            *linear(f"{ours}.mix.before", f"{theirs}.layer_norm1"),
+            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.self_attn.{name}_proj" for name in "qkv")),
+            *linear(f"{ours}.mixer.out", f"{theirs}.self_attn.out_proj"),
+            *linear(f"{ours}.feed.before", f"{theirs}.layer_norm2"),
+            *linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1"),
+            *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2"),
+        ]
+
+    return layers(len(config.stack.blocks), layer)
+
+
+NUMBERS = r"\.embeddings\.position_ids$"  # which older files hold
+FAMILY = Family(
+    "clip",
+    read,
+    write,
+    rules,
+    skipped=(NUMBERS,),
+    defaults={"projection_dim": 512, "logit_scale_init_value": 2.6592},
+    older=("text_config_dict", "vision_config_dict"),
+)

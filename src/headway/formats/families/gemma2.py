@@ -1,0 +1,88 @@
+"""Gemma 2 (Gemma Team 2024): Gemma with norms on both sides of a branch, every other layer a window, and soft caps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families import gemma, llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.rules import expect
+from headway.formats.settings import Settings
+from headway.nn.models import TransformerConfig, VocabularyHeadConfig
+
+DEFAULTS: dict[str, Any] = {
+    **gemma.DEFAULTS,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    return read_sandwich(settings, every=2)
+
+
+def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
+    """Gemma 2, and 3 for the most part; where `layer_types` are not said, each `every`-th layer sees everything."""
+    depth = settings.get("num_hidden_layers", int)
+    kinds = [llama.WHOLE if (i + 1) % every == 0 else llama.SLIDING for i in range(depth)]
+    said = {
+        "hidden_act": settings.get("hidden_activation", str),
+        "layer_types": settings.get("layer_types", list[str], kinds),
+    }
+    settings = replace(settings, values={**settings.values, **said})
+    config = llama.with_windows(gemma.read_gemma(settings), llama.windows_by_layer(settings))
+    config = llama.with_mixers(
+        config,
+        scale=settings.positive("query_pre_attn_scalar") ** -0.5,
+        soft_cap=settings.cap("attn_logit_softcapping"),
+    )
+    config = llama.with_blocks(config, lambda i, block: replace(block, placement="sandwich"))
+    return with_soft_cap(config, settings.cap("final_logit_softcapping"))
+
+
+def with_soft_cap(config: TransformerConfig, soft_cap: float | None) -> TransformerConfig:
+    """The logits over symbols capped, where the model has any."""
+    if "vocabulary" not in config.heads:
+        return config
+    return replace(config, heads={"vocabulary": VocabularyHeadConfig(soft_cap=soft_cap)})
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    return write_sandwich("gemma2", PublishedClasses.of("Gemma2"), config)
+
+
+def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
+    """`read_sandwich` the other way."""
+    said = llama.write(name, classes, config)
+    mixer = llama.attention(config.stack.blocks[0])
+    head = config.heads.get("vocabulary", VocabularyHeadConfig())
+    return {
+        **said,
+        **llama.write_attention_bias(config),
+        **llama.write_windows(config),
+        "hidden_activation": said["hidden_act"],
+        "query_pre_attn_scalar": _square(expect(mixer.scale, float)),
+        "attn_logit_softcapping": mixer.soft_cap,
+        "final_logit_softcapping": expect(head, VocabularyHeadConfig).soft_cap,
+    }
+
+
+def _square(scale: float) -> float:
+    """The number whose root divides the scores; a whole one where it is one up to rounding."""
+    exact = scale**-2
+    return round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact
+
+
+FAMILY = llama.family(
+    "gemma2",
+    read,
+    write,
+    **DEFAULTS,
+    max_position_embeddings=8192,
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+)

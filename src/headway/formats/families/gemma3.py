@@ -1,0 +1,56 @@
+"""Gemma 3, its text model (Gemma Team 2025): Gemma 2 with norms of queries and keys instead of soft caps.
+
+Layers with a window have a rotary base of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families import gemma, gemma2, llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.settings import Settings, rope_parameters
+from headway.nn.models import BlockConfig, TransformerConfig
+from headway.nn.parts.positions import RotaryConfig
+from headway.visibility import Causal
+
+CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", "Gemma3TextModel")
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    whole = settings.rotary(llama.WHOLE, theta=1e6)
+    local = RotaryConfig(settings.get("rope_local_base_freq", float, 1e4))
+    if "rope_parameters" in settings:
+        local = settings.rotary(llama.SLIDING, theta=1e4)
+    norm = gemma.offset_norm(settings)
+
+    def layer(i: int, block: BlockConfig) -> BlockConfig:
+        mixer = llama.attention(block)
+        rotary = whole if mixer.pattern == Causal() else local
+        return replace(block, mixer=replace(mixer, rotary=rotary, qk_norm=norm))
+
+    plain = replace(settings, values={**settings.values, "rope_parameters": None, "rope_scaling": None})
+    config = gemma2.read_sandwich(plain, every=settings.get("sliding_window_pattern", int, 6))
+    return replace(llama.with_blocks(config, layer), context=settings.served(whole))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    kinds = {llama.WHOLE: [], llama.SLIDING: []}
+    for block, window in zip(config.stack.blocks, llama.windows_of(config)):
+        rotary = llama.attention(block).rotary
+        if rotary is not None:
+            kinds[llama.WHOLE if window is None else llama.SLIDING].append(rope_parameters(rotary))
+    said = {kind: found[0] for kind, found in kinds.items() if found}
+    return {**gemma2.write_sandwich("gemma3_text", CLASSES, config), "rope_parameters": said}
+
+
+FAMILY = llama.family(
+    "gemma3_text",
+    read,
+    write,
+    older=("rope_local_base_freq", "sliding_window_pattern"),
+    **gemma2.DEFAULTS,
+    max_position_embeddings=131072,
+)

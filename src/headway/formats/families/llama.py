@@ -1,0 +1,266 @@
+"""Llama (Touvron et al. 2023): RMS norms, rotary positions in halves, gated SiLU, grouped heads.
+
+Many families differ from it by little: they begin with the tables here, and each says in its own file what it has of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.errors import UserError
+from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
+from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models.block import Placement
+from headway.nn.parts.feedforward import ExpertsConfig, GatedConfig
+from headway.nn.parts.norm import RMSNormConfig
+from headway.nn.parts.positions import RotaryConfig
+from headway.visibility import Causal
+
+DEFAULTS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+}
+WHOLE, SLIDING = "full_attention", "sliding_attention"
+
+# What the norms of a layer are called, by where they stand.
+NORMS: dict[Placement, dict[str, str]] = {
+    "pre": {"mix.before": "input_layernorm", "feed.before": "post_attention_layernorm"},
+    "branch": {"mix.after": "post_attention_layernorm", "feed.after": "post_feedforward_layernorm"},
+    "sandwich": {
+        "mix.before": "input_layernorm",
+        "mix.after": "post_attention_layernorm",
+        "feed.before": "pre_feedforward_layernorm",
+        "feed.after": "post_feedforward_layernorm",
+    },
+}
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    """Llama itself, every layer alike."""
+    config = read_plain(settings)
+    turned = first_rotary(config).fraction
+    if turned != 1.0:
+        raise UserError(f"{settings.source}: partial_rotary_factor is {turned}; this family turns whole heads (1.0)")
+    return config
+
+
+def read_plain(settings: Settings) -> TransformerConfig:
+    """The settings that most families of this kind share; each changes the layers by what it has of its own."""
+    width, heads = settings.get("hidden_size", int), settings.get("num_attention_heads", int)
+    norm, rotary = RMSNormConfig(settings.get("rms_norm_eps", float)), settings.rotary()
+    mixer = AttentionConfig(
+        heads,
+        kv_heads=settings.get("num_key_value_heads", int, heads),
+        head_size=settings.get("head_dim", int, width // heads),
+        rotary=rotary,
+        qkv_bias=settings.get("attention_bias", bool, False),
+        out_bias=settings.get("attention_bias", bool, False),
+        dropout=settings.get("attention_dropout", float, 0.0),
+    )
+    feed = GatedConfig(
+        hidden=settings.get("intermediate_size", int),
+        activation=settings.activation("hidden_act"),
+        bias=settings.get("mlp_bias", bool, False),
+    )
+    block = BlockConfig(mixer, None, feed, norm)
+    return TransformerConfig(
+        width,
+        settings.get("vocab_size", int),
+        settings.served(rotary),
+        StackConfig((block,) * settings.get("num_hidden_layers", int), norm),
+        TokenEmbedConfig(),
+        *read_heads(settings),
+    )
+
+
+def with_blocks(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
+    """Each layer changed, given its number."""
+    blocks = tuple(change(i, block) for i, block in enumerate(config.stack.blocks))
+    return replace(config, stack=replace(config.stack, blocks=blocks))
+
+
+def with_mixers(config: TransformerConfig, **changes: Any) -> TransformerConfig:
+    """Every layer's attention changed alike."""
+    return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), **changes)))
+
+
+def with_windows(config: TransformerConfig, windows: list[int | None]) -> TransformerConfig:
+    """A window for each layer, None where it sees everything before it."""
+    patterns = [Causal(window) for window in windows]
+    return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), pattern=patterns[i])))
+
+
+def attention(block: BlockConfig) -> AttentionConfig:
+    return expect(block.mixer, AttentionConfig)
+
+
+def one_window(settings: Settings) -> list[int | None]:
+    """The window that all layers have (Mistral)."""
+    return [settings.optional("sliding_window", int)] * settings.get("num_hidden_layers", int)
+
+
+def windows_by_layer(settings: Settings) -> list[int | None]:
+    """`layer_types` says which layers slide, unless `use_sliding_window` is false.
+
+    Without it those from `max_window_layers` on do (Qwen).
+    """
+    depth, window = settings.get("num_hidden_layers", int), settings.optional("sliding_window", int)
+    if window is None or not settings.get("use_sliding_window", bool, True):
+        return [None] * depth
+    if "layer_types" in settings:
+        return [window if kind == SLIDING else None for kind in layer_types(settings, depth)]
+    first = settings.get("max_window_layers", int, 0)
+    return [window if i >= first else None for i in range(depth)]
+
+
+def layer_types(settings: Settings, depth: int) -> list[str]:
+    """The kind of each layer. UserError for one that is not known, or where there are fewer than layers."""
+    found = settings.get("layer_types", list[str])[:depth]
+    for kind in found:
+        if kind not in (WHOLE, SLIDING):
+            raise UserError(f"{settings.source}: layer_types has {kind!r}; known are {WHOLE!r} and {SLIDING!r}")
+    if len(found) < depth:
+        raise UserError(f"{settings.source}: layer_types names {len(found)} of {depth} layers; give one for each")
+    return found
+
+
+def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
+    """`read_plain` the other way, without biases and windows, which not all families know."""
+    block = config.stack.blocks[0]
+    mixer, feed, rotary = attention(block), gated(block), first_rotary(config)
+    return {
+        "model_type": name,
+        **write_heads(config, classes),
+        "vocab_size": config.symbols,
+        "hidden_size": config.width,
+        "intermediate_size": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
+        "num_hidden_layers": len(config.stack.blocks),
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads or mixer.heads,
+        "head_dim": mixer.head_size or config.width // mixer.heads,
+        "hidden_act": published_activation(feed.activation),
+        "max_position_embeddings": published_context(config.context, rotary),
+        "rms_norm_eps": expect(config.stack.norm, RMSNormConfig).eps,
+        "attention_dropout": mixer.dropout,
+        "rope_parameters": rope_parameters(rotary),
+    }
+
+
+def gated(block: BlockConfig) -> GatedConfig:
+    """The feed-forward of a layer, or of each of its experts."""
+    feed = block.feed_forward
+    return expect(feed.expert if isinstance(feed, ExpertsConfig) else feed, GatedConfig)
+
+
+def first_rotary(config: TransformerConfig) -> RotaryConfig:
+    """The rotary positions of the first layer that has them."""
+    found = (attention(block).rotary for block in config.stack.blocks)
+    return expect(next((rotary for rotary in found if rotary is not None), None), RotaryConfig)
+
+
+def write_biases(config: TransformerConfig) -> dict[str, Any]:
+    return {**write_attention_bias(config), "mlp_bias": gated(config.stack.blocks[0]).bias}
+
+
+def write_attention_bias(config: TransformerConfig) -> dict[str, Any]:
+    """One setting for queries, keys, values and outputs."""
+    return {"attention_bias": attention(config.stack.blocks[0]).qkv_bias}
+
+
+def write_window(config: TransformerConfig) -> dict[str, Any]:
+    """`one_window` the other way."""
+    return {"sliding_window": windows_of(config)[0]}
+
+
+def write_windows(config: TransformerConfig) -> dict[str, Any]:
+    """`windows_by_layer` the other way."""
+    windows = windows_of(config)
+    window = next((each for each in windows if each is not None), None)
+    return {
+        "sliding_window": window,
+        "use_sliding_window": window is not None,
+        "layer_types": [WHOLE if each is None else SLIDING for each in windows],
+    }
+
+
+def windows_of(config: TransformerConfig) -> list[int | None]:
+    return [expect(attention(block).pattern, Causal).window for block in config.stack.blocks]
+
+
+def rules(
+    config: TransformerConfig,
+    attend: Callable[[str, str, AttentionConfig], list[TensorRule]] | None = None,
+    feed: Callable[[str, str, BlockConfig], list[TensorRule]] | None = None,
+) -> list[TensorRule]:
+    """The tensors of a configuration; `attend` and `feed` give those of a layer where a family stores them its way."""
+
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+        if block.placement not in NORMS:
+            raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(NORMS)}")
+        return [
+            *(rule(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in NORMS[block.placement].items()),
+            *(attend or attention_rules)(ours, f"{theirs}.self_attn", attention(block)),
+            *(feed or gated_rules)(ours, theirs, block),
+        ]
+
+    return [
+        rule("embed.table", "model.embed_tokens.weight"),
+        *layers(len(config.stack.blocks), layer),
+        rule("stack.norm.weight", "model.norm.weight"),
+        *head_rules(config),
+    ]
+
+
+def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
+    """Query, key and value one by one, and their norms where there are."""
+    norms = [rule(f"{ours}.mixer.qk_norm.{n}.weight", f"{theirs}.{n}_norm.weight") for n in "qk"]
+    return [
+        *linear(f"{ours}.mixer.qkv", *(f"{theirs}.{name}_proj" for name in "qkv"), bias=bool(mixer.qkv_bias)),
+        *linear(f"{ours}.mixer.out", f"{theirs}.o_proj", bias=mixer.out_bias),
+        *(norms if mixer.qk_norm else []),
+    ]
+
+
+def gated_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
+    bias = gated(block).bias
+    return [
+        *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj", bias=bias),
+        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=bias),
+    ]
+
+
+def family(
+    name: str,
+    read: Callable[[Settings, Collection[str]], TransformerConfig],
+    write: Callable[[TransformerConfig], dict[str, Any]],
+    rules: Callable[[TransformerConfig], list[TensorRule]] = rules,
+    older: tuple[str, ...] = (),
+    **defaults: Any,
+) -> Family:
+    """A family of this kind; `defaults` are those that differ from Llama's."""
+    return Family(
+        name,
+        read,
+        write,
+        rules,
+        renames=((r"^(?=(layers|embed_tokens|norm)\.)", "model."),),
+        skipped=(r"\.rotary_emb\.inv_freq$",),
+        defaults={**DEFAULTS, **defaults},
+        older=("rope_theta", "rope_scaling", "partial_rotary_factor", *older),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    return {**write("llama", PublishedClasses.of("Llama"), config), **write_biases(config)}
+
+
+FAMILY = family("llama", read, _write)

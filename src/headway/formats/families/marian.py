@@ -1,0 +1,88 @@
+"""Marian (Junczys-Dowmunt et al. 2018), as the OPUS-MT models have it: the transformer of 2017, with a bias of the
+logits, and positions whose sines stand before their cosines. Decoding starts with the padding symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families.bart import (
+    DEFAULTS,
+    LOGITS_BIAS,
+    head_rules,
+    read_sides,
+    shared_table,
+    stack_rules,
+    written,
+)
+from headway.formats.rules import Family, TensorRule, copy, rule
+from headway.formats.settings import Settings
+from headway.nn.models import EncoderDecoderConfig, TokenEmbedConfig
+from headway.nn.parts.positions import SinusoidalConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+    settings.refuse("architectures", ["MarianMTModel"], ["MarianModel"])
+    settings.refuse("tie_word_embeddings", True)
+    settings.refuse("normalize_before", False)
+    settings.refuse("normalize_embedding", False)
+    settings.refuse("add_final_layer_norm", False)
+    embed = TokenEmbedConfig(
+        SinusoidalConfig(interleaved=False),
+        scaled=settings.get("scale_embedding", bool),
+        dropout=settings.get("dropout", float),
+    )
+    encoder, decoder = read_sides(settings, embed, LOGITS_BIAS in names)
+    if settings.get("share_encoder_decoder_embeddings", bool):
+        return EncoderDecoderConfig(encoder, decoder, "all")
+    decoder = replace(decoder, symbols=settings.get("decoder_vocab_size", int, decoder.symbols))
+    return EncoderDecoderConfig(encoder, decoder, "head")
+
+
+def write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    return {
+        "model_type": "marian",
+        "architectures": ["MarianMTModel"],
+        **written(config),
+        "pad_token_id": config.symbols - 1,
+        "decoder_start_token_id": config.symbols - 1,
+        "decoder_vocab_size": config.symbols,
+        "share_encoder_decoder_embeddings": config.tie == "all",
+    }
+
+
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    return [
+        *(shared_table() if config.tie == "all" else two_tables()),
+        *stack_rules(config.encoder.stack, "encoder"),
+        *stack_rules(config.decoder.stack, "decoder"),
+        *head_rules(config),
+    ]
+
+
+def two_tables() -> list[TensorRule]:
+    return [
+        rule("decoder.embed.table", "model.decoder.embed_tokens.weight"),
+        rule("encoder.embed.table", "model.encoder.embed_tokens.weight"),
+        copy("decoder.embed.table", "lm_head.weight"),
+    ]
+
+
+FAMILY = Family(
+    "marian",
+    read,
+    write,
+    rules,
+    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    skipped=(r"\.embed_positions\.weight$",),
+    defaults={
+        **DEFAULTS,
+        "vocab_size": 58101,
+        "pad_token_id": 58100,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 58100,
+        "share_encoder_decoder_embeddings": True,
+    },
+)

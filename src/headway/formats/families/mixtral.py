@@ -1,0 +1,81 @@
+"""Mixtral (Jiang et al. 2024): Llama whose feed-forward is a mixture of experts; each token takes the best few.
+
+Its experts are tensors of their own (w1 the gate, w3 up, w2 down), or stacked in files of newer programs. Both are
+read; the first is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families import llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.rules import Stacked, TensorRule, expect, rule
+from headway.formats.settings import Settings
+from headway.nn.models import BlockConfig, TransformerConfig
+from headway.nn.parts.feedforward import ExpertsConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    config = llama.with_windows(llama.read(settings, names), llama.one_window(settings))
+    experts = ExpertsConfig(
+        settings.get("num_local_experts", int),
+        settings.get("num_experts_per_tok", int),
+        llama.gated(config.stack.blocks[0]),
+        balance=settings.get("router_aux_loss_coef", float),
+    )
+    return llama.with_blocks(config, lambda i, block: replace(block, feed_forward=experts))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    experts = expect(config.stack.blocks[0].feed_forward, ExpertsConfig)
+    return {
+        **llama.write("mixtral", PublishedClasses.of("Mixtral"), config),
+        **llama.write_window(config),
+        "num_local_experts": experts.count,
+        "num_experts_per_tok": experts.active,
+        "router_aux_loss_coef": experts.balance,
+    }
+
+
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    return llama.rules(config, feed=expert_rules)
+
+
+def expert_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
+    found = [rule(f"{ours}.feed_forward.router.weight", f"{theirs}.block_sparse_moe.gate.weight")]
+    for j in range(expect(block.feed_forward, ExpertsConfig).count):
+        mine, names = f"{ours}.feed_forward.experts.{j}", f"{theirs}.block_sparse_moe.experts.{j}"
+        found += [
+            rule(f"{mine}.gate_up.weight", f"{names}.w1.weight", f"{names}.w3.weight"),
+            rule(f"{mine}.down.weight", f"{names}.w2.weight"),
+        ]
+    return found
+
+
+_PLAIN = llama.family(
+    "mixtral",
+    read,
+    write,
+    rules,
+    rope_theta=1e6,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=131072,
+    num_key_value_heads=8,
+    num_local_experts=8,
+    num_experts_per_tok=2,
+    router_aux_loss_coef=0.001,
+)
+FAMILY = replace(
+    _PLAIN,
+    renames=(*_PLAIN.renames, (r"\.mlp\.gate\.weight$", ".block_sparse_moe.gate.weight")),
+    stacked=(
+        Stacked(
+            r"\.mlp\.experts\.gate_up_proj$",
+            (".block_sparse_moe.experts.{}.w1.weight", ".block_sparse_moe.experts.{}.w3.weight"),
+        ),
+        Stacked(r"\.mlp\.experts\.down_proj$", (".block_sparse_moe.experts.{}.w2.weight",)),
+    ),
+)

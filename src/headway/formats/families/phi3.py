@@ -1,0 +1,71 @@
+"""Phi-3 (Abdin et al. 2024): Llama with query, key and value in one tensor, gate and up in another.
+
+Its long variants scale each rotary frequency by a factor of its own (longrope): short factors up to the length of the
+first training, long ones beyond. Here that is settled when the model is made (docs/decisions/0003): it serves the
+original length with the short factors, and with the long ones where a longer context is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families import llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.rules import TensorRule, Whole, expect, linear
+from headway.formats.settings import Settings
+from headway.nn.mixers import AttentionConfig
+from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.parts.positions import LongRopeScaling
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    config = llama.with_windows(llama.read_plain(settings), llama.one_window(settings))
+    dropout = settings.get("resid_pdrop", float)
+    config = llama.with_blocks(config, lambda i, block: replace(block, dropout=dropout))
+    return replace(config, embed=TokenEmbedConfig(dropout=settings.get("embd_pdrop", float)))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    scaling = llama.first_rotary(config).scaling
+    said = llama.write("phi3", PublishedClasses.of("Phi3"), config)
+    original = scaling.original if isinstance(scaling, LongRopeScaling) else said["max_position_embeddings"]
+    return {
+        **said,
+        **llama.write_window(config),
+        "original_max_position_embeddings": original,
+        "resid_pdrop": config.stack.blocks[0].dropout,
+        "embd_pdrop": expect(config.embed, TokenEmbedConfig).dropout,
+    }
+
+
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    return llama.rules(config, fused_attention, fused_feed)
+
+
+def fused_attention(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
+    return [
+        *linear(f"{ours}.mixer.qkv", f"{theirs}.qkv_proj", bias=False, form=Whole()),
+        *linear(f"{ours}.mixer.out", f"{theirs}.o_proj", bias=False),
+    ]
+
+
+def fused_feed(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
+    return [
+        *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_up_proj", bias=False, form=Whole()),
+        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=False),
+    ]
+
+
+FAMILY = llama.family(
+    "phi3",
+    read,
+    write,
+    rules,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=4096,
+    original_max_position_embeddings=4096,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+)

@@ -1,0 +1,50 @@
+"""Qwen2 (Yang et al. 2024): Llama with biases of query, key and value, and windows in its later layers if asked.
+
+Qwen3 (2025) has no biases; it normalises the queries and keys of each head, whose size is a setting of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from headway.formats.families import llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.settings import Settings
+from headway.nn.models import TransformerConfig
+from headway.nn.parts.norm import RMSNormConfig
+
+
+def read_windowed(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    return llama.with_windows(llama.read(settings, names), llama.windows_by_layer(settings))
+
+
+def read_qwen2(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    return llama.with_mixers(read_windowed(settings, names), qkv_bias=True, out_bias=False)
+
+
+def read_qwen3(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    norm = RMSNormConfig(settings.get("rms_norm_eps", float))
+    return llama.with_mixers(read_windowed(settings, names), qk_norm=norm)
+
+
+def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
+    return {**llama.write("qwen2", PublishedClasses.of("Qwen2"), config), **llama.write_windows(config)}
+
+
+def write_qwen3(config: TransformerConfig) -> dict[str, Any]:
+    said = llama.write("qwen3", PublishedClasses.of("Qwen3"), config)
+    return {**said, **llama.write_windows(config), **llama.write_attention_bias(config)}
+
+
+DEFAULTS: dict[str, Any] = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+FAMILIES = (
+    llama.family("qwen2", read_qwen2, write_qwen2, **DEFAULTS),
+    llama.family("qwen3", read_qwen3, write_qwen3, **DEFAULTS, head_dim=128),
+)

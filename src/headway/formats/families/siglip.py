@@ -1,0 +1,83 @@
+"""SigLIP (Zhai et al. 2023): two towers that see both ways, a probe that pools images, and a learned bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from headway.formats.families import clip
+from headway.formats.families.vit import sides
+from headway.formats.rules import Family, Row, TensorRule, Tokens, Whole, expect, linear, rule
+from headway.formats.settings import Settings
+from headway.nn.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
+from headway.nn.models.two_tower import HEAD
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.norm import LayerNormConfig
+from headway.visibility import Full
+
+_COMMON = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
+TEXT: dict[str, Any] = {
+    **clip.TEXT,
+    **_COMMON,
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+}
+VISION: dict[str, Any] = {**clip.VISION, **_COMMON, "patch_size": 16}
+
+
+def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
+    settings.refuse("architectures", ["SiglipModel"])
+    text, vision = (clip.tower_settings(settings, *each) for each in (("text", TEXT), ("vision", VISION)))
+    vision.refuse("vision_use_head", True)
+    embed = PatchEmbedConfig(
+        sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), tokens=0
+    )
+    probe = ProbeHeadConfig(
+        vision.get("num_attention_heads", int),
+        MLPConfig(hidden=vision.get("intermediate_size", int), activation=vision.activation("hidden_act")),
+        LayerNormConfig(vision.get("layer_norm_eps", float)),
+    )
+    shared = text.get("projection_size", int, text.get("hidden_size", int))
+    return TwoTowerConfig(
+        clip.read_tower(vision, embed, Full(), probe),
+        clip.read_text(text, Full(), PooledHeadConfig(shared, pool="last")),
+        math.log(10),
+        -10.0,
+        filler=text.get("pad_token_id", int),
+    )
+
+
+def write(config: TwoTowerConfig) -> dict[str, Any]:
+    text = {**clip.text_written(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
+    return {
+        "model_type": "siglip",
+        "architectures": ["SiglipModel"],
+        "text_config": {"model_type": "siglip_text_model", **text},
+        "vision_config": {"model_type": "siglip_vision_model", **clip.vision_written(config.left)},
+    }
+
+
+def rules(config: TwoTowerConfig) -> list[TensorRule]:
+    expect(config.left.heads[HEAD], ProbeHeadConfig)
+    ours, theirs = "left.heads.embedding", "vision_model.head"
+    return [
+        *clip.vision_rules(config.left),
+        rule(f"{ours}.probe.table", f"{theirs}.probe", form=Tokens()),
+        rule(f"{ours}.qkv.weight", f"{theirs}.attention.in_proj_weight", form=Whole()),
+        rule(f"{ours}.qkv.bias", f"{theirs}.attention.in_proj_bias", form=Whole()),
+        *linear(f"{ours}.out", f"{theirs}.attention.out_proj"),
+        *linear(f"{ours}.norm", f"{theirs}.layernorm"),
+        *linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1"),
+        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2"),
+        *clip.text_rules(config.right),
+        *linear("right.heads.embedding.project", "text_model.head"),
+        rule("scale", "logit_scale", form=Row()),
+        rule("bias", "logit_bias", form=Row()),
+    ]
+
+
+FAMILY = Family("siglip", read, write, rules, skipped=(clip.NUMBERS,))

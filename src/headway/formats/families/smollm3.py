@@ -1,0 +1,61 @@
+"""SmolLM3 (Bakouch et al. 2025): Llama with layers that have no positions, by default every fourth."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.errors import UserError
+from headway.formats.families import llama
+from headway.formats.heads import PublishedClasses
+from headway.formats.settings import Settings
+from headway.nn.models import BlockConfig, TransformerConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    depth = settings.get("num_hidden_layers", int)
+    turned = rotary_layers(settings, depth)
+    if "layer_types" not in settings:  # windows are for the layers without positions
+        kinds = [llama.WHOLE if turns else llama.SLIDING for turns in turned]
+        settings = replace(settings, values={**settings.values, "layer_types": kinds})
+
+    def layer(i: int, block: BlockConfig) -> BlockConfig:
+        return block if turned[i] else replace(block, mixer=replace(llama.attention(block), rotary=None))
+
+    config = llama.with_blocks(llama.read(settings, names), layer)
+    return llama.with_windows(config, llama.windows_by_layer(settings))
+
+
+def rotary_layers(settings: Settings, depth: int) -> list[bool]:
+    """Which layers have rotary positions."""
+    if "no_rope_layers" not in settings:
+        every = settings.get("no_rope_layer_interval", int)
+        return [(i + 1) % every != 0 for i in range(depth)]
+    said = settings.get("no_rope_layers", list[int])[:depth]
+    if len(said) < depth:
+        raise UserError(f"{settings.source}: no_rope_layers names {len(said)} of {depth} layers; give one for each")
+    return [bool(each) for each in said]
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    turned = [llama.attention(block).rotary is not None for block in config.stack.blocks]
+    return {
+        **llama.write("smollm3", PublishedClasses.of("SmolLM3"), config),
+        **llama.write_biases(config),
+        **llama.write_windows(config),
+        "no_rope_layers": [int(each) for each in turned],  # 1 is a layer that has them
+    }
+
+
+FAMILY = llama.family(
+    "smollm3",
+    read,
+    write,
+    tie_word_embeddings=True,
+    rope_theta=2e6,
+    max_position_embeddings=32768,
+    num_key_value_heads=4,
+    use_sliding_window=False,
+    no_rope_layer_interval=4,
+)

@@ -1,0 +1,197 @@
+"""T5 (Raffel et al. 2020): relative positions, RMS norms and no biases; scores are not divided by sqrt(head size).
+
+Version 1.0 shares one table among source, target and head, and scales the tied head by 1 / sqrt(width). Version 1.1
+(Flan-T5 too) has gated feed-forwards and a head of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule, vocabulary
+from headway.formats.settings import Settings, published_activation
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.models import (
+    BlockConfig,
+    EncoderDecoderConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    VocabularyHeadConfig,
+    cycle,
+)
+from headway.nn.parts.bias import RelativeConfig
+from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig, hidden_width
+from headway.nn.parts.norm import RMSNormConfig
+from headway.visibility import Causal, Full, Pattern
+
+BIAS = "relative"  # the Stack's name of the bias that its layers share; the file holds it in layer 0
+
+
+def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+    settings.refuse("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
+    depth = settings.get("num_layers", int)
+    width, symbols = settings.get("d_model", int), settings.get("vocab_size", int)
+    scaled = settings.get("scale_decoder_outputs", bool, settings.get("tie_word_embeddings", bool))
+    # Later files of version 1.1 say that their head is tied, and hold another one nevertheless.
+    tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
+    embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
+    head = VocabularyHeadConfig(scale=width**-0.5 if scaled else 1.0)
+    return EncoderDecoderConfig(
+        TransformerConfig(width, symbols, None, read_stack(settings, depth, Full()), embed, {}),
+        TransformerConfig(
+            width,
+            symbols,
+            None,
+            read_stack(settings, settings.get("num_decoder_layers", int, depth), Causal()),
+            embed,
+            {"vocabulary": head},
+        ),
+        "all" if tied else "embeddings",
+    )
+
+
+def read_stack(settings: Settings, depth: int, pattern: Pattern) -> StackConfig:
+    heads, size = settings.get("num_heads", int), settings.get("d_kv", int)
+    norm, rate = RMSNormConfig(settings.get("layer_norm_epsilon", float)), settings.get("dropout_rate", float)
+    bias = RelativeConfig(
+        heads,
+        settings.get("relative_attention_num_buckets", int),
+        settings.get("relative_attention_max_distance", int),
+        both_ways=not pattern.causal,
+    )
+    mixer = AttentionConfig(
+        heads,
+        head_size=size,
+        pattern=pattern,
+        qkv_bias=False,
+        out_bias=False,
+        scale=1.0,
+        bias=BIAS,
+        dropout=rate,
+    )
+    cross = CrossAttentionConfig(
+        heads, head_size=size, q_bias=False, kv_bias=False, out_bias=False, scale=1.0, dropout=rate
+    )
+    block = BlockConfig(mixer, cross if pattern.causal else None, read_feed(settings), norm, dropout=rate)
+    return StackConfig(cycle((block,), depth), norm, {BIAS: bias})
+
+
+def read_feed(settings: Settings) -> FeedForwardConfig:
+    """`feed_forward_proj` is an activation, or "gated-" and one; a gated "gelu" is the tanh approximation."""
+    hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
+    said = settings.get("feed_forward_proj", str)
+    if not said.startswith("gated-"):
+        return MLPConfig(hidden, activation=settings.activation("feed_forward_proj"), bias=False, dropout=rate)
+    name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
+    activation = Settings({"feed_forward_proj": name}, settings.source).activation("feed_forward_proj")
+    return GatedConfig(hidden, activation=activation, dropout=rate)
+
+
+def write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    encoder, decoder = config.encoder.stack, config.decoder.stack
+    block, embed = encoder.blocks[0], expect(config.encoder.embed, TokenEmbedConfig)
+    mixer, norm = expect(block.mixer, AttentionConfig), expect(block.norm, RMSNormConfig)
+    bias = expect(encoder.biases[BIAS], RelativeConfig)
+    head = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig)
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": config.symbols,
+        "d_model": config.width,
+        "d_kv": mixer.head_size or config.width // mixer.heads,
+        "num_layers": len(encoder.blocks),
+        "num_decoder_layers": len(decoder.blocks),
+        "num_heads": mixer.heads,
+        "relative_attention_num_buckets": bias.buckets,
+        "relative_attention_max_distance": bias.reach,
+        "dropout_rate": embed.dropout,
+        "layer_norm_epsilon": norm.eps,
+        "tie_word_embeddings": config.tie == "all",
+        "scale_decoder_outputs": head.scale != 1.0,
+        **write_feed(block.feed_forward, config.width),
+    }
+
+
+def write_feed(feed: FeedForwardConfig | None, width: int) -> dict[str, Any]:
+    if isinstance(feed, GatedConfig):
+        name = "gelu" if feed.activation == "gelu_tanh" else published_activation(feed.activation)
+        return {"d_ff": hidden_width(feed.hidden, feed.ratio, width), "feed_forward_proj": f"gated-{name}"}
+    plain = expect(feed, MLPConfig)
+    hidden = hidden_width(plain.hidden, plain.ratio, width)
+    return {"d_ff": hidden, "feed_forward_proj": published_activation(plain.activation)}
+
+
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    table = "decoder.embed.table"
+    return [
+        rule(table, "shared.weight"),
+        copy(table, "encoder.embed_tokens.weight"),
+        copy(table, "decoder.embed_tokens.weight"),
+        *stack_rules(config.encoder.stack, "encoder"),
+        *stack_rules(config.decoder.stack, "decoder"),
+        vocabulary(config, table, "lm_head.weight", "decoder.heads.vocabulary"),
+    ]
+
+
+def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs = f"{side}.stack.blocks.{i}", f"{side}.block.{i}.layer"
+        cross = stack.blocks[i].cross is not None
+        last, inputs = (2 if cross else 1), ("wi_0", "wi_1") if gated else ("wi",)
+        dense = f"{theirs}.{last}.DenseReluDense"
+        into = "gate_up" if gated else "up"
+        return [
+            rule(f"{ours}.mix.before.weight", f"{theirs}.0.layer_norm.weight"),
+            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.0.SelfAttention.{name}" for name in "qkv"), bias=False),
+            *linear(f"{ours}.mixer.out", f"{theirs}.0.SelfAttention.o", bias=False),
+            *(cross_rules(ours, f"{theirs}.1") if cross else []),
+            rule(f"{ours}.feed.before.weight", f"{theirs}.{last}.layer_norm.weight"),
+            *linear(f"{ours}.feed_forward.{into}", *(f"{dense}.{name}" for name in inputs), bias=False),
+            *linear(f"{ours}.feed_forward.down", f"{dense}.wo", bias=False),
+        ]
+
+    gated = isinstance(stack.blocks[0].feed_forward, GatedConfig)
+    theirs = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return [
+        rule(f"{side}.stack.biases.{BIAS}.table", theirs),
+        *layers(len(stack.blocks), layer),
+        rule(f"{side}.stack.norm.weight", f"{side}.final_layer_norm.weight"),
+    ]
+
+
+def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
+    return [
+        rule(f"{ours}.read.before.weight", f"{theirs}.layer_norm.weight"),
+        *linear(f"{ours}.cross.q", f"{theirs}.EncDecAttention.q", bias=False),
+        *linear(f"{ours}.cross.kv", f"{theirs}.EncDecAttention.k", f"{theirs}.EncDecAttention.v", bias=False),
+        *linear(f"{ours}.cross.out", f"{theirs}.EncDecAttention.o", bias=False),
+    ]
+
+
+FAMILY = Family(
+    "t5",
+    read,
+    write,
+    rules,
+    skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # older files have one that nothing used
+    defaults={
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
+)

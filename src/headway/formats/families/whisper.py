@@ -1,0 +1,163 @@
+"""Whisper (Radford et al. 2022): log-mel frames to text. Keys have no bias, and the encoder's positions are a table of
+sinusoids that goes with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from headway.formats.families.bart import sizes
+from headway.formats.rules import Family, Flat, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.settings import Settings, published_activation
+from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
+from headway.nn.models import (
+    BlockConfig,
+    EncoderDecoderConfig,
+    FramesEmbedConfig,
+    StackConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    cycle,
+)
+from headway.nn.parts.feedforward import MLPConfig
+from headway.nn.parts.positions import LearnedConfig
+from headway.visibility import Causal, Full, Pattern
+
+TAPS = 3  # of both convolutions
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 51865,
+    "num_mel_bins": 80,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_layers": 4,
+    "decoder_attention_heads": 6,
+    "decoder_ffn_dim": 1536,
+    "d_model": 384,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+    "activation_function": "gelu",
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+    "decoder_start_token_id": 50257,
+    "pad_token_id": 50256,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+
+
+def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+    settings.refuse("architectures", ["WhisperForConditionalGeneration"], ["WhisperModel"])
+    settings.refuse("scale_embedding", False)
+    settings.refuse("tie_word_embeddings", True)
+    rate, width = settings.get("dropout", float), settings.get("d_model", int)
+    encoder = TransformerConfig(
+        width,
+        0,
+        settings.get("max_source_positions", int),
+        read_stack(settings, "encoder", Full()),
+        FramesEmbedConfig(settings.get("num_mel_bins", int), dropout=rate),  # with GELU, whatever the layers have
+        {},
+    )
+    decoder = TransformerConfig(
+        width,
+        settings.get("vocab_size", int),
+        settings.longest("max_target_positions"),
+        read_stack(settings, "decoder", Causal()),
+        TokenEmbedConfig(LearnedConfig(), dropout=rate),
+    )
+    return EncoderDecoderConfig(encoder, decoder, "head")
+
+
+def read_stack(settings: Settings, side: str, pattern: Pattern) -> StackConfig:
+    heads, rate = settings.get(f"{side}_attention_heads", int), settings.get("attention_dropout", float)
+    feed = MLPConfig(
+        hidden=settings.get(f"{side}_ffn_dim", int),
+        activation=settings.activation("activation_function"),
+        dropout=settings.get("activation_dropout", float),
+    )
+    mixer = AttentionConfig(heads, pattern=pattern, qkv_bias=(True, False, True), dropout=rate)
+    cross = CrossAttentionConfig(heads, kv_bias=(False, True), dropout=rate) if pattern.causal else None
+    block = BlockConfig(mixer, cross, feed, dropout=settings.get("dropout", float))
+    return StackConfig(cycle((block,), settings.get(f"{side}_layers", int)))
+
+
+def write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    frames = expect(config.encoder.embed, FramesEmbedConfig)
+    block = config.encoder.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    found: dict[str, Any] = {
+        "model_type": "whisper",
+        "architectures": ["WhisperForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": config.symbols,
+        "num_mel_bins": frames.bands,
+        "d_model": config.width,
+        "max_source_positions": config.encoder.context,
+        "max_target_positions": config.context,
+        "activation_function": published_activation(feed.activation),
+        "dropout": frames.dropout,
+        "attention_dropout": attention.dropout,
+        "activation_dropout": feed.dropout,
+        "scale_embedding": False,
+        "tie_word_embeddings": True,
+        "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers wants it in the vocabulary
+    }
+    return found | sizes(config)
+
+
+def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    table = "decoder.embed.table"
+    return [
+        *convolution("encoder.embed.first", "model.encoder.conv1"),
+        *convolution("encoder.embed.second", "model.encoder.conv2"),
+        rule("encoder.embed.positions.table", "model.encoder.embed_positions.weight"),
+        *stack_rules(config.encoder.stack, "encoder"),
+        rule(table, "model.decoder.embed_tokens.weight"),
+        copy(table, "proj_out.weight"),
+        rule("decoder.embed.positions.table", "model.decoder.embed_positions.weight"),
+        *stack_rules(config.decoder.stack, "decoder"),
+    ]
+
+
+def convolution(ours: str, theirs: str) -> list[TensorRule]:
+    return [
+        rule(f"{ours}.product.weight", f"{theirs}.weight", form=Flat((-1, TAPS))),
+        rule(f"{ours}.product.bias", f"{theirs}.bias"),
+    ]
+
+
+def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs = f"{side}.stack.blocks.{i}", f"model.{side}.layers.{i}"
+        own = f"{theirs}.self_attn"
+        return [
+            rule(f"{ours}.mixer.qkv.weight", *(f"{own}.{name}_proj.weight" for name in "qkv")),
+            rule(f"{ours}.mixer.qkv.bias", f"{own}.q_proj.bias", f"{own}.v_proj.bias"),
+            *linear(f"{ours}.mixer.out", f"{own}.out_proj"),
+            *linear(f"{ours}.mix.before", f"{theirs}.self_attn_layer_norm"),
+            *(cross_rules(ours, theirs) if stack.blocks[i].cross is not None else []),
+            *linear(f"{ours}.feed_forward.up", f"{theirs}.fc1"),
+            *linear(f"{ours}.feed_forward.down", f"{theirs}.fc2"),
+            *linear(f"{ours}.feed.before", f"{theirs}.final_layer_norm"),
+        ]
+
+    return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"model.{side}.layer_norm")]
+
+
+def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
+    read = f"{theirs}.encoder_attn"
+    return [
+        *linear(f"{ours}.cross.q", f"{read}.q_proj"),
+        rule(f"{ours}.cross.kv.weight", f"{read}.k_proj.weight", f"{read}.v_proj.weight"),
+        rule(f"{ours}.cross.kv.bias", f"{read}.v_proj.bias"),
+        *linear(f"{ours}.cross.out", f"{read}.out_proj"),
+        *linear(f"{ours}.read.before", f"{read}_layer_norm"),
+    ]
+
+
+FAMILY = Family("whisper", read, write, rules, renames=((r"^(?=(encoder|decoder)\.)", "model."),), defaults=DEFAULTS)

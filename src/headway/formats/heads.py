@@ -1,0 +1,133 @@
+"""The heads that published models come with: which a file has, and how its config.json calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from headway.errors import UserError
+from headway.formats.rules import TensorRule, linear, rule, vocabulary
+from headway.formats.settings import Settings
+from headway.nn.models import DistilledHeadConfig, HeadConfig, PooledHeadConfig, TransformerConfig, VocabularyHeadConfig
+
+POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
+
+
+def classifier(settings: Settings, names: Collection[str], weight: str) -> Literal["classes", "tags"] | None:
+    """Whether the file's classifier, the tensor `weight`, speaks of whole texts or of each token; None without one."""
+    if weight not in names:
+        return None
+    kind = settings.architecture
+    if kind.endswith("ForSequenceClassification"):
+        return "classes"
+    if kind.endswith("ForTokenClassification"):
+        return "tags"
+    raise UserError(
+        f"{settings.source}: architectures is {kind!r}, whose classifier is not known; "
+        "it may be a ...ForSequenceClassification or a ...ForTokenClassification"
+    )
+
+
+def outputs(settings: Settings) -> int:
+    """How many classes (or numbers) a classifier gives."""
+    labels = settings.part("id2label").values
+    return len(labels) or settings.get("num_labels", int, 2)
+
+
+def labels(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
+    """The settings that say how many classes there are, by the names they have before anyone named them."""
+    head = heads.get("classes") or heads.get("tags")
+    if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)) or not head.outputs:
+        return {}
+    names = [f"LABEL_{i}" for i in range(head.outputs)]
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": dict(zip(names, range(len(names))))}
+
+
+def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
+    """The class of transformers that has these heads."""
+    if "vocabulary" in heads:
+        return [f"{stem}ForPreTraining" if "next" in heads else f"{stem}ForMaskedLM"]
+    endings = {
+        "classes": "ForSequenceClassification",
+        "tags": "ForTokenClassification",
+        "next": "ForNextSentencePrediction",
+    }
+    return [stem + next((ending for name, ending in endings.items() if name in heads), "Model")]
+
+
+def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, str]) -> list[TensorRule]:
+    """The dense layer of whichever head the file's pooler belongs to, and the maps to `outputs` after it."""
+    found = []
+    for name in ("pooled", "next", "classes"):
+        head = heads.get(name)
+        if isinstance(head, PooledHeadConfig) and head.dense:
+            found += linear(f"heads.{name}.dense", theirs)
+    for name, theirs_out in outputs.items():
+        if name in heads:
+            found += linear(f"heads.{name}.project", theirs_out)
+    return found
+
+
+CLASSES = "heads.classes.project.weight"
+
+
+@dataclass(frozen=True)
+class PublishedClasses:
+    """The published classes of a family: with a vocabulary head, with a head for labels, and with neither."""
+
+    vocabulary: str
+    labels: str
+    base: str
+
+    @staticmethod
+    def of(stem: str) -> PublishedClasses:
+        """As most are called."""
+        return PublishedClasses(f"{stem}ForCausalLM", f"{stem}ForSequenceClassification", f"{stem}Model")
+
+
+class Heads(NamedTuple):
+    """What a TransformerConfig says of its outputs."""
+
+    heads: dict[str, HeadConfig]
+    tie: Literal["none", "head"]
+
+
+def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
+    """The head of the class that the file was saved from.
+
+    A tied vocabulary is there even where a base model was saved, for it costs nothing. Labels are told from a row's
+    last token. `soft_cap` is the vocabulary's. UserError for classes with other heads.
+    """
+    name, head = settings.architecture, VocabularyHeadConfig(soft_cap=soft_cap)
+    if name.endswith("ForSequenceClassification"):
+        return Heads({"classes": PooledHeadConfig(outputs(settings), "last", bias=False)}, "none")
+    if name and not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
+        raise UserError(
+            f"{settings.source}: the head of {name} is not supported; "
+            "give a model for generation (ForCausalLM), for labels (ForSequenceClassification) or without a head"
+        )
+    if settings.get("tie_word_embeddings", bool):
+        return Heads({"vocabulary": head}, "head")
+    if name.endswith("Model") and not name.endswith("LMHeadModel"):
+        return Heads({}, "none")
+    return Heads({"vocabulary": head}, "none")
+
+
+def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[str, Any]:
+    """`read_heads` the other way: which class can load the model.
+
+    The marks are none where nothing is known of them, and not those of the family's first model.
+    """
+    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if "classes" in config.heads:
+        return {"architectures": [classes.labels], **labels(config.heads), **marks}
+    name = classes.vocabulary if config.heads else classes.base
+    return {"architectures": [name], "tie_word_embeddings": config.tie == "head", **marks}
+
+
+def head_rules(config: TransformerConfig, theirs: str = "lm_head.weight") -> list[TensorRule]:
+    """The tensors of the head; `theirs` is the vocabulary's, which is the embedding's where they are tied."""
+    if "classes" in config.heads:
+        return [rule(CLASSES, "score.weight")]
+    return [vocabulary(config, "embed.table", theirs)] if config.heads else []

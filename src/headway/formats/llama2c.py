@@ -1,0 +1,248 @@
+"""llama2.c's binaries (Karpathy 2023): a Llama in 32-bit numbers without names, and its tokenizer with scores.
+
+The first form is seven numbers and the weights; version 1 has a header of 256 bytes and another order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headway.codecs import TokenizerCodec
+from headway.codecs.marks import RoleTokens, frame
+from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, PieceTable, build
+from headway.errors import UserError
+from headway.formats.families import families
+from headway.formats.mapped import Cursor, Mapped
+from headway.formats.native import read_config, undrawn
+from headway.formats.published import Published
+from headway.formats.rules import Interleaved, TensorRule
+from headway.formats.settings import Settings
+from headway.formats.usage import Usage
+from headway.formats.weights import fill
+from headway.nn.models import ModelConfig
+
+SUFFIX = ".bin"
+_MAGIC, _HEADER = 0x616B3432, 256
+_BEGIN, _END = 1, 2
+_MARKS = ("<unk>", "<s>", "</s>")  # the first ids; in the file begin and end are written as lines of their own
+_FIRST = len(_MARKS) + 256  # the first id behind the marks and the bytes
+_LONGEST = 1000  # characters of a piece
+_DEEPEST = 10_000  # layers
+
+
+class Sizes(NamedTuple):
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    kv_heads: int
+    symbols: int
+    context: int
+    tied: bool
+
+
+class Binary:
+    """The tensors of a llama2.c file under the names of the published Llama (Weights); all of it checked."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = str(path)
+        self._file = Mapped(path)
+        cursor = Cursor(self._file)
+        self.version, self.sizes = _header(cursor)
+        order = _legacy_order(self.sizes) if self.version == 0 else _order(self.sizes)
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for name, shape in order:
+            self._places[name] = cursor.skip(4 * math.prod(shape), name or "the table of angles"), shape
+        self._places.pop("", None)
+        if cursor.left:
+            cursor.fail(f"{cursor.left} bytes are left behind the last tensor")
+
+    def names(self) -> Collection[str]:
+        return self._places.keys()
+
+    def get(self, name: str) -> Tensor:
+        place, shape = self._places[name]
+        return self._file.tensor(place, torch.float32, shape)
+
+    def done(self, name: str) -> None:
+        place, shape = self._places[name]
+        self._file.drop(place, 4 * math.prod(shape))
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+
+def _header(cursor: Cursor) -> tuple[int, Sizes]:
+    first = cursor.number("I", "the header")
+    if first == _MAGIC:
+        version = cursor.number("i", "the version")
+        if version != 1:
+            raise UserError(
+                f"{cursor.file.source} is version {version} of llama2.c's format; headway reads the first and "
+                "version 1, in 32-bit numbers: export it again with --version 1"
+            )
+        width, *rest = cursor.numbers("7i", "the header")
+        tied = bool(cursor.number("B", "the header"))
+        cursor.skip(_HEADER - cursor.place, "the header")
+    else:
+        version, width, rest = 0, first, list(cursor.numbers("6i", "the header"))
+        tied = rest[4] > 0
+        rest[4] = abs(rest[4])
+    sizes = Sizes._make((width, *rest, tied))
+    _check(cursor, sizes)
+    return version, sizes
+
+
+def _check(cursor: Cursor, sizes: Sizes) -> None:
+    named = sizes._asdict()
+    wrong = next((name for name in named if name != "tied" and named[name] < 1), None)
+    if wrong is not None:
+        cursor.fail(f"{wrong} is {named[wrong]}: it is no llama2.c file")
+    if sizes.depth > _DEEPEST or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
+        cursor.fail(
+            f"width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads and {sizes.kv_heads} key heads fit no model"
+        )
+    if sizes.width // sizes.heads % 2:
+        cursor.fail(f"heads of {sizes.width // sizes.heads} features cannot be turned in pairs")
+
+
+Order = list[tuple[str, tuple[int, ...]]]
+
+
+def _stacked(sizes: Sizes, name: str, *shape: int) -> Order:
+    return [(f"model.layers.{i}.{name}.weight", shape) for i in range(sizes.depth)]
+
+
+def _attention(sizes: Sizes) -> Order:
+    kv = sizes.kv_heads * (sizes.width // sizes.heads)
+    rows = {"q": sizes.width, "k": kv, "v": kv, "o": sizes.width}
+    return [each for n in "qkvo" for each in _stacked(sizes, f"self_attn.{n}_proj", rows[n], sizes.width)]
+
+
+def _feed_forward(sizes: Sizes) -> Order:
+    return [
+        *_stacked(sizes, "mlp.gate_proj", sizes.hidden, sizes.width),
+        *_stacked(sizes, "mlp.down_proj", sizes.width, sizes.hidden),
+        *_stacked(sizes, "mlp.up_proj", sizes.hidden, sizes.width),
+    ]
+
+
+def _head(sizes: Sizes) -> Order:
+    return [] if sizes.tied else [("lm_head.weight", (sizes.symbols, sizes.width))]
+
+
+def _legacy_order(sizes: Sizes) -> Order:
+    return [
+        ("model.embed_tokens.weight", (sizes.symbols, sizes.width)),
+        *_stacked(sizes, "input_layernorm", sizes.width),
+        *_attention(sizes),
+        *_stacked(sizes, "post_attention_layernorm", sizes.width),
+        *_feed_forward(sizes),
+        ("model.norm.weight", (sizes.width,)),
+        ("", (sizes.context, sizes.width // sizes.heads)),  # cosine and sine of all angles, which are made anew
+        *_head(sizes),
+    ]
+
+
+def _order(sizes: Sizes) -> Order:
+    return [
+        *_stacked(sizes, "input_layernorm", sizes.width),
+        *_stacked(sizes, "post_attention_layernorm", sizes.width),
+        ("model.norm.weight", (sizes.width,)),
+        ("model.embed_tokens.weight", (sizes.symbols, sizes.width)),
+        *_attention(sizes),
+        *_feed_forward(sizes),
+        *_head(sizes),
+    ]
+
+
+def _settings(sizes: Sizes) -> dict[str, Any]:
+    """A header as the config.json of a published Llama; the rest is fixed in llama2.c."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.hidden,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "vocab_size": sizes.symbols,
+        "max_position_embeddings": sizes.context,
+        "tie_word_embeddings": sizes.tied,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": _BEGIN,
+        "eos_token_id": _END,
+    }
+
+
+def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
+    """A Llama's rules for a file whose rotary pairs lie side by side."""
+    form = Interleaved((heads, kv_heads, 0))
+    return [replace(each, form=form) if ".mixer.qkv." in each.ours else each for each in rules]
+
+
+def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Published:
+    """The model of a llama2.c file, in evaluation mode. It ends a text with its begin symbol, too."""
+    weights = Binary(Path(path))
+    family, sizes = families()["llama"], weights.sizes
+    settings, config = _read(weights)
+    model = undrawn(config, weights.size, str(path), dtype)
+    fill(model, interleaved(family.rules(config), sizes.heads, sizes.kv_heads), weights, dtype)
+    usage = Usage("llama", dict(settings.values), begin=_BEGIN, ends=(_END, _BEGIN))
+    return Published(model.eval(), usage)
+
+
+def llama2c_config(path: Path) -> ModelConfig:
+    """The configuration of the model of a llama2.c file; no weight is read."""
+    return _read(Binary(Path(path)))[1]
+
+
+def _read(weights: Binary) -> tuple[Settings, ModelConfig]:
+    family = families()["llama"]
+    settings = Settings({**family.defaults, **_settings(weights.sizes)}, weights.source)
+    return settings, read_config(family, settings, weights.names())
+
+
+def load_pieces(path: Path) -> TokenizerCodec:
+    """The codec of a llama2.c tokenizer file (tokenizer.bin, tok512.bin): pieces with scores, joined greedily.
+
+    A text gets a space before it, and a prompt the begin symbol. What has no piece becomes its bytes.
+    """
+    cursor = Cursor(Mapped(Path(path)))
+    longest = cursor.number("i", "the header")
+    texts: list[str] = []
+    scores: list[float] = []
+    while cursor.left:
+        scores.append(cursor.numbers("f", "a score")[0])
+        texts.append(cursor.text("i", f"piece {len(texts)}"))
+        if not 0 < len(texts[-1]) <= _LONGEST or (len(texts) > _FIRST and len(texts[-1].encode()) > longest):
+            cursor.fail(f"piece {len(texts) - 1} has {len(texts[-1])} characters; the longest has {longest} bytes")
+    texts[: len(_MARKS)] = _MARKS
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(texts) - _FIRST)]
+    if len(texts) < _FIRST or len(set(texts)) < len(texts) or not all(map(math.isfinite, scores)):
+        cursor.fail(
+            f"{len(texts)} pieces are no vocabulary of llama2.c: marks, 256 bytes, and pieces with scores, each once"
+        )
+    pieces = PieceTable(
+        [text.replace(" ", SPACE) for text in texts], scores, types, "bpe", byte_fallback=True, squeeze=False
+    )
+    tokenizer, marks = build(pieces, path), RoleTokens(bos=_MARKS[_BEGIN], eos=_MARKS[_END], unk=_MARKS[0])
+    frame(tokenizer, "llama", marks, {})
+    return TokenizerCodec(tokenizer, marks)
+
+
+def is_llama2c(path: Path) -> bool:
+    """Whether a .bin file looks like one of llama2.c: its header fits its size. A pickle's does not."""
+    try:
+        Binary(Path(path))
+    except UserError:
+        return False
+    return True

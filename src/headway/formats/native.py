@@ -1,0 +1,188 @@
+"""headway's own model file: model.safetensors, which carries the model's configuration; and how a model gets room for
+weights that a file only says it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from headway.config import from_dict, to_dict
+from headway.errors import UserError, nearest
+from headway.formats.durable import write_tensors
+from headway.memory import check_room
+from headway.nn.models import ModelConfig, build
+
+if TYPE_CHECKING:
+    from headway.formats.rules import Family
+    from headway.formats.settings import Settings
+
+
+_DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_DEPTHS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
+_DEPTHS += ("n_layer", "n_layers")  # settings that say how many layers there are
+_EXPERTS, _MOST_EXPERTS = ("num_local_experts", "num_experts"), 1024
+_PER_BYTE = 4  # numbers that one byte of a file may hold: more than any quantisation packs
+_NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+
+
+def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
+    """The configuration that a file's settings mean. UserError where they fit no model (0 heads, say)."""
+    _check_counts(settings, len(names))
+    try:
+        return family.read(settings, names)
+    except _NONSENSE as error:
+        raise UserError(_unfit(settings.source, family.name, error)) from error
+
+
+def _check_counts(settings: Settings, tensors: int) -> None:
+    """What decides how many modules are made must be in proportion to the file."""
+    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model of several
+    for values in (settings.values, *towers):
+        for name in (*_DEPTHS, *_EXPERTS):
+            count, most = values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
+            if isinstance(count, int) and count > most:
+                raise UserError(
+                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors that there are; "
+                    "settings and weights do not belong together"
+                )
+
+
+def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of `config` with its weights undrawn, for a file of `held` bytes to fill in `dtype` (None: as stored).
+
+    Its size is found without any memory first: a UserError where the file cannot hold that many numbers, or the memory
+    that is free cannot.
+    """
+    try:
+        with torch.device("meta"):
+            needed = _numbers(build(config, seed=None))
+        if needed <= held * _PER_BYTE:
+            check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
+            return build(config, seed=None)
+    except _NONSENSE as error:
+        raise UserError(_unfit(source, "model", error)) from error
+    raise UserError(
+        f"{source}: the configuration asks for {needed} numbers, more than {held} bytes can hold; "
+        "settings and weights do not belong together"
+    )
+
+
+def _numbers(model: nn.Module) -> int:
+    """Of all that a file holds of a model, tied weights once."""
+    return sum({id(each): each.numel() for each in model.state_dict(keep_vars=True).values()}.values())
+
+
+def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
+    """UserError for weights of `size` bytes in `dtype` that do not fit into the memory that is free."""
+    remedy = "use a machine with more, or a smaller model"
+    if dtype == torch.float32:
+        remedy = "open it in half of that with headway.formats.open.open_model(path, torch.bfloat16), or " + remedy
+    check_room(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
+
+
+def _unfit(source: str, name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{source}: the settings fit no {name} ({reason}); get the file again"
+
+
+FILE = "model.safetensors"
+QUANTISED = "quantized.safetensors"  # the file of headway.engine.packed, which stands in its place
+Weights = Literal["fp32", "int8", "int4"]
+VERSION = "1"
+
+
+def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
+    """Write `directory`/model.safetensors in one step. Tied weights are saved once, under their first name."""
+    save_tensors(dict(named_tensors(model)), config, directory)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:
+    """`save_model` with the tensors as they are given."""
+    header = {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
+    write_tensors(directory / FILE, tensors, header)
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used."""
+    path = Path(directory) / FILE
+    tensors, config = read_model(path)
+    model = undrawn(config, path.stat().st_size, str(path))
+    load_tensors(model, tensors, path)
+    return model.to(device).eval()
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Memory-mapped tensors by name, and the configuration, of a native model file."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            check_version(metadata, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a complete safetensors file: {error}; restore it from a copy") from error
+    return tensors, config_of(metadata, path)
+
+
+def native_config(directory: Path) -> ModelConfig:
+    """The configuration of the model in a folder."""
+    return read_model(directory / FILE)[1]
+
+
+def config_of(metadata: dict[str, str], path: Path) -> ModelConfig:
+    """The configuration in a file's header. UserError where there is none."""
+    try:
+        said = json.loads(metadata.get("config", ""))
+    except ValueError as error:
+        raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None
+    return from_dict(ModelConfig, said, f"{path}: model")
+
+
+def check_version(metadata: dict[str, str], path: Path) -> None:
+    """Raise a UserError unless the header says that this is a native file of this version."""
+    if metadata.get("format") != "headway":
+        raise UserError(f"{path} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
+    if metadata.get("version") != VERSION:
+        found = metadata.get("version")
+        raise UserError(f"{path} has version {found}, this headway reads {VERSION}; install the version that wrote it")
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` in the place of the model's own. Parameters stay the same objects, so ties hold."""
+    places = dict(named_tensors(model))
+    check_tensors(places, tensors, path)
+    for name, own in places.items():
+        own.data = tensors[name].to(own.dtype)
+
+
+def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a UserError naming the first of `tensors` that is missing, unknown or of another shape than our `own`."""
+    for name in own:
+        if name not in tensors:
+            raise UserError(f"{path} lacks tensor {name!r}; {nearest(name, tensors)}")
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise UserError(f"{path} has tensor {name!r}, which the model lacks; {nearest(name, own)}")
+        if tensor.shape != own[name].shape:
+            saved, built = tuple(tensor.shape), tuple(own[name].shape)
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {saved}, the model needs {built}; "
+                "load it with the configuration it was saved with"
+            )
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers by name, tied ones once."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor

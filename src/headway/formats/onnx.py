@@ -1,0 +1,288 @@
+"""Models as ONNX files: one graph from ids or pixels to logits and vectors, and beside it what its use needs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, processors
+from torch import Tensor, nn
+
+from headway.codecs import Codec, TokenizerCodec
+from headway.codecs.processor import FILE as PROCESSOR
+from headway.codecs.processor import ImageProcessor
+from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.errors import UserError
+from headway.formats.durable import write_json
+from headway.formats.usage import Usage
+from headway.layout import Layout
+from headway.nn.mixers.attention import AttentionConfig
+from headway.nn.models import (
+    Act,
+    Captioner,
+    Encoded,
+    EncoderDecoder,
+    PatchEmbedConfig,
+    TokenEmbedConfig,
+    TokenInputs,
+    Transformer,
+    TwoTower,
+    UNetPolicy,
+)
+from headway.nn.models.heads import VocabularyHeadConfig
+from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
+from headway.nn.parts.feedforward import GatedConfig, MLPConfig
+
+SUFFIX = ".onnx"
+LABELS = "labels.json"
+INSTALL = "ONNX files need the packages onnx and onnxscript; install headway[onnx]"
+_ONE_FILE = 3 << 29  # bytes of weights; protobuf, which the file is, ends at 2 GB
+_LOGITS = {"classes": "text classifier", "tags": "tagger", "vocabulary": "masked language model"}
+_HEADS = (VocabularyHeadConfig, PooledHeadConfig, DistilledHeadConfig)
+
+Output = Callable[[Encoded], Tensor]
+
+
+class Graph(NamedTuple):
+    """What is exported: `example` inputs by name with the names of their axes of any size, outputs by name, and what
+    kind of model it is.
+    """
+
+    module: nn.Module
+    example: dict[str, Tensor]
+    axes: tuple[dict[int, str], ...]
+    outputs: tuple[str, ...]
+    kind: str
+
+
+def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, source: str) -> str:
+    """Write an ONNX file to `path` and beside it tokenizer.json or preprocessor_config.json, and labels.json where
+    there are labels; give the kind of the model. Weights of more than 1.6 GB lie beside it in a file of the same name
+    that ends on .onnx.data.
+
+    `source` names the model in messages. UserError for a model that cannot be exported, and for a place that holds
+    something already.
+    """
+    check_onnx()
+    graph = _graph_of(model, usage, source)
+    files = _files(graph.kind, usage, codec)
+    check_places(path, files)
+    program = _exported(graph)
+    program.model.metadata_props.update(_metadata(model, usage, graph))
+    program.model.producer_name = "headway"
+    large = sum(tensor.nbytes for tensor in model.parameters()) > _ONE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=path.parent) as drafts:
+            program.save(Path(drafts) / path.name, external_data=large)
+            for draft in sorted(Path(drafts).iterdir(), reverse=True):  # the weights before the file that names them
+                os.replace(draft, path.parent / draft.name)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); free space or choose another place") from None
+    for name, content in files.items():
+        write_json(path.parent / name, content)
+    return graph.kind
+
+
+def check_onnx() -> None:
+    """UserError where the packages that write ONNX files are not installed."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module("onnxscript")
+    except ImportError:
+        raise UserError(INSTALL) from None
+
+
+def check_places(path: Path, files: Iterable[str]) -> None:
+    """UserError where the file, or one that goes beside it, is there already."""
+    for place in (path, path.with_name(f"{path.name}.data"), *(path.with_name(name) for name in files)):
+        if place.exists():
+            raise UserError(f"{place} already exists; give the file a folder of its own, as in out/{path.name}")
+
+
+def _graph_of(model: nn.Module, usage: Usage, source: str) -> Graph:
+    """The graph of a model, before any work. UserError for one that cannot be exported."""
+    other = next((told for kind, told in _OTHERS.items() if isinstance(model, kind)), None)
+    if other is not None or not isinstance(model, Transformer):
+        told = other or f"a {type(model).__name__}"
+        raise UserError(f"{source} is {told}, which cannot be exported to ONNX; use --format hf")
+    _check_parts(model, source)
+    if isinstance(model.config.embed, PatchEmbedConfig):
+        return _graph_of_images(model, usage, source)
+    return _graph_of_texts(model)
+
+
+_OTHERS: dict[type[nn.Module], str] = {
+    EncoderDecoder: "an encoder-decoder, whose beam search steps through caches",
+    Captioner: "a captioner, whose beam search steps through caches",
+    TwoTower: "a model of two towers",
+    Act: "a robot's policy",
+    UNetPolicy: "a robot's policy",
+}
+
+
+def _check_parts(model: Transformer, source: str) -> None:
+    config = model.config
+    if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
+        read = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
+        raise UserError(
+            f"{source} reads {read}, and only models of texts and images can be exported to ONNX; load it with hw.load"
+        )
+    for number, block in enumerate(config.stack.blocks, 1):
+        if not isinstance(block.mixer, AttentionConfig):
+            raise UserError(
+                f"layer {number} of {source} is a {block.mixer.kind}, which goes through time token by token, "  # type: ignore[attr-defined]
+                "and torch's ONNX exporter has no loop over any number of tokens; train with model.mixer=attention"
+            )
+        if not isinstance(block.feed_forward, (MLPConfig, GatedConfig, type(None))):
+            raise UserError(
+                f"layer {number} of {source} routes tokens to experts, which cannot be exported to ONNX; train without "
+                "experts, or use --format hf"
+            )
+    other = next((name for name, head in config.heads.items() if not isinstance(head, _HEADS)), None)
+    if other is not None:
+        raise UserError(f"the head {other!r} of {source} cannot be exported to ONNX; use --format hf")
+
+
+class _OneDocument(Layout):
+    """A layout whose rows hold one document each, which a graph cannot find out."""
+
+    single = True  # type: ignore[assignment]
+
+
+class _Texts(nn.Module):
+    """From ids, what of them is no padding, and where the model knows some their types."""
+
+    def __init__(self, model: Transformer, outputs: Iterable[Output]) -> None:
+        super().__init__()
+        self.model, self.outputs = model, tuple(outputs)
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> tuple[Tensor, ...]:
+        keep = mask > 0
+        layout = _OneDocument(torch.where(keep, keep.long().cumsum(1) - 1, -1))
+        encoded = self.model(TokenInputs(ids, types), layout)
+        return tuple(output(encoded) for output in self.outputs)
+
+
+class _Images(nn.Module):
+    """From normalised pixels, `length` tokens an image."""
+
+    def __init__(self, model: Transformer, outputs: Iterable[Output], length: int) -> None:
+        super().__init__()
+        self.model, self.outputs, self.length = model, tuple(outputs), length
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        positions = torch.arange(self.length).expand(pixels.shape[0], self.length)
+        encoded = self.model(pixels, Layout(positions, dense=True))
+        return tuple(output(encoded) for output in self.outputs)
+
+
+def _graph_of_texts(model: Transformer) -> Graph:
+    config, outputs = model.config, _logits(model)
+    causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
+    if not causal or "embedding" in config.heads:
+        outputs["sentence_embedding"] = _sentence_vector(model)
+    size = 2, min(config.context or 8, 8)
+    ids, mask = torch.zeros(size, dtype=torch.long), torch.ones(size, dtype=torch.long)
+    example = {"input_ids": ids, "attention_mask": mask, **({"token_type_ids": ids.clone()} if typed else {})}
+    kind = next((told for head, told in _LOGITS.items() if head in config.heads), "text encoder")
+    if causal and "vocabulary" in config.heads:
+        kind = "language model"
+    axes = tuple({0: "batch", 1: "time"} for _ in example)
+    return Graph(_Texts(model, outputs.values()), example, axes, tuple(outputs), kind)
+
+
+def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
+    """Of images in the size that their processor makes of them. UserError without a processor."""
+    if not usage.processor:
+        raise UserError(f"{source} has no {PROCESSOR}, which says how images become inputs; put it there")
+    embed, outputs = cast(PatchEmbedConfig, model.config.embed), _logits(model)
+    size = ImageProcessor.read(usage.processor, f"{source}: {PROCESSOR}").shape or embed.size
+    how = "first" if embed.tokens else "mean"
+    outputs["image_embedding"] = lambda x: F.normalize(pool(x.x, x.layout, how, embed.registers), dim=-1)
+    kind = "image classifier" if "classes" in model.heads else "image encoder"
+    example = {"pixel_values": torch.zeros(2, embed.channels, *size)}
+    rows, columns = embed.grid(size)
+    module = _Images(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
+    return Graph(module, example, ({0: "batch"},), tuple(outputs), kind)
+
+
+def _logits(model: Transformer) -> dict[str, Output]:
+    """The heads that give logits: under that name where there is one, under their own where there are several."""
+    names = [name for name in model.heads if name != "embedding"]
+    say = lambda head: lambda encoded: head(encoded.x, encoded.layout)  # noqa: E731
+    return {"logits" if len(names) == 1 else name: say(model.heads[name]) for name in names}
+
+
+def _sentence_vector(model: Transformer) -> Output:
+    """The vector of unit length that `embed` gives."""
+    if "embedding" in model.heads:
+        head = model.heads["embedding"]
+        return lambda encoded: head(encoded.x, encoded.layout)
+    return lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)
+
+
+def _exported(graph: Graph) -> Any:
+    """torch's program of the graph. UserError for what its exporter does not know."""
+    sizes = {name: torch.export.Dim(name, min=1) for axes in graph.axes for name in axes.values()}
+    shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes)
+    graph.module.eval()
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            return torch.onnx.export(
+                graph.module,
+                tuple(graph.example.values()),
+                input_names=list(graph.example),
+                output_names=list(graph.outputs),
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:  # type: ignore[attr-defined]
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"torch's ONNX exporter fails on this model ({reason}); use --format hf") from error
+
+
+def _metadata(model: nn.Module, usage: Usage, graph: Graph) -> dict[str, str]:
+    context = cast(Transformer, model).config.context
+    said = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
+    told = {name: value for name, value in said.items() if value}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+
+
+def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
+    """What goes beside the graph, by the names of the files."""
+    found: dict[str, Any] = {}
+    if usage.processor:
+        found[PROCESSOR] = usage.processor
+    if isinstance(codec, TokenizerCodec):
+        found[TOKENIZER] = json.loads(_framing(codec, kind != "language model").to_str())
+    if usage.labels:
+        found[LABELS] = list(usage.labels)
+    return found
+
+
+def _framing(codec: TokenizerCodec, marked: bool) -> Tokenizer:
+    """A tokenizer that pads a batch by itself and, where texts are `marked` and it does not say how, puts its begin and
+    end around them.
+    """
+    tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
+    names = [None if mark is None else tokenizer.id_to_token(mark) for mark in (codec.begin, codec.end)]
+    begin, end = ([] if name is None else [name] for name in names)
+    if marked and tokenizer.post_processor is None and begin + end:
+        tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, "$B:1", *(f"{name}:1" for name in end)],
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*begin, *end}],  # type: ignore[misc]
+        )
+    pad = codec.pad or 0  # under the mask, so that it can be any
+    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "")
+    return tokenizer

@@ -1,0 +1,226 @@
+"""A config.json of a published model, read with the checks that our own configurations get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from headway.config import from_dict
+from headway.errors import UserError, nearest
+from headway.nn.parts.feedforward import ActivationName
+from headway.nn.parts.positions import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RotaryConfig,
+    ScalingConfig,
+    YarnScaling,
+)
+
+T = TypeVar("T")
+
+# How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
+ACTIVATION_NAMES: dict[str, ActivationName] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of a config.json; `source` says where they come from, for messages.
+
+    `context` is the longest sequence that the model is asked to serve, None for what it was made for.
+    """
+
+    values: Mapping[str, Any]
+    source: str
+    context: int | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """A value of a type; UserError where it is absent (or null) without a default, or of another type."""
+        found = self.values.get(name)
+        if found is None:
+            if default is None:
+                raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
+            return default
+        return from_dict(kind, found, f"{self.source}: {name}")
+
+    def positive(self, name: str) -> float:
+        """A number above 0."""
+        found = self.get(name, float)
+        if not 0 < found < math.inf:
+            raise UserError(f"{self.source}: {name} is {found}; it should be above 0")
+        return found
+
+    def cap(self, name: str) -> float | None:
+        """A number above 0, or None where it is absent or null."""
+        return self.positive(name) if name in self else None
+
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        """A value of a type, or None where it is absent or null."""
+        found = self.values.get(name)
+        return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
+
+    def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
+        """The value of the first of several spellings that is there."""
+        there = next((name for name in names if name in self), names[0])
+        return self.get(there, kind, default)
+
+    def refuse(self, name: str, *expected: Any) -> None:
+        """UserError for a setting that is there with a value that is not among those we can compute."""
+        found = self.values.get(name)
+        if found is not None and found not in expected:
+            known = ", ".join(map(repr, expected))
+            raise UserError(f"{self.source}: {name} is {found!r}, which is not supported; it may be {known}")
+
+    def activation(self, name: str, default: str | None = None) -> ActivationName:
+        """An activation by its published name."""
+        found = self.get(name, str, default)
+        if found not in ACTIVATION_NAMES:
+            raise UserError(f"{self.source}: {name} is {found!r}; {nearest(found, ACTIVATION_NAMES)}")
+        return ACTIVATION_NAMES[found]
+
+    def part(self, name: str) -> Settings:
+        """The settings below a key, empty where it is absent or null."""
+        found = self.values.get(name) or {}
+        if not isinstance(found, Mapping):
+            raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
+        return Settings(found, f"{self.source}: {name}")
+
+    @property
+    def architecture(self) -> str:
+        """The class that the file was saved from; empty where it is not said."""
+        found = self.values.get("architectures") or [""]
+        return str(found[0])
+
+    def rotary(self, kind: str | None = None, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
+        """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
+
+        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...). A scaling by
+        the length of the sequence is made for `context`, and without it for the length of training.
+        """
+        given = self.part("rope_parameters")
+        if kind is not None and kind in given:
+            given = given.part(kind)
+        scaling = given if given.values else self.part("rope_scaling")
+        base = given.first(("rope_theta",), float, self.get("rope_theta", float, theta))
+        part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
+        return RotaryConfig(base, part, self._scaling(scaling))
+
+    def served(self, rotary: RotaryConfig) -> int:
+        """The most positions that a model with these rotary positions serves; see `rotary`."""
+        if isinstance(rotary.scaling, (DynamicScaling, LongRopeScaling)) and rotary.scaling.length:
+            return rotary.scaling.length
+        return self.longest("max_position_embeddings")
+
+    def longest(self, name: str) -> int:
+        """The setting that says how many positions there are; UserError where a longer `context` is asked for."""
+        longest = self.get(name, int)
+        return self._within(longest, longest)
+
+    def _within(self, default: int, longest: int) -> int:
+        if self.context is not None and self.context > longest:
+            raise UserError(
+                f"{self.source}: a context of {self.context} exceeds the {longest} positions of the model; "
+                f"ask for {longest} or fewer"
+            )
+        return max(default, self.context or default)
+
+    def _scaling(self, given: Settings) -> ScalingConfig | None:
+        kind = given.first(("rope_type", "type"), str, "default")
+        if kind in ("su", "yarn") and "short_factor" in given:  # what longrope was called at first
+            kind = "longrope"
+        longest = self.get("max_position_embeddings", int, 2048)
+        trained = "original_max_position_embeddings"
+        original = self.get(trained, int, given.get(trained, int, longest))
+        if kind == "default":
+            return None
+        if kind == "linear":
+            return LinearScaling(given.get("factor", float))
+        if kind == "dynamic":
+            return DynamicScaling(given.get("factor", float), longest, max(longest, self.context or longest))
+        if kind == "llama3":
+            low, high = given.get("low_freq_factor", float), given.get("high_freq_factor", float)
+            return Llama3Scaling(given.get("factor", float), original, low, high)
+        if kind == "yarn":
+            return self._yarn(given, original, longest)
+        if kind == "longrope":
+            return self._longrope(given, original, longest)
+        known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+        raise UserError(f"{given.source}: rope_type is {kind!r}; {nearest(kind, known)}")
+
+    def _yarn(self, given: Settings, original: int, longest: int) -> YarnScaling:
+        factor = given.get("factor", float, longest / original)
+        sharpen = given.optional("attention_factor", float)
+        scales = (given.optional("mscale", float), given.optional("mscale_all_dim", float))
+        if sharpen is None and all(scales) and factor > 1:  # DeepSeek's spelling
+            over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
+            sharpen = over / under
+        fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
+        return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
+
+    def _longrope(self, given: Settings, original: int, longest: int) -> LongRopeScaling:
+        """Made for `original` positions, with the short factors, unless a longer `context` is asked for."""
+        short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
+        sharpen, factor = given.optional("attention_factor", float), given.optional("factor", float)
+        if sharpen is None and factor is not None:
+            sharpen = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+        length = self._within(original, max(longest, original))
+        return LongRopeScaling(short, long, original, length, sharpen, longest / original)
+
+
+def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
+    """`Settings.rotary` the other way, in the new spelling."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    if rotary.fraction != 1.0:
+        found["partial_rotary_factor"] = rotary.fraction
+    scaling = rotary.scaling
+    if isinstance(scaling, LinearScaling):
+        found |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, DynamicScaling):
+        found |= {"rope_type": "dynamic", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3Scaling):
+        found |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
+        found |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
+    elif isinstance(scaling, YarnScaling):
+        found |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
+        found |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+    elif isinstance(scaling, LongRopeScaling):
+        found |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
+        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
+    """`Settings.served` the other way: max_position_embeddings."""
+    scaling = rotary.scaling
+    if isinstance(scaling, DynamicScaling):
+        return scaling.original
+    if isinstance(scaling, LongRopeScaling):
+        return round((scaling.factor or 1.0) * scaling.original)
+    return context
+
+
+def published_activation(name: str) -> str:
+    """How published configurations call an activation of ours."""
+    preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
+    return preferred.get(name) or next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == name)

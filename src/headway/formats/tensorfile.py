@@ -1,0 +1,169 @@
+"""The safetensors format, read: one header, checked in full before any tensor is touched, and tensors as mapped views.
+
+8 bytes: length of the header | the header, JSON | the tensors, one after the other without a gap
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from headway.errors import UserError, nearest
+from headway.formats.mapped import Mapped, tensor_bytes
+
+HEADER_LIMIT = 100_000_000  # bytes, the format's own
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor lies: `start` and `size` in bytes of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class TensorFile:
+    """Tensors of one safetensors file by name (Weights). Raises UserError for a file that is not whole and sound."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = str(path)
+        self._file = Mapped(path)
+        self.size = self._file.size  # bytes
+        self.metadata, self._entries = _Header(self._file).read()
+
+    def names(self) -> Collection[str]:
+        return self._entries.keys()
+
+    def get(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        return self._file.tensor(entry.start, entry.dtype, entry.shape)
+
+    def done(self, name: str) -> None:
+        entry = self._entries[name]
+        self._file.drop(entry.start, entry.size)
+
+
+class _Header:
+    def __init__(self, file: Mapped) -> None:
+        self._file = file
+
+    def read(self) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+        if self._file.size < 8:
+            self._fail(f"has {self._file.size} bytes, too few for a header")
+        length = int.from_bytes(self._file.bytes(0, 8), "little")
+        if length > min(HEADER_LIMIT, self._file.size - 8):
+            self._fail(f"claims a header of {length} bytes in a file of {self._file.size} (limit {HEADER_LIMIT})")
+        header = self._parse(self._file.bytes(8, length))
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            self._fail("has metadata that are not texts")
+        data = 8 + length
+        entries = {name: self._entry(name, given, data) for name, given in header.items()}
+        self._check_order(entries, data)
+        return metadata, entries
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) < len(pairs):
+                counts = Counter(name for name, _ in pairs)
+                self._fail(f"names {counts.most_common(1)[0][0]!r} twice in its header")
+            return found
+
+        try:
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+        except (ValueError, RecursionError) as error:
+            self._fail(f"has a header that is not JSON ({str(error)[:80]})")
+        if not isinstance(header, dict):
+            self._fail("has a header that is not a mapping of tensors")
+        return header
+
+    def _entry(self, name: str, given: Any, data: int) -> TensorEntry:
+        if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+            self._fail(f"describes tensor {name!r} by {str(given)[:80]}, not by dtype, shape and data_offsets")
+        dtype = DTYPES.get(given["dtype"]) if isinstance(given["dtype"], str) else None
+        if dtype is None:
+            self._fail(f"has tensor {name!r} of dtype {str(given['dtype'])[:40]!r}; {nearest('', DTYPES)}")
+        shape, offsets = given["shape"], given["data_offsets"]
+        if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+            self._fail(f"gives tensor {name!r} shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
+        start, end = offsets
+        size = tensor_bytes(shape, dtype.itemsize)
+        if size is None:
+            self._fail(f"gives tensor {name!r} shape {str(shape)[:80]}, more than a file can hold")
+        if end - start != size:
+            self._fail(f"gives tensor {name!r} of shape {str(shape)[:80]} {end - start} bytes; it takes {size}")
+        if data + end > self._file.size:
+            self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data + end}")
+        return TensorEntry(dtype, tuple(shape), data + start, size)
+
+    def _check_order(self, entries: dict[str, TensorEntry], data: int) -> None:
+        """Each tensor starts where another ends: no two share bytes, and none are hidden between them."""
+        place = data
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+            if entry.start != place:
+                word = "overlaps the one before it" if entry.start < place else "leaves a gap before it"
+                self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {place})")
+            place += entry.size
+        if place != self._file.size:
+            self._fail(f"has {self._file.size - place} bytes behind its last tensor")
+
+    def _fail(self, fact: str) -> NoReturn:
+        raise UserError(f"{self._file.source} {fact}; it is not a sound safetensors file: download it again")
+
+
+def _whole(numbers: Any) -> bool:
+    """Whether this is a list of numbers from 0 on (True is none)."""
+    return isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
+
+
+class Shards:
+    """The tensors of several safetensors files as one (Weights)."""
+
+    def __init__(self, paths: list[Path], source: str) -> None:
+        self.source = source
+        self.size = 0  # bytes of all
+        self._files: dict[str, TensorFile] = {}
+        for path in paths:
+            file = TensorFile(path)
+            for name in file.names():
+                if name in self._files:
+                    raise UserError(
+                        f"{source} holds tensor {name!r} twice, in {Path(self._files[name].source).name} and "
+                        f"{path.name}; remove the shards that its index does not name, or download it again"
+                    )
+                self._files[name] = file
+            self.size += file.size
+
+    def names(self) -> Collection[str]:
+        return self._files.keys()
+
+    def get(self, name: str) -> Tensor:
+        return self._files[name].get(name)
+
+    def done(self, name: str) -> None:
+        self._files[name].done(name)

@@ -1,0 +1,220 @@
+"""Tensors of published files by name, whatever the format of the file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from headway.errors import UserError, nearest
+from headway.formats.mapped import one_view
+from headway.formats.native import named_tensors
+from headway.formats.rules import Family, Fused, TensorRule
+from headway.nn.parts.projection import Projection
+
+_MOST_ITEMS = 1024  # of a stack; the largest models have some hundred experts
+
+
+class Weights(Protocol):
+    """Named tensors that are read when they are asked for; `source` is the file or folder, for messages."""
+
+    source: str
+
+    def names(self) -> Collection[str]: ...
+
+    def get(self, name: str) -> Tensor:
+        """A tensor as it is stored (fp16 stays fp16); it may be a view of a mapped file, not to be written to."""
+        ...
+
+    def done(self, name: str) -> None:
+        """The tensor is not needed any more, and its pages may go."""
+        ...
+
+
+class Piece(NamedTuple):
+    """A tensor of the file, or one item and part of it where it is stacked (see `Stacked`)."""
+
+    name: str
+    item: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+class Renamed:
+    """Weights under the names that a family's rules use; other spellings lead to them."""
+
+    def __init__(self, weights: Weights, family: Family) -> None:
+        self.source = weights.source
+        self._weights = weights
+        self._own: dict[str, Piece] = {}
+        skipped = [re.compile(pattern) for pattern in family.skipped]
+        for name in weights.names():
+            renamed = name
+            for pattern, replacement in family.renames:
+                renamed = re.sub(pattern, replacement, renamed)
+            if not any(pattern.search(renamed) for pattern in skipped):
+                self._own.update(self._pieces(name, renamed, family))
+        self._left = Counter(piece.name for piece in self._own.values())
+
+    def _pieces(self, name: str, renamed: str, family: Family) -> dict[str, Piece]:
+        for fused in family.fused:
+            if fused.whole in renamed:
+                parts = len(fused.parts)
+                self._check_parts(name, parts)
+                return {own: Piece(name, None, part, parts) for part, own in enumerate(fused.names(renamed))}
+        for each in family.stacked:
+            if re.search(each.pattern, renamed):
+                items, parts = self._items(name, len(each.names)), len(each.names)
+                return {
+                    re.sub(each.pattern, new.format(item), renamed): Piece(name, item, part, parts)
+                    for item in range(items)
+                    for part, new in enumerate(each.names)
+                }
+        return {renamed: Piece(name)}
+
+    def _check_parts(self, name: str, parts: int) -> None:
+        shape = tuple(self._weights.get(name).shape)
+        if not shape or not shape[0] or shape[0] % parts:
+            raise UserError(
+                f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}: get the file again"
+            )
+
+    def _items(self, name: str, parts: int) -> int:
+        """How many matrices a tensor stacks, each of so many parts; UserError where it is no such stack."""
+        found = self._weights.get(name)
+        shape = found.shape
+        if found.dim() != 3 or not found.numel() or shape[0] > _MOST_ITEMS or shape[1] % parts:
+            raise UserError(
+                f"{self.source}: {name} has shape {tuple(shape)}; it should be one of 1 to {_MOST_ITEMS} matrices "
+                f"whose rows are a multiple of {parts}: download the model again"
+            )
+        return shape[0]
+
+    def names(self) -> Collection[str]:
+        return self._own.keys()
+
+    def get(self, name: str) -> Tensor:
+        piece = self._own[name]
+        tensor = self._weights.get(piece.name)
+        if piece.item is not None:
+            tensor = tensor[piece.item]
+        return tensor if piece.parts == 1 else tensor.chunk(piece.parts)[piece.part]
+
+    def done(self, name: str) -> None:
+        """A stacked tensor is done with when its last piece is."""
+        piece = self._own[name]
+        self._left[piece.name] -= 1
+        if not self._left[piece.name]:
+            self._weights.done(piece.name)
+
+
+def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype: torch.dtype | None = None) -> None:
+    """Give the undrawn `model` the tensors that `rules` make of `weights`, each in `dtype` (None: as stored).
+
+    Everything is checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
+    with the nearest there is, or one whose shape disagrees with the configuration.
+    """
+    own = dict(named_tensors(model))
+    _check_names(rules, weights, own)
+    for each in _made(rules):
+        parts = [weights.get(name) for name in each.theirs]
+        slices, place = _slices(each, parts, weights), own[each.ours]
+        shape = _shape(slices)
+        if shape != place.shape:
+            shapes = " + ".join(str(tuple(part.shape)) for part in parts)
+            raise UserError(
+                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {shape}, but the "
+                f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
+            )
+        place.data = _laid(slices, dtype or slices[0].dtype)
+        for name in each.theirs:
+            weights.done(name)
+
+
+def _slices(each: TensorRule, parts: list[Tensor], weights: Weights) -> list[Tensor]:
+    reason = ""
+    try:
+        slices = each.form.slices(parts)
+        if len(slices) == 1 or all(one.dim() and one.shape[1:] == slices[0].shape[1:] for one in slices):
+            return slices
+    except RuntimeError as error:  # torch's word for shapes that do not fit
+        reason = f" ({error})"
+    shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(each.theirs, parts))
+    raise UserError(f"{weights.source}: {shapes} do not fit together{reason}; config.json and weights do not match")
+
+
+def _shape(slices: Sequence[Tensor]) -> tuple[int, ...]:
+    """That of slices which lie one after the other."""
+    first = slices[0]
+    return (sum(map(len, slices)), *first.shape[1:]) if first.dim() else ()
+
+
+def _laid(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One tensor of slices of a file: the mapped file itself where they lie in it so, and else a copy.
+
+    Each number is moved once, in its new type and to its new place, by as many threads as torch has.
+    """
+    found = one_view(slices) if all(each.dtype == dtype for each in slices) else None
+    if found is not None:
+        return found
+    whole = torch.empty(_shape(slices), dtype=dtype)
+    for place, each in zip(whole.split([len(each) for each in slices]) if whole.dim() else [whole], slices):
+        place.copy_(each)
+    return whole
+
+
+def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, Tensor]) -> None:
+    there, used, made = set(weights.names()), set(), set()
+    for each in _made(rules):
+        made.add(each.ours)
+        for name in each.theirs:
+            used.add(name)
+            if name not in there:
+                raise UserError(f"{weights.source} lacks tensor {name!r}; {nearest(name, there)}")
+    copies = {name for each in rules if each.copy for name in each.theirs}
+    for name in sorted(there - used - copies):
+        raise UserError(f"{weights.source} has tensor {name!r}, for which there is no rule; {nearest(name, used)}")
+    for name in own:
+        if name not in made:
+            raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, made)}")
+
+
+def _made(rules: Iterable[TensorRule]) -> list[TensorRule]:
+    return [each for each in rules if not each.copy]
+
+
+def unfilled(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str, Tensor]:
+    """The tensors of `model` under the names and in the form of the files; the reverse of `fill`."""
+    own = dict(named_tensors(model))
+    sizes = slice_sizes(model)
+    found: dict[str, Tensor] = {}
+    for each in _made(rules):
+        whole = own[each.ours].detach()
+        parts = each.form.split(whole, sizes.get(each.ours, (whole.shape[0],) if whole.dim() else ()))
+        found.update(zip(each.theirs, (part.contiguous() for part in parts)))
+    return found
+
+
+def joined(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tensor]:
+    """`tensors` with those that the file holds in one put together."""
+    found = dict(tensors)
+    for each in fused:
+        for name in tensors:
+            if each.parts[0] in name:
+                whole = name.replace(each.parts[0], each.whole)
+                found[whole] = torch.cat([found.pop(part) for part in each.names(whole)])
+    return found
+
+
+def slice_sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Rows of the fused slices of every projection's weight and bias."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Projection):
+            found[f"{name}.weight"] = module.slices
+            found[f"{name}.bias"] = tuple(size for size, has in zip(module.slices, module.biased) if has)
+    return found

@@ -1,0 +1,85 @@
+"""Training: a task and a recipe become a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.lazily import lazily
+
+if TYPE_CHECKING:
+    from headway.learn.loop import UserInterrupt
+    from headway.learn.optim import AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+    from headway.learn.recipe import Recipe, TrainConfig, read_recipe, write_recipe
+    from headway.learn.run import Run, claim, open_recipe, open_run
+    from headway.learn.schedule import (
+        ConstantConfig,
+        CosineConfig,
+        HalvingConfig,
+        InverseSqrtConfig,
+        ScheduleConfig,
+        WSDConfig,
+        noam_peak,
+    )
+    from headway.learn.task import (
+        WHOLE,
+        Batch,
+        Loss,
+        Shard,
+        Task,
+        TaskConfig,
+        measure_of,
+        unit_of,
+    )
+    from headway.learn.trainer import Trainer
+
+__all__ = [
+    "WHOLE",
+    "AdamWConfig",
+    "Batch",
+    "ConstantConfig",
+    "CosineConfig",
+    "HalvingConfig",
+    "InverseSqrtConfig",
+    "Loss",
+    "MuonConfig",
+    "OptimConfig",
+    "Recipe",
+    "Run",
+    "SGDConfig",
+    "ScheduleConfig",
+    "Shard",
+    "Task",
+    "TaskConfig",
+    "TrainConfig",
+    "Trainer",
+    "UserInterrupt",
+    "WSDConfig",
+    "claim",
+    "measure_of",
+    "noam_peak",
+    "open_recipe",
+    "open_run",
+    "read_recipe",
+    "unit_of",
+    "write_recipe",
+]
+lazily(
+    __name__,
+    {
+        ".loop": ("UserInterrupt",),
+        ".optim": ("AdamWConfig", "MuonConfig", "OptimConfig", "SGDConfig"),
+        ".recipe": ("Recipe", "TrainConfig", "read_recipe", "write_recipe"),
+        ".run": ("Run", "claim", "open_recipe", "open_run"),
+        ".schedule": (
+            "ConstantConfig",
+            "CosineConfig",
+            "HalvingConfig",
+            "InverseSqrtConfig",
+            "ScheduleConfig",
+            "WSDConfig",
+            "noam_peak",
+        ),
+        ".task": ("Batch", "Loss", "Shard", "Task", "TaskConfig", "WHOLE", "measure_of", "unit_of"),
+        ".trainer": ("Trainer",),
+    },
+)

@@ -1,0 +1,143 @@
+"""Checkpoints: all that a run needs to go on bit for bit, in safetensors and JSON."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from headway.errors import UserError
+from headway.formats import native
+from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
+from headway.learn.learner import Learner
+
+_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` updates are done.
+
+    There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
+    `forecast` what the first evaluation said of the end.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    stale: int = 0
+    best: dict[str, Any] | None = None
+    forecast: dict[str, Any] | None = None
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a run, which keeps the newest `keep` that lie `interval` steps apart.
+
+    One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files whether
+    it was stopped or not.
+    """
+
+    def __init__(self, directory: Path, keep: int, interval: int) -> None:
+        self.directory = directory
+        self.keep = keep
+        self.interval = interval
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, the oldest first."""
+        return sorted(self.directory.glob("step-" + "[0-9]" * 8))
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for path in self.directory.glob(".step-*"):
+            remove(path)
+
+    def save(self, learner: Learner, progress: Progress) -> None:
+        """Write a checkpoint beside the others, then remove the oldest."""
+        path = self.directory / f"step-{progress.step:08d}"
+        with beside(path) as draft:
+            draft.mkdir()
+            native.save_tensors(learner.kept(), learner.recipe.model, draft)
+            write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
+            write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
+        *older, _ = self.all()
+        regular = [path for path in older if step_of(path) % self.interval == 0]
+        kept = regular[max(0, len(regular) - self.keep + 1) :]
+        for path in older:
+            if path not in kept:
+                remove(path)
+
+    def go_back_to(self, path: Path, best: dict[str, Any] | None) -> None:
+        """Make the checkpoint at `path`, of this folder or another, the newest one here; `best` is the best evaluation
+        that a run has had, later ones included.
+        """
+        for other in self.all():
+            if step_of(other) > step_of(path):
+                remove(other)
+        with beside(self.directory / path.name) as draft:
+            shutil.copytree(path, draft)
+            write_json(draft / "state.json", {**read_json(path / "state.json"), "best": best})
+
+    @torch.no_grad()
+    def load_newest(self, learner: Learner) -> Progress | None:
+        """Put the newest checkpoint into `learner`; None where there is none yet."""
+        paths = self.all()
+        if not paths:
+            return None
+        path = paths[-1]
+        progress = _read_progress(path / "state.json")
+        load_weights(learner, path)
+        learner.load_state_dict(_read_tensors(path / "optimizer.safetensors"))
+        return progress
+
+    @torch.no_grad()
+    def mean_of_newest(self, learner: Learner, count: int) -> int:
+        """Put the mean of the newest `count` checkpoints' weights into the learner's model; the number averaged."""
+        paths = self.all()[-count:]
+        total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
+        for path in paths:
+            load_weights(learner, path)
+            total += learner.flat.data
+        learner.flat.data.copy_(total / len(paths))
+        return len(paths)
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+@torch.no_grad()
+def load_weights(learner: Learner, directory: Path) -> None:
+    """Copy the weights of a checkpoint's model.safetensors into the learner's model."""
+    path = directory / native.FILE
+    tensors, _ = native.read_model(path)
+    places = learner.kept()
+    native.check_tensors(places, tensors, path)
+    for name, own in places.items():
+        own.data.copy_(tensors[name])
+
+
+def _read_progress(path: Path) -> Progress:
+    data = dict(read_json(path))
+    version = data.pop("version", None)
+    if version != _VERSION:
+        raise UserError(
+            f"{path} has version {version}, this headway reads {_VERSION}; resume with the version that wrote it"
+        )
+    return Progress(**data)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; remove {path.parent} to resume from the checkpoint before"
+        ) from error

@@ -1,0 +1,394 @@
+"""What happened at each step, told to metrics.jsonl, to loggers, and to people."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from importlib import import_module
+from typing import Any, Protocol
+
+from headway.errors import UserError
+from headway.learn.checkpoint import Progress
+from headway.learn.learner import Update
+from headway.learn.run import Logger
+
+_EVERY = 10.0  # seconds between plain lines
+_REFRESH = 0.2  # seconds between refreshes of a live line
+_RENEW = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
+
+# Dense bf16 products, TFLOP/s, as the makers state them.
+_PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
+
+
+class Display(Protocol):
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def plan(self, steps: int) -> None:
+        """The run will have so many steps."""
+        ...
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        """After a step: the last known loss, and tokens counted and computed since the start of the display."""
+        ...
+
+    def pause(self) -> None:
+        """What follows is no training and does not count in the rate."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def plan(self, steps: int) -> None:
+        pass
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Rate:
+    """Speeds per second over about the last `memory` seconds, pauses left out."""
+
+    def __init__(self, memory: float = 5.0) -> None:
+        self.memory = memory
+        self.values: dict[str, float] = {}
+        self._paused = 0.0
+        self._time = time.perf_counter()
+        self._counts: dict[str, float] | None = None
+
+    def pause(self) -> None:
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._time += time.perf_counter() - self._paused
+
+    def update(self, counts: dict[str, float]) -> None:
+        now = time.perf_counter()
+        if self._counts is not None and now > self._time:
+            elapsed = now - self._time
+            kept = math.exp(-elapsed / self.memory)
+            for name, count in counts.items():
+                value = (count - self._counts[name]) / elapsed
+                self.values[name] = kept * self.values.get(name, value) + (1 - kept) * value
+        self._time, self._counts = now, counts
+
+
+class _Meter:
+    """What both displays tell: step, loss, rate, flop/s, time left."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str) -> None:
+        self.steps = steps
+        self.unit = unit
+        self.flop_per_token = flop_per_token
+        self.peak = next((peak * 1e12 for name, peak in _PEAKS.items() if name in device), None)
+        self.rate = Rate()
+
+    def text(self, step: int, loss: float) -> str:
+        parts = [f"step {step:,}/{self.steps:,}"]
+        if not math.isnan(loss):  # of the first steps it may not have been read yet
+            parts.append(f"loss {loss:.4f}")
+        if self.rate.values:
+            parts.append(f"{self.rate.values['tokens']:,.0f} {self.unit}s/s")
+            parts.append(self._utilisation(self.rate.values["computed"] * self.flop_per_token))
+            steps_per_second = self.rate.values["step"]
+            if steps_per_second > 0:
+                parts.append(f"{duration((self.steps - step) / steps_per_second)} left")
+        return " · ".join(parts)
+
+    def _utilisation(self, flops: float) -> str:
+        if self.peak:
+            return f"MFU {flops / self.peak:.0%}"
+        billions = flops / 1e9
+        return f"{billions:,.0f} GFLOP/s" if billions >= 10 else f"{billions:.2g} GFLOP/s"
+
+
+class Plain:
+    """A line at most every ten seconds, and at the end."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
+        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._next = 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now >= self._next or step == self._meter.steps:
+            self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+            self.say(self._meter.text(step, loss))
+            self._next = now + (_EVERY if self._meter.rate.values else 1.0)
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        pass
+
+
+class Live:
+    """A line with a bar that is drawn anew."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._meter = _Meter(steps, flop_per_token, device, unit)
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._task: Any = self._progress.add_task("starting", total=steps)
+        self._progress.start()
+        self._next = 0.0
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+        self._progress.update(self._task, total=steps)
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now < self._next and step < self._meter.steps:
+            return
+        self._next = now + _REFRESH
+        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._progress.update(self._task, completed=step, description=self._meter.text(step, loss), refresh=True)
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Block:
+    """The output of a cell: lines that stay and, while a run goes on, a bar with a line beside it."""
+
+    def __init__(self, lines: list[str], line: str, done: int, steps: int) -> None:
+        self.lines, self.line, self.done, self.steps = list(lines), line, done, steps
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.lines, self.line] if self.line else self.lines)
+
+    def _repr_html_(self) -> str:
+        said = f'<pre style="margin: 0">{escape(chr(10).join(self.lines))}</pre>' if self.lines else ""
+        if not self.line:
+            return said
+        bar = f'<progress value="{self.done}" max="{max(self.steps, 1)}" style="vertical-align: middle"></progress>'
+        return f"{said}<div>{bar} <code>{escape(self.line)}</code></div>"
+
+
+class Notebook:
+    """One block of a cell's output, renewed in place; it stays as text when the run has ended."""
+
+    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
+        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._lines: list[str] = []
+        self._line, self._done = "starting", 0
+        self._next = 0.0
+        self._handle = import_module("IPython.display").display(self._block(), display_id=True)
+
+    def _block(self) -> _Block:
+        return _Block(self._lines, self._line, self._done, self._meter.steps)
+
+    def say(self, text: str) -> None:
+        self._lines.append(text)
+        self._handle.update(self._block())
+
+    def plan(self, steps: int) -> None:
+        self._meter.steps = steps
+
+    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
+        now = time.perf_counter()
+        if now < self._next and step < self._meter.steps:
+            return
+        self._next = now + _RENEW
+        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._line, self._done = self._meter.text(step, loss), step
+        self._handle.update(self._block())
+
+    def pause(self) -> None:
+        self._meter.rate.pause()
+
+    def resume(self) -> None:
+        self._meter.rate.resume()
+
+    def close(self) -> None:
+        """The last line stays, as one of them: where a run was interrupted it says how far it came."""
+        if self._done:
+            self._lines.append(self._line)
+        self._line = ""
+        self._handle.update(self._block())
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel of Jupyter, Colab or Databricks, as rich finds it."""
+    from rich.console import Console
+
+    return Console(stderr=True).is_jupyter
+
+
+def open_display(shown: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
+    """The display that fits stderr, or a notebook. `flop_per_token` is that of training, per computed token; `unit` is
+    what the task counts.
+    """
+    if not shown:
+        return Silent()
+    kind = Notebook if _in_notebook() else Live if sys.stderr.isatty() else Plain
+    return kind(steps, flop_per_token, device, unit)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:05 or 1:02:03."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+_LINES = 500  # about as many as a curve can show
+_MOST = 20  # steps in a line
+
+
+class Journal:
+    """Collects the updates of a few steps without reading them, then writes their means as one line.
+
+    `progress.seconds` counts training only: evaluations and checkpoints happen inside `paused`.
+    """
+
+    def __init__(self, steps: int, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
+        self.interval = _interval(steps)
+        self.progress = progress
+        self.loggers = loggers
+        self.display = display
+        self._updates: list[Update] = []
+        self._computed = 0
+        self._tokens = progress.tokens
+        self._loss = math.nan
+        self._mark = time.perf_counter()
+
+    def add(self, update: Update, tokens: int, computed: int) -> None:
+        """After a step; `tokens` and `computed` are those of all processes, for the display."""
+        self._updates.append(update)
+        self._computed += computed
+        self._tokens += tokens
+
+    def plan(self, steps: int) -> None:
+        """From here on the run has so many steps."""
+        self.interval = _interval(steps)
+        self.display.plan(steps)
+
+    def show(self) -> None:
+        """Bring the display up to date."""
+        self.display.update(self.progress.step, self._loss, self._tokens, self._computed)
+
+    def flush(self, lr: float) -> None:
+        """Write the line of the steps since the last one. A loss that is not finite ends the run with a UserError."""
+        if not self._updates:
+            return
+        totals: defaultdict[str, float] = defaultdict(float)
+        counts: defaultdict[str, float] = defaultdict(float)
+        for update in self._updates:
+            for name, (total, count) in update.losses().items():
+                totals[name] += total
+                counts[name] += count
+        losses = {name: totals[name] / max(1, counts[name]) for name in totals}
+        tokens = sum(update.tokens() for update in self._updates)
+        norm = sum(update.norm.item() for update in self._updates) / len(self._updates)
+        seconds = self._tick()
+        self.progress.tokens += tokens
+        self._loss = sum(losses.values())
+        line = {"step": self.progress.step, "loss": self._loss, "lr": lr, "tokens": self.progress.tokens}
+        line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
+        line |= {"seconds": round(self.progress.seconds, 3)}
+        if len(losses) > 1:
+            line |= {f"loss_{name}": value for name, value in losses.items()}
+        self._updates.clear()
+        self._write(line)
+        if not (math.isfinite(self._loss) and math.isfinite(norm)):
+            raise UserError(
+                f"the loss is {self._loss} and the gradient's norm {norm} at step {self.progress.step}; "
+                "lower optim.lr, lengthen schedule.warmup, or set train.clip"
+            )
+
+    def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
+        """Write an evaluation. `weights` says which were judged: those trained, their moving average, or a mean."""
+        line = {"step": self.progress.step, "split": "validation", "weights": weights, **metrics}
+        self._write({**line, "seconds": round(self.progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if _is_number(value))
+        after = duration(self.progress.seconds)
+        best = " (best so far)" if better else ""
+        self.display.say(f"step {self.progress.step:,} after {after}: validation {figures}{best}")
+
+    def seconds(self) -> float:
+        """Of training so far."""
+        return self.progress.seconds + time.perf_counter() - self._mark
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training."""
+        self._tick()
+        self.display.pause()
+        try:
+            yield
+        finally:
+            self.display.resume()
+            self._mark = time.perf_counter()
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+
+    def _tick(self) -> float:
+        now = time.perf_counter()
+        elapsed, self._mark = max(now - self._mark, 1e-9), now
+        self.progress.seconds += elapsed
+        return elapsed
+
+    def _write(self, line: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.write(line)
+
+
+def _interval(steps: int) -> int:
+    """Steps in a line."""
+    return min(_MOST, max(1, steps // _LINES))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

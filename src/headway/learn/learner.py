@@ -1,0 +1,215 @@
+"""A model that learns: one update from the micro-batches of a step, exactly as if they were one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.data.order import GOLDEN, mixed
+from headway.errors import UserError
+from headway.formats.native import named_tensors
+from headway.learn.distributed import Carried, Processes
+from headway.learn.examples import Batch, Explored
+from headway.learn.objective import Carrying
+from headway.learn.optim import Optimizer
+from headway.learn.precision import products
+from headway.learn.recipe import Recipe
+from headway.learn.task import Task
+from headway.nn.models import Loss
+from headway.nn.parts.dropout import attach_generator
+
+# Where figures lie in the tail of the gradients, so that processes sum both at once.
+_STOP, _TOKENS, _LOSSES = 0, 1, 2
+
+
+class Update(NamedTuple):
+    """What a step did, as tensors that need not be read at once (reading waits for a GPU).
+
+    `norm` is that of the gradient before clipping; `figures` are sums over the processes.
+    """
+
+    names: tuple[str, ...]
+    norm: Float[Tensor, ""]
+    figures: Float[Tensor, "F"]
+
+    def losses(self) -> dict[str, tuple[float, float]]:
+        """Total and count of each loss."""
+        values = self.figures.tolist()[_LOSSES:]
+        return {name: (values[2 * i + 1], values[2 * i]) for i, name in enumerate(self.names)}
+
+    def tokens(self) -> int:
+        """Targets counted."""
+        return round(self.figures[_TOKENS].item())
+
+    def stop(self) -> bool:
+        """Whether any process asked to stop."""
+        return self.figures[_STOP].item() > 0
+
+
+class Learner:
+    """A model with its optimiser, its moving average and the states it carries: all that a step changes."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, task: Task, processes: Processes, precision: str = "fp32"
+    ) -> None:
+        """`precision` is that of matrix products, fp32 or bf16."""
+        self.device = processes.device
+        self.model = model.to(self.device).train()
+        self.recipe = recipe
+        self.task = task
+        self.processes = processes
+        self.precision = precision
+        self.optimizer = Optimizer(recipe.optim, self.model, precision)
+        self.flat = self.optimizer.flat
+        processes.broadcast(self.flat.data)
+        self.average = self.flat.data.clone() if recipe.train.ema is not None else None
+        self._generator = attach_generator(self.model, self.device)
+        objective, examples = task.objective, task.examples
+        carries = isinstance(objective, Carrying)
+        self._carried = Carried(objective, processes, recipe.train.accumulate) if carries else None
+        self._explorer = examples if isinstance(examples, Explored) else None
+        if self._explorer is not None:
+            self._explorer.explore(self.model)
+        if recipe.train.compile:
+            self.model.compile()
+
+    def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
+        """Learn from this process's micro-batches of step `step` (from 0); `stop` is told to the other processes."""
+        train, tail = self.recipe.train, self.flat.tail
+        self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
+        self.flat.zero_grads()
+        names, divided = (), False
+        with products(self.precision, self.device):
+            counts = self._counts(batches)
+            for place, batch in enumerate(batches):
+                losses = self._loss(place, batch.to(self.device))
+                names = tuple(losses)
+                divided = self._backward(losses, counts, alone=len(batches) == self.processes.world == 1)
+            tail[_STOP] += float(stop)
+            tail[_TOKENS] += sum(batch.tokens for batch in batches)
+            self.processes.sum(self.flat.grads_and_tail)
+            norm = self._scale_gradient(1.0 if divided else 1 / tail[_LOSSES].clamp(min=1), train.clip)
+            self.optimizer.step(self.recipe.schedule.factor(step, train.steps))
+        self._follow(step)
+        return Update(names, norm, tail.clone())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model as it is judged and kept: averaged weights where there are, no dropout, full precision."""
+        trained = self.flat.data.clone() if self.average is not None else None
+        try:
+            if self.average is not None:
+                self.flat.data.copy_(self.average)
+            self.model.eval()
+            with products("fp32", self.device), torch.no_grad():
+                yield self.model
+        finally:
+            if trained is not None:  # first: a second Ctrl-C may break off what follows
+                self.flat.data.copy_(trained)
+            self.model.train()
+
+    @property
+    def trained(self) -> int:
+        """How many weights are trained."""
+        return sum(shape.numel() for shape in self.flat.shapes.values())
+
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors of the model that a checkpoint has to hold: with an adapter, those that are trained."""
+        tensors = dict(named_tensors(self.model))
+        if self.recipe.adapter is None:
+            return tensors
+        return {name: tensors[name] for name in self.flat.names}
+
+    def gather(self) -> None:
+        """What has to happen in all processes after a step that the first may write a checkpoint of."""
+        if self._carried is not None:
+            self._carried.gather()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside the model's own weights."""
+        state = self.optimizer.state_dict()
+        if self._carried is not None:
+            state.update(self._carried.state_dict())
+        if self._explorer is not None:
+            state.update((f"explored.{name}", value) for name, value in self._explorer.explored().items())
+        if self.average is not None:
+            state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a saved state; UserError where it is that of another model or optimiser."""
+        self.optimizer.load_state_dict(state)
+        if self._carried is not None:
+            self._carried.load_state_dict(self.model, state)
+        if self._explorer is not None:
+            own = {name: value for name, value in state.items() if name.startswith("explored.")}
+            self._explorer.go_on({name.removeprefix("explored."): value for name, value in own.items()})
+        if self.average is not None:
+            for name, place in self.flat.views(self.average):
+                if f"average.{name}" not in state:
+                    raise UserError(f"the checkpoint lacks average.{name}; drop train.ema, or start another run")
+                place.copy_(state[f"average.{name}"])
+
+    def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
+        if self._carried is not None:
+            return self._carried.loss(self.model, place, batch)
+        return self.task.loss(self.model, batch)
+
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
+        """Counts over the whole step of a task's several losses, where the task can tell them ahead."""
+        each = [self.task.counts(batch) for batch in batches]
+        if not each[0]:
+            return None
+        names = list(each[0])
+        sums = torch.tensor([sum(c[name] for c in each) for name in names], dtype=torch.float64)
+        return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))
+
+    def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, alone: bool) -> bool:
+        """Add the gradient of a micro-batch; whether it was divided by counts already.
+
+        Losses of one count are added up and divided at the end of the step, by the count of all micro-batches.
+        """
+        tail = self.flat.tail
+        if _LOSSES + 2 * len(losses) > tail.numel():
+            raise UserError(f"the task has {len(losses)} losses; give at most {(tail.numel() - _LOSSES) // 2}")
+        divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
+        if divided and counts is None and not alone:
+            raise UserError(
+                f"losses {', '.join(losses)} count different things and cannot be accumulated, as this task "
+                "does not count them ahead; set train.accumulate to 1 and use one process"
+            )
+        objective = tail.new_zeros(())
+        for i, (name, loss) in enumerate(losses.items()):
+            tail[_LOSSES + 2 * i] += loss.count
+            tail[_LOSSES + 2 * i + 1] += loss.total.detach()
+            count = max(1, loss.count if counts is None else counts[name]) if divided else 1
+            objective = objective + loss.total / count
+        objective.backward()
+        return divided
+
+    def _scale_gradient(self, scale: Tensor | float, clip: float | None) -> Tensor:
+        """Multiply the gradient by `scale` and clip it; gives its norm between the two."""
+        grads = self.flat.grads
+        norm = torch.linalg.vector_norm(grads) * scale
+        if clip is not None:
+            scale = scale * (clip / (norm + 1e-6)).clamp(max=1)
+        grads.mul_(scale)
+        return norm
+
+    def _follow(self, step: int) -> None:
+        """Move the average towards the weights, faster in the first steps, when it still holds the initial ones."""
+        if self.average is not None:
+            decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
+            self.average.lerp_(self.flat.data, 1 - decay)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of 63 bits, far from those of neighbouring steps and ranks."""
+    place = (seed + (step - 1) * GOLDEN + rank * 0xD1342543DE82EF95) % (1 << 64)
+    return int(mixed(np.uint64(place))) >> 1

@@ -1,0 +1,150 @@
+"""One class for each sample, whatever a sample is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.data import SplitConfig, Splits, sides_of
+from headway.data.splits import side_number
+from headway.errors import UserError
+from headway.learn.examples import Batch, Numbered, Selected
+from headway.learn.labels import labels_of, save_labels, unknown_label
+from headway.learn.objective import Objective, judged
+from headway.learn.report import Picture
+from headway.learn.report.confusion import confusions
+from headway.metrics import class_scores
+from headway.nn.models import Loss, Transformer
+
+HEAD = "classes"
+
+
+@dataclass(frozen=True)
+class ClassSamples:
+    """The label of each sample, what files say of its split, uint8 [N], a key that equal samples share, and its place
+    for messages.
+    """
+
+    labels: Sequence[str]
+    named: np.ndarray
+    keys: Sequence[str]
+    place: Callable[[int], str]
+
+
+class Classified(Numbered):
+    """Samples with a class each. A domain says what the inputs of samples are (`take`) and how people see them."""
+
+    labels: tuple[str, ...]
+    classes: Int[np.ndarray, "N *T"]  # the number of each sample's label, or of those of its tokens
+
+    def label(self, samples: ClassSamples, split: SplitConfig, what: str, give: str, workspace: Path) -> None:
+        """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
+        self.stated = _stated(samples.named)
+        sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
+        self.splits = Splits(sides, np.arange(len(samples.labels)), what, give)
+        trained = {samples.labels[int(row)] for row in sides["train"]}
+        self.classes = self.numbered(samples.labels, trained, samples.place, workspace)
+
+    def numbered(
+        self, given: Sequence[str], trained: Collection[str], place: Callable[[int], str], workspace: Path
+    ) -> Int[np.ndarray, "K"]:
+        """Settle the labels, by those that are `trained` on, and the numbers of the `given` ones, which stand at
+        `place`. UserError for labels that training never sees, and for fewer than two.
+        """
+        self.labels = labels_of(trained or set(given), workspace)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        wrong = next((row for row, label in enumerate(given) if label not in numbers), None)
+        if wrong is not None:
+            raise unknown_label(given[wrong], place(wrong), self.labels)
+        return np.fromiter((numbers[label] for label in given), np.int64, len(given))
+
+    def save(self, directory: Path) -> None:
+        save_labels(directory, self.labels)
+
+
+C = TypeVar("C", bound=Classified)
+
+
+class Classes(Objective[C], Generic[C]):
+    """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C]; judged by
+    accuracy. `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016).
+    """
+
+    goal = "accuracy"
+    goal_better: Literal["min", "max"] = "max"
+
+    def __init__(self, unit: str, smoothing: float = 0.0) -> None:
+        self.unit, self.smoothing = unit, smoothing
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        logits = cast(Transformer, model).output(HEAD, *batch.inputs)
+        total = F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=self.smoothing)
+        return {"loss": Loss(total, batch.tokens)}
+
+    def logits(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Int[Tensor, "N"]]:
+        """What the model says of samples, and their classes, on the processor."""
+        found, right = torch.zeros(0), torch.zeros(len(samples), dtype=torch.long)
+        for numbers, batch in judged(model, samples):
+            said = cast(Transformer, model).output(HEAD, *batch.inputs).float().cpu()
+            found = found if len(found) else said.new_empty(len(samples), said.shape[-1])
+            found[numbers], right[numbers] = said, batch.targets.cpu()
+        return found, right
+
+    def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or `limit` samples of it."""
+        logits, right = self.logits(model, examples.of(split).some(limit))
+        nats = float(F.cross_entropy(logits, right))
+        return {"loss": nats, **class_scores(logits.argmax(-1).numpy(), right.numpy())}
+
+    def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
+        """Held-out samples with the class that is said and the one that is right."""
+        rows = examples.spread(count)
+        said, right = self.logits(model, Selected(examples, rows))
+        return [
+            {"source": examples.shown(row), "output": examples.labels[one], "reference": examples.labels[other]}
+            for row, one, other in zip(rows.tolist(), said.argmax(-1).tolist(), right.tolist())
+        ]
+
+    def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
+        """What is taken for what on the split that is judged last."""
+        split = examples.final_split
+        logits, right = self.logits(model, examples.of(split))
+        return confusions(right.numpy(), logits.argmax(-1).numpy(), examples.labels, f"{split} {self.unit}s")
+
+
+def _stated(named: np.ndarray) -> str:
+    """The part of samples that is judged where files say of which split they are: test, or validation; all where they
+    hold none of these.
+    """
+    return next((side for side in ("test", "validation") if (named == side_number(side)).any()), "all")
+
+
+def _with_all_classes(sides: dict[str, np.ndarray], samples: ClassSamples) -> dict[str, np.ndarray]:
+    """The sides without those samples that were drawn to be held out and whose class training would never see: these
+    are trained on, with all that equal them.
+    """
+    labels, keys = np.array(samples.labels, object), np.array(samples.keys, object)
+    lost = set(samples.labels) - set(labels[sides["train"]])
+    drawn = samples.named <= side_number("train")
+    if not lost or not drawn.any():
+        return sides
+    stated = set(keys[~drawn])  # files hold these out, so that their equals are not trained on
+    wanted = {keys[row] for row in np.flatnonzero(drawn) if labels[row] in lost} - stated
+    back = np.flatnonzero(np.fromiter((key in wanted for key in keys), bool, len(keys)))
+    kept = {side: rows[~np.isin(rows, back)] for side, rows in sides.items()}
+    return {**kept, "train": np.union1d(kept["train"], back)}
+
+
+def check_classes(given: Collection[str], kept: Collection[str], unit: str) -> None:
+    """UserError for a class of which nothing was left that can be read."""
+    lost = set(given) - set(kept)
+    if kept and lost:
+        raise UserError(f"no {unit} of the class {min(lost)!r} can be read; add {unit}s that can, or remove the class")

@@ -1,0 +1,132 @@
+"""Quantiles of numbers that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from headway.learn.examples import Batch, Numbered, Selected
+from headway.learn.objective import Objective, judged
+from headway.learn.report import Picture
+from headway.learn.report.fans import Panel, drawable, fans
+from headway.metrics.forecasts import forecast_scores
+from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
+
+HEAD = "quantiles"
+_DRAWN, _TOLD = 6, 8  # forecasts of a page, and values that a line of text tells
+
+
+class Around(NamedTuple):
+    """What samples are, in the scale of the data: the numbers `before` and `after`, and which of these there are; the
+    `naive` forecast of them, and what errors are measured in, NaN for nothing.
+    """
+
+    before: Float[np.ndarray, "B C"]
+    after: Float[np.ndarray, "B S"]
+    there: Bool[np.ndarray, "B S"]
+    naive: Float[np.ndarray, "B S"]
+    scale: Float[np.ndarray, "B"]
+
+
+class Continued(Numbered):
+    """Samples of which the next `horizon` numbers are to be said. A domain says what is read of samples, and in which
+    scale numbers are said (`take`).
+    """
+
+    horizon: int
+
+    def around(self, rows: np.ndarray) -> Around:
+        raise NotImplementedError
+
+    def scaled(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
+        """What is said of rows, in the scale of the data."""
+        raise NotImplementedError
+
+
+C = TypeVar("C", bound=Continued)
+
+
+class Quantiles(Objective[C], Generic[C]):
+    """Pinball loss (Koenker and Bassett 1978) of the head "quantiles", twice, in the mean over the levels: that of a
+    median is its absolute error. Targets are numbers as each quantile is to say them, Float[B, S, Q], and which there
+    are, Bool[B, S].
+    """
+
+    def __init__(self, levels: Sequence[float], unit: str = "value") -> None:
+        self.levels, self.unit = tuple(levels), unit
+
+    @property
+    def measure(self) -> str:
+        return f"pinball loss a {self.unit}"
+
+    def adapt(self, model: ModelConfig, examples: C) -> ModelConfig:
+        """`model` with a head of as many quantiles as there are."""
+        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        head = cast(PooledHeadConfig, model.heads[HEAD])
+        return replace(model, heads={HEAD: replace(head, outputs=examples.horizon * len(self.levels))})
+
+    def said(self, model: nn.Module, inputs: Sequence[Any]) -> Float[Tensor, "B S Q"]:
+        """The quantiles of each number, unsorted."""
+        return cast(Transformer, model).output(HEAD, *inputs).unflatten(-1, (-1, len(self.levels)))
+
+    def pinball(
+        self, said: Float[Tensor, "B S Q"], right: Float[Tensor, "B S Q"], there: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, ""]:
+        """The loss, summed over the numbers that there are."""
+        short, levels = right - said, torch.tensor(self.levels, device=said.device)
+        each = 2 * torch.maximum(levels * short, (levels - 1) * short).mean(-1)
+        return torch.where(there, each, 0.0).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        return {"loss": Loss(self.pinball(self.said(model, batch.inputs), *batch.targets), batch.tokens)}
+
+    def foretold(self, model: nn.Module, samples: Selected) -> tuple[Float[np.ndarray, "N S Q"], float]:
+        """Quantiles in the scale of the data, and the mean loss."""
+        found: list[np.ndarray] = []
+        total, count = 0.0, 0
+        for numbers, batch in judged(model, samples):
+            said = self.said(model, batch.inputs)
+            total, count = total + float(self.pinball(said, *batch.targets)), count + batch.tokens
+            examples = cast(Continued, samples.examples)
+            found.append(examples.scaled(samples.rows[numbers], said.cpu().double().numpy()))
+        return np.concatenate(found), total / count
+
+    def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss and `forecast_scores`; those that are errors also of the naive forecast of the same numbers."""
+        samples = examples.of(split).some(limit)
+        said, loss = self.foretold(model, samples)
+        known = examples.around(samples.rows)
+        naive = np.repeat(known.naive[..., None], len(self.levels), -1)
+        own, other = (
+            forecast_scores(some, known.after, known.there, known.scale, self.levels) for some in (said, naive)
+        )
+        beside = {f"{name}_naive": value for name, value in other.items() if name != "coverage"}
+        return {"loss": loss, **own, **beside, "samples": len(samples)}
+
+    def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
+        """Medians beside what came."""
+        rows = examples.spread(count)
+        said = self.foretold(model, Selected(examples, rows))[0][..., len(self.levels) // 2]
+        told = [
+            [" ".join(f"{x:.4g}" for x in row[:_TOLD]) for row in some] for some in (said, examples.around(rows).after)
+        ]
+        return [
+            {"source": examples.shown(row), "output": one, "reference": other}
+            for row, one, other in zip(rows.tolist(), *told)
+        ]
+
+    def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
+        """Some held-out forecasts beside what came."""
+        rows = examples.spread(_DRAWN)
+        said, known = self.foretold(model, Selected(examples, rows))[0], examples.around(rows)
+        panels = [
+            Panel(examples.shown(row), known.before[n], said[n], known.after[n]) for n, row in enumerate(rows.tolist())
+        ]
+        caption = "black what came; blue the median, and the bands from 0.1 to 0.9 and from 0.3 to 0.7"
+        return [Picture("Forecasts", caption, fans(panels), wide=True)] if drawable() else []

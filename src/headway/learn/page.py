@@ -1,0 +1,273 @@
+"""From a run to the sections of its page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headway.config import to_dict
+from headway.learn import Run, measure_of, unit_of
+from headway.learn.journal import duration
+from headway.learn.report.charts import Points, line_chart, short
+from headway.learn.report.page import Picture, Sections, shortfalls, write_report
+
+TITLES = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "bleu": "BLEU",
+    "bleu_lowercase": "BLEU, lower-cased",
+    "chrf": "chrF",
+    "wer": "word error rate",
+    "per": "phoneme error rate",
+    "boundary_error_ms": "error of times (ms)",
+    "start_error_ms": "error of starts (ms)",
+    "end_error_ms": "error of ends (ms)",
+    "exact_match": "exact match",
+    "exact_match_novel": "exact match, novel pairs",
+    "return_mean": "mean return",
+    "return_normalised": "return on D4RL's scale",
+    "target_return": "return asked for",
+    "success_rate": "success rate",
+    "score": "success and speed",
+    "steps_mean": "steps to success",
+    "length_mean": "steps of an episode",
+    "f1": "F1",
+    "policy": "nats of a move",
+    "value": "nats of an outcome",
+    "score_error": "error of the expected score",
+    "mase": "mean absolute scaled error",
+    "mase_naive": "mean absolute scaled error, seasonal naive",
+    "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
+    "legal_rate": "most probable moves that are legal",
+    "samples": "samples",
+    "tokens": "tokens",
+}
+RATES = (
+    "wer",
+    "per",
+    "accuracy",
+    "next_accuracy",
+    "exact_match",
+    "exact_match_novel",
+    "f1",
+    "puzzle_accuracy",
+    "legal_rate",
+)
+_AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours among so many
+# Lines of metrics.jsonl hold these beside the metrics.
+_NO_METRICS = (
+    "step",
+    "split",
+    "weights",
+    "seconds",
+    "evaluation_seconds",
+    "samples",
+    "positions",
+    "target_return",
+    "tokens",
+    "beam",
+    "boundaries",
+    "environment_steps",
+)
+
+
+def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
+    """Write the page of a run into its directory. Raises UserError without the extra `report`."""
+    return write_report(run.directory, run_sections(run, pictures))
+
+
+def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
+    """The page of a run. `run.summary` may hold the final "scores" and "samples"; see `with_results`."""
+    recipe, summary = run.recipe, run.summary
+    plain = to_dict(recipe)
+    return Sections(
+        title=recipe.name,
+        subtitle=recipe.description,
+        headline=_headline(run),
+        curves=curves(run.metrics, measure_of(run.task)),
+        scores=scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)),
+        samples=summary.get("samples", ()),
+        pictures=pictures,
+        notes=[*notes(recipe.reasons, summary), *_foretold(summary)],
+        configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
+        facts=_facts(summary, unit_of(run.task)),
+        command=repeat(run),
+    )
+
+
+def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
+    """Why the run is as it is, what its scores are of, and why they are bad, in sentences."""
+    scores = summary.get("scores") or {}
+    found = [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
+    if scores.get("judged") is not None:
+        part, whole = scores["judged"], scores["judged_of"]
+        found.append(
+            f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
+            "`headway evaluate` judges by all of them."
+        )
+    return [*found, *shortfalls(scores, summary.get("samples") or ())]
+
+
+def _foretold(summary: Mapping[str, Any]) -> list[str]:
+    """What was told early of the end, beside how it came."""
+    forecast, best = summary.get("forecast"), summary.get("best") or {}
+    if not forecast or "loss" not in best:
+        return []
+    low, high = (short(edge) for edge in forecast["loss_interval"])
+    return [
+        f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
+        f"forecast for the end; the best is {short(best['loss'])}."
+    ]
+
+
+def _headline(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    judged = summary.get("scores") or summary.get("best") or {}
+    split = judged.get("split", "validation")
+    # The goal and what the field reports beside it, before the loss.
+    goal = summary.get("goal", "loss")
+    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "accuracy", "loss", "bits_per_byte"]
+    known = [name for name in dict.fromkeys(order) if name in judged]
+    names = [name for name in known if name != "score" or "success_rate" not in known][:2]
+    figures = {f"{title(name)}, {split}": figure(name, judged[name]).replace(".0 %", " %") for name in names}
+    seconds = summary.get("seconds") or 0.0
+    return {
+        **figures,
+        "parameters": short(float(summary["parameters"])),
+        "training": duration(seconds),
+        f"{unit_of(run.task)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+    }
+
+
+def title(name: str) -> str:
+    """A metric's name for people."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def figure(name: str, value: float) -> str:
+    """A metric's value for people: rates in per cent."""
+    return f"{100 * value:.1f} %" if is_rate(name) else short(value)
+
+
+def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
+    """Loss, learning rate and every metric of the evaluations, by step."""
+    lines = list(metrics)
+    training = [line for line in lines if "split" not in line]
+    evaluations = [line for line in lines if "split" in line]
+    loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
+    found = [
+        Picture("Loss", measure, line_chart(loss, "step", "loss", log=True)),
+        Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
+    ]
+    numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
+    for name, parts in families(numbers - {*_NO_METRICS, "loss", "perplexity"}).items():
+        judged = {title(part): points(evaluations, part) for part in parts}
+        if len(judged[title(name)]) > 1:
+            chart = line_chart(judged, "step", title(name), dots=True, share=is_rate(name))
+            found.append(Picture(heading(name), "validation", chart))
+    return [picture for picture in found if picture.figure]
+
+
+def families(names: Collection[str]) -> dict[str, list[str]]:
+    """Metrics by the one that they are parts of, itself first: recall_at_1_de of recall_at_1."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        whole = next((other for other in found if name.startswith(f"{other}_")), name)
+        found.setdefault(whole, []).append(name)
+    return found
+
+
+def is_rate(name: str) -> bool:
+    """Whether people read a metric in per cent."""
+    return name in RATES or name.startswith("success_rate") or _AT.search(name) is not None
+
+
+def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
+    """One metric of the lines that have it, over another figure; rates in per cent."""
+    return [(float(line[x]), scaled(name, line[name])) for line in lines if line.get(name) is not None]
+
+
+def scaled(name: str, value: float) -> float:
+    """A metric's value as charts show it: rates in per cent."""
+    return 100.0 * value if is_rate(name) else float(value)
+
+
+def heading(name: str) -> str:
+    """A metric's name over a chart, with its unit."""
+    text = title(name)
+    return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
+
+
+def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
+    """A row a metric: on the final split, with its interval, at the best validation, and how it was computed. `measure`
+    says what the loss is.
+    """
+    rows: list[dict[str, Any]] = []
+    names = [name for name, item in {**best, **final}.items() if _is_score(name, item)]
+    for name in sorted(names, key="samples".__eq__):  # their number stands last
+        interval = final.get(f"{name}_interval")
+        row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
+        row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
+        row["95 % interval"] = " to ".join(figure(name, edge) for edge in interval) if interval else None
+        if final.get("split") != "validation":
+            row["best validation"] = figure(name, best[name]) if name in best else None
+        row["signature"] = final.get(f"{name}_signature")
+        rows.append(row)
+    return filled(rows)
+
+
+def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table without the columns that are empty (None) in all of them."""
+    empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
+    return [{key: item for key, item in row.items() if key not in empty} for row in rows]
+
+
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, (int, float)) and name not in ("step", "seconds", "beam", "judged", "judged_of")
+
+
+def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
+    machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
+    if summary.get("processes", 1) > 1:
+        machine["processes"] = summary["processes"]
+    time = {
+        "steps": summary.get("step"),
+        f"{unit}s": summary.get("tokens"),
+        "training": duration(summary.get("seconds") or 0.0),
+        "with evaluations": duration(summary.get("elapsed") or 0.0),
+        "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
+    }
+    versions = {"python": summary.get("python"), **summary.get("packages", {})}
+    return {"Machine": machine, "Versions": versions, "Training": time}
+
+
+def repeat(run: Run) -> str:
+    """The command that trains the same model again, bit for bit on the same machine."""
+    words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
+    words += ["--threads", str(run.summary.get("threads", 1))]
+    if run.summary.get("device") == "cpu":
+        words += ["--device", "cpu"]
+    if run.summary.get("deterministic"):
+        words.append("--deterministic")
+    return shlex.join(words)
+
+
+def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Run:
+    """The run with its final scores ("split" says of which) and samples in its summary.
+
+    Where an answer is right or wrong as a whole, each sample is marked.
+    """
+    exact = any(name in final for name in RATES)
+    shown = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
+    return replace(run, summary={**run.summary, "scores": dict(final), "samples": shown})
+
+
+def _mark(sample: Mapping[str, str]) -> dict[str, str]:
+    if "output" not in sample or "reference" not in sample:
+        return {}
+    return {"": "✓" if sample["output"] in sample["reference"].split(" | ") else "✗"}

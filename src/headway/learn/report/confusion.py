@@ -1,0 +1,210 @@
+"""Pictures of classes taken for each other, and of sounds along time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from headway.learn.report.charts import Axis, shorten, svg, text
+from headway.learn.report.page import Picture, data_uri
+
+_MOST = 24  # classes that a picture shows: those that are mistaken most
+_PAIRS = 10  # of classes that are listed
+_NAME = 18  # characters
+
+
+def confusions(
+    right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], labels: Sequence[str], what: str
+) -> list[Picture]:
+    """Which classes are taken for which, and how well each is told, of N samples that are `what` ("test images").
+
+    Of many classes, those are shown that are mistaken most.
+    """
+    counts = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(counts, (right, said), 1)
+    kept = _kept(counts)
+    part = f"; the {len(kept)} of {len(labels)} classes that are mistaken most" if len(kept) < len(labels) else ""
+    answers = counts.sum(0)
+    common, times = labels[int(answers.argmax())], int(answers.max())
+    same = f"; {times / len(said):.0%} of the answers are “{common}”" if 2 * times > len(said) else ""
+    caption = f"{len(right):,} {what}: what they are (downwards) and what is said{part}{same}"
+    found = [Picture("Confusions", caption, _chart(counts, kept, labels), wide=True)]
+    pairs, long = _mistaken(counts, labels), max(map(len, labels)) > _NAME
+    if pairs:
+        found.append(Picture("Most confused", "what it is, and what is said of it", _table(pairs), wide=long))
+    told = f"of {what}, the worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
+    found.append(Picture("Classes", told, _table(_by_class(counts, labels)), wide=long))
+    return found
+
+
+def _mistaken(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
+    """The pairs of classes that are confused most often, by the share of the samples of the class."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    pairs = [tuple(map(int, np.unravel_index(place, wrong.shape))) for place in order.tolist()]
+    return [
+        {"class": labels[i], "said": labels[j], "times": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
+        for i, j in pairs
+        if wrong[i, j]
+    ]
+
+
+def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
+    """Recall, precision and F1 of each class that is said or right at all, the least F1 first."""
+    hits, given, said = np.diag(counts), counts.sum(1), counts.sum(0)
+    seen = np.flatnonzero(given + said)
+    f1 = 2 * hits[seen] / (given + said)[seen]
+    return [
+        {
+            "class": labels[row],
+            "samples": f"{given[row]:,}",
+            "recall": _share(hits[row], given[row]),
+            "precision": _share(hits[row], said[row]),
+            "F1": f"{100 * score:.1f} %",
+        }
+        for score, row in sorted(zip(f1.tolist(), seen.tolist()))[:_MOST]
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    body = "".join(f"<tr>{''.join(_told(name, cell) for name, cell in row.items())}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _told(name: str, cell: str) -> str:
+    """A cell; names of classes may be long."""
+    return f'<td class="{"label" if name in ("class", "said") else "short"}">{escape(cell)}</td>'
+
+
+def _chart(counts: np.ndarray, kept: Sequence[int], labels: Sequence[str]) -> str:
+    """A cell for each class that a sample has (downwards) and that is said of it, as dark as the share of the row."""
+    totals = counts.sum(1)[kept]
+    counts, names = counts[np.ix_(kept, kept)], [labels[number] for number in kept]
+    room = 16 + 7 * max(len(shorten(name, _NAME)) for name in names)
+    cell = max(22, min(44, (920 - room) // len(names)))
+    marks = []
+    tilted = any(len(name) > 2 for name in names)
+    for j, name in enumerate(names):
+        x = room + cell * j + (cell // 2 + 4 if tilted else (cell - 1) / 2)
+        marks.append(text("symbol", x, room - 8, shorten(name, _NAME), "start" if tilted else "middle", turn=tilted))
+    for i, name in enumerate(names):
+        y = room + cell * i
+        marks.append(text("symbol", room - 8, y + cell // 2 + 4, shorten(name, _NAME), "end"))
+        for j, count in enumerate(counts[i].tolist()):
+            marks += _cell(room + cell * j, y, cell, count, totals[i], f"{name}, said {names[j]}", i == j)
+    side = room + cell * len(names) + 6
+    return svg(side, side, marks, "what is taken for what", natural=True)
+
+
+def _kept(counts: np.ndarray) -> list[int]:
+    """The classes to show, in their order."""
+    if len(counts) <= _MOST:
+        return list(range(len(counts)))
+    wrong = counts - np.diag(np.diag(counts))
+    return sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST].tolist())
+
+
+def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, right: bool) -> list[str]:
+    share = count / total if total else 0.0
+    kind = "cell" if right else "cell miss"
+    # the root, as the shares of mistakes are small
+    opacity = 0.04 if count == 0 else 0.1 + 0.9 * share**0.5
+    place = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="1.5"'
+    title = escape(f"{tip}: {count:,} of {total:,}")
+    found = [f'<rect class="{kind}" {place} fill-opacity="{opacity:.3f}"><title>{title}</title></rect>']
+    if count:
+        ink = "count strong" if opacity > 0.55 else "count"
+        found.append(text(ink, x + (size - 1) / 2, y + size / 2 + 4, f"{count}", "middle"))
+    return found
+
+
+_WIDTH, _NARROW = 960, 480  # with what is said below the sound, and of the sound alone
+_LEFT, _RIGHT = 84, 12
+_HIGH, _ROW, _TRACK = 150, 14, 22  # of the spectrogram, of a symbol's attention, of a track of spans
+# Dark to light, as many see loudness: points of a scale between which colours are mixed.
+_SCALE = np.array([[11, 15, 38], [72, 30, 104], [168, 54, 88], [236, 122, 52], [252, 234, 166]], np.float64)
+_INK = np.array([37, 99, 201], np.float64)  # of attention, over nothing
+
+
+class Span(NamedTuple):
+    """What is said between two times, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+def spectrogram(
+    frames: Float[np.ndarray, "T M"],
+    seconds: float,
+    tracks: Mapping[str, Sequence[Span]] | None = None,
+    attention: Float[np.ndarray, "N S"] | None = None,
+    symbols: Sequence[str] = (),
+) -> str:
+    """An SVG of log-mel frames over `seconds`, low bands below; under it `tracks` of spans by name, and where each of
+    `symbols` looked along the same time, in weights from 0 on.
+    """
+    tracks = tracks or {}
+    alone = not tracks and attention is None
+    wide, left = (_NARROW, _RIGHT) if alone else (_WIDTH, _LEFT)
+    axis = Axis(0.0, seconds, left, wide - _RIGHT)
+    top = 8 + _TRACK * len(tracks)
+    marks = [_image(_coloured(frames.T[::-1]), left, top, wide - left - _RIGHT, _HIGH)]
+    for number, (name, spans) in enumerate(tracks.items()):
+        y, bottom = 8 + _TRACK * number, top + _HIGH
+        marks.append(text("name", _LEFT - 8, y + 14, shorten(name, 10), "end"))
+        marks += [mark for span in spans for mark in _span(span, axis, y, bottom if number == 0 else None, number)]
+    low = top + _HIGH + 6
+    if attention is not None and len(attention):
+        high = _ROW * len(attention)
+        marks.append(_image(_inked(attention), left, low, wide - left - _RIGHT, high))
+        names = enumerate(symbols[: len(attention)])
+        marks += [text("symbol", _LEFT - 8, low + _ROW * i + 11, shorten(name, 11), "end") for i, name in names]
+        low += high + 2
+    marks += [text("tick", axis.place(tick), low + 14, f"{tick:g}", "middle") for tick in axis.ticks(8)]
+    marks.append(text("label", wide - _RIGHT, low + 30, "seconds", "end"))
+    return svg(wide, low + 36, marks, "spectrogram", natural=True)
+
+
+def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -> list[str]:
+    """A bar with its text; down to `bottom`, lines through the spectrogram where it starts and ends."""
+    left, right = axis.place(span.start), axis.place(span.end)
+    tip = escape(f"{span.text}: {span.start:.2f} to {span.end:.2f} s")
+    marks = [
+        f'<rect class="bar s{number}" x="{left:.1f}" y="{y + 2}" width="{max(1.0, right - left):.1f}" height="4">'
+        f"<title>{tip}</title></rect>",
+        text("symbol", (left + right) / 2, y + 18, shorten(span.text, max(1, int((right - left) / 6.5))), "middle"),
+    ]
+    if bottom is not None:
+        marks.append(f'<path class="bound" d="M{left:.1f} {y + 20}V{bottom}M{right:.1f} {y + 20}V{bottom}"/>')
+    return marks
+
+
+def _coloured(values: Float[np.ndarray, "R C"]) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    places = (values - low) / ((high - low) or 1.0) * (len(_SCALE) - 1)
+    below = np.minimum(places.astype(int), len(_SCALE) - 2)
+    part = (places - below)[..., None]
+    return (_SCALE[below] * (1 - part) + _SCALE[below + 1] * part).round().astype(np.uint8)
+
+
+def _inked(weights: Float[np.ndarray, "R C"]) -> np.ndarray:
+    """Each row by its own greatest, as pixels whose opacity is the weight."""
+    share = weights / np.maximum(weights.max(1, keepdims=True), 1e-9)
+    pixels = np.empty((*weights.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = _INK.astype(np.uint8), (255 * share).round().astype(np.uint8)
+    return pixels
+
+
+def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) -> str:
+    place = f'x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none"'
+    return f'<image {place} class="pixels" href="{data_uri(pixels)}"/>'

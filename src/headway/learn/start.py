@@ -1,0 +1,336 @@
+"""A run that begins from the weights of another, and how a model that has learnt before is trained on."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.config import override
+from headway.errors import ConfigError, UserError, nearest
+from headway.formats.hub import find_folder
+from headway.formats.native import FILE, load_model, named_tensors, save_model
+from headway.formats.open import Opened, open_model
+from headway.formats.usage import ROBOT, SCALES, SERIES
+from headway.learn.adapters import AdapterConfig, adapted
+from headway.learn.recipe import Recipe
+from headway.learn.scale import Pace, Settings
+from headway.nn.models import (
+    ActConfig,
+    CaptionerConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    PatchEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    build,
+)
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.patches import Grid, resized
+
+
+def prepared(model: nn.Module, recipe: Recipe, fresh: Collection[str]) -> nn.Module:
+    """`model` as the recipe trains it: with its adapter, beside which the parameters `fresh` are trained, and without
+    what `train.frozen` names.
+    """
+    return freeze(adapted(model, recipe.adapter, fresh, recipe.train.seed), recipe.train.frozen)
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Train no parameter that one of `names` means: a part of the model ("tower", "decoder.stack"), a parameter, or a
+    pattern of either ("*.bias"). ConfigError for a name that means none.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        meant = [parameter for key, parameter in parameters.items() if _means(name, key)]
+        if not meant:
+            known = nearest(name, sorted({part for key in parameters for part in _parts(key)}))
+            raise ConfigError(f"train.frozen: the model has no part {name!r}; {known}")
+        for parameter in meant:
+            parameter.requires_grad_(False)
+    return model
+
+
+def _means(name: str, key: str) -> bool:
+    return any(fnmatchcase(part, name) for part in _parts(key))
+
+
+def _parts(key: str) -> Iterable[str]:
+    """A parameter and the parts of the model that hold it: decoder, decoder.stack, ..."""
+    words = key.split(".")
+    return (".".join(words[:count]) for count in range(1, len(words) + 1))
+
+
+_SETTINGS = ("width", "context", "symbols")  # those that decide the shapes of weights
+_NAMED = 3  # tensors that a message names
+_POSITIONS = "embed.positions.table"  # of images
+_POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
+
+
+class Agreement(NamedTuple):
+    """Which tensors of a model come from its start, and which are newly initialised, by name; and the grids of images,
+    there and here, between which positions are interpolated.
+    """
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    grids: tuple[Grid, Grid] | None = None
+
+    def __str__(self) -> str:
+        moved = ""
+        if self.grids is not None:
+            before, after = (f"{rows} x {columns}" for rows, columns in self.grids)
+            moved = f"; positions of {before} patches are interpolated for {after}"
+        if not self.fresh:
+            return f"all {len(self.taken)} tensors are taken over{moved}"
+        shown = ", ".join(self.fresh[:_NAMED]) + (", ..." if len(self.fresh) > _NAMED else "")
+        total = len(self.taken) + len(self.fresh)
+        return f"{len(self.taken)} of {total} tensors are taken over, newly initialised: {shown}{moved}"
+
+
+def open_start(start: str) -> Opened:
+    """The model to begin from. Raises UserError for one whose symbols have no tokenizer that says what they are."""
+    opened = open_model(find_folder(start))
+    symbols = _symbols(opened.model.config)
+    if symbols and opened.codec is None:
+        raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
+    return opened
+
+
+def lay_out(opened: Opened, start: str, directory: Path) -> None:
+    """Put what the start knows beside its weights (tokenizers, usage, scales) into `directory`, for a task."""
+    if opened.codec is not None:
+        opened.codec.save(directory)
+    for file in find_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
+        (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
+    opened.usage.save(directory)
+    for name in (SCALES, ROBOT, SERIES):
+        if (find_folder(start) / name).is_file():
+            shutil.copyfile(find_folder(start) / name, directory / name)
+
+
+def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
+    """`model`, with no fewer symbols than `before`: published tables are often longer than their tokenizers."""
+    if isinstance(model, EncoderDecoderConfig) and isinstance(before, EncoderDecoderConfig):
+        encoder = keep_symbols(model.encoder, before.encoder)
+        decoder = keep_symbols(model.decoder, before.decoder)
+        return replace(model, encoder=encoder, decoder=decoder)  # type: ignore[arg-type]
+    most = max(_symbols(model), _symbols(before))
+    return override(model, {"symbols": most}) if most > _symbols(model) else model
+
+
+def agree(config: ModelConfig, start: nn.Module, name: str) -> Agreement:
+    """What a model of `config` takes over from `start`, by name and shape. Nothing is allocated.
+
+    Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
+    ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
+    """
+    own, theirs = _shapes(config), dict(named_tensors(start))
+    before: Any = start.config
+    grids = _grids(config, before)
+    taken = tuple(_sources(own, theirs)) + ((_POSITIONS,) if grids is not None else ())
+    fresh = tuple(key for key in own if key not in taken)
+    for key in fresh:
+        if key in theirs and not _in_head(key):
+            raise ConfigError(_misfit(config, before, key, own[key], theirs[key].shape, name))
+    if all(_in_head(key) for key in taken):
+        raise ConfigError(
+            f"no weight of {name} ({type(before).__name__}) agrees with this model ({type(config).__name__}) in name "
+            "and shape; start from a model of the same architecture"
+        )
+    _check_heads(config, before, name)
+    return Agreement(taken, fresh, grids)
+
+
+@torch.no_grad()
+def take_over(model: nn.Module, start: nn.Module) -> None:
+    """Copy the weights of `start` that agree with the model's in name and shape, or by another grid of images."""
+    own, theirs = dict(named_tensors(model)), dict(named_tensors(start))
+    for key, source in _sources({key: tensor.shape for key, tensor in own.items()}, theirs).items():
+        own[key].copy_(theirs[source])
+    grids = _grids(model.config, start.config)
+    if grids is not None:
+        front = own[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
+        patches = resized(theirs[_POSITIONS][front:].float(), *grids)
+        own[_POSITIONS].copy_(torch.cat([theirs[_POSITIONS][:front], patches]))
+
+
+def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:
+    """The model of a run before its first step: drawn, with the weights of the start and of the models that its parts
+    start from, with its adapter, and frozen where it is not trained.
+
+    With an adapter the run needs the weights that stay as they are to go on: the process that `keeps` files leaves
+    them in the folder `base`. Without one a run that has `begun` has all in its checkpoint.
+    """
+    train = recipe.train
+    if recipe.adapter is not None and (base / FILE).is_file():
+        return prepared(load_model(base), recipe, fresh)
+    model = build(recipe.model, train.seed)
+    if not begun:
+        if recipe.start is not None:
+            take_over(model, open_start(recipe.start).model)
+        for part, start in recipe.task.starts().items():
+            take_over(model.get_submodule(part), start.open())
+    if recipe.adapter is not None and keeps:
+        save_model(model, recipe.model, base)
+    return prepared(model, recipe, fresh)
+
+
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build(config, seed=None)
+    return {key: tensor.shape for key, tensor in named_tensors(model)}
+
+
+def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str, str]:
+    """Which tensor of the start each of ours comes from.
+
+    A pooler (Devlin et al. 2019) is the dense layer of whichever head it stands in, there and here.
+    """
+    poolers = {key.split(".", 2)[2]: key for key in theirs if _POOLER.fullmatch(key)}
+    found = {}
+    for key, shape in own.items():
+        source = key if key in theirs or not _POOLER.fullmatch(key) else poolers.get(key.split(".", 2)[2], key)
+        if source in theirs and theirs[source].shape == shape:
+            found[key] = source
+    return found
+
+
+def _grids(config: Any, before: Any) -> tuple[Grid, Grid] | None:
+    """The grids of patches there and here, of two models that read images and differ in nothing else of positions."""
+    if not (isinstance(config, TransformerConfig) and isinstance(before, TransformerConfig)):
+        return None
+    here, there = config.embed, before.embed
+    if not (isinstance(here, PatchEmbedConfig) and isinstance(there, PatchEmbedConfig)):
+        return None
+    grids = there.grid(there.size), here.grid(here.size)
+    same = config.width == before.width and here.tokens == there.tokens and grids[0] != grids[1]
+    return grids if same else None
+
+
+def _in_head(key: str) -> bool:
+    return "heads" in key.split(".")
+
+
+def _symbols(config: Any) -> int:
+    return getattr(config, "symbols", 0)
+
+
+def _misfit(config: Any, before: Any, key: str, own: torch.Size, theirs: torch.Size, name: str) -> str:
+    """The setting, or else the tensor, that does not fit the weights."""
+    for setting in _SETTINGS:
+        wanted, found = getattr(config, setting, None), getattr(before, setting, None)
+        if wanted != found and (wanted or 0) in own and (found or 0) in theirs:
+            return f"model.{setting} {wanted} does not fit the weights of {name}, which have {found}; leave it out"
+    return (
+        f"the model's {key} has shape {tuple(own)}, that of {name} {tuple(theirs)}; "
+        "leave out the settings that change the model's shape"
+    )
+
+
+def _check_heads(config: Any, before: Any, name: str) -> None:
+    """Other heads over the same weights would be another function, though no shape tells."""
+    for own, theirs in zip(_blocks(config), _blocks(before)):
+        for part in ("mixer", "cross"):
+            for setting in ("heads", "kv_heads"):
+                wanted, found = (getattr(getattr(block, part), setting, None) for block in (own, theirs))
+                if None not in (wanted, found) and wanted != found:
+                    raise ConfigError(f"{setting} {wanted} does not fit {name}, which has {found}; leave it out")
+
+
+def _blocks(config: Any) -> Iterator[BlockConfig]:
+    if isinstance(config, TransformerConfig):
+        yield from config.stack.blocks
+    elif isinstance(config, EncoderDecoderConfig):
+        yield from (*config.encoder.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, TwoTowerConfig):
+        yield from (*config.left.stack.blocks, *config.right.stack.blocks)
+    elif isinstance(config, CaptionerConfig):
+        yield from (*config.tower.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, ActConfig):
+        yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)
+
+
+_WIDTH, _RATE = 384, 4e-4  # of the model whose rate was tried: all-MiniLM-L6-v2 on the 77 intents of banking77
+_LEAST, _MOST = 1e-5, 1e-3  # rates
+_ADAPTER = 10.0  # times the rate of the whole model
+_EPOCHS, _FEWEST, _OFTENEST = 600.0, 3.0, 40.0
+_WRITTEN = 8.0  # the most readings of texts that are written, which are known by heart sooner than labels
+_STEPS = 300  # that a plan should have at least
+_SMALL, _LARGE = 8, 64  # samples of a batch
+
+
+class Tuned(NamedTuple):
+    """The batches of a run that begins from a model; the steps beyond which it gains nothing (`useful`), those that fit
+    into the time if they are fewer (`steps`), the readings of the data that these are, and why, for people.
+    """
+
+    settings: Settings
+    useful: int
+    steps: int
+    epochs: float
+    reason: str
+
+
+def rates(width: int, adapter: AdapterConfig | None) -> Settings:
+    """The optimiser and the schedule for a model of `width`, or for an adapter of it.
+
+    The rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at 768,
+    where Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that falls from the start, 1e-5 from 2,400 on, where
+    models of billions of weights are tuned at 1e-5 to 2e-5. Adapters take ten times as much (Schulman et al. 2025,
+    "LoRA without regret").
+    """
+    rate = min(max(_RATE * (_WIDTH / width) ** 2, _LEAST), _MOST) * (1.0 if adapter is None else _ADAPTER)
+    rate = float(f"{rate:.2g}")
+    return {
+        "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
+        "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
+    }
+
+
+def epochs_of(samples: int, written: bool) -> float:
+    """How often so many samples are read before more of it helps no more: 40 times a few hundred, 6 times 10,000, 3
+    times 40,000 and more; texts that are `written` 8 times at most.
+    """
+    found = min(max(_EPOCHS / math.sqrt(max(1, samples)), _FEWEST), _OFTENEST)
+    return min(found, _WRITTEN) if written else found
+
+
+def tuned(
+    samples: int,
+    targets: int,
+    pace: Pace,
+    seconds: float,
+    batch: str,
+    least: int = 1,
+) -> Tuned:
+    """The plan for `seconds` of training on so many `samples`, which have so many `targets` together, at a `pace`.
+
+    `batch` is the setting that the recipe counts batches by, and `least` the smallest it takes (a row of tokens).
+    Batches are large enough to be quick and small enough for some hundred steps.
+    """
+    each = targets / max(1, samples)
+    epochs = epochs_of(samples, written=each > 2)
+    wanted = min(max(samples * epochs / _STEPS, _SMALL), _LARGE)
+    units = max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
+    learnt = units * pace.share  # targets a step
+    useful = max(1, math.ceil(epochs * targets / learnt))
+    steps = max(1, min(useful, int(seconds / (pace.overhead + learnt / pace.targets))))
+    read = steps * learnt / max(1, targets)
+    early = steps == useful
+    why = (
+        f"{samples:,} samples teach a model that has learnt before no more when they are read more often"
+        if early
+        else f"as often as they can be read in {seconds / 60:.2g} minutes; {epochs:.2g} times would help"
+    )
+    return Tuned({batch: units}, useful, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")

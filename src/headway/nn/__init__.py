@@ -1,0 +1,1 @@
+"""Neural networks: kernels, the parts of a block, mixers along time, and the models they make."""

@@ -1,0 +1,352 @@
+"""Attention: one signature, a plain reference, and the fast paths of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headway.layout import Layout
+from headway.nn.kernels.linear import is_deterministic, linear
+from headway.visibility import Causal, Full, Pattern, allowed, mask
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The plain form of `rotate`."""
+    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def rotate(
+    x: Float[Tensor, "B T H K"], cos: Float[Tensor, "#B T 1 R"], sin: Float[Tensor, "#B T 1 R"]
+) -> Float[Tensor, "B T H K"]:
+    """`x` with its first 2R features turned; the others, if any, stay as they are (partial rotary)."""
+    return _Rotate.apply(x, cos, sin)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    out = torch.empty_like(x)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin, value=sign)
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so nothing but the angles is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _turn(gradient, *ctx.saved_tensors, sign=-1.0), None, None
+
+
+def additive(
+    query: Float[Tensor, "R A"],
+    keys: Float[Tensor, "R S A"],
+    values: Float[Tensor, "R S E"],
+    keep: Bool[Tensor, "R S"] | None,
+    score: Float[Tensor, "1 A"],
+) -> tuple[Float[Tensor, "R E"], Float[Tensor, "R S"]]:
+    """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j to be kept, all where `keep` is None
+    (Bahdanau, Cho and Bengio 2015, equations 5 and 6).
+    """
+    if is_deterministic():
+        return _row_by_row(query, keys, values, keep, score)
+    scores = linear(torch.tanh(query[:, None] + keys), score)[..., 0]
+    if keep is not None:
+        scores = scores.masked_fill(~keep, float("-inf"))
+    weights = scores.softmax(-1)
+    return torch.bmm(weights[:, None], values)[:, 0], weights
+
+
+def _row_by_row(
+    query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, score: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each row over exactly its own keys: nothing that another row holds can change the result."""
+    contexts, weights = [], query.new_zeros(keys.shape[:2])
+    for row in range(query.shape[0]):
+        own = slice(None) if keep is None else keep[row]
+        found = (torch.tanh(query[row] + keys[row][own]) * score).sum(-1).softmax(-1)
+        contexts.append((found[:, None] * values[row][own]).sum(0))
+        weights[row, own] = found
+    return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
+
+
+_RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
+_ROUGH: ContextVar[bool] = ContextVar("rough", default=False)
+
+
+@dataclass(frozen=True)
+class View:
+    """Who sees whom in one call: a pattern between the layout of the queries and that of the keys.
+
+    `one_document` says that each row holds a single document whose start need not be among the queries (a state, or an
+    encoder's memory), so that segments are not compared.
+    """
+
+    pattern: Pattern
+    query: Layout
+    key: Layout
+    one_document: bool = False
+
+    @property
+    def dense(self) -> bool:
+        return self.query.dense and self.key.dense and self.query.group is None
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key, by static promise."""
+        return self.pattern == Full() and (self.key.dense if self.one_document else self.dense)
+
+    @property
+    def triangle(self) -> bool:
+        """Whether this is plain causal attention of equal lengths, by static promise."""
+        reach = self.pattern.window if isinstance(self.pattern, Causal) else 0
+        return self.dense and isinstance(self.pattern, Causal) and (reach is None or reach >= self.key.length)
+
+    @property
+    def mask(self) -> Bool[Tensor, "B 1 T S"]:
+        """True where seen. Padding queries see everything, lest a softmax over nothing make NaN of what no one
+        reads.
+        """
+        # The key layout is kept beside its mask, so that its id cannot come to mean another one.
+        name = ("mask", self.pattern, id(self.key), self.one_document)
+        return self.query.derived(name, lambda: (self.key, self._mask()))[1]
+
+    def _mask(self) -> Tensor:
+        if self.one_document:
+            seen = allowed(self.pattern, self.query, self.key) & self.key.keep[:, None, :]
+        else:
+            seen = mask(self.pattern, self.query, self.key)
+        return (seen | ~self.query.keep[:, :, None])[:, None]
+
+
+def attend(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
+    view: View,
+    *,
+    scale: float | None = None,
+    bias: Float[Tensor, "#B H T S"] | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "B T H V"]:
+    """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
+    default.
+
+    `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one a head, that take part in the
+    softmax and carry no value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
+    """
+    if is_deterministic():
+        return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
+    if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
+        return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
+    if sinks is not None:
+        return _attend_with_sinks(q, k, v, view, scale, bias, sinks)
+    if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:
+        return _attend_flex(q, k, v, view, scale)
+    return _attend_fused(q, k, v, None if view.everything or view.triangle else view.mask, view, scale, bias)
+
+
+def attend_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The plain form of `attend`: every score and weight is a tensor that one can look at."""
+    groups = q.shape[2] // k.shape[2]
+    keys, values = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+    scores = torch.einsum("bthk,bshk->bhts", q, keys) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~view.mask, float("-inf"))
+    weights = _softmax(scores, sinks)
+    record = _RECORD.get()
+    if record is not None:
+        record(weights.detach())
+    if dropout is not None:
+        weights = dropout(weights)
+    return torch.einsum("bhts,bshv->bthv", weights, values)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1)[..., :-1]
+
+
+def recorder() -> Callable[[Tensor], None] | None:
+    """Who wants the weights [B, H, T, S] of attention; None outside of `recording`."""
+    return _RECORD.get()
+
+
+@contextmanager
+def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within this context every attention hands its weights [B, H, T, S] to `record`."""
+    token = _RECORD.set(record)
+    try:
+        yield
+    finally:
+        _RECORD.reset(token)
+
+
+@contextmanager
+def rough_attention(use: bool) -> Iterator[None]:
+    """Within this context, if `use` is true, attention without a mask multiplies queries, keys and values rounded to
+    bf16 and adds in fp32, for models whose weights are rounded more coarsely, on processors with units for that.
+    """
+    token = _ROUGH.set(use)
+    try:
+        yield
+    finally:
+        _ROUGH.reset(token)
+
+
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, view: View, scale: float | None, bias: Tensor | None
+) -> Tensor:
+    triangle = view.triangle and seen is None
+    if bias is not None and bias.requires_grad and view.everything and q.shape[2] == k.shape[2]:
+        return _attend_by_products(q, k, v, scale, bias)
+    if bias is not None:
+        seen = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
+        triangle = False
+    kind = q.dtype
+    if _ROUGH.get() and seen is None:
+        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=seen,
+        is_causal=triangle,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2).to(kind)
+
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:
+    """Every query sees every key. No fused kernel gives the bias its gradient, and the way that torch takes in their
+    place looks for rows of nothing but -inf, of which there are none here: a fifth of a small model's step.
+    """
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    whole = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(whole, queries, keys.transpose(1, 2), alpha=scale or 1 / math.sqrt(q.shape[-1]))
+    return torch.bmm(scores.softmax(-1), values).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+
+
+def _attend_with_sinks(
+    q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, sinks: Tensor
+) -> Tensor:
+    """A sink is one more key of zeros whose score comes from the bias, with a value of zeros."""
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
+    scores = scores.masked_fill(~view.mask, float("-inf"))
+    column = sinks[None, :, None, None].expand(*shape[:3], 1).to(q.dtype)
+    k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=torch.cat([scores, column], dim=-1),
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _attend_row_by_row(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    scale: float | None,
+    bias: Tensor | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One query at a time over exactly its visible keys: nothing that another row holds can change the result."""
+    batch, length, heads, _ = q.shape
+    out = q.new_zeros(batch, length, heads, v.shape[-1])
+    seen = view.mask.expand(batch, 1, length, k.shape[1])
+    groups = heads // k.shape[2]
+    for row in range(batch):
+        for t in range(length):
+            if not view.query.keep[row, t]:
+                continue
+            visible = seen[row, 0, t]
+            keys, values = (x[row][visible].repeat_interleave(groups, dim=1) for x in (k, v))
+            scores = (keys * q[row, t]).sum(-1).T * (scale or 1 / math.sqrt(q.shape[-1]))
+            if soft_cap is not None:
+                scores = soft_cap * torch.tanh(scores / soft_cap)
+            if bias is not None:
+                scores = scores + bias.expand(batch, *bias.shape[1:])[row, :, t, visible]
+            weights = _softmax(scores[None, :, None], sinks)[0, :, 0]
+            out[row, t] = (weights.T[..., None] * values).sum(0)
+    return out
+
+
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
+    """On a GPU, windows and packed documents skip the blocks that no one sees."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        query, key = view.query, view.key
+        allowed = view.pattern.allows(query.positions[b, t], key.positions[b, s])
+        if query.group is not None and key.group is not None:
+            allowed = allowed | ((query.group[b, t] == key.group[b, s]) & (query.group[b, t] > 0))
+        inside = (query.segments[b, t] == key.segments[b, s]) & (key.positions[b, s] >= 0)
+        return (inside & allowed) | (query.positions[b, t] < 0)
+
+    def blocks() -> tuple[Layout, object]:
+        return view.key, create_block_mask(seen, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
+
+    _, block_mask = view.query.derived(("flex", view.pattern, id(view.key)), blocks)
+    compiled = _compiled(flex_attention)
+    out = compiled(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+_COMPILED: dict[Callable, Callable] = {}
+
+
+def _compiled(function: Callable) -> Callable:
+    if function not in _COMPILED:
+        _COMPILED[function] = torch.compile(function)
+    return _COMPILED[function]

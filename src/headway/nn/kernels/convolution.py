@@ -1,0 +1,86 @@
+"""Convolutions over images whose channels come last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.nn.kernels.linear import are_products_rough, is_deterministic, linear
+
+
+def convolve(
+    x: Float[Tensor, "B H W C"],
+    weight: Float[Tensor, "D K"],
+    bias: Float[Tensor, "D"] | None,
+    taps: int,
+    stride: int,
+    reach: int,
+) -> Float[Tensor, "B h w D"]:
+    """Each output sees `taps` x `taps` inputs, from `stride` to `stride`, with `reach` zeros around the image.
+
+    A row of `weight` is a kernel [taps, taps, C] laid flat; h and w are (H + 2 reach - taps) / stride + 1, rounded
+    down.
+    """
+    if is_deterministic():
+        return convolve_reference(x, weight, bias, taps, stride, reach)
+    # Views: what a weight with its channels last is to torch's convolutions, which copy nothing of it.
+    image = x.permute(0, 3, 1, 2)
+    kernel = weight.reshape(len(weight), taps, taps, x.shape[-1]).permute(0, 3, 1, 2)
+    if are_products_rough():
+        return _RoughConvolution.apply(image, kernel, bias, stride, reach).permute(0, 2, 3, 1)
+    return F.conv2d(image, kernel, bias, stride, reach).permute(0, 2, 3, 1)
+
+
+def convolve_reference(
+    x: Float[Tensor, "B H W C"],
+    weight: Float[Tensor, "D K"],
+    bias: Float[Tensor, "D"] | None,
+    taps: int,
+    stride: int,
+    reach: int,
+) -> Float[Tensor, "B h w D"]:
+    """As one matrix product."""
+    around = F.pad(x, (0, 0, reach, reach, reach, reach))
+    high, wide = ((side - taps) // stride * stride + 1 for side in around.shape[1:3])
+    seen = [around[:, i : i + high : stride, j : j + wide : stride] for i in range(taps) for j in range(taps)]
+    return linear(torch.cat(seen, -1), weight, bias)
+
+
+class _RoughConvolution(torch.autograd.Function):
+    """A convolution whose three products, forward and backward, multiply factors rounded to bf16 and add in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, reach: int) -> Tensor:
+        ctx.save_for_backward(image, kernel)
+        ctx.steps = stride, reach
+        with _matrix_unit():
+            return F.conv2d(image, kernel, bias, stride, reach)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        image, kernel = ctx.saved_tensors
+        stride, reach = ([number] * 2 for number in ctx.steps)
+        mask = list(ctx.needs_input_grad[:3])
+        with _matrix_unit():
+            found = torch.ops.aten.convolution_backward(
+                gradient, image, kernel, [kernel.shape[0]], stride, reach, [1, 1], False, [0, 0], 1, mask
+            )
+        return *(one if wanted else None for one, wanted in zip(found, mask)), None, None
+
+
+@contextmanager
+def _matrix_unit() -> Iterator[None]:
+    """torch's switch for convolutions, on."""
+    settings = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

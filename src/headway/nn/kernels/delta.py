@@ -1,0 +1,229 @@
+"""Matrices written by the delta rule: step by step, as one triangular system and in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from headway.layout import Layout
+from headway.nn.kernels.linear import is_deterministic
+from headway.nn.kernels.linear_scan import (
+    CHUNK,
+    Decays,
+    added,
+    chunk_size,
+    cut,
+    decays,
+    entering,
+    exact,
+    faded,
+    join,
+    log_decay_gradient,
+    marks,
+    masked,
+    new_states,
+    of_span,
+    put,
+    spans,
+    weigh_,
+    widened,
+)
+from headway.nn.kernels.pointwise import pointwise
+
+
+def delta(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    beta: Float[Tensor, "B T H"],
+    layout: Layout,
+    *,
+    log_decay: Float[Tensor, "B T H"] | None = None,
+    state: Float[Tensor, "B H K V"] | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
+    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: what k_t finds is replaced by v_t
+    to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta networks").
+
+    It is stable where beta |k|^2 lies between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`.
+    Within a chunk the errors E = V - (what the keys find) solve a unit triangular system, (I + X) E = V - K S with
+    X_ij = decay beta_j k_i . k_j below the diagonal; S then enters by two products a chunk (the WY form of Yang et al.
+    2024, "Parallelizing linear transformers with the delta rule", section 3).
+    """
+    size = chunk_size(chunk, q.shape[1])
+    if is_deterministic():
+        return delta_reference(q, k, v, beta, layout, log_decay=log_decay, state=state)
+    if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+        return _step_(q, k, v, beta, layout, log_decay, state)
+    kind = v.dtype
+    k, log_decay = masked(k, log_decay, layout)
+    w = k * beta[..., None]
+    q, k, w, v, log_decay, state = widened(q, k, w, v, log_decay, entering(state, layout))  # type: ignore[assignment]
+    out, final = _Delta.apply(q, k, w, v, log_decay, state, marks(layout).segments, size)
+    return out.to(kind), final
+
+
+def delta_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    layout: Layout,
+    *,
+    log_decay: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The plain form of `delta`: one token after the other, by sums whose order no other row can change."""
+    chunk_size(1, q.shape[1])
+    batch, length, heads, size = k.shape
+    memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(length):
+        start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
+        memory = memory.masked_fill(start, 0)
+        before = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
+        key = k[:, t, :, :, None]
+        error = v[:, t] - (key * before).sum(-2)
+        after = before + key * (beta[:, t, :, None] * error)[:, :, None, :]
+        memory = torch.where(keep, after, memory)
+        outputs.append((q[:, t, :, :, None] * memory).sum(-2))
+    return torch.stack(outputs, 1), memory
+
+
+def delta_quadratic(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    layout: Layout,
+    *,
+    log_decay: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`delta` as one triangular system over all pairs of tokens."""
+    length = q.shape[1]
+    size = chunk_size(length or 1, length)
+    k, log_decay = masked(k, log_decay, layout)
+    state = entering(state, layout)
+    fade = decays(log_decay, marks(layout).segments, slice(0, length), size, q)
+    q, k, v, write = (cut(x, size) for x in (q, k, v, k * beta[..., None]))
+    pairs, scores = k @ write.mT, q @ write.mT
+    pairs, scores = (pairs, scores.tril()) if fade is None else (pairs * fade.inner, scores * fade.inner)
+    wanted = v if state is None else v - faded(k, fade and fade.enter) @ state
+    errors = torch.linalg.solve_triangular(pairs.tril(-1), wanted, upper=False, unitriangular=True)
+    out, final = scores @ errors, faded(write, fade and fade.leave).mT @ errors
+    if state is not None:
+        out = out + faded(q, fade and fade.enter) @ state
+        final = final + faded(state, fade and fade.through)
+    return join(out, length), final[0]
+
+
+def _step_(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    k, log_decay = masked(k, log_decay, layout)
+    fresh = marks(layout).fresh
+    if fresh is not None or layout.dense:
+        state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
+    if log_decay is not None:
+        state.mul_(log_decay[:, 0, :, None, None].exp())
+    key = k[:, 0, :, None, :].to(state.dtype)
+    error = (v[:, 0, :, None, :] - key @ state) * beta[:, 0, :, None, None]
+    state.addcmul_(key.mT, error)
+    return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
+
+
+class _Delta(torch.autograd.Function):
+    """The chunkwise form with its gradient by hand, for keys that read and keys that write (beta k) apart.
+
+    Beside its inputs it keeps the solution of each chunk's system and the state before each chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, w, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        out, states, kept = v.new_empty(v.shape), new_states(k, v, state, size), []
+        with exact(q):
+            for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
+                fade = decays(log_decay, segments, span, size, q)
+                qs, ks, ws, vs = (cut(x[:, span], size) for x in (q, k, w, v))
+                both = torch.cat([vs, faded(ks, fade and fade.enter)], -1)
+                pairs, inside = weigh_(ks @ ws.mT, fade, -1), of_span(states, span, size)
+                solved = torch.linalg.solve_triangular(pairs, both, upper=False, unitriangular=True)
+                errors, found = solved.split((v.shape[-1], k.shape[-1]), -1)
+                errors, found = errors.contiguous(), found.contiguous()
+                _write(errors, found, faded(ws, fade and fade.leave), inside, fade)
+                scores = weigh_(qs @ ws.mT, fade)
+                put(out, span, added(scores @ errors, faded(qs, fade and fade.enter), inside[:-1]))
+                kept += [errors, found]
+        ctx.save_for_backward(q, k, w, log_decay, segments, states, *kept)
+        ctx.size = size
+        return out, states[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, w, log_decay, segments, states, *kept = ctx.saved_tensors
+        size, dstate = ctx.size, dfinal
+        dq, dk, dw, dv = (x.new_empty(x.shape) for x in (q, k, w, dout))
+        gained = q.new_empty(*q.shape[:3], 1)
+        with exact(q):
+            for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
+                fade = decays(log_decay, segments, span, size, q)
+                enter, leave = (fade.enter, fade.leave) if fade else (None, None)
+                found, errors, before = kept.pop(), kept.pop(), of_span(states, span, size)[:-1].mT
+                qs, ks, ws, dy = (cut(x[:, span], size) for x in (q, k, w, dout))
+                scores, pairs = weigh_(qs @ ws.mT, fade), weigh_(ks @ ws.mT, fade, -1)
+                derrors = scores.mT @ dy
+                after = _write_back(derrors, faded(qs, enter).mT @ dy, found, faded(ws, leave), dstate, fade)
+                dstate, dlater = after[0], after[1:]
+                dvs = torch.linalg.solve_triangular(pairs.mT, derrors, upper=True, unitriangular=True).contiguous()
+                dscores, dpairs = weigh_(dy @ errors.mT, fade), weigh_(dvs @ errors.mT, fade, -1).neg_()
+                dqs = added(dscores @ ws, faded(dy, enter), before)
+                dks = added(dpairs @ ws, -faded(dvs, enter), before)
+                dws = added(added(dscores.mT @ qs, dpairs.mT, ks), faded(errors, leave), dlater.mT)
+                for whole, part in ((dq, dqs), (dk, dks), (dw, dws), (dv, dvs)):
+                    put(whole, span, part)
+                if log_decay is not None:
+                    put(gained, span, (qs * dqs + ks * dks - ws * dws).sum(-1, keepdim=True))
+        dlog = None if log_decay is None else log_decay_gradient(gained[..., 0], states[-1], dfinal)
+        return dq, dk, dw, dv, dlog, dstate if ctx.needs_input_grad[5] else None, None, None
+
+
+def _write(
+    errors: Float[Tensor, "N B H C V"],
+    found: Float[Tensor, "N B H C K"],
+    keys: Float[Tensor, "N B H C K"],
+    states: Float[Tensor, "M B H K V"],
+    fade: Decays | None,
+) -> None:
+    """Chunk after chunk, take from the errors what the state answers, and write them into the next state."""
+    flat, rows, found, keys = (x.flatten(1, 2) for x in (states, errors, found, keys.mT))
+    for n in range(len(rows)):
+        rows[n].baddbmm_(found[n], flat[n], alpha=-1)
+        kept = states[n] if fade is None else states[n] * fade.through[n]
+        torch.baddbmm(kept.flatten(0, 1), keys[n], rows[n], out=flat[n + 1])
+
+
+def _write_back(
+    derrors: Float[Tensor, "N B H C V"],
+    dstates: Float[Tensor, "N B H K V"],
+    found: Float[Tensor, "N B H C K"],
+    keys: Float[Tensor, "N B H C K"],
+    last: Float[Tensor, "B H K V"],
+    fade: Decays | None,
+) -> Float[Tensor, "M B H K V"]:
+    """The gradient of the state before each chunk and after the last; `derrors`, so far what the outputs give, is
+    made whole.
+    """
+    gradients = dstates.new_empty(len(dstates) + 1, *dstates.shape[1:])
+    gradients[-1].copy_(last)
+    flat, rows, keys, found = (x.flatten(1, 2) for x in (gradients, derrors, keys, found.mT))
+    for n in reversed(range(len(rows))):
+        rows[n].baddbmm_(keys[n], flat[n + 1])
+        kept = gradients[n + 1] if fade is None else gradients[n + 1] * fade.through[n]
+        torch.baddbmm((dstates[n] + kept).flatten(0, 1), found[n], rows[n], alpha=-1, out=flat[n])
+    return gradients

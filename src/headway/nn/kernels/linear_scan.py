@@ -1,0 +1,361 @@
+"""Matrices that decay and are added to: the scan of linear attention, step by step and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.nn.kernels.linear import is_deterministic
+from headway.nn.kernels.pointwise import pointwise
+
+
+class ScanMarks(NamedTuple):
+    """What a scan has to heed in a layout, None where there is nothing of the kind.
+
+    segments: the number of a token's document within its row, 0 for the first; keep: where there is a token; fresh:
+    rows whose first token starts a document, so that they do not read the state that was given.
+    """
+
+    segments: Int[Tensor, "B T"] | None = None
+    keep: Bool[Tensor, "B T"] | None = None
+    fresh: Bool[Tensor, "B"] | None = None
+
+
+def marks(layout: Layout) -> ScanMarks:
+    return ScanMarks() if layout.dense else layout.derived("marks", lambda: _marks(layout))
+
+
+def _marks(layout: Layout) -> ScanMarks:
+    first, later = layout.starts[:, 0], layout.starts[:, 1:]
+    return ScanMarks(
+        F.pad(later.long().cumsum(1), (1, 0)) if bool(later.any()) else None,
+        None if bool(layout.keep.all()) else layout.keep,
+        first if bool(first.any()) else None,
+    )
+
+
+def entering(state: Tensor | None, layout: Layout) -> Tensor | None:
+    """The state that the first tokens read: zero, or None, where they start a document."""
+    if state is None or layout.dense:
+        return None
+    fresh = marks(layout).fresh
+    return state if fresh is None else state.masked_fill(fresh.view(-1, *[1] * (state.dim() - 1)), 0)
+
+
+def chunk_size(chunk: int, length: int) -> int:
+    """The size to cut `length` tokens into; raises where there is nothing to cut or no size to cut to."""
+    check_chunk(chunk)
+    if length < 1:
+        raise UserError("a sequence of 0 tokens has nothing to scan; give 1 or more")
+    return min(chunk, length)
+
+
+def check_chunk(chunk: int) -> None:
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ConfigError(f"chunk {chunk!r} is not a number of tokens; give 1 or more, as a rule 64")
+
+
+_CACHED = 2**18  # scores that are computed together: a megabyte, so that they never leave a core's second cache
+
+
+def spans(length: int, size: int, rows: int, like: Tensor) -> list[slice]:
+    """The tokens in runs of whole chunks of `rows` heads: as many as stay in the cache of a CPU, elsewhere all."""
+    together = max(1, _CACHED // (rows * size * size)) if like.device.type == "cpu" else length
+    return [slice(start, min(start + together * size, length)) for start in range(0, length, together * size)]
+
+
+def cut(x: Float[Tensor, "B T H K"], size: int) -> Float[Tensor, "N B H C K"]:
+    """Chunks of `size` tokens, the last one filled up with zeros, each in one piece of storage."""
+    batch, length, heads, width = x.shape
+    count = -(-length // size)
+    if count * size != length:
+        x = F.pad(x, (0, 0, 0, 0, 0, count * size - length))
+    return x.view(batch, count, size, heads, width).permute(1, 0, 3, 2, 4).contiguous()
+
+
+def join(chunks: Float[Tensor, "N B H C K"], length: int) -> Float[Tensor, "B T H K"]:
+    """The reverse of `cut`."""
+    count, batch, heads, size, width = chunks.shape
+    return chunks.permute(1, 0, 3, 2, 4).reshape(batch, count * size, heads, width)[:, :length]
+
+
+class Decays(NamedTuple):
+    """What remains of a token's writing: at a later token of its chunk (0 at earlier ones and across documents), from
+    the chunk's entry to a token, from a token to the chunk's end, and through the whole chunk.
+
+    All are products of decays of at most 1, made from differences of logarithms, so that nothing overflows.
+    """
+
+    inner: Float[Tensor, "N B #H C C"]
+    enter: Float[Tensor, "N B #H C 1"]
+    leave: Float[Tensor, "N B #H C 1"]
+    through: Float[Tensor, "N B #H 1 1"]
+
+
+def decays(
+    log_decay: Float[Tensor, "B T #H"] | None,
+    segments: Int[Tensor, "B T"] | None,
+    span: slice,
+    size: int,
+    like: Tensor,
+) -> Decays | None:
+    """The decays of the chunks of `size` within a span; None where nothing decays and no document ends."""
+    if log_decay is None and segments is None:
+        return None
+    hidden = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
+    within = None if segments is None else _within(segments, span, size)
+    if within is not None:
+        hidden = hidden | ~within.inner
+    if log_decay is None:
+        assert within is not None
+        return Decays((~hidden).to(like.dtype), *(part.to(like.dtype) for part in within[1:]))
+    total = cut(log_decay[:, span, :, None], size).squeeze(-1).cumsum(-1)
+    last = total[..., -1:]
+    found = Decays(
+        (total[..., :, None] - total[..., None, :]).masked_fill_(hidden, -torch.inf).exp(),
+        total.exp()[..., None],
+        (last - total).exp()[..., None],
+        last.exp()[..., None],
+    )
+    return found if within is None else Decays(found.inner, *(a * b for a, b in zip(found[1:], within[1:])))
+
+
+class _Within(NamedTuple):
+    """Decays as booleans: whether no document ends in between."""
+
+    inner: Bool[Tensor, "N B 1 C C"]
+    enter: Bool[Tensor, "N B 1 C 1"]
+    leave: Bool[Tensor, "N B 1 C 1"]
+    through: Bool[Tensor, "N B 1 1 1"]
+
+
+def _within(segments: Int[Tensor, "B T"], span: slice, size: int) -> _Within:
+    inside = segments[:, span]
+    batch, length = inside.shape
+    count = -(-length // size)
+    filled = torch.cat([inside, inside[:, -1:].expand(batch, count * size - length)], dim=1)
+    chunks = filled.view(batch, count, 1, size, 1).transpose(0, 1)
+    last = chunks[..., -1:, :]
+    first = segments[:, span.start - 1] if span.start else torch.zeros_like(segments[:, 0])
+    before = torch.cat([first.view(1, batch, 1, 1, 1), last[:-1]])
+    return _Within(chunks == chunks.mT, chunks == before, chunks == last, last == before)
+
+
+def weigh_(scores: Float[Tensor, "N B H C C"], decays: Decays | None, diagonal: int = 0) -> Float[Tensor, "N B H C C"]:
+    """Scores of token i (rows) for token j, decayed, and 0 for those after i (`diagonal` 0) or from i on (-1)."""
+    if decays is not None:
+        scores.mul_(decays.inner)
+    return scores.tril_(diagonal) if decays is None or diagonal else scores
+
+
+def faded(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+def log_decay_gradient(gained: Float[Tensor, "B T H"], final: Tensor, dfinal: Tensor) -> Float[Tensor, "B T H"]:
+    """The gradient of the log decays, given that of their running sum at each token (x . dx of all that reads less
+    w . dw of all that writes there) and the state at the end, which the whole sum scales.
+    """
+    return gained.flip(1).cumsum(1).flip(1) + (final * dfinal).sum((-1, -2))[:, None]
+
+
+@contextmanager
+def exact(like: Tensor) -> Iterator[None]:
+    """No autocast within: sums over a whole document need all the bits there are."""
+    with torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def widened(*tensors: Tensor | None) -> list[Tensor | None]:
+    """At least fp32, where states and sums of many terms are kept."""
+    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+CHUNK = 64
+
+
+def linear_scan(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    layout: Layout,
+    *,
+    log_decay: Float[Tensor, "B T H"] | None = None,
+    state: Float[Tensor, "B H K V"] | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
+    """S_t = a_t S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, with a_t = exp(log_decay), finite and at most 1.
+
+    S returns to zero where a document starts and holds still at padding; `state` is S before the first token. Chunks of
+    `chunk` tokens are matrix products within, and only S goes from one to the next (Yang et al. 2023, section 4). A
+    column of ones in v gives the sum of weights that normalises (Katharopoulos et al. 2020, equation 9). Without
+    gradients a single token is written into `state` in place. Raises UserError for 0 tokens and ConfigError for an
+    impossible chunk.
+    """
+    size = chunk_size(chunk, q.shape[1])
+    if is_deterministic():
+        return linear_scan_reference(q, k, v, layout, log_decay=log_decay, state=state)
+    if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+        return _step_(q, k, v, layout, log_decay, state)
+    kind = v.dtype
+    k, log_decay = masked(k, log_decay, layout)
+    q, k, v, log_decay, state = widened(q, k, v, log_decay, entering(state, layout))  # type: ignore[assignment]
+    out, final = _LinearScan.apply(q, k, v, log_decay, state, marks(layout).segments, size)
+    return out.to(kind), final
+
+
+def linear_scan_reference(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, log_decay: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The plain form of `linear_scan`: one token after the other, by sums whose order no other row can change."""
+    chunk_size(1, q.shape[1])
+    batch, length, heads, size = k.shape
+    memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(length):
+        start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
+        memory = memory.masked_fill(start, 0)
+        after = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
+        after = after + k[:, t, :, :, None] * v[:, t, :, None, :]
+        memory = torch.where(keep, after, memory)
+        outputs.append((q[:, t, :, :, None] * memory).sum(-2))
+    return torch.stack(outputs, 1), memory
+
+
+def linear_scan_quadratic(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, log_decay: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear_scan` as attention without a softmax: the scores q_i . k_j of all pairs, decayed and masked."""
+    length = q.shape[1]
+    size = chunk_size(length or 1, length)
+    k, log_decay = masked(k, log_decay, layout)
+    state = entering(state, layout)
+    fade = decays(log_decay, marks(layout).segments, slice(0, length), size, q)
+    q, k, v = (cut(x, size) for x in (q, k, v))
+    scores = q @ k.mT
+    weights = scores.tril() if fade is None else scores * fade.inner
+    out, final = weights @ v, faded(k, fade and fade.leave).mT @ v
+    if state is not None:
+        out = out + faded(q, fade and fade.enter) @ state
+        final = final + faded(state, fade and fade.through)
+    return join(out, length), final[0]
+
+
+def masked(k: Tensor, log_decay: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Keys that write nothing and decays of 1 at padding."""
+    keep = marks(layout).keep
+    if keep is None:
+        return k, log_decay
+    return k * keep[..., None, None], None if log_decay is None else log_decay.masked_fill(~keep[..., None], 0)
+
+
+def _step_(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    k, log_decay = masked(k, log_decay, layout)
+    fresh = marks(layout).fresh
+    if fresh is not None or layout.dense:
+        state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
+    if log_decay is not None:
+        state.mul_(log_decay[:, 0, :, None, None].exp())
+    state.addcmul_(k[:, 0, :, :, None], v[:, 0, :, None, :])
+    return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
+
+
+class _LinearScan(torch.autograd.Function):
+    """The chunkwise form with its gradient by hand: all that it keeps beside its inputs is the state before each
+    chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        out, states = v.new_empty(v.shape), new_states(k, v, state, size)
+        with exact(q):
+            for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
+                fade = decays(log_decay, segments, span, size, q)
+                qs, ks, vs = (cut(x[:, span], size) for x in (q, k, v))
+                scores, inside = weigh_(qs @ ks.mT, fade), of_span(states, span, size)
+                _carry(faded(ks, fade and fade.leave).mT @ vs, inside, fade)
+                put(out, span, added(scores @ vs, faded(qs, fade and fade.enter), inside[:-1]))
+        ctx.save_for_backward(q, k, v, log_decay, segments, states)
+        ctx.size = size
+        return out, states[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, log_decay, segments, states = ctx.saved_tensors
+        size, dstate = ctx.size, dfinal
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+        gained = q.new_empty(*q.shape[:3], 1)
+        with exact(q):
+            for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
+                fade = decays(log_decay, segments, span, size, q)
+                enter, leave = (fade.enter, fade.leave) if fade else (None, None)
+                qs, ks, vs, dy = (cut(x[:, span], size) for x in (q, k, v, dout))
+                scores, dscores = weigh_(qs @ ks.mT, fade), weigh_(dy @ vs.mT, fade)
+                after = _carry_back(faded(qs, enter).mT @ dy, dstate, fade)
+                dstate, dlater = after[0], after[1:]
+                dqs = added(dscores @ ks, faded(dy, enter), of_span(states, span, size)[:-1].mT)
+                dks = added(dscores.mT @ qs, faded(vs, leave), dlater.mT)
+                put(dq, span, dqs)
+                put(dk, span, dks)
+                put(dv, span, added(scores.mT @ dy, faded(ks, leave), dlater))
+                if log_decay is not None:
+                    put(gained, span, (qs * dqs - ks * dks).sum(-1, keepdim=True))
+        dlog = None if log_decay is None else log_decay_gradient(gained[..., 0], states[-1], dfinal)
+        return dq, dk, dv, dlog, dstate if ctx.needs_input_grad[4] else None, None, None
+
+
+def new_states(k: Tensor, v: Tensor, first: Tensor | None, size: int) -> Float[Tensor, "M B H K V"]:
+    """Room for the state before each chunk and after the last, the first of them in place."""
+    batch, length, heads, keys = k.shape
+    states = k.new_empty(-(-length // size) + 1, batch, heads, keys, v.shape[-1])
+    states[0].zero_() if first is None else states[0].copy_(first)
+    return states
+
+
+def of_span(states: Float[Tensor, "M B H K V"], span: slice, size: int) -> Float[Tensor, "N B H K V"]:
+    """The states before each chunk of a span and after its last."""
+    return states[span.start // size : -(-span.stop // size) + 1]
+
+
+def put(out: Float[Tensor, "B T H V"], span: slice, chunks: Float[Tensor, "N B H C V"]) -> None:
+    """Write the chunks of a span to their place."""
+    out[:, span] = join(chunks, span.stop - span.start)
+
+
+def added(sum_: Float[Tensor, "N B H C V"], a: Tensor, b: Tensor) -> Float[Tensor, "N B H C V"]:
+    """sum + a b, in place."""
+    sum_.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
+    return sum_
+
+
+def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"], fade: Decays | None) -> None:
+    """Fill in the states after the first, given what each chunk adds."""
+    for n, part in enumerate(parts):
+        if fade is None:
+            torch.add(states[n], part, out=states[n + 1])
+        else:
+            torch.addcmul(part, states[n], fade.through[n], out=states[n + 1])
+
+
+def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, fade: Decays | None) -> Float[Tensor, "M B H K V"]:
+    """The gradient of the state before each chunk and after the last, given what each chunk's reading adds."""
+    gradients = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
+    gradients[-1].copy_(last)
+    for n in reversed(range(len(parts))):
+        if fade is None:
+            torch.add(gradients[n + 1], parts[n], out=gradients[n])
+        else:
+            torch.addcmul(parts[n], gradients[n + 1], fade.through[n], out=gradients[n])
+    return gradients

@@ -1,0 +1,148 @@
+"""Links that follow what they connect: step by step and in chunks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from headway.layout import Layout
+from headway.nn.kernels.linear import is_deterministic
+from headway.nn.kernels.linear_scan import chunk_size, decays, entering, exact, marks, widened
+from headway.nn.kernels.pointwise import pointwise
+
+
+def links(
+    drive: Float[Tensor, "B T N"],
+    x: Float[Tensor, "B T D"],
+    layout: Layout,
+    *,
+    decay: float,
+    rate: float,
+    state: Float[Tensor, "B N D"] | None = None,
+    chunk: int = 64,
+) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N D"]]:
+    """y_t = tanh(drive_t + F_t x_t) and F_(t+1) = decay F_t + rate y_t x_t^T: links that fade and grow by Hebb's rule.
+
+    F returns to zero where a document starts and holds still at padding; `state` is F before the first token, and what
+    comes back is F after the last. 0 < decay <= 1. Within a chunk F is never formed: F_t x_t is a sum over the earlier
+    y_j with weights x_j . x_t. Errors, and what happens without gradients, are as in `linear_scan`.
+    """
+    size = chunk_size(chunk, x.shape[1])
+    if is_deterministic():
+        return links_reference(drive, x, layout, decay=decay, rate=rate, state=state)
+    if x.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+        return _step_(drive, x, layout, decay, rate, state)
+    where, kind = marks(layout), drive.dtype
+    log_decay = x.new_full((*x.shape[:2], 1), math.log(decay), dtype=torch.promote_types(x.dtype, torch.float32))
+    if where.keep is not None:
+        x, log_decay = x * where.keep[..., None], log_decay.masked_fill(~where.keep[..., None], 0)
+    drive, x, state = widened(drive, x, entering(state, layout))  # type: ignore[assignment]
+    y, final = _Links.apply(drive, x, log_decay, state, where.segments, decay, rate, size)
+    return y.to(kind), final
+
+
+def links_reference(
+    drive: Tensor, x: Tensor, layout: Layout, *, decay: float, rate: float, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The plain form of `links`: one token after the other, by sums whose order no other row can change."""
+    chunk_size(1, x.shape[1])
+    links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
+    outputs = []
+    for t in range(x.shape[1]):
+        start, keep = (where[:, t, None, None] for where in (layout.starts, layout.keep))
+        links = links.masked_fill(start, 0)
+        y = pointwise(torch.tanh, drive[:, t] + (links * x[:, t, None, :]).sum(-1))
+        links = torch.where(keep, decay * links + rate * y[:, :, None] * x[:, t, None, :], links)
+        outputs.append(y)
+    return torch.stack(outputs, 1), links
+
+
+def _step_(drive: Tensor, x: Tensor, layout: Layout, decay: float, rate: float, state: Tensor) -> tuple[Tensor, Tensor]:
+    where = marks(layout)
+    if where.fresh is not None or layout.dense:
+        state.zero_() if where.fresh is None else state.masked_fill_(where.fresh[:, None, None], 0)
+    y = torch.tanh(drive + (state @ x.mT.to(state.dtype)).mT)
+    if where.keep is None:
+        state.mul_(decay)
+    else:
+        x = x * where.keep[..., None]
+        state.mul_(torch.where(where.keep[..., None], decay, 1.0))
+    state.baddbmm_(y.mT.to(state.dtype), x.to(state.dtype), alpha=rate)
+    return y.to(drive.dtype), state
+
+
+class _Links(torch.autograd.Function):
+    """The chunkwise form with its gradient by hand; it keeps the outputs and F before each chunk."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, drive, x, log_decay, state, segments, decay, rate, size
+    ) -> tuple[Tensor, Tensor]:
+        out = drive.new_empty(drive.shape)
+        links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
+        kept = []
+        with exact(x):
+            for span in _spans(x.shape[1], size):
+                kept.append(links)
+                xs, fade, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
+                weights = (xs @ xs.mT) * fade
+                field = drive[:, span] + enter * (xs @ links.mT)
+                y = torch.empty_like(field)
+                for i in range(field.shape[1]):
+                    row = torch.baddbmm(field[:, i : i + 1], weights[:, i : i + 1, :i], y[:, :i])
+                    y[:, i : i + 1] = row.tanh_()
+                out[:, span] = y
+                links = torch.baddbmm(through * links, (leave * y).mT, xs)
+        ctx.save_for_backward(x, log_decay, segments, out, *kept)
+        ctx.settings = decay, rate, size
+        return out, links.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dlinks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, log_decay, segments, out, *kept = ctx.saved_tensors
+        decay, rate, size = ctx.settings
+        dfield, dx = torch.empty_like(out), torch.empty_like(x)
+        with exact(x):
+            for span in reversed(_spans(x.shape[1], size)):
+                links, y = kept.pop(), out[:, span]
+                xs, fade, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
+                weights = (xs @ xs.mT) * fade
+                dy, slope = dout[:, span] + leave * (xs @ dlinks.mT), 1 - y * y
+                df = torch.empty_like(dy)
+                for i in reversed(range(dy.shape[1])):
+                    row = torch.baddbmm(dy[:, i : i + 1], weights[:, i + 1 :, i : i + 1].mT, df[:, i + 1 :])
+                    torch.mul(row, slope[:, i : i + 1], out=df[:, i : i + 1])
+                dfield[:, span] = df
+                pairs = (df @ y.mT) * fade
+                dx[:, span] = (pairs + pairs.mT) @ xs + (enter * df) @ links + (leave * y) @ dlinks
+                dlinks = torch.baddbmm(through * dlinks, (enter * df).mT, xs)
+        return dfield, dx, None, dlinks if ctx.needs_input_grad[3] else None, None, None, None, None
+
+
+def _spans(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+class _Chunk(NamedTuple):
+    """The inputs of a chunk; what x_i . x_j weighs (rate decay^(i - j - 1) for i after j); what of the links reaches
+    each token, what of each token reaches the links after the chunk, and what of the links remains.
+    """
+
+    x: Float[Tensor, "B C D"]
+    fade: Float[Tensor, "B C C"]
+    enter: Float[Tensor, "B C 1"]
+    leave: Float[Tensor, "B C 1"]
+    through: Float[Tensor, "B 1 1"]
+
+
+def _chunk(x: Tensor, log_decay: Tensor, segments: Tensor | None, span: slice, decay: float, rate: float) -> _Chunk:
+    found = decays(log_decay, segments, span, span.stop - span.start, x)
+    assert found is not None
+    inner, enter, leave, through = (part[0, :, 0] for part in found)
+    return _Chunk(x[:, span], (inner * (rate / decay)).tril_(-1), enter / decay, leave * rate, through)

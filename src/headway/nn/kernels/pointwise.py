@@ -1,0 +1,132 @@
+"""Functions of single numbers and of one vector, with fewer passes than torch composes them of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.nn.kernels.linear import is_deterministic
+
+_MULTIPLE, _BLOCK = 64, 2**14
+
+
+def pointwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of each element.
+
+    torch computes the last elements of a tensor, too few to fill a register, by other instructions than the rest, which
+    round differently in exp and its kin. In deterministic mode none is left over, and no block is so large that threads
+    would share it.
+    """
+    if not is_deterministic():
+        return function(x)
+    flat = F.pad(x.reshape(-1), (0, -x.numel() % _MULTIPLE))
+    return torch.cat([function(block) for block in flat.split(_BLOCK)])[: x.numel()].view(x.shape)
+
+
+def relu_squared_reference(x: Tensor) -> Tensor:
+    """The plain form of `relu_squared`."""
+    return F.relu(x).square()
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, Primer)."""
+    return _ReluSquared.apply(x)
+
+
+class _ReluSquared(torch.autograd.Function):
+    """The gradient is 2 max(x, 0), so the rectified input is all that is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = x.clamp_min(0)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (positive,) = ctx.saved_tensors
+        return torch.addcmul(gradient.new_zeros(()), gradient, positive, value=2)  # in one pass
+
+
+# gelu_tanh(x) = x sigmoid(v), v = x t, t = a + b x^2
+_A, _B = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+_AT_ONCE = 1 << 16  # elements a thread: a block and what is made of it stay in a core's cache
+
+
+def gelu_tanh_reference(x: Tensor) -> Tensor:
+    """The plain form of `gelu_tanh`."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016, section 2)."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.requires_grad:
+        return _GeluTanh.apply(x)
+    return F.gelu(x, approximate="tanh")
+
+
+class _GeluTanh(torch.autograd.Function):
+    """For training on a CPU, where torch's own takes four times as long as its erf form.
+
+    The derivative is made with the value and saved in place of the input, so the way back is one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        flat, size = x.reshape(-1), _AT_ONCE * torch.get_num_threads()
+        y, slope = torch.empty_like(flat), torch.empty_like(flat)
+        inner, outer = flat.new_empty(2, min(size, flat.numel()))
+        shift, twice = flat.new_tensor(_A), flat.new_tensor(-2 * _A)
+        for block, value, derivative in zip(flat.split(size), y.split(size), slope.split(size)):
+            t, s = inner[: block.numel()], outer[: block.numel()]
+            torch.mul(block, block, out=t)
+            torch.add(shift, t, alpha=_B, out=t)
+            torch.mul(block, t, out=s).sigmoid_()
+            torch.mul(block, s, out=value)
+            # v' = a + 3 b x^2 = 3 t - 2 a, and the slope is s + y (1 - s) v'
+            torch.addcmul(value, value, s, value=-1, out=derivative)
+            torch.add(twice, t, alpha=3, out=t)
+            torch.addcmul(s, derivative, t, out=derivative)
+        ctx.save_for_backward(slope.view_as(x))
+        return y.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
+
+
+def rms_norm_reference(x: Tensor, eps: float) -> Tensor:
+    """The plain form of `rms_norm`."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def rms_norm(x: Float[Tensor, "... D"], eps: float) -> Float[Tensor, "... D"]:
+    """`x` divided by the root of its mean square along the last axis."""
+    if x.device.type != "cpu":
+        return F.rms_norm(x, (x.shape[-1],), eps=eps)
+    return _RMSNorm.apply(x, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """On a CPU torch composes this of elementwise passes; here each direction is two reductions and two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        y, inverse = ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)
+        return torch.addcmul(gradient, y, along, value=-1).mul_(inverse), None

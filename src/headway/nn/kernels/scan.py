@@ -1,0 +1,449 @@
+"""Recurrences: a cell over one token after the other, for many runs of tokens at once, with gradients by hand.
+
+Autograd would record ten operations a step and add the gradient of the recurrent matrix up step by step. Here a step
+back is a few operations on factors that are made for all steps at once, and the matrix gets its gradient by one
+product at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from headway.nn.kernels.linear import are_products_rough, is_deterministic, linear, matrix_unit
+from headway.nn.kernels.pointwise import pointwise
+
+
+class CellByCell(NamedTuple):
+    """`sizes[t]` runs take part in step t, the longest runs first; `rough` products round their factors to bf16."""
+
+    sizes: tuple[int, ...]
+    rough: bool
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """The transpose, laid out anew once, for which each step's product is a third faster."""
+    return matrix.t().contiguous()
+
+
+def _previous(start: Tensor, after: Tensor, sizes: Sequence[int]) -> Tensor:
+    """What each token found, from what there was at the start and after every token."""
+    if not sizes:
+        return after
+    return torch.cat([start[: sizes[0]], *(part[:size] for part, size in zip(after.split(sizes), sizes[1:]))])
+
+
+def _carried(gradient: Tensor | None, after: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+    """The gradient of what came after each token, step by step; None where nothing was made of it."""
+    return [None] * len(sizes) if gradient is None else list(gradient.to(after.dtype).split(sizes))
+
+
+class LSTMScan(Function):
+    """i, f, g, o = gates + U h; see `headway.nn.kernels.scan.lstm`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor, peepholes: Tensor | None, how: CellByCell
+    ) -> tuple[Tensor, Tensor]:
+        size, weight = hidden.shape[1], _turned(hidden)
+        peeps = None if peepholes is None else peepholes.chunk(3)
+        acts = torch.empty_like(gates)
+        hs, cs = gates.new_empty(gates.shape[0], size), gates.new_empty(gates.shape[0], size)
+        h, c = h0, c0
+        with matrix_unit(how.rough):
+            for x, act, new_h, new_c in zip(*(t.split(how.sizes) for t in (gates, acts, hs, cs))):
+                h, c = h[: x.shape[0]], c[: x.shape[0]]
+                torch.addmm(x, h, weight, out=act)
+                i, f, g, o = act.split(size, dim=1)
+                if peeps is not None:
+                    i.addcmul_(peeps[0], c)
+                    f.addcmul_(peeps[1], c)
+                act[:, : 2 * size].sigmoid_()
+                torch.mul(i, g.tanh_(), out=new_c).addcmul_(f, c)
+                if peeps is not None:
+                    o.addcmul_(peeps[2], new_c)
+                torch.tanh(new_c, out=new_h).mul_(o.sigmoid_())
+                h, c = new_h, new_c
+        ctx.save_for_backward(acts, hs, cs, hidden, h0, c0, peepholes)
+        ctx.how = how
+        ctx.set_materialize_grads(False)
+        return hs, cs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dhs: Tensor | None, dcs: Tensor | None) -> tuple[Tensor | None, ...]:
+        acts, hs, cs, hidden, h0, c0, peepholes = ctx.saved_tensors
+        sizes, size = ctx.how.sizes, hidden.shape[1]
+        peeps = None if peepholes is None else peepholes.chunk(3)
+        old = _previous(c0, cs, sizes)
+        i, f, g, o = acts.chunk(4, dim=1)
+        bent = cs.tanh()
+        # What the gradient of c (for i, f, g) or of h (for o) is multiplied by on its way to each gate.
+        factors = torch.cat([g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), bent * o * (1 - o)], dim=1)
+        slopes = o * (1 - bent * bent)
+        dgates = torch.empty_like(acts)
+        dh, dc = torch.zeros_like(h0), torch.zeros_like(c0)
+        every = zip(
+            *(reversed(t.split(sizes)) for t in (dgates, factors, slopes, f)),
+            *(reversed(_carried(t, hs, sizes)) for t in (dhs, dcs)),
+        )
+        with matrix_unit(ctx.how.rough):
+            for to, factor, slope, keep, more_h, more_c in every:
+                now_h, now_c = dh[: to.shape[0]], dc[: to.shape[0]]
+                if more_h is not None:
+                    now_h += more_h
+                if more_c is not None:
+                    now_c += more_c
+                torch.mul(factor[:, 3 * size :], now_h, out=to[:, 3 * size :])
+                now_c.addcmul_(now_h, slope)
+                if peeps is not None:
+                    now_c.addcmul_(to[:, 3 * size :], peeps[2])
+                inner = factor.unflatten(1, (4, size))[:, :3]
+                torch.mul(inner, now_c[:, None], out=to.unflatten(1, (4, size))[:, :3])
+                now_c.mul_(keep)
+                if peeps is not None:
+                    now_c.addcmul_(to[:, :size], peeps[0]).addcmul_(to[:, size : 2 * size], peeps[1])
+                torch.mm(to, hidden, out=now_h)
+            dhidden = dgates.t() @ _previous(h0, hs, sizes)
+        dpeeps = None
+        if peepholes is not None:
+            di, df, _, do = dgates.chunk(4, dim=1)
+            dpeeps = torch.cat([(di * old).sum(0), (df * old).sum(0), (do * cs).sum(0)])
+        return dgates, dhidden, dh, dc, dpeeps, None
+
+
+class GRUScan(Function):
+    """n = tanh(gate + r (U h + b)): the reset gate acts after the product, as in nn.GRU."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, hidden: Tensor, bias: Tensor, h0: Tensor, how: CellByCell) -> Tensor:
+        size, weight = hidden.shape[1], _turned(hidden)
+        acts, products = torch.empty_like(gates), torch.empty_like(gates)
+        hs = gates.new_empty(gates.shape[0], size)
+        h = h0
+        with matrix_unit(how.rough):
+            for x, act, product, new in zip(*(t.split(how.sizes) for t in (gates, acts, products, hs))):
+                h = h[: x.shape[0]]
+                torch.addmm(bias, h, weight, out=product)
+                r, z, n = act.split(size, dim=1)
+                torch.add(x[:, : 2 * size], product[:, : 2 * size], out=act[:, : 2 * size]).sigmoid_()
+                torch.addcmul(x[:, 2 * size :], r, product[:, 2 * size :], out=n).tanh_()
+                h = torch.lerp(n, h, z, out=new)
+        ctx.save_for_backward(acts, products[:, 2 * size :], hs, hidden, h0)
+        ctx.how = how
+        return hs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
+        acts, inner, hs, hidden, h0 = ctx.saved_tensors
+        sizes, size = ctx.how.sizes, hidden.shape[1]
+        old = _previous(h0, hs, sizes)
+        r, z, n = acts.chunk(3, dim=1)
+        # From the gradient of h to those of U h + b (r, z, n) and to that of the gate of n, outside the reset gate.
+        dn = (1 - z) * (1 - n * n)
+        factors = torch.cat([dn * inner * r * (1 - r), (old - n) * z * (1 - z), dn * r, dn], dim=1)
+        found = torch.empty_like(factors)
+        dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
+        with matrix_unit(ctx.how.rough):
+            for to, factor, keep, add in zip(*(reversed(t.split(sizes)) for t in (found, factors, z, more))):
+                now = dh[: to.shape[0]]
+                now += add
+                torch.mul(factor.unflatten(1, (4, size)), now[:, None], out=to.unflatten(1, (4, size)))
+                now.mul_(keep).addmm_(to[:, : 3 * size], hidden)
+            dproducts = found[:, : 3 * size]
+            dhidden = dproducts.t() @ old
+        dgates = torch.cat([found[:, : 2 * size], found[:, 3 * size :]], dim=1)
+        return dgates, dhidden, dproducts.sum(0), dh, None
+
+
+class GRUBeforeScan(Function):
+    """n = tanh(gate + U (r h)): the reset gate acts before the product (Cho et al. 2014)."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, how: CellByCell) -> Tensor:
+        size = hidden.shape[1]
+        outer, inner = (_turned(part) for part in hidden.split((2 * size, size)))
+        acts = torch.empty_like(gates)
+        resets, hs = (gates.new_empty(gates.shape[0], size) for _ in range(2))
+        h = h0
+        with matrix_unit(how.rough):
+            for x, act, reset, new in zip(*(t.split(how.sizes) for t in (gates, acts, resets, hs))):
+                h = h[: x.shape[0]]
+                r, z, n = act.split(size, dim=1)
+                torch.addmm(x[:, : 2 * size], h, outer, out=act[:, : 2 * size]).sigmoid_()
+                torch.addmm(x[:, 2 * size :], torch.mul(r, h, out=reset), inner, out=n).tanh_()
+                h = torch.lerp(n, h, z, out=new)
+        ctx.save_for_backward(acts, resets, hs, hidden, h0)
+        ctx.how = how
+        return hs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
+        acts, resets, hs, hidden, h0 = ctx.saved_tensors
+        sizes, size = ctx.how.sizes, hidden.shape[1]
+        outer, inner = hidden.split((2 * size, size))
+        old = _previous(h0, hs, sizes)
+        r, z, n = acts.chunk(3, dim=1)
+        to_r, to_z, to_n = old * r * (1 - r), (old - n) * z * (1 - z), (1 - z) * (1 - n * n)
+        dgates = torch.empty_like(acts)
+        dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
+        every = zip(*(reversed(t.split(sizes)) for t in (dgates, to_r, to_z, to_n, r, z, more)))
+        with matrix_unit(ctx.how.rough):
+            for to, for_r, for_z, for_n, reset, keep, add in every:
+                now = dh[: to.shape[0]]
+                now += add
+                dr, dz, dn = to.split(size, dim=1)
+                dreset = torch.mul(for_n, now, out=dn) @ inner  # the gradient of r h
+                torch.mul(for_r, dreset, out=dr)
+                torch.mul(for_z, now, out=dz)
+                now.mul_(keep).addcmul_(dreset, reset).addmm_(to[:, : 2 * size], outer)
+            dhidden = torch.cat([dgates[:, : 2 * size].t() @ old, dgates[:, 2 * size :].t() @ resets])
+        return dgates, dhidden, dh, None
+
+
+class ElmanScan(Function):
+    """h = s(gate + U h). Truncated, the h on the right is a constant, and no step waits for another on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, how: CellByCell, logistic: bool, truncate: bool
+    ) -> Tensor:
+        weight, hs, h = _turned(hidden), gates.new_empty(gates.shape[0], hidden.shape[1]), h0
+        with matrix_unit(how.rough):
+            for x, new in zip(gates.split(how.sizes), hs.split(how.sizes)):
+                h = torch.addmm(x, h[: x.shape[0]], weight, out=new)
+                h = h.sigmoid_() if logistic else h.tanh_()
+        ctx.save_for_backward(hs, hidden, h0)
+        ctx.how, ctx.logistic, ctx.truncate = how, logistic, truncate
+        return hs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
+        hs, hidden, h0 = ctx.saved_tensors
+        sizes = ctx.how.sizes
+        slopes = hs * (1 - hs) if ctx.logistic else 1 - hs * hs
+        dgates, dh = dhs * slopes, torch.zeros_like(h0)
+        with matrix_unit(ctx.how.rough):
+            if not ctx.truncate:
+                for to, add, slope in zip(*(reversed(t.split(sizes)) for t in (dgates, dhs, slopes))):
+                    now = dh[: to.shape[0]]
+                    now += add
+                    torch.mm(torch.mul(now, slope, out=to), hidden, out=now)
+            dhidden = dgates.t() @ _previous(h0, hs, sizes)
+        return dgates, dhidden, dh, None, None, None
+
+
+Vectors = tuple[Tensor, ...]  # [R, N] each: h, or h and c, of every run
+
+
+class RunSteps(NamedTuple):
+    """R runs of tokens side by side, the longest first.
+
+    Tokens lie step by step: step t holds the next token of each of the first `sizes[t]` runs, those that still have
+    one. `ends` says where the last token of each run lies.
+    """
+
+    sizes: tuple[int, ...]
+    ends: Int[Tensor, "R"]
+
+    @staticmethod
+    def equal(runs: int, length: int, device: torch.device | str | None = None) -> RunSteps:
+        """Runs of one length."""
+        return RunSteps((runs,) * length, torch.arange((length - 1) * runs, length * runs, device=device))
+
+    @property
+    def even(self) -> bool:
+        return self.sizes[0] == self.sizes[-1]
+
+
+class LSTMWeights(NamedTuple):
+    """The gates i, f, g, o from the input and from h, in torch's order; peepholes of i, f, o from the cell."""
+
+    input: Float[Tensor, "4N D"]
+    bias: Float[Tensor, "4N"]
+    hidden: Float[Tensor, "4N N"]
+    peepholes: Float[Tensor, "3N"] | None = None
+
+
+class GRUWeights(NamedTuple):
+    """The gates r, z, n from the input and from h; with `hidden_bias` [3N] the reset gate acts after the product."""
+
+    input: Float[Tensor, "3N D"]
+    bias: Float[Tensor, "3N"]
+    hidden: Float[Tensor, "3N N"]
+    hidden_bias: Float[Tensor, "3N"] | None = None
+
+
+class ElmanWeights(NamedTuple):
+    input: Float[Tensor, "N D"]
+    bias: Float[Tensor, "N"]
+    hidden: Float[Tensor, "N N"]
+
+
+def unroll(
+    cell: Callable[..., Vectors], inputs: Float[Tensor, "n E"], start: Vectors, steps: RunSteps
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """`cell(inputs of a step, *vectors) -> vectors`, step after step: the first vector (h) after every token, and all
+    vectors after each run's last.
+    """
+    vectors, kept = start, []
+    for piece in inputs.split(steps.sizes):
+        vectors = cell(piece, *(vector[: piece.shape[0]] for vector in vectors))
+        kept.append(vectors)
+    every = [torch.cat(parts) for parts in zip(*kept)]
+    return every[0], tuple(vector[steps.ends] for vector in every)
+
+
+def lstm_reference(
+    x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: LSTMWeights
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """The plain form of `lstm`."""
+    peeps = None if weights.peepholes is None else weights.peepholes.chunk(3)
+
+    def cell(inputs: Tensor, h: Tensor, c: Tensor) -> Vectors:
+        i, f, g, o = (inputs + linear(h, weights.hidden)).chunk(4, dim=-1)
+        if peeps is not None:
+            i, f = i + peeps[0] * c, f + peeps[1] * c
+        c = pointwise(torch.sigmoid, f) * c + pointwise(torch.sigmoid, i) * pointwise(torch.tanh, g)
+        if peeps is not None:
+            o = o + peeps[2] * c
+        return pointwise(torch.sigmoid, o) * pointwise(torch.tanh, c), c
+
+    return unroll(cell, linear(x, weights.input, weights.bias), start, steps)
+
+
+def gru_reference(
+    x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: GRUWeights
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """The plain form of `gru`."""
+    size = weights.hidden.shape[1]
+    outer, inner = weights.hidden.split((2 * size, size))
+
+    def before(inputs: Tensor, h: Tensor) -> Vectors:
+        r, z = pointwise(torch.sigmoid, inputs[:, : 2 * size] + linear(h, outer)).chunk(2, dim=-1)
+        n = pointwise(torch.tanh, inputs[:, 2 * size :] + linear(r * h, inner))
+        return ((1 - z) * n + z * h,)
+
+    def after(inputs: Tensor, h: Tensor) -> Vectors:
+        hidden = linear(h, weights.hidden, weights.hidden_bias)
+        r, z = pointwise(torch.sigmoid, inputs[:, : 2 * size] + hidden[:, : 2 * size]).chunk(2, dim=-1)
+        n = pointwise(torch.tanh, inputs[:, 2 * size :] + r * hidden[:, 2 * size :])
+        return ((1 - z) * n + z * h,)
+
+    cell = before if weights.hidden_bias is None else after
+    return unroll(cell, linear(x, weights.input, weights.bias), start, steps)
+
+
+def elman_reference(
+    x: Float[Tensor, "n D"],
+    start: Vectors,
+    steps: RunSteps,
+    weights: ElmanWeights,
+    logistic: bool = False,
+    truncate: bool = False,
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """The plain form of `elman`."""
+    activation = torch.sigmoid if logistic else torch.tanh
+
+    def cell(inputs: Tensor, h: Tensor) -> Vectors:
+        return (pointwise(activation, inputs + linear(h.detach() if truncate else h, weights.hidden)),)
+
+    return unroll(cell, linear(x, weights.input, weights.bias), start, steps)
+
+
+def lstm(
+    x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: LSTMWeights
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """c = f c + i tanh(g), h = o tanh(c), with the logistic gates i, f, o (torch's nn.LSTM) and peepholes, where i and
+    f see the old cell and o the new one: h after every token, and (h, c) after each run's last.
+    """
+    if is_deterministic():
+        return lstm_reference(x, start, steps, weights)
+    if weights.peepholes is None and _suits_torch(x, steps):
+        bias = torch.zeros_like(weights.bias)
+        y, ends = _by_torch(torch.lstm, x, tuple(v[None] for v in start), steps, [*_matrices(weights), bias])
+        return y, ends
+    gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
+    h, c = LSTMScan.apply(gates, weights.hidden, *start, weights.peepholes, _how(steps))
+    return h, (h[steps.ends], c[steps.ends])
+
+
+def gru(
+    x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: GRUWeights
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """h = (1 - z) n + z h with n = tanh(W x + U (r h)) (Cho et al. 2014), or n = tanh(W x + r (U h + b)) (nn.GRU)."""
+    if is_deterministic():
+        return gru_reference(x, start, steps, weights)
+    if weights.hidden_bias is not None and x.is_cuda:
+        y, ends = _by_torch(torch.gru, x, start[0][None], steps, [*_matrices(weights), weights.hidden_bias])
+        return y, ends
+    gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
+    if weights.hidden_bias is None:
+        h = GRUBeforeScan.apply(gates, weights.hidden, start[0], _how(steps))
+    else:
+        h = GRUScan.apply(gates, weights.hidden, weights.hidden_bias, start[0], _how(steps))
+    return h, (h[steps.ends],)
+
+
+def elman(
+    x: Float[Tensor, "n D"],
+    start: Vectors,
+    steps: RunSteps,
+    weights: ElmanWeights,
+    logistic: bool = False,
+    truncate: bool = False,
+) -> tuple[Float[Tensor, "n N"], Vectors]:
+    """h = s(W x + U h) with s the hyperbolic tangent or the logistic function; `truncate` takes no gradient through
+    the h on the right.
+    """
+    if is_deterministic():
+        return elman_reference(x, start, steps, weights, logistic, truncate)
+    if not logistic and not truncate and _suits_torch(x, steps):
+        bias = torch.zeros_like(weights.bias)
+        y, ends = _by_torch(torch.rnn_tanh, x, start[0][None], steps, [*_matrices(weights), bias])
+        return y, ends
+    gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
+    h = ElmanScan.apply(gates, weights.hidden, start[0], _how(steps), logistic, truncate)
+    return h, (h[steps.ends],)
+
+
+def _how(steps: RunSteps) -> CellByCell:
+    return CellByCell(steps.sizes, are_products_rough())
+
+
+def _matrices(weights: LSTMWeights | GRUWeights | ElmanWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """In the order that torch has: its second bias follows."""
+    return weights.input, weights.hidden, weights.bias
+
+
+def _suits_torch(x: Tensor, steps: RunSteps) -> bool:
+    """Where torch's own kernel is the faster one: always on a GPU; on a CPU in fp32 over runs of one length, but for
+    GRUs.
+    """
+    whole = steps.even and len(steps.sizes) > 1 and x.dtype == torch.float32
+    return x.is_cuda or (whole and not are_products_rough() and not torch.is_autocast_enabled(x.device.type))
+
+
+def _by_torch(
+    kernel: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    start: Tensor | Vectors,
+    steps: RunSteps,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Vectors]:
+    """One of torch's recurrent kernels: one layer and direction, with biases, without dropout."""
+    options = (True, 1, 0.0, torch.is_grad_enabled(), False)
+    if steps.even:
+        y, *ends = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), start, parameters, *options, False)
+    else:
+        y, *ends = kernel(x, torch.tensor(steps.sizes), start, parameters, *options)
+    return y.flatten(0, -2), tuple(end[0] for end in ends)

@@ -1,0 +1,206 @@
+"""Gated recurrent units that read an encoder's output inside the cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.nn.kernels import RunSteps, additive, linear, pointwise, recorder
+from headway.nn.mixers.recurrence import PackedRuns, Recurrence, RecurrenceConfig, Vectors, pack
+from headway.nn.parts.projection import Projection
+
+
+@register("conditional_gru")
+@dataclass(frozen=True)
+class ConditionalGRUConfig(RecurrenceConfig):
+    """`context` is what enters the cell of the memory: what "additive" attention finds anew for each token, or, the
+    same for all, what the memory says of its last token ("fixed").
+
+    memory: the width of the memory; None is what the encoder gives.
+    alignment: the units of the additive attention; None is as many as cells.
+    reset_after: the reset gate acts on U s + C c (Cho et al. 2014), and not on s (Bahdanau et al. 2015).
+    shows: the state that the output has, that "after" its token or that "before" it. With `out` a projection of state
+    and context follows; without it they are the output as they are, with the input between them, for a deep output.
+    """
+
+    context: Literal["additive", "fixed"] = "additive"
+    memory: int | None = None
+    alignment: int | None = None
+    reset_after: bool = False
+    shows: Literal["after", "before"] = "after"
+
+    @property
+    def reads_memory(self) -> bool:
+        return True
+
+    def width_out(self, width: int) -> int:
+        return width if self.out else (self.cells or width) + width + (self.memory or width)
+
+    def build(self, width: int, biases: nn.ModuleDict) -> ConditionalGRU:
+        return ConditionalGRU(self, width)
+
+
+class Annotations(NamedTuple):
+    """An encoded sequence, projected once: what is said of each token, and U_a h_j + b of the alignment."""
+
+    values: Float[Tensor, "M S E"]
+    keys: Float[Tensor, "M S A"]
+    layout: Layout
+
+
+class Summary(NamedTuple):
+    """The one vector c of each source, and C c."""
+
+    value: Float[Tensor, "M E"]
+    gates: Float[Tensor, "M 3N"]
+
+
+class Found(NamedTuple):
+    """What a step reads: c, C c, and the weights by which c was found, where it was."""
+
+    context: Float[Tensor, "R E"]
+    gates: Float[Tensor, "R 3N"]
+    weights: Float[Tensor, "R S"] | None
+
+
+class ConditionalGRU(Recurrence):
+    """s = z s' + (1 - z) n with s' the state before, r, z = logistic(W x + U s' + C c), n = tanh(W x + U (r s') + C c).
+
+    additive: c = sum_j a_j h_j, a = softmax_j(v . tanh(W_a s' + U_a h_j)) (Bahdanau, Cho and Bengio 2015, equations 5
+    and 6, appendix A.2.2). fixed: one c for all tokens; with `reset_after` n = tanh(W x + r (U s' + C c)) (Cho et al.
+    2014, RNN Encoder-Decoder, appendix A).
+    """
+
+    reads_memory = True
+
+    def __init__(self, config: ConditionalGRUConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.config = config
+        memory, units = (width if config.memory is None else config.memory), config.alignment or self.cells
+        if min(memory, units) < 1:
+            raise ConfigError(f"a memory {memory} wide and {units} units of alignment; give 1 or more of each, or none")
+        gates = (self.cells,) * 3
+        self.input = Projection(width, gates)
+        self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
+        self.context = Projection(memory, gates, bias=False)
+        if config.context == "additive":
+            self.query = Projection(self.cells, units, bias=False)
+            self.keys = Projection(memory, units)
+            self.score = Projection(units, 1, bias=False)
+        self.shown = self.cells + memory + (0 if config.out else width)
+        self.out = Projection(self.shown, width, writes=True) if config.out else nn.Identity()
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5) for z s' + (1 - z) n and for the reset gate."""
+        return 5 * self.cells
+
+    def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Annotations | Summary:
+        if not layout.single:
+            raise UserError("rows of a packed memory hold several sources; give one a row to a conditional_gru")
+        if self.config.context == "additive":
+            return Annotations(encoded, self.keys(encoded), layout)
+        last = encoded[torch.arange(layout.batch, device=encoded.device), layout.lengths - 1]
+        return Summary(last, self.context(last))
+
+    def forward(
+        self, x: Tensor, layout: Layout, state: Vectors | None = None, memory: Annotations | Summary | None = None
+    ) -> tuple[Tensor, Vectors | None]:
+        if state is None:
+            return self.parallel(x, layout, memory), None
+        return self.recurrent(x, layout, state, memory)
+
+    def parallel(
+        self, x: Float[Tensor, "B T D"], layout: Layout, memory: Annotations | Summary | None = None
+    ) -> Float[Tensor, "B T E"]:
+        """The scan of `recurrent` from the start; one document a row."""
+        if not layout.single:
+            raise UserError("packed rows hold several targets; give one a row to a conditional_gru")
+        return self.recurrent(x, layout, self.initial_state(x.shape[0], x.shape[1], like=x), memory)[0]
+
+    def recurrent(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors, memory: Annotations | Summary | None = None
+    ) -> tuple[Float[Tensor, "B T E"], Vectors]:
+        """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
+        packed = pack(layout)
+        if not packed.steps.sizes:
+            return self.out(x.new_zeros(*x.shape[:2], self.shown)), state
+        begin = torch.where(packed.fresh[:, None], state.start[0][packed.rows], state.now[0][packed.rows])
+        tokens = packed.take(x)
+        read = self._reader(memory, layout, packed)
+        before, after, found = self._unroll(self.input(tokens), begin, packed.steps, read)
+        if found.weights is not None:
+            note(found.weights, packed, layout)
+        shown = before if self.config.shows == "before" else after
+        parts = (shown, found.context) if self.config.out else (shown, tokens, found.context)
+        ends = after[packed.steps.ends][packed.last].to(state.now[0].dtype)
+        now = state.now[0].index_copy(0, packed.ended, ends)
+        return self.out(packed.put(torch.cat(parts, dim=-1), layout)), Vectors((now,), state.start)
+
+    def _unroll(
+        self, gates: Float[Tensor, "n F"], begin: Float[Tensor, "R N"], steps: RunSteps, read: Callable[[Tensor], Found]
+    ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], Found]:
+        """The states before and after each token, and what it reads."""
+        outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))
+        cell = self._reset_after if self.config.reset_after else self._reset_before
+        states, every = [begin], []
+        for inputs in gates.split(steps.sizes):
+            before = states[-1][: inputs.shape[0]]
+            every.append(read(before))
+            states.append(cell(inputs, before, every[-1].gates, outer, inner))
+        befores = torch.cat([state[:size] for state, size in zip(states, steps.sizes)])
+        weights = None if every[0].weights is None else torch.cat([found.weights for found in every])  # type: ignore[misc]
+        contexts, through = (torch.cat(parts) for parts in list(zip(*every))[:2])
+        return befores, torch.cat(states[1:]), Found(contexts, through, weights)
+
+    def _reset_before(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
+        both = inputs + context
+        r, z = pointwise(torch.sigmoid, both[:, : 2 * self.cells] + linear(s, outer)).chunk(2, dim=-1)
+        return torch.lerp(pointwise(torch.tanh, both[:, 2 * self.cells :] + linear(r * s, inner)), s, z)
+
+    def _reset_after(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
+        gates, new = inputs.split((2 * self.cells, self.cells), dim=-1)
+        r, z = pointwise(torch.sigmoid, gates + linear(s, outer) + context[:, : 2 * self.cells]).chunk(2, dim=-1)
+        return torch.lerp(pointwise(torch.tanh, new + r * (linear(s, inner) + context[:, 2 * self.cells :])), s, z)
+
+    def _reader(
+        self, memory: Annotations | Summary | None, layout: Layout, packed: PackedRuns
+    ) -> Callable[[Tensor], Found]:
+        """What runs read of their memories, from the states before a step of the first of them."""
+        if memory is None:
+            raise ConfigError("a conditional_gru reads the output of an encoder, and has none; use it in a decoder")
+        if isinstance(memory, Summary):
+            value, gates = (part[packed.rows // (layout.batch // part.shape[0])] for part in memory)
+            return lambda s: Found(value[: s.shape[0]], gates[: s.shape[0]], None)
+        rows = packed.rows // (layout.batch // memory.keys.shape[0])
+        values, keys = memory.values[rows], memory.keys[rows]
+        keep = None if memory.layout.dense else memory.layout.keep[rows]
+        score = self.score.matrix()
+
+        def read(s: Tensor) -> Found:
+            n = s.shape[0]
+            seen = keep if keep is None else keep[:n]
+            context, weights = additive(self.query(s), _first(keys, n), _first(values, n), seen, score)
+            return Found(context, self.context(context), weights)
+
+        return read
+
+
+def note(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
+    """Hand the weights of an attention to who records them."""
+    record = recorder()
+    if record is not None:
+        record(packed.put(weights.detach(), layout)[:, None])
+
+
+def _first(part: Tensor, count: int) -> Tensor:
+    """The first rows; all of them as they are, as the gradient of a slice is a copy of the whole."""
+    return part if count == part.shape[0] else part[:count]

@@ -1,0 +1,92 @@
+"""Links of the moment beside those that were learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.kernels import links
+from headway.nn.kernels.linear_scan import check_chunk
+from headway.nn.mixers.base import Mixer, MixerConfig, zeros
+from headway.nn.parts.projection import Projection
+
+
+@register("dynamic_links")
+@dataclass(frozen=True)
+class DynamicLinksConfig(MixerConfig):
+    """`cells` None is the width; `decay` is what remains of a link after a token, `rate` how fast links grow; `out`
+    false leaves out the map back to the width. `chunk` is the number of tokens whose links are computed at once.
+    """
+
+    cells: int | None = None
+    decay: float = 0.9  # what remains of a link after a token
+    rate: float = 0.5  # how fast links grow
+    bias: bool = True  # of the slow weights
+    out: bool = True  # whether a map back to the width follows
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        check_chunk(self.chunk)
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay is {self.decay}; give a number above 0 and at most 1")
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def build(self, width: int, biases: nn.ModuleDict) -> DynamicLinks:
+        return DynamicLinks(self, width)
+
+
+class FastLinks(NamedTuple):
+    """The momentary links from D inputs to N cells."""
+
+    matrix: Float[Tensor, "B N D"]
+
+
+class DynamicLinks(Mixer):
+    """y_t = tanh((W + F_t) x_t + b) and F_t = decay F_(t-1) + (rate / D) y_(t-1) x_(t-1)^T, F_1 = 0.
+
+    W is learnt slowly, by gradients; F within a document, by Hebb: a link between an input and a cell that were active
+    together is strong for a moment and fades. Von der Malsburg 1981 ("The correlation theory of brain function") has
+    this in words: synapses are modulated fast, by the correlation of what they connect. Feldman 1982 ("Dynamic
+    connections in neural networks") has connections of the moment between units. Neither writes this equation. Slow
+    weights and fast ones that fade, added up, are those of Hinton and Plaut 1987, where both learn from errors; decay
+    and Hebb's products are those of Ba et al. 2016, there for the links of a state to itself. Dividing by the number of
+    inputs D makes `rate` mean the same at any width.
+    """
+
+    def __init__(self, config: DynamicLinksConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width, self.cells = width, config.cells or width
+        if not config.out and self.cells != width:
+            raise ConfigError(f"cells {self.cells} without an output map must equal width {width}; set out to true")
+        self.slow = Projection(width, self.cells, config.bias, writes=not config.out)
+        self.out = Projection(self.cells, width, config.bias, writes=True) if config.out else nn.Identity()
+
+    @property
+    def scan_flop(self) -> int:
+        """N (5 D) for F x, the outer product, the decay and their sum; N (2) for the sum with W x and for the rate."""
+        return self.cells * (5 * self.width + 2)
+
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        return self._mix(x, layout, None)[0]
+
+    def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: FastLinks) -> tuple[Tensor, FastLinks]:
+        y, matrix = self._mix(x, layout, state.matrix)
+        return y, FastLinks(matrix)
+
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> FastLinks:
+        return FastLinks(zeros((batch, self.cells, self.width), like))
+
+    def _mix(self, x: Tensor, layout: Layout, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+        decay, rate = self.config.decay, self.config.rate / self.width
+        y, matrix = links(self.slow(x), x, layout, decay=decay, rate=rate, state=matrix, chunk=self.config.chunk)
+        return self.out(y), matrix

@@ -1,0 +1,85 @@
+"""Attention without a softmax, whose state does not grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import checked, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.kernels import linear_scan
+from headway.nn.kernels.linear_scan import check_chunk
+from headway.nn.mixers.associative import Associative, normalised_scan
+from headway.nn.mixers.base import MixerConfig
+from headway.nn.parts.norm import SIGNED, FeatureMap, LogDecay, NormConfig, check_features, feature_size, features
+
+
+@register("linear_attention")
+@checked
+@dataclass(frozen=True)
+class LinearAttentionConfig(MixerConfig):
+    """`features` of queries and keys are elu + 1 (Katharopoulos et al. 2020) or dpfp with `nu` (Schlag et al. 2021);
+    relu, silu and identity are there for experiments.
+
+    `normalise` divides by the sum of weights, which features that are never negative allow. `decay` lets each head
+    forget at a rate of its own that depends on the token. `norm` is of each head's output (unnormalised sums grow with
+    the document). `head_size` None is width / heads. `chunk` is the number of tokens that are computed at once.
+    """
+
+    heads: int = 8  # heads
+    head_size: int | None = None
+    features: FeatureMap = "elu"
+    nu: int = 1  # how many times as wide dpfp makes its features
+    normalise: bool = True
+    decay: bool = False
+    norm: NormConfig | None = None
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
+    out_bias: bool = True  # of the output projection
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        check_chunk(self.chunk)
+        check_features(self.features, self.nu)
+        if self.normalise and self.features in SIGNED:
+            raise ConfigError(
+                f"features {self.features} may add up to 0; set normalise to false, or choose elu or dpfp"
+            )
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def build(self, width: int, biases: nn.ModuleDict) -> LinearAttention:
+        return LinearAttention(self, width)
+
+
+class LinearAttention(Associative):
+    """y_t = S_t^T f(q_t) / z_t . f(q_t) with S_t = a_t S_(t-1) + f(k_t) v_t^T and z_t = a_t z_(t-1) + f(k_t)
+    (Katharopoulos et al. 2020, equations 16 to 20, where a_t is 1).
+    """
+
+    def __init__(self, config: LinearAttentionConfig, width: int) -> None:
+        super().__init__(width, config.heads, config.head_size, config.qkv_bias, config.out_bias, config.norm)
+        self.config = config
+        self.decay = LogDecay(width, config.heads) if config.decay else None
+        keys = feature_size(self.size, config.features, config.nu)
+        self.memory_shape = (keys, self.size + 1 if config.normalise else self.size)
+
+    @property
+    def scan_flop(self) -> int:
+        """H (4 M N) for k v^T, its sum with S and S^T q, H M N for the decay; H (V + 1) for the normalisation."""
+        dividing = self.heads * (self.size + 1) if self.config.normalise else 0
+        return (4 if self.decay is None else 5) * self.entries + dividing
+
+    def scan(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
+    ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:
+        config = self.config
+        q, k = (features(part, config.features, config.nu) for part in (q, k))
+        decay = None if self.decay is None else self.decay(x)
+        if config.normalise:
+            return normalised_scan(q, k, v, layout, decay, matrix, config.chunk)
+        return linear_scan(q, k, v, layout, log_decay=decay, state=matrix, chunk=config.chunk)

@@ -1,0 +1,53 @@
+"""No mixing along time: what a model makes of each token by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.layout import Layout
+from headway.nn.mixers.base import Mixer, MixerConfig, zeros
+from headway.nn.parts.projection import Projection
+
+
+@register("pointwise")
+@dataclass(frozen=True)
+class PointwiseConfig(MixerConfig):
+    """A block with it is a multi-layer perceptron, of no memory: the control for all mixers that have one."""
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def build(self, width: int, biases: nn.ModuleDict) -> Pointwise:
+        return Pointwise(width)
+
+
+class Nothing(NamedTuple):
+    """A state of no numbers, [B, 0]."""
+
+    empty: Float[Tensor, "B 0"]
+
+
+class Pointwise(Mixer):
+    """y = W x + b for each token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.each = Projection(width, width, writes=True)
+        self.out = nn.Identity()  # as of all mixers whose output is not projected back
+
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        return self.each(x)
+
+    def recurrent(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: Nothing
+    ) -> tuple[Float[Tensor, "B T D"], Nothing]:
+        return self.each(x), state
+
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> Nothing:
+        return Nothing(zeros((batch, 0), like))

@@ -1,0 +1,233 @@
+"""What all networks share whose state is a few vectors, over documents as runs of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.kernels import RunSteps
+from headway.nn.mixers.base import Mixer, MixerConfig
+from headway.nn.parts.projection import Projection
+
+
+class Runs(NamedTuple):
+    """The n tokens that are kept, row by row, and to which run each belongs; a run is a document, or what is here of
+    one.
+    """
+
+    tokens: Int[Tensor, "n"]  # where a token lies in [B T] flattened
+    number: Int[Tensor, "n"]  # the run of a token
+    step: Int[Tensor, "n"]  # its place in the run
+    first: Int[Tensor, "R"]  # the token with which a run begins
+    lengths: Int[Tensor, "R"]
+
+
+def find_runs(layout: Layout) -> Runs:
+    return layout.derived("runs", lambda: _find_runs(layout))
+
+
+def _find_runs(layout: Layout) -> Runs:
+    (tokens,) = layout.keep.flatten().nonzero(as_tuple=True)
+    rows = tokens // max(layout.length, 1)
+    begins = layout.starts.flatten()[tokens]
+    begins[:1] = True
+    begins[1:] |= rows[1:] != rows[:-1]
+    number = begins.long().cumsum(0) - 1
+    (first,) = begins.nonzero(as_tuple=True)
+    steps = torch.arange(tokens.shape[0], device=tokens.device) - first[number]
+    return Runs(tokens, number, steps, first, torch.bincount(number, minlength=first.shape[0]))
+
+
+def mirror(layout: Layout) -> Int[Tensor, "BT"]:
+    """For each place in [B T] flattened that from which it is read when every document is turned round in itself."""
+    return layout.derived("mirror", lambda: _mirror(layout))
+
+
+def _mirror(layout: Layout) -> Tensor:
+    runs = find_runs(layout)
+    places = torch.arange(layout.positions.numel(), device=layout.positions.device)
+    other = runs.first[runs.number] + runs.lengths[runs.number] - 1 - runs.step
+    return places.index_copy(0, runs.tokens, runs.tokens[other])
+
+
+def reverse(x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    """Every document back to front, in the same layout; padding stays where it is."""
+    if layout.dense:
+        return x.flip(1)
+    return x.flatten(0, 1).index_select(0, mirror(layout)).view(x.shape)
+
+
+class PackedRuns(NamedTuple):
+    """The tokens of a layout as `RunSteps` have them, without padding.
+
+    `places` are theirs in [B T] flattened, None where that is no more than the transpose. `rows` are the rows of the R
+    runs, `fresh` says which begin at position 0. `last` are the runs in which a row ends, `ended` those rows.
+    """
+
+    steps: RunSteps
+    places: Int[Tensor, "n"] | None
+    rows: Int[Tensor, "R"]
+    fresh: Bool[Tensor, "R"]
+    last: Int[Tensor, "E"]
+    ended: Int[Tensor, "E"]
+
+    def take(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "n D"]:
+        if self.places is None:
+            return x.transpose(0, 1).flatten(0, 1)
+        return x.flatten(0, 1).index_select(0, self.places)
+
+    def put(self, y: Float[Tensor, "n N"], layout: Layout) -> Float[Tensor, "B T N"]:
+        """The reverse of `take`; zeros at padding."""
+        if self.places is None:
+            return y.unflatten(0, (layout.length, layout.batch)).transpose(0, 1)
+        whole = y.new_zeros(layout.batch * layout.length, y.shape[1]).index_copy(0, self.places, y)
+        return whole.unflatten(0, (layout.batch, layout.length))
+
+
+def pack(layout: Layout) -> PackedRuns:
+    return layout.derived("packed runs", lambda: _pack_dense(layout) if layout.dense else _pack(layout))
+
+
+def _pack_dense(layout: Layout) -> PackedRuns:
+    rows = torch.arange(layout.batch, device=layout.positions.device)
+    steps = RunSteps.equal(layout.batch, layout.length, layout.positions.device)
+    return PackedRuns(steps, None, rows, torch.ones_like(rows, dtype=torch.bool), rows, rows)
+
+
+def _pack(layout: Layout) -> PackedRuns:
+    runs = find_runs(layout)
+    count = runs.first.shape[0]
+    order = runs.lengths.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).index_copy(0, order, torch.arange(count, device=order.device))
+    sizes = torch.bincount(runs.step)
+    before = sizes.cumsum(0) - sizes
+    turned = torch.empty_like(runs.tokens)
+    turned[before[runs.step] + rank[runs.number]] = runs.tokens
+    ends = before[runs.lengths[order] - 1] + torch.arange(count, device=order.device)
+    heads = runs.tokens[runs.first]
+    rows = heads // max(layout.length, 1)
+    closes = torch.ones_like(rows, dtype=torch.bool)
+    closes[:-1] = rows[1:] != rows[:-1]
+    fresh = layout.starts.flatten()[heads]
+    steps = RunSteps(tuple(sizes.tolist()), ends)
+    return PackedRuns(steps, turned, rows[order], fresh[order], rank[closes], rows[closes])
+
+
+@dataclass(frozen=True)
+class RecurrenceConfig(MixerConfig):
+    """`cells` are the units of the state, None for as many as the model is wide; without `out` what they say is the
+    output as it is, with it a projection follows. `learned_start` trains the vectors that documents start from.
+    """
+
+    cells: int | None = None  # units of the state; none: as many as the model is wide
+    out: bool = True  # whether a projection follows
+    learned_start: bool = False
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def width_out(self, width: int) -> int:
+        return width if self.out or self.cells is None else self.cells
+
+
+class Vectors(NamedTuple):
+    """What a row has come to, and what it returns to where a document starts."""
+
+    now: tuple[Float[Tensor, "B N"], ...]
+    start: tuple[Float[Tensor, "B N"], ...]
+
+
+class Recurrence(Mixer):
+    """A cell over one token after the other; a subclass says in `scan` what the cell does.
+
+    Tokens come to the cell step by step over all documents of a batch, the longest first, so that padding costs
+    nothing and packed documents run side by side.
+    """
+
+    bridged = True
+    vectors = 1  # how many make up a state; h is the first
+    beginning = 0.0  # where learned starts start
+
+    def __init__(self, config: RecurrenceConfig, width: int) -> None:
+        super().__init__()
+        self.cells = _cells(config, width)
+        starts = [nn.Parameter(torch.full((self.cells,), self.beginning)) for _ in range(self.vectors)]
+        self.start = nn.ParameterList(starts) if config.learned_start else None
+        self.out = Projection(self.cells, width, writes=True) if config.out else nn.Identity()
+
+    def scan(
+        self, x: Float[Tensor, "n D"], start: tuple[Tensor, ...], steps: RunSteps
+    ) -> tuple[Float[Tensor, "n N"], tuple[Tensor, ...]]:
+        """h after every token, and all vectors after each run's last."""
+        raise NotImplementedError
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        return (self.cells,) * self.vectors
+
+    def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
+        packed = pack(layout)
+        y, _ = self._scan(packed.take(x), self._start(packed.rows.shape[0], x), packed.steps)
+        return self.out(packed.put(y, layout))
+
+    def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
+        if x.shape[1] == 1:
+            return self._step(x, layout, state)
+        packed = pack(layout)
+        fresh = packed.fresh[:, None]
+        begin = tuple(torch.where(fresh, *(v[packed.rows] for v in pair)) for pair in zip(state.start, state.now))
+        y, ends = self._scan(packed.take(x), begin, packed.steps)
+        now = tuple(v.index_copy(0, packed.ended, e[packed.last].to(v.dtype)) for v, e in zip(state.now, ends))
+        return self.out(packed.put(y, layout)), Vectors(now, state.start)
+
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> Vectors:
+        return self.begin(self._start(batch, like), capacity, like=like)
+
+    def carry(self, state: Vectors) -> Vectors:
+        cut = super().carry(state)
+        return cut if self.start is None else cut._replace(start=self._start(cut.now[0].shape[0], cut.now[0]))
+
+    def final(self, state: Vectors) -> tuple[Float[Tensor, "B N"], ...]:
+        return state.now
+
+    def begin(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> Vectors:
+        sizes = tuple(vector.shape[-1] for vector in vectors)
+        if sizes != self.state_sizes:
+            raise ConfigError(
+                f"vectors of sizes {sizes} cannot start a {type(self).__name__}, whose state has {self.state_sizes}; "
+                "project them to that"
+            )
+        # Rows of a state are moved in place, so no tensor of it may be another's memory.
+        return Vectors(*(tuple(v.to(like.dtype, copy=True) for v in vectors) for _ in range(2)))
+
+    def _step(self, x: Tensor, layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
+        """One token of each row, without any search for documents."""
+        begin = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
+        steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
+        y, ends = self._scan(x[:, 0], begin, steps)
+        now = tuple(torch.where(layout.keep, end.to(v.dtype), v) for end, v in zip(ends, state.now))
+        return self.out(y[:, None]), Vectors(now, state.start)
+
+    def _scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not steps.sizes:
+            return x.new_zeros(0, self.cells), start
+        return self.scan(x, start, steps)
+
+    def _start(self, runs: int, like: Tensor) -> tuple[Tensor, ...]:
+        if self.start is None:
+            return tuple(like.new_zeros(runs, self.cells) for _ in range(self.vectors))
+        return tuple(vector.to(like.dtype).expand(runs, -1) for vector in self.start)
+
+
+def _cells(config: RecurrenceConfig, width: int) -> int:
+    cells = width if config.cells is None else config.cells
+    if cells < 1:
+        raise ConfigError(f"cells {cells} is not a number of cells; give 1 or more, or none for the model's width")
+    return cells

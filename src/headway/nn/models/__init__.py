@@ -1,0 +1,145 @@
+"""Models: an architecture is mixer x visibility x block x stack x topology, as frozen data."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from headway.nn.models import settings as _settings  # noqa: F401 -- registers what --set takes
+from headway.nn.models.act import Act, ActConfig, act
+from headway.nn.models.agents import GaussianHeadConfig, StatesEmbed, StatesEmbedConfig, actor_critic, policy_head
+from headway.nn.models.block import Block, BlockConfig
+from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
+from headway.nn.models.bridge import BothBridgeConfig, BridgeConfig, MemoryBridgeConfig, StateBridgeConfig
+from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
+from headway.nn.models.chunks import ChunkHeadConfig, Chunks, Drawn, RegressionConfig
+from headway.nn.models.describe import describe
+from headway.nn.models.diffusion import DiffusionConfig
+from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
+from headway.nn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
+from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
+from headway.nn.models.generative import Cache, GenerationProgress, Generative
+from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
+from headway.nn.models.keypoints import KeypointsConfig
+from headway.nn.models.maps import attention_maps
+from headway.nn.models.observations import ConvolutionsConfig, NumbersConfig, ObservationConfig, PatchesConfig
+from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
+from headway.nn.models.policies import RobotPolicy, RobotPolicyConfig
+from headway.nn.models.pooled import (
+    DistilledHead,
+    DistilledHeadConfig,
+    PooledHead,
+    PooledHeadConfig,
+    ProbeHead,
+    ProbeHeadConfig,
+)
+from headway.nn.models.robot import Observations, RobotEmbed, RobotEmbedConfig
+from headway.nn.models.scene import SceneEmbed, SceneEmbedConfig
+from headway.nn.models.stack import Stack, StackConfig, cycle
+from headway.nn.models.trajectories import (
+    StepHead,
+    StepHeadConfig,
+    TrajectoryEmbed,
+    TrajectoryEmbedConfig,
+    TrajectoryInputs,
+    step_heads,
+)
+from headway.nn.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
+from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
+from headway.nn.models.unet_policy import UNetConfig, UNetPolicy, UNetPolicyConfig
+
+
+def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
+    """The model of `config` with weights drawn from `seed`; see ModelConfig.build."""
+    return config.build(seed)
+
+
+__all__ = [
+    "Act",
+    "ActConfig",
+    "Block",
+    "BlockConfig",
+    "BoardEmbed",
+    "BoardEmbedConfig",
+    "BothBridgeConfig",
+    "BridgeConfig",
+    "Cache",
+    "Captioner",
+    "CaptionerConfig",
+    "ChunkHeadConfig",
+    "Chunks",
+    "ConvolutionsConfig",
+    "Decoding",
+    "DiffusionConfig",
+    "DistilledHead",
+    "DistilledHeadConfig",
+    "Drawn",
+    "EmbedConfig",
+    "Encoded",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "FramesEmbed",
+    "FramesEmbedConfig",
+    "FromToHeadConfig",
+    "GaussianHeadConfig",
+    "GenerationProgress",
+    "Generative",
+    "HeadConfig",
+    "Heard",
+    "KeypointsConfig",
+    "Loss",
+    "MemoryBridgeConfig",
+    "ModelConfig",
+    "NumbersConfig",
+    "ObservationConfig",
+    "Observations",
+    "OneHotEmbedConfig",
+    "PatchEmbed",
+    "PatchEmbedConfig",
+    "PatchesConfig",
+    "PooledHead",
+    "PooledHeadConfig",
+    "ProbeHead",
+    "ProbeHeadConfig",
+    "ProjectorConfig",
+    "Prompt",
+    "RegressionConfig",
+    "RobotEmbed",
+    "RobotEmbedConfig",
+    "RobotPolicy",
+    "RobotPolicyConfig",
+    "SceneEmbed",
+    "SceneEmbedConfig",
+    "SpectrogramEmbed",
+    "SpectrogramEmbedConfig",
+    "SquaresHeadConfig",
+    "Stack",
+    "StackConfig",
+    "StateBridgeConfig",
+    "StatesEmbed",
+    "StatesEmbedConfig",
+    "StepHead",
+    "StepHeadConfig",
+    "TokenEmbedConfig",
+    "TokenInputs",
+    "TrajectoryEmbed",
+    "TrajectoryEmbedConfig",
+    "TrajectoryInputs",
+    "TransformConfig",
+    "Transformer",
+    "TransformerConfig",
+    "TwoTower",
+    "TwoTowerConfig",
+    "UNetConfig",
+    "UNetPolicy",
+    "UNetPolicyConfig",
+    "VocabularyHead",
+    "VocabularyHeadConfig",
+    "act",
+    "actor_critic",
+    "attention_maps",
+    "build",
+    "cycle",
+    "describe",
+    "policy_head",
+    "step_heads",
+]

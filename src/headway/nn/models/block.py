@@ -1,0 +1,176 @@
+"""A block: mixing along time, reading a memory, and a map of each token, each around the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.mixers.attention import AttentionConfig
+from headway.nn.mixers.base import Memory, MixerConfig, State
+from headway.nn.mixers.cross import CrossAttentionConfig
+from headway.nn.parts.dropout import Dropout, DropPath
+from headway.nn.parts.feedforward import FeedForwardConfig, MLPConfig, Terms
+from headway.nn.parts.norm import LayerNormConfig, NormConfig
+
+Placement = Literal["pre", "post", "sandwich", "branch", "parallel", "none"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """The order of residual and norm, for each of the block's branches f:
+
+    pre: x + f(norm(x)); post: norm(x + f(x)) (2017); sandwich: x + norm(f(norm(x))); branch: x + norm(f(x)) (OLMo 2);
+    parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
+    `mixer_norm` false leaves out the norm before the mixer (ModernBERT's first layer, whose input is normed already).
+    `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each
+    branch (Touvron et al. 2021). `drop_path` is the probability that a branch is left out for a row, in training
+    (stochastic depth, Huang et al. 2016).
+    """
+
+    mixer: MixerConfig = AttentionConfig()  # mixes along time
+    cross: CrossAttentionConfig | None = None  # reads an encoder's output; none: there is none
+    feed_forward: FeedForwardConfig | None = MLPConfig()  # after the mixer; none: there is none
+    norm: NormConfig = LayerNormConfig()  # the kind of all norms of the block
+    placement: Placement = "pre"  # where norms stand
+    shared_norm: bool = False  # one norm for both branches of a parallel block
+    mixer_norm: bool = True  # whether a norm stands before the mixer
+    residual: bool = True  # whether each branch is added to its input
+    dropout: float = 0.0  # of each branch's output
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+
+
+class BlockOutput(NamedTuple):
+    x: Float[Tensor, "B T D"]
+    state: State | None
+    terms: Terms  # auxiliary losses by name
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Branch(nn.Module):
+    """What surrounds one function of a block: norms before, after it and after the sum, dropout, gain and residual."""
+
+    def __init__(self, config: BlockConfig, width: int, width_out: int | None = None) -> None:
+        super().__init__()
+        place, out = config.placement, width_out or width
+        self.before = config.norm.build(width) if place in ("pre", "sandwich", "parallel") else nn.Identity()
+        self.after = config.norm.build(out) if place in ("sandwich", "branch") else nn.Identity()
+        self.last = config.norm.build(out) if place == "post" else nn.Identity()
+        self.gain = LayerScale(out, config.layer_scale) if config.layer_scale is not None else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+        self.path = DropPath(config.drop_path) if config.drop_path else nn.Identity()
+        self.residual = config.residual
+
+    def forward(self, x: Tensor, function: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        y, extra = function(self.before(x))
+        return self.join(x, y), extra
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.path(self.dropout(self.gain(self.after(y))))
+        return self.last(x + y if self.residual else y)
+
+
+class Block(nn.Module):
+    """One layer of a Stack, whose output is `width` wide. A memory is for its cross-attention or for its mixer."""
+
+    def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
+        super().__init__()
+        self.mixer = config.mixer.build(width, biases)
+        self.width = _width_out(config, width)
+        self.mix = Branch(config, width, self.width)
+        width = self.width
+        if not config.mixer_norm:
+            self.mix.before = nn.Identity()
+        self.cross = config.cross.build(width, biases) if config.cross else None
+        self.read = Branch(config, width) if config.cross else None
+        self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
+        self.feed = Branch(config, width) if config.feed_forward else None
+        if config.shared_norm and self.feed is not None:
+            self.feed.before = self.mix.before
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
+    ) -> BlockOutput:
+        return self.around(x, layout, memory, lambda h: self.mixer(h, layout, state, memory))
+
+    def whole(self, x: Float[Tensor, "B T D"], layout: Layout) -> BlockOutput:
+        """Whole documents, one a row; in place of a state the vectors that the mixer has come to (`Mixer.read`)."""
+        return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
+
+    def remember(
+        self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
+    ) -> Memory | None:
+        """This block's own projection of an encoder's output; None where it does not read one."""
+        if self.mixer.reads_memory:
+            return self.mixer.remember(encoded, layout)
+        return None if self.cross is None else self.cross.remember(encoded, layout, positions)
+
+    def around(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        memory: Memory | None,
+        mix: Callable[[Tensor], tuple[Tensor, Any]],
+    ) -> BlockOutput:
+        """The block around what its mixer does."""
+        x, state = self.mix(x, mix)
+        terms: Terms = {}
+        if self.cross is not None and self.read is not None:
+            cross = self.cross
+            x, _ = self.read(x, lambda h: (cross(h, layout, memory), None))
+        if self.feed_forward is not None and self.feed is not None:
+            feed_forward = self.feed_forward
+            x, terms = self.feed(x, lambda h: feed_forward(h, layout))
+        return BlockOutput(x, state, terms)
+
+
+class ParallelBlock(Block):
+    """Mixer and feed-forward read the same input and are added together (Wang and Komatsuzaki 2021, GPT-J;
+    GPT-NeoX).
+    """
+
+    def around(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        memory: Memory | None,
+        mix: Callable[[Tensor], tuple[Tensor, Any]],
+    ) -> BlockOutput:
+        mixed, state = self.mix(x, mix)
+        if self.feed_forward is None or self.feed is None:
+            return BlockOutput(mixed, state, {})
+        y, terms = self.feed_forward(self.feed.before(x), layout)
+        return BlockOutput(self.feed.join(mixed, y), state, terms)
+
+
+def _width_out(config: BlockConfig, width: int) -> int:
+    """The width after the mixer. Raises ConfigError for one that the rest of the block cannot take."""
+    kind, out = type(config.mixer).__name__, config.mixer.width_out(width)
+    if out != width and (config.residual or config.placement == "parallel"):
+        raise ConfigError(
+            f"{kind} gives {out} numbers a token in a model {width} wide, which cannot be added to its input; "
+            "let it project them back (out true), or set the block's residual to false"
+        )
+    if config.mixer.reads_memory and config.cross is not None:
+        raise ConfigError(f"{kind} reads the memory itself; leave the block's cross-attention out")
+    return out
+
+
+def build_block(config: BlockConfig, width: int, biases: nn.ModuleDict) -> Block:
+    kind = ParallelBlock if config.placement == "parallel" else Block
+    return kind(config, width, biases)

@@ -1,0 +1,187 @@
+"""A vision tower, a projector and a decoder that reads what both make of an image before its text: LLaVA's manner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.nn.models.embeds import TokenEmbed, TokenEmbedConfig
+from headway.nn.models.patches import PatchEmbedConfig
+from headway.nn.models.transformer import (
+    Decoding,
+    Encoded,
+    ModelConfig,
+    Prompt,
+    Transformer,
+    TransformerConfig,
+    check_prompt,
+)
+from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, Terms
+from headway.nn.parts.init import InitConfig, initialise
+from headway.nn.parts.projection import Projection
+
+IMAGE = 1  # the group of an image's tokens, which see each other both ways
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """From the tower's vectors to the decoder's: one linear map (`layers` 1; Liu et al. 2023, "Visual instruction
+    tuning", equation 1), or two with an activation between them (Liu et al. 2024, "Improved baselines").
+    """
+
+    layers: Literal[1, 2] = 2  # linear maps
+    activation: ActivationName = "gelu"  # between two maps
+    bias: bool = True  # of the maps
+
+
+@register("captioner")
+@dataclass(frozen=True)
+class CaptionerConfig(ModelConfig):
+    """`tower` reads images and has no heads; `decoder` writes, and its context holds an image's tokens too.
+
+    Beside its fields, `--set` takes width, depth, heads (each a number, or [tower, decoder]), mixer (of both; where a
+    tower may see both ways, so does what takes its mixers' place), dropout, drop_path, symbols and context (of text).
+    Attention sees the tokens of an image both ways and text causally; other mixers read an image as they read text,
+    from its first token to the last.
+    """
+
+    tower: TransformerConfig = TransformerConfig(embed=PatchEmbedConfig(), heads={}, tie="none")  # reads the image
+    decoder: TransformerConfig = TransformerConfig()  # writes the text
+    projector: ProjectorConfig = ProjectorConfig()  # from the tower's vectors to the decoder's
+    init: InitConfig = InitConfig(matrices="fan_in")  # of the projector; tower and decoder have their own
+
+    @property
+    def width(self) -> int:
+        return self.decoder.width
+
+    @property
+    def symbols(self) -> int:
+        return self.decoder.symbols
+
+    @property
+    def images(self) -> PatchEmbedConfig:
+        """How the tower reads images. ConfigError for one that reads something else."""
+        embed = self.tower.embed
+        if not isinstance(embed, PatchEmbedConfig):
+            kind = getattr(embed, "kind", type(embed).__name__)
+            raise ConfigError(f"model.tower reads {kind}, no images; give a tower with an embed of patches")
+        return embed
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of the decoder that an image of the tower's size becomes: its patches."""
+        return self.images.length - self.images.tokens - self.images.registers
+
+    @property
+    def context(self) -> int | None:
+        """The most symbols of text beside an image; None where there is no limit."""
+        return None if self.decoder.context is None else self.decoder.context - self.prefix
+
+    def build(self, seed: int | None = 0) -> Captioner:
+        return Captioner(self, seed)
+
+
+class Projector(nn.Module):
+    def __init__(self, config: ProjectorConfig, width: int, out: int) -> None:
+        super().__init__()
+        self.first = Projection(width, out, config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.second = Projection(out, out, config.bias) if config.layers == 2 else None
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N D"]:
+        x = self.first(x)
+        return x if self.second is None else self.second(self.activation(x))
+
+
+class Captioner(nn.Module):
+    """Liu et al. 2023, figure 1: an image's patches, read by the tower and projected, stand before the text.
+
+    The patches see each other both ways, as the prefix of a prefix language model (Raffel et al. 2020, figure 3), which
+    PaliGemma has too (Beyer et al. 2024); LLaVA itself is causal there.
+    """
+
+    def __init__(self, config: CaptionerConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        _check(config)
+        seeds: Sequence[int | None] = (None,) * 3 if seed is None else (seed, seed + 1, seed + 2)
+        self.tower = Transformer(replace(config.tower, heads={}, tie="none"), seeds[0])
+        self.decoder = Transformer(config.decoder, seeds[1])
+        self.projector = Projector(config.projector, self.tower.stack.width, config.decoder.width)
+        self.heads = self.decoder.heads
+        if seeds[2] is not None:
+            initialise(self.projector, config.init, 1, seeds[2])
+
+    def forward(self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout) -> Encoded:
+        """The decoder's features of whole texts, each after its image; `heads["vocabulary"]` reads them."""
+        x, where, terms = self._joined(images, ids, layout)
+        x, _, more = self.decoder.stack(x, where)
+        names = terms.keys() | more.keys()
+        auxiliary = cast(Terms, {name: terms.get(name, 0.0) + more.get(name, 0.0) for name in names})
+        return Encoded(x[:, -layout.length :], layout, auxiliary)
+
+    def look(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Terms]:
+        """What the decoder reads of images, a vector for each patch, and the tower's auxiliary losses."""
+        x, _, terms, _ = self.tower(images)
+        front = self.config.images.tokens + self.config.images.registers
+        return self.projector(x[:, front:]), terms
+
+    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
+        """Look at `prompt.source`, an image a row, and read the texts' first symbols; see Transformer.start.
+
+        `capacity` counts symbols of text.
+        """
+        if prompt.source is None:
+            raise UserError("a captioner has no image to look at; give prompt.source, Float[B, C, H, W]")
+        check_prompt(prompt.layout, capacity, self.config.context)
+        x, where, _ = self._joined(prompt.source, prompt.ids, prompt.layout)
+        return self.decoder.read_first(x, where, capacity + x.shape[1] - prompt.layout.length)
+
+    def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
+        return self.decoder.step(ids, decoding)
+
+    def _joined(
+        self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout
+    ) -> tuple[Float[Tensor, "B S D"], Layout, Terms]:
+        """What the decoder's first block reads: the image's tokens from position 0 on, then those of the text."""
+        if not layout.single:
+            raise UserError("packed rows hold several texts, and a row has one image; give a text a row")
+        if images.shape[0] != ids.shape[0]:
+            raise UserError(f"{images.shape[0]} images for {ids.shape[0]} texts; give one for each")
+        seen, terms = self.look(images)
+        count = seen.shape[1]
+        front = torch.arange(count, device=ids.device).expand(layout.batch, count)
+        behind = torch.where(layout.keep, layout.positions + count, -1)
+        group = torch.cat([torch.full_like(front, IMAGE), torch.zeros_like(behind)], 1)
+        where = Layout(torch.cat([front, behind], 1), layout.dense, group)
+        context = self.config.decoder.context
+        if context is not None and where.length > context:
+            raise UserError(
+                f"an image of {count} patches and {layout.length} symbols exceed the context of {context}; "
+                "make the image smaller, or shorten the text"
+            )
+        embed = cast(TokenEmbed, self.decoder.embed)
+        return embed.place(torch.cat([seen, embed.look_up(ids)], 1), where), where, terms
+
+
+def _check(config: CaptionerConfig) -> None:
+    decoder, prefix = config.decoder, config.prefix
+    if not isinstance(decoder.embed, TokenEmbedConfig):
+        raise ConfigError("model.decoder has no vectors of symbols among which an image could stand; give embed tokens")
+    if not decoder.stack.causal:
+        raise ConfigError("model.decoder sees later tokens, so it cannot write; give it causal mixers, as a GPT has")
+    if any(block.cross is not None or block.mixer.reads_memory for block in decoder.stack.blocks):
+        raise ConfigError("model.decoder reads an encoder's output, and here images are a prefix; leave that out")
+    if decoder.context is not None and decoder.context <= prefix:
+        raise ConfigError(
+            f"model.decoder has a context of {decoder.context}, which the {prefix} patches of an image fill; "
+            "give larger patches, smaller images, or a decoder of a longer context"
+        )

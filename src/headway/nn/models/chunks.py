@@ -1,0 +1,264 @@
+"""Chunks of actions: what a decoder is asked, what a posterior reads, and how a chunk is learnt by regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.heads import Loss
+from headway.nn.models.patches import Learnt
+from headway.nn.models.robot import Observations
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.feedforward import ACTIVATIONS, Terms
+from headway.nn.parts.positions import SinusoidalConfig
+from headway.nn.parts.projection import Projection
+
+
+class Noised(NamedTuple):
+    """Chunks of actions with noise, and how much: the `steps` of the diffusion, from 0."""
+
+    actions: Float[Tensor, "B C A"]
+    steps: Int[Tensor, "B"]
+
+
+class Drawn(NamedTuple):
+    """What chance gives to a chunk: numbers of a normal distribution and, in diffusion, a step for each row."""
+
+    noise: Tensor
+    steps: Int[Tensor, "B"] | None = None
+
+    def to(self, device: torch.device | str) -> Drawn:
+        return Drawn(self.noise.to(device), None if self.steps is None else self.steps.to(device))
+
+
+class Chunks(NamedTuple):
+    """Demonstrated chunks; `keep` says which of their actions there are: after an episode's end there are none."""
+
+    actions: Float[Tensor, "B C A"]
+    keep: Bool[Tensor, "B C"]
+
+    def to(self, device: torch.device | str) -> Chunks:
+        return Chunks(self.actions.to(device), self.keep.to(device))
+
+
+@runtime_checkable
+class Chunker(Protocol):
+    """A model as a head of chunks works with it."""
+
+    def look(self, seen: Observations) -> tuple[Any, Terms]:
+        """What the decoder reads of observations, encoded once, and auxiliary losses."""
+        ...
+
+    def say(self, heard: Any, noised: Noised | None) -> Float[Tensor, "B C A"]:
+        """What the decoder says of each action of a chunk."""
+        ...
+
+    def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Mean and log variance of the latent behind demonstrated chunks."""
+        ...
+
+
+@family
+@dataclass(frozen=True)
+class ChunkHeadConfig:
+    """How chunks of actions are learnt and said."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of the latent, which a posterior infers in training; 0 for none."""
+        return 0
+
+    @property
+    def noised(self) -> bool:
+        """Whether the decoder reads actions with noise."""
+        return False
+
+    def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
+        """What chance gives to the training of so many rows, and to saying them."""
+        raise NotImplementedError
+
+    def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+        """Named sums over the actions that there are."""
+        raise NotImplementedError
+
+    def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
+        """Chunks for what is seen."""
+        raise NotImplementedError
+
+
+@register("regression")
+@dataclass(frozen=True)
+class RegressionConfig(ChunkHeadConfig):
+    """Zhao et al. 2023, algorithm 1: the mean absolute error of actions, and `beta` times the divergence of a latent of
+    `latent` numbers from a normal distribution (Kingma and Welling 2014, appendix B). With `latent` 0 there is none.
+    """
+
+    latent: int = 32  # size of the latent, 0 for none
+    beta: float = 10.0  # weight of the latent's divergence
+
+    def __post_init__(self) -> None:
+        if self.latent < 0 or self.beta < 0:
+            raise ConfigError(f"a latent of {self.latent} numbers, beta {self.beta}; give nothing below 0")
+
+    @property
+    def size(self) -> int:
+        return self.latent
+
+    def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
+        return Drawn(torch.from_numpy(random.standard_normal((rows, self.latent), np.float32)))
+
+    def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+        divergence = {}
+        if self.latent:
+            mean, log_variance = model.infer(seen, chunks)
+            seen = seen._replace(latent=mean + (0.5 * log_variance).exp() * drawn.noise)
+            each = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
+            divergence = {"kl": Loss(self.beta * each.sum(), seen.rows)}
+        memory, terms = model.look(seen)
+        error = (model.say(memory, None) - chunks.actions).abs()
+        return {"actions": summed(error, chunks.keep, terms), **divergence}
+
+    def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
+        return model.say(model.look(seen)[0], None)
+
+
+def summed(error: Float[Tensor, "B C A"], keep: Bool[Tensor, "B C"], terms: Terms) -> Loss:
+    """The mean error of each action that there is, summed; `terms` are auxiliary means."""
+    count = int(keep.sum())
+    total = torch.where(keep, error.mean(-1), 0.0).sum()
+    return Loss(total + sum(terms.values(), total.new_zeros(())) * count, count)
+
+
+@register("queries")
+@dataclass(frozen=True)
+class QueriesConfig(EmbedConfig):
+    """A learned vector for each of the `chunk` actions that are asked for; without `learned` they are 0, for a stack
+    that adds positions to queries and keys. In diffusion they also read what the `actions` numbers of each are with
+    noise, and one of so many `steps`.
+    """
+
+    chunk: int = 1  # actions of a chunk
+    actions: int = 0  # numbers of an action, in diffusion; 0 where they are not read
+    dropout: float = 0.0  # of the vectors
+    learned: bool = True  # whether there is a vector for each
+
+    @property
+    def length(self) -> int:
+        return self.chunk
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"{self.chunk} queries" + (f" and {self.actions} numbers of each, with noise" if self.actions else "")
+
+    def summary(self) -> str:
+        return "queries"
+
+    def build(self, width: int, symbols: int, context: int | None) -> Queries:
+        if self.chunk < 1:
+            raise ConfigError(f"chunks of {self.chunk} actions say nothing; set model.chunk to 1 or more")
+        return Queries(self, width)
+
+
+class Queries(nn.Module):
+    def __init__(self, config: QueriesConfig, width: int) -> None:
+        super().__init__()
+        self.table = None  # there is no vocabulary to share
+        self.queries = Learnt(config.chunk, width) if config.learned else Zeros(config.chunk, width)
+        self.noised = NoisedActions(config.actions, width) if config.actions else None
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, noised: Noised | None, layout: Layout) -> tuple[Float[Tensor, "B C D"], Layout]:
+        x = self.queries.table.expand(layout.batch, -1, -1)
+        if self.noised is not None:
+            x = x + self.noised(noised)
+        return self.dropout(x), layout
+
+
+class Zeros(nn.Module):
+    """What stands where nothing is learned."""
+
+    table: Tensor
+
+    def __init__(self, chunk: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(chunk, width), persistent=False)
+
+
+class NoisedActions(nn.Module):
+    """Actions by a linear map, and the step of the diffusion: sinusoids through a network of one hidden layer (Ho et
+    al. 2020, appendix B).
+    """
+
+    def __init__(self, actions: int, width: int) -> None:
+        super().__init__()
+        self.actions = Projection(actions, width)
+        self.places = SinusoidalConfig().build(width, None)
+        self.up, self.down = Projection(width, 4 * width), Projection(4 * width, width)
+        self.activation = ACTIVATIONS["silu"]
+
+    def forward(self, noised: Noised) -> Float[Tensor, "B C D"]:
+        actions = self.actions(noised.actions)
+        step = self.places(Layout(noised.steps[:, None]), actions)
+        return actions + self.down(self.activation(self.up(step)))
+
+
+class PosteriorInputs(NamedTuple):
+    """What a posterior reads: states, None where there are none, and the chunks that followed them."""
+
+    states: Float[Tensor, "B S"] | None
+    actions: Float[Tensor, "B C A"]
+
+
+@register("shown")
+@dataclass(frozen=True)
+class ShownConfig(EmbedConfig):
+    """A class token, the state (`states` numbers, 0 for none) and each action of a chunk (`actions` numbers), with
+    sinusoidal positions unless the stack adds its own.
+    """
+
+    states: int = 0  # numbers of the state, 0 for none
+    actions: int = 1  # numbers of an action
+    dropout: float = 0.0  # of all tokens
+    positions: bool = True  # whether tokens have sinusoidal positions
+
+    @property
+    def front(self) -> int:
+        """Tokens before the actions."""
+        return 1 + bool(self.states)
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"a state of {self.states} numbers and actions of {self.actions}"
+
+    def summary(self) -> str:
+        return "class token, state, actions"
+
+    def build(self, width: int, symbols: int, context: int | None) -> ShownEmbed:
+        return ShownEmbed(self, width)
+
+
+class ShownEmbed(nn.Module):
+    """Zhao et al. 2023, figure 4, left: a class token, the state and the actions, with sinusoidal positions."""
+
+    def __init__(self, config: ShownConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        self.first = Learnt(1, width)
+        self.states = Projection(config.states, width) if config.states else None
+        self.actions = Projection(config.actions, width)
+        self.positions = SinusoidalConfig().build(width, None) if config.positions else None
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, shown: PosteriorInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        actions = self.actions(shown.actions)
+        state = [] if self.states is None else [self.states(shown.states)[:, None]]
+        x = torch.cat([self.first(actions), *state, actions], 1)
+        return self.dropout(x if self.positions is None else x + self.positions(layout, x)), layout

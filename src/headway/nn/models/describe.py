@@ -1,0 +1,210 @@
+"""What a model is and costs, told from its config without allocating a weight."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from headway.nn.mixers import (
+    AttentionConfig,
+    BidirectionalConfig,
+    ConditionalGRU,
+    CrossAttention,
+    CrossAttentionConfig,
+    Mixer,
+    State,
+    tree_map,
+)
+from headway.nn.mixers.attention import SelfAttention
+from headway.nn.models.act import ActConfig
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.captioner import CaptionerConfig
+from headway.nn.models.encoder_decoder import EncoderDecoderConfig
+from headway.nn.models.heads import VocabularyHead
+from headway.nn.models.patches import ConvolutionalStem
+from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
+from headway.nn.models.two_tower import SIDES, TwoTower, TwoTowerConfig
+from headway.nn.models.unet_policy import UNetPolicyConfig
+from headway.nn.parts.feedforward import Experts, ExpertsConfig
+from headway.nn.parts.projection import Projection
+from headway.visibility import Causal
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Sizes and costs of a model.
+
+    parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
+    fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
+    or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source
+    token and a target token together, two towers one token of each, a captioner one of the tower and one of the
+    decoder. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further
+    token adds. tree: a line for each part.
+    """
+    with torch.device("meta"):
+        model = config.build(seed=None)
+    parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
+    count = sum(p.numel() for p in parameters)
+    constant, growing = _state_bytes(model)
+    return {
+        "parameters": count,
+        "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
+        "weights_bytes": 4 * count,
+        "flop_per_token": _flop(model, config),
+        "state_bytes": constant,
+        "state_bytes_per_token": growing,
+        "context": getattr(config, "context", None),
+        "tree": _tree(config),
+    }
+
+
+def _flop(model: nn.Module, config: ModelConfig) -> int:
+    if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
+        return sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
+    return flop_per_token(model, _length(config))
+
+
+def flop_per_token(model: nn.Module, context: int | None) -> int:
+    """Floating point operations of one token's forward pass; training costs three times as much.
+
+    That is 2 for each weight of a projection, 4 H K S for the scores and sums of attention over S tokens, and
+    `scan_flop` of each mixer: 4 H M N for linear attention, whose state has M N numbers a head, 6 H M N for the delta
+    rule, 4 N for the N cells of an LSTM. The scans are counted token by token; in chunks they compute more, but faster.
+    Functions of single numbers and norms are left out.
+    """
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
+    weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
+    for experts in (m for m in model.modules() if isinstance(m, Experts)):
+        each = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
+        weights -= each * (experts.config.count - experts.config.active) // experts.config.count
+    scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
+    scans += sum(m.flop for m in model.modules() if isinstance(m, ConvolutionalStem))
+    return 2 * weights + scans + sum(_scores(m, context or 0) for m in model.modules())
+
+
+def _scores(module: nn.Module, context: int) -> int:
+    if isinstance(module, ConditionalGRU) and module.config.context == "additive":
+        units, read = module.keys.weight.shape
+        return 2 * (units + read) * context
+    if isinstance(module, CrossAttention):
+        return 4 * module.heads * module.size * context
+    if not isinstance(module, SelfAttention):
+        return 0
+    pattern = module.config.pattern
+    keys = context // 2 if pattern.causal else context
+    if isinstance(pattern, Causal) and pattern.window is not None:
+        keys = min(keys, pattern.window)
+    return 4 * module.heads * module.size * keys
+
+
+def _state_bytes(model: nn.Module) -> tuple[int, int]:
+    """Of one row: what does not grow with it, and what each token adds."""
+    decoder = getattr(model, "decoder", model)
+    if not isinstance(decoder, Transformer) or not decoder.config.stack.causal:
+        return 0, 0
+    one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
+    return 2 * one - two, two - one
+
+
+def _bytes(states: State) -> int:
+    sizes: list[int] = []
+    tree_map(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()), states)
+    return sum(sizes)
+
+
+def _tree(config: ModelConfig) -> list[str]:
+    if isinstance(config, EncoderDecoderConfig):
+        first = f"encoder-decoder, bridge {config.bridge.kind}, tie {config.tie}"  # type: ignore[attr-defined]
+        return [first, *_parts(encoder=config.encoder, decoder=config.decoder)]
+    if isinstance(config, TwoTowerConfig):
+        loss = "softmax" if config.bias is None else "sigmoid"
+        first = f"two towers into {config.shared} common numbers, a learned scale ({loss})"
+        return [first, *_parts(left=config.left, right=config.right)]
+    if isinstance(config, CaptionerConfig):
+        first = f"captioner, {config.prefix} tokens of an image before the text{_reading(config.decoder)}"
+        parts = _parts(tower=config.tower, decoder=config.decoder)
+        return [first, *parts, f"  projector of {config.projector.layers} layers"]
+    if isinstance(config, ActConfig):
+        first = f"chunks of {config.chunk} actions of {config.actions} numbers by {config.head.kind}"  # type: ignore[attr-defined]
+        parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
+        return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
+    if isinstance(config, UNetPolicyConfig):
+        return _denoising(config)
+    if not isinstance(config, TransformerConfig):
+        return [str(config)]
+    reads = config.embed.reads(config.symbols, config.context)
+    lines = [f"width {config.width}, {reads}, embed {config.embed.summary()}"]
+    for block, run in groupby(config.stack.blocks):
+        lines.append(f"{len(list(run))} x {_block(block)}")
+    norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
+    return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
+
+
+def _denoising(config: UNetPolicyConfig) -> list[str]:
+    net, head = config.net, config.head
+    widths = ", ".join(map(str, net.widths))
+    return [
+        f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
+        f"  of the last {config.history} steps: {config.observation.reads()}",
+        f"  U-Net over time, widths {widths}, {net.taps} taps, {net.groups} groups",
+        f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",
+    ]
+
+
+def _parts(**parts: TransformerConfig) -> list[str]:
+    """The lines of parts by their names."""
+    return [line for name, part in parts.items() for line in (f"  {name}", *(f"    {inner}" for inner in _tree(part)))]
+
+
+def _reading(decoder: TransformerConfig) -> str:
+    """How the mixers of a captioner's decoder read an image."""
+    both = [isinstance(block.mixer, AttentionConfig) for block in decoder.stack.blocks]
+    if all(both):
+        return ", read both ways"
+    return ", read both ways by attention and in order by other mixers" if any(both) else ", read in order"
+
+
+def _length(config: ModelConfig) -> int | None:
+    """Tokens of a full context, or of an image of the usual size."""
+    if isinstance(config, TransformerConfig) and config.context is None:
+        return config.embed.length
+    if isinstance(config, CaptionerConfig):
+        return config.prefix + (config.context or 0)
+    if isinstance(config, ActConfig):
+        return config.observation.length
+    return getattr(config, "context", None)
+
+
+def _block(block: BlockConfig) -> str:
+    parts = [_mixer(block.mixer)]
+    if block.cross is not None:
+        parts.append(f"cross-attention, {block.cross.heads} heads")
+    if block.feed_forward is not None:
+        parts.append(_feed_forward(block.feed_forward))
+    norm = "" if block.placement == "none" else f"{block.norm.kind} norm {block.placement}: "  # type: ignore[attr-defined]
+    return norm + " + ".join(parts)
+
+
+def _mixer(mixer: Any) -> str:
+    if isinstance(mixer, BidirectionalConfig):
+        return f"{_mixer(mixer.mixer)}, both ways"
+    if not isinstance(mixer, (AttentionConfig, CrossAttentionConfig)):
+        cells = getattr(mixer, "cells", None)
+        return mixer.kind if cells is None else f"{mixer.kind}, {cells} cells"
+    text = f"attention, {mixer.heads} heads"
+    if mixer.kv_heads:
+        text += f" on {mixer.kv_heads}"
+    if isinstance(mixer, AttentionConfig):
+        window = getattr(mixer.pattern, "window", None)
+        text += f", {mixer.pattern.kind}" + (f" window {window}" if window else "")  # type: ignore[attr-defined]
+        text += ", rotary" if mixer.rotary else ""
+    return text
+
+
+def _feed_forward(part: Any) -> str:
+    if isinstance(part, ExpertsConfig):
+        return f"{part.count} experts, {part.active} active, each {_feed_forward(part.expert)}"
+    size = f"{part.hidden}" if part.hidden is not None else f"{part.ratio:.3g} x width"
+    return f"{part.kind} {part.activation} {size}"

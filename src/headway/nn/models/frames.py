@@ -1,0 +1,179 @@
+"""From the frames of a sound, or the patches of its spectrogram, to vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.patches import Grid, GridPositions, Learnt
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.feedforward import ACTIVATIONS
+from headway.nn.parts.positions import PositionsConfig, SinusoidTableConfig
+from headway.nn.parts.projection import Convolution, Projection
+
+
+@register("frames")
+@dataclass(frozen=True)
+class FramesEmbedConfig(EmbedConfig):
+    """Frames of `bands` numbers each (log-mel spectra), of which the model's context counts every other one."""
+
+    bands: int = 80  # numbers of a frame
+    positions: PositionsConfig | None = SinusoidTableConfig()  # vectors of positions
+    dropout: float = 0.0  # of the sum
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        longest = "any length" if context is None else f"at most {2 * context} frames"
+        return f"sounds of {longest}, {self.bands} bands each"
+
+    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+        return FramesEmbed(self, width, context)
+
+
+class FramesEmbed(nn.Module):
+    """Radford et al. 2022, figure 1: two convolutions over three frames, of which the second takes every other frame,
+    and positions.
+    """
+
+    def __init__(self, config: FramesEmbedConfig, width: int, context: int | None) -> None:
+        super().__init__()
+        self.bands, self.context = config.bands, context
+        self.first = Convolution(config.bands, width)
+        self.second = Convolution(width, width, stride=2)
+        self.activation = ACTIVATIONS["gelu"]
+        self.positions = config.positions.build(width, context) if config.positions else None
+        self.dropout = Dropout(config.dropout)
+        self.table = None
+
+    def whole(self, inputs: Tensor) -> Layout:
+        """Each row is one sound."""
+        return Layout.full(*inputs.shape[:2], device=inputs.device)
+
+    def forward(self, inputs: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
+        after = self._check(inputs, layout)
+        x = self.activation(self.first(_silent(inputs, layout)))
+        x = self.activation(self.second(_silent(x, layout)))
+        return self.dropout(x if self.positions is None else x + self.positions(after, x)), after
+
+    def _check(self, inputs: Tensor, layout: Layout) -> Layout:
+        """Where the vectors sit. UserError for frames that this model cannot hear."""
+        if inputs.shape[2] != self.bands:
+            raise UserError(f"the frames have {inputs.shape[2]} bands, this model hears {self.bands}; make as many")
+        if not layout.single:
+            raise UserError("convolutions would mix the sounds of a row that holds several; give one sound a row")
+        after = _halved(layout)
+        if self.context is not None and after.length > self.context:
+            raise UserError(
+                f"a sound of {layout.length} frames exceeds the {2 * self.context} that this model hears; "
+                "cut it into shorter ones"
+            )
+        return after
+
+
+def _silent(x: Tensor, layout: Layout) -> Tensor:
+    """Zeros past the end of each row, as a convolution sees them past the end of a sound that is alone."""
+    return x if layout.dense else torch.where(layout.keep[..., None], x, 0.0)
+
+
+def _halved(layout: Layout) -> Layout:
+    length = (layout.length + 1) // 2
+    if layout.dense:
+        return Layout.full(layout.batch, length, device=layout.positions.device)
+    return Layout.padded((layout.lengths + 1) // 2, length)
+
+
+@register("spectrogram")
+@dataclass(frozen=True)
+class SpectrogramEmbedConfig(EmbedConfig):
+    """Log-mel frames [B, T, `bands`], cut into patches of `patch` (frames, bands), one every `stride`.
+
+    Patches of all bands are steps of time (KWT: (1, 40)); those of 16 x 16 every 10 x 10 overlap (AST). `tokens`
+    learned vectors stand before them, as for images. Positions are learned for sounds of `frames` and interpolated for
+    others. What is left over at the edges is not read, as by AST's convolution; `fitting` leaves nothing over.
+    """
+
+    frames: int = 100  # frames of the sounds that positions are learned for
+    bands: int = 80  # numbers of a frame
+    patch: tuple[int, int] = (1, 80)  # frames and bands of a patch
+    stride: tuple[int, int] = (1, 80)  # frames and bands from a patch to the next
+    tokens: int = 1  # learned vectors before the patches
+    dropout: float = 0.0  # of the sum
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.bands, *self.patch, *self.stride) < 1 or self.tokens < 0:
+            raise ConfigError(
+                f"patches of {self.patch} every {self.stride} of {self.frames} frames and {self.bands} bands, with "
+                f"{self.tokens} tokens; give sizes above 0, and 0 tokens or more"
+            )
+        if self.frames < self.patch[0] or self.bands < self.patch[1]:
+            raise ConfigError(
+                f"{self.frames} frames of {self.bands} bands are less than a patch of {self.patch}; give as many"
+            )
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sound of `frames`."""
+        rows, columns = self.grid(self.frames)
+        return self.tokens + rows * columns
+
+    def fitting(self, frames: int) -> int:
+        """The fewest frames that hold so many and are whole patches."""
+        return self.patch[0] + max(0, -(-(frames - self.patch[0]) // self.stride[0])) * self.stride[0]
+
+    def grid(self, frames: int) -> Grid:
+        """Patches along time and along bands. UserError for a sound that is shorter than one."""
+        if frames < self.patch[0]:
+            raise UserError(f"a sound of {frames} frames is shorter than a patch of {self.patch[0]}; pad it")
+        sizes = zip((frames, self.bands), self.patch, self.stride)
+        rows, columns = ((size - part) // step + 1 for size, part, step in sizes)
+        return rows, columns
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        return f"sounds of {self.frames} frames ({self.length} tokens) or other lengths"
+
+    def summary(self) -> str:
+        (long, high), (along, up) = self.patch, self.stride
+        return f"patches of {long} frames x {high} bands, one every {along} x {up}, {self.tokens} learned tokens"
+
+    def build(self, width: int, symbols: int, context: int | None) -> SpectrogramEmbed:
+        return SpectrogramEmbed(self, width)
+
+
+class SpectrogramEmbed(nn.Module):
+    """Patches to vectors by one linear map, learned tokens before them, positions; `project.weight` is [D, P Q]."""
+
+    def __init__(self, config: SpectrogramEmbedConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        self.project = Projection(config.patch[0] * config.patch[1], width)
+        self.tokens = Learnt(config.tokens, width) if config.tokens else None
+        self.positions = GridPositions(config.tokens, config.grid(config.frames), width)
+        self.dropout = Dropout(config.dropout)
+
+    def whole(self, frames: Float[Tensor, "B T M"]) -> Layout:
+        """Each sound is one document."""
+        rows, columns = self._grid(frames)
+        return Layout.full(frames.shape[0], self.config.tokens + rows * columns, device=frames.device)
+
+    def forward(self, frames: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
+        front, places = self.positions(self._grid(frames))
+        (long, high), (along, up) = self.config.patch, self.config.stride
+        patches = frames.unfold(1, long, along).unfold(2, high, up)  # [B, rows, columns, P, Q]
+        x = self.project(patches.flatten(3).flatten(1, 2)) + places
+        if self.tokens is not None:
+            x = torch.cat([self.tokens(x) + front, x], 1)
+        return self.dropout(x), layout
+
+    def _grid(self, frames: Float[Tensor, "B T M"]) -> Grid:
+        if frames.shape[2] != self.config.bands:
+            raise UserError(
+                f"the frames have {frames.shape[2]} bands, this model hears {self.config.bands}; make as many"
+            )
+        return self.config.grid(frames.shape[1])

@@ -1,0 +1,149 @@
+"""From vectors to outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from headway.nn.kernels.linear import linear
+from headway.nn.kernels.pointwise import pointwise
+from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
+from headway.nn.parts.norm import LayerNormConfig, NormConfig
+from headway.nn.parts.projection import Projection
+
+
+class Loss(NamedTuple):
+    """A sum over `count` samples. Sums add up exactly over micro-batches and devices; means do not."""
+
+    total: Float[Tensor, ""]
+    count: int
+
+
+@family
+@dataclass(frozen=True)
+class HeadConfig:
+    """An output of a model; its module maps (x, layout) to what it says."""
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> nn.Module:
+        """`table` is the embedding [C, D] to share, None for weights of the head's own."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """norm(activation(dense(x))) before the vocabulary, as masked language models have (Devlin et al. 2019)."""
+
+    activation: ActivationName = "gelu"  # after the dense map
+    norm: NormConfig = LayerNormConfig()  # after the activation
+    bias: bool = True  # of the dense map
+
+
+@register("vocabulary")
+@dataclass(frozen=True)
+class VocabularyHeadConfig(HeadConfig):
+    """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
+    c); `transform` stands before them, and so do so many units of `maxout`.
+    """
+
+    bias: bool = False  # of the logits
+    scale: float = 1.0  # what logits are multiplied by
+    soft_cap: float | None = None  # c turns logits l into c tanh(l / c)
+    transform: TransformConfig | None = None  # what stands before the logits
+    maxout: int | None = None  # units of a maxout before the logits
+
+    def __post_init__(self) -> None:
+        if self.maxout is not None and (self.maxout < 1 or self.transform is not None):
+            raise ConfigError(f"maxout is {self.maxout}; give 1 or more units, and no transform beside them, or none")
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
+        return VocabularyHead(self, width, symbols, table)
+
+
+class Transform(nn.Module):
+    def __init__(self, config: TransformConfig, width: int) -> None:
+        super().__init__()
+        self.dense = Projection(width, width, config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = config.norm.build(width)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        return self.norm(self.activation(self.dense(x)))
+
+
+class Maxout(nn.Module):
+    """The larger of each pair of linear units (Goodfellow et al. 2013): the deep output of the GRU models of 2014."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.dense = Projection(width, 2 * units)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... U"]:
+        return self.dense(x).unflatten(-1, (-1, 2)).amax(-1)
+
+
+class VocabularyHead(nn.Module):
+    """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf
+    2017).
+    """
+
+    def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
+        super().__init__()
+        self.config = config
+        self.transform = Transform(config.transform, width) if config.transform else nn.Identity()
+        if config.maxout is not None:
+            self.transform, width = Maxout(width, config.maxout), config.maxout
+        if table is not None and table.shape[1] != width:
+            raise ConfigError(
+                f"an embedding {table.shape[1]} wide cannot be shared with a head that reads {width}; set tie to none"
+            )
+        self.project = Projection(width, symbols, bias=False) if table is None else None
+        self.table = table
+        self.bias = nn.Parameter(torch.zeros(symbols)) if config.bias else None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = self.project.weight if self.project is not None else self.table
+        assert weight is not None  # one of the two always exists
+        return weight
+
+    def forward(self, x: Float[Tensor, "... D"], layout: Layout | None = None) -> Float[Tensor, "... C"]:
+        logits = linear(self._features(x), self.weight, self.bias)
+        if self.config.soft_cap is None:
+            return logits
+        return self.config.soft_cap * pointwise(torch.tanh, logits / self.config.soft_cap)
+
+    def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
+        """What the weights see."""
+        x = self.transform(x)
+        return x * self.config.scale if self.config.scale != 1.0 else x
+
+    def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
+        """Summed cross-entropy in nats of the labelled positions; IGNORED ones are dropped before the head."""
+        rows, targets = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
+        kept = targets != IGNORED
+        count = int(kept.sum())
+        if count < targets.numel():
+            rows, targets = rows[kept], targets[kept]
+        if self.config.soft_cap is not None:
+            total = nn.functional.cross_entropy(self(rows), targets, reduction="sum", label_smoothing=smoothing)
+            return Loss(total, count)
+        return Loss(
+            linear_cross_entropy(self._features(rows), self.weight, targets, self.bias, smoothing=smoothing), count
+        )
+
+    def log_probabilities(self, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """log p(label) in nats; 0 where the label is IGNORED. Row by row, so that not all logits are held."""
+        out = x.new_zeros(labels.shape)
+        for row in range(labels.shape[0]):
+            kept = labels[row] != IGNORED
+            scores = self(x[row][kept]).log_softmax(-1)
+            out[row, kept] = scores.gather(1, labels[row][kept][:, None])[:, 0]
+        return out

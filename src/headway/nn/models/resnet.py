@@ -1,0 +1,111 @@
+"""From images to a grid of vectors: residual networks of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.nn.parts.norm import GroupNorm
+from headway.nn.parts.projection import ImageConvolution
+
+ResNetDepth = Literal[18, 34]
+STRIDE = 32  # pixels from one vector to the next, each way
+_LAYERS: dict[ResNetDepth, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_CHANNELS = (64, 128, 256, 512)
+_EPS = 1e-5
+_OF_A_GROUP = 16  # channels, where groups of them are normalised
+
+
+class FrozenNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) whose statistics and scales are what was trained before, and stay:
+    one factor and one offset a channel.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, start in (("weight", 1.0), ("bias", 0.0), ("mean", 0.0), ("variance", 1.0)):
+            self.register_buffer(name, torch.full((channels,), start))
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        factor = self.weight * (self.variance + _EPS).rsqrt()
+        return x * factor + (self.bias - self.mean * factor)
+
+
+ResNetNorm = Literal["frozen", "group"]
+_NORMS: dict[ResNetNorm, Callable[[int], nn.Module]] = {
+    "frozen": FrozenNorm,
+    "group": lambda channels: GroupNorm(channels // _OF_A_GROUP, channels),
+}
+
+
+class ResidualConvolutions(nn.Module):
+    """He et al. 2016, figure 5, left: two convolutions around which the input is led, by a convolution of one tap where
+    its shape changes.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int, norm: ResNetNorm = "frozen") -> None:
+        super().__init__()
+        normed = _NORMS[norm]
+        self.first = ImageConvolution(channels, width, 3, stride, bias=False)
+        self.first_norm = normed(width)
+        self.second = ImageConvolution(width, width, 3, bias=False)
+        self.second_norm = normed(width)
+        changed = stride != 1 or channels != width
+        self.around = ImageConvolution(channels, width, 1, stride, bias=False) if changed else nn.Identity()
+        self.around_norm = normed(width) if changed else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
+        y = self.first_norm(self.first(x)).relu()
+        return (self.second_norm(self.second(y)) + self.around_norm(self.around(x))).relu()
+
+
+class ResNet(nn.Module):
+    """He et al. 2016, table 1, without the last mean and map: a vector of `width` for every 32 x 32 pixels. Its `norm`
+    is that of batches, frozen, or one of groups of 16 channels (Chi et al. 2023, section 3.2).
+    """
+
+    def __init__(self, depth: ResNetDepth, norm: ResNetNorm = "frozen") -> None:
+        super().__init__()
+        self.stem = ImageConvolution(3, _CHANNELS[0], 7, 2, bias=False)
+        self.stem_norm = _NORMS[norm](_CHANNELS[0])
+        self.layers = nn.ModuleList()
+        before = _CHANNELS[0]
+        for layer, (width, count) in enumerate(zip(_CHANNELS, _LAYERS[depth])):
+            strides = [1 if layer == 0 else 2, *[1] * (count - 1)]
+            sizes = [before, *[width] * (count - 1)]
+            self.layers.append(
+                nn.Sequential(
+                    *(ResidualConvolutions(size, width, stride, norm) for size, stride in zip(sizes, strides))
+                )
+            )
+            before = width
+        self.width = before
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """h and w are H and W by 32, rounded up."""
+        x = self.stem_norm(self.stem(images.movedim(1, -1))).relu()
+        x = F.max_pool2d(x.movedim(-1, 1), 3, 2, 1).movedim(1, -1)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def blocks_of(depth: ResNetDepth) -> list[tuple[int, int, bool]]:
+    """(layer, block, whether its input is led around by a convolution) of each block of a depth."""
+    counts = _LAYERS[depth]
+    return [(layer, n, layer > 0 and n == 0) for layer, count in enumerate(counts) for n in range(count)]
+
+
+def channels_of(layer: int, block: int) -> tuple[int, int]:
+    """Channels that a block reads and gives."""
+    return _CHANNELS[max(0, layer - 1)] if block == 0 else _CHANNELS[layer], _CHANNELS[layer]

@@ -1,0 +1,360 @@
+"""Settings of a whole model at once (`--set model.depth=4`): of every layer, and of both sides where there are two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from headway.config import from_dict, setting
+from headway.errors import ConfigError
+from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
+from headway.nn.models.act import ActConfig
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.bridge import StateBridgeConfig
+from headway.nn.models.captioner import CaptionerConfig
+from headway.nn.models.encoder_decoder import EncoderDecoderConfig
+from headway.nn.models.patches import PatchEmbedConfig
+from headway.nn.models.stack import StackConfig, cycle
+from headway.nn.models.transformer import TransformerConfig
+from headway.nn.models.two_tower import HEAD, TwoTowerConfig
+
+# Of a transformer.
+
+
+@setting(TransformerConfig, "width")
+def _width(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Of all layers, and of what reads and writes their vectors."""
+    return replace(model, width=whole("model.width", value))
+
+
+@setting(TransformerConfig, "depth")
+def _depth(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """How many blocks: their pattern is repeated, or cut."""
+    return replace(model, stack=depth(model.stack, value))
+
+
+@setting(TransformerConfig, "heads")
+def _heads(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Of every attention; key and value heads keep their share."""
+    if isinstance(value, dict):
+        raise ConfigError(f"model.heads is {value!r}; give the number of attention heads")
+    return replace(model, stack=heads(model.stack, value))
+
+
+@setting(TransformerConfig, "mixer")
+def _mixer(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """The kind of every mixer, by its name or as JSON; what fits of the old one's settings is kept."""
+    changed = replace(model, stack=mixer(model.stack, value))
+    if any(block.mixer.reads_memory for block in changed.stack.blocks):
+        raise ConfigError(
+            f"model.mixer={value!r} reads the output of an encoder, and this model has none; choose another, "
+            "or a recipe with an encoder and a decoder, such as translation"
+        )
+    return changed
+
+
+@setting(TransformerConfig, "dropout")
+def _dropout(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Of every branch and of the embedding."""
+    return replace(model, stack=dropout(model.stack, value), embed=model.embed.with_dropout(value))
+
+
+@setting(TransformerConfig, "drop_path")
+def _drop_path(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Stochastic depth, from 0 in the first block to this in the last."""
+    return replace(model, stack=drop_path(model.stack, value))
+
+
+@setting(TransformerConfig, "layer_scale")
+def _layer_scale(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Where a trained gain on every branch starts; none: there is none."""
+    return replace(model, stack=layer_scale(model.stack, value))
+
+
+@setting(TransformerConfig, "size")
+def _size(model: TransformerConfig, value: Any) -> TransformerConfig:
+    """Height and width of the images, or one number for both."""
+    if not isinstance(model.embed, PatchEmbedConfig):
+        raise ConfigError(f"model.size={value!r}: this model reads no images; leave the setting out")
+    sides = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(sides) != 2:
+        raise ConfigError(f"model.size is {value!r}; give height and width, or one number for both")
+    high, wide = (whole("model.size", side) for side in sides)
+    return replace(model, embed=replace(model.embed, size=(high, wide)))
+
+
+# Of two transformers: of both the same or, as a list, of each its own.
+
+_SETTERS: dict[str, Callable[[TransformerConfig, Any], TransformerConfig]] = {
+    "width": _width,
+    "depth": _depth,
+    "heads": _heads,
+    "mixer": _mixer,
+    "dropout": _dropout,
+    "drop_path": _drop_path,
+}
+
+
+def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
+    each = value if isinstance(value, list) and len(value) == 2 else (value, value)
+    return replace(model, **{part: _SETTERS[name](getattr(model, part), one) for part, one in zip(parts, each)})
+
+
+_TWO: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
+    EncoderDecoderConfig: (("encoder", "decoder"), ("width", "depth", "heads", "dropout")),
+    TwoTowerConfig: (("left", "right"), tuple(_SETTERS)),
+    CaptionerConfig: (("tower", "decoder"), tuple(_SETTERS)),
+}
+for _kind, (_parts, _names) in _TWO.items():
+    for _name in _names:
+        setting(_kind, _name)(partial(_both, _parts, _name))
+
+
+# Of an encoder and a decoder.
+
+
+@setting(EncoderDecoderConfig, "mixer")
+def _mixers(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+    """One that reads the memory takes the place of the cross-attention too; the encoder gets a GRU beside it."""
+    wanted, beside = from_dict(MixerConfig, value, "model.mixer"), value
+    if wanted.reads_memory:
+        beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
+        model = _cross(model, None)
+    encoder = replace(model.encoder, stack=mixer(model.encoder.stack, beside))
+    return replace(model, encoder=encoder, decoder=replace(model.decoder, stack=mixer(model.decoder.stack, value)))
+
+
+@setting(EncoderDecoderConfig, "cells")
+def _cells(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+    """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""
+    count = whole("model.cells", value)
+    encoder, decoder = (replace(part, stack=cells(part.stack, count)) for part in (model.encoder, model.decoder))
+    changed = {
+        name: replace(head, maxout=max(1, count // 2)) if getattr(head, "maxout", None) else head
+        for name, head in decoder.heads.items()
+    }
+    bridge = model.bridge
+    if isinstance(bridge, StateBridgeConfig) and bridge.summary is not None:
+        bridge = replace(bridge, summary=count)
+    return replace(model, encoder=encoder, decoder=replace(decoder, heads=changed), bridge=bridge)
+
+
+@setting(EncoderDecoderConfig, "cross")
+def _cross(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+    """none takes the cross-attention out of the decoder."""
+    if value is not None:
+        raise ConfigError(f"model.cross is {value!r}; give none, which takes the decoder's cross-attention out")
+    blocks = tuple(replace(block, cross=None) for block in model.decoder.stack.blocks)
+    return replace(model, decoder=replace(model.decoder, stack=replace(model.decoder.stack, blocks=blocks)))
+
+
+@setting(EncoderDecoderConfig, "symbols")
+def _all_symbols(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+    """The size of the vocabulary; the data decide it."""
+    size = whole("model.symbols", value)
+    return replace(model, encoder=replace(model.encoder, symbols=size), decoder=replace(model.decoder, symbols=size))
+
+
+@setting(EncoderDecoderConfig, "context")
+def _all_context(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+    """The most positions of a row."""
+    size = _context(value)
+    return replace(model, encoder=replace(model.encoder, context=size), decoder=replace(model.decoder, context=size))
+
+
+def _context(value: Any) -> int | None:
+    return None if value is None else whole("model.context", value)
+
+
+# Of two towers, and of a tower and a decoder: symbols and positions are those of texts.
+
+
+@setting(TwoTowerConfig, "shared")
+def _shared(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
+    """Of every head that projects into the common space."""
+    width = whole("model.shared", value)
+    return replace(model, left=_projecting(model.left, width), right=_projecting(model.right, width))
+
+
+def _projecting(tower: TransformerConfig, width: int) -> TransformerConfig:
+    head: Any = tower.heads[HEAD]
+    if getattr(head, "outputs", None) is None:
+        return tower
+    return replace(tower, heads={**tower.heads, HEAD: replace(head, outputs=width)})
+
+
+@setting(TwoTowerConfig, "symbols")
+def _text_symbols(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
+    return replace(model, right=replace(model.right, symbols=whole("model.symbols", value)))
+
+
+@setting(TwoTowerConfig, "context")
+def _text_context(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
+    return replace(model, right=replace(model.right, context=_context(value)))
+
+
+@setting(CaptionerConfig, "symbols")
+def _caption_symbols(model: CaptionerConfig, value: Any) -> CaptionerConfig:
+    return replace(model, decoder=replace(model.decoder, symbols=whole("model.symbols", value)))
+
+
+@setting(CaptionerConfig, "context")
+def _caption_context(model: CaptionerConfig, value: Any) -> CaptionerConfig:
+    size = _context(value)
+    return replace(model, decoder=replace(model.decoder, context=None if size is None else size + model.prefix))
+
+
+# Of a policy of chunks, which has three stacks: encoder, decoder and posterior.
+
+_STACKS = ("encoder", "decoder", "posterior")
+
+
+def _stacks(model: ActConfig, change: Callable[[StackConfig, Any], StackConfig], *values: Any) -> ActConfig:
+    each = zip(_STACKS, values if len(values) == 3 else 3 * values)
+    return replace(model, **{name: change(getattr(model, name), value) for name, value in each})
+
+
+@setting(ActConfig, "depth")
+def _act_depth(model: ActConfig, value: Any) -> ActConfig:
+    depths = value if isinstance(value, list) else [value, value]
+    if len(depths) not in (2, 3):
+        raise ConfigError(f"model.depth is {value!r}; give a number, [encoder, decoder], or those and posterior")
+    return _stacks(model, depth, *(depths if len(depths) == 3 else [*depths, depths[0]]))
+
+
+@setting(ActConfig, "heads")
+def _act_heads(model: ActConfig, value: Any) -> ActConfig:
+    return _stacks(model, heads, value)
+
+
+@setting(ActConfig, "mixer")
+def _act_mixer(model: ActConfig, value: Any) -> ActConfig:
+    return _stacks(model, mixer, value)
+
+
+@setting(ActConfig, "dropout")
+def _act_dropout(model: ActConfig, value: Any) -> ActConfig:
+    changed = _stacks(model, dropout, value)
+    return replace(changed, observation=cast(Any, model.observation.with_dropout(float(value))))
+
+
+# Of a stack.
+
+
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
+    return value
+
+
+def depth(stack: StackConfig, value: Any) -> StackConfig:
+    """The pattern of blocks repeated or cut to `value` blocks."""
+    return dataclasses.replace(stack, blocks=cycle(stack.blocks, whole("model.depth", value)))
+
+
+def heads(stack: StackConfig, value: Any) -> StackConfig:
+    """Every attention with `value` heads; key and value heads keep their share where it divides."""
+    count = whole("model.heads", value)
+    if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
+        raise ConfigError(f"model.heads={count}: this model has no heads; leave the setting out")
+
+    def change(block: BlockConfig) -> BlockConfig:
+        cross = None if block.cross is None else _with_heads(block.cross, count)
+        return dataclasses.replace(block, mixer=_with_heads(block.mixer, count), cross=cross)
+
+    biases = {name: dataclasses.replace(bias, heads=count) for name, bias in stack.biases.items()}
+    return dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)), biases=biases)
+
+
+def _with_heads(part: Any, count: int) -> Any:
+    if not hasattr(part, "heads"):
+        return part
+    shared = getattr(part, "kv_heads", None)
+    if shared is None:
+        return dataclasses.replace(part, heads=count)
+    shared = max(1, count * shared // part.heads)
+    return dataclasses.replace(part, heads=count, kv_heads=shared)
+
+
+def mixer(stack: StackConfig, value: Any) -> StackConfig:
+    """Every mixer replaced by one of another kind; fields of the same name and type (heads, pattern) are kept.
+
+    What can see earlier tokens only takes the place of what sees both ways by being bidirectional.
+    """
+    wanted = from_dict(MixerConfig, value, "model.mixer")
+    given = set(value) if isinstance(value, dict) else set()
+
+    def change(block: BlockConfig) -> BlockConfig:
+        if type(block.mixer) is type(wanted) and not given:
+            return block
+        shared = {name for name, _ in _fields(wanted) & _fields(block.mixer)}
+        kept = {name: getattr(block.mixer, name) for name in shared - given}
+        new = dataclasses.replace(wanted, **kept)
+        return dataclasses.replace(block, mixer=new if block.mixer.causal else _both_ways(new))
+
+    changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
+    if changed.causal != stack.causal:
+        raise ConfigError(
+            f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, which this model's "
+            "stack does not; choose a mixer of the same direction"
+        )
+    return changed
+
+
+def _fields(config: Any) -> set[tuple[str, str]]:
+    """Names and types."""
+    return {(field.name, str(field.type)) for field in dataclasses.fields(config)}
+
+
+def _both_ways(mixer: MixerConfig) -> MixerConfig:
+    """`mixer` in both directions where it has no pattern that could let it see them."""
+    if not mixer.causal or hasattr(mixer, "pattern"):
+        return mixer
+    if isinstance(mixer, RecurrenceConfig) and mixer.cells is None:
+        mixer = dataclasses.replace(mixer, out=False)  # the projection that joins both directions is enough
+    return BidirectionalConfig(mixer)
+
+
+def cells(stack: StackConfig, value: int) -> StackConfig:
+    """Every recurrence with so many units; ConfigError where there is none."""
+    blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
+    if not any(_has_cells(block.mixer) for block in blocks):
+        raise ConfigError(f"model.cells={value}: no mixer here has cells; leave the setting out")
+    return dataclasses.replace(stack, blocks=blocks)
+
+
+def _has_cells(mixer: MixerConfig) -> bool:
+    return hasattr(mixer.mixer if isinstance(mixer, BidirectionalConfig) else mixer, "cells")
+
+
+def _with_cells(mixer: MixerConfig, value: int) -> MixerConfig:
+    if isinstance(mixer, BidirectionalConfig):
+        return dataclasses.replace(mixer, mixer=_with_cells(mixer.mixer, value))
+    return dataclasses.replace(mixer, cells=value) if isinstance(mixer, RecurrenceConfig) else mixer
+
+
+def dropout(stack: StackConfig, value: Any) -> StackConfig:
+    """The dropout of every block's branches."""
+    rate = from_dict(float, value, "model.dropout")
+    blocks = tuple(dataclasses.replace(block, dropout=rate) for block in stack.blocks)
+    return dataclasses.replace(stack, blocks=blocks)
+
+
+def drop_path(stack: StackConfig, value: Any) -> StackConfig:
+    """Stochastic depth that grows evenly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
+    rate = from_dict(float, value, "model.drop_path")
+    if not 0 <= rate < 1:
+        raise ConfigError(f"model.drop_path is {rate}; give a probability below 1, such as 0.1")
+    last = max(1, len(stack.blocks) - 1)
+    blocks = (dataclasses.replace(block, drop_path=rate * i / last) for i, block in enumerate(stack.blocks))
+    return dataclasses.replace(stack, blocks=tuple(blocks))
+
+
+def layer_scale(stack: StackConfig, value: Any) -> StackConfig:
+    """A trained gain on every branch that starts at `value` (Touvron et al. 2021, CaiT: 0.1 to 1e-6); None for none."""
+    start = from_dict(float | None, value, "model.layer_scale")  # type: ignore[arg-type]
+    blocks = (dataclasses.replace(block, layer_scale=start) for block in stack.blocks)
+    return dataclasses.replace(stack, blocks=tuple(blocks))

@@ -1,0 +1,126 @@
+"""A stack of blocks, with the score biases they share and the norm after them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.mixers.attention import POSITIONS
+from headway.nn.mixers.base import Memory, State
+from headway.nn.models.block import Block, BlockConfig, build_block
+from headway.nn.parts.bias import BiasConfig
+from headway.nn.parts.feedforward import Terms
+from headway.nn.parts.norm import LayerNormConfig, NormConfig
+from headway.nn.parts.positions import PositionsConfig
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """`biases` are owned here and named by the mixers that use them, `positions` are for attention that is `placed`;
+    `norm` stands after the last block.
+    """
+
+    blocks: tuple[BlockConfig, ...] = ()  # a block a layer
+    norm: NormConfig | None = LayerNormConfig()  # after the last block
+    biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers use by name
+    positions: PositionsConfig | None = None  # of queries and keys, for attention that is placed
+
+    @property
+    def causal(self) -> bool:
+        return all(block.mixer.causal for block in self.blocks)
+
+    def width_out(self, width: int) -> int:
+        """The width of the output of a stack over `width`."""
+        for block in self.blocks:
+            width = block.mixer.width_out(width)
+        return width
+
+
+def cycle(blocks: Sequence[BlockConfig], depth: int) -> tuple[BlockConfig, ...]:
+    """`depth` blocks that repeat a pattern: `cycle((local, local, full), 12)`."""
+    return tuple(blocks[i % len(blocks)] for i in range(depth))
+
+
+class StackOutput(NamedTuple):
+    x: Float[Tensor, "B T D"]
+    states: tuple[State, ...] | None
+    terms: Terms
+
+
+class Stack(nn.Module):
+    def __init__(self, config: StackConfig, width: int) -> None:
+        super().__init__()
+        if not config.blocks:
+            raise ConfigError("a stack of no blocks computes nothing; set model.depth to 1 or more")
+        self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
+        self.positions = config.positions.build(width, None) if config.positions else None
+        shared = self.biases
+        if self.positions is not None:
+            shared = nn.ModuleDict({**self.biases, POSITIONS: self.positions})
+        self.blocks = nn.ModuleList()
+        self.width = width  # of the output
+        for block in config.blocks:
+            self.blocks.append(build_block(block, self.width, shared))
+            self.width = block.mixer.width_out(self.width)
+        self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        states: Sequence[State] | None = None,
+        memories: Sequence[Memory] | None = None,
+    ) -> StackOutput:
+        after: list[State] = []
+        terms: Terms = {}
+        none = [None] * len(self.blocks)
+        for block, state, memory in zip(self.blocks, states or none, memories or none):
+            x, state, extra = block(x, layout, state, memory)
+            after.append(state)
+            terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
+        return StackOutput(self.norm(x), tuple(after) if states is not None else None, terms)
+
+    def read(self, x: Float[Tensor, "B T D"], layout: Layout, ends: Collection[int]) -> StackOutput:
+        """Whole documents, one a row. The states are, for the blocks whose numbers are in `ends`, the vectors that the
+        mixer has come to in each direction; None for others.
+        """
+        after: list[State] = []
+        terms: Terms = {}
+        for number, block in enumerate(self._blocks()):
+            x, state, extra = block.whole(x, layout) if number in ends else block(x, layout)
+            after.append(state)
+            terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
+        return StackOutput(self.norm(x), tuple(after), terms)
+
+    def begin(self, vectors: Sequence[tuple[Tensor, ...]], capacity: int, *, like: Tensor) -> tuple[State, ...]:
+        """States that start from vectors, those of each block."""
+        pairs = zip(self._blocks(), vectors, strict=True)
+        return tuple(block.mixer.begin(start, capacity, like=like) for block, start in pairs)
+
+    def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
+        return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
+
+    def carry(self, states: Sequence[State]) -> tuple[State, ...]:
+        """The states in which a batch ended as those from which the next goes on; see `Mixer.carry`."""
+        return tuple(block.mixer.carry(state) for block, state in zip(self._blocks(), states, strict=True))
+
+    def remember(
+        self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
+    ) -> tuple[Memory | None, ...]:
+        """Each block's own projection of an encoder's output, whose Stack has these positions; None where a block does
+        not read one.
+        """
+        return tuple(block.remember(encoded, layout, positions) for block in self._blocks())
+
+    def placed(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"] | None:
+        """The positions that its attention adds to queries and keys, for those who read its output."""
+        return None if self.positions is None else self.positions(layout, like)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]

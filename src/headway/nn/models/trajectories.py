@@ -1,0 +1,220 @@
+"""From an agent's steps to vectors: return-to-go, state and action of each, one after the other (Chen et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.config import register
+from headway.errors import ConfigError, UserError
+from headway.layout import Layout
+from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.heads import HeadConfig
+from headway.nn.models.observations import NumbersConfig, ObservationConfig
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
+from headway.nn.parts.norm import LayerNormConfig, NormConfig
+from headway.nn.parts.positions import PositionsConfig
+from headway.nn.parts.projection import Projection
+
+
+class TrajectoryInputs(NamedTuple):
+    """K steps of B rows. `returns` are scaled returns-to-go, None for a model that reads none; `actions` are Int[B, K]
+    choices or Float[B, K, A], and may lack the last step's, which is then not known yet.
+    """
+
+    returns: Float[Tensor, "B K"] | None
+    states: Float[Tensor, "B K *S"]
+    actions: Tensor
+    timesteps: Int[Tensor, "B K"]
+
+    def to(self, device: torch.device | str) -> TrajectoryInputs:
+        returns = None if self.returns is None else self.returns.to(device)
+        return TrajectoryInputs(returns, self.states.to(device), self.actions.to(device), self.timesteps.to(device))
+
+
+@register("trajectories")
+@dataclass(frozen=True)
+class TrajectoryEmbedConfig(EmbedConfig):
+    """`actions` are so many choices (`discrete`) or numbers. Without `returns` a step is its state and action, which is
+    behaviour cloning.
+
+    A learned vector for each of `timesteps` is added to all tokens of a step; `anchored` takes that of the first step
+    of a row for all of them, as the models for Atari do, which have `positions` of tokens beside it. `activation`
+    follows the maps of returns and actions. `rows`, where it is not 0, are those of a table of positions of which every
+    token has the first one, after the norm: models of transformers carry it, and a table of `unread` symbols.
+    """
+
+    states: ObservationConfig = NumbersConfig()  # how a state becomes a vector
+    actions: int = 1  # choices, or numbers of an action
+    discrete: bool = False  # whether actions are choices
+    returns: bool = True  # whether returns-to-go are read
+    timesteps: int = 1000  # steps that have a learned vector
+    anchored: bool = False  # whether all steps of a row have the vector of its first
+    activation: ActivationName | None = None  # after the maps of returns and actions
+    positions: PositionsConfig | None = None  # vectors of positions of tokens, beside those of steps
+    norm: NormConfig | None = LayerNormConfig()  # of all tokens
+    rows: int = 0  # rows of a table of positions that published models carry
+    unread: int = 0  # rows of a table of symbols that published models carry
+    dropout: float = 0.0  # of all tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return 3 if self.returns else 2
+
+    def reads(self, symbols: int, context: int | None) -> str:
+        shape = " x ".join(map(str, self.states.shape))
+        actions = f"{self.actions} {'choices' if self.discrete else 'numbers'}"
+        limit = "no limit" if context is None else context
+        return f"states of {shape}, actions of {actions}, {self.tokens} tokens a step, context {limit}"
+
+    def summary(self) -> str:
+        return f"{self.kind}, {self.timesteps:,} timesteps, states by {self.states.kind}"  # type: ignore[attr-defined]
+
+    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+        if self.actions < 1 or self.timesteps < 1:
+            raise ConfigError(
+                f"{self.actions} actions and {self.timesteps} timesteps; set model.embed.actions and "
+                "model.embed.timesteps to 1 or more"
+            )
+        return TrajectoryEmbed(self, width, context)
+
+
+class TrajectoryEmbed(nn.Module):
+    """Chen et al. 2021, algorithm 1. The layout that it takes is that of the steps, the one it gives of the tokens."""
+
+    def __init__(self, config: TrajectoryEmbedConfig, width: int, context: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.table = None  # there is no vocabulary to share
+        self.returns = Projection(1, width) if config.returns else None
+        self.states = config.states.build(width)
+        self.actions = ChoiceEmbed(config.actions, width) if config.discrete else Projection(config.actions, width)
+        self.timesteps = ChoiceEmbed(config.timesteps, width)
+        self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
+        self.positions = config.positions.build(width, context) if config.positions else None
+        self.norm = config.norm.build(width) if config.norm else nn.Identity()
+        self.places = ChoiceEmbed(config.rows, width) if config.rows else None
+        self.unread = ChoiceEmbed(config.unread, width) if config.unread else None
+        self.dropout = Dropout(config.dropout)
+
+    def whole(self, inputs: TrajectoryInputs) -> Layout:
+        """Each row is one document."""
+        return Layout.full(*inputs.timesteps.shape, device=inputs.timesteps.device)
+
+    def forward(self, inputs: TrajectoryInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        """T is as many tokens as the steps have, without that of an action which is not known yet."""
+        known, steps = inputs.actions.shape[1], inputs.timesteps.shape[1]
+        if not steps - 1 <= known <= steps:
+            raise UserError(f"{steps} steps come with {known} actions; give one for each, or leave out the last alone")
+        times = self._times(inputs.timesteps, layout)
+        before = self._before_action(inputs, times)
+        action = self.activation(self.actions(inputs.actions)) + times[:, :known]
+        action = F.pad(action, (0, 0, 0, steps - known))
+        x = torch.stack([*before, action], 2).flatten(1, 2)[:, : self.config.tokens * steps - (steps - known)]
+        return self._finished(x, self._of_tokens(layout, x.shape[1]))
+
+    def following(
+        self, action: Tensor, inputs: TrajectoryInputs, layout: Layout
+    ) -> tuple[Float[Tensor, "B T D"], Layout]:
+        """The tokens that a further step adds for a model that goes on from its states: the action of the step before
+        ([B] or [B, A]), and what is known of this one. `inputs` and `layout` are of this step alone.
+        """
+        times = self._times(inputs.timesteps, layout)
+        earlier = times if self.config.anchored else self.timesteps((inputs.timesteps - 1).clamp(min=0))
+        before = self._before_action(inputs, times)
+        x = torch.cat([self.activation(self.actions(action[:, None])) + earlier, *before], 1)
+        first = self.config.tokens * layout.positions - 1
+        places = first + torch.arange(x.shape[1], device=first.device)
+        return self._finished(x, Layout(torch.where(layout.keep, places, -1)))
+
+    def _before_action(self, inputs: TrajectoryInputs, times: Tensor) -> list[Tensor]:
+        """The tokens of steps that stand before their actions, [B, K, D] each."""
+        found = [self.states(inputs.states) + times]
+        if self.returns is not None:
+            if inputs.returns is None:
+                raise UserError("this model reads returns-to-go, and none are given; give one for each step")
+            found.insert(0, self.activation(self.returns(inputs.returns[..., None])) + times)
+        return found
+
+    def _times(self, timesteps: Int[Tensor, "B K"], layout: Layout) -> Float[Tensor, "B K D"]:
+        if self.config.anchored:
+            timesteps = timesteps - layout.positions.clamp(min=0)
+        return self.timesteps(timesteps)
+
+    def _of_tokens(self, layout: Layout, length: int) -> Layout:
+        """Where the tokens of steps sit."""
+        if layout.dense:
+            return Layout.full(layout.batch, length, device=layout.positions.device)
+        count = self.config.tokens
+        inner = torch.arange(count, device=layout.positions.device)
+        places = torch.where(layout.keep[..., None], layout.positions[..., None] * count + inner, -1)
+        return Layout(places.flatten(1)[:, :length])
+
+    def _finished(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        if self.positions is not None:
+            x = x + self.positions(layout, x)
+        x = self.norm(x)
+        if self.places is not None:
+            x = x + self.places.table[0]
+        return self.dropout(x), layout
+
+
+class ChoiceEmbed(nn.Module):
+    """A learned vector for each of `count` choices."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, numbers: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+        return F.embedding(numbers, self.table)
+
+
+@register("steps")
+@dataclass(frozen=True)
+class StepHeadConfig(HeadConfig):
+    """`outputs` numbers or logits from one token of each step: the one at `token`, from 0, of `tokens`."""
+
+    outputs: int = 1  # numbers or logits
+    token: int = 1  # which token of a step is read, from 0
+    tokens: int = 3  # tokens of a step
+    activation: ActivationName | None = None  # after the map
+    bias: bool = True  # of the map
+
+    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> StepHead:
+        return StepHead(self, width)
+
+
+class StepHead(nn.Module):
+    def __init__(self, config: StepHeadConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.project = Projection(width, config.outputs, config.bias)
+        self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B K O"]:
+        return self.said(x[:, self.config.token :: self.config.tokens])
+
+    def said(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+        """Of the vectors of its tokens."""
+        return self.activation(self.project(x))
+
+
+def step_heads(embed: TrajectoryEmbedConfig, *, states: bool = False, returns: bool = False) -> dict[str, HeadConfig]:
+    """The head of actions, which reads the state, and of what follows an action: the next state, the next return."""
+    last, choices = embed.tokens - 1, embed.discrete
+    found: dict[str, HeadConfig] = {
+        "actions": StepHeadConfig(embed.actions, last - 1, embed.tokens, None if choices else "tanh")
+    }
+    if states:
+        found["states"] = StepHeadConfig(embed.states.shape[0], last, embed.tokens)
+    if returns:
+        found["returns"] = StepHeadConfig(1, last, embed.tokens)
+    return found

@@ -1,0 +1,178 @@
+"""Feed-forward layers: plain, gated, and mixtures of experts with top-k routing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.config import family, register
+from headway.errors import ConfigError
+from headway.layout import Layout
+from headway.nn.kernels.pointwise import gelu_tanh, pointwise, relu_squared
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.projection import Projection
+
+ActivationName = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "relu_squared", "silu", "tanh"]
+Terms = dict[str, Tensor]  # named auxiliary losses, means over tokens
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()
+
+
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu_squared": relu_squared,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+ACTIVATIONS = {name: partial(pointwise, function) for name, function in _PLAIN.items()}
+"""By name, each so that rows stay apart in deterministic mode."""
+
+
+@family
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """A map of each token by itself. Its module returns the output and named auxiliary losses."""
+
+    def build(self, width: int) -> nn.Module:
+        raise NotImplementedError
+
+
+def hidden_width(hidden: int | None, ratio: float, width: int) -> int:
+    """The inner width F: as stated, or a multiple of the model's width."""
+    size = hidden if hidden is not None else round(ratio * width)
+    if size < 1:
+        raise ConfigError(f"feed-forward width {size} is empty; give hidden or ratio above 0")
+    return size
+
+
+@register("mlp")
+@dataclass(frozen=True)
+class MLPConfig(FeedForwardConfig):
+    """`hidden` is the inner width F; None takes `ratio` times the model's width."""
+
+    hidden: int | None = None  # inner width; none: ratio times the model's width
+    ratio: float = 4.0  # inner width over the model's
+    activation: ActivationName = "gelu"  # between the two maps
+    bias: bool = True  # of both maps
+    dropout: float = 0.0  # of the inner vector
+
+    def build(self, width: int) -> nn.Module:
+        return MLP(self, width)
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))) (Vaswani et al. 2017, equation 2, with ReLU)."""
+
+    def __init__(self, config: MLPConfig, width: int) -> None:
+        super().__init__()
+        hidden = hidden_width(config.hidden, config.ratio, width)
+        self.up = Projection(width, hidden, config.bias)
+        self.down = Projection(hidden, width, config.bias, writes=True)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
+        return self.down(self.dropout(self.activation(self.up(x)))), {}
+
+
+@register("gated")
+@dataclass(frozen=True)
+class GatedConfig(FeedForwardConfig):
+    """`hidden` is the inner width F; None takes `ratio` times the model's width."""
+
+    hidden: int | None = None  # inner width; none: ratio times the model's width
+    ratio: float = 8 / 3  # inner width over the model's
+    activation: ActivationName = "silu"  # of the gate
+    bias: bool = False  # of all three maps
+    dropout: float = 0.0  # of the inner vector
+
+    def build(self, width: int) -> nn.Module:
+        return Gated(self, width)
+
+
+class Gated(nn.Module):
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020: SwiGLU with SiLU, GEGLU with GELU); gate and up are one
+    product.
+    """
+
+    def __init__(self, config: GatedConfig, width: int) -> None:
+        super().__init__()
+        hidden = hidden_width(config.hidden, config.ratio, width)
+        self.gate_up = Projection(width, (hidden, hidden), config.bias)
+        self.down = Projection(hidden, width, config.bias, writes=True)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.dropout(self.activation(gate) * up)), {}
+
+
+@register("experts")
+@dataclass(frozen=True)
+class ExpertsConfig(FeedForwardConfig):
+    """`count` experts of which each token uses `active`; `balance` and `z_loss` weigh the auxiliary losses."""
+
+    count: int = 8  # experts
+    active: int = 2  # experts that each token uses
+    expert: FeedForwardConfig = GatedConfig()  # what each expert is
+    normalise: bool = True  # whether the weights of a token's experts sum to 1
+    balance: float = 0.01  # weight of the loss that spreads tokens evenly over experts
+    z_loss: float = 0.0  # weight of the loss that keeps the router's logits small
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.count:
+            raise ConfigError(f"active {self.active} of {self.count} experts; choose from 1 to {self.count}")
+
+    def build(self, width: int) -> nn.Module:
+        return Experts(self, width)
+
+
+class Experts(nn.Module):
+    """Each token goes to its `active` most probable experts and adds their outputs by probability.
+
+    Shazeer et al. 2017; balance loss of Fedus et al. 2021, equation 4: E sum_e f_e P_e, with f the share of assignments
+    and P the mean probability, over tokens that are no padding. z-loss of Zoph et al. 2022, equation 5.
+    """
+
+    def __init__(self, config: ExpertsConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.router = Projection(width, config.count, bias=False)
+        self.experts = nn.ModuleList(config.expert.build(width) for _ in range(config.count))
+
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
+        tokens = x.reshape(-1, x.shape[-1])
+        logits = self.router(tokens).float() if x.dtype.itemsize < 4 else self.router(tokens)
+        probabilities = logits.softmax(-1)
+        weights, chosen = probabilities.topk(self.config.active, dim=-1)
+        if self.config.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(tokens)
+        for index, expert in enumerate(self.experts):
+            rows, slots = (chosen == index).nonzero(as_tuple=True)
+            part, _ = expert(tokens[rows][None], layout)
+            out = out.index_add(0, rows, part[0] * weights[rows, slots, None].to(part.dtype))
+        return out.view_as(x), self._terms(logits, probabilities, chosen, layout.keep.reshape(-1))
+
+    def _terms(self, logits: Tensor, probabilities: Tensor, chosen: Tensor, keep: Tensor) -> Terms:
+        kept = keep.to(probabilities.dtype)[:, None]
+        tokens = kept.sum().clamp(min=1)
+        assigned = torch.zeros_like(probabilities).scatter(1, chosen, 1.0) * kept
+        share = assigned.sum(0) / (tokens * self.config.active)
+        mean = (probabilities * kept).sum(0) / tokens
+        balance = self.config.balance * self.config.count * (share * mean).sum()
+        z = self.config.z_loss * (logits.logsumexp(-1).square() * kept[:, 0]).sum() / tokens
+        return {"balance": balance, "z_loss": z} if self.config.z_loss else {"balance": balance}
