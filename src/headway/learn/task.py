@@ -109,6 +109,7 @@ class TaskConfig:
     """A task as data."""
 
     makes_data: ClassVar[bool] = False  # whether it needs none of the user's and none that is known by name
+    beside: ClassVar[tuple[str, ...]] = ()  # files of its own beside a model, which another run may start from
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Read the data (None: the recipe's own), train or load the codec, and give the task.

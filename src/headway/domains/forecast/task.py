@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from headway.data.splits import Splits
 from headway.domains.forecast.windows import LEVELS, Window, WindowCodec, flat
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
-from headway.formats.usage import SERIES
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, spread
 from headway.learn.objectives.quantiles import Around, Continued, Quantiles
@@ -25,6 +24,7 @@ from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 
+FILE = "forecast.json"  # beside a model: what it reads of series, and how what it says is scaled
 _TOKENS = 32  # patches of a context, at most
 _JUDGED = 4096  # windows of a split that are judged, spread evenly over it
 
@@ -38,6 +38,7 @@ class ForecastConfig(TaskConfig):
     `series` and `value` name columns of the data where it is not clear which they are.
     """
 
+    beside: ClassVar[tuple[str, ...]] = (FILE,)
     season: int | None = None  # steps of a season, 1 for none; none: as the step suggests
     context: int | None = None  # steps that are read; none: as the season and the data suggest
     horizon: int | None = None  # steps that are said at once; none: as the season and the data suggest
@@ -152,14 +153,14 @@ class Windows(Continued):
         return f"{one.name} from {self.calendar.text(one.start + int(self.at.steps[row]) * self.codec.step)}"
 
     def save(self, directory: Path) -> None:
-        write_text(directory / SERIES, dumps(self.codec))
+        write_text(directory / FILE, dumps(self.codec))
 
 
 def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
     """The windows of a run or of the model that it starts from, None for none. UserError for data in other steps."""
-    if not (directory / SERIES).is_file():
+    if not (directory / FILE).is_file():
         return None
-    codec = from_dict(WindowCodec, read_json(directory / SERIES), SERIES)
+    codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
         theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
         raise UserError(f"the data have {theirs}, and the model has learnt {own}; give data in these")
