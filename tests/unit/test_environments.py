@@ -24,8 +24,9 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.playing import Reel, filming, shown_of, strip
+from headway.environments.playing import filming, shown_of
 from headway.errors import UserError
+from headway.learn.report.films import Reel, strip
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
+from torch import nn
 
 from headway.app.recipes import begin_task
 from headway.card import Card, shows

@@ -115,7 +115,7 @@ def begin_task(recipe: Recipe, directory: Path) -> Task:
     if recipe.start is None:
         return open_task(recipe, directory)
     with TemporaryDirectory() as workspace:
-        lay_out(open_start(recipe.start), recipe.start, Path(workspace))
+        lay_out(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.beside)
         return open_task(recipe, Path(workspace))
 
 

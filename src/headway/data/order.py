@@ -12,6 +12,7 @@ from headway.errors import ConfigError, UserError
 
 Index = TypeVar("Index", int, np.ndarray)
 
+GOLDEN = 0x9E3779B97F4A7C15  # how far SplitMix64 goes on in a step
 _ROUNDS = 6
 _SMALL = 256  # the halves of smaller numbers have too few values to mix; a table costs nothing there
 
@@ -56,8 +57,8 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def mixed(numbers: np.ndarray | np.uint64) -> np.ndarray:
-    """A bijection of 64-bit numbers whose every output bit hangs on every input bit (SplitMix64's)."""
-    x = np.atleast_1d(np.asarray(numbers, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    """A step of SplitMix64 (Steele et al. 2014): a bijection in which every bit of a number moves every other."""
+    x = np.atleast_1d(np.asarray(numbers, dtype=np.uint64)) + np.uint64(GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -25,6 +24,7 @@ from headway.errors import UserError
 from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, undrawn
 from headway.formats.native import Weights as Format
+from headway.formats.tensorfile import read_tensors
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.parts.projection import Projection
 
@@ -244,15 +244,10 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     other weights than the `wanted` ones.
     """
     path = Path(directory) / QUANTISED
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            form = _check(header, path)
-            if wanted not in (None, form):
-                raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a complete safetensors file: {error}; quantize the model again") from error
+    tensors, header = read_tensors(path, "quantize the model again")
+    form = _check(header, path)
+    if wanted not in (None, form):
+        raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
     model = undrawn(config_of(header, path), path.stat().st_size, str(path))
     if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
         raise UserError(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError, nearest
 from headway.formats.durable import write_tensors
+from headway.formats.tensorfile import read_tensors
 from headway.memory import check_room
 from headway.nn.models import ModelConfig, outline
 
@@ -126,13 +126,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """Memory-mapped tensors by name, and the configuration, of a native model file."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            check_version(metadata, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a complete safetensors file: {error}; restore it from a copy") from error
+    tensors, metadata = read_tensors(path, "restore it from a copy")
+    check_version(metadata, path)
     return tensors, config_of(metadata, path)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
@@ -20,6 +18,7 @@ from headway.formats.families import families
 from headway.formats.native import named_tensors
 from headway.formats.published import says
 from headway.formats.rules import Family, TensorRule, Transposed
+from headway.formats.tensorfile import read_tensors
 from headway.formats.weights import slice_sizes
 from headway.nn.models import ModelConfig
 from headway.nn.parts.projection import Projection, slice_names
@@ -224,10 +223,7 @@ def _read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{place / CONFIG}: {asked or 'bias'} is not supported; merge it with the package peft")
     if not (place / WEIGHTS).is_file():
         raise UserError(f"{place} holds no {WEIGHTS}; save the adapter as safetensors")
-    try:
-        tensors = load_file(place / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{place / WEIGHTS} is not a complete safetensors file: {error}; save it again") from error
+    tensors, _ = read_tensors(place / WEIGHTS, "save it again")
     found = {"lora_alpha": 8, "use_rslora": False, **{key: value for key, value in said.items() if value is not None}}
     return {**found, "alpha_pattern": said.get("alpha_pattern") or {}}, tensors
 

@@ -47,13 +47,13 @@ class TensorEntry(NamedTuple):
 
 
 class TensorFile:
-    """Tensors of one safetensors file by name (Weights). Raises UserError for a file that is not whole and sound."""
+    """Tensors of one safetensors file by name (Weights). UserError, with the remedy, for a file that is not sound."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remedy: str = "download it again") -> None:
         self.source = str(path)
         self._file = Mapped(path)
         self.size = self._file.size  # bytes
-        self.metadata, self._entries = _Header(self._file).read()
+        self.metadata, self._entries = _Header(self._file, remedy).read()
 
     def names(self) -> Collection[str]:
         return self._entries.keys()
@@ -67,9 +67,15 @@ class TensorFile:
         self._file.drop(entry.start, entry.size)
 
 
+def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file of ours, mapped, and the texts in its header. Errors as of `TensorFile`."""
+    file = TensorFile(path, remedy)
+    return {name: file.get(name) for name in file.names()}, file.metadata
+
+
 class _Header:
-    def __init__(self, file: Mapped) -> None:
-        self._file = file
+    def __init__(self, file: Mapped, remedy: str) -> None:
+        self._file, self._remedy = file, remedy
 
     def read(self) -> tuple[dict[str, str], dict[str, TensorEntry]]:
         if self._file.size < 8:
@@ -133,7 +139,7 @@ class _Header:
             self._fail(f"has {self._file.size - place} bytes behind its last tensor")
 
     def _fail(self, fact: str) -> NoReturn:
-        raise UserError(f"{self._file.source} {fact}; it is not a sound safetensors file: download it again")
+        raise UserError(f"{self._file.source} is not a complete safetensors file: it {fact}; {self._remedy}")
 
 
 def _whole(numbers: Any) -> bool:

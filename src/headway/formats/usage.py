@@ -12,9 +12,6 @@ from headway.errors import UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "usage.json"
-SERIES = "forecast.json"  # beside a model of series: what it reads of them, and how what it says is scaled
-SCALES = "trajectories.json"  # beside a model of trajectories: how what it reads and says is scaled
-ROBOT = "robotics.json"  # beside a policy of a robot, likewise
 
 
 @dataclass(frozen=True)

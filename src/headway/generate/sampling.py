@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headway.data.order import GOLDEN, mixed
 from headway.errors import ConfigError
 from headway.given import check_fields
 
@@ -137,9 +138,6 @@ def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Ten
     return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's constants
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. The settings apply in this order: repetition penalty, temperature, top_k, min_p, top_p.
@@ -194,7 +192,7 @@ class Sampler:
         """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated."""
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._keys = _mix(torch.tensor(keys, device=device) ^ _signed(seed))
+        self._keys = mixed((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN))
         self._seen: Bool[Tensor, "B C"] | None = None
         if sampling.repetition_penalty != 1.0:
             self._seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
@@ -228,12 +226,13 @@ class Sampler:
         if self.sampling.temperature == 0:
             return logits.max(dim=-1).indices
         # One number of 24 bits in [0, 1) a row.
-        uniform = _shift(_mix(self._keys + _signed(_GOLDEN * (step + 1))), 40).float() * 2.0**-24
-        return draw(logits, self.sampling, uniform)
+        drawn = mixed(self._keys + np.uint64(GOLDEN * step % (1 << 64))) >> np.uint64(40)
+        uniform = torch.from_numpy(drawn.astype(np.float32)) * 2.0**-24
+        return draw(logits, self.sampling, uniform.to(logits.device))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
-        self._keys = self._keys[rows]
+        self._keys = self._keys[rows.numpy(force=True)]
         self._seen = None if self._seen is None else self._seen[rows]
 
 
@@ -256,21 +255,3 @@ def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] |
         digest = hashlib.blake2b(content, digest_size=8, salt=count.to_bytes(8, "little")).digest()
         keys.append(int.from_bytes(digest, "little") >> 1)
     return keys
-
-
-def _signed(value: int) -> int:
-    """The 64 low bits of `value` as int64 holds them."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift(x: Int[Tensor, "B"], bits: int) -> Int[Tensor, "B"]:
-    """A shift to the right that brings in zeros; torch's own brings in the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """splitmix64 (Steele et al. 2014): a bijection of 64 bits in which every input bit moves every output bit."""
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
-    return x ^ _shift(x, 31)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from headway.errors import UserError
 from headway.formats import native
 from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
+from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
 
 if TYPE_CHECKING:
@@ -95,7 +94,8 @@ class Checkpoints:
         path = paths[-1]
         run.progress = _read_progress(path / "state.json")
         load_weights(run.learner, path)
-        run.learner.load_state_dict(_read_tensors(path / "optimizer.safetensors"))
+        remedy = f"remove {path} to resume from the checkpoint before"
+        run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
 
     @torch.no_grad()
     def average_newest(self, run: Training) -> int:
@@ -133,12 +133,3 @@ def _read_progress(path: Path) -> Progress:
             f"{path} has version {version}, this headway reads {_VERSION}; resume with the version that wrote it"
         )
     return Progress(**data)
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; remove {path.parent} to resume from the checkpoint before"
-        ) from error

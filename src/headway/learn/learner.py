@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.data.order import mixed
+from headway.data.order import GOLDEN, mixed
 from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.distributed import Carried, Processes
@@ -211,5 +211,5 @@ class Learner:
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     """A seed of 63 bits, far from those of neighbouring steps and ranks."""
-    place = (seed + (step - 1) * 0x9E3779B97F4A7C15 + rank * 0xD1342543DE82EF95) % (1 << 64)
+    place = (seed + (step - 1) * GOLDEN + rank * 0xD1342543DE82EF95) % (1 << 64)
     return int(mixed(np.uint64(place))) >> 1

@@ -20,7 +20,6 @@ from headway.errors import ConfigError, UserError, nearest
 from headway.formats.hub import find_folder
 from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import Opened, open_model
-from headway.formats.usage import ROBOT, SCALES, SERIES
 from headway.learn.adapters import AdapterConfig, adapted
 from headway.learn.recipe import Recipe
 from headway.learn.scale import Pace, Settings
@@ -102,15 +101,15 @@ def open_start(start: str) -> Opened:
     return opened
 
 
-def lay_out(opened: Opened, start: str, directory: Path) -> None:
-    """Put what the start knows beside its weights (tokenizers, usage, scales) into `directory`, for a task."""
+def lay_out(opened: Opened, start: str, directory: Path, beside: Iterable[str]) -> None:
+    """Put what the start has beside its weights (tokenizers, usage, files that a task names) into `directory`."""
     if opened.codec is not None:
         opened.codec.save(directory)
     for file in find_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
-    for name in (SCALES, ROBOT, SERIES):
+    for name in beside:
         if (find_folder(start) / name).is_file():
             shutil.copyfile(find_folder(start) / name, directory / name)
 

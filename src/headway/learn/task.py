@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
+from headway.codecs import FILE, Codec, load_codec
 from headway.config import family
+from headway.data import chunks, text_sources
 from headway.formats.familiar import Familiar
+from headway.formats.hub import find_folder
 from headway.learn.examples import WHOLE, Batch, Examples, Shard
 from headway.learn.objective import Objective
 from headway.nn.models import Loss, ModelConfig
@@ -106,6 +109,7 @@ class TaskConfig:
     """A task as data."""
 
     makes_data: ClassVar[bool] = False  # whether it needs none of the user's and none that is known by name
+    beside: ClassVar[tuple[str, ...]] = ()  # files of its own beside a model, which another run may start from
 
     @property
     def context(self) -> int | None:
@@ -122,6 +126,19 @@ class TaskConfig:
     def starts(self) -> dict[str, PartStart]:
         """Where the weights of parts of the model come from that have a start of their own, by the part's name."""
         return {}
+
+
+def codec_of(
+    paths: Sequence[Path], workspace: Path, tokenizer: str | None, train: Callable[[Iterator[str]], Codec]
+) -> Codec:
+    """The run's codec, that of a published `tokenizer`, or what is trained on all texts of files: what is held out is
+    never learned from, but has its symbols.
+    """
+    if (workspace / FILE).exists():
+        return load_codec(workspace)
+    if tokenizer is not None:
+        return load_codec(find_folder(tokenizer))
+    return train(chunk.text for source in text_sources(paths) for chunk in chunks(source))
 
 
 class PartStart(Protocol):

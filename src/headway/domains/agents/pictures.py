@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec
 from headway.environments import PICTURED, Copies
-from headway.environments.playing import Reel, strip
-from headway.errors import UserError
 from headway.learn.report import Picture, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.nn.models import Transformer
 
 _POINTS = 200  # of a curve at most
-_LOG = logging.getLogger(__name__)
 
 
 def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]:
@@ -36,14 +33,10 @@ def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]
     return [Picture("Returns while it learnt", caption, chart)]
 
 
-def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> list[Picture]:
-    """An episode in frames; nothing, with a line in the log, where it cannot be drawn."""
+@filmed
+def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> Iterator[FilmedEpisode]:
+    """An episode as it is played now."""
     reel = Reel()
-    try:
-        with Copies(environment, 1, drawn=True) as copies:
-            found = play(model, codec, copies, [PICTURED], reel.take)
-            caption = f"a return of {float(found.returns[0]):.5g} in {found.lengths[0]} steps"
-            return [Picture("An episode", caption, strip(reel.frames), wide=True)]
-    except UserError as error:
-        _LOG.warning("the report has no pictures of episodes: %s", error)
-        return []
+    with Copies(environment, 1, drawn=True) as copies:
+        found = play(model, codec, copies, [PICTURED], reel.take)
+    yield FilmedEpisode("An episode", f"a return of {float(found.returns[0]):.5g} in {found.lengths[0]} steps", reel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -32,7 +32,7 @@ from headway.learn.examples import Batch, Chance, Samples
 from headway.learn.objective import judged
 from headway.learn.objectives.written import Ids, Sourced, Sources, Written, shifted
 from headway.learn.recipe import batch_size_of
-from headway.metrics import word_error_rate
+from headway.metrics import language_scores, word_error_rate
 from headway.nn.mixers import CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
 
@@ -165,18 +165,28 @@ class SpeechText(Written[H], Generic[H]):
                 )
         return model
 
+    def judge(self, model: nn.Module, examples: H, split: str, limit: int | None = None) -> dict[str, Any]:
+        """As of all that is written; each sound is heard once, for the loss and for what is written of it."""
+        sources, search = examples.sources(split, limit), self.searched(split)
+        nats, count, written = 0.0, 0, list[Ids]()
+        for batch in _heard(cast(EncoderDecoder, model), sources.given):
+            loss = self.losses(model, self.encode(model, batch), batch, 0.0)["loss"]
+            nats, count = nats + float(loss.total), count + loss.count
+            written += self._written(cast(EncoderDecoder, model), examples, batch, search)
+        return {**language_scores(nats, count), **self.scores(examples, sources, written), "beam": search.beam}
+
     def write(self, model: nn.Module, examples: H, sources: Sources, search: SearchConfig) -> list[Ids]:
-        both, marks = cast(EncoderDecoder, model), examples.marks
-        room = cast(int, both.config.context) - len(marks.prompt)
-        unspelt = range(examples.codec.size, both.config.symbols)  # published tables may be longer than tokenizers
-        written: list[Ids] = []
-        for _, batch in judged(model, sources.given):
-            frames, heard, *_ = batch.inputs
-            ids = torch.tensor([marks.prompt] * len(frames), device=frames.device)
-            prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), frames, heard)
-            found = beam_search(both, prompt, [room] * len(frames), marks.end, search, (*marks.never, *unspelt))
-            written += [best.ids for best, *_ in found]
-        return written
+        both = cast(EncoderDecoder, model)
+        return [ids for batch in _heard(both, sources.given) for ids in self._written(both, examples, batch, search)]
+
+    def _written(self, model: EncoderDecoder, examples: H, batch: Batch, search: SearchConfig) -> list[Ids]:
+        (heard, layout, *_), marks = batch.inputs, examples.marks
+        room = cast(int, model.config.context) - len(marks.prompt)
+        unspelt = range(examples.codec.size, model.config.symbols)  # published tables may be longer than tokenizers
+        ids = torch.tensor([marks.prompt] * layout.batch, device=batch.targets.device)
+        prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), heard, layout)
+        found = beam_search(model, prompt, [room] * layout.batch, marks.end, search, (*marks.never, *unspelt))
+        return [best.ids for best, *_ in found]
 
     def scores(self, examples: H, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
         right = [[self.compared(text) for text in texts] for texts in sources.references]
@@ -204,6 +214,13 @@ class SpeechText(Written[H], Generic[H]):
         weights = torch.stack(read).mean(0)[len(prompt) - 1 :].cpu().numpy()
         names = [codec.decode([i]).strip() or (codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in ids]
         return SpeechAlignment(codec.decode(ids).strip(), ids, [*names, _END_SHOWN], weights, frames[0].cpu())
+
+
+def _heard(model: EncoderDecoder, samples: Samples) -> Iterator[Batch]:
+    """The samples once, in batches that hold what the encoder made of the sounds."""
+    for _, batch in judged(model, samples):
+        frames, layout, *rest = batch.inputs
+        yield batch._replace(inputs=(model.hear(frames, layout), layout, *rest))
 
 
 class SpeechAlignment(NamedTuple):

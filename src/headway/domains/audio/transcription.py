@@ -41,7 +41,7 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance, Numbered, Selected
 from headway.learn.objectives.written import Sources
 from headway.learn.report import Picture
-from headway.metrics.errors import english_words, spellings
+from headway.metrics.errors import english_normalizer, english_words
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
 _LOG = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class TranscriptText(SpeechText[SpokenTexts]):
         if language != "en":
             super().__init__(config)
             return
-        spellings()  # before any work
+        english_normalizer()  # before any work
         super().__init__(config, english_words, "normalizer:whisper-english")
 
     def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:

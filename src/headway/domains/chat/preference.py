@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
@@ -32,6 +31,7 @@ from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations,
 from headway.errors import ConfigError
 from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors
+from headway.formats.tensorfile import read_tensors
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, ByTokens, Chance
@@ -120,7 +120,7 @@ class Preferences(Conversations):
     def reference(self) -> Float[Tensor, "N 2"]:
         """Log probabilities of all choices, from the run where it has them. Choices that do not fit have 0."""
         path, name = self._workspace / FILE, self.cache.directory.name
-        saved = load_file(path).get(name) if path.is_file() else None
+        saved = read_tensors(path, "remove it to have it made again")[0].get(name) if path.is_file() else None
         if saved is not None:
             return saved
         start, context = self._recipe.start, self.config.context

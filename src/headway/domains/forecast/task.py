@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
-from headway.formats.usage import SERIES
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, spread
 from headway.learn.objectives.quantiles import Around, Continued, Quantiles
@@ -26,6 +25,7 @@ from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 
+FILE = "forecast.json"  # beside a model: what it reads of series, and how what it says is scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FLAT = 0.05  # of the deviation of a whole series is the least that a window is scaled by
 
@@ -101,6 +101,7 @@ class ForecastConfig(TaskConfig):
     `series` and `value` name columns of the data where it is not clear which they are.
     """
 
+    beside: ClassVar[tuple[str, ...]] = (FILE,)
     season: int | None = None  # steps of a season, 1 for none; none: as the step suggests
     context: int | None = None  # steps that are read; none: as the season and the data suggest
     horizon: int | None = None  # steps that are said at once; none: as the season and the data suggest
@@ -211,14 +212,14 @@ class Windows(Continued):
         return f"{one.name} from {self.calendar.text(one.start + int(self.at.steps[row]) * self.codec.step)}"
 
     def save(self, directory: Path) -> None:
-        write_text(directory / SERIES, dumps(self.codec))
+        write_text(directory / FILE, dumps(self.codec))
 
 
 def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
     """The windows of a run or of the model that it starts from, None for none. UserError for data in other steps."""
-    if not (directory / SERIES).is_file():
+    if not (directory / FILE).is_file():
         return None
-    codec = from_dict(WindowCodec, read_json(directory / SERIES), SERIES)
+    codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
         theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
         raise UserError(f"the data have {theirs}, and the model has learnt {own}; give data in these")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
+from headway.codecs import Codec, Kind, sentence_codec
 from headway.config import register
-from headway.data import IGNORED, SplitConfig, TokenCache, chunks, open_tokens, text_sources
+from headway.data import IGNORED, SplitConfig, TokenCache, open_tokens
 from headway.domains.masked.fill import SPECIAL, best_symbols, read, symbols_of
 from headway.domains.masked.rows import (
     FramedPieces,
@@ -26,12 +27,12 @@ from headway.domains.masked.rows import (
     texts_of,
 )
 from headway.errors import UserError
-from headway.formats.hub import find_folder
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, ByCount, Chance, Examples
 from headway.learn.objective import Objective, judged
+from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson
 from headway.nn.models import (
     Encoded,
@@ -81,20 +82,12 @@ class MaskedConfig(TaskConfig):
         context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
         paths = recipe.files(data)
-        codec = self._codec(paths, workspace)
+        trained = partial(sentence_codec, self.codec, size=self.size, special=SPECIAL, lowercase=self.lowercase)
+        codec = codec_of(paths, workspace, self.tokenizer, trained)
         masking = Masking(self.masking, symbols_of(codec))
         cache = open_tokens(paths, codec)
         texts = MaskedTexts(self, cache, codec, masking, context, rows, recipe.train.seed)
         return Task(texts, HiddenSymbols())
-
-    def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
-        """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
-        if (workspace / FILE).exists():
-            return load_codec(workspace)
-        if self.tokenizer is not None:
-            return load_codec(find_folder(self.tokenizer))
-        texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 
 
 class MaskedTexts(Examples):

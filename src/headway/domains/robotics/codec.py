@@ -13,8 +13,8 @@ import numpy as np
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json
-from headway.formats.usage import ROBOT as FILE
 
+FILE = "robotics.json"  # beside a policy: how what it reads and says is scaled
 UNKNOWN = 0  # the symbol of a word that no demonstrated task has
 _FLAT = 1e-6  # a spread below it is none: the number is left as it is, less its mean
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.rollout import open_copies, play
 from headway.domains.robotics.windows import Demonstrated
 from headway.environments import PICTURED
-from headway.environments.playing import Reel, strip
-from headway.errors import UserError
 from headway.learn.report import Picture, Stroke, bar_chart, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.nn.models import RobotPolicy
 
 _NUMBERS = 3  # of an action that are drawn
-_LOG = logging.getLogger(__name__)
 
 
 def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
@@ -35,25 +32,19 @@ def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     return [Picture("Success", f"{episodes} episodes of each task, with 95 % intervals", chart)]
 
 
-def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> list[Picture]:
-    """An episode of each task in frames; nothing, with a line in the log, where it cannot be drawn."""
+@filmed
+def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> Iterator[FilmedEpisode]:
+    """An episode of each task."""
     places = dict(zip(codec.names, codec.environments))
-    try:
-        return [_film_strip(model, codec, name, places[name]) for name in tasks]
-    except UserError as error:
-        _LOG.warning("the report has no pictures of episodes: %s", error)
-        return []
-
-
-def _film_strip(model: RobotPolicy, codec: RobotCodec, task: str, environment: str) -> Picture:
-    reel = Reel()
-    with open_copies(codec, environment, 1, drawn=True) as copies:
-        played = play(model, codec, copies, task, [PICTURED], reel.take)
-    if played.succeeded is None:
-        caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
-    else:
-        caption = f"succeeds after {played.succeeded[0]} steps" if played.succeeded[0] else "does not succeed"
-    return Picture(f"An episode: {task}", caption, strip(reel.frames), wide=True)
+    for task in tasks:
+        reel = Reel()
+        with open_copies(codec, places[task], 1, drawn=True) as copies:
+            played = play(model, codec, copies, task, [PICTURED], reel.take)
+        if played.succeeded is None:
+            caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
+        else:
+            caption = f"succeeds after {played.succeeded[0]} steps" if played.succeeded[0] else "does not succeed"
+        yield FilmedEpisode(f"An episode: {task}", caption, reel)
 
 
 def chunk_beside(model: RobotPolicy, examples: Demonstrated, episode: int) -> list[Picture]:

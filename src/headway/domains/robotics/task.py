@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from torch import nn
@@ -18,7 +18,7 @@ from headway.data.demonstrations import Demonstrations, read_demonstrations
 from headway.data.episodes import steps_within
 from headway.data.store import cache_root
 from headway.domains.robotics import pictures
-from headway.domains.robotics.codec import Camera, RobotCodec, Size, reach, spread, words_of
+from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, spread, words_of
 from headway.domains.robotics.published import known_codec
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.domains.robotics.windows import ChunkWindows, Demonstrated
@@ -52,6 +52,7 @@ class RoboticsConfig(TaskConfig):
     Demonstrations that are equal never stand on two sides of the `split`.
     """
 
+    beside: ClassVar[tuple[str, ...]] = (FILE,)
     state: int | None = None  # numbers of the state that are read; none: all
     cameras: tuple[str, ...] | None = None  # those that are read; none: all
     size: Size | None = None  # height and width to which pictures are brought; none: as they are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.codecs import Codec, Kind, load_codec, train_codec
-from headway.codecs.tokenizer import FILE
+from headway.codecs import Codec, Kind, train_codec
 from headway.config import override, register
 from headway.data import (
     IGNORED,
@@ -24,22 +23,20 @@ from headway.data import (
     Streams,
     TokenCache,
     TokenWindows,
-    chunks,
     open_tokens,
-    text_sources,
 )
 from headway.errors import ConfigError
 from headway.formats.familiar import Familiar
-from headway.formats.hub import find_folder
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, ByCount, Chance, Examples, Samples
-from headway.learn.objective import Carrying, judged
+from headway.learn.objective import Carrying
 from headway.learn.objectives.written import Likelihood
+from headway.learn.task import codec_of
 from headway.metrics import language_scores
 from headway.nn.mixers import State
-from headway.nn.models import Loss, ModelConfig, Transformer, TransformerConfig, describe
+from headway.nn.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, describe
 
 _JUDGED_AT_ONCE = 8192  # tokens
 _WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read
@@ -83,20 +80,12 @@ class LanguageConfig(TaskConfig):
         if self.carry_state:
             _check_carried(recipe.model)
         paths = recipe.files(data)
-        codec = self._codec(paths, workspace)
+        trained = partial(train_codec, self.codec, size=self.size, fewer=True)
+        codec = codec_of(paths, workspace, self.tokenizer, trained)
         given = self, open_tokens(paths, codec), codec, context, rows, train.seed
         if self.carry_state:
             return Task(StreamedDocuments(*given, lanes=train.accumulate), CarriedNextToken())
         return Task(Documents(*given), NextToken())
-
-    def _codec(self, paths: Sequence[Path], workspace: Path) -> Codec:
-        """The run's codec, or one made of all the text: what is held out is never trained on, but has its symbols."""
-        if (workspace / FILE).exists():
-            return load_codec(workspace)
-        if self.tokenizer is not None:
-            return load_codec(find_folder(self.tokenizer))
-        texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
-        return train_codec(self.codec, texts, self.size, fewer=True)
 
 
 def _check_carried(model: ModelConfig) -> None:
@@ -362,20 +351,16 @@ class CarriedNextToken(NextToken, Carrying[Documents]):
     def begin(self, model: nn.Module, rows: int) -> State:
         return cast(Transformer, model).stack.initial_states(rows, 1, like=next(model.parameters()))
 
-    def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
+    def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> Encoded:
         if batch.begins or states is None:
             states = self.begin(model, len(batch.targets))
         else:
             states = cast(Transformer, model).stack.carry(states)
-        encoded = model(*batch.inputs, states)
-        return self.losses(model, encoded, batch, self.smoothing), encoded.states
+        return model(*batch.inputs, states)
 
-    def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
-        nats, count, states = 0.0, 0, None
-        for _, batch in judged(model, samples):
-            losses, states = self.carry(model, batch, states)
-            nats, count = nats + float(losses["loss"].total), count + losses["loss"].count
-        return nats, count
+    def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
+        encoded = self.encode(model, batch, states)
+        return self.losses(model, encoded, batch, self.smoothing), cast(State, encoded.states)
 
 
 def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Task:

@@ -11,7 +11,8 @@ from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes, steps_within
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json
-from headway.formats.usage import SCALES as FILE
+
+FILE = "trajectories.json"  # beside a model: how what it reads and says is scaled
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +10,12 @@ import numpy as np
 from headway.domains.trajectories.acting import play
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import AT_ONCE, PICTURED, Copies
-from headway.environments.playing import Reel, strip
-from headway.errors import UserError
 from headway.learn.report import Picture, line_chart
+from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.metrics import bootstrap_mean
 from headway.nn.models import Transformer
 
 _EPISODES = 4  # for each return that is asked for
-_LOG = logging.getLogger(__name__)
 
 
 class Point(NamedTuple):
@@ -53,20 +50,14 @@ def curve(points: Sequence[Point]) -> list[Picture]:
     return [Picture("Returns", f"means of {len(points[0].returns)} episodes for each return asked for", chart)]
 
 
+@filmed
 def film_strips(
     model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
-) -> list[Picture]:
-    """An episode for each target, in frames; nothing, with a line in the log, where it cannot be drawn."""
-    try:
-        with Copies(environment, 1, drawn=True) as copies:
-            return [_film_strip(model, codec, copies, target) for target in targets]
-    except UserError as error:
-        _LOG.warning("the report has no pictures of episodes: %s", error)
-        return []
-
-
-def _film_strip(model: Transformer, codec: TrajectoryCodec, copies: Copies, target: float) -> Picture:
-    reel = Reel()
-    played = play(model, codec, copies, target, [PICTURED], reel.take)
-    caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
-    return Picture(f"An episode that is asked for {target:.5g}", caption, strip(reel.frames), wide=True)
+) -> Iterator[FilmedEpisode]:
+    """An episode for each target."""
+    with Copies(environment, 1, drawn=True) as copies:
+        for target in targets:
+            reel = Reel()
+            played = play(model, codec, copies, target, [PICTURED], reel.take)
+            caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+            yield FilmedEpisode(f"An episode that is asked for {target:.5g}", caption, reel)

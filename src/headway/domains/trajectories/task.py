@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ class TrajectoriesConfig(TaskConfig):
     Episodes that are equal never stand on two sides of the `split`.
     """
 
+    beside: ClassVar[tuple[str, ...]] = (FILE,)
     context: int = 20  # steps of a window
     condition: bool = True  # whether returns-to-go are read; without, behaviour cloning
     best: float = 1.0  # share of training episodes that are learnt from, the best

@@ -17,6 +17,7 @@ from headway.layout import Layout
 from headway.learn.examples import Batch, Examples, Samples
 from headway.learn.objective import Objective, judged
 from headway.metrics import language_scores
+from headway.nn.mixers import State
 from headway.nn.models import Encoded, Loss, VocabularyHead
 
 E = TypeVar("E", bound=Examples)
@@ -33,7 +34,11 @@ class Likelihood(Objective[E]):
         self.smoothing, self.head = smoothing, head
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        return self.losses(model, model(*batch.inputs), batch, self.smoothing)
+        return self.losses(model, self.encode(model, batch), batch, self.smoothing)
+
+    def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> Encoded:
+        """What the model makes of a batch; `states` are those in which the one before ended, where batches go on."""
+        return model(*batch.inputs)
 
     def losses(self, model: nn.Module, encoded: Encoded, batch: Batch, smoothing: float) -> dict[str, Loss]:
         """The loss of what the model has read, and its auxiliary terms."""
@@ -43,9 +48,10 @@ class Likelihood(Objective[E]):
 
     def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
         """Nats of all targets of samples, without smoothing, and how many there are."""
-        nats, count = 0.0, 0
+        nats, count, states = 0.0, 0, None
         for _, batch in judged(model, samples):
-            loss = self.losses(model, model(*batch.inputs), batch, 0.0)["loss"]
+            encoded = self.encode(model, batch, states)
+            loss, states = self.losses(model, encoded, batch, 0.0)["loss"], encoded.states
             nats, count = nats + float(loss.total), count + loss.count
         return nats, count
 
