@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from headway.config import override
+from headway.domains import recipe
 from headway.errors import ConfigError
 from headway.nn.mixers import DeltaConfig, LinearAttentionConfig, LSTMConfig, MixerConfig
-from headway.nn.models import BlockConfig, StackConfig, TransformerConfig, describe
+from headway.nn.models import BlockConfig, OneHotEmbedConfig, StackConfig, TransformerConfig, describe, outline
 from headway.nn.models.presets import preset
 
 SIZES = {
@@ -98,6 +101,18 @@ def test_a_mixer_that_reads_takes_the_place_of_the_cross_attention() -> None:
     assert block.mixer.reads_memory
     assert model.encoder.stack.blocks[0].mixer.mixer.cells == 64  # type: ignore[attr-defined]
     assert describe(model)["parameters"] > 0
+
+
+def test_an_outline_has_all_that_no_file_holds() -> None:
+    """So that a file makes a model of it."""
+    symbols = replace(recipe("shakespeare").model, symbols=128, embed=OneHotEmbedConfig(), tie="none")
+    found = []
+    for config in (symbols, *(recipe(name).model for name in ("robotics", "metaworld", "chess"))):
+        model = outline(config)
+        found += [buffer for name, buffer in model.named_buffers() if name not in model.state_dict()]
+        assert all(parameter.is_meta for parameter in model.parameters())
+    assert found
+    assert not any(buffer.is_meta for buffer in found)
 
 
 @pytest.mark.parametrize("name", SIZES)
