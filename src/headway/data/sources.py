@@ -29,6 +29,7 @@ from headway.data.files import (
 )
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
+from headway.received import place_of
 
 _COLUMN = "text"
 _ROWS = 1024
@@ -243,7 +244,7 @@ def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
 
 
 def _given(paths: Iterable[Path | str], what: str) -> Sequence[Path]:
-    found = [Path(path).expanduser() for path in paths]
+    found = [place_of(path) for path in paths]
     if not found:
         raise UserError(f"no files of {what} are given; name at least one")
     return found

@@ -52,6 +52,7 @@ from headway.learn.objectives.written import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
 from headway.nn.models import EncoderDecoder
+from headway.received import place_of
 
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the set's own split
@@ -91,14 +92,14 @@ def read_takes(paths: Sequence[Path]) -> Takes:
 
 
 def _files(path: Path) -> list[Path]:
-    place = path.expanduser()
+    place = place_of(path)
     if not place.is_dir():
         if kind_of(place.name) not in ARCHIVES or not place.is_file():
             raise UserError(
                 f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}, .tar.xz) that is there; give one"
             )
         key = cache_key("takes", fingerprint([File(place)]))
-        place = open_or_build(cache_root() / key, lambda part: _unpack(path.expanduser(), part))
+        place = open_or_build(cache_root() / key, lambda part: _unpack(place_of(path), part))
     return [file for file in place.rglob("*.wav") if file.is_file()]
 
 

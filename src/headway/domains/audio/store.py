@@ -20,6 +20,7 @@ from headway.data.tables import TABLE_KINDS, Table, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
 from headway.errors import UserError
+from headway.received import place_of
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -136,10 +137,10 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     if not paths:
         raise UserError("no transcripts are given; name a .tsv of path and text, or a folder of sounds that holds one")
     for place in paths:
-        if not place.expanduser().is_dir() and place.suffix.lower() not in TABLE_KINDS:
+        if not place_of(place).is_dir() and place.suffix.lower() not in TABLE_KINDS:
             fact = "is no folder and no table" if place.exists() else "does not exist"
             raise UserError(f"{place} {fact}; give a .tsv of path and text, or a folder of sounds that holds one")
-    table = read_table([_with_table(place.expanduser()) for place in paths], {"path": path, "text": text})
+    table = read_table([_with_table(place_of(place)) for place in paths], {"path": path, "text": text})
     files = [_beside(table, row) for row in range(len(table))]
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
@@ -147,7 +148,7 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
         fact = f"{table.place(row)}: {table.columns['path'][row]} is not a file in {table.places[row][0].path.parent}"
         _refuse(skip, fact, "transcripts", len(missing), len(files), "correct it, or leave the line out")
     found = Transcripts(files, table.columns["text"], table.named, [table.place(row) for row in range(len(table))])
-    _check_untold([place.expanduser() for place in paths], files, skip)
+    _check_untold([place_of(place) for place in paths], files, skip)
     kept = np.setdiff1d(np.arange(len(files)), missing)
     if not len(kept):
         raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.places[0][0]}")

@@ -11,12 +11,15 @@ _OPERATION = re.compile(r'[\s;]*(\w+)((?:\s+(?:"[^"]*(?:"|$)|[^\s;"]+))*)\s*(?:;
 _COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # of a FEN, before the operations
 _TAIL = re.compile(r"(?:\+|#|[!?]|ch|mate|dis|dbl|\(?e\.?p\.?\)?)+$")
 _LONGEST = 20  # characters of a move
+_LONGEST_LINE = 1 << 16  # characters
 _CASTLING = re.compile(r"[0Oo]-?[0Oo](-?[0Oo])?")
 _PROMOTION = re.compile(r"(?<=[a-h][18])[=/(]?([QRBN])\)?$")
 
 
 def board_and_rest(line: str, where: str) -> tuple[chess.Board, str]:
     """The board of a line and what stands after it. UserError for a position that is none."""
+    if len(line) > _LONGEST_LINE:
+        raise UserError(f"{where} has {len(line):,} characters; write a position and its operations in a line")
     parts = line.split(maxsplit=4)
     rest = parts[4].strip() if len(parts) > 4 else ""
     counters = _COUNTERS.match(rest)
