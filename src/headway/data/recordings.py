@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -31,7 +32,8 @@ REWARDS = ("rewards", "rews", "reward")
 _ENDED, _CUT = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
 _NUMBERED = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE = re.compile(r"episode_(\d+)")
-_SPARE = 1 << 16  # bytes that filters may add to a chunk
+_DEFLATE = 1  # the number of a filter in HDF5
+_SMALL, _SPARE = 1 << 18, 1 << 16  # bytes: of a chunk that may expand as it likes, and that filters may add to one
 _FLAT = ("ends", "indices", *_ENDED, *_CUT)
 
 _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
@@ -146,9 +148,7 @@ def _check_header(archive: Any, name: str, path: Path) -> None:
         if read is not None:
             shape, _, kind = read(file)
             if not kind.hasobject and math.prod(shape) * kind.itemsize != entry.file_size - file.tell():
-                raise UserError(
-                    f"{path}: {name} of shape {shape} does not fill {entry.file_size:,} bytes; save it anew"
-                )
+                raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it anew")
 
 
 @contextmanager
@@ -340,16 +340,13 @@ def _check_dataset(dataset: Any, what: str) -> None:
     numbers = [filters.get_filter(place)[0] for place in range(filters.get_nfilters())]
     if len(set(numbers)) < len(numbers):
         raise UserError(f"{what} is compressed twice over; save it with one compression")
-    largest = 0
-
-    def look(chunk: Any) -> None:
-        nonlocal largest
-        largest = max(largest, chunk.size)
-
-    if dataset.chunks and dataset.nbytes:
-        dataset.id.chunk_iter(look)
-    if largest > 2 * each + _SPARE:  # what is stored of a chunk is not more than it holds
-        raise UserError(f"{what} stores {largest:,} bytes of a chunk of {each:,}; save it anew")
+    large: list[tuple[int, ...]] = []
+    if dataset.chunks and dataset.nbytes and _DEFLATE in numbers:
+        dataset.id.chunk_iter(lambda chunk: large.append(chunk.chunk_offset) if chunk.size > _SMALL else None)
+    for place in large:  # the library believes a chunk, whatever it expands to
+        data = dataset.id.read_direct_chunk(place)[1]
+        if len(zlib.decompressobj().decompress(data, each + _SPARE)) > each + _SPARE - 1:
+            raise UserError(f"{what} has a chunk that expands to over {each:,} bytes; save it anew")
 
 
 def _minari_environment(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +28,7 @@ from headway.data.files import (
     text_blocks,
     unpacked,
 )
+from headway.data.parquet import open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
 from headway.received import place_of
@@ -37,11 +39,6 @@ _ROWS = 1024
 
 def parquet_texts(file: File) -> Iterator[str]:
     """The texts of a .parquet file, a compressed one or one in an archive included."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file} needs the package pyarrow; pip install 'headway[data]'") from error
     row = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
@@ -50,17 +47,27 @@ def parquet_texts(file: File) -> Iterator[str]:
             for block in blocks(file):
                 unpacked.write(block)
             whole = unpacked
-        try:
-            table = pyarrow.parquet.ParquetFile(whole)
+        with _sound_parquet(file):
+            table = open_parquet(whole, "data")
             _check_column(file, table.schema_arrow)
-            for batch in table.iter_batches(batch_size=_ROWS, columns=[_COLUMN]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is None:
-                        raise UserError(f"{file}, row {row} has no text; drop such rows")
-                    yield text
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError) as error:
-            raise UserError(f"{file} is damaged or no Parquet file ({error}); fetch it again") from error
+            for group in range(table.num_row_groups):
+                size = rows_at_once(whole, group, _COLUMN, _ROWS)
+                for batch in table.iter_batches(batch_size=size, row_groups=[group], columns=[_COLUMN]):
+                    for text in batch.column(0).to_pylist():
+                        row += 1
+                        if text is None:
+                            raise UserError(f"{file}, row {row} has no text; drop such rows")
+                        yield text
+
+
+@contextmanager
+def _sound_parquet(file: File) -> Iterator[None]:
+    """What pyarrow raises of a damaged file, in any of its kinds, is a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's own kinds are these, too
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{file} is damaged or no Parquet file ({reason}); fetch it again") from error
 
 
 def _check_column(file: File, schema: Any) -> None:

@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.received import check_whole
 
 # What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
 _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
 _TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
+_SAMPLE = 2  # bytes of a sample, as most are recorded
 LONGEST = 24 * 3600  # seconds; silence of years packs into a small file
 _CUT = 0.5  # seconds by which what is read may be shorter than the header says
 
@@ -90,6 +92,11 @@ def check_length(path: Path, seconds: float) -> None:
     """UserError for a sound of more than a day."""
     if seconds > LONGEST:
         raise UserError(f"{path} is longer than {LONGEST // 3600} hours; cut it into shorter sounds")
+
+
+def check_packing(path: Path, seconds: float, rate: int) -> None:
+    """UserError for a sound that is longer than so few bytes can hold: hours of silence."""
+    check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
 
 
 def _library(path: Path) -> Any:

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.containers import ContainerReader, check_length
+from headway.domains.audio.containers import ContainerReader, check_length, check_packing
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError
+from headway.received import opened, size_of
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples of a file that are read at once
+_CHANNELS = 8  # of a sound, up to which blocks are whole
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
@@ -38,11 +40,12 @@ class FileSound:
         self.path, self.rate = Path(path), rate
         self.source = str(self.path)
         if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
+            what = "is a folder" if self.path.is_dir() else "is no file" if self.path.exists() else "does not exist"
             raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _reader(self.path)
         self.seconds = self._reader.seconds
         check_length(self.path, self.seconds)
+        check_packing(self.path, self.seconds, max(rate, self._reader.rate))
         try:
             Resampler(self._reader.rate, rate)
         except UserError as error:
@@ -56,6 +59,7 @@ class FileSound:
         for samples in self._reader.read():
             count += len(samples)
             check_length(self.path, count / self._reader.rate)
+            check_packing(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
             yield resampler.push(mono(samples, self.source))
         yield resampler.finish()
 
@@ -80,7 +84,8 @@ class LibsndfileReader:
         try:
             with _library(self.path).SoundFile(self.path) as file:
                 frames = file.frames
-                while len(samples := file.read(BLOCK, dtype="float32", always_2d=True)):
+                most = max(1, BLOCK // max(1, file.channels // _CHANNELS))
+                while len(samples := file.read(most, dtype="float32", always_2d=True)):
                     count += len(samples)
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -147,11 +152,11 @@ def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Flo
 
 def _check_wav(path: Path) -> None:
     """UserError for a .wav that was cut: libsndfile would read it as far as it goes, and say nothing."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return
-        whole = path.stat().st_size
+        whole = size_of(file)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
             left = whole - file.tell()

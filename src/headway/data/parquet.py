@@ -1,0 +1,50 @@
+"""Parquet files whose sizes are looked at before anything in them is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+from headway.errors import UserError
+from headway.received import check_whole, opened, size_of
+
+_HELD = 1 << 26  # bytes of texts that are decoded at once, where they are said once and repeated
+_CELL = 64  # bytes, about, of a value as Python's object
+
+
+def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] = ()) -> Any:
+    """A ParquetFile; texts of `columns` come as dictionaries. UserError where pyarrow, of that extra, is missing, and
+    for what is no plain file; for what is no Parquet, whatever pyarrow raises.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{place} needs the package pyarrow; pip install 'headway[{extra}]'") from error
+    if isinstance(place, Path):
+        opened(place).close()  # what is no plain file would keep the library waiting
+    return pyarrow.parquet.ParquetFile(place, read_dictionary=list(columns) or None)
+
+
+def check_table(file: Any, path: Path, names: Collection[str]) -> None:
+    """UserError where columns are too large to be read whole, as Python's objects, by what their file says of them."""
+    values = 0
+    for group in range(file.metadata.num_row_groups):
+        part = file.metadata.row_group(group)
+        columns = (part.column(number) for number in range(part.num_columns))
+        values += sum(each.num_values for each in columns if each.path_in_schema.split(".")[0] in names)
+    with opened(path) as stream:
+        check_whole(str(path), size_of(stream), values * _CELL)
+
+
+def rows_at_once(place: Path | IO[bytes], group: int, column: str, most: int) -> int:
+    """How many rows of a group may be decoded together: a text that is said once can be repeated in each of them."""
+    file = open_parquet(place, "data", [column])
+    part = file.metadata.row_group(group)
+    found = [part.column(number) for number in range(part.num_columns)]
+    if not any(each.path_in_schema == column and each.has_dictionary_page for each in found):
+        return most
+    first = next(file.iter_batches(batch_size=1, row_groups=[group], columns=[column]), None)
+    texts = () if first is None else first.column(0).dictionary
+    longest = max((len(text.as_buffer() or b"") for text in texts), default=0)
+    return max(1, min(most, _HELD // max(1, longest)))
