@@ -322,7 +322,9 @@ def _inside(group: Any, name: str, source: str) -> Any:
                 return group[name]
         elif not isinstance(link, h5py.ExternalLink):
             return group[name]
-    raise UserError(f"{source}: {name} leads to another file or link, which is not followed; copy the data into it")
+        else:
+            raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
+    raise UserError(f"{source}: {name} is a link to a link, which is not followed; copy the data into it")
 
 
 def _is_own(group: Any, path: str) -> bool:

@@ -44,8 +44,8 @@ class Resampler:
         taps = 2 * _reach(self._old, self._new)
         if rate != wanted and self._new * taps > _MOST:
             raise UserError(
-                f"a rate of {rate} samples a second makes {wanted} by {self._new:,} filters of {taps:,} numbers, too many; "
-                "state the true one, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
+                f"a rate of {rate} samples a second becomes {wanted} by {self._new:,} filters of {taps:,} numbers, too "
+                "many; state the true one, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
             )
         self._filters = None if rate == wanted else _filters(self._old, self._new)
         self._held = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
