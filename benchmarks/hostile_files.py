@@ -53,7 +53,7 @@ LINES: dict[str, tuple[bytes, bytes, Commands]] = {
     "g.epd": (b"", b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - bm ", CHESS),
     "g.csv": (b"position,bestmove\n", b"", CHESS),
 }
-_LONG = 1 << 29  # bytes of a line that should not be held
+_LONG = 1 << 27  # bytes of a line that should not be held
 
 
 def _zst(pieces: Iterator[bytes], path: Path) -> None:

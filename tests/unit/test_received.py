@@ -29,7 +29,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    ("given", "said"),
     [("~nobody-here/a", "user who is not known"), ("a\0b", "name of a file"), ("x" * 5000, "name too long")],
 )
 def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:

@@ -33,6 +33,7 @@ _ENDED, _CUT = ("terminals", "terminations", "terminal", "dones"), ("timeouts", 
 _NUMBERED = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE = re.compile(r"episode_(\d+)")
 _DEFLATE = 1  # the number of a filter in HDF5
+_NOTES = 1 << 24  # bytes of metadata.json that are read
 _SMALL, _SPARE = 1 << 18, 1 << 16  # bytes: of a chunk that may expand as it likes, and that filters may add to one
 _FLAT = ("ends", "indices", *_ENDED, *_CUT)
 
@@ -354,8 +355,9 @@ def _check_dataset(dataset: Any, what: str) -> None:
 def _minari_environment(path: Path) -> str:
     """What Minari's metadata.json beside a file says of where it was recorded."""
     try:
-        said = json.loads((path.parent / "metadata.json").read_text(encoding="utf-8"))
+        with opened(path.parent / "metadata.json") as file:
+            said = json.loads(file.read(_NOTES))
         spec = said["env_spec"]
         return str((json.loads(spec) if isinstance(spec, str) else spec)["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return ""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.received import check_whole
+from headway.received import check_whole, opened
 
 # What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
 _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
@@ -65,6 +65,7 @@ class ContainerReader:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         av = _library(self.path)
+        opened(self.path).close()  # what is no plain file would keep the library waiting
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
             with av.open(str(self.path.resolve()), options=options, metadata_errors="ignore") as container:

@@ -20,7 +20,7 @@ from headway.data.tables import TABLE_KINDS, Table, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
 from headway.errors import UserError
-from headway.received import place_of
+from headway.received import opened, place_of
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -72,11 +72,8 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
 
 
 def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from error
+    with opened(path) as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _build(part: Path, files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> None:
