@@ -355,15 +355,17 @@ def _repeated_text(folder: Path) -> Path:
     import pyarrow.parquet
 
     column = pyarrow.DictionaryArray.from_arrays(np.zeros(20_000, np.int32), ["a" * 10_000_000])
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), folder / "a.parquet", compression="zstd")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": column}), folder / "a.parquet", compression="zstd", store_schema=False
+    )
     return folder / "a.parquet"
 
 
-def _parquet(make: Callable[[Any], Any], folder: Path, **options: Any) -> Path:
+def _parquet(make: Callable[[Any], Any], folder: Path) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(make(pyarrow), folder / "a.parquet", compression="zstd", **options)
+    pyarrow.parquet.write_table(make(pyarrow), folder / "a.parquet", compression="zstd")
     return folder / "a.parquet"
 
 

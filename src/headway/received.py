@@ -104,7 +104,7 @@ def opened(path: Path | str) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown(path)!r} cannot be read ({reason}); check it and its permissions") from error
+        raise UserError(f"{shown(path)} cannot be read: {reason}; check the path") from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise UserError(f"{shown(path)} is not a plain file; give a file")

@@ -164,7 +164,7 @@ def _sound(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0].rstrip(".")
+    return (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
 
 
 def _environment(columns: Columns) -> str:
