@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     expanded: int = 1 << 40  # bytes of a compressed file, read piece by piece; those of the first 64 MiB are free
     ratio: int = 250  # bytes out for each byte in, above 64 MiB
     whole: int = 1 << 33  # bytes of what must be in memory at once: an array, a member of an archive
-    members: int = 250_000  # files in an archive
+    members: int = 100_000  # files in an archive
     line: int = 1 << 26  # characters of a line
 
 

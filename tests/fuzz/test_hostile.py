@@ -33,7 +33,7 @@ PREFIXES = (
         "image: 2^62",
         "LeRobot: a ",
     ),
-    *("image: PPM", "image: BMP", "image: GIF", "image: EPS", "Parquet: n"),
+    *("image: PPM", "image: BMP", "image: GIF", "image: EPS", "Parquet: n", "LeRobot: a ", "text: UTF-32"),
 )
 SLOW = ("npz: zeros", "HDF5: a chunk that expands", "HDF5: a chunk of 3 GB")
 CASES = [case for case in files.CASES if case.name.startswith(PREFIXES) and case.name not in SLOW]

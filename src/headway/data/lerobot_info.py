@@ -142,7 +142,7 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
     with sound(path, "Parquet"):
         file = open_parquet(path, "robotics")
         names = [name for name in file.schema_arrow.names if columns(name)]
-        check_table(file, path, names)
+        check_table(file, str(path), path.stat().st_size, names)
         for group in range(file.num_row_groups):
             for name in names:
                 if str(file.schema_arrow.field(name).type) in ("string", "large_string"):

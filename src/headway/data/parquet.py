@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headway.errors import UserError
-from headway.received import check_whole, opened, size_of
+from headway.received import check_expansion, opened
 
 _HELD = 1 << 26  # bytes of texts that are decoded at once, where they are said once and repeated
 _CELL = 64  # bytes, about, of a value as Python's object
@@ -26,15 +26,14 @@ def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] =
     return pyarrow.parquet.ParquetFile(place, read_dictionary=list(columns) or None)
 
 
-def check_table(file: Any, path: Path, names: Collection[str]) -> None:
-    """UserError where columns are too large to be read whole, as Python's objects, by what their file says of them."""
+def check_table(file: Any, what: str, size: int, names: Collection[str]) -> None:
+    """UserError where columns make more of Python's objects than a file of `size` bytes may, as it says of them."""
     values = 0
     for group in range(file.metadata.num_row_groups):
         part = file.metadata.row_group(group)
         columns = (part.column(number) for number in range(part.num_columns))
         values += sum(each.num_values for each in columns if each.path_in_schema.split(".")[0] in names)
-    with opened(path) as stream:
-        check_whole(str(path), size_of(stream), values * _CELL)
+    check_expansion(what, size, values * _CELL)
 
 
 def rows_at_once(place: Path | IO[bytes], group: int, column: str, most: int) -> int:

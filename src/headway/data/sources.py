@@ -28,7 +28,7 @@ from headway.data.files import (
     text_blocks,
     unpacked,
 )
-from headway.data.parquet import open_parquet, rows_at_once
+from headway.data.parquet import check_table, open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
 from headway.received import place_of
@@ -42,17 +42,19 @@ def parquet_texts(file: File) -> Iterator[str]:
     row = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
+        packed = file.path.stat().st_size
         if file.member is not None or file.path.suffix.lower() != ".parquet":
             # Parquet is read from its end, so a compressed one is unpacked to disk (not to memory) first.
             for block in blocks(file):
                 unpacked.write(block)
-            whole = unpacked
+            whole, packed = unpacked, unpacked.tell()
         with _sound_parquet(file):
             table = open_parquet(whole, "data")
             _check_column(file, table.schema_arrow)
+            check_table(table, str(file), packed, [_COLUMN])
             for group in range(table.num_row_groups):
-                size = rows_at_once(whole, group, _COLUMN, _ROWS)
-                for batch in table.iter_batches(batch_size=size, row_groups=[group], columns=[_COLUMN]):
+                rows = rows_at_once(whole, group, _COLUMN, _ROWS)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
                     for text in batch.column(0).to_pylist():
                         row += 1
                         if text is None:
