@@ -31,7 +31,7 @@ from headway.data.files import (
 from headway.data.parquet import check_table, open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
-from headway.received import place_of
+from headway.received import check_expansion, place_of
 
 _COLUMN = "text"
 _ROWS = 1024
@@ -39,7 +39,7 @@ _ROWS = 1024
 
 def parquet_texts(file: File) -> Iterator[str]:
     """The texts of a .parquet file, a compressed one or one in an archive included."""
-    row = 0
+    row = given = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
         packed = file.path.stat().st_size
@@ -55,7 +55,10 @@ def parquet_texts(file: File) -> Iterator[str]:
             for group in range(table.num_row_groups):
                 rows = rows_at_once(whole, group, _COLUMN, _ROWS)
                 for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
-                    for text in batch.column(0).to_pylist():
+                    texts = batch.column(0).to_pylist()
+                    given += sum(len(text or "") for text in texts)
+                    check_expansion(str(file), packed, given)
+                    for text in texts:
                         row += 1
                         if text is None:
                             raise UserError(f"{file}, row {row} has no text; drop such rows")
