@@ -295,7 +295,7 @@ def _hdf5(fill: Callable[[Any], Any], folder: Path) -> Path:
 def _bomb_chunk(file: Any) -> None:
     found = file.create_dataset("observations", (4, 2), "f8", chunks=(4, 2), compression="gzip")
     packer = zlib.compressobj(9)
-    data = b"".join(packer.compress(block) for block in _repeated(b"", b"\0", 1 << 30)) + packer.flush()
+    data = b"".join(packer.compress(block) for block in _repeated(b"", b"\0", 1 << 29)) + packer.flush()
     found.id.write_direct_chunk((0, 0), data)
 
 
@@ -328,7 +328,7 @@ def _loop(file: Any) -> None:
 
 
 def _zeros(file: Any) -> None:
-    found = file.create_dataset("observations", (1 << 20, 64), "f8", chunks=(1 << 14, 64), compression="gzip")
+    found = file.create_dataset("observations", (1 << 18, 64), "f8", chunks=(1 << 14, 64), compression="gzip")
     found[:] = 0
 
 

@@ -143,12 +143,13 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
         file = open_parquet(path, "robotics")
         names = [name for name in file.schema_arrow.names if columns(name)]
         check_table(file, str(path), path.stat().st_size, names)
+        texts = [name for name in names if str(file.schema_arrow.field(name).type) in ("string", "large_string")]
+        repeated = open_parquet(path, "robotics", texts)
         for group in range(file.num_row_groups):
-            for name in names:
-                if str(file.schema_arrow.field(name).type) in ("string", "large_string"):
-                    rows = file.metadata.row_group(group).num_rows
-                    if rows_at_once(path, group, name, rows) < rows:
-                        raise UserError(f"{path} repeats long texts under {name!r}; {AGAIN}")
+            rows = file.metadata.row_group(group).num_rows
+            for name in texts:
+                if rows_at_once(repeated, group, name, rows) < rows:
+                    raise UserError(f"{path} repeats long texts under {name!r}; {AGAIN}")
         return file.read(names).to_pylist()
 
 

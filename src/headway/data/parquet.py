@@ -36,9 +36,11 @@ def check_table(file: Any, what: str, size: int, names: Collection[str]) -> None
     check_expansion(what, size, values * _CELL)
 
 
-def rows_at_once(place: Path | IO[bytes], group: int, column: str, most: int) -> int:
-    """How many rows of a group may be decoded together: a text that is said once can be repeated in each of them."""
-    file = open_parquet(place, "data", [column])
+def rows_at_once(file: Any, group: int, column: str, most: int) -> int:
+    """How many rows of a group may be decoded together: a text that is said once can be repeated in each of them.
+
+    In the file that is asked, texts of that column come as dictionaries.
+    """
     part = file.metadata.row_group(group)
     found = [part.column(number) for number in range(part.num_columns)]
     if not any(each.path_in_schema == column and each.has_dictionary_page for each in found):

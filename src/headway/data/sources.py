@@ -52,8 +52,9 @@ def parquet_texts(file: File) -> Iterator[str]:
             table = open_parquet(whole, "data")
             _check_column(file, table.schema_arrow)
             check_table(table, str(file), packed, [_COLUMN])
+            repeated = open_parquet(whole, "data", [_COLUMN])
             for group in range(table.num_row_groups):
-                rows = rows_at_once(whole, group, _COLUMN, _ROWS)
+                rows = rows_at_once(repeated, group, _COLUMN, _ROWS)
                 for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
                     texts = batch.column(0).to_pylist()
                     given += sum(len(text or "") for text in texts)
