@@ -105,7 +105,7 @@ def faults(result: dict[str, Any], base: int) -> list[str]:
 
 def base_of(folder: Path) -> int:
     """Bytes that training one step on a good file takes."""
-    (folder / "good.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 50)
+    (folder / "good.csv").write_text("text,label\n" + "".join(f"good {n},a\nbad {n},b\n" for n in range(500)))
     good = ("train", "classification", "--data", str(folder / "good.csv"), "--run", str(folder / "run"))
     result = ran((*good, "--set", "train.steps=1"), folder)
     if result["exit"]:

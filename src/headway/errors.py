@@ -27,7 +27,7 @@ class ConfigError(UserError):
     """A configuration that cannot be read or built: an unknown setting, or a value out of range."""
 
 
-_COMPARED, _NAMED = 1000, 200  # names that are looked at, as comparing takes long, and that are said
+_COMPARED, _NAMED = 1000, 100  # names that are looked at, as comparing takes long, and that are said
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
