@@ -227,9 +227,9 @@ def _archives() -> Iterator[Case]:
     yield Case("tar: very many members", _many_in_tar, TEXTS)
     entries: dict[str, tuple[tarfile.TarInfo, bytes]] = {
         "a member of a terabyte": (_entry("a.txt", 1 << 40), b""),
-        "a map that is no map": (_entry("a.txt", **{"GNU.sparse.map": "x,y", "GNU.sparse.size": "9"}), b"a"),
+        "a map that is no map": (_entry("a.txt", 0, **{"GNU.sparse.map": "x,y", "GNU.sparse.size": "9"}), b"a"),
         "a map of many holes": (
-            _entry("a.txt", **{"GNU.sparse.map": "0,1," * 99_999 + "1,0", "GNU.sparse.size": "9999999999"}),
+            _entry("a.txt", 0, **{"GNU.sparse.map": "0,1," * 99_999 + "1,0", "GNU.sparse.size": "9999999999"}),
             b"a",
         ),
         "a header of 64 MB": (_entry("a.txt", comment="a" * (1 << 26)), b"a"),

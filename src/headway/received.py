@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
 
@@ -98,7 +99,7 @@ def shown(given: str | Path) -> str:
     return text if len(text) <= _LONGEST * 4 else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
-def opened(path: Path | str) -> BinaryIO:
+def opened(path: Path | str) -> BufferedReader:
     """A plain file for reading. UserError at once for anything else: a named pipe or a device would keep us waiting."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

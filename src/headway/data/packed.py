@@ -95,7 +95,7 @@ class _Zip:
         self._entries = {entry.filename: entry for entry in self._archive.infolist() if not entry.is_dir()}
         if len(self._entries) > limits().members:
             raise exceeded(str(path), f"holds {len(self._entries):,} members", "members")
-        self.sizes = {name: entry.compress_size for name, entry in self._entries.items()}
+        self.sizes: Mapping[str, int] = {name: entry.compress_size for name, entry in self._entries.items()}
 
     def open(self, member: str) -> IO[bytes]:
         entry = _found(self._entries, member, self._path)
@@ -107,7 +107,7 @@ class _Zip:
         except (NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self._path}: {member} cannot be read ({error}); pack it again as .zip") from error
         quick = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        return stream if quick else cast(IO[bytes], io.BufferedReader(_Sips(stream)))
+        return stream if quick else cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, _Sips(stream))))
 
 
 class _Sips(io.RawIOBase):
@@ -137,12 +137,12 @@ class _Tar:
         with _sound(path, stream):
             self._archive = tarfile.TarFile(fileobj=cast(IO[bytes], stream))
             self._list()
-        self.sizes = {name: entry.size for name, entry in self._entries.items()}
+        self.sizes: Mapping[str, int] = {name: entry.size for name, entry in self._entries.items()}
 
     def _list(self) -> None:
         count = 0
         while (entry := self._archive.next()) is not None:
-            self._archive.members.clear()  # of which it keeps a list of its own
+            self._archive.members.clear()  # type: ignore[attr-defined]  # of which it keeps a list of its own
             count += 1
             if count > limits().members:
                 raise exceeded(str(self._path), f"holds over {count - 1:,} members", "members")
