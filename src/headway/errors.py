@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 
@@ -26,8 +27,12 @@ class ConfigError(UserError):
     """A configuration that cannot be read or built: an unknown setting, or a value out of range."""
 
 
+_COMPARED, _NAMED = 1000, 100  # names that are looked at, as comparing takes long, and that are said
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known name, or all of them where none is near."""
-    names = sorted(known)
+    names = sorted(islice(known, _COMPARED))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"
+    more = f", ... ({len(names) - _NAMED} more)" if len(names) > _NAMED else ""
+    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names[:_NAMED])}{more}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.received import opened
 
 LIMIT = 1 << 27  # bytes; the largest published vocabularies have some 40 MB
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -20,7 +21,8 @@ def read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > LIMIT:
             raise UserError(f"{path} has {size:,} bytes, too many for a tokenizer; give its file, of {LIMIT:,} at most")
-        data = path.read_bytes()
+        with opened(path) as file:
+            data = file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
     if not data:

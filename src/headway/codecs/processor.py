@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print of bad files what our error says
 # Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+_LARGE = 1 << 23  # pixels; of images of more, one is decoded at a time
+_ONE_BY_ONE = threading.Lock()
 HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
 
 
@@ -56,7 +60,8 @@ def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with Image.open(source, formats=FORMATS) as image:
             _check_size(image, place)
-            return _rgb(image, place)
+            with _ONE_BY_ONE if image.width * image.height > _LARGE else nullcontext():
+                return _rgb(image, place)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -88,14 +93,24 @@ def _rgb(image: Any, place: str) -> UInt8[np.ndarray, "H W 3"]:
     from PIL import ImageOps
 
     image.load()  # decodes, so that what is wrong is found here
-    if image.mode.startswith(("I", "F")):
-        return np.repeat(_eight_bits(image, place)[:, :, None], 3, axis=2)
-    image = ImageOps.exif_transpose(image)
+    grey = image.mode.startswith(("I", "F"))
+    if not grey:
+        ImageOps.exif_transpose(image, in_place=True)
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _LARGE // (8 * image.width))
+    for top in range(0, image.height, rows):  # as what it is converted to takes several times its memory
+        band = image if rows >= image.height else image.crop((0, top, image.width, min(image.height, top + rows)))
+        out[top : top + rows] = _eight_bits(band, place)[:, :, None] if grey else np.asarray(_opaque(band))
+    return out
+
+
+def _opaque(image: Any) -> Any:
+    """An image in RGB, on white where it is transparent."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
         image = pillow().alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _eight_bits(image: Any, place: str) -> UInt8[np.ndarray, "H W"]:

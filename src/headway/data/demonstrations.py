@@ -17,6 +17,7 @@ from headway.data.recordings import KINDS, episode_lengths, read_recording
 from headway.data.splits import named_side, side_number
 from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
+from headway.received import place_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_demonstrations(
         raise UserError("no demonstrations are given; name a LeRobotDataset folder (headway data collect records them)")
     parts: list[tuple[Demonstrations, str]] = []
     for given in paths:
-        path = Path(given).expanduser()
+        path = place_of(given)
         folders = _folders(path, is_lerobot)
         for folder in folders:
             parts.append((_sided(read_lerobot(folder, cache, size, cameras), _side(folder, path)), str(folder)))
@@ -85,7 +86,7 @@ def outline(paths: Sequence[Path | str]) -> Outline:
     lengths: list[int] = []
     cameras: dict[str, tuple[int, int]] = {}
     for given in paths:
-        path = Path(given).expanduser()
+        path = place_of(given)
         folders = _folders(path, is_lerobot)
         for info in map(read_info_file, folders):
             lengths += [episode.length for episode in read_episodes_noted(info)]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from headway.data.files import ARCHIVES, File, find_files, honoured, unpacked
 from headway.data.tables import objects, sound_text
 from headway.errors import UserError, nearest
+from headway.received import place_of
 
 KINDS = (".jsonl", *ARCHIVES)
 ASSISTANT = "assistant"  # the role whose words are learnt
@@ -35,7 +36,7 @@ class Choice(NamedTuple):
 
 def dialogue_sources(paths: Iterable[Path | str]) -> list[File]:
     """The .jsonl files (compressed, in folders or archives) of paths, with the split that their names state."""
-    given = [Path(path).expanduser() for path in paths]
+    given = [place_of(path) for path in paths]
     if not given:
         raise UserError("no files of conversations are given; name at least one .jsonl")
     return honoured(unpacked([file for path in given for file in find_files(path, KINDS)], KINDS))

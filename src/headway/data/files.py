@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import importlib
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from headway.data.packed import open_packed
 from headway.data.splits import SIDES, named_side
 from headway.errors import UserError, nearest
+from headway.received import DAMAGE, exceeded, expanded, limits, opened, size_of
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
-_BLOCK = 1 << 20
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
 
 
 @dataclass(frozen=True)
@@ -128,13 +122,8 @@ def unpacked(files: Iterable[File], kinds: Collection[str]) -> list[File]:
 def members(path: Path) -> list[File]:
     """The files in an archive, in its order, without hidden ones and notes (names that begin with . or _)."""
     try:
-        if kind_of(path.name) == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        else:
-            with tarfile.open(path) as archive:
-                names = [entry.name for entry in archive if entry.isfile()]
-    except _DAMAGE as error:
+        names = list(open_packed(path).sizes)
+    except DAMAGE as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is damaged ({reason}); fetch or pack it again") from error
     seen = (name for name in names if not any(part[0] in "._" for part in PurePath(name).parts))
@@ -148,59 +137,22 @@ def stated_side(name: str) -> str | None:
 
 
 def blocks(file: File) -> Iterator[bytes]:
-    """A file's bytes, decompressed, in blocks of about a mebibyte. Damage is a UserError."""
+    """A file's bytes, decompressed, in blocks of about a mebibyte. Damage is a UserError, and so is what expands beyond
+    the limits of `received`.
+    """
+    suffix = PurePath(file.name.lower()).suffix
     try:
-        with ExitStack() as stack:
-            raw = _opened(file, stack)
-            suffix = PurePath(file.name.lower()).suffix
-            if suffix == ".zst":
-                yield from _zst_blocks(raw, file)
-                return
-            if suffix == ".gz":
-                raw = stack.enter_context(gzip.open(raw))
-            elif suffix == ".xz":
-                raw = stack.enter_context(lzma.open(raw))
-            while block := raw.read(_BLOCK):
-                yield cast(bytes, block)
-    except _DAMAGE as error:
+        if file.member is not None:
+            packed = open_packed(file.path)
+            with packed.open(file.member) as raw:
+                yield from expanded(raw, suffix, packed.sizes[file.member], str(file))
+        else:
+            with opened(file.path) as raw:
+                yield from expanded(raw, suffix, size_of(raw), str(file))
+    except DAMAGE as error:
         raise UserError(f"{file} is damaged ({error or type(error).__name__}); fetch or compress it again") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error}); check it and its permissions") from error
-
-
-def _opened(file: File, stack: ExitStack) -> IO[Any]:
-    """The raw bytes of a file; the stack closes what had to be opened for it."""
-    if file.member is None:
-        return stack.enter_context(open(file.path, "rb"))
-    if kind_of(file.path.name) == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(file.path))
-        return stack.enter_context(archive.open(file.member))
-    packed = stack.enter_context(tarfile.TarFile.open(file.path))
-    member = packed.extractfile(file.member)
-    if member is None:
-        raise UserError(f"{file} is not a plain file; pack it again")
-    return stack.enter_context(member)
-
-
-def _zst_blocks(raw: IO[Any], file: File) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(f"{file} needs the package zstandard; pip install 'headway[data]'") from error
-    # A decompressor for each frame, because only its `eof` tells a whole file from one that was cut off.
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        while block := raw.read(_BLOCK // 16):
-            while block:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                if text := frame.decompress(block):
-                    yield text
-                block = frame.unused_data if frame.eof else b""
-    except zstandard.ZstdError as error:
-        raise UserError(f"{file} is damaged ({error}); fetch or compress it again") from error
-    if not frame.eof:
-        raise EOFError("it ends before its last frame does")
 
 
 def text_blocks(file: File) -> Iterator[str]:
@@ -251,8 +203,9 @@ def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offse
 
 
 def lines(file: File) -> Iterator[str]:
-    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line)."""
+    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line). UserError for a long one."""
     parts: list[str] = []
+    waiting, most = 0, limits().line
     for block in text_blocks(file):
         first, *others = block.split("\n")
         parts.append(first)
@@ -260,7 +213,10 @@ def lines(file: File) -> Iterator[str]:
             yield "".join(parts).removesuffix("\r")
             for line in others[:-1]:
                 yield line.removesuffix("\r")
-            parts = [others[-1]]
+            parts, waiting = [others[-1]], 0
+        waiting += len(parts[-1])
+        if waiting > most:
+            raise exceeded(str(file), f"has a line of over {waiting:,} characters", "line")
     last = "".join(parts)
     if last:
         yield last.removesuffix("\r")

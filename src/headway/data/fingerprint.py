@@ -9,6 +9,7 @@ from typing import Protocol
 
 from headway.data.files import File, HubSplit
 from headway.data.sources import Aligned
+from headway.received import opened
 
 
 class Encoder(Protocol):
@@ -44,5 +45,5 @@ def fingerprint(sources: Iterable[File | HubSplit | Aligned]) -> str:
 
 
 def _hash_of(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "blake2b").digest()

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from headway.data.files import COMPRESSIONS, File, blocks
 from headway.data.splits import named_side
 from headway.errors import UserError
+from headway.received import check_whole
 
 _BYTES = 0x08  # the type of numbers that the header states
 _NAME = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx\d-ubyte$")
@@ -75,6 +76,7 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
         held += block
         if wanted is None and len(held) >= start:
             wanted = start + math.prod(_sizes(path, held, dimensions))
+            check_whole(str(path), path.stat().st_size, wanted)
         if wanted is not None and len(held) > wanted:
             raise UserError(f"{path} goes on after the {wanted:,} bytes that its header says; get it again")
     if wanted is None or len(held) < wanted:

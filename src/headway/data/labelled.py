@@ -13,6 +13,7 @@ import numpy as np
 from headway.data.splits import named_side, side_number
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.errors import UserError
+from headway.received import place_of
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # kinds of files that a message names
@@ -47,7 +48,7 @@ def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str
     if not paths:
         raise UserError(f"no {what}s are given; name a folder that holds a folder for each class, or a .csv of paths")
     for path in map(Path, paths):
-        place = path.expanduser()
+        place = place_of(path)
         rows = _of_folder(place, kinds, what) if place.is_dir() else _of_table(place, what)
         for file, label, side, where in rows:
             found.files.append(file)

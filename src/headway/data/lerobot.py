@@ -22,16 +22,17 @@ from headway.data.lerobot_info import (
     CameraFeature,
     Info,
     Noted,
-    packaged_parquet,
     read_environments,
     read_episodes_noted,
     read_info_file,
     read_tasks,
     sound,
 )
+from headway.data.parquet import open_parquet
 from headway.data.store import Columns, cache_key, open_or_build, writing
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
+from headway.received import check_whole
 
 _FORMAT = 1
 _ROWS = 64  # pictures of a column that are in memory at once
@@ -116,6 +117,7 @@ def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.nda
     file = _opened(path)
     with sound(path, "Parquet"):
         _check_file(path, file, rows, wanted)
+        check_whole(str(path), path.stat().st_size, 8 * rows * sum(wanted.values()))
         table = file.read(list(wanted))
     found = {name: _column(f"{path}: {name}", path, table.column(name), rows, count) for name, count in wanted.items()}
     said = np.concatenate([np.full(episode.length, episode.number) for episode in episodes])
@@ -131,11 +133,10 @@ def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.nda
 
 
 def _opened(path: Path) -> Any:
-    parquet = packaged_parquet(path)
     if not path.is_file():
         raise UserError(f"there is no {path}; {AGAIN}")
     with sound(path, "Parquet"):
-        return parquet.ParquetFile(path)
+        return open_parquet(path, "robotics")
 
 
 def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> None:

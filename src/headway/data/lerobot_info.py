@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from headway.data.parquet import check_table, open_parquet, rows_at_once
 from headway.data.splits import named_side, side_number
 from headway.errors import UserError, nearest
+from headway.received import opened
 
 INFO = "meta/info.json"
 OWN = "meta/headway.json"  # beside LeRobot's files, where the tasks can be played
@@ -136,11 +138,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
     """The wanted columns of a small Parquet file, row by row."""
-    parquet = packaged_parquet(path)
     _check_small(path)
     with sound(path, "Parquet"):
-        file = parquet.ParquetFile(path)
-        return file.read([name for name in file.schema_arrow.names if columns(name)]).to_pylist()
+        file = open_parquet(path, "robotics")
+        names = [name for name in file.schema_arrow.names if columns(name)]
+        check_table(file, str(path), path.stat().st_size, names)
+        texts = [name for name in names if str(file.schema_arrow.field(name).type) in ("string", "large_string")]
+        repeated = open_parquet(path, "robotics", texts)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            for name in texts:
+                if rows_at_once(repeated, group, name, rows) < rows:
+                    raise UserError(f"{path} repeats long texts under {name!r}; {AGAIN}")
+        return file.read(names).to_pylist()
 
 
 def packaged_parquet(path: Path) -> Any:
@@ -281,7 +291,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     _check_small(path)
-    return path.read_text(encoding="utf-8")
+    with opened(path) as file:
+        return file.read(_SMALL).decode("utf-8")
 
 
 def _check_small(path: Path) -> None:

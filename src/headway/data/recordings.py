@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from headway.data.files import File, find_files, honoured
 from headway.data.splits import side_number
 from headway.data.store import taking
 from headway.errors import UserError, nearest
+from headway.received import check_whole, opened, place_of
 
 KINDS = (".npz", ".hdf5", ".h5")
 # What the columns are called: here, in D4RL and Minari, in imitation's files, in those with an array an episode.
@@ -27,7 +32,15 @@ REWARDS = ("rewards", "rews", "reward")
 _ENDED, _CUT = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
 _NUMBERED = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE = re.compile(r"episode_(\d+)")
+_DEFLATE = 1  # the number of a filter in HDF5
+_NOTES = 1 << 24  # bytes of metadata.json that are read
+_SMALL, _SPARE = 1 << 18, 1 << 16  # bytes: of a chunk that may expand as it likes, and that filters may add to one
 _FLAT = ("ends", "indices", *_ENDED, *_CUT)
+
+_HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 Columns = Mapping[str, Callable[[], np.ndarray]]
 
@@ -38,7 +51,7 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
         raise UserError(
             "no episodes are given; name at least one .npz or .hdf5 file (headway data collect records them)"
         )
-    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), KINDS)])
+    files = honoured([file for path in paths for file in find_files(place_of(path), KINDS)])
     return joined([read_recording(file) for file in files], [str(file) for file in files])
 
 
@@ -65,7 +78,7 @@ def _flat_lengths(columns: Columns, source: str) -> list[int]:
 
 def outline(paths: Sequence[Path | str]) -> list[int]:
     """The steps of each episode that `read_episodes` reads from these paths; no state is looked at."""
-    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), KINDS)])
+    files = honoured([file for path in paths for file in find_files(place_of(path), KINDS)])
     return [length for file in files for length in episode_lengths(file)]
 
 
@@ -99,17 +112,23 @@ def read_recording(file: File) -> Episodes:
 def open_arrays(path: Path) -> Iterator[Columns]:
     """The arrays of an .npz, each read when it is asked for. Python objects, which could run code, are refused."""
     with ExitStack() as stack:
+        file = stack.enter_context(opened(path))
         with _sound(path, ".npz", "write it anew with numpy.savez"):
-            archive = np.load(stack.enter_context(open(path, "rb")), allow_pickle=False)
+            archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise UserError(f"{path} holds one array without a name; write it anew with numpy.savez")
         stack.enter_context(archive)
+        for entry in archive.zip.infolist():
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{path}: {entry.filename} is packed as numpy packs nothing; write it with numpy.savez")
+            check_whole(f"{path}: {entry.filename}", entry.compress_size, entry.file_size)
         yield {name: partial(_entry, archive, name, path) for name in archive.files}
 
 
 def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
     with _sound(path, ".npz", "write it anew with numpy.savez"):
         try:
+            _check_header(archive, name, path)
             found = archive[name]
         except ValueError as error:
             if "pickle" not in str(error):
@@ -120,6 +139,17 @@ def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: {name} is not an array; save it with numpy.savez")
     return found
+
+
+def _check_header(archive: Any, name: str, path: Path) -> None:
+    """That an array takes the bytes that there are: numpy makes room for what its header says before it reads."""
+    entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    with archive.zip.open(entry) as file:
+        read = _HEADERS.get(np.lib.format.read_magic(file))
+        if read is not None:
+            shape, _, kind = read(file)
+            if not kind.hasobject and math.prod(shape) * kind.itemsize != entry.file_size - file.tell():
+                raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it anew")
 
 
 @contextmanager
@@ -134,7 +164,7 @@ def _sound(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0].rstrip(".")
+    return (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
 
 
 def _environment(columns: Columns) -> str:
@@ -236,6 +266,7 @@ def _hdf5(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
     with ExitStack() as stack:
+        opened(path).close()  # what is no plain file would keep the library waiting
         with _sound(path, "HDF5", "fetch it again"):
             file = stack.enter_context(h5py.File(path, "r"))
         yield file
@@ -275,6 +306,7 @@ def _array(group: Any, name: str, source: str) -> np.ndarray:
         raise UserError(f"{source}: {name} is a group of several arrays; give states and actions of one array each")
     with _sound(source, "HDF5", "fetch it again"):
         if not (found.is_virtual or found.external) and found.dtype.kind in "fiub":
+            _check_dataset(found, f"{source}: {name}")
             return np.asarray(found[()])
     raise UserError(f"{source}: {name} is not a plain array of numbers of its own; save it as one")
 
@@ -284,16 +316,48 @@ def _inside(group: Any, name: str, source: str) -> Any:
     import h5py
 
     with _sound(source, "HDF5", "fetch it again"):
-        if not isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.SoftLink):
+            group, name = (group.file if link.path.startswith("/") else group), link.path
+            if all(_is_own(group, path) for path in accumulate(filter(None, name.split("/")), "{}/{}".format)):
+                return group[name]
+        elif not isinstance(link, h5py.ExternalLink):
             return group[name]
-    raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
+        else:
+            raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
+    raise UserError(f"{source}: {name} is a link to a link, which is not followed; copy the data into it")
+
+
+def _is_own(group: Any, path: str) -> bool:
+    """Whether a path's last step is no link; each step is asked before the next one is taken."""
+    import h5py
+
+    return isinstance(group.get(path, getlink=True), h5py.HardLink)
+
+
+def _check_dataset(dataset: Any, what: str) -> None:
+    """That an array is not larger than its bytes may expand to, nor one of its chunks, before it is read."""
+    stored, each = dataset.id.get_storage_size(), math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
+    check_whole(what, stored, max(dataset.nbytes, each))
+    filters = dataset.id.get_create_plist()
+    numbers = [filters.get_filter(place)[0] for place in range(filters.get_nfilters())]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{what} is compressed twice over; save it with one compression")
+    large: list[tuple[int, ...]] = []
+    if dataset.chunks and dataset.nbytes and _DEFLATE in numbers:
+        dataset.id.chunk_iter(lambda chunk: large.append(chunk.chunk_offset) if chunk.size > _SMALL else None)
+    for place in large:  # the library believes a chunk, whatever it expands to
+        data = dataset.id.read_direct_chunk(place)[1]
+        if len(zlib.decompressobj().decompress(data, each + _SPARE)) > each + _SPARE - 1:
+            raise UserError(f"{what} has a chunk that expands to over {each:,} bytes; save it anew")
 
 
 def _minari_environment(path: Path) -> str:
     """What Minari's metadata.json beside a file says of where it was recorded."""
     try:
-        said = json.loads((path.parent / "metadata.json").read_text(encoding="utf-8"))
+        with opened(path.parent / "metadata.json") as file:
+            said = json.loads(file.read(_NOTES))
         spec = said["env_spec"]
         return str((json.loads(spec) if isinstance(spec, str) else spec)["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return ""

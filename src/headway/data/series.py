@@ -104,7 +104,7 @@ def _number(value: Any) -> float | None:
         return math.nan
     try:
         found = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of 400 digits
         return None
     return None if found is None or math.isinf(found) else found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,8 +28,10 @@ from headway.data.files import (
     text_blocks,
     unpacked,
 )
+from headway.data.parquet import check_table, open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
+from headway.received import check_expansion, place_of
 
 _COLUMN = "text"
 _ROWS = 1024
@@ -36,30 +39,41 @@ _ROWS = 1024
 
 def parquet_texts(file: File) -> Iterator[str]:
     """The texts of a .parquet file, a compressed one or one in an archive included."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file} needs the package pyarrow; pip install 'headway[data]'") from error
-    row = 0
+    row = given = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
+        packed = file.path.stat().st_size
         if file.member is not None or file.path.suffix.lower() != ".parquet":
             # Parquet is read from its end, so a compressed one is unpacked to disk (not to memory) first.
             for block in blocks(file):
                 unpacked.write(block)
-            whole = unpacked
-        try:
-            table = pyarrow.parquet.ParquetFile(whole)
+            whole, packed = unpacked, unpacked.tell()
+        with _sound_parquet(file):
+            table = open_parquet(whole, "data")
             _check_column(file, table.schema_arrow)
-            for batch in table.iter_batches(batch_size=_ROWS, columns=[_COLUMN]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is None:
-                        raise UserError(f"{file}, row {row} has no text; drop such rows")
-                    yield text
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError) as error:
-            raise UserError(f"{file} is damaged or no Parquet file ({error}); fetch it again") from error
+            check_table(table, str(file), packed, [_COLUMN])
+            repeated = open_parquet(whole, "data", [_COLUMN])
+            for group in range(table.num_row_groups):
+                rows = rows_at_once(repeated, group, _COLUMN, _ROWS)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
+                    texts = batch.column(0).to_pylist()
+                    given += sum(len(text or "") for text in texts)
+                    check_expansion(str(file), packed, given)
+                    for text in texts:
+                        row += 1
+                        if text is None:
+                            raise UserError(f"{file}, row {row} has no text; drop such rows")
+                        yield text
+
+
+@contextmanager
+def _sound_parquet(file: File) -> Iterator[None]:
+    """What pyarrow raises of a damaged file, in any of its kinds, is a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's own kinds are these, too
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{file} is damaged or no Parquet file ({reason}); fetch it again") from error
 
 
 def _check_column(file: File, schema: Any) -> None:
@@ -243,7 +257,7 @@ def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
 
 
 def _given(paths: Iterable[Path | str], what: str) -> Sequence[Path]:
-    found = [Path(path).expanduser() for path in paths]
+    found = [place_of(path) for path in paths]
     if not found:
         raise UserError(f"no files of {what} are given; name at least one")
     return found

@@ -16,6 +16,9 @@ import numpy as np
 from headway.data.files import File, find_files, honoured, lines
 from headway.data.splits import side_number
 from headway.errors import UserError, nearest
+from headway.received import place_of
+
+_LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects in a line of more, of 100 bytes or so each
 
 
 def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -26,6 +29,8 @@ def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
+    if len(line) > _LONG and line.count("[") + line.count("{") > _NESTED:
+        raise UserError(f"{file}, line {number} holds over {_NESTED:,} lists and objects; write one object a line")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -84,7 +89,7 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedText:
     """
     if not paths:
         raise UserError("no files of tagged text are given; name at least one")
-    found = [file for path in paths for file in find_files(Path(path).expanduser(), CONLL_KINDS)]
+    found = [file for path in paths for file in find_files(place_of(path), CONLL_KINDS)]
     files = honoured([replace(file, side=file.side or _SIDES.get(file.kind)) for file in found])
     sentences: list[Tagged] = []
     named: list[int] = []
@@ -157,7 +162,7 @@ def read_table(
     """
     if not paths:
         raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
-    files = honoured([file for path in paths for file in find_files(Path(path).expanduser(), TABLE_KINDS)])
+    files = honoured([file for path in paths for file in find_files(place_of(path), TABLE_KINDS)])
     wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
     table = Table({use: [] for use in wanted}, np.zeros(0, np.uint8), [])
     named: list[int] = []
@@ -190,7 +195,7 @@ def table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
     UTF-8, no rows at all.
     """
     found = False
-    for file in (file for path in paths for file in find_files(Path(path).expanduser(), TABLE_KINDS)):
+    for file in (file for path in paths for file in find_files(place_of(path), TABLE_KINDS)):
         for line, values in _rows(file, {}, ""):
             found = True
             yield TableRow(file, line, values)

@@ -12,6 +12,7 @@ import numpy as np
 
 from headway.data.store import read_column
 from headway.errors import UserError
+from headway.received import opened
 
 FASTEST = 240  # frames a second that players show
 _X264 = "libx264"
@@ -128,6 +129,7 @@ def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
 
 def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
     """All frames with their numbers, which their times say."""
+    opened(path).close()  # what is no plain file would keep the library waiting
     with _sound(path):
         container = packaged_av().open(str(path))
     with container:

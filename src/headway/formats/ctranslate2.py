@@ -26,6 +26,7 @@ from headway.formats.settings import Settings
 from headway.formats.usage import Usage
 from headway.formats.weights import Renamed, fill
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
+from headway.received import opened
 
 FILE = "model.bin"
 VERSION = 6
@@ -142,7 +143,7 @@ def is_ctranslate2(directory: Path) -> bool:
     path = directory / FILE
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with opened(path) as file:
         return 0 < int.from_bytes(file.read(4).ljust(4, b"\0"), "little") < 256
 
 

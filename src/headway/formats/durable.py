@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.received import opened
 
 _ALIGNED = 64  # bytes: where the first tensor starts
 _DTYPES = {
@@ -87,9 +88,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_json(path: Path) -> Any:
     """The data of a JSON file; a missing or broken one is a UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+        with opened(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; restore it from a copy") from error
 

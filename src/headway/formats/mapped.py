@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.received import opened
 
 _LARGEST = 1 << 62  # bytes: what a tensor's shape may claim, so that no product leaves 64 bits
 _RANK = 32  # dimensions: more than any format's tensors have
@@ -26,7 +27,7 @@ class Mapped:
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 self.size = file.seek(0, 2)
                 # A private map is writable, as torch expects of its memory, and costs nothing until it is written to.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None

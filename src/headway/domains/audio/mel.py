@@ -17,6 +17,7 @@ _LOWEST, _HIGHEST = 1000, 768_000
 # A windowed sinc with 48 zero crossings on each side. Kaiser's window of this beta lets through less than -80 dB, and
 # falls within 10.5 % of the lower half rate, which it ends at: what the lower rate cannot hold is gone, not folded.
 _CROSSINGS, _BETA, _PASSED = 48, 7.857, 0.947
+_MOST = 1 << 23  # numbers of all filters of a rate
 _LARGEST = 1 << 18  # numbers of a matrix of filters; more are applied one by one
 
 
@@ -40,6 +41,12 @@ class Resampler:
                 )
         shared = math.gcd(rate, wanted)
         self._old, self._new = rate // shared, wanted // shared
+        taps = 2 * _reach(self._old, self._new)
+        if rate != wanted and self._new * taps > _MOST:
+            raise UserError(
+                f"a rate of {rate} samples a second becomes {wanted} by {self._new:,} filters of {taps:,} numbers, too "
+                "many; state the true one, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
+            )
         self._filters = None if rate == wanted else _filters(self._old, self._new)
         self._held = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
         self._read = self._made = 0  # samples in, and out
@@ -97,11 +104,16 @@ def _matrix(old: int, new: int) -> Float[Tensor, "P span"]:
     return matrix
 
 
+def _reach(old: int, new: int) -> int:
+    """Old samples that a filter takes on each side."""
+    return math.ceil(_CROSSINGS / (min(1.0, new / old) * _PASSED))
+
+
 @lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
     """The filter of each phase p, whose output lies (p old / new) mod 1 behind an old sample."""
     cutoff = min(1.0, new / old) * _PASSED  # of half the old rate
-    reach = math.ceil(_CROSSINGS / cutoff)
+    reach = _reach(old, new)
     behind = torch.arange(new, dtype=torch.float64) * old % new / new
     distance = behind[:, None] - torch.arange(1 - reach, reach + 1, dtype=torch.float64)
     inside = (1 - (distance * cutoff / _CROSSINGS).square()).clamp_min(0).sqrt()

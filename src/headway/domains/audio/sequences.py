@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path, PurePath
@@ -24,6 +22,7 @@ from headway.data.files import ARCHIVES, File, kind_of
 from headway.data.fingerprint import fingerprint
 from headway.data.labelled import Labelled
 from headway.data.order import epoch_seed
+from headway.data.packed import open_packed
 from headway.data.splits import side_number
 from headway.data.store import cache_key, cache_root, open_or_build
 from headway.domains.audio.augment import chance as drawn
@@ -52,10 +51,11 @@ from headway.learn.objectives.written import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
 from headway.nn.models import EncoderDecoder
+from headway.received import DAMAGE, place_of
 
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the set's own split
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError)
+_LARGEST = 1 << 26  # bytes of a recording that are read
 
 
 @dataclass(frozen=True)
@@ -91,38 +91,27 @@ def read_takes(paths: Sequence[Path]) -> Takes:
 
 
 def _files(path: Path) -> list[Path]:
-    place = path.expanduser()
+    place = place_of(path)
     if not place.is_dir():
         if kind_of(place.name) not in ARCHIVES or not place.is_file():
             raise UserError(
                 f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}, .tar.xz) that is there; give one"
             )
         key = cache_key("takes", fingerprint([File(place)]))
-        place = open_or_build(cache_root() / key, lambda part: _unpack(path.expanduser(), part))
+        place = open_or_build(cache_root() / key, lambda part: _unpack(place_of(path), part))
     return [file for file in place.rglob("*.wav") if file.is_file()]
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """In one pass, as what is compressed as a whole cannot be read from the middle."""
     try:
-        for name, data in _members(archive):
-            if _NAME.fullmatch(name):
-                (folder / name).write_bytes(data)
-    except _DAMAGE as error:
+        packed = open_packed(archive)
+        for name in packed.sizes:
+            if _NAME.fullmatch(PurePath(name).name):
+                with packed.open(name) as inside:
+                    (folder / PurePath(name).name).write_bytes(inside.read(_LARGEST))
+    except (*DAMAGE, OSError) as error:
         raise UserError(f"{archive} is damaged ({error or type(error).__name__}); fetch it again") from error
-
-
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    if kind_of(archive.name) == ".zip":
-        with zipfile.ZipFile(archive) as packed:
-            for name in packed.namelist():
-                yield PurePath(name).name, packed.read(name) if _NAME.fullmatch(PurePath(name).name) else b""
-        return
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            inside = packed.extractfile(member) if member.isfile() else None
-            if inside is not None:
-                yield PurePath(member.name).name, inside.read()
 
 
 @register("spoken_digits")

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError
+from headway.received import check_whole, opened, size_of
 
 # What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
 _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
 _TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
+_SAMPLE = 2  # bytes of a sample, as most are recorded
 LONGEST = 24 * 3600  # seconds; silence of years packs into a small file
 _CUT = 0.5  # seconds by which what is read may be shorter than the header says
 
@@ -65,6 +67,7 @@ class ContainerReader:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         av = _pyav(self.path)
+        opened(self.path).close()  # what is no plain file would keep the library waiting
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
             with av.open(str(self.path.resolve()), options=options, metadata_errors="ignore") as container:
@@ -94,6 +97,11 @@ def check_length(path: Path, seconds: float) -> None:
         raise UserError(f"{path} is longer than {LONGEST // 3600} hours; cut it into shorter sounds")
 
 
+def check_packing(path: Path, seconds: float, rate: int) -> None:
+    """UserError for a sound that is longer than so few bytes can hold: hours of silence."""
+    check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
+
+
 def _pyav(path: Path) -> Any:
     try:
         import av
@@ -105,6 +113,7 @@ def _pyav(path: Path) -> Any:
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples of a file that are read at once
+_CHANNELS = 8  # of a sound, up to which blocks are whole
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
@@ -126,11 +135,12 @@ class FileSound:
         self.path, self.rate = Path(path), rate
         self.source = str(self.path)
         if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
+            what = "is a folder" if self.path.is_dir() else "is no file" if self.path.exists() else "does not exist"
             raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _reader(self.path)
         self.seconds = self._reader.seconds
         check_length(self.path, self.seconds)
+        check_packing(self.path, self.seconds, max(rate, self._reader.rate))
         try:
             Resampler(self._reader.rate, rate)
         except UserError as error:
@@ -144,6 +154,7 @@ class FileSound:
         for samples in self._reader.read():
             count += len(samples)
             check_length(self.path, count / self._reader.rate)
+            check_packing(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
             yield resampler.push(mono(samples, self.source))
         yield resampler.finish()
 
@@ -168,7 +179,8 @@ class LibsndfileReader:
         try:
             with _library(self.path).SoundFile(self.path) as file:
                 frames = file.frames
-                while len(samples := file.read(BLOCK, dtype="float32", always_2d=True)):
+                most = max(1, BLOCK // max(1, file.channels // _CHANNELS))
+                while len(samples := file.read(most, dtype="float32", always_2d=True)):
                     count += len(samples)
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -235,11 +247,11 @@ def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Flo
 
 def _check_wav(path: Path) -> None:
     """UserError for a .wav that was cut: libsndfile would read it as far as it goes, and say nothing."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return
-        whole = path.stat().st_size
+        whole = size_of(file)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
             left = whole - file.tell()

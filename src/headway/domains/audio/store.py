@@ -20,6 +20,7 @@ from headway.data.tables import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
 from headway.errors import UserError
+from headway.received import opened, place_of
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -71,11 +72,8 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
 
 
 def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from error
+    with opened(path) as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _build(part: Path, files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> None:
@@ -136,10 +134,10 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     if not paths:
         raise UserError("no transcripts are given; name a .tsv of path and text, or a folder of sounds that holds one")
     for place in paths:
-        if not place.expanduser().is_dir() and place.suffix.lower() not in TABLE_KINDS:
+        if not place_of(place).is_dir() and place.suffix.lower() not in TABLE_KINDS:
             fact = "is no folder and no table" if place.exists() else "does not exist"
             raise UserError(f"{place} {fact}; give a .tsv of path and text, or a folder of sounds that holds one")
-    places = [place.expanduser() for place in paths]
+    places = [place_of(place) for place in paths]
     for place in places:
         if place.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in place.rglob("*")):
             raise UserError(f"{place} holds no transcripts; put a .tsv into it, with the columns path and text")

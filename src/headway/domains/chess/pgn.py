@@ -18,6 +18,7 @@ from headway.domains.chess.values import read_score, result_of
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
+_SAID = 300  # characters of what is wrong with a game
 _STANDARD = ("", "?", "standard", "normal", "chess", "from position")
 
 
@@ -107,7 +108,7 @@ class Reader(notation.BaseVisitor[Game]):
         self.game.ended, self.game.result = True, result_of(result)
 
     def handle_error(self, error: Exception) -> None:
-        self.game.fault = str(error)
+        self.game.fault = str(error)[:_SAID]
 
     def result(self) -> Game:
         return self.game
@@ -136,7 +137,7 @@ def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
         try:
             game = notation.read_game(handle, Visitor=Reader)  # type: ignore[arg-type]
         except ValueError as error:  # headers that make no position: an illegal FEN, a variant that no one knows
-            game = Game(fault=str(error), ended=True)
+            game = Game(fault=str(error)[:_SAID], ended=True)
         if game is None:
             return
         game.place = f"{file}, the game from line {started} on"

@@ -26,6 +26,7 @@ Record = tuple[int, ...]  # eight bit boards and five states, in the order of `f
 _RANK = "[1-8pnbrqkPNBRQK]{1,8}"
 _PLAIN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
 _COORDINATES = re.compile(r"[a-h][1-8][a-h][1-8][nbrqk]?|0000")
+_LONGEST = 1 << 10  # characters of a FEN
 _REMEDY = ("write moves as e2e4 or Nf3", "correct the move or the position")
 _INDEX = [-1] * (6 << 12)
 for _move, _number in NUMBERS.items():
@@ -78,6 +79,8 @@ def move_of(number: int, turn: chess.Color) -> chess.Move:
 def board_of(fen: str, where: str = "") -> chess.Board:
     """The board of a FEN. UserError for what is no FEN, for a position that the rules forbid and for Chess960."""
     front = f"{where}: " if where else ""
+    if len(fen) > _LONGEST:
+        raise UserError(f"{front}FEN {fen[:40]!r}... has {len(fen):,} characters, and none has {_LONGEST}; correct it")
     try:
         board = chess.Board(fen) if _PLAIN.fullmatch(fen) else _parsed(fen, front)
     except ValueError:  # ranks of another length than 8
@@ -120,12 +123,15 @@ _OPERATION = re.compile(r'[\s;]*(\w+)((?:\s+(?:"[^"]*(?:"|$)|[^\s;"]+))*)\s*(?:;
 _COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # of a FEN, before the operations
 _TAIL = re.compile(r"(?:\+|#|[!?]|ch|mate|dis|dbl|\(?e\.?p\.?\)?)+$")
 _LONGEST = 20  # characters of a move
+_LONGEST_LINE = 1 << 16  # characters
 _CASTLING = re.compile(r"[0Oo]-?[0Oo](-?[0Oo])?")
 _PROMOTION = re.compile(r"(?<=[a-h][18])[=/(]?([QRBN])\)?$")
 
 
 def board_and_rest(line: str, where: str) -> tuple[chess.Board, str]:
     """The board of a line and what stands after it. UserError for a position that is none."""
+    if len(line) > _LONGEST_LINE:
+        raise UserError(f"{where} has {len(line):,} characters; write a position and its operations in a line")
     parts = line.split(maxsplit=4)
     rest = parts[4].strip() if len(parts) > 4 else ""
     counters = _COUNTERS.match(rest)

@@ -31,6 +31,7 @@ from headway.domains.chess.rules import (
 )
 from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, nearest
+from headway.received import place_of
 
 _LOG = logging.getLogger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
@@ -72,7 +73,7 @@ def chess_files(paths: Sequence[Path | str]) -> list[File]:
     """The files of chess that paths give. UserError for none and for what cannot be read."""
     if not paths:
         raise UserError("no files of chess are given; name at least one .pgn, .epd or .csv")
-    found = unpacked((f for path in paths for f in find_files(Path(path).expanduser(), KINDS)), KINDS)
+    found = unpacked((f for path in paths for f in find_files(place_of(path), KINDS)), KINDS)
     return honoured(found)
 
 
@@ -207,7 +208,7 @@ def found_moves(text: str, where: str) -> list[str]:
     """The moves in a cell. UserError for none."""
     found = _MOVE.findall(text)
     if not found:
-        raise UserError(f"{where}: {text!r} holds no move; write moves as e2e4")
+        raise UserError(f"{where}: {text[:60]!r} holds no move; write moves as e2e4")
     return found
 
 
@@ -216,7 +217,7 @@ def _number(text: str, where: str) -> float:
     try:
         return read_score(text) if text.startswith("#") else float(text)
     except ValueError:
-        raise UserError(f"{where}: {text!r} is not an evaluation; write centipawns as 34, a mate as #3") from None
+        raise UserError(f"{where}: {text[:60]!r} is not an evaluation; write centipawns as 34, a mate as #3") from None
 
 
 def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:

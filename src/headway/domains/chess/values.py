@@ -8,6 +8,7 @@ _EVEN = 100.0  # centipawns at which a win is as likely as not, as Stockfish sca
 _SLOPE = 75.0  # centipawns by which the odds change e times
 _MATE = 10_000.0  # what stands for a mate, less a centipawn a move
 _LONGEST = 1000  # moves of a mate
+_DIGITS = 20  # of a number of moves, with its signs
 _CHANCE = 0.00368208  # a centipawn, in the chance to win
 
 
@@ -35,7 +36,11 @@ def expected(outcomes: np.ndarray) -> np.ndarray:
 
 def read_score(text: str) -> float:
     """Centipawns of "0.34" (pawns) or "#-3" (mate in three against), as %eval has them. ValueError for others."""
-    return mate(int(text[1:])) if text.startswith("#") else 100 * float(text)
+    if not text.startswith("#"):
+        return 100 * float(text)
+    if len(text) > _DIGITS:
+        raise ValueError("no mate takes so many moves")
+    return mate(int(text[1:]))
 
 
 def mate(moves: int) -> float:

@@ -4,9 +4,7 @@ reads them.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data import Table, read_table
-from headway.data.files import File
+from headway.data.files import File, blocks
 from headway.data.fingerprint import fingerprint
 from headway.data.pixels import DecodedImages, Pixels, Reading, open_images
 from headway.errors import UserError
@@ -103,13 +101,9 @@ def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) 
     pillow()  # before any work
     steps = (processor.size, processor.shortest, processor.resample, processor.crop)
     shape = (*processor.shape, processor.channels)
-    with ExitStack() as stack:
-        places = {file.path for file in files if file.member is not None}
-        archives = {path: stack.enter_context(zipfile.ZipFile(path)) for path in places}
 
-        def read(number: int) -> Pixels:
-            file = files[number]
-            data = file.path.read_bytes() if file.member is None else archives[file.path].read(file.member)
-            return processor.pixels(decode_image(data, str(file)))
+    def read(number: int) -> Pixels:
+        file = files[number]
+        return processor.pixels(decode_image(b"".join(blocks(file)), str(file)))
 
-        return open_images(Reading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)
+    return open_images(Reading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)

@@ -21,6 +21,7 @@ from headway.domains.image_text.recall import AT
 from headway.domains.image_text.task import CaptionedImages, ImageTextConfig, Matching
 from headway.errors import UserError
 from headway.learn import Recipe, Task
+from headway.received import opened
 
 _SIDE = 16  # pixels that images are compared by, as means of larger fields
 _GRAM = 3
@@ -64,7 +65,8 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
     """The .zip of images and the .json that names them. UserError for what is not of this form."""
     archive, names = (_one(paths, suffix) for suffix in (".zip", ".json"))
     try:
-        listed: list[dict[str, Any]] = json.loads(names.read_text(encoding="utf-8"))
+        with opened(names) as file:
+            listed: list[dict[str, Any]] = json.loads(file.read())
         codes = {_code(each): each["en"]["name"] for each in listed}
         images = [File(archive, each["file"]) for each in listed]
         groups = [group_of(code, codes) for code in codes]

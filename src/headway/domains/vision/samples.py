@@ -19,6 +19,7 @@ from headway.data.labelled import read_labelled
 from headway.data.pixels import DecodedImages, Pixels, Reading, key_of, open_images
 from headway.data.splits import side_number
 from headway.errors import UserError
+from headway.received import place_of
 
 _DIGEST = 8  # bytes of a key
 
@@ -76,7 +77,7 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> LabelledIm
     numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0
     on.
     """
-    known = [path.expanduser() for path in paths]
+    known = [place_of(path) for path in paths]
     inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
     if known and inside and all(map(is_idx, inside)):
         return _of_parts(read_parts(inside), names)

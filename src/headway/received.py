@@ -1,0 +1,189 @@
+"""Files that others sent: plain files alone, opened without waiting, expanded within limits that a user can raise."""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, BinaryIO, NamedTuple, cast
+
+from headway.errors import UserError
+
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
+_BLOCK = 1 << 20
+_FREE = 1 << 26  # bytes that any file may expand to, however small it is
+_SIP = 1 << 17
+_XZ = b"\xfd7zXZ\0"
+_PIECE = 1 << 12  # compressed bytes, where what they expand to cannot be asked for in parts
+_DICTIONARY = 1 << 28  # bytes that a decompressor may look back
+_LONGEST = 80  # characters of a path that a message shows
+
+
+class Limits(NamedTuple):
+    """How much one file may take. HEADWAY_LIMIT_ and the name, in the environment, sets another one."""
+
+    expanded: int = 1 << 40  # bytes of a compressed file, read piece by piece; those of the first 64 MiB are free
+    ratio: int = 250  # bytes out for each byte in, above 64 MiB
+    whole: int = 1 << 33  # bytes of what must be in memory at once: an array, a member of an archive
+    members: int = 100_000  # files in an archive
+    line: int = 1 << 26  # characters of a line
+
+
+def limits() -> Limits:
+    """Those of the environment. UserError for a setting that is no whole number above 0."""
+    found = Limits()
+    for name in Limits._fields:
+        said = os.environ.get(_setting(name))
+        if said is None:
+            continue
+        if not said.isdecimal() or len(said) > 18 or int(said) == 0:
+            raise UserError(f"{_setting(name)} is {said!r}; give a whole number from 1 on, or unset it")
+        found = found._replace(**{name: int(said)})
+    return found
+
+
+def exceeded(what: str, found: str, name: str) -> UserError:
+    """The error for what is more than the limit `name` lets through."""
+    most = f"{_setting(name)}={getattr(limits(), name)}"
+    return UserError(f"{what} {found}, more than {most} lets through; set it higher if you trust the file")
+
+
+def _setting(name: str) -> str:
+    return f"HEADWAY_LIMIT_{name.upper()}"
+
+
+def check_expansion(what: str, packed: int, size: int) -> None:
+    """UserError where `size` bytes are too many to come out of `packed`, or too many at all."""
+    if size <= _FREE:
+        return
+    if size > (most := limits()).expanded:
+        raise exceeded(what, f"expands to over {most.expanded:,} bytes", "expanded")
+    if size > most.ratio * packed:
+        raise exceeded(what, f"expands to {size:,} bytes or more from {packed:,}", "ratio")
+
+
+def check_whole(what: str, packed: int, size: int) -> None:
+    """As `check_expansion`, for bytes that must be in memory at once."""
+    if size > limits().whole:
+        raise exceeded(what, f"takes {size:,} bytes of memory", "whole")
+    check_expansion(what, packed, size)
+
+
+def place_of(given: str | Path) -> Path:
+    """The path that is meant, with a home in the place of ~. UserError for one that no file can have."""
+    try:
+        path = Path(given).expanduser()
+        path.stat()
+    except RuntimeError as error:  # of pathlib, where there is no such user
+        raise UserError(f"{shown(given)} begins with a user who is not known here; write the path out") from error
+    except ValueError as error:
+        raise UserError(f"{shown(given)!r} cannot be the name of a file ({error}); check it") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UserError(f"{shown(given)} cannot be reached ({error.strerror}); check the path") from error
+    return Path(given).expanduser()
+
+
+def shown(given: str | Path) -> str:
+    """A path for a message: of a very long one the start."""
+    text = str(given)
+    return text if len(text) <= _LONGEST * 4 else f"{text[:_LONGEST]}... ({len(text):,} characters)"
+
+
+def opened(path: Path | str) -> BufferedReader:
+    """A plain file for reading. UserError at once for anything else: a named pipe or a device would keep us waiting."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{shown(path)} cannot be read: {reason}; check the path") from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise UserError(f"{shown(path)} is not a plain file; give a file")
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(handle, True)
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def size_of(stream: BinaryIO) -> int:
+    return os.fstat(stream.fileno()).st_size
+
+
+def expanded(raw: IO[bytes], suffix: str, packed: int, what: str) -> Iterator[bytes]:
+    """The bytes of a stream of `packed` bytes, compressed as its suffix says, in blocks of about a mebibyte. UserError
+    where they are more than the limits let through; one of DAMAGE for a stream that is damaged.
+    """
+    size = 0
+    for block in _READERS.get(suffix, _plain)(raw, what):
+        size += len(block)
+        check_expansion(what, packed, size)
+        yield block
+
+
+def _plain(raw: IO[bytes], what: str) -> Iterator[bytes]:
+    while block := raw.read(_BLOCK):
+        yield block
+
+
+def _gz(raw: IO[bytes], what: str) -> Iterator[bytes]:
+    with gzip.open(raw) as stream:
+        yield from _plain(cast(IO[bytes], stream), what)
+
+
+def _bz2(raw: IO[bytes], what: str) -> Iterator[bytes]:
+    with bz2.open(raw) as stream:
+        yield from _plain(cast(IO[bytes], stream), what)
+
+
+def _xz(raw: IO[bytes], what: str) -> Iterator[bytes]:
+    """A decompressor for each stream, as only that takes a limit of memory."""
+    held = raw.read(_SIP)
+    while held:
+        stream = lzma.LZMADecompressor(memlimit=_DICTIONARY)
+        while not stream.eof:
+            if stream.needs_input and not held and not (held := raw.read(_SIP)):
+                raise EOFError("it ends before its last stream does")
+            if block := stream.decompress(held if stream.needs_input else b"", _BLOCK):
+                yield block
+            held = b""
+        held = stream.unused_data.lstrip(b"\0")
+        while not held and (more := raw.read(_SIP)):
+            held = more.lstrip(b"\0")  # zeros pad streams
+        if not _XZ.startswith(held[: len(_XZ)]):
+            return  # what stands after the last stream is passed over, as xz's own tools do
+
+
+def _zst(raw: IO[bytes], what: str) -> Iterator[bytes]:
+    """A decompressor for each frame, because only its `eof` tells a whole file from one that was cut off."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{what} needs the package zstandard; pip install 'headway[data]'") from error
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        while block := raw.read(_PIECE):
+            while block:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                if text := frame.decompress(block):
+                    yield text
+                block = frame.unused_data if frame.eof else b""
+    except zstandard.ZstdError as error:
+        raise UserError(f"{what} is damaged ({error}); fetch or compress it again") from error
+    if not frame.eof:
+        raise EOFError("it ends before its last frame does")
+
+
+_READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {".gz": _gz, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}

@@ -1,0 +1,137 @@
+"""Files that others sent: plain ones alone, expanded within limits."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import headway
+from headway.data.files import File, blocks, lines, members
+from headway.errors import UserError
+from headway.received import Limits, check_whole, expanded, limits, opened, place_of
+
+
+def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero", "."):
+        with pytest.raises(UserError, match="is not a plain file"):
+            opened(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        opened(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("~nobody-here/a", "user who is not known"), ("a\0b", "name of a file"), ("x" * 5000, "name too long")],
+)
+def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"(?i){said}"):
+        place_of(given)
+
+
+def test_limits_are_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits() == Limits()
+    monkeypatch.setenv("HEADWAY_LIMIT_RATIO", "2000")
+    assert limits() == Limits(ratio=2000)
+    for wrong in ("", "x", "0", "-1", "1" * 30):
+        monkeypatch.setenv("HEADWAY_LIMIT_RATIO", wrong)
+        with pytest.raises(UserError, match="HEADWAY_LIMIT_RATIO is"):
+            limits()
+
+
+def test_an_expansion_is_refused_by_its_ratio_unless_that_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = gzip.compress(bytes(66 << 20), 6)
+    with pytest.raises(UserError, match="HEADWAY_LIMIT_RATIO=250 lets through"):
+        sum(map(len, expanded(io.BytesIO(packed), ".gz", len(packed), "a")))
+    monkeypatch.setenv("HEADWAY_LIMIT_RATIO", "2000")
+    assert sum(map(len, expanded(io.BytesIO(packed), ".gz", len(packed), "a"))) == 66 << 20
+
+
+def test_what_is_held_at_once_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_whole("a", 1 << 30, 1 << 32)
+    monkeypatch.setenv("HEADWAY_LIMIT_WHOLE", "1000")
+    with pytest.raises(UserError, match="HEADWAY_LIMIT_WHOLE=1000"):
+        check_whole("a", 1 << 30, 1001)
+
+
+def test_a_long_line_is_refused_by_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("short\n" + "x" * (3 << 20) + "\nshort\n")
+    assert [len(line) for line in lines(File(tmp_path / "a.txt"))] == [5, 3 << 20, 5]
+    monkeypatch.setenv("HEADWAY_LIMIT_LINE", "1000000")
+    with pytest.raises(UserError, match="HEADWAY_LIMIT_LINE=1000000"):
+        list(lines(File(tmp_path / "a.txt")))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_members_are_counted_and_read_in_any_order(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"a.{kind}"
+    texts = {f"{number}.txt": f"text {number}\n".encode() for number in range(30)}
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+            for name, text in texts.items():
+                archive.writestr(name, text)
+    else:
+        with tarfile.open(path, "w:gz") as packed:
+            for name, text in texts.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                packed.addfile(entry, io.BytesIO(text))
+    found = members(path)
+    assert {file.name: b"".join(blocks(file)) for file in reversed(found)} == texts
+    both = zip(*(blocks(file) for file in found[:2]))
+    assert [*both] == [(texts["0.txt"], texts["1.txt"])]
+    os.utime(path, (1, 1))  # another archive, as far as one can tell
+    monkeypatch.setenv("HEADWAY_LIMIT_MEMBERS", "29")
+    with pytest.raises(UserError, match="HEADWAY_LIMIT_MEMBERS=29"):
+        members(path)
+
+
+_ROOMS = ("data", "codecs", "checkpoints", "domains")
+_OWN = {  # what the same program wrote: the cache's notes, and labels that it goes on with
+    "data/store.py": {"read_info"},
+    "domains/chess/engines.py": {"_begin"},
+}
+_ARCHIVES = {"ZipFile", "TarFile", "GzipFile", "LZMAFile", "BZ2File"}
+
+
+def _opens(call: ast.Call) -> bool:
+    """Whether a call opens a path for reading, as far as it can be told from how it is written."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        mode = call.args[1] if len(call.args) > 1 else None
+        return function.id == "open" and (not isinstance(mode, ast.Constant) or str(mode.value).startswith("r"))
+    if not isinstance(function, ast.Attribute):
+        return False
+    first = call.args[0] if call.args else None
+    if function.attr == "open":
+        return isinstance(first, ast.Constant) and str(first.value).startswith("r")
+    return (function.attr in ("read_text", "read_bytes") and first is None) or function.attr in _ARCHIVES
+
+
+def _openers(source: str) -> set[str]:
+    """The functions that open a path for reading."""
+    if "open" not in source and "read_" not in source and "File" not in source:
+        return set()
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    calls = ((function.name, node) for function in functions for node in ast.walk(function))
+    return {name for name, node in calls if isinstance(node, ast.Call) and _opens(node)}
+
+
+def test_readers_open_what_they_are_given_through_received() -> None:
+    root = Path(headway.__file__).parent
+    found: dict[str, set[str]] = {}
+    for room in _ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            name = str(path.relative_to(root))
+            if (openers := _openers(path.read_text())) and name != "data/packed.py":
+                found[name] = openers
+    assert found == _OWN
+    assert _openers("def f(p):\n open(p)\ndef g(p):\n p.open('rb')\ndef h(p):\n p.read_text()") == {"f", "g", "h"}
