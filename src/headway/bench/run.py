@@ -389,7 +389,7 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
     forms = _forms(request)
     if request.rows is not None and kind == "load":
         raise UserError(f"load reads files and has no {request.rows} rows; leave --rows out")
-    config = without_dropout(find_model(shape))
+    config: Any = without_dropout(find_model(shape))
     check_shape(kind, shape, config)
     found = programs(kind, forms, request.against)
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
