@@ -101,7 +101,8 @@ def train(
             most=fitted.most,
             steps_alone=steps_alone,
         )
-        return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
+        with trainer.holding():
+            return _concluded(trainer, trainer.fit(resume, finish), samples, progress)
 
 
 def _concluded(trainer: Trainer, run: Run, samples: int, progress: bool) -> Run:

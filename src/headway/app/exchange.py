@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +15,9 @@ from headway.codecs.marks import RoleTokens, frame
 from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.formats import native
-from headway.formats.durable import read_json, write_json
+from headway.formats.digests import FILE as DIGESTS
+from headway.formats.digests import seal
+from headway.formats.durable import beside, read_json, write_json
 from headway.formats.gguf import SUFFIX as GGUF
 from headway.formats.gguf import save_gguf
 from headway.formats.hub import find_folder
@@ -27,15 +32,31 @@ from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
 
 Format = Literal["hf", "gguf", "onnx"]
-_OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
+_OF_TRAINING = (
+    native.FILE,
+    "metrics.jsonl",
+    "report.html",
+    DIGESTS,
+    ".lock",
+)  # what a run has that its use does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def import_model(opened: Opened, directory: Path) -> None:
     """Write headway's own folder: weights with their configuration, tokenizer, and how the model is used."""
     check_free(directory)
-    native.save_model(opened.model, opened.model.config, directory)  # type: ignore[arg-type]
-    _save_use(opened, directory)
+    with _whole(directory) as draft:
+        native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
+        _save_use(opened, draft)
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """A folder to write in that stands at `directory`, with digests, once all of it is written."""
+    with beside(Path(os.path.abspath(directory))) as draft:
+        draft.mkdir()
+        yield draft
+        seal(draft)
 
 
 class Quantized(NamedTuple):
@@ -60,13 +81,14 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
     check_free(directory)
     opened = open_model(place, None)
     before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
-    after = save_quantised(quantise(opened.model, weights), weights, directory)
-    if RunDirectory(place).exists():
-        for path in place.iterdir():
-            if path.is_file() and path.name not in _OF_TRAINING:
-                shutil.copy2(path, directory / path.name)
-    else:
-        _save_use(opened, directory)
+    with _whole(directory) as draft:
+        after = save_quantised(quantise(opened.model, weights), weights, draft)
+        if RunDirectory(place).exists():
+            for path in place.iterdir():
+                if path.is_file() and path.name not in _OF_TRAINING:
+                    shutil.copy2(path, draft / path.name)
+        else:
+            _save_use(opened, draft)
     return Quantized(directory, weights, before, after)
 
 
@@ -121,10 +143,11 @@ def export_model(
     if form == "gguf":
         precision: Any = (dtype or "f32").upper()
         return save_gguf(model, config, directory, codec, usage, precision)
-    family = save_published(model, config, directory, usage)
-    if codec is not None:
-        codec.save(directory)
-        _describe_tokenizer(usage, codec, directory)
+    with _whole(directory) as draft:
+        family = save_published(model, config, draft, usage)
+        if codec is not None:
+            codec.save(draft)
+            _describe_tokenizer(usage, codec, draft)
     return family
 
 

@@ -281,6 +281,9 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
 
 
+_FAR = 3.0  # a loss that is above the first by so many times it, and by as much
+_LONG = 20  # steps, and a part of the run, after which one that stays far above the first is no accident
+_REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
 _LINES = 500  # about as many as a curve can show
 _MOST = 20  # steps in a line
 
@@ -292,6 +295,7 @@ class Journal:
     """
 
     def __init__(self, steps: int, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
+        self.steps = steps
         self.interval = _interval(steps)
         self.progress = progress
         self.loggers = loggers
@@ -300,6 +304,8 @@ class Journal:
         self._computed = 0
         self._tokens = progress.tokens
         self._loss = math.nan
+        self._first = math.nan  # the loss of the first step
+        self._low: int | None = progress.step  # the last whose loss was not far above that; None: a caution was said
         self._mark = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
@@ -310,6 +316,7 @@ class Journal:
 
     def plan(self, steps: int) -> None:
         """From here on the run has so many steps."""
+        self.steps = steps
         self.interval = _interval(steps)
         self.display.plan(steps)
 
@@ -333,6 +340,8 @@ class Journal:
         seconds = self._tick()
         self.progress.tokens += tokens
         self._loss = sum(losses.values())
+        if math.isnan(self._first):
+            self._first = sum(total / max(1, count) for total, count in self._updates[0].losses().values())
         line = {"step": self.progress.step, "loss": self._loss, "lr": lr, "tokens": self.progress.tokens}
         line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
         line |= {"seconds": round(self.progress.seconds, 3)}
@@ -342,9 +351,23 @@ class Journal:
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             raise UserError(
-                f"the loss is {self._loss} and the gradient's norm {norm} at step {self.progress.step}; "
-                "lower optim.lr, lengthen schedule.warmup, or set train.clip"
+                f"the loss is {self._loss} and the gradient's norm {norm} at step {self.progress.step}; {_REMEDY}"
             )
+        self._caution()
+
+    def _caution(self) -> None:
+        """Say once that a loss has been far above that of the first step for long."""
+        if self._low is None:
+            return
+        step = self.progress.step
+        if self._loss <= self._first + max(_FAR * abs(self._first), _FAR):
+            self._low = step
+        elif step - self._low >= max(_LONG, self.steps // _LONG):
+            self.display.say(
+                f"caution: the loss is {self._loss:.4g} at step {step:,}, was {self._first:.4g} at first, and has been "
+                f"far above that since step {self._low + 1:,}: the training diverges; {_REMEDY}"
+            )
+            self._low = None
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
         """Write an evaluation. `weights` says which were judged: those trained, their moving average, or a mean."""

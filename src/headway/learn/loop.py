@@ -4,6 +4,7 @@ the next step.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -225,7 +226,12 @@ class Loop:
         """After the first evaluation, early in a run, tell how it will end."""
         progress, steps = self.progress, self.recipe.train.steps
         early = _EARLY * steps <= progress.step <= steps / 2
-        if self.foretell is None or progress.forecast is not None or not early or "loss" not in metrics:
+        if (
+            self.foretell is None
+            or progress.forecast is not None
+            or not early
+            or not math.isfinite(metrics.get("loss", math.nan))
+        ):
             return
         low, loss, high = self.foretell(metrics["loss"], progress.tokens, progress.tokens * steps / progress.step)
         progress.forecast = {"step": progress.step, "loss": loss, "loss_interval": [low, high]}
@@ -257,7 +263,8 @@ class Loop:
         """Note an evaluation; whether it is the best so far."""
         progress, goal = self.progress, self.task.goal
         sign = 1 if self.task.goal_better == "min" else -1
-        better = progress.best is None or sign * metrics[goal] < sign * progress.best[goal]
+        found, best = metrics[goal], math.nan if progress.best is None else progress.best[goal]
+        better = math.isfinite(found) and not sign * found >= sign * best  # whatever is a number is better than none
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class Trainer:
         self._agreement: Agreement | None = None
         self.extended = False  # whether it goes on for longer than it was begun for
         self._budget: TimeBudget | None = None
+        self._damaged: list[str] = []  # what is wrong with checkpoints that it does not go on from
         self._before = 0.0  # seconds that earlier processes were at this run
         self.precision = Precision(recipe.train.precision, "as set")
         self._costs = describe(self.recipe.model)
@@ -111,11 +113,15 @@ class Trainer:
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         try:
-            with kept_heap():
+            with kept_heap(), self.holding():
                 self._fit(resume, finish)
         finally:  # after an interrupt too: a process that ends within its group may be aborted
             self.processes.leave()
         return self._open()
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the run, for longer than `fit` alone does; the first process does it for all."""
+        return self.directory.holding() if self.processes.first else nullcontext()
 
     def left(self) -> float | None:
         """The seconds that its minutes leave for what follows; None where they say nothing of it."""
@@ -130,6 +136,10 @@ class Trainer:
         if not found:
             self._begin()
         else:
+            if self.processes.first and (not ended or self.minutes is not None):
+                for folder in (self.directory.checkpoints, self.directory.trunk):
+                    self._damaged += Checkpoints(folder, 1, 1).set_aside_damaged()
+            self.processes.tell(None)  # all read what the first has left
             more = self._more(status)
             self._follow(status)
             if more is not None:
@@ -187,8 +197,6 @@ class Trainer:
         elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
         check_memory(self.recipe, self.fresh, self.processes.device)
-        if self.processes.first:
-            self.directory.create()
         self.precision = self._choose_precision()
         recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
         if self.minutes is not None:
@@ -197,6 +205,7 @@ class Trainer:
         self.recipe = from_dict(Recipe, self.processes.tell(to_dict(recipe)))
         if self.processes.first:
             remove(self.directory.metrics)
+            remove(self.directory.base)
             if start is not None:  # what a model met before it came here is not known
                 start.usage.save(self.directory.path)
             elif (met := self.task.met()) is not None:
@@ -288,6 +297,7 @@ class Trainer:
         keep = max(recipe.train.keep, recipe.train.average)
         checkpoints = Checkpoints(self.directory.checkpoints, keep, recipe.train.checkpoint_interval)
         if first:
+            remove(self.directory.digests)
             checkpoints.clean()
         model = initial_model(recipe, self.fresh, self.directory.base, bool(checkpoints.all()), first)
         learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
@@ -298,6 +308,8 @@ class Trainer:
         loggers = [metrics, *open_loggers(self.directory.path, to_dict(recipe))] if metrics else []
         journal = Journal(recipe.train.steps, progress, loggers, display)
         self._announce(display, progress, learner)
+        for problem in self._damaged:
+            display.say(problem)
         try:
             with Interrupts() as interrupts:
                 place = self.directory
@@ -306,6 +318,11 @@ class Trainer:
                 loop.run(lambda recipe: self._adopt(recipe, progress, display))
                 if recipe.train.average:
                     loop.average_checkpoints()
+            if progress.best is None:
+                raise UserError(
+                    f"no evaluation gave a number ({self.task.goal} is never finite), so there is no model to keep; "
+                    "lower optim.lr, or look at the validation data"
+                )
             self._write_status("finished", progress)
         except UserInterrupt:
             self._write_status("interrupted", progress)
