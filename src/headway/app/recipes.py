@@ -15,7 +15,7 @@ from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError, nearest
 from headway.evaluation import listed, open_task
-from headway.formats.hub import find_folder
+from headway.formats.hub import PREFIX, find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
 from headway.in_memory import Paths
@@ -43,7 +43,11 @@ def configured(
     gets those for one that does.
     """
     found = named(recipe)
+    for given in (start, *(settings or {}).values()):
+        if isinstance(given, str) and given.startswith(PREFIX):
+            find_folder(given)  # asked for by the user: what the recipe names is here from now on
     if start is not None:
+        find_folder(start)
         found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
     if lora is not None:
         known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()

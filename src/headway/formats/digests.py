@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from headway.errors import UserError
-from headway.formats.durable import read_json, write_json
+from headway.formats.durable import read_json
 
 FILE = "digests.json"
 _VERSION = 1
 
 
-def seal(folder: Path, apart: Collection[str] = ()) -> None:
-    """Write `folder`/digests.json, of all files but hidden ones and what lies in the subfolders `apart`."""
+def seal(draft: Path) -> None:
+    """Write digests.json in a folder that is being written `beside` its place, where it is synced with the rest."""
+    (draft / FILE).write_text(json.dumps(digests(draft), indent=2) + "\n", encoding="utf-8")
+
+
+def digests(folder: Path, apart: Collection[str] = ()) -> dict[str, Any]:
+    """What digests.json says of a folder: of all files but hidden ones and what lies in the subfolders `apart`."""
     files = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in _files(folder, apart)}
-    write_json(folder / FILE, {"version": _VERSION, "files": files})
+    return {"version": _VERSION, "files": files}
 
 
 def is_sealed(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from headway.card import Card, figures, shows
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.digests import FILE as DIGESTS
-from headway.formats.digests import seal
+from headway.formats.digests import digests
 from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, read_recipe
 from headway.learn.task import Task
@@ -283,7 +283,7 @@ class RunDirectory:
         remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
         if status.get("status") != "running":
-            seal(self.path, _APART)
+            write_json(self.digests, digests(self.path, _APART))
 
 
 def _locked(file: IO[str]) -> bool:

@@ -30,6 +30,7 @@ COMMANDS = {
     "import": "a published model into headway's own folder",
     "export": "a run or model in a format that others read",
     "quantize": "a model with its weights in 8 or 4 bits, for the CPU",
+    "verify": "whether the files of a run or model are as they were written",
     "classify": "texts, pairs of texts or images to labels with probabilities",
     "caption": "images to what they show",
     "attention": "where a model of texts looks, as a picture",

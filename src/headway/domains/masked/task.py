@@ -26,7 +26,7 @@ from headway.domains.masked.rows import (
     texts_of,
 )
 from headway.errors import UserError
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
@@ -62,7 +62,7 @@ class MaskedConfig(TaskConfig):
     `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
     short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
     and the head "next" tells whether the second follows the first. `codec`, `size` (the most symbols) and `lowercase`
-    are for the codec that is trained where `tokenizer` names no published one (its file, folder or name on a hub).
+    are for the codec that is trained where `tokenizer` names no published one (its file, folder or hf:owner/name).
     `split` says what is held out where no file is named for it. A batch has train.batch_size rows or, without it, as
     many as train.batch_tokens holds.
     """
@@ -70,7 +70,7 @@ class MaskedConfig(TaskConfig):
     codec: Kind = "wordpiece"  # kind of the tokenizer that is trained
     size: int | None = 8192  # most symbols
     lowercase: bool = False  # whether texts are lower-cased
-    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    tokenizer: str | None = None  # file, folder or hf:owner/name of a published one, in its place
     context: int | None = None  # tokens of a row; none: the model's
     masking: MaskingConfig = MaskingConfig()  # what is hidden
     next: bool = False  # pairs of segments, and whether the second follows the first (BERT)
@@ -92,7 +92,7 @@ class MaskedConfig(TaskConfig):
         if (workspace / FILE).exists():
             return load_codec(workspace)
         if self.tokenizer is not None:
-            return load_codec(find_folder(self.tokenizer))
+            return load_codec(named_folder(self.tokenizer))
         texts = (chunk.text for source in text_sources(paths) for chunk in chunks(source))
         return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 

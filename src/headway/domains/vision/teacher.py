@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.domains.vision.use import processor_of
 from headway.errors import UserError
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.formats.open import open_model
 from headway.nn.models import PatchEmbed, Transformer
 
@@ -30,7 +30,7 @@ class Teacher:
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
         """A run or a published model. UserError for one that sees no images, or does not know the student's classes."""
-        opened = open_model(find_folder(path))
+        opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not isinstance(getattr(model, "embed", None), PatchEmbed) or HEAD not in model.heads:
             raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
