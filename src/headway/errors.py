@@ -29,5 +29,11 @@ class ConfigError(UserError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known name, or all of them where none is near."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names)}"
+    close = difflib.get_close_matches(name[:_LENGTH], names[:_COMPARED], n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", ... ({len(names):,} in all)" if len(names) > _LISTED else ""
+    return f"choose from: {', '.join(names[:_LISTED])}{more}"
+
+
+_COMPARED, _LISTED, _LENGTH = 2000, 200, 200  # names, names and characters: files may hold hundreds of thousands

@@ -29,8 +29,8 @@ class Verified(NamedTuple):
 def verify(path: str | Path) -> Verified:
     """Compare a run with its checkpoints, or a model that headway wrote, with the digests that were written last.
 
-    A run that is being trained, or was killed, has digests of its checkpoints alone. A model from elsewhere has none; it
-    is opened, which finds files that are cut off. Raises UserError for what is neither a run nor a model.
+    A run that is being trained, or was killed, has digests of its checkpoints alone. A model from elsewhere has none;
+    it is opened, which finds files that are cut off. Raises UserError for what is neither a run nor a model.
     """
     place = find_folder(path)
     run = RunDirectory(place)

@@ -86,6 +86,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_json(path: Path) -> Any:
     """The data of a JSON file; a missing or broken one is a UserError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UserError(f"{path} is no plain file; restore it from a copy")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -25,6 +25,8 @@ class Mapped:
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file; give a file")
         try:
             with path.open("rb") as file:
                 self.size = file.seek(0, 2)

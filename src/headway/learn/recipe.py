@@ -66,6 +66,8 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
+        if self.seed >= 2**63:
+            raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ConfigError(f"train.clip is {self.clip}; give a number above 0, or none")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -65,7 +65,7 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    return list(_lines(path)) if path.exists() else []
+    return list(_lines(path)) if path.is_file() else []
 
 
 def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
