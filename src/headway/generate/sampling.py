@@ -165,7 +165,6 @@ class Sampling:
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number from 1 on, or none")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and up to 1")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
-        _check(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of 64 bits, or none")
         good = 0 < self.repetition_penalty < math.inf
         _check(good, "repetition_penalty", self.repetition_penalty, "a number above 0; 1 changes nothing")
 
