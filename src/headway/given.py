@@ -237,8 +237,8 @@ def border() -> Iterator[None]:
     """Between callers and what serves them: UserError for paths that cannot be, and in a process that would hang."""
     if _fork.hangs:
         raise UserError(
-            "this process was forked from one in which torch had run threads, and would wait for them for ever; start it anew, "
-            "by multiprocessing.get_context('spawn')"
+            "this process was forked from one in which torch had run threads, and would wait for them for ever; "
+            "start it by multiprocessing.get_context('spawn')"
         )
     try:
         yield

@@ -97,12 +97,13 @@ def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
     assert not list(killed.glob("checkpoints/.*"))
 
 
-def test_ctrl_c_saves_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**SETTINGS))
     program = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
     _wait_for(stopped / "checkpoints" / "step-00000005", program)
-    program.signal(signal.SIGINT)
+    program.signal(number)
     output, _ = program.wait()
     assert program.returncode == 130
     step = json.loads((stopped / "run.json").read_text())["step"]

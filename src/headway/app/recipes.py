@@ -13,7 +13,7 @@ from headway.app.runs import read_recipe
 from headway.config import override
 from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
-from headway.errors import UserError, nearest
+from headway.errors import ConfigError, UserError, nearest
 from headway.evaluation import listed, open_task
 from headway.formats.hub import PREFIX, find_folder
 from headway.formats.open import open_config, open_usage
@@ -103,7 +103,27 @@ def recorded(
             raise UserError(f"{directory} was started with train.{key} {own}, not {wanted}; leave it out to resume")
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
-    return configured(found, data, settings, seed, lora=lora)
+    return configured(found, data, _still(found, named(name), settings or {}), seed, lora=lora)
+
+
+def _still(found: Recipe, before: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings that a recipe has still: of `model.heads=2 model.mixer=lstm`, made of the recipe `before`, the first
+    was set and then replaced. ConfigError where they never held together.
+    """
+    try:
+        _set(found, settings)
+    except ConfigError:
+        _set(before, settings)
+        return {key: value for key, value in settings.items() if _applies(found, key, value)}
+    return settings
+
+
+def _applies(recipe: Recipe, key: str, value: Any) -> bool:
+    try:
+        _set(recipe, {key: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def _absolute(path: str | Path) -> str:

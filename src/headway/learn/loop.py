@@ -41,8 +41,13 @@ class UserInterrupt(KeyboardInterrupt):
         return f"{self.where}; {self.remedy}"
 
 
+_HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the terminal was closed; not on Windows
+
+
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request, so that no step is cut in half; a second one breaks off."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, so that no step is cut in half; a second one breaks
+    off.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -51,8 +56,9 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
