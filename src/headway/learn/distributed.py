@@ -123,18 +123,21 @@ class Watch:
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int) -> None:
-        store.set_timeout(timedelta(seconds=_BEAT * _LOST))
         self._store, self._rank, self._world = store, rank, world
         self._closed = threading.Event()
-        threading.Thread(target=self._run, daemon=True, name="watch").start()
+        self._rounds = 0
+        for run in (self._talk, self._guard):
+            threading.Thread(target=run, daemon=True, name="watch").start()
 
     def close(self) -> None:
-        """Say that this process is done with the others, who do not miss it."""
-        self._closed.set()
-        with suppress(RuntimeError):  # the store went with its process
-            self._store.add(f"headway/{self._rank}", _DONE)
+        """Leave the others, who do not miss this process from now on."""
+        if not self._closed.is_set():
+            self._closed.set()
+            with suppress(RuntimeError):  # the store went with its process
+                self._store.add(f"headway/{self._rank}", _DONE)
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
+        """Tell and hear who is there."""
         others = [rank for rank in range(self._world) if rank != self._rank]
         seen, missed = dict.fromkeys(others, -1), dict.fromkeys(others, 0)
         while not self._closed.wait(_BEAT):
@@ -144,19 +147,33 @@ class Watch:
                     count = self._store.add(f"headway/{rank}", 0)
                     missed[rank] = 0 if count != seen[rank] or count >= _DONE else missed[rank] + 1
                     seen[rank] = count
-            except dist.DistNetworkError:  # its process has ended, which what all do together will tell
+            except RuntimeError:  # the first process has ended, as the next thing that all do together will tell
+                self._closed.set()
                 return
-            except RuntimeError:  # no answer
-                missed[0] = _LOST
-            lost = next((rank for rank in others if missed[rank] >= _LOST), None)
-            if lost is not None and not self._closed.is_set():
-                print(
-                    f"headway: process {lost} of this training has not answered for {_BEAT * _LOST:g} s (is it "
-                    "stopped, or its machine gone?); end it, and --resume goes on from the last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # the main thread waits in a call that nothing else ends
+            self._rounds += 1
+            for rank in others:
+                if missed[rank] >= _LOST:
+                    self._end(rank)
+
+    def _guard(self) -> None:
+        """Whoever keeps the store does not answer while it is stopped."""
+        rounds, silent = 0, 0
+        while not self._closed.wait(_BEAT):
+            silent = silent + 1 if self._rounds == rounds else 0
+            rounds = self._rounds
+            if silent >= _LOST:
+                self._end(0)
+
+    def _end(self, lost: int) -> None:
+        if self._closed.is_set():
+            return
+        print(
+            f"headway: process {lost} of this training has not answered for {_BEAT * _LOST:g} s (is it stopped, or its "
+            "machine gone?); end it, and --resume goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread waits in a call that nothing else ends
 
 
 class Carried:
