@@ -566,7 +566,7 @@ RUNS = [
     ),
     _ours("a usage that is a list", lambda folder: (folder / "usage.json").write_text("[]")),
     _ours("a usage of pipes", lambda folder: _pipe(folder / "usage.json")),
-    _ours("metrics that are a pipe", lambda folder: _pipe(folder / "metrics.jsonl"), SHOW, _RESUME),
+    _ours("metrics that are a pipe", lambda folder: _pipe(folder / "metrics.jsonl")),
     _ours(
         "a checkpoint of nothing",
         lambda folder: (folder / "checkpoints" / "step-00000001").mkdir(parents=True),
