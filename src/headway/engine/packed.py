@@ -257,7 +257,7 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}; quantize the model again") from error
-    model = undrawn(config_of(header, path), path.stat().st_size, str(path))
+    model = undrawn(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
     if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
         raise UserError(
             f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "

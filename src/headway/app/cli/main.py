@@ -56,7 +56,7 @@ DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 # What torch says in a RuntimeError, on a processor and on a GPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
-_LONGEST = 3000  # characters of a message
+_LONGEST = 1500  # characters of a message
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
