@@ -12,7 +12,7 @@ from headway.errors import UserError
 from headway.formats.durable import read_json
 
 FILE = "digests.json"
-_VERSION = 1
+_VERSION, _MOST = 1, 50_000  # files of a folder
 
 
 def seal(draft: Path) -> None:
@@ -57,6 +57,8 @@ def sealed(folder: Path) -> dict[str, tuple[int, str]]:
         found = {name: (int(each["bytes"]), str(each["sha256"])) for name, each in said["files"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} holds no digests; restore it from a copy") from None
+    if len(found) > _MOST:
+        raise UserError(f"{path} names {len(found):,} files, more than {_MOST:,}; restore it from a copy")
     for name in found:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise UserError(f"{path} names {name!r}, which lies outside; restore it from a copy")

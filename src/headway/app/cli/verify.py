@@ -12,6 +12,7 @@ EXAMPLE = """
 headway verify runs/shakespeare
 headway verify small --json
 """
+_SHOWN = 20  # damaged files
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         found = hw.verify(args.model)
     terminal.say(f"{args.model}: {found.files:,} files with {found.bytes:,} bytes have digests")
-    for line in found.damaged:
+    for line in found.damaged[:_SHOWN]:
         terminal.say(line)
     for path in found.unknown:
         terminal.say(f"{path} has no digests")
