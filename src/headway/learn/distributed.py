@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from headway.errors import UserError
 from headway.learn.examples import Batch
@@ -48,9 +49,9 @@ class Processes:
                 torch.cuda.set_device(self.device)
             backend = "nccl" if device.type == "cuda" else "gloo"
             if not dist.is_initialized():
-                store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
+                store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
                 dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=rank, world_size=world)
-                self._watch = Watch(store.clone(), self.rank, self.world)
+                self._watch = Watch(store.clone(), self.rank, self.world)  # type: ignore[attr-defined]
 
     @property
     def first(self) -> bool:
@@ -122,7 +123,7 @@ class Watch:
     stopped, or whose machine is gone, would keep all others waiting.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int) -> None:
+    def __init__(self, store: dist.TCPStore, rank: int, world: int) -> None:
         self._store, self._rank, self._world = store, rank, world
         self._closed = threading.Event()
         self._rounds = 0
