@@ -123,7 +123,7 @@ class Watch:
     stopped, or whose machine is gone, would keep all others waiting.
     """
 
-    def __init__(self, store: dist.TCPStore, rank: int, world: int) -> None:
+    def __init__(self, store: Any, rank: int, world: int) -> None:
         self._store, self._rank, self._world = store, rank, world
         self._closed = threading.Event()
         self._rounds = 0
