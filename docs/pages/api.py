@@ -49,7 +49,7 @@ HIDDEN = {
     "see_some",
     "watches",
 }  # what a notebook shows, and what predictors call
-FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "recipes", "presets")
+FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "verify", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
 ERRORS = ("UserError", "ConfigError", "SomeFailedError")
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headway.errors import ConfigError, SomeFailedError, UserError
     from headway.generate import Completion, Limits, Sampling, SearchConfig
     from headway.learn import Recipe, Run
+    from headway.verification import Verified, verify
 
 __all__ = [
     "Attention",
@@ -55,6 +56,7 @@ __all__ = [
     "Transcribing",
     "Transcription",
     "UserError",
+    "Verified",
     "__version__",
     "compare",
     "export",
@@ -64,6 +66,7 @@ __all__ = [
     "quantize",
     "recipes",
     "train",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -115,5 +118,9 @@ lazily(
             "Run",
         ),
         ".attending": ("Attention",),
+        ".verification": (
+            "Verified",
+            "verify",
+        ),
     },
 )

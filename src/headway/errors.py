@@ -27,12 +27,13 @@ class ConfigError(UserError):
     """A configuration that cannot be read or built: an unknown setting, or a value out of range."""
 
 
-_COMPARED, _NAMED = 1000, 100  # names that are looked at, as comparing takes long, and that are said
+# Names that are looked at, as comparing takes long, and that are said; characters of a name.
+_COMPARED, _NAMED, _LENGTH = 1000, 100, 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known name, or all of them where none is near."""
     names = sorted(islice(known, _COMPARED))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_LENGTH], names, n=1, cutoff=0.5)
     more = f", ... ({len(names) - _NAMED} more)" if len(names) > _NAMED else ""
     return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names[:_NAMED])}{more}"

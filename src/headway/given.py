@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import inspect
+import os
+import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -86,9 +90,14 @@ def filled(found: Any, failed: Failed, count: int) -> Any:
 
 def texts(given: Any, what: str = "text") -> Given[str]:
     """A text, or any iterable of texts (a list, a generator, a column of a table). UserError for anything else."""
-    if isinstance(given, str):
-        return Given([given], True)
-    return Given(_all(_listed(given, f"a {what}"), str, what, f"a {what} must be a str"), False)
+    one = isinstance(given, str)
+    found = [given] if one else _all(_listed(given, f"a {what}"), str, what, f"a {what} must be a str")
+    for number, text in enumerate(found, 1):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                f"{what} {number} of {len(found)} is {shown(text)}, which is no Unicode; decode it as UTF-8"
+            )
+    return Given(found, one)
 
 
 def texts_or_pairs(given: Any) -> Given[str | tuple[str, str]]:
@@ -217,9 +226,55 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         hints = _kinds(function)
         for name, value in [*zip(names, args), *kwargs.items()]:
             _check(name, value, hints.get(name, ()))
-        return function(*args, **kwargs)
+        with border():
+            return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def border() -> Iterator[None]:
+    """Between callers and what serves them: UserError for paths that cannot be, and in a process that would hang."""
+    if _fork.hangs:
+        raise UserError(
+            "this process was forked from one in which torch had run threads, and would wait for them for ever; "
+            "start it by multiprocessing.get_context('spawn')"
+        )
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PATHS:
+            raise
+        raise UserError(f"{shown(error.filename)} cannot be a path ({error.strerror}); check it") from error
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of `expanduser`
+            raise
+        raise UserError("a path begins with ~ and the name of nobody here; write it in full") from error
+
+
+_NO_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class _Fork:
+    """Whether this process was forked from one whose torch had threads of its own, which a fork does not take along."""
+
+    def __init__(self) -> None:
+        self.hangs = self._threads = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._before, after_in_child=self._after)
+
+    def _before(self) -> None:
+        try:
+            count = len(os.listdir("/proc/self/task"))
+        except OSError:  # no Linux
+            return
+        self._threads = count > threading.active_count() and torch.get_num_threads() > 1
+
+    def _after(self) -> None:
+        self.hangs = self.hangs or self._threads
+
+
+_fork = _Fork()
 
 
 def check_fields(config: Any) -> None:

@@ -411,3 +411,11 @@ def test_reading_ends_with_the_time_that_there_is(tmp_path: Path) -> None:
     with within(0.05), pytest.raises(UserError, match="the time is over before the data are read; give more --minutes"):
         open_or_build(tmp_path / "whole", endless)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("place", ["/proc/headway/cache", "~nobody-here/cache", "{}/file/cache"])
+def test_a_cache_that_cannot_be_made_is_told(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HEADWAY_CACHE", place.format(tmp_path))
+    with pytest.raises(UserError, match=r"set HEADWAY_CACHE to"):
+        open_or_build(store_module.cache_root() / "a", lambda part: None)

@@ -270,8 +270,8 @@ def test_a_folder_with_nothing_readable(tmp_path: Path) -> None:
 
 def test_a_name_of_the_hub_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"there is no file or folder owner/name; .*headway\[data\]"):
-        documents(["owner/name"])
+    with pytest.raises(UserError, match=r"there is no file or folder hf:owner/name; .*headway\[data\]"):
+        documents(["hf:owner/name"])
 
 
 def test_bad_pairs_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from headway.formats.open import Opened, open_model
 from headway.formats.published import nearest_form, save_published
 from headway.formats.usage import Usage
 from headway.nn.models import build
+from processes import Program
 
 TINY = {"model": "gpt2", "model.width": 32, "model.depth": 1, "model.heads": 2}
 
@@ -124,3 +125,48 @@ def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Pat
         with pytest.raises(hw.UserError, match=message):
             ask()
     assert not (tmp_path / "new").exists()
+
+
+KILLED = """
+import os, signal, sys
+from headway.app import exchange
+from headway.app.cli import main as cli
+
+exchange.seal = lambda draft: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [("import", "{}", "out"), ("export", "{}", "out"), ("quantize", "{}", "out", "--weights", "int8")]
+)
+def test_what_is_killed_half_way_leaves_nothing_that_loads(words: tuple[str, ...], folder: Path) -> None:
+    out = folder.parent / "out"
+    given = [word.format(folder) if word != "out" else str(out) for word in words]
+    program = Program(folder.parent, KILLED, *given)
+    program.wait()
+    assert program.returncode == -9
+    assert not out.exists()
+    assert cli.main(given) == cli.DONE
+    assert hw.verify(out).damaged == hw.verify(out).unknown == ()
+
+
+def test_verify_finds_a_changed_byte(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hw.verify(folder) == (0, 0, (), (folder,))
+    assert cli.main(["import", str(folder), str(tmp_path / "own")]) == cli.DONE
+    found = hw.verify(tmp_path / "own")
+    assert found.files == 2
+    assert found.bytes == sum((tmp_path / "own" / name).stat().st_size for name in ("model.safetensors", "usage.json"))
+    path = tmp_path / "own" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "own" / "usage.json").unlink()
+    capsys.readouterr()
+    assert cli.main(["verify", str(tmp_path / "own"), "--json"]) == cli.USER_ERROR
+    told = capsys.readouterr()
+    said = json.loads(told.out)
+    assert (said["whole"], said["damaged"]) == (False, [f"{path} has changed", f"{tmp_path}/own/usage.json is missing"])
+    assert told.err.startswith(f"headway: {tmp_path}/own is damaged (2 of 2 files, ")
+    (tmp_path / "own" / "digests.json").write_text('{"version": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}')
+    assert "which lies outside" in hw.verify(tmp_path / "own").damaged[0]

@@ -15,15 +15,18 @@ import torch
 import headway as hw
 from headway import given
 from headway.app.model import Model
+from headway.app.recipes import _still
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains import audio
+from headway.domains import audio, recipe
 from headway.domains.understanding import use
+from headway.errors import ConfigError, UserError
 from headway.formats.open import Opened
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, SearchConfig
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset
+from processes import Program
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
 GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)
@@ -216,3 +219,45 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     assert Sampling(np.float32(0.5), np.int64(3)).top_k == 3  # type: ignore[arg-type]
+
+
+FORKED = """
+import os, sys
+import torch
+import headway as hw
+from headway import given
+
+torch.set_num_threads(2)
+torch.mm(torch.ones(900, 900), torch.ones(900, 900))
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    hw.load("nowhere")
+except hw.UserError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_forked_beside_threads_says_so(tmp_path: Path) -> None:
+    said, _ = Program(tmp_path, FORKED).wait()
+    assert "was forked from one in which torch had run threads" in said
+    assert "get_context('spawn')" in said
+
+
+def test_what_cannot_be_a_path_or_a_text_is_refused_in_a_line(tmp_path: Path) -> None:
+    for data in ("~nobody-here/a.txt", "x" * 5000):
+        with pytest.raises(UserError, match=r"a path begins with ~|cannot be a path \(File name too long\)"):
+            hw.train("text", data=data, run=tmp_path / "run")
+    with pytest.raises(UserError, match=r"text 2 of 2 is 'a\\udcff', which is no Unicode; decode it as UTF-8"):
+        given.texts(["b", "a\udcff"])
+
+
+def test_a_setting_that_another_replaced_is_no_hindrance_to_resume() -> None:
+    base, settings = recipe("shakespeare"), {"model.heads": 2, "model.mixer": "lstm"}
+    found = override(base, settings)
+    assert _still(found, base, settings) == {"model.mixer": "lstm"}
+    assert _still(found, base, {"train.steps": 5}) == {"train.steps": 5}
+    with pytest.raises(ConfigError, match="no setting 'headz'"):
+        _still(found, base, {"model.headz": 2})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from headway.app.recipes import find_model
 from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
+from headway.formats.hub import find_folder, named_folder
 from headway.learn.memory import training_bytes
 from headway.nn.models import outline
 from headway.nn.models.presets import preset
@@ -100,9 +103,41 @@ def test_all_forms_of_a_model_are_told_without_their_weights(
 def test_a_model_of_the_hub_is_told_by_its_name(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = SimpleNamespace(snapshot_download=lambda name, **_: {"owner/name": str(published)}[name])
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert find_model("owner/name") == hw.load(published).module.config
+    assert find_model("hf:owner/name") == hw.load(published).module.config
     with pytest.raises(UserError, match="no hub gave it"):
-        find_model("owner/other")
+        find_model("hf:owner/other")
+
+
+def test_a_mistyped_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def download(name: str, local_files_only: bool, **_: Any) -> str:
+        asked.append((name, local_files_only))
+        if local_files_only:
+            raise OSError("not in the cache")
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    monkeypatch.chdir(tmp_path)
+    for path in ("runs/typo", "./runs/typo", "runs/typo/deep"):
+        with pytest.raises(UserError, match=r"there is no file or folder runs/typo|runs/typo(/deep)? does not exist"):
+            hw.load(path)
+    with pytest.raises(UserError, match=r"check the path, or write hf:runs/typo for the model of that name on the Hug"):
+        hw.train("shakespeare", start="runs/typo")
+    with pytest.raises(UserError, match=r"a recipe names hf:a/b, which was not fetched before; set HEADWAY_HUB=1"):
+        named_folder("hf:a/b")
+    assert asked == [("a/b", True)]
+    monkeypatch.setenv("HEADWAY_HUB", "1")
+    assert find_folder("a/b") == named_folder("a/b") == named_folder("hf:a/b") == tmp_path
+    assert asked[1:] == [("a/b", False)] * 3
+
+
+def test_places_at_which_no_model_can_lie(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gguf")
+    for path, told in ((tmp_path / "a.gguf", "but a pipe or a device"), ("x" * 5000, "File name too long")):
+        with pytest.raises(UserError, match=told) as caught:
+            hw.load(path)
+        assert len(str(caught.value)) < 300
 
 
 def test_control_groups_bound_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,15 +25,19 @@ from processes import Program
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
 
 
-def _launch(directory: Path, verb: str, **settings: Any) -> list[Program]:
-    """Two processes with the environment that torchrun gives."""
+def _launch(directory: Path, verb: str, source: str | None = None, **settings: Any) -> list[Program]:
+    """Two processes with the environment that torchrun gives, of the tiny task or of a `source` that is given its
+    file.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     script, shared = Path(tiny_task.__file__), {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    given = (script,) if source is None else (source, str(script))
+    words = (*given, str(directory), verb, *pairs)
     return [
-        Program(directory.parent, script, str(directory), verb, *pairs, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        Program(directory.parent, *words, **shared, RANK=str(rank), LOCAL_RANK=str(rank))  # type: ignore[arg-type]
         for rank in range(2)
     ]
 
@@ -85,3 +89,36 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
     processes.world = 2
     with pytest.raises(UserError, match="accumulate 3 is not divisible by 2 processes; set it to 2 or a multiple"):
         processes.share_of(3)
+
+
+IMPATIENT = """
+import runpy, sys
+from headway.learn import distributed
+
+distributed._BEAT, distributed._LOST = 0.2, 15
+script = sys.argv.pop(1)
+sys.argv[0] = script
+try:
+    runpy.run_path(script, run_name="__main__")
+except Exception as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGSTOP, "has not answered for 3 s"), (signal.SIGKILL, "ended")])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_lost_ends_the_others_in_a_line(
+    number: signal.Signals, told: str, lost: int, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    programs = _launch(run, "new", IMPATIENT, **{**SETTINGS, "steps": 600}, delay=0.03)
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert all(program.returncode is None for program in programs)
+        time.sleep(0.02)
+    programs[lost].signal(number)
+    _, error = programs[1 - lost].wait()
+    assert programs[1 - lost].returncode == 1
+    (line,) = [line for line in error.splitlines() if "process" in line and "checkpoint" in line]
+    assert told in line
+    if number == signal.SIGSTOP:
+        programs[lost].signal(signal.SIGKILL)

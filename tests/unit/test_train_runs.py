@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -20,8 +22,11 @@ from tiny_task import CountingConfig, CountOn, counting, counting_recipe, train
 
 from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
-from headway.learn import Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
+from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
+from headway.learn.checkpoint import Progress
+from headway.learn.journal import Journal, Plain
+from headway.learn.learner import Update
 from headway.learn.loop import Loop
 from headway.learn.page import repeat
 from headway.learn.run import RunDirectory, read_metrics
@@ -59,7 +64,8 @@ def _wait_for(path: Path, program: Program) -> None:
 def test_a_run_leaves_all_that_is_promised(tmp_path: Path) -> None:
     run = train(tmp_path / "run", counting_recipe(steps=30, **{"optim.lr": 0.03}))
     names = {path.name for path in run.directory.iterdir()}
-    assert names == {"recipe.json", "run.json", "tokenizer.json", "metrics.jsonl", "model.safetensors", "checkpoints"}
+    files = {"recipe.json", "run.json", "tokenizer.json", "metrics.jsonl", "model.safetensors", "digests.json", ".lock"}
+    assert names == {*files, "checkpoints"}
     assert [path.name for path in sorted(run.directory.glob("checkpoints/*"))] == ["step-00000027", "step-00000030"]
     steps = [line for line in run.metrics if "split" not in line]
     assert [line["step"] for line in steps] == list(range(1, 31))
@@ -94,12 +100,13 @@ def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
     assert not list(killed.glob("checkpoints/.*"))
 
 
-def test_ctrl_c_saves_and_resume_is_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**SETTINGS))
     program = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
     _wait_for(stopped / "checkpoints" / "step-00000005", program)
-    program.signal(signal.SIGINT)
+    program.signal(number)
     output, _ = program.wait()
     assert program.returncode == 130
     step = json.loads((stopped / "run.json").read_text())["step"]
@@ -290,14 +297,72 @@ def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9.png"
 
 
-def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
-    train(tmp_path, counting_recipe())
-    status = json.loads((tmp_path / "run.json").read_text())
-    durable.write_json(tmp_path / "run.json", {**status, "status": "running"})
-    path = tmp_path / "checkpoints" / "step-00000020" / "optimizer.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"remove .*step-00000020 to resume from the checkpoint before"):
+def _unfinished(directory: Path, recipe: Recipe) -> None:
+    """A run whose last word is that it goes on."""
+    train(directory, recipe)
+    status = json.loads((directory / "run.json").read_text())
+    RunDirectory(directory).write_status({**status, "status": "running"})
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model.safetensors", "state.json"])
+def test_a_run_goes_on_from_the_last_whole_checkpoint(name: str, tmp_path: Path) -> None:
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    recipe = counting_recipe(keep=3, checkpoint_every=5)
+    train(whole, recipe)
+    _unfinished(damaged, recipe)
+    path = damaged / "checkpoints" / "step-00000020" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    task = counting(recipe.task, recipe.train.seed)
+    trainer = Trainer(recipe, task, damaged, device="cpu", threads=1, progress=False)  # type: ignore[arg-type]
+    trainer.fit(resume=True)
+    (told,) = trainer._damaged
+    assert f"{name} has changed; the run goes on from a checkpoint that is whole" in told
+    aside = damaged / "checkpoints" / "damaged-step-00000020"
+    assert (aside / name).read_bytes() == content
+    shutil.rmtree(aside)
+    assert _same(whole, damaged)
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path: Path) -> None:
+    _unfinished(tmp_path, counting_recipe())
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "digests.json").unlink()  # as earlier versions wrote them
+        path = folder / "optimizer.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"step-00000020.*cannot be read.* no whole checkpoint is left; restore one"):
         train(tmp_path, counting_recipe(), resume=True)
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 2
+
+
+def test_a_fresh_run_takes_nothing_up(tmp_path: Path) -> None:
+    train(tmp_path, counting_recipe())
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoints of a run that has lost its run.json; restore that, or"):
+        train(tmp_path, counting_recipe())
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    program = _start(place, "delay=0.1", "steps=200")
+    _wait_for(place / ".lock", program)
+    for resume in (False, True):
+        with pytest.raises(UserError, match=rf"{place} (is being trained by another process|already holds a run)"):
+            train(place, counting_recipe(), resume=resume)
+    _wait_for(place / "run.json", program)
+    with pytest.raises(UserError, match=r"is being trained by another process \(\d+\); wait for its end, or choose"):
+        train(place, counting_recipe(steps=200), resume=True)
+    program.signal(signal.SIGKILL)
+    program.wait()
+    with RunDirectory(place).holding():  # which a dead process does not keep
+        assert (place / "run.json").exists()
+
+
+def test_a_folder_in_which_no_run_begins_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="add"), RunDirectory(tmp_path / "run").holding():
+        raise UserError("add something")
+    assert not (tmp_path / "run").exists()
 
 
 def test_mean_of_checkpoints_is_judged_and_kept_if_better(tmp_path: Path) -> None:
@@ -443,3 +508,36 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HEADWAY_LOG", "wandb")
     with pytest.raises(UserError, match=r"asks for wandb, which is not installed; pip install 'headway\[logging\]'"):
         train(tmp_path / "b", replace(counting_recipe(), name="b"))
+
+
+def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    journal = Journal(100, progress, [], Plain(100, 1.0, ""))
+    for step in range(1, 101):
+        loss = 40.0 if step == 5 or step > 30 else 2.0  # a spike is no divergence
+        progress.step = step
+        journal.add(Update(("next",), torch.tensor(1.0), torch.tensor([0.0, 8.0, 1.0, loss])), 8, 8)
+        journal.flush(0.1)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution: ")]
+    assert told == [
+        "caution: the loss is 40 at step 50, was 2 at first, and has been far above that since step 31: the training "
+        "diverges; lower optim.lr, lengthen schedule.warmup, or set train.clip"
+    ]
+
+
+def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([math.nan, 3.0, math.nan, math.inf])
+    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values, 4.0)})
+    assert train(tmp_path / "a", counting_recipe()).summary["best"] == {"step": 4, "loss": 3.0}
+    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": math.nan})
+    with pytest.raises(UserError, match=r"no evaluation gave a number .*; lower optim.lr"):
+        train(tmp_path / "b", counting_recipe())
+
+
+@pytest.mark.parametrize(
+    "setting", ["optim.lr", "optim.eps", "schedule.warmup", "schedule.floor", "train.clip", "optim.weight_decay"]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_rates_are_finite_and_none_is_negative(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting} is {value}; give"):
+        counting_recipe(**{setting: value})

@@ -101,14 +101,15 @@ def train(
             most=fitted.most,
             steps_alone=steps_alone,
         )
-        ended = trainer.fit(resume, finish)
-        if not trainer.run.processes.first:
-            return ended
-        if trainer.extended and progress:
-            limit = outgrown(ended.recipe, trainer.run.task, ended.summary["tokens"], ended.summary["minutes"])
-            print(limit or "its size still fits the time", file=sys.stderr, flush=True)
-        judged = bool(ended.summary.get("scores"))  # as it was finished before
-        return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
+        with trainer.holding():
+            ended = trainer.fit(resume, finish)
+            if not trainer.run.processes.first:
+                return ended
+            if trainer.extended and progress:
+                limit = outgrown(ended.recipe, trainer.run.task, ended.summary["tokens"], ended.summary["minutes"])
+                print(limit or "its size still fits the time", file=sys.stderr, flush=True)
+            judged = bool(ended.summary.get("scores"))  # as it was finished before
+            return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
 
 
 @typed

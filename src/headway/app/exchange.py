@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +15,9 @@ from headway.codecs.marks import RoleTokens, frame
 from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.formats import native
-from headway.formats.durable import read_json, write_json
+from headway.formats.digests import FILE as DIGESTS
+from headway.formats.digests import seal
+from headway.formats.durable import beside, read_json, write_json
 from headway.formats.gguf import SUFFIX as GGUF
 from headway.formats.gguf import save_gguf
 from headway.formats.hub import find_folder
@@ -26,15 +31,31 @@ from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
 
 Format = Literal["hf", "gguf", "onnx"]
-_OF_TRAINING = (native.FILE, "metrics.jsonl", "report.html")  # what a run has that its use does not need
+_OF_TRAINING = (
+    native.FILE,
+    "metrics.jsonl",
+    "report.html",
+    DIGESTS,
+    ".lock",
+)  # what a run has that its use does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def import_model(opened: Opened, directory: Path) -> None:
     """Write headway's own folder: weights with their configuration, tokenizer, and how the model is used."""
     check_free(directory)
-    native.save_model(opened.model, opened.model.config, directory)  # type: ignore[arg-type]
-    _save_use(opened, directory)
+    with _whole(directory) as draft:
+        native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
+        _save_use(opened, draft)
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """A folder to write in that stands at `directory`, with digests, once all of it is written."""
+    with beside(Path(os.path.abspath(directory))) as draft:
+        draft.mkdir()
+        yield draft
+        seal(draft)
 
 
 class Quantized(NamedTuple):
@@ -59,13 +80,14 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
     check_free(directory)
     opened = open_model(place, None)
     before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
-    after = save_quantised(quantise(opened.model, weights), weights, directory)
-    if RunDirectory(place).exists():
-        for path in place.iterdir():
-            if path.is_file() and path.name not in _OF_TRAINING:
-                shutil.copy2(path, directory / path.name)
-    else:
-        _save_use(opened, directory)
+    with _whole(directory) as draft:
+        after = save_quantised(quantise(opened.model, weights), weights, draft)
+        if RunDirectory(place).exists():
+            for path in place.iterdir():
+                if path.is_file() and path.name not in _OF_TRAINING:
+                    shutil.copy2(path, draft / path.name)
+        else:
+            _save_use(opened, draft)
     return Quantized(directory, weights, before, after)
 
 
@@ -120,17 +142,18 @@ def export_model(
     if form == "gguf":
         precision: Any = (dtype or "f32").upper()
         return save_gguf(model, config, directory, codec, usage, precision)
-    family = save_published(model, config, directory, usage)
-    if codec is not None:
-        codec.save(directory)
-        # The ids of the special symbols, where config.json does not say them, and the chat template.
-        ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
-        known = read_json(directory / CONFIG)
-        said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
-        write_json(directory / CONFIG, known | said)
-        if usage.template is not None:
-            path = directory / _TOKENIZER_CONFIG
-            write_json(path, read_json(path) | {"chat_template": usage.template})
+    with _whole(directory) as draft:
+        family = save_published(model, config, draft, usage)
+        if codec is not None:
+            codec.save(draft)
+            # The ids of the special symbols, where config.json does not say them, and the chat template.
+            ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
+            known = read_json(draft / CONFIG)
+            said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
+            write_json(draft / CONFIG, known | said)
+            if usage.template is not None:
+                path = draft / _TOKENIZER_CONFIG
+                write_json(path, read_json(path) | {"chat_template": usage.template})
     return family
 
 

@@ -31,7 +31,7 @@ def load(
     draft: str | Path | None = None,
 ) -> Model:
     """Load a model that is ready to be used: from the directory of a run, or a published model from its folder, its
-    GGUF file or by its name on a hub.
+    GGUF file or by its name on a hub, as in hf:owner/name.
 
     device: "auto" (the first GPU, or else the CPU), "cpu", "cuda", "cuda:1", "mps".
     weights: "int8" or "int4" quantises the matrices for the CPU engine; None leaves them as they are stored.

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from headway import domains
 from headway.errors import UserError
 from headway.formats.usage import Usage
+from headway.given import border
 from headway.handle import Handle
 from headway.nn.models import ModelConfig, kinds
 
@@ -82,7 +83,8 @@ def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], 
 
     @wraps(method)
     def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
-        return predictor(model, method.__name__)(model, *args, **kwargs)
+        with border():
+            return predictor(model, method.__name__)(model, *args, **kwargs)
 
     return call
 

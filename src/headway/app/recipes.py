@@ -16,9 +16,9 @@ from headway.app.runs import read_recipe
 from headway.config import override
 from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
-from headway.errors import UserError, nearest
+from headway.errors import ConfigError, UserError, nearest
 from headway.evaluation import listed, open_task
-from headway.formats.hub import find_folder
+from headway.formats.hub import PREFIX, find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
 from headway.in_memory import Paths
@@ -46,19 +46,18 @@ def configured(
     whose rates are for models that know nothing, gets those for one that does.
     """
     found = named(recipe)
+    for given in (start, *(settings or {}).values()):
+        if isinstance(given, str) and given.startswith(PREFIX):
+            find_folder(given)  # asked for by the user: what the recipe names is here from now on
     if start is not None:
+        find_folder(start)
         found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
     if lora is not None:
         known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
         found = replace(found, adapter=replace(known, rank=lora))
     if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
         found = override(found, rates(shape_of(found.model)[0], found.adapter))
-    settings = settings or {}
-    model = settings.get("model")
-    if isinstance(model, str):
-        found = replace(found, model=find_model(model))
-        settings = {key: value for key, value in settings.items() if key != "model"}
-    found = override(found, settings)
+    found = _set(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})
     if data is not None:
@@ -66,6 +65,15 @@ def configured(
     if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
+
+
+def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
+    model = settings.get("model")
+    if not isinstance(model, str):
+        return override(recipe, settings)
+    others = {key: value for key, value in settings.items() if key != "model"}
+    return override(replace(recipe, model=find_model(model)), others)
 
 
 def named(recipe: str | Path | Recipe) -> Recipe:
@@ -98,7 +106,27 @@ def recorded(
             raise UserError(f"{directory} was started with train.{key} {own}, not {wanted}; leave it out to resume")
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
-    return configured(found, data, settings, seed, lora=lora)
+    return configured(found, data, _still(found, named(name), settings or {}), seed, lora=lora)
+
+
+def _still(found: Recipe, before: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings that a recipe has still: of `model.heads=2 model.mixer=lstm`, made of the recipe `before`, the first
+    was set and then replaced. ConfigError where they never held together.
+    """
+    try:
+        _set(found, settings)
+    except ConfigError:
+        _set(before, settings)
+        return {key: value for key, value in settings.items() if _applies(found, key, value)}
+    return settings
+
+
+def _applies(recipe: Recipe, key: str, value: Any) -> bool:
+    try:
+        _set(recipe, {key: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def _absolute(path: str | Path) -> str:

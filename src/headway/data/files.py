@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -223,7 +224,8 @@ def lines(file: File) -> Iterator[str]:
 
 
 _COLUMN = "text"
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
+_PREFIX, _VARIABLE = "hf:", "HEADWAY_HUB"  # by which a name of a hub is told from a path, and confirmed without it
 
 
 class HubSplit(NamedTuple):
@@ -240,10 +242,18 @@ class HubSplit(NamedTuple):
 
 
 def find_hub(name: str) -> list[HubSplit]:
-    """The splits of `owner/name` or `owner/name:config` that are named train, validation or test."""
-    if not _NAME.fullmatch(name):
+    """The splits of `hf:owner/name` or `hf:owner/name:config` that are named train, validation or test. UserError for a
+    name without the prefix, unless the setting HEADWAY_HUB=1 confirms it.
+    """
+    bare = name.removeprefix(_PREFIX)
+    if not _NAME.fullmatch(bare):
         raise UserError(f"there is no file or folder {name}; check the name")
-    dataset, _, config = name.partition(":")
+    if bare == name and os.environ.get(_VARIABLE) != "1":
+        raise UserError(
+            f"there is no file or folder {name}; check the path, or write {_PREFIX}{name} for the dataset of that name "
+            f"on the Hugging Face hub ({_VARIABLE}=1 allows it without {_PREFIX})"
+        )
+    dataset, _, config = bare.partition(":")
     builder = _call(name, "load_dataset_builder", dataset, config or None)
     splits = list(_call(name, "get_dataset_split_names", dataset, config or None))
     named = [split for split in splits if named_side(split) in SIDES]

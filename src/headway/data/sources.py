@@ -124,7 +124,7 @@ PairSource = File | Aligned
 
 def documents(paths: Iterable[Path | str]) -> Iterator[str]:
     """The documents of .txt, .jsonl ("text") and .parquet ("text") files, compressed or not, of folders and
-    archives of them, or of a Hugging Face dataset (`owner/name` or `owner/name:config`).
+    archives of them, or of a Hugging Face dataset (`hf:owner/name` or `hf:owner/name:config`).
 
     A .txt is one document. What can be checked without reading is checked at once; text is read as it is
     asked for.

@@ -39,7 +39,10 @@ def within(seconds: float) -> Iterator[None]:
 def cache_root() -> Path:
     """Where headway keeps what it can make again: HEADWAY_CACHE, or ~/.cache/headway."""
     given = os.environ.get("HEADWAY_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "headway"
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "headway"
+    except RuntimeError as error:  # there is no such user, or none at all
+        raise UserError(f"there is no folder to keep files in ({error}); set HEADWAY_CACHE to one") from None
 
 
 def cache_key(kind: str, *parts: object) -> str:
@@ -65,7 +68,10 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
 def writing(folder: Path) -> Iterator[None]:
     """Make a folder and write in it: a full disk and one that cannot be written are UserErrors."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # as in /proc
+            raise UserError(f"{folder} cannot be made ({error.strerror}); set HEADWAY_CACHE to one that can") from error
         yield
     except OSError as error:
         if error.errno in _FULL:

@@ -248,7 +248,7 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     form = _check(header, path)
     if wanted not in (None, form):
         raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
-    model = undrawn(config_of(header, path), path.stat().st_size, str(path))
+    model = undrawn(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
     if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
         raise UserError(
             f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "

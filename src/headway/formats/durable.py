@@ -87,6 +87,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_json(path: Path) -> Any:
     """The data of a JSON file; a missing or broken one is a UserError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UserError(f"{path} is no plain file; restore it from a copy")
     try:
         with opened(path) as file:
             return json.loads(file.read().decode("utf-8"))

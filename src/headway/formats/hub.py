@@ -1,23 +1,81 @@
-"""Published models by their name on a hub, through the optional package `huggingface_hub`."""
+"""Models by where they lie: a path here, or a name on a hub, through the optional package `huggingface_hub`.
+
+A name is looked for on the hub only where that is asked for, by the prefix hf: or by HEADWAY_HUB=1, so that a path that
+is mistyped does not bring the model of whoever owns that name there.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import stat
 from pathlib import Path
 
 from headway.errors import UserError
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PREFIX = "hf:"
+VARIABLE = "HEADWAY_HUB"
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_SHOWN = 80  # characters of a path in a message
 # Never a pickle, and no code: what a folder in the published format consists of.
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
 
 
 def find_folder(name: str | Path) -> Path:
-    """A path that exists, as it is; else the folder of the model `owner/name`, downloaded once."""
-    place = Path(name)
-    if place.exists() or not _NAME.fullmatch(str(name)):
+    """A path that exists, as it is; else the folder of the model `hf:owner/name`, downloaded once.
+
+    UserError for a name without the prefix, unless the setting HEADWAY_HUB=1 confirms it, and for a path that no model
+    can lie at.
+    """
+    place, asked = Path(name), str(name).startswith(PREFIX)
+    if _is_there(place):
         return place
+    if not asked and not _NAME.fullmatch(str(name)):
+        return place
+    if not asked and not confirmed():
+        raise UserError(
+            f"there is no file or folder {name}; check the path, or write {PREFIX}{name} for the model of that name on "
+            f"the Hugging Face hub ({VARIABLE}=1 allows it without {PREFIX})"
+        )
+    return _fetched(str(name))
+
+
+def named_folder(name: str) -> Path:
+    """`find_folder` for what a recipe or run names, which may be a stranger's: of a hub only what was fetched before,
+    unless HEADWAY_HUB=1 confirms that more is.
+    """
+    place = Path(name)
+    if _is_there(place) or not name.startswith(PREFIX) or confirmed():
+        return find_folder(name)
+    return _fetched(name, local=True)
+
+
+def confirmed() -> bool:
+    """Whether the setting HEADWAY_HUB=1 allows names of a hub without more ado."""
+    return os.environ.get(VARIABLE) == "1"
+
+
+def _is_there(place: Path) -> bool:
+    """Whether there is a file or folder. UserError for a path that cannot be one, and for pipes and devices."""
+    shown = str(place) if len(str(place)) <= _SHOWN else f"{str(place)[:_SHOWN]}..."
+    try:
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{shown} cannot be reached ({reason}); check the path") from None
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise UserError(f"{shown} is neither a file nor a folder, but a pipe or a device; give a file or a folder")
+    return True
+
+
+def _fetched(name: str, local: bool = False) -> Path:
+    """The folder of a model of a hub; a `local` one is only looked for here."""
+    bare = name.removeprefix(PREFIX)
+    if not _NAME.fullmatch(bare):
+        raise UserError(f"{name} is no name of a hub; write {PREFIX}owner/name")
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -25,7 +83,11 @@ def find_folder(name: str | Path) -> Path:
             f"there is no file or folder {name}; if it is a model on a hub, pip install 'headway[hub]' to fetch it"
         ) from None
     try:
-        return Path(hub.snapshot_download(str(name), allow_patterns=_WANTED))
+        return Path(hub.snapshot_download(bare, allow_patterns=_WANTED, local_files_only=local))
     except Exception as error:  # the library raises many kinds: no network, no such name, no permission
+        if local:
+            raise UserError(
+                f"a recipe names {name}, which was not fetched before; set {VARIABLE}=1 to let it be fetched"
+            ) from None
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"there is no folder {name}, and no hub gave it ({reason}); check the name") from None

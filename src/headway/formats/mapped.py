@@ -26,6 +26,8 @@ class Mapped:
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file; give a file")
         try:
             with opened(path) as file:
                 self.size = file.seek(0, 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ FILE = "model.safetensors"
 QUANTISED = "quantized.safetensors"  # the file of headway.engine.packed, which stands in its place
 Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
+_BLOCKS, _BLOCKS_A_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors
 
 
 def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
@@ -128,7 +129,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
         raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
     tensors, metadata = read_tensors(path, "restore it from a copy")
     check_version(metadata, path)
-    return tensors, config_of(metadata, path)
+    return tensors, config_of(metadata, path, len(tensors))
 
 
 def native_config(directory: Path) -> ModelConfig:
@@ -136,13 +137,23 @@ def native_config(directory: Path) -> ModelConfig:
     return read_model(directory / FILE)[1]
 
 
-def config_of(metadata: dict[str, str], path: Path) -> ModelConfig:
-    """The configuration in a file's header. UserError where there is none."""
+def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:
+    """The configuration in the header of a file of so many tensors. UserError where there is none that fits."""
     try:
         said = json.loads(metadata.get("config", ""))
-    except ValueError as error:
+        blocks = _blocks(said)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None
+    if blocks > _BLOCKS + _BLOCKS_A_TENSOR * tensors:
+        raise UserError(f"{path} says of {blocks:,} blocks, and has {tensors:,} tensors; restore it from a copy")
     return from_dict(ModelConfig, said, f"{path}: model")
+
+
+def _blocks(said: Any) -> int:
+    """How many blocks all stacks of a written configuration have."""
+    if isinstance(said, dict):
+        return sum(len(v) if k == "blocks" and isinstance(v, list) else _blocks(v) for k, v in said.items())
+    return 0
 
 
 def check_version(metadata: dict[str, str], path: Path) -> None:

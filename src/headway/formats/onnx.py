@@ -86,12 +86,12 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     try:
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
+            for name, content in files.items():  # before the model, without which they say nothing
+                write_json(path.parent / name, content)
             for draft in sorted(Path(drafts).iterdir(), reverse=True):  # the weights before the file that names them
                 os.replace(draft, path.parent / draft.name)
     except OSError as error:
         raise UserError(f"{path} could not be written ({error.strerror}); free space or choose another place") from None
-    for name, content in files.items():
-        write_json(path.parent / name, content)
     return graph.kind
 
 

@@ -84,6 +84,7 @@ def _spread(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
 _OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError)  # what a family's table raises for another kind
+_LONGEST = 255  # bytes of a file's name
 _NAMED = 3  # settings that are in the way
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -118,8 +119,9 @@ def _indexed(directory: Path, index: Path) -> Shards:
         raise UserError(f"{index} has no weight_map of tensors to files; download it again")
     paths = [directory / name for name in sorted(set(names.values()))]
     for path in paths:
-        if path.parent != directory or path.name == "..":
-            raise UserError(f"{index} names {str(path)!r}, which is not in its folder; download the model again")
+        if path.parent != directory or path.name == ".." or len(path.name) > _LONGEST:
+            shown = repr(str(path))[: 2 * _LONGEST]
+            raise UserError(f"{index} names {shown}, which is no file of its folder; download the model again")
         if not path.is_file():
             raise UserError(f"{directory} lacks the shard {path.name!r} that its index names; download it too")
     shards = Shards(paths, str(directory))

@@ -11,6 +11,7 @@ import torch
 
 from headway.errors import UserError
 from headway.formats import native
+from headway.formats.digests import damage, is_sealed, seal
 from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
@@ -67,6 +68,7 @@ class Checkpoints:
             native.save_tensors(learner.kept(), run.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
+            seal(draft)
         *older, _ = self.all()
         regular = [path for path in older if step_of(path) % interval == 0]
         kept = regular[max(0, len(regular) - keep + 1) :]
@@ -84,6 +86,23 @@ class Checkpoints:
         with beside(self.directory / path.name) as draft:
             shutil.copytree(path, draft)
             write_json(draft / "state.json", {**read_json(path / "state.json"), "best": best})
+            seal(draft)
+
+    def set_aside_damaged(self) -> list[str]:
+        """Rename checkpoints that are not as they were written, and say what is wrong with them and where they are now.
+        UserError, and nothing is renamed, where none would be left.
+        """
+        problems = {path: problem for path in self.all() if (problem := _problem(path)) is not None}
+        if problems and len(problems) == len(self.all()):
+            newest = list(problems.values())[-1]
+            raise UserError(f"{newest}, and no whole checkpoint is left; restore one from a copy, or start another run")
+        told = []
+        for path, problem in problems.items():
+            aside = path.with_name(f"damaged-{path.name}")
+            remove(aside)
+            path.rename(aside)
+            told.append(f"{problem}; the run goes on from a checkpoint that is whole, and this one is now {aside}")
+        return told
 
     @torch.no_grad()
     def load_newest(self, run: Training) -> None:
@@ -107,6 +126,19 @@ class Checkpoints:
             total += learner.flat.data
         learner.flat.data.copy_(total / len(paths))
         return len(paths)
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint; one without digests, of an earlier version, need only be complete."""
+    try:
+        if is_sealed(path):
+            return next(iter(damage(path)), None)
+        read_json(path / "state.json")
+        native.read_model(path / native.FILE)
+        read_tensors(path / "optimizer.safetensors", "")
+    except UserError as error:
+        return str(error).rpartition("; ")[0]
+    return None
 
 
 def step_of(path: Path) -> int:

@@ -281,6 +281,9 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
 
 
+_FAR = 3.0  # a loss that is above the first by so many times it, and by as much
+_LONG = 20  # steps, and a part of the run, after which one that stays far above the first is no accident
+_REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
 _LINES = 500  # about as many as a curve can show
 _MOST = 20  # steps in a line
 
@@ -300,6 +303,10 @@ class Journal:
         self._computed = 0
         self._tokens = run.progress.tokens
         self._loss = math.nan
+        self._first = math.nan  # the loss of the first step
+        self._low: int | None = (
+            run.progress.step
+        )  # the last whose loss was not far above that; None: a caution was said
         self._mark = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
@@ -310,6 +317,7 @@ class Journal:
 
     def plan(self, steps: int) -> None:
         """From here on the run has so many steps."""
+        self.steps = steps
         self.interval = _interval(steps)
         self.display.plan(steps)
 
@@ -334,6 +342,8 @@ class Journal:
         progress = self.run.progress
         progress.tokens += tokens
         self._loss = sum(losses.values())
+        if math.isnan(self._first):
+            self._first = sum(total / max(1, count) for total, count in self._updates[0].losses().values())
         line = {"step": progress.step, "loss": self._loss, "lr": self.run.rate(), "tokens": progress.tokens}
         line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
         line |= {"seconds": round(progress.seconds, 3)}
@@ -343,9 +353,23 @@ class Journal:
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             raise UserError(
-                f"the loss is {self._loss} and the gradient's norm {norm} at step {progress.step}; "
-                "lower optim.lr, lengthen schedule.warmup, or set train.clip"
+                f"the loss is {self._loss} and the gradient's norm {norm} at step {progress.step}; {_REMEDY}"
             )
+        self._caution()
+
+    def _caution(self) -> None:
+        """Say once that a loss has been far above that of the first step for long."""
+        if self._low is None:
+            return
+        step = self.run.progress.step
+        if self._loss <= self._first + max(_FAR * abs(self._first), _FAR):
+            self._low = step
+        elif step - self._low >= max(_LONG, self.run.recipe.train.steps // _LONG):
+            self.display.say(
+                f"caution: the loss is {self._loss:.4g} at step {step:,}, was {self._first:.4g} at first, and has been "
+                f"far above that since step {self._low + 1:,}: the training diverges; {_REMEDY}"
+            )
+            self._low = None
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
         """Write an evaluation. `weights` says which were judged: those trained, their moving average, or a mean."""

@@ -4,6 +4,7 @@ the next step.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -35,8 +36,13 @@ class UserInterrupt(KeyboardInterrupt):
         return f"{self.where}; {self.remedy}"
 
 
+_HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the terminal was closed; not on Windows
+
+
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request, so that no step is cut in half; a second one breaks off."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, so that no step is cut in half; a second one breaks
+    off.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -45,8 +51,9 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +206,12 @@ class Loop:
         """After the first evaluation, early in a run, tell how it will end."""
         progress, steps = self.run.progress, self.run.recipe.train.steps
         early = _EARLY * steps <= progress.step <= steps / 2
-        if self.foretell is None or progress.forecast is not None or not early or "loss" not in metrics:
+        if (
+            self.foretell is None
+            or progress.forecast is not None
+            or not early
+            or not math.isfinite(metrics.get("loss", math.nan))
+        ):
             return
         seen, size = progress.tokens, computing(self.run.outline)
         low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -100,8 +100,13 @@ class OptimConfig:
     lr: float = 1e-3  # peak learning rate; the schedule multiplies it
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"optim.lr is {self.lr}; give a number above 0")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not 0 <= number < math.inf for number in numbers):
+                raise ConfigError(f"optim.{field.name} is {value}; give 0 or more")
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         """Which rule each trainable parameter is under. `precision` is that of matrix products: fp32 or bf16."""

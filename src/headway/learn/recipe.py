@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -65,7 +66,9 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
-        if self.clip is not None and self.clip <= 0:
+        if self.seed >= 2**63:
+            raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ConfigError(f"train.clip is {self.clip}; give a number above 0, or none")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema is {self.ema}; give a decay between 0 and 1 such as 0.999, or none")

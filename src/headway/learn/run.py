@@ -10,10 +10,10 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import nn
@@ -21,7 +21,9 @@ from torch import nn
 from headway.card import Card, figures, shows
 from headway.errors import UserError, nearest
 from headway.formats import native
-from headway.formats.durable import read_json, write_json, write_text
+from headway.formats.digests import FILE as DIGESTS
+from headway.formats.digests import digests
+from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, read_recipe
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
@@ -63,7 +65,7 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    return list(_lines(path)) if path.exists() else []
+    return list(_lines(path)) if path.is_file() else []
 
 
 def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
@@ -138,6 +140,7 @@ def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
 
 
 FORMAT = 1
+_APART = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that the digests of a run say nothing of
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
@@ -186,6 +189,9 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.trunk = self.path / "trunk"  # the checkpoint from which a longer run goes on
         self.status = self.path / "run.json"
+        self.digests = self.path / DIGESTS  # of a run that has come to rest
+        self._lock = self.path / ".lock"
+        self._holders = 0
 
     def exists(self) -> bool:
         """Whether there is a run here."""
@@ -198,9 +204,60 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made: {error.strerror}; choose another with --run") from error
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep other processes out; UserError where one is at this run. The system ends it when the process dies.
+
+        A folder in which nothing came of it is removed.
+        """
+        if self._holders:
+            yield
+            return
+        with self._hold():
+            self._holders = 1
+            try:
+                yield
+            finally:
+                self._holders = 0
+                if not self.exists():
+                    self._lock.unlink(missing_ok=True)
+                    with suppress(OSError):  # something else is there
+                        self.path.rmdir()
+
+    def _hold(self) -> IO[str]:
+        """The file that is locked as long as it is open."""
+        while True:
+            self.create()
+            try:
+                file = self._lock.open("a+")
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be written: {error.strerror}; choose another with --run"
+                ) from error
+            if not _locked(file):
+                file.seek(0)
+                holder = file.read(20).strip()
+                file.close()
+                raise UserError(
+                    f"{self.path} is being trained by another process ({holder}); wait for its end, or choose another "
+                    "directory with --run"
+                )
+            with suppress(OSError):
+                if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino:  # else its folder was removed meanwhile
+                    file.truncate(0)
+                    file.write(str(os.getpid()))
+                    file.flush()
+                    return file
+            file.close()
+
     def claim(self, resume: bool) -> bool:
         """Whether a run is here to go on with. UserError for one that was not asked for, or of another format."""
         if not self.exists():
+            if next(self.checkpoints.glob("step-*"), None) is not None:
+                raise UserError(
+                    f"{self.path} holds checkpoints of a run that has lost its {self.status.name}; restore that, or "
+                    "choose another directory with --run"
+                )
             return False
         status = self.read_status()
         if not resume:
@@ -222,8 +279,24 @@ class RunDirectory:
         return status
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Replace run.json."""
+        """Replace run.json, and write digests of the run if it is at rest."""
+        remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
+        if status.get("status") != "running":
+            write_json(self.digests, digests(self.path, _APART))
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of a file; True also where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
 
 
 def claim(directory: Path, resume: bool) -> bool:

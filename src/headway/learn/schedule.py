@@ -20,7 +20,7 @@ class ScheduleConfig:
     warmup: float = 0.02  # linear rise from 0: below 1 a part of the run, from 1 on steps
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
+        if not 0 <= self.warmup < math.inf:
             raise ConfigError(f"schedule.warmup is {self.warmup}; give 0 or more")
 
     def factor(self, step: int, steps: int) -> float:
@@ -80,6 +80,11 @@ class CosineConfig(ScheduleConfig):
 
     floor: float = 0.1  # what remains of the peak at the end
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.floor < math.inf:
+            raise ConfigError(f"schedule.floor is {self.floor}; give 0 or more")
+
     def after(self, step: int, rise: int, steps: int) -> float:
         done = min(1.0, (step + 1 - rise) / max(1, steps - rise))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
@@ -100,7 +105,7 @@ class WSDConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decay <= 0:
+        if not 0 < self.decay < math.inf:
             raise ConfigError(f"schedule.decay is {self.decay}; give a part of the run above 0, or a number of steps")
 
     def after(self, step: int, rise: int, steps: int) -> float:
@@ -152,8 +157,8 @@ class HalvingConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, wrong in (("hold", self.hold, self.hold < 0), ("every", self.every, self.every <= 0)):
-            if wrong:
+        for name, value, right in (("hold", self.hold, self.hold >= 0), ("every", self.every, self.every > 0)):
+            if not (right and value < math.inf):
                 raise ConfigError(f"schedule.{name} is {value}; give a part of the run below 1, or a number of steps")
 
     def after(self, step: int, rise: int, steps: int) -> float:

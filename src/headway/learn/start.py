@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError, nearest
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import Opened, open_model
 from headway.learn.adapters import AdapterConfig, adapted
@@ -94,7 +94,7 @@ class Agreement(NamedTuple):
 
 def open_start(start: str) -> Opened:
     """The model to begin from. Raises UserError for one whose symbols have no tokenizer that says what they are."""
-    opened = open_model(find_folder(start))
+    opened = open_model(named_folder(start))
     config: Any = opened.model.config
     if config.symbols and opened.codec is None:
         raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
@@ -105,13 +105,13 @@ def lay_out(opened: Opened, start: str, directory: Path, beside: Iterable[str]) 
     """Put what the start has beside its weights (tokenizers, usage, files that a task names) into `directory`."""
     if opened.codec is not None:
         opened.codec.save(directory)
-    for file in find_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
+    for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
     for name in beside:
-        if (find_folder(start) / name).is_file():
-            shutil.copyfile(find_folder(start) / name, directory / name)
+        if (named_folder(start) / name).is_file():
+            shutil.copyfile(named_folder(start) / name, directory / name)
 
 
 def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:

@@ -13,7 +13,7 @@ from headway.codecs import FILE, Codec, load_codec
 from headway.config import family
 from headway.data import chunks, text_sources
 from headway.formats.familiar import Familiar
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.learn.examples import WHOLE, Batch, Examples, Shard
 from headway.learn.objective import Objective
 from headway.nn.models import Loss, ModelConfig
@@ -137,7 +137,7 @@ def codec_of(
     if (workspace / FILE).exists():
         return load_codec(workspace)
     if tokenizer is not None:
-        return load_codec(find_folder(tokenizer))
+        return load_codec(named_folder(tokenizer))
     return train(chunk.text for source in text_sources(paths) for chunk in chunks(source))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Trainer:
         self.steps_alone = steps_alone
         self.extended = False  # whether it goes on for longer than it was begun for
         self._agreement: Agreement | None = None
+        self._damaged: list[str] = []  # what is wrong with checkpoints that it does not go on from
 
     def fit(self, resume: bool = False, finish: bool = False) -> Run:
         """Train to the end and give the run with its best model.
@@ -83,11 +85,15 @@ class Trainer:
         Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
         """
         try:
-            with kept_heap():
+            with kept_heap(), self.holding():
                 self._fit(resume, finish)
         finally:  # after an interrupt too: a process that ends within its group may be aborted
             self.run.processes.leave()
         return self.run.opened()
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the run, for longer than `fit` alone does; the first process does it for all."""
+        return self.run.directory.holding() if self.run.processes.first else nullcontext()
 
     def left(self) -> float | None:
         """The seconds that its minutes leave for what follows; None where they say nothing of it."""
@@ -104,6 +110,9 @@ class Trainer:
         if not found:
             self._begin()
         else:
+            if processes.first and (not ended or run.minutes is not None):
+                self._damaged = run.checkpoints.set_aside_damaged() + run.trunk.set_aside_damaged()
+            processes.tell(None)  # all read what the first has left
             more = self._more(status)
             self._follow(status)
             if more is not None:
@@ -163,8 +172,6 @@ class Trainer:
         elif run.recipe.adapter is not None:
             raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
         check_memory(run.recipe, run.outline, run.fresh, device)
-        if run.processes.first:
-            run.directory.create()
         run.precision = Precision(*run.processes.tell(list(choose(run.recipe.train.precision, run.outline, device))))
         recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
         if run.minutes is not None:
@@ -173,6 +180,7 @@ class Trainer:
         run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
         if run.processes.first:
             remove(run.directory.metrics)
+            remove(run.directory.base)
             if start is not None:  # what a model met before it came here is not known
                 start.usage.save(run.directory.path)
             elif (met := run.task.met()) is not None:
@@ -255,12 +263,19 @@ class Trainer:
         loggers = [run.metrics, *open_loggers(run.directory.path, to_dict(run.recipe))] if run.metrics else []
         journal = Journal(run, loggers, display)
         self._announce(display)
+        for problem in self._damaged:
+            display.say(problem)
         try:
             with Interrupts() as interrupts:
                 loop = Loop(run, journal, interrupts, self.foretell)
                 loop.train()
                 if run.recipe.train.average:
                     loop.average_checkpoints()
+            if run.progress.best is None:
+                raise UserError(
+                    f"no evaluation gave a number ({run.task.goal} is never finite), so there is no model to keep; "
+                    "lower optim.lr, or look at the validation data"
+                )
             run.write_status("finished")
         except UserInterrupt:
             run.write_status("interrupted")

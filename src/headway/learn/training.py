@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from headway.formats import native
+from headway.formats.durable import remove
 from headway.formats.usage import read_usage
 from headway.learn.adapters import merged
 from headway.learn.budget import Clock, TimeBudget
@@ -67,6 +69,7 @@ class Training:
         """Make the model, and go on from the newest checkpoint."""
         recipe, first = self.recipe, self.processes.first
         if first:
+            remove(self.directory.digests)
             self.checkpoints.clean()
         model = initial_model(recipe, self.fresh, self.directory.base, bool(self.checkpoints.all()), first)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
@@ -92,7 +95,8 @@ class Training:
         """Note an evaluation; whether it is the best so far."""
         progress, goal = self.progress, self.task.goal
         sign = 1 if self.task.goal_better == "min" else -1
-        better = progress.best is None or sign * metrics[goal] < sign * progress.best[goal]
+        found, best = metrics[goal], math.nan if progress.best is None else progress.best[goal]
+        better = math.isfinite(found) and not sign * found >= sign * best  # whatever is a number is better than none
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1

@@ -15,7 +15,9 @@ headway import stories260K.bin stories
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder in a published format, a file, or a name on a hub")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder in a published format, a file, or hf:owner/name on a hub"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
 
 

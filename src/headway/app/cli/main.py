@@ -30,6 +30,7 @@ COMMANDS = {
     "import": "a published model into headway's own folder",
     "export": "a run or model in a format that others read",
     "quantize": "a model with its weights in 8 or 4 bits, for the CPU",
+    "verify": "whether the files of a run or model are as they were written",
     "classify": "texts, pairs of texts or images to labels with probabilities",
     "caption": "images to what they show",
     "attention": "where a model of texts looks, as a picture",
@@ -55,6 +56,7 @@ DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 # What torch says in a RuntimeError, on a processor and on a GPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
+_LONGEST = 1500  # characters of a message
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), USER_ERROR, arguments)
+    except UnicodeEncodeError as error:
+        told = f"{error.object[: error.start + 20]!r} holds bytes that are no UTF-8; write it anew"
+        return _fail(told, USER_ERROR, arguments)
     except UnicodeDecodeError as error:
         told = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
         return _fail(told, USER_ERROR, arguments)
@@ -166,6 +171,8 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(message.split()))
+    if len(line) > _LONGEST:  # a name in a file may have megabytes
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     print(f"headway: {line}", file=sys.stderr)
     return code

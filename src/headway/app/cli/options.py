@@ -15,6 +15,7 @@ from headway.errors import UserError, nearest
 if TYPE_CHECKING:
     from headway.app.model import Model
 
+_DIGITS = 100  # of a number
 BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
 
 
@@ -55,7 +56,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=threads, metavar="N", help="processor threads (default: torch's choice)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
     add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
-    add("--seed", type=whole(0), metavar="N", help="seed of everything random")
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="seed of everything random")
     add(
         "--deterministic",
         action="store_true",
@@ -89,12 +90,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A type for whole numbers from `least` on."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A type for whole numbers from `least` on, or to `most`."""
 
     def read(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        digits = text.removeprefix("-")
+        known = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS
+        if not known or int(text) < least or (most is not None and int(text) > most):
+            limit = "on" if most is None else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!r} is not a whole number from {least} {limit}")
         return int(text)
 
     return read

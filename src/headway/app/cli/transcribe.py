@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 headway transcribe path/to/whisper-tiny.en talk.mp3                        # a line for each segment
-headway transcribe openai/whisper-small talk.wav --format srt --out subtitles/
-headway transcribe openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
-headway transcribe openai/whisper-small rede.ogg --language de --task translate
-headway transcribe openai/whisper-small recordings/ --out transcripts/     # each sound below the folder
+headway transcribe hf:openai/whisper-small talk.wav --format srt --out subtitles/
+headway transcribe hf:openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
+headway transcribe hf:openai/whisper-small rede.ogg --language de --task translate
+headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # each sound below the folder
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
 """
 FORMATS = ("txt", "json", "srt", "vtt")

@@ -22,7 +22,7 @@ from headway.domains.image_text import scenes
 from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.emoji import read_emoji
 from headway.errors import ConfigError, UserError
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.formats.open import open_config, open_model, use_of
 from headway.formats.usage import Usage, read_usage
 from headway.learn import Recipe, Task, TaskConfig
@@ -38,22 +38,22 @@ class ModelPart:
 
     def open(self) -> nn.Module:
         """The part with its weights."""
-        return open_model(find_folder(self.path)).model.get_submodule(self.inner)
+        return open_model(named_folder(self.path)).model.get_submodule(self.inner)
 
     @property
     def config(self) -> TransformerConfig:
-        found: Any = open_config(find_folder(self.path))
+        found: Any = open_config(named_folder(self.path))
         return getattr(found, self.inner) if self.inner else found
 
     @property
     def usage(self) -> Usage:
         """What lies beside the model: how images become its inputs, which symbols end a text."""
-        folder = find_folder(self.path)
+        folder = named_folder(self.path)
         return use_of(folder)[0] if (folder / "usage.json").is_file() else open_model(folder).usage
 
     def codec(self) -> Codec:
         """The model's tokenizer. UserError where there is none."""
-        codec = open_model(find_folder(self.path)).codec
+        codec = open_model(named_folder(self.path)).codec
         if codec is None:
             raise UserError(f"{self.path} has no tokenizer beside its weights; put its tokenizer.json there")
         return codec
@@ -77,7 +77,7 @@ def decoder_of(path: str) -> ModelPart:
 
 
 def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) -> ModelPart:
-    config = open_config(find_folder(path))
+    config = open_config(named_folder(path))
     if fits(config):
         return ModelPart(path)
     for name in names:

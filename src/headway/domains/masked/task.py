@@ -63,7 +63,7 @@ class MaskedConfig(TaskConfig):
     `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
     short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
     and the head "next" tells whether the second follows the first. `codec`, `size` (the most symbols) and `lowercase`
-    are for the codec that is trained where `tokenizer` names no published one (its file, folder or name on a hub).
+    are for the codec that is trained where `tokenizer` names no published one (its file, folder or hf:owner/name).
     `split` says what is held out where no file is named for it. A batch has train.batch_size rows or, without it, as
     many as train.batch_tokens holds.
     """
@@ -71,7 +71,7 @@ class MaskedConfig(TaskConfig):
     codec: Kind = "wordpiece"  # kind of the tokenizer that is trained
     size: int | None = 8192  # most symbols
     lowercase: bool = False  # whether texts are lower-cased
-    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    tokenizer: str | None = None  # file, folder or hf:owner/name of a published one, in its place
     context: int | None = None  # tokens of a row; none: the model's
     masking: MaskingConfig = MaskingConfig()  # what is hidden
     next: bool = False  # pairs of segments, and whether the second follows the first (BERT)

@@ -61,6 +61,7 @@ def stream(
 
 @typed
 def continuations(model: Handle, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
+    [prompt] = given.texts(prompt, "prompt").items
     ids = prompt_ids(model, prompt)
     model.meet([prompt], [ids])
     return model.open_session().stream(ids, sampling, _limits(model, limits))

@@ -51,7 +51,7 @@ class LanguageConfig(TaskConfig):
     """Predict each symbol of documents from those before it.
 
     `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), unless `tokenizer`
-    names a published one: its file, folder or name on a hub. Rows have `context` tokens, none for the model's.
+    names a published one: its file, folder or hf:owner/name. Rows have `context` tokens, none for the model's.
     `packing` "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows
     at any offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A
     batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
@@ -62,7 +62,7 @@ class LanguageConfig(TaskConfig):
 
     codec: Kind = "bpe"  # kind of the tokenizer that is trained
     size: int | None = 8192  # most symbols; none: as many as there are
-    tokenizer: str | None = None  # file, folder or name on a hub of a published one, in its place
+    tokenizer: str | None = None  # file, folder or hf:owner/name of a published one, in its place
     context: int | None = None  # tokens of a row; none: the model's
     packing: Literal["documents", "windows"] = "documents"  # whole documents side by side, or windows at any offset
     split: SplitConfig = SplitConfig()  # what is held out

@@ -22,7 +22,7 @@ from headway.domains.vision.samples import LabelledImages, load_images, read_sam
 from headway.domains.vision.use import processor_of
 from headway.errors import ConfigError, UserError
 from headway.formats.familiar import SMALLEST, Alike, Familiar, looks
-from headway.formats.hub import find_folder
+from headway.formats.hub import named_folder
 from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
@@ -241,7 +241,7 @@ class Teacher:
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
         """A run or a published model. UserError for one that sees no images, or does not know the student's classes."""
-        opened = open_model(find_folder(path))
+        opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
             raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
