@@ -203,30 +203,32 @@ def test_templates_that_write_too_much_are_stopped(text: str, monkeypatch: pytes
         ChatTemplate(text).render(ASKED)
 
 
+LONG = "{% set t = ('a' * 1000) * 4000 %}"
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "{% set t = 'a' * 8000000 %}{% for i in range(999) %}{{ t.rfind('b' ~ i) }}{{ t.rsplit('ab') }}{% endfor %}",
-        "{{ ('a' * 4000000 + ' ')|wordwrap(1) }}",
-        "{{ ('a ' * 4000000)|wordwrap(2, true, 'xyz') }}",
-        "{% set t = 'ab' * 4000000 %}{% for i in range(99999) %}{{ t.replace('aa', 'b')|length }}{% endfor %}",
-        "{{ ('<a' * 4000000)|striptags }}",
-        "{{ range(99999)|map('string')|sort|join('x' * 600) }}",
+        f"{LONG}{{% for i in range(9999) %}}{{% set x = t.rfind('b' ~ i) %}}{{% endfor %}}",
+        f"{LONG}{{% for i in range(9999) %}}{{% set x = t.rsplit('ab') %}}{{% endfor %}}",
+        f"{LONG}{{{{ (t ~ ' ')|wordwrap(1)|length }}}}",
+        f"{LONG}{{{{ t.replace('a', 'a ')|wordwrap(2, true, 'xy')|length }}}}",
+        f"{LONG}{{% for i in range(99999) %}}{{{{ t.replace('aa', 'b')|length }}}}{{% endfor %}}",
     ],
 )
 def test_one_call_that_takes_too_long_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 0.3)
-    with pytest.raises(UserError, match="fails: it (takes too long|takes more than 512 MB|writes more than)"):
+    with pytest.raises(UserError, match=r"fails: it (takes too long|takes more than 512 MB|makes a (value|list))"):
         ChatTemplate(text).render(ASKED)
 
 
 def test_all_values_share_one_memory() -> None:
     """Each is small enough for itself."""
-    text = "{% set ns = namespace(x='') %}{% for i in range(999) %}{% set ns.x = 'x' * (8000000 + i) %}"
-    keep = "{% macro m(n, x) %}{% if n %}{{ m(n - 1, 'é☃' * (4000000 + n)) }}{% endif %}{% endmacro %}{{ m(200, '') }}"
+    one = "('☃' * 1000) * 4000"
+    keep = "{% macro m(n, x) %}{% if n %}{{ m(n - 1, ONE) }}{% endif %}{% endmacro %}{{ m(100, '') }}"
     with pytest.raises(UserError, match="fails: it takes more than 512 MB; give messages"):
-        ChatTemplate(keep).render(ASKED)
-    assert ChatTemplate(text + "{% endfor %}{{ ns.x|length }}").render(ASKED) == "8000998"
+        ChatTemplate(keep.replace("ONE", one)).render(ASKED)
+    assert ChatTemplate(f"{{% for i in range(100) %}}{{% set x = {one} %}}{{% endfor %}}ok").render(ASKED) == "ok"
 
 
 def test_a_helper_that_has_ended_is_begun_anew() -> None:
@@ -312,7 +314,7 @@ def test_answers_are_kept_while_there_is_room() -> None:
 
 
 def test_marks_of_noncharacters_and_names_inside_names() -> None:
-    with pytest.raises(UserError, match=r"special symbol 'h\ufdd4' holds a noncharacter"):
+    with pytest.raises(UserError, match=r"special symbol 'h\\ufdd4' holds a noncharacter"):
         Guard(["he", "h\ufdd4"])
     for names in (["aa", "a"], ["ab", "ba", "aba"], ["<|", "|>", "<||>"], ["a", "ab", "b"]):
         guard = Guard(names)

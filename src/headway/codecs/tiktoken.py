@@ -97,7 +97,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
         fill = {f"<|fim_{part}|>": 100258 + i for i, part in enumerate(("prefix", "middle", "suffix"))}
         return Encoding(CL100K, {END_OF_TEXT: 100257, **fill, "<|endofprompt|>": 100276})
     if name.startswith("o200k"):
-        return Encoding(_O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018})
+        return Encoding(O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018})
     if name.startswith("qwen"):
         names = [END_OF_TEXT, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
         return Encoding(QWEN2, {token: size + i for i, token in enumerate(names)})
@@ -112,7 +112,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
 
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K = (
+O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
