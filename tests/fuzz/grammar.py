@@ -173,6 +173,8 @@ def _ctc(draw: random.Random) -> dict[str, Any]:
     return {"type": "CTC", "pad_token": pad, "word_delimiter_token": between, "cleanup": _truth(draw)}
 
 
+_FORM = _plain("NFC", "NFD", "NFKC", "NFKD", "Nmt", "ByteLevel", "Lowercase", "StripAccents")
+_WORDS = _plain("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "UnicodeScripts")
 SEQUENCES = {
     "normalizer": (
         (
@@ -196,7 +198,7 @@ SEQUENCES = {
             _digits,
             _delimiter,
             _fixed,
-            _plain("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "UnicodeScripts"),
+            _WORDS,
         ),
         "pretokenizers",
     ),

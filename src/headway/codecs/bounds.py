@@ -140,6 +140,8 @@ def _growth(steps: list[dict[str, Any]], source: str) -> int:
                 made = 1 if step.get("suffix") else 2
             case "Precompiled":
                 made, put = 1 if product * alone == 1 else LONGEST_MAPPED, None
+            case "FixedLength" if not step["length"]:
+                raise UserError(f"{source} cuts texts into pieces of length 0; use another tokenizer")
             case "Strip" if step.get("stop", 0) > 1:  # the library fails on texts that are shorter
                 raise UserError(f"{source} strips {step['stop']:,} characters of an end, 1 at most; use another")
         product, alone = (product, max(alone, made)) if own else (product * made, alone)

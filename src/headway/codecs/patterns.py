@@ -23,7 +23,7 @@ _GPT4 = (  # cl100k as tiktoken has had it since 2023
 _SPACED = r"\A +| +\z"  # of sentencepiece: at the ends of a text alone
 KNOWN = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
 LONGEST = 1 << 17  # characters of a pattern
-_SECONDS = 3.0  # of a processor, for all tries
+_SECONDS = 2.0  # of a processor, for all tries
 _MEMORY = 1 << 30  # bytes
 _helper = Helper("headway.codecs.tries", _MEMORY)
 

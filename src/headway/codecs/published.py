@@ -27,7 +27,7 @@ from headway.codecs.marks import (
     simplify,
     style_of,
 )
-from headway.codecs.outline import laid_open, outline
+from headway.codecs.outline import check_merges, laid_open, outline
 from headway.codecs.patterns import check_pattern
 from headway.codecs.sentencepiece import check_charsmap
 from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
@@ -180,6 +180,7 @@ def _read_json(file: Path) -> Tokenizer:
                 check_pattern(value, source)
             else:
                 check_charsmap(base64.b64decode(value, validate=True))
+        check_merges(parts.pop("model", None))
         bare = {name: part for name, part in parts.items() if name not in ("added_tokens", "truncation", "padding")}
         # What it does to texts is looked at before it meets the added tokens, to which it does it too.
         check_growth(Tokenizer.from_str(json.dumps({**bare, "added_tokens": [], "model": _NO_MODEL})), source)
