@@ -230,7 +230,8 @@ def framing(*ids: int, texts: int = 1) -> dict[str, Any]:
     }
 
 
-_WORDS = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "vocab": {"a": 0}}
+_WORDS = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+_WORDS |= {"vocab": {"a": 0}}
 HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
     "a letter grows": ({"normalizer": replacing("a", "b" * 65)}, "one character becomes 65, 64 at most"),
     "letters grow each other": (

@@ -27,7 +27,7 @@ from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
 from headway.codecs.helper import Helper, HelperError
 from headway.codecs.marks import CONFIG, RoleTokens
 from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.turns import ASSISTANT, Message, assistant_spans, block_spans
+from headway.codecs.turns import ASSISTANT, Message, Span, assistant_spans, block_spans
 from headway.errors import UserError
 
 

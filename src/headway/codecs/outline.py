@@ -67,9 +67,9 @@ def _prefixed(text: str, at: int) -> bool:
 def check_merges(model: Any) -> None:
     """ValueError for a BPE that marks inner pieces where a merge has one without the mark: the library panics."""
     prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
-    for merge in (prefix and model.get("merges")) or ():
+    for merge in model.get("merges") or () if prefix else ():
         second = merge.partition(" ")[2] if isinstance(merge, str) else merge[1]
-        if not second.startswith(prefix):
+        if not second.startswith(str(prefix)):
             raise ValueError(f"it merges {second!r:.40}, which does not begin with {prefix!r:.40}")
 
 
