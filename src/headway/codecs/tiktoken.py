@@ -22,6 +22,7 @@ Ranks = Mapping[bytes, int]
 _LETTERS = {byte: letter for letter, byte in BYTES.items()}
 _MOST = 1 << 20  # symbols
 _LONGEST = 1 << 10  # bytes of a symbol
+_WORK = 1 << 25  # bytes squared; cl100k has 6 million
 _GAPS = 1 << 8  # ids without a symbol
 
 _CODES = (
@@ -70,6 +71,10 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
     if not ranks or len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
     _check_gaps(max(ranks.values()) + 1, len(ranks), path)
+    squares = sum(len(symbol) ** 2 for symbol in ranks)  # steps in which their merges are found
+    if squares > _WORK:
+        longest = max(map(len, ranks))
+        raise UserError(f"{path} has symbols of up to {longest} bytes, too long for {len(ranks):,}; download it again")
     return ranks
 
 
