@@ -361,6 +361,12 @@ def _gguf(values: Callable[[], dict[str, Any]], place: Path) -> Path:
     place.mkdir(exist_ok=True)
     path = place / "model.gguf"
     writer = GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(16)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
     tokens = {"model": "gpt2", "pre": "gpt-2", "tokens": LETTERS, "merges": ["t h"], **values()}
     for name, value in tokens.items():
         if isinstance(value, list):

@@ -443,3 +443,17 @@ def test_without_jinja2_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"chat templates need jinja2; pip install 'headway\[chat\]'"):
         ChatTemplate(CHATML)
+
+
+def test_a_template_that_has_used_up_its_time_is_not_asked_again(
+    codec: TokenizerCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others that fail are asked in another way."""
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    template, asked = ChatTemplate(ENDLESS), []
+    ask = chat._helper.ask
+    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    for use in (template.ends, lambda codec: template.encode(codec, TOLD)):
+        with pytest.raises(UserError, match="it takes too long"):
+            use(codec)
+    assert len(asked) == 2

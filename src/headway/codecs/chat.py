@@ -27,7 +27,7 @@ from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
 from headway.codecs.helper import Helper, HelperError
 from headway.codecs.marks import CONFIG, RoleTokens
 from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.turns import ASSISTANT, Message, Span, assistant_spans, block_spans
+from headway.codecs.turns import ASSISTANT, Message, Span, SpentError, assistant_spans, block_spans
 from headway.errors import UserError
 
 
@@ -254,6 +254,8 @@ class ChatTemplate:
         own = () if codec.end is None else (codec.end,)
         try:
             chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _ANSWER}])
+        except SpentError:
+            raise
         except UserError:  # a template of other roles
             return Ends(own, ())
         spoken = [i for start, stop in chat.spans for i in chat.ids[start:stop]]
@@ -291,9 +293,9 @@ class ChatTemplate:
                 "memory": f"it takes more than {_MEMORY >> 20} MB",
                 "death": "it ends the process that runs it",
             }[error.reason]
-            raise UserError(f"{self.source} fails: {reason}; give messages of the form it expects") from None
+            raise SpentError(f"{self.source} fails: {reason}; give messages of the form it expects") from None
         if "refused" in answer:
-            raise UserError(f"{self.source} {answer['refused']}")
+            raise (SpentError if answer.get("spent") else UserError)(f"{self.source} {answer['refused']}")
         return answer["written"]
 
 

@@ -43,6 +43,10 @@ _ESCAPED = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which sta
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
+class OvertimeError(SecurityError):
+    """The time is up."""
+
+
 class RefusedError(TemplateError):
     """The messages are none that the template takes, in its own words."""
 
@@ -94,7 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def tick(self, *_: Any) -> None:
         """Called in every loop and for every call."""
         if time.thread_time() > _deadline.get():
-            raise SecurityError("it takes too long")
+            raise OvertimeError("it takes too long")
 
     def text(self, value: Any) -> str:
         """A value as it is written: texts, numbers, and lists of them."""
@@ -277,7 +281,7 @@ def _compiled(text: str) -> Template:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """What the template `text` writes with `values`, as "written"; or why it does not, as "refused".
+    """What the template `text` writes with `values`, as "written"; or why it does not, as "refused" (and "spent").
 
     It has `seconds` of processor time. Without values it is compiled alone.
     """
@@ -293,7 +297,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
         raise
     except Exception as error:  # templates are programs, and fail as programs do
         reason = " ".join(str(error).split()) or type(error).__name__
-        return {"refused": f"fails: {reason:.300}; give messages of the form it expects"}
+        spent = {"spent": "time"} if isinstance(error, OvertimeError) else {}
+        return {"refused": f"fails: {reason:.300}; give messages of the form it expects", **spent}
 
 
 def _written(template: Template, values: Mapping[str, Any]) -> str:

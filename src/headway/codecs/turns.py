@@ -18,6 +18,10 @@ _BORDERS = re.compile(f"[{OPEN}{CLOSE}]")
 _HERE = "\ufdd5"  # a noncharacter in the place of what is sought
 
 
+class SpentError(UserError):
+    """A template used up its time or its memory: to ask it again would take as much."""
+
+
 def block_spans(text: str, marks: Spellings) -> tuple[str, list[Span]]:
     """A text without the borders of its {% generation %} blocks, and where these were.
 
@@ -99,5 +103,7 @@ class _Around:
     def _written(self, messages: Sequence[Message], prompt: bool) -> str | None:
         try:
             return self._render(messages, prompt)
+        except SpentError:
+            raise
         except UserError:  # many templates take no conversation that is cut short
             return None
