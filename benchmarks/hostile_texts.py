@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.hostile_case import Case
 
 from headway.formats.families import find_family
+from headway.formats.gguf.save import save_gguf
 from headway.formats.published import save_published
 from headway.formats.settings import Settings
 from headway.nn.models import build
@@ -352,29 +353,34 @@ def _ranks(length: int) -> bytes:
     return b"".join(base64.b64encode(symbol) + b" %d\n" % rank for rank, symbol in enumerate(symbols))
 
 
-# GGUF: the tokens of a file with no weights.
+# GGUF: the tokens.
 
 
 def _gguf(values: Callable[[], dict[str, Any]], place: Path) -> Path:
-    from gguf import GGUFWriter
+    """A small whole model, with these tokens in place of none."""
+    from gguf import GGUFReader, GGUFWriter
 
     place.mkdir(exist_ok=True)
-    path = place / "model.gguf"
+    plain, path = place / "plain.gguf", place / "model.gguf"
+    family = find_family(Settings(LLAMA, "a case"))
+    config = family.read(Settings({**family.defaults, **LLAMA}, "a case"), ())
+    save_gguf(build(config, 1), config, plain)
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(4096)
     writer.add_embedding_length(16)
     writer.add_block_count(1)
     writer.add_feed_forward_length(32)
     writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    tokens = {"model": "gpt2", "pre": "gpt-2", "tokens": LETTERS, "merges": ["t h"], **values()}
+    writer.add_layer_norm_rms_eps(1e-6)
+    tokens = {"model": "gpt2", "pre": "gpt-2", "tokens": LETTERS, **values()}
     for name, value in tokens.items():
-        if isinstance(value, list):
-            writer.add_array(f"tokenizer.ggml.{name}", value)
-        else:
-            writer.add_string(name if "." in name else f"tokenizer.ggml.{name}", value)
+        add = writer.add_array if isinstance(value, list) else writer.add_string
+        add(f"tokenizer.ggml.{name}", value)
+    for tensor in GGUFReader(plain).tensors:
+        writer.add_tensor(tensor.name, tensor.data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     return path
 
