@@ -457,3 +457,10 @@ def test_a_template_that_has_used_up_its_time_is_not_asked_again(
         with pytest.raises(UserError, match="it takes too long"):
             use(codec)
     assert len(asked) == 2
+
+
+def test_what_a_template_writes_is_bounded_by_what_it_is_given() -> None:
+    template = ChatTemplate("{{ ('<' * 1000) * 1000 }}{{ messages[0].content * 3 }}")
+    with pytest.raises(UserError, match=r"writes 1,000,\d+ characters, 26\d,\d+ at most for these messages"):
+        template.render(ASKED)
+    assert len(template.render([{"role": "user", "content": "x" * 800_000}])) == 3_400_000

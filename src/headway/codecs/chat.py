@@ -125,6 +125,7 @@ FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 LONGEST = 1 << 18  # characters of a template
 SECONDS = 5.0  # of a processor, that a template may take
 _MEMORY = 512 << 20  # bytes, for all that it makes
+_FREE, _FACTOR = 1 << 18, 4  # characters that it may write, and more for each that it is given
 _TIMED = re.compile("strftime_now")  # what it writes differs from one time to the next
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 _ANSWER = "Yes."
@@ -281,10 +282,11 @@ class ChatTemplate:
         """What the template writes with these values of its names; without any it is compiled alone."""
         request = {"text": self.text, "values": values, "seconds": SECONDS}
         try:
+            asked = json.dumps(request)
             if _TIMED.search(self.text):
                 answer = _helper.ask(request, SECONDS)
             else:
-                answer = _answers.of(json.dumps(request), lambda: _helper.ask(request, SECONDS))
+                answer = _answers.of(asked, lambda: _helper.ask(request, SECONDS))
         except ValueError:
             raise UserError("a message holds a number that is too large; give it as text") from None
         except HelperError as error:
@@ -296,6 +298,12 @@ class ChatTemplate:
             raise SpentError(f"{self.source} fails: {reason}; give messages of the form it expects") from None
         if "refused" in answer:
             raise (SpentError if answer.get("spent") else UserError)(f"{self.source} {answer['refused']}")
+        most = _FREE + _FACTOR * len(asked)
+        if len(answer["written"]) > most:  # all of it is to be made into symbols
+            raise SpentError(
+                f"{self.source} writes {len(answer['written']):,} characters, {most:,} at most for these messages; "
+                "give messages of the form it expects"
+            )
         return answer["written"]
 
 
