@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
+import jinja2
 import pytest
 
-from headway.codecs import TokenizerCodec, sandbox, train_codec
-from headway.codecs.chat import GUARD, Chat, ChatTemplate, default_template, read_template
+from headway.codecs import TokenizerCodec, chat, helper, sandbox, train_codec
+from headway.codecs.chat import Chat, ChatTemplate, default_template, read_template
+from headway.codecs.guard import GUARD, RESERVED, Guard
 from headway.codecs.marks import RoleTokens
-from headway.codecs.sandbox import CLOSE, OPEN
+from headway.codecs.turns import CLOSE, OPEN
 from headway.errors import UserError
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -155,12 +161,11 @@ GROWING = (
     ],
 )
 def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = sandbox.time_limit
-    monkeypatch.setattr(sandbox, "time_limit", lambda: limit(0.3))
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match="fails: it takes too long"):
         ChatTemplate(text).render(ASKED)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60  # of a busy machine: the limit is processor time
 
 
 @pytest.mark.parametrize(
@@ -191,12 +196,132 @@ def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest
         "{{ [[1]]|sum(start=[]) }}",
     ],
 )
-def test_templates_that_write_too_much_are_stopped(text: str) -> None:
+def test_templates_that_write_too_much_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the memory is taken: each of these would fill any machine."""
-    started = time.monotonic()
+    monkeypatch.setattr(chat, "SECONDS", 1.0)
     with pytest.raises(UserError, match=r"chat template (fails: it|is not a template: No filter named 'sum')"):
         ChatTemplate(text).render(ASKED)
-    assert time.monotonic() - started < 15
+
+
+LONG = "{% set t = ('a' * 1000) * 4000 %}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{LONG}{{% for i in range(9999) %}}{{% set x = t.rfind('b' ~ i) %}}{{% endfor %}}",
+        f"{LONG}{{% for i in range(9999) %}}{{% set x = t.rsplit('ab') %}}{{% endfor %}}",
+        f"{LONG}{{{{ (t ~ ' ')|wordwrap(1)|length }}}}",
+        f"{LONG}{{{{ t.replace('a', 'a ')|wordwrap(2, true, 'xy')|length }}}}",
+        f"{LONG}{{% for i in range(99999) %}}{{{{ t.replace('aa', 'b')|length }}}}{{% endfor %}}",
+    ],
+)
+def test_one_call_that_takes_too_long_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"fails: it (takes too long|takes more than 512 MB|makes a (value|list))"):
+        ChatTemplate(text).render(ASKED)
+
+
+def test_all_values_share_one_memory() -> None:
+    """Each is small enough for itself."""
+    one = "('☃' * 1000) * 4000"
+    keep = "{% macro m(n, x) %}{% if n %}{{ m(n - 1, ONE) }}{% endif %}{% endmacro %}{{ m(100, '') }}"
+    with pytest.raises(UserError, match="fails: it takes more than 512 MB; give messages"):
+        ChatTemplate(keep.replace("ONE", one)).render(ASKED)
+    assert ChatTemplate(f"{{% for i in range(100) %}}{{% set x = {one} %}}{{% endfor %}}ok").render(ASKED) == "ok"
+
+
+def test_a_helper_that_has_ended_is_begun_anew() -> None:
+    """It may have been killed, and so may the next that is asked."""
+    template = ChatTemplate("{{ messages[0].content }}")
+    for content in "ab":
+        process = chat._helper._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert template.render([{"role": "user", "content": content}]) == content
+
+
+def test_threads_and_forked_children_ask_for_themselves() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+
+    def written(number: int) -> str:
+        return template.render([{"role": "user", "content": f"{number}" * 999}])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(written, range(64))) == [f"{number}" * 999 for number in range(64)]
+    parents = chat._helper._process
+    child = os.fork()
+    if not child:
+        good = chat._helper._process is None and written(1000) == "1000" * 999
+        chat._helper.end()
+        os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert written(1001) == "1001" * 999
+    assert chat._helper._process is parents
+
+
+def test_an_interrupt_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    receive = helper._receive
+
+    def interrupted(pipe: int) -> bytes | None:
+        monkeypatch.setattr(helper, "_receive", receive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(helper, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        template.render([{"role": "user", "content": "first"}])
+    assert template.render([{"role": "user", "content": "second"}]) == "second"
+
+
+def test_a_helper_sees_no_environment_and_imports_no_torch() -> None:
+    code = "import sys; from headway.codecs import sandbox; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    chat._helper.end()
+    ChatTemplate("{{ 'a new process' }}")
+    process = chat._helper._process
+    assert process is not None
+    environment = Path(f"/proc/{process.pid}/environ")
+    if environment.exists():
+        assert b"HEADWAY" not in environment.read_bytes()
+
+
+def test_no_way_to_format_leads_out_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jinja2 before 3.1.6 gave the bare method through this filter."""
+    monkeypatch.setitem(jinja2.filters.FILTERS, "attr", lambda value, name: getattr(value, name))
+    for name in ("format", "format_map"):
+        text = f"{{{{ ('{{a.__init__.__globals__}}'|attr('{name}'))(a=cycler) }}}}"
+        found = sandbox.answer({"text": text, "values": {}, "seconds": 5.0})
+        assert found["refused"].startswith(f"fails: it calls {name} of a text outside the sandbox")
+
+
+def test_what_is_asked_again_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what writes the time."""
+    template, timed = ChatTemplate("{{ messages }}"), ChatTemplate("{{ messages }}{{ strftime_now('') }}")
+    first = template.render(ASKED)
+    timed.render(ASKED)
+    asked: list[object] = []
+    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or {"written": "new"})
+    assert (template.render(ASKED), timed.render(ASKED), len(asked)) == (first, "new", 1)
+
+
+def test_answers_are_kept_while_there_is_room() -> None:
+    answers = chat.Answers(room=1000)
+    for number in range(50):
+        assert answers.of(f"{number}", lambda: {"written": "x" * 300}) == {"written": "x" * 300}
+    assert len(answers._known) == 2
+
+
+def test_marks_of_noncharacters_and_names_inside_names() -> None:
+    with pytest.raises(UserError, match=r"special symbol 'h\\ufdd4' holds a noncharacter"):
+        Guard(["he", "h\ufdd4"])
+    for names in (["aa", "a"], ["ab", "ba", "aba"], ["<|", "|>", "<||>"], ["a", "ab", "b"]):
+        guard = Guard(names)
+        for text in map("".join, product("ab<|>", repeat=5)):
+            told = guard.messages([{"role": "user", "content": text}])[0]["content"]
+            assert not list(guard.spellings.find(told))
+            assert RESERVED.sub("", told) == text
 
 
 @pytest.mark.parametrize(
@@ -315,7 +440,27 @@ def test_a_broken_entry_is_said(found: object, tmp_path: Path) -> None:
 
 
 def test_without_jinja2_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "headway.codecs.sandbox")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"chat templates need jinja2; pip install 'headway\[chat\]'"):
         ChatTemplate(CHATML)
+
+
+def test_a_template_that_has_used_up_its_time_is_not_asked_again(
+    codec: TokenizerCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others that fail are asked in another way."""
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    template, asked = ChatTemplate(ENDLESS), []
+    ask = chat._helper.ask
+    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    for use in (template.ends, lambda codec: template.encode(codec, TOLD)):
+        with pytest.raises(UserError, match="it takes too long"):
+            use(codec)
+    assert len(asked) == 2
+
+
+def test_what_a_template_writes_is_bounded_by_what_it_is_given() -> None:
+    template = ChatTemplate("{{ ('<' * 1000) * 1000 }}{{ messages[0].content * 3 }}")
+    with pytest.raises(UserError, match=r"writes 1,000,\d+ characters, 26\d,\d+ at most for these messages"):
+        template.render(ASKED)
+    assert len(template.render([{"role": "user", "content": "x" * 800_000}])) == 3_400_000

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from headway.codecs import check_fits, load_codec, published_codec
+from headway.codecs import check_fits, load_codec, published_codec, tries
 from headway.codecs.base import BYTES
+from headway.codecs.patterns import KNOWN, is_simple
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError
 
@@ -200,3 +201,129 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     check_fits(codec, 256, "here")
     with pytest.raises(UserError, match=r"^here: the tokenizer has 256 symbols and the model's embedding 255"):
         check_fits(codec, 255, "here")
+
+
+def letters(**parts: Any) -> dict[str, Any]:
+    """A tokenizer.json of a few letters with these parts."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, " ": 2}, "merges": []}
+    return {"version": "1.0", "added_tokens": [], "model": model, **parts}
+
+
+def replacing(text: str, content: str, kind: str = "String") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {kind: text}, "content": content}
+
+
+def added(content: str) -> list[dict[str, Any]]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [{"id": 3, "content": content, "special": True, **flags}]
+
+
+def framing(*ids: int, texts: int = 1) -> dict[str, Any]:
+    first, second = ([{"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
+    mark = {"SpecialToken": {"id": "x", "type_id": 0}}
+    special = {"x": {"id": "x", "ids": list(ids), "tokens": ["a"] * len(ids)}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [mark, *first * texts],
+        "pair": [*first, *second],
+        "special_tokens": special,
+    }
+
+
+_WORDS = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+_WORDS |= {"vocab": {"a": 0}}
+HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
+    "a letter grows": ({"normalizer": replacing("a", "b" * 65)}, "one character becomes 65, 64 at most"),
+    "letters grow each other": (
+        {"normalizer": {"type": "Sequence", "normalizers": [replacing("a", "bbb"), replacing("b", "aaa")] * 2}},
+        "one character becomes 81, 64 at most",
+    ),
+    "Unicode grows": ({"normalizer": replacing("a", "\ufdfa" * 4)}, "one character becomes 72"),
+    "a place grows": ({"normalizer": replacing("(?=a)", "b" * 64, "Regex")}, "one character becomes 65"),
+    "nothing grows": ({"normalizer": replacing("", "b")}, "replaces an empty text"),
+    "decoding grows": ({"decoder": replacing("a", "b" * 99)}, "decodes so that one character becomes 99"),
+    "decoding strips": ({"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}}, "strips 9 characters"),
+    "many steps": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}}, "takes 99 steps"),
+    "no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "pieces of length 0"),
+    "texts twice": ({"post_processor": framing(0, texts=2)}, "puts 2 texts between its symbols, one twice"),
+    "many marks": ({"post_processor": framing(*[0] * 300)}, "puts 300 symbols around texts, 256 at most"),
+    "marks that are none": ({"post_processor": framing(1 << 20)}, "puts symbol 1048576 around texts, and has no such"),
+    "a long mark": ({"added_tokens": added("s" * 257)}, "a special symbol of 257 characters .*, 256 at most"),
+    "no text": ({"added_tokens": added("h\ufdd4")}, r"special symbol 'h\\ufdd4', which holds a noncharacter"),
+    "backtracking": (
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+        r"finds words by '\(a\+\)\+\$', which .*; use another tokenizer",
+    ),
+    "long words": ({"model": {**_WORDS, "max_input_chars_per_word": 999}}, "is 999, 200 at most; set it to 100"),
+    "a long unknown": ({"model": {**_WORDS, "unk_token": "u" * 300, "vocab": {"u" * 300: 0}}}, "unk_token of 300"),
+    "a long piece": ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * 300, 0.0]]}}, "piece of 300"),
+    "pieces in pieces": (
+        {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * n, 0.0] for n in range(1, 99)]}},
+        "begins with .* others, 64 at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HARMFUL)
+def test_a_tokenizer_that_is_made_to_do_harm_is_refused(case: str, tmp_path: Path) -> None:
+    parts, words = HARMFUL[case]
+    with pytest.raises(UserError, match=words) as caught:
+        published_codec(write(tmp_path, {"tokenizer.json": letters(**parts)}))
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_and_truncation_are_off_before_anything_is_read(tmp_path: Path) -> None:
+    padding = {"strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    cut = {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 0}
+    codec = load_codec(write(tmp_path, {"tokenizer.json": letters(padding=padding, truncation=cut)}))
+    assert codec.encode("ab") == [0, 1]
+
+
+def test_parts_behind_the_model_are_seen(tmp_path: Path) -> None:
+    """Also where their names are written in another way, and a part that comes twice is refused."""
+    grows = json.dumps(letters(normalizer=replacing("a", "b" * 99)))
+    for text in (grows, grows.replace('"normalizer"', '"n\\u006frmalizer"')):
+        with pytest.raises(UserError, match="one character becomes 99"):
+            published_codec(write(tmp_path, {"tokenizer.json": text}))
+    twice = grows.replace('"added_tokens"', '"normalizer": null, "added_tokens"')
+    with pytest.raises(UserError, match="two entries named 'normalizer'"):
+        published_codec(write(tmp_path, {"tokenizer.json": twice}))
+
+
+def test_steps_that_each_find_their_own_do_not_multiply(tmp_path: Path) -> None:
+    """Published normalisers spell out many characters one after the other."""
+    steps = [replacing(letter, "...") for letter in "\u2026\u00bd\u00bc\u2014\u201c\u201d"]
+    parts = {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    assert load_codec(write(tmp_path, {"tokenizer.json": letters(**parts)})).encode("ab") == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "simple"),
+    {
+        r"\s+": True,
+        " {2,}": True,
+        r"\p{N}": True,
+        r"[^\n]+|\n": True,
+        r"(?<=<)(?=s>|unk>)": True,
+        r"\s?\p{L}+": True,
+        "(a+)+": False,
+        "a+b": False,
+        "a*a*": False,
+        "(a|a)(a|a)": False,
+        r"\1": False,
+        "(?=a+)": False,
+        "a{9999}": False,
+    }.items(),
+)
+def test_simple_patterns_take_a_step_a_character(pattern: str, simple: bool) -> None:
+    assert is_simple(pattern) == simple
+
+
+@pytest.mark.parametrize("pattern", ["a*a*a*b", "(a|aa)+b", r"(\w+\s?)*\d$", "("])
+def test_patterns_that_backtrack_are_found_by_trying(pattern: str) -> None:
+    assert tries.answer(pattern) is not None
+
+
+def test_known_patterns_stand_the_tries() -> None:
+    assert [tries.answer(pattern) for pattern in sorted(KNOWN)] == [None] * len(KNOWN)

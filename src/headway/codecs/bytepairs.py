@@ -27,7 +27,7 @@ CL100K = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
-_CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -107,7 +107,7 @@ def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(_CLIP), "removed", invert=True)
+    words = pre_tokenizers.Split(Regex(CLIP), "removed", invert=True)
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytewise])  # type: ignore[assignment]
     space = decoders.Replace(END_OF_WORD, _SPACE)

@@ -1,9 +1,5 @@
 """Chat templates: conversations as the text, and the symbols, that a model was trained to read.
 
-A guard is a noncharacter. It is put where a text spells a special symbol, and where its edge may become part of one
-beside what a template writes; whatever a template then does with the text, the spelling is no symbol. A symbol of one
-character cannot be split: it gets a shield before it.
-
 A template writes special symbols around what people say; what they say must not become one. So guards go into it
 first, and once the template has run, its own spellings become symbols, what is guarded stays text, and
 the guards are gone.
@@ -11,10 +7,15 @@ the guards are gone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,83 +23,12 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from headway.codecs.files import object_or_empty, read_text
+from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
+from headway.codecs.helper import Helper, HelperError
 from headway.codecs.marks import CONFIG, RoleTokens
-from headway.codecs.sandbox import ASSISTANT, Message, Span, assistant_spans, block_spans
 from headway.codecs.tokenizer import TokenizerCodec
+from headway.codecs.turns import ASSISTANT, Message, Span, SpentError, assistant_spans, block_spans
 from headway.errors import UserError
-
-GUARD, SHIELD = "\ufdd4", "\ufdd6"
-RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters: Unicode keeps them for programs' own use
-_ROLE = re.compile(r"[\w.-]{1,64}")
-_WORD = re.compile(r"\w*")
-_DEEPEST = 64  # levels of lists and mappings
-
-
-class Guard:
-    """Puts guards into messages, so that they spell none of `names`."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = sorted(names, key=len, reverse=True)
-        self.pattern = spellings(self._names)
-        self._starts = {name[:i] for name in self._names for i in range(1, len(name))}
-        self._ends = {name[i:] for name in self._names for i in range(1, len(name))}
-        self._longest = max(map(len, self._names), default=1) - 1
-
-    def messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with guards. UserError for what is no message."""
-        found = []
-        for i, message in enumerate(messages):
-            role = message.get("role") if isinstance(message, Mapping) else None
-            if not isinstance(role, str) or not _ROLE.fullmatch(role):
-                raise UserError(f"message {i} has the role {role!r:.80}; give a mapping with a role such as user")
-            # Templates make marks of roles, as <|user|>, so that a role's edges are no concern.
-            found.append({**self.value(dict(message)), "role": self._spelt(role)})
-        return found
-
-    def value(self, value: Any, depth: int = 0) -> Any:
-        """The texts of a value with guards, those of lists and mappings too."""
-        if depth > _DEEPEST:
-            raise UserError(f"a message is nested deeper than {_DEEPEST} levels; give plain texts")
-        if isinstance(value, str):
-            return self._edges(self._spelt(value))
-        if isinstance(value, Mapping):
-            return {self._spelt(str(key)): self.value(each, depth + 1) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.value(each, depth + 1) for each in value]
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        raise UserError(f"a message holds a {type(value).__name__}; give texts, numbers, lists and mappings of them")
-
-    def _spelt(self, text: str) -> str:
-        strange = RESERVED.search(text)
-        if strange:
-            raise UserError(f"a message holds the noncharacter U+{ord(strange[0]):X}, which is not text; remove it")
-        while self.pattern.search(text):
-            text = self.pattern.sub(_split, text)
-        return text
-
-    def _edges(self, text: str) -> str:
-        """A single word is left as it is: templates compare types, and make marks of names."""
-        inner = text.strip()
-        if _WORD.fullmatch(inner):
-            return text
-        lead = text[: len(text) - len(text.lstrip())]
-        tail = text[len(text.rstrip()) :]
-        lengths = range(1, min(self._longest, len(inner)) + 1)
-        first = GUARD if any(inner[:n] in self._ends for n in lengths) else ""
-        last = GUARD if any(inner[-n:] in self._starts for n in lengths) else ""
-        return f"{lead}{first}{inner}{last}{tail}"
-
-
-def spellings(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds names in a text, the longest that starts at a place; a shield before one keeps it text."""
-    ordered = sorted(names, key=len, reverse=True)
-    return re.compile(f"(?<!{SHIELD})(?:{'|'.join(map(re.escape, ordered))})" if ordered else r"(?!)")
-
-
-def _split(match: re.Match[str]) -> str:
-    name = match[0]
-    return f"{name[0]}{GUARD}{name[1:]}" if len(name) > 1 else f"{SHIELD}{name}"
 
 
 class Token(NamedTuple):
@@ -135,9 +65,8 @@ class Locator:
         """The symbols of a text, with places in it as it stands, guards included."""
         found: list[Token] = []
         done = 0
-        for match in self.guard.pattern.finditer(text):
-            symbol, token = self._special[match[0]]
-            start, stop = match.span()
+        for start, stop in self.guard.spellings.find(text):
+            symbol, token = self._special[text[start:stop]]
             if start < done:  # white space that the symbol before has taken
                 continue
             if token.lstrip:
@@ -173,8 +102,8 @@ def _beside(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int,
     if tokenizer.pre_tokenizer is not None:
         other.pre_tokenizer = _unprefixed(tokenizer.pre_tokenizer) if continued else tokenizer.pre_tokenizer
     added = sorted(tokenizer.get_added_tokens_decoder().items())
-    for _, token in added:
-        (other.add_special_tokens if token.special else other.add_tokens)([token])
+    for special, run in groupby(added, key=lambda item: item[1].special):
+        (other.add_special_tokens if special else other.add_tokens)([token for _, token in run])
     other.encode_special_tokens = True
     pairs = [(other.token_to_id(token.content), i) for i, token in added]
     return other, {own: i for own, i in pairs if own is not None and own != i}
@@ -194,6 +123,10 @@ _AT_START = '"prepend_scheme":"first"'
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 LONGEST = 1 << 18  # characters of a template
+SECONDS = 5.0  # of a processor, that a template may take
+_MEMORY = 512 << 20  # bytes, for all that it makes
+_FREE, _FACTOR = 1 << 18, 4  # characters that it may write, and more for each that it is given
+_TIMED = re.compile("strftime_now")  # what it writes differs from one time to the next
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 _ANSWER = "Yes."
 Tools = Sequence[Any] | None
@@ -206,11 +139,47 @@ class Chat(NamedTuple):
     spans: list[Span]
 
 
+class Answers:
+    """The newest answers by what was asked, as many as have room."""
+
+    def __init__(self, room: int = 1 << 23) -> None:
+        self._room = room  # characters
+        self._known: dict[bytes, dict[str, str]] = {}
+        self._lock = Lock()
+
+    def of(self, asked: str, answer: Callable[[], dict[str, str]]) -> dict[str, str]:
+        key = hashlib.sha256(asked.encode()).digest()
+        with self._lock:
+            found = self._taken(key)
+        if found is None:
+            found = answer()
+        with self._lock:
+            self._taken(key)  # another thread may have asked the same
+            self._known[key] = found
+            self._room -= self._size(found)
+            while self._room < 0:
+                self._taken(next(iter(self._known)))
+        return found
+
+    def _taken(self, key: bytes) -> dict[str, str] | None:
+        found = self._known.pop(key, None)
+        self._room += 0 if found is None else self._size(found)
+        return found
+
+    @staticmethod
+    def _size(answer: Mapping[str, str]) -> int:
+        return 200 + sum(map(len, answer.values()))
+
+
 class Ends(NamedTuple):
     """What ends an answer: any of these ids, any of these texts."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
+
+
+_helper = Helper("headway.codecs.sandbox", _MEMORY)
+_answers = Answers()
 
 
 class ChatTemplate:
@@ -225,7 +194,9 @@ class ChatTemplate:
         self.text = text
         self.source = source
         self._marks = (marks or RoleTokens()).settings()
-        self._template = _compiled(text, source)
+        if find_spec("jinja2") is None:
+            raise UserError("chat templates need jinja2; pip install 'headway[chat]'")
+        self._asked(None)
         self._locators: WeakKeyDictionary[TokenizerCodec, Locator] = WeakKeyDictionary()
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = None) -> str:
@@ -246,11 +217,11 @@ class ChatTemplate:
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
         if self._has_blocks:
-            text, spans = block_spans(self._write(guarded, False, tools), locator.guard.pattern)
+            text, spans = block_spans(self._write(guarded, False, tools), locator.guard.spellings)
         else:
             text = self._write(guarded, False, tools)
             spans = assistant_spans(
-                lambda some, ask: self._write(some, ask, tools), guarded, text, locator.guard.pattern
+                lambda some, ask: self._write(some, ask, tools), guarded, text, locator.guard.spellings
             )
         tokens = locator.tokens(text)
         inside = [[i for i, token in enumerate(tokens) if token.within(span)] for span in spans]
@@ -260,7 +231,7 @@ class ChatTemplate:
         """The ids after which the assistant's next answer follows. No begin symbol is to be put before them."""
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
-        text, _ = block_spans(self._write(guarded, True, tools), locator.guard.pattern)
+        text, _ = block_spans(self._write(guarded, True, tools), locator.guard.spellings)
         return [token.id for token in locator.tokens(text)]
 
     def fitting(self, codec: TokenizerCodec, messages: Sequence[Message], most: int | None) -> tuple[list[int], int]:
@@ -284,6 +255,8 @@ class ChatTemplate:
         own = () if codec.end is None else (codec.end,)
         try:
             chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _ANSWER}])
+        except SpentError:
+            raise
         except UserError:  # a template of other roles
             return Ends(own, ())
         spoken = [i for start, stop in chat.spans for i in chat.ids[start:stop]]
@@ -303,15 +276,35 @@ class ChatTemplate:
 
     def _write(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
         asked = {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self._template({**self._marks, **asked, "documents": None})
+        return self._asked({**self._marks, **asked, "documents": None})
 
-
-def _compiled(text: str, source: str) -> Callable[[Mapping[str, Any]], str]:
-    try:
-        from headway.codecs.sandbox import compiled
-    except ModuleNotFoundError as error:
-        raise UserError(f"chat templates need {error.name}; pip install 'headway[chat]'") from error
-    return compiled(text, source)
+    def _asked(self, values: Mapping[str, Any] | None) -> str:
+        """What the template writes with these values of its names; without any it is compiled alone."""
+        request = {"text": self.text, "values": values, "seconds": SECONDS}
+        try:
+            asked = json.dumps(request)
+            if _TIMED.search(self.text):
+                answer = _helper.ask(request, SECONDS)
+            else:
+                answer = _answers.of(asked, lambda: _helper.ask(request, SECONDS))
+        except ValueError:
+            raise UserError("a message holds a number that is too large; give it as text") from None
+        except HelperError as error:
+            reason = {
+                "time": "it takes too long",
+                "memory": f"it takes more than {_MEMORY >> 20} MB",
+                "death": "it ends the process that runs it",
+            }[error.reason]
+            raise SpentError(f"{self.source} fails: {reason}; give messages of the form it expects") from None
+        if "refused" in answer:
+            raise (SpentError if answer.get("spent") else UserError)(f"{self.source} {answer['refused']}")
+        most = _FREE + _FACTOR * len(asked)
+        if len(answer["written"]) > most:  # all of it is to be made into symbols
+            raise SpentError(
+                f"{self.source} writes {len(answer['written']):,} characters, {most:,} at most for these messages; "
+                "give messages of the form it expects"
+            )
+        return answer["written"]
 
 
 def read_template(directory: Path | str) -> str | None:

@@ -75,3 +75,8 @@ def library_errors(path: Path) -> Iterator[None]:
     except BaseException as error:  # a panic of the library is no Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} cannot be read as a tokenizer ({reason}); download it again") from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up in the middle of its work, which is no Exception."""
+    return type(error).__name__ == "PanicException"

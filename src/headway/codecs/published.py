@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from headway.codecs import added, bytepairs, wordpiece
+from headway.codecs.bounds import check_frame, check_growth, check_marks
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
 from headway.codecs.marks import (
     CONFIG,
@@ -27,6 +27,8 @@ from headway.codecs.marks import (
     simplify,
     style_of,
 )
+from headway.codecs.outline import check_merges, laid_open, outline
+from headway.codecs.patterns import check_pattern
 from headway.codecs.sentencepiece import check_charsmap
 from headway.codecs.tokenizer import FILE, TokenizerCodec, settings_of
 from headway.errors import UserError
@@ -34,8 +36,6 @@ from headway.errors import UserError
 Side = Literal["source", "target"]
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 _MOST = 1 << 24  # symbols
-_CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]+)"')
-_ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
     tokenizer = read.tokenizer
     simplify(tokenizer, folder.settings)
     added.add_tokens(tokenizer, added.published_tokens(folder.settings, folder.directory), str(folder.directory))
+    check_frame(tokenizer, str(file))
     marks = said(folder.settings, read.marks)
     if marks is not None:
         added.make_special(tokenizer, marks)
@@ -168,29 +169,35 @@ def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
 
 
 def _read_json(file: Path) -> Tokenizer:
-    text = read_text(file)
+    text, source = read_text(file), str(file)
     with library_errors(file):
-        for found in _CHARSMAP.finditer(text):
-            check_charsmap(base64.b64decode(found[1], validate=True))
+        parts = outline(text)
+        tokens = parts.get("added_tokens") or []
+        stated = {token["content"]: token["id"] for token in tokens}
+        check_marks((token["content"] for token in tokens if token.get("special")), source)
+        for kind, value in laid_open(parts):
+            if kind == "Regex":
+                check_pattern(value, source)
+            else:
+                check_charsmap(base64.b64decode(value, validate=True))
+        check_merges(parts.pop("model", None))
+        bare = {name: part for name, part in parts.items() if name not in ("added_tokens", "truncation", "padding")}
+        # What it does to texts is looked at before it meets the added tokens, to which it does it too.
+        check_growth(Tokenizer.from_str(json.dumps({**bare, "added_tokens": [], "model": _NO_MODEL})), source)
         tokenizer = Tokenizer.from_str(text)
-        return tokenizer if _agrees(tokenizer, _stated(text)) else _with_gaps(text, file)
+        tokenizer.no_truncation()  # nothing is cut in silence,
+        tokenizer.no_padding()  # nor made longer
+        agrees = all(tokenizer.token_to_id(content) == number for content, number in stated.items())
+        return tokenizer if agrees else _with_gaps(text, file)
 
 
-def _stated(text: str) -> dict[str, Any]:
-    """The added tokens of a tokenizer.json and their ids; reading them alone is quicker than reading all."""
-    start = _ADDED.search(text)
-    tokens = json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
-    return {token["content"]: token["id"] for token in tokens}
-
-
-def _agrees(tokenizer: Tokenizer, stated: Mapping[str, Any]) -> bool:
-    return all(tokenizer.token_to_id(content) == number for content, number in stated.items())
+_NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 def _with_gaps(text: str, file: Path) -> Tokenizer:
     """The tokenizer of a file whose added tokens leave gaps between their ids, which the library would close."""
     state = parse_object(text, file)
     tokens = {int(token["id"]): added.read_token(token, str(file)) for token in state["added_tokens"]}
-    tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": []}))
+    tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "truncation": None, "padding": None}))
     added.add_tokens(tokenizer, tokens, str(file))
     return tokenizer

@@ -1,8 +1,8 @@
-"""Where chat templates run: jinja2's sandbox, with limits on time and on the size of every value; and where the
-assistant speaks in what they write.
+"""Where chat templates run: jinja2's sandbox, with limits on processor time and on the size of every value.
 
 A template comes with a model from anywhere. The sandbox keeps it from the machine; the limits keep it from a loop
-without end and from texts that double until the memory is full.
+without end and from texts that double until the memory is full. It runs in a helper's process, whose limits hold
+inside a single call too and for all values together.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import GeneratorType
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -25,109 +25,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from headway.errors import UserError
+from headway.codecs.turns import CLOSE, OPEN
 
-ASSISTANT = "assistant"
-Message = Mapping[str, Any]
-Span = tuple[int, int]
-Render = Callable[[Sequence[Message], bool], str]
-OPEN, CLOSE = "\ufdd2", "\ufdd3"  # noncharacters, around what a {% generation %} block writes
-_BORDERS = re.compile(f"[{OPEN}{CLOSE}]")
-_HERE = "\ufdd5"  # a noncharacter in the place of what is sought
-
-
-def block_spans(text: str, marks: re.Pattern[str]) -> tuple[str, list[Span]]:
-    """A text without the borders of its {% generation %} blocks, and where these were.
-
-    A block that ends before the mark of the turn's end is taken to mean that too.
-    """
-    parts, borders, done = [], [], 0
-    for part in _BORDERS.split(text):
-        parts.append(part)
-        done += len(part)
-        borders.append(done)
-    plain = "".join(parts)
-    spans = []
-    for start, stop in zip(borders[:-1:2], borders[1::2]):
-        ended = any(mark.end() == stop for mark in marks.finditer(plain, start, stop))
-        mark = None if ended else marks.match(plain, stop)
-        spans.append((start, mark.end() if mark else stop))
-    return plain, spans
-
-
-def assistant_spans(render: Render, messages: Sequence[Message], whole: str, marks: re.Pattern[str]) -> list[Span]:
-    """Start and stop, in characters of `whole`, of each thing that the assistant says.
-
-    `render(messages, prompt)` writes a conversation, with the opening of an answer where `prompt` says so; `whole` is
-    all of it, and `marks` find the special symbols. What is said is what follows that opening, up to the mark that ends
-    the turn, which is part of it. Raises UserError where earlier turns are written otherwise once others follow, so
-    that nothing can be found.
-    """
-    spans = []
-    for i, message in enumerate(messages):
-        if message.get("role") == ASSISTANT:
-            around = _Around(render, messages, i, whole)
-            start, stop = around.start(), around.stop(marks)
-            if start is None or stop is None or not start <= stop:
-                raise UserError(
-                    f"this chat template writes message {i} otherwise where others follow, so that what the assistant "
-                    "says is not found; put {% generation %} blocks into the template, or end the chat there"
-                )
-            spans.append((start, stop))
-    return spans
-
-
-class _Around:
-    """What a template writes before and after one message."""
-
-    def __init__(self, render: Render, messages: Sequence[Message], place: int, whole: str) -> None:
-        self._render = render
-        self._messages = messages
-        self._place = place
-        self._whole = whole
-
-    def start(self) -> int | None:
-        before = self._written(self._messages[: self._place], prompt=True)
-        if before is not None and self._whole.startswith(before):
-            return len(before)
-        split = self._split()
-        return len(split[0]) if split else None
-
-    def stop(self, marks: re.Pattern[str]) -> int | None:
-        until = self._written(self._messages[: self._place + 1], prompt=False)
-        if until is not None and self._whole.startswith(until):
-            last = max(marks.finditer(until), key=re.Match.end, default=None)
-            # A line break after the mark is the template's: nobody says it.
-            return len(until) if last is None or until[last.end() :].strip() else last.end()
-        split = self._split()
-        if not split:
-            return None
-        stop = len(self._whole) - len(split[1])
-        mark = marks.match(self._whole, stop)
-        return mark.end() if mark else stop
-
-    def _split(self) -> tuple[str, str] | None:
-        """The texts before and after the message's content, where the whole has them too."""
-        message = {**self._messages[self._place], "content": _HERE}
-        other = [*self._messages[: self._place], message, *self._messages[self._place + 1 :]]
-        before, found, after = (self._written(other, prompt=False) or "").partition(_HERE)
-        fits = self._whole.startswith(before) and self._whole.endswith(after)
-        alone = bool(found) and _HERE not in after
-        return (before, after) if alone and fits and len(before) + len(after) <= len(self._whole) else None
-
-    def _written(self, messages: Sequence[Message], prompt: bool) -> str | None:
-        try:
-            return self._render(messages, prompt)
-        except UserError:  # many templates take no conversation that is cut short
-            return None
-
-
-SECONDS = 5.0
 LARGEST = 1 << 23  # characters of a text, items of a list
 _WORK = 1 << 26  # characters that one call may write
 _BITS = 1 << 14  # of a whole number
 _METHODS = ("center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill")
 _FILTERS = ("batch", "center", "format", "indent", "join", "replace", "round", "slice", "tojson", "wordwrap")
+_FORMATS = ("format", "format_map")
 _REFUSED = ("encode", "to_bytes", "from_bytes")  # methods that make bytes, which nothing here measures
 _UNUSED = ("pprint", "random", "sum", "urlize", "xmlattr")  # sums of lists take the square of their number
 _DATA = (str, int, float, list, tuple, dict)
@@ -138,14 +43,18 @@ _ESCAPED = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which sta
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
+class OvertimeError(SecurityError):
+    """The time is up."""
+
+
 class RefusedError(TemplateError):
     """The messages are none that the template takes, in its own words."""
 
 
 @contextmanager
-def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """The time in which a template must be done."""
-    token = _deadline.set(time.monotonic() + seconds)
+def time_limit(seconds: float) -> Iterator[None]:
+    """The processor time in which a template must be done."""
+    token = _deadline.set(time.thread_time() + seconds)
     try:
         yield
     finally:
@@ -188,8 +97,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def tick(self, *_: Any) -> None:
         """Called in every loop and for every call."""
-        if time.monotonic() > _deadline.get():
-            raise SecurityError("it takes too long")
+        if time.thread_time() > _deadline.get():
+            raise OvertimeError("it takes too long")
 
     def text(self, value: Any) -> str:
         """A value as it is written: texts, numbers, and lists of them."""
@@ -213,6 +122,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if name in _REFUSED:
             raise SecurityError(f"it calls {name}, which makes no text")
+        if isinstance(owner, str) and name in _FORMATS and method is __obj:  # reached by a way that jinja2 forgot
+            raise SecurityError(f"it calls {name} of a text outside the sandbox")
         if isinstance(owner, str) and name in _METHODS:
             _check_work(name, owner, [*args, *kwargs.values()])
         return __self.contained(super().call(__context, __obj, *args, **kwargs))
@@ -364,32 +275,37 @@ def _to_json(
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text) if ensure_ascii else text
 
 
-def compiled(text: str, source: str) -> Callable[[Mapping[str, Any]], str]:
-    """What a template writes, given the values of its names. Its errors are UserErrors that name `source`."""
-    with time_limit(), _said(source):
-        template = Sandbox().from_string(text)
-
-    def write(values: Mapping[str, Any]) -> str:
-        room, written = LARGEST, []
-        with time_limit(), _said(source):
-            for part in template.generate(values):
-                room -= len(part)
-                if room < 0:
-                    raise SecurityError(f"it writes more than {LARGEST:,} characters")
-                written.append(part)
-        return "".join(written)
-
-    return write
+@functools.lru_cache(maxsize=32)
+def _compiled(text: str) -> Template:
+    return Sandbox().from_string(text)
 
 
-@contextmanager
-def _said(source: str) -> Iterator[None]:
+def answer(request: Mapping[str, Any]) -> dict[str, str]:
+    """What the template `text` writes with `values`, as "written"; or why it does not, as "refused" (and "spent").
+
+    It has `seconds` of processor time. Without values it is compiled alone.
+    """
     try:
-        yield
+        with time_limit(request["seconds"]):
+            template, values = _compiled(request["text"]), request["values"]
+            return {"written": "" if values is None else _written(template, values)}
     except RefusedError as error:
-        raise UserError(f"{source} refuses these messages: {error}") from None
+        return {"refused": f"refuses these messages: {error}"}
     except TemplateSyntaxError as error:
-        raise UserError(f"{source} is not a template: {error.message} (line {error.lineno}); correct it") from None
+        return {"refused": f"is not a template: {error.message} (line {error.lineno}); correct it"}
+    except MemoryError:
+        raise
     except Exception as error:  # templates are programs, and fail as programs do
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source} fails: {reason:.300}; give messages of the form it expects") from None
+        spent = {"spent": "time"} if isinstance(error, OvertimeError) else {}
+        return {"refused": f"fails: {reason:.300}; give messages of the form it expects", **spent}
+
+
+def _written(template: Template, values: Mapping[str, Any]) -> str:
+    room, written = LARGEST, []
+    for part in template.generate(values):
+        room -= len(part)
+        if room < 0:
+            raise SecurityError(f"it writes more than {LARGEST:,} characters")
+        written.append(part)
+    return "".join(written)

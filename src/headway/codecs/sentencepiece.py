@@ -24,6 +24,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from headway.codecs.bounds import LONGEST_MAPPED
 from headway.codecs.files import library_errors, read_bytes
 from headway.errors import UserError
 
@@ -36,9 +37,11 @@ def check_charsmap(data: bytes) -> None:
     if not size or size % 1024 or 4 + size > len(data):
         raise ValueError(f"its charsmap of {len(data)} bytes claims an array of {size}")
     units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
-    texts.decode("utf-8")
     if texts and texts[-1]:
         raise ValueError("the last text of its charsmap has no end")
+    longest = max(map(len, texts.decode("utf-8").split("\0")))
+    if longest > LONGEST_MAPPED:
+        raise ValueError(f"its charsmap makes {longest:,} characters of one, {LONGEST_MAPPED} at most")
     nodes = np.flatnonzero(units < _VALUE)
     below = nodes ^ _offsets(units[nodes])
     if (below | 255 >= len(units)).any():
@@ -98,6 +101,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 SPACE = "\u2581"  # how sentencepiece writes a space
+WORDS = f"{SPACE}*[^{SPACE}]+|{SPACE}+"
 _WIDE_TILDE, _KEPT = "\uff5e", "\ufdd1"
 HIDDEN = "\ufdd0"  # a noncharacter: before a piece, it keeps texts from ever meeting it
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -299,7 +303,7 @@ def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers
         steps.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
     if SPACE in pieces.texts and not any(_SPANS.search(text) for text in pieces.of_type(NORMAL)):
         # No piece spans words, so words can be looked up alone, which the library remembers.
-        steps.append(pre_tokenizers.Split(Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+"), "isolated"))
+        steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
     return steps
 
 

@@ -22,6 +22,7 @@ Ranks = Mapping[bytes, int]
 _LETTERS = {byte: letter for letter, byte in BYTES.items()}
 _MOST = 1 << 20  # symbols
 _LONGEST = 1 << 10  # bytes of a symbol
+_WORK = 1 << 25  # bytes squared; cl100k has 6 million
 _GAPS = 1 << 8  # ids without a symbol
 
 _CODES = (
@@ -70,6 +71,10 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
     if not ranks or len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
     _check_gaps(max(ranks.values()) + 1, len(ranks), path)
+    squares = sum(len(symbol) ** 2 for symbol in ranks)  # steps in which their merges are found
+    if squares > _WORK:
+        longest = max(map(len, ranks))
+        raise UserError(f"{path} has symbols of up to {longest} bytes, too long for {len(ranks):,}; download it again")
     return ranks
 
 
@@ -97,7 +102,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
         fill = {f"<|fim_{part}|>": 100258 + i for i, part in enumerate(("prefix", "middle", "suffix"))}
         return Encoding(CL100K, {END_OF_TEXT: 100257, **fill, "<|endofprompt|>": 100276})
     if name.startswith("o200k"):
-        return Encoding(_O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018})
+        return Encoding(O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018})
     if name.startswith("qwen"):
         names = [END_OF_TEXT, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
         return Encoding(QWEN2, {token: size + i for i, token in enumerate(names)})
@@ -112,7 +117,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
 
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K = (
+O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

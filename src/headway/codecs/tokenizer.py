@@ -16,6 +16,8 @@ from typing import NamedTuple
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder, WindowStream, decoder_steps
+from headway.codecs.bounds import check_marks, check_pieces
+from headway.codecs.files import is_panic
 from headway.codecs.marks import END_OF_TEXT, RoleTokens, guessed
 from headway.errors import UserError
 
@@ -25,6 +27,7 @@ FILE = "tokenizer.json"
 SECTION = 1 << 16  # characters; tokenizers keeps about a hundred bytes for each while it works on a text
 # Between lines that have something on both sides of the break, tokenizers that split words never join.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
+_REACHED = 1 << 16
 _PROBE = ("The word, its\n", "line-2 end.\n", "(Next) \u00fc")
 # How the tokenizers trained here undo the space that they put at the start of each line.
 LINE_SPACE_STEPS = [
@@ -44,9 +47,12 @@ class TokenizerCodec:
         tokenizer.no_truncation()  # nothing is cut in silence
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        added = tokenizer.get_added_tokens_decoder().values()
+        check_marks((token.content for token in added if token.special), "the tokenizer")
+        check_pieces(tokenizer, vocabulary, "the tokenizer")
         _shut_out_special(tokenizer)
         self.tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values()) + 1
         self.marks = guessed(tokenizer) if marks is None else marks
         self.begin = self.token(self.marks.begin)
@@ -73,20 +79,23 @@ class TokenizerCodec:
             return self.encode_batch([text])[0]
         try:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library has no narrower ones
-            raise _no_symbols(error) from error
+        except BaseException as error:
+            raise _said(error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         cut = [list(self.sections(text)) for text in texts]
         flat = [section for sections in cut for section in sections]
         try:
             encodings = iter(self.tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-        except Exception as error:
-            raise _no_symbols(error) from error
+        except BaseException as error:
+            raise _said(error) from error
         return [[i for _ in sections for i in next(encodings).ids] for sections in cut]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        try:
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        except BaseException as error:
+            raise _said(error) from error
 
     def sections(self, text: str) -> Iterator[str]:
         """Cut after about 65,000 characters, at the next line break between two words.
@@ -139,8 +148,13 @@ class TokenizerCodec:
         return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
 
 
-def _no_symbols(error: Exception) -> UserError:
+def _said(error: BaseException) -> BaseException:
+    """What the library says of a text, as a UserError; it has bare Exceptions, and panics, which are none."""
     reason = " ".join(str(error).split())[:200]
+    if is_panic(error):
+        return UserError(f"the tokenizer fails on what it is given ({reason}); use another tokenizer")
+    if not isinstance(error, Exception) or isinstance(error, (MemoryError, TypeError, OverflowError)):
+        return error
     return UserError(f"the tokenizer has no symbols for the text ({reason}); use one with a symbol for what is unknown")
 
 
@@ -167,7 +181,15 @@ def _shut_out_special(tokenizer: Tokenizer) -> None:
     reached = [name for name in inside if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets]
     if not reached:
         return
-    pattern = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in reached)
+    if sum(map(len, reached)) > _REACHED:
+        raise UserError(
+            f"the tokenizer has {len(reached):,} special symbols that texts can spell, of more than {_REACHED:,} "
+            "characters in all; use another tokenizer"
+        )
+    starts: dict[str, list[str]] = {}
+    for name in reached:
+        starts.setdefault(name[0], []).append(re.escape(name[1:]))
+    pattern = "|".join(f"(?<={re.escape(first)})(?={'|'.join(rest)})" for first, rest in starts.items())
     steps = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, split])  # type: ignore[assignment]
@@ -201,7 +223,10 @@ def frame_of(codec: Codec) -> Frame:
     plain = Frame(begin, end, end)
     if not isinstance(codec, TokenizerCodec) or codec.tokenizer.post_processor is None:
         return plain
-    probe = codec.tokenizer.encode("a", "b", add_special_tokens=True)
+    try:
+        probe = codec.tokenizer.encode("a", "b", add_special_tokens=True)
+    except BaseException as error:
+        raise _said(error) from error
     places = [[i for i, text in enumerate(probe.sequence_ids) if text == number] for number in (0, 1)]
     if not all(places) or len(places[0]) + len(places[1]) == len(probe.ids):
         return plain
@@ -215,7 +240,10 @@ def framed(codec: Codec, text: str) -> list[int]:
     """Ids of a text with the marks that a published tokenizer puts around it."""
     if not isinstance(codec, TokenizerCodec):
         return codec.encode(text)
-    return codec.tokenizer.encode(text, add_special_tokens=True).ids
+    try:
+        return codec.tokenizer.encode(text, add_special_tokens=True).ids
+    except BaseException as error:
+        raise _said(error) from error
 
 
 class WordPieces(NamedTuple):
@@ -228,7 +256,10 @@ class WordPieces(NamedTuple):
 def word_pieces(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordPieces]:
     """The symbols of each sentence, its words joined by spaces: as the tokenizer would see it anywhere else."""
     texts = [" ".join(words) for words in sentences]
-    encoded = codec.tokenizer.encode_batch(texts, add_special_tokens=False)
+    try:
+        encoded = codec.tokenizer.encode_batch(texts, add_special_tokens=False)
+    except BaseException as error:
+        raise _said(error) from error
     return [WordPieces(one.ids, _firsts(words, one.offsets)) for words, one in zip(sentences, encoded)]
 
 

@@ -16,12 +16,14 @@ from typing import Literal, get_args
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from headway.codecs.base import BYTES, Kind
+from headway.codecs.bounds import LONGEST_PIECE
 from headway.codecs.tokenizer import END_OF_TEXT, SECTION, TokenizerCodec
 from headway.errors import UserError, nearest
 
 Split = Literal["text", "space"]
 
 SUBWORDS = ("bpe", "wordpiece", "unigram")
+LINES = r"(?<=\n)(?=[^\n])"  # before each line but the first
 # A word with its inner apostrophes and hyphens, or a mark, with the space before it; or other white space.
 WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
 REPLACEMENT = "\ufffd"  # Unicode's own character for what is unknown
@@ -146,7 +148,7 @@ def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | N
     """With `line_space`, a space comes before each line: its first word is then the symbol it is elsewhere."""
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
     if line_space:
-        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(r"(?<=\n)(?=[^\n])"), " ")]
+        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(LINES), " ")]
     return normalizers.Sequence(steps) if steps else None  # type: ignore[arg-type]
 
 
@@ -192,7 +194,8 @@ def _words(tokenizer: Tokenizer, texts: Iterable[str], room: int, unknown: str) 
         vocab_size=room, min_frequency=1, special_tokens=[unknown], show_progress=False
     )
     trained = _trained(tokenizer, models.WordLevel({unknown: 0}, unk_token=unknown), texts, trainer)
-    return models.WordLevel(trained.get_vocab(), unk_token=unknown)
+    words = {word: i for word, i in trained.get_vocab().items() if len(word) <= LONGEST_PIECE}
+    return models.WordLevel({word: i for i, word in enumerate(sorted(words, key=words.__getitem__))}, unk_token=unknown)
 
 
 def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
@@ -200,7 +203,13 @@ def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) 
         trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=ALPHABET, show_progress=False)
         trained = _trained(tokenizer, models.Unigram(), texts, trainer)
         return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
-    trainer = trainers.BpeTrainer(vocab_size=room, min_frequency=RARE, initial_alphabet=ALPHABET, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=room,
+        min_frequency=RARE,
+        initial_alphabet=ALPHABET,
+        max_token_length=LONGEST_PIECE,
+        show_progress=False,
+    )
     trained = _trained(tokenizer, models.BPE(), texts, trainer)
     if kind == "bpe":
         return trained.model

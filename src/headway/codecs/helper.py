@@ -1,0 +1,185 @@
+"""A process beside this one, with limits on processor time and memory, for what strangers' files have us compute.
+
+A call into a library cannot be interrupted: a regular expression that backtracks, a text of gigabytes. In a process of
+its own it ends when its time is up, whatever it does. The process is kept warm and begun anew where it has ended; it
+ends when this one does. It speaks JSON over pipes, each text behind its length in 8 bytes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakSet
+
+_GRACE = 0.5  # seconds of processor time more than asked for, after which the kernel ends the process
+_OUT_OF_MEMORY = 77  # exit status
+_PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # all it sees
+_LIMITABLE = find_spec("resource") is not None and hasattr(signal, "setitimer")
+
+
+class HelperError(Exception):
+    """There is no answer, as one would take too much `time` or `memory`, or the process did not live to give it."""
+
+    def __init__(self, reason: Literal["time", "memory", "death"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Helper:
+    """A process that answers with the function `answer` of `module`, within so many bytes of memory.
+
+    Threads take turns, and a forked child has a process of its own. Where a platform knows no such limits, `answer` is
+    called here.
+    """
+
+    def __init__(self, module: str, memory: int) -> None:
+        self._module = module
+        self._memory = memory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        _helpers.add(self)
+
+    def ask(self, request: Any, seconds: float) -> Any:
+        """The answer, which may take so many seconds of a processor. HelperError where there is none.
+
+        ValueError for a request that is no JSON.
+        """
+        if not _LIMITABLE or not sys.executable:
+            return import_module(self._module).answer(request)
+        data = json.dumps({"seconds": seconds, "request": request}).encode()
+        with self._lock:
+            reply = self._reply(data)
+            if reply is None:  # it may have ended long ago
+                reply = self._reply(data)
+        if reply is None:
+            raise HelperError("death")
+        return json.loads(reply)
+
+    def _reply(self, data: bytes) -> bytes | None:
+        """The reply of the process, which is begun where there is none; None where it ends without a reason."""
+        if self._process is None:
+            self._process = self._begun()
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                _send(self._process.stdin.fileno(), data)  # type: ignore[union-attr]
+                reply = _receive(self._process.stdout.fileno())  # type: ignore[union-attr]
+                if reply is not None:
+                    return reply
+        except BaseException:  # an interrupt: what is still to come would answer the next request
+            self._process.kill()
+            self.end()
+            raise
+        status = self.end()
+        if status == -signal.SIGPROF:
+            raise HelperError("time")
+        if status == _OUT_OF_MEMORY:
+            raise HelperError("memory")
+        return None
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if os.path.isabs(path))]
+        code = (
+            f"import sys; sys.path[:] = {paths!r}; "
+            f"from headway.codecs.helper import serve; serve({self._module!r}, {self._memory})"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # libraries tell there of their panics
+            bufsize=0,
+            env={name: os.environ[name] for name in _PASSED if name in os.environ},
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+
+    def end(self) -> int | None:
+        """End the process, if there is one; its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        for pipe in (process.stdin, process.stdout):
+            pipe.close()  # type: ignore[union-attr]
+        try:
+            return process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def forget(self) -> None:
+        """In a forked child: the process is the parent's."""
+        self._lock = threading.Lock()
+        process, self._process = self._process, None
+        if process is not None:
+            for pipe in (process.stdin, process.stdout):
+                pipe.close()  # type: ignore[union-attr]
+            process.returncode = 0  # nothing here waits for it
+
+
+_helpers: WeakSet[Helper] = WeakSet()
+
+
+def _forget_all() -> None:
+    for helper in list(_helpers):
+        helper.forget()
+
+
+@atexit.register
+def _end_all() -> None:
+    for helper in list(_helpers):
+        helper.end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _send(pipe: int, data: bytes) -> None:
+    left = memoryview(len(data).to_bytes(8, "little") + data)
+    while left:
+        left = left[os.write(pipe, left) :]
+
+
+def _receive(pipe: int) -> bytes | None:
+    """What was sent; None where the other side has closed."""
+    size = _read(pipe, 8)
+    return None if size is None else _read(pipe, int.from_bytes(size, "little"))
+
+
+def _read(pipe: int, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = os.read(pipe, min(size - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def serve(module: str, memory: int) -> None:
+    """Answer what comes over standard input until it closes: what a helper's process runs."""
+    import resource
+
+    answer = import_module(module).answer
+    limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    for limit, most in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # what a platform does not know
+            resource.setrlimit(limit, (most, most))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    while (data := _receive(0)) is not None:
+        signal.setitimer(signal.ITIMER_PROF, json.loads(data[: data.index(b",")] + b"}")["seconds"] + _GRACE)
+        try:
+            reply = json.dumps(answer(json.loads(data)["request"])).encode()
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(1, reply)

@@ -1,0 +1,81 @@
+"""Regular expressions of published tokenizers: none may take more time than a text is worth.
+
+A search that backtracks takes the cube of a text's length, or doubles with each character; nothing stops
+it once it runs. So a pattern is known, or so simple that it cannot backtrack, or it is tried: in a helper's process, on
+texts of its own characters, repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from headway.codecs.bytepairs import CL100K, CLIP, GPT2, QWEN2
+from headway.codecs.helper import Helper, HelperError
+from headway.codecs.sentencepiece import WORDS as PIECE_WORDS
+from headway.codecs.tiktoken import O200K
+from headway.codecs.training import LINES, WORD
+from headway.errors import UserError
+
+_GPT4 = (  # cl100k as tiktoken has had it since 2023
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_SPACED = r"\A +| +\z"  # of sentencepiece: at the ends of a text alone
+KNOWN = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
+LONGEST = 1 << 17  # characters of a pattern
+_SECONDS = 2.0  # of a processor, for all tries
+_MEMORY = 1 << 30  # bytes
+_helper = Helper("headway.codecs.tries", _MEMORY)
+
+_PARTS = re.compile(
+    r"""(?P<around>\(\?<?[=!]) | (?P<open>\() | (?P<close>\)) | (?P<or>\|)
+      | (?P<repeat>[*+] | \{\d*,\d*\}) | (?P<optional>\?) | (?P<count>\{\d+\})
+      | (?P<strange>\\[gkKGXRMCybB0-9] | \[[^\]]*(?:\[|&&))
+      | (?P<atom>\\[pP]\{[^}]*\} | \\x\{[^}]*\} | \\. | \[\^?\]?(?:[^\]\\]|\\.)*\] | .)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def check_pattern(pattern: str, source: str) -> None:
+    """UserError for a regular expression that is broken, that backtracks or is too long."""
+    if pattern in KNOWN:
+        return
+    said = f"{source} finds words by {pattern!r:.80}"
+    if len(pattern) > LONGEST:
+        raise UserError(f"{said}, of {len(pattern):,} characters, {LONGEST:,} at most; use another tokenizer")
+    fault = None if is_simple(pattern) else _tried(pattern)
+    if fault is not None:
+        raise UserError(f"{said}, which {fault}; use another tokenizer, or write the pattern without nested repeats")
+
+
+def is_simple(pattern: str) -> bool:
+    """Whether a search takes a step for each character: nothing that repeats is followed by anything, or in a group.
+
+    Groups only look around, at texts of fixed length.
+    """
+    inside = repeated = False
+    optional = 0
+    for match in _PARTS.finditer(pattern):
+        kind = match.lastgroup
+        if repeated and kind != "or":
+            return False
+        if kind in ("open", "strange") or (kind in ("around", "repeat", "optional", "count") and inside):
+            return False
+        if kind == "close" and not inside:
+            return False
+        inside = kind == "around" or (inside and kind != "close")
+        repeated = kind == "repeat" or (repeated and kind != "or")
+        optional += kind in ("optional", "count")
+    return not inside and optional <= 16 and not re.search(r"\)[*+?{]|\{\d{4}|\{\d*,\d{4}", pattern)
+
+
+@lru_cache(maxsize=256)
+def _tried(pattern: str) -> str | None:
+    try:
+        return _helper.ask(pattern, _SECONDS)
+    except HelperError as error:
+        return {
+            "time": "backtracks without end",
+            "memory": f"takes more than {_MEMORY >> 20} MB",
+            "death": "ends the process that tries it",
+        }[error.reason]

@@ -1,0 +1,47 @@
+"""Tries of a regular expression, in a helper's process: on texts of its own characters, repeated."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from itertools import product
+
+from tokenizers import Regex, pre_tokenizers
+
+_LENGTHS = (30, 300, 2000)  # characters; where time doubles with each, few tell as much as many
+_SLOW = 0.15  # seconds for one text; what takes the square of the longest takes a third of that
+
+
+def answer(pattern: str) -> str | None:
+    """What is wrong with a pattern; None where nothing is found."""
+    try:
+        search = pre_tokenizers.Split(Regex(pattern), "isolated")
+        for text in _texts(pattern):
+            started = time.thread_time()
+            search.pre_tokenize_str(text)
+            seconds = time.thread_time() - started
+            if seconds > _SLOW:
+                return f"takes {seconds:.1f} s for a text of {len(text):,} characters"
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        reason = " ".join(str(error).split())[:120]
+        return f"the library cannot search for ({reason})"
+    return None
+
+
+def _texts(pattern: str) -> Iterator[str]:
+    """Short ones first."""
+    own = [character for character in dict.fromkeys(pattern) if character.isalnum() or character.isspace()]
+    needed = "".join(re.findall(r"[\w\s]+", pattern))[:64]
+    marks = re.sub(r"\w", "", pattern)
+    letters = list(dict.fromkeys([*"a 1\n.A'", *own[:24], *marks[:24], "\u00e9", "\u4e2d"]))
+    pairs = list(map("".join, product(letters[:10], repeat=2)))
+    for length in _LENGTHS:
+        units = [*letters, *([] if length == _LENGTHS[-1] else pairs), "The cat, 12 times.\n", "\r\n"]
+        for unit in units:
+            yield unit * (length // len(unit))
+            # The library only begins where the letters that a pattern must find are there at all.
+            yield f"{unit * (length // len(unit))}\x00{needed}"
+            yield f"{needed}{unit * (length // len(unit))}\x00{needed[:1]}"
