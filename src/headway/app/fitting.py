@@ -21,6 +21,7 @@ from headway.evaluation import open_task
 from headway.learn import Recipe, Task
 from headway.learn.budget import Clock, Meter
 from headway.learn.distributed import Processes
+from headway.learn.examples import Explored
 from headway.learn.loop import Foretell
 from headway.learn.memory import training_bytes
 from headway.learn.precision import choose as choose_precision
@@ -115,7 +116,7 @@ class Fitting:
         """The size of least loss foretold, its batches, rates and regularisation."""
         chosen, fit = self._chosen()
         self._given = self._reopened(chosen)
-        most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
+        most = fit.steps if fit.exhausted and not _endless(self._given, self.user) else None
         return Fitted(chosen, self._given, most)
 
     def plan(self) -> Plan:
@@ -209,11 +210,16 @@ def tune(
     row = getattr(recipe.task, "context", None) or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
-    most = None if "train.steps" in user else found.useful
+    most = None if _endless(task, user) else found.useful
     if chosen.train == recipe.train:
         return Fitted(chosen, task, most)
     task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+def _endless(task: Task, user: Mapping[str, Any]) -> bool:
+    """Whether no step is one too many: where the user set their number, or the model makes what it learns from."""
+    return "train.steps" in user or isinstance(task.examples, Explored)
 
 
 def fitting(

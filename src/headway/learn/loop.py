@@ -18,12 +18,12 @@ from headway.formats.usage import read_usage
 from headway.learn.adapters import merged
 from headway.learn.budget import TimeBudget
 from headway.learn.checkpoint import Checkpoints, Progress
+from headway.learn.examples import Batch, Explored
 from headway.learn.journal import Journal
 from headway.learn.learner import Learner
 from headway.learn.recipe import Recipe
 from headway.learn.run import MetricsFile, RunDirectory
 from headway.learn.scale import LossForecast
-from headway.learn.task import Batch
 
 
 class UserInterrupt(KeyboardInterrupt):
@@ -213,6 +213,8 @@ class Loop:
                 better = self._judge(metrics)
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
+                if self.processes.first and isinstance(self.task.examples, Explored):
+                    self.task.save(self.directory.path)  # what it has come to know beside its weights
                 self._foretell(metrics)
                 if self.budget is not None:
                     self.budget.evaluated(took)
