@@ -92,7 +92,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def playing(path: Path, workspace: Path, **settings: Any) -> Any:
     """The task with a model that plays for it."""
     task = opened(path, workspace, **{**ONLINE, **settings})
-    task.examples.explore(stirred(task, tiny(**ONLINE, **settings), 0.2))
+    task.examples.explore(stirred(task, tiny(**{**ONLINE, **settings}), 0.2))
     return task
 
 
@@ -121,7 +121,7 @@ def test_batches_hang_on_weights_number_and_buffer_alone(env: str, recorded: Any
     found = [shown(batch) for batch, _ in zip(again.batches("train", start=5), range(4))]
     assert all(torch.equal(a, b) for one, other in zip(wanted, found) for a, b in zip(one, other))
     assert again.examples.curve == task.examples.curve
-    assert len(task.examples.curve) == 9
+    assert len(task.examples.curve) == 12
 
 
 def test_its_own_episodes_are_what_happened(recorded: Any, tmp_path: Path) -> None:
@@ -232,6 +232,7 @@ def test_it_learns_what_no_recorded_episode_shows(
         ("rooms:Lamp", {"task.online.every": 0}, "task.online.every is 0; give 1 or more"),
         ("rooms:Lamp", {"task.online.keep": 0}, "task.online.keep is 0; give 1 or more"),
         ("rooms:Lamp", {"task.online.noise": float("nan")}, "task.online.noise is nan; give 0 or more"),
+        ("rooms:Lamp", {"task.online.target": float("inf")}, "task.online.target is inf; give a return, or none"),
         ("rooms:Lamp", {"task.online.drop": "best"}, "'best'; choose from: oldest, worst"),
         ("rooms:Lamp", {"task.online.episodes": "many"}, "task.online.episodes is 'many'; give a whole number"),
         ("rooms:Lamp", {"task.online": 5}, "task.online is 5; give a mapping of settings"),
@@ -250,7 +251,7 @@ def test_without_episodes_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="has no data of its own; give yours with --data"):
         hw.train("trajectories", set={**ONLINE, "task.env": "CartPole-v1"}, progress=False)
-    with pytest.raises(ConfigError, match="without task.condition"):
+    with pytest.raises(ConfigError, match=r"without task\.condition"):
         hw.train(tiny(**ONLINE, **{"task.condition": False}), saved(tmp_path), progress=False)
     assert not (tmp_path / "runs").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -49,8 +50,10 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 0), ("after", 0), ("every", 1), ("keep", 1), ("above", 0), ("noise", 0)):
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ConfigError(f"task.online.{name} is {getattr(self, name)}; give {least} or more")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ConfigError(f"task.online.target is {self.target}; give a return, or none")
 
 
 class Diary:
@@ -67,7 +70,8 @@ class Diary:
 
     @property
     def episodes(self) -> list[Episode]:
-        return [Episode(*(np.array(each) for each in zip(*steps))) for steps in self._steps]
+        each = (map(np.array, zip(*steps)) for steps in self._steps)
+        return [Episode(states, actions, rewards) for states, actions, rewards in each]
 
     def act(self, states: np.ndarray) -> np.ndarray:
         self._states, self._actions = states, self.actor.act(states)
@@ -78,8 +82,8 @@ class Diary:
         self.actor.took(actions)
 
     def take(self, rewards: np.ndarray) -> None:
-        for row, *step in zip(self._rows.tolist(), self._states, self._actions, rewards.tolist()):
-            self._steps[row].append((step[0], step[1], step[2]))
+        for row, state, action, reward in zip(self._rows.tolist(), self._states, self._actions, rewards.tolist()):
+            self._steps[row].append((state, action, reward))
         self.actor.take(rewards)
 
     def select(self, rows: np.ndarray) -> None:
