@@ -3,8 +3,8 @@
     python benchmarks/own_episodes.py --work DIR                       # all environments and seeds
     python benchmarks/own_episodes.py CartPole-v1 --seeds 1 --work DIR # some of them; the others stay in the results
 
-The episodes that are recorded are those of chance in CartPole, and in Pendulum by turns of chance and of a policy by
-hand of whose actions 70 % are random. Each seed is a process of its own with one thread: a run learns from them
+The episodes that are recorded are those of chance, and in Pendulum by turns of chance and of a policy by
+hand of whose actions 70 % are random. Each run is a process of its own with one thread: one learns from them
 (`recorded`), and from its end two go on for the same steps, one that plays (`online`) and one that does not
 (`recorded_longer`). Judged are episodes from seeds that no run and no recording has. Needs the extra rl.
 """
@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from measure import RESULTS, child, report, write
 NAME = "own-episodes"
 JUDGED = 30  # episodes
 RECORDED = 100
+RUNS = ("recorded", "online", "recorded_longer")
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ SMALL = {
     "optim": {"kind": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 1e-4},
     "train.batch_size": 64,
     "train.precision": "fp32",
-    "task.context": 5,
+    "task.context": 2,
 }
 EXPERIMENTS = {
-    "CartPole-v1": Experiment(100, 400, {**SMALL, "task.target": 500.0}, {"episodes": 4, "every": 25}),
+    "CartPole-v1": Experiment(150, 800, {**SMALL, "task.target": 500.0}, {"episodes": 4, "every": 25}),
+    "InvertedPendulum-v5": Experiment(
+        150, 600, {**SMALL, "task.target": 1000.0}, {"episodes": 5, "every": 20, "drop": "worst", "noise": 0.3}
+    ),
     "Pendulum-v1": Experiment(150, 500, SMALL, {"episodes": 5, "every": 25, "drop": "worst", "noise": 0.3}),
 }
 
@@ -64,7 +69,8 @@ def swing_up(states: np.ndarray) -> np.ndarray:
     return np.clip(torque, -2, 2)[:, None]
 
 
-MIXTURES = {"CartPole-v1": [Mixture(None, 1.0)], "Pendulum-v1": [Mixture(None, 1.0), Mixture(swing_up, 0.7)]}
+CHANCE = Mixture(None, 1.0)
+MIXTURES = {"Pendulum-v1": [CHANCE, Mixture(swing_up, 0.7)]}  # chance alone in the others
 
 
 def data_of(env: str, work: Path) -> Path:
@@ -72,46 +78,41 @@ def data_of(env: str, work: Path) -> Path:
     path = work / f"{env}.npz"
     if not path.exists():
         with Copies(env, 8) as copies:
-            recorder = Recorder(copies, MIXTURES[env], seed=0, horizon=None)
+            recorder = Recorder(copies, MIXTURES.get(env, [CHANCE]), seed=0, horizon=None)
             recorder.run(RECORDED, at_once=8)
             write_episodes(path, recorder.episodes())
     return path
 
 
-def trained(env: str, seed: int, work: Path) -> dict[str, Any]:
-    """The three runs of a seed, in this process."""
+def trained(env: str, seed: int, name: str, work: Path) -> dict[str, Any]:
+    """One of the runs of a seed, in this process, and what it reaches."""
     import headway as hw
 
-    chosen, data, found = EXPERIMENTS[env], data_of(env, work), {}
-    online = {f"task.online.{name}": value for name, value in chosen.online.items()}
-    begun = work / f"{env}-{seed}-recorded"
-    for name, steps, more in (
-        ("recorded", chosen.before, {}),
-        ("online", chosen.steps, online),
-        ("recorded_longer", chosen.steps, {}),
-    ):
-        place, started = work / f"{env}-{seed}-{name}", time.process_time()
-        every = {"train.steps": steps, "train.evaluate_every": -(-steps // 4)}
-        run = hw.train(
-            "trajectories",
-            data=data,
-            set={**chosen.settings, **every, **more},
-            seed=seed,
-            start=None if name == "recorded" else begun,
-            run=place,
-            threads=1,
-            resume=True,
-            samples=0,
-        )
-        seconds = round(time.process_time() - started, 1)
-        played = hw.load(place).rollout(None, JUDGED)
-        kept = ("target_return", "return_mean", "return_mean_interval", "samples")
-        found[name] = {"core_seconds": seconds, "parameters": run.summary["parameters"]}
-        found[name] |= {key: played[key] for key in kept}
-        lines = [line for line in run.metrics if "environment_steps" in line]
-        if lines:
-            found[name] |= {key: lines[-1][key] for key in ("episodes_played", "environment_steps")}
-    return found
+    chosen, place, started = EXPERIMENTS[env], work / f"{env}-{seed}-{name}", time.process_time()
+    begins = name == "recorded"
+    steps = chosen.before if begins else chosen.steps
+    settings = {**chosen.settings, "train.steps": steps, "train.evaluate_every": -(-steps // 4)}
+    if name == "online":
+        settings |= {f"task.online.{key}": value for key, value in chosen.online.items()}
+    run = hw.train(
+        "trajectories",
+        data=data_of(env, work),
+        set=settings,
+        seed=seed,
+        start=None if begins else work / f"{env}-{seed}-recorded",
+        run=place,
+        threads=1,
+        samples=0,
+    )
+    seconds = round(time.process_time() - started, 1)
+    played = hw.load(place).rollout(None, JUDGED)
+    kept = ("target_return", "return_mean", "return_mean_interval", "samples")
+    found = {"steps": steps, "core_seconds": seconds, "parameters": run.summary["parameters"]}
+    lines = [line for line in run.metrics if line.get("split") == "validation"]
+    found["curve"] = [[line["step"], line.get("environment_steps"), line["return_mean"]] for line in lines]
+    if name == "online":
+        found |= {key: lines[-1][key] for key in ("episodes_played", "environment_steps")}
+    return found | {key: played[key] for key in kept}
 
 
 def main() -> None:
@@ -119,23 +120,24 @@ def main() -> None:
     parser.add_argument("envs", nargs="*", default=list(EXPERIMENTS))
     parser.add_argument("--work", type=Path, required=True, help="folder of data and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--part", action="store_true", help="one environment and seed, in this process")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--part", action="store_true", help="one run of one environment and seed, in this process")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.part:
-        report(trained(given.envs[0], given.seeds[0], given.work))
+        report(trained(given.envs[0], given.seeds[0], given.runs[0], given.work))
         return
     path = RESULTS / f"{NAME}.json"
     for env in given.envs:
         returns = read_episodes([data_of(env, given.work)]).returns
-        for seed in given.seeds:
-            found = child("own_episodes.py", env, "--seeds", str(seed), "--work", str(given.work), "--part")
+        for seed, name in product(given.seeds, given.runs):
+            words = ("--seeds", str(seed), "--runs", name, "--work", str(given.work), "--part")
+            found = child("own_episodes.py", env, *words)
             results = json.loads(path.read_text())["results"] if path.exists() else {}
-            of_env = results.setdefault(env, {"settings": {}, "seeds": {}})
+            of_env = results.setdefault(env, {"seeds": {}})
             of_env["data"] = {"return_mean": float(returns.mean()), "return_best": float(returns.max())}
             of_env["settings"] = {**EXPERIMENTS[env].settings, "online": EXPERIMENTS[env].online}
-            of_env["steps"] = [EXPERIMENTS[env].before, EXPERIMENTS[env].steps]
-            of_env["seeds"][str(seed)] = found
+            of_env["seeds"].setdefault(str(seed), {})[name] = found
             write(NAME, {"recorded_episodes": RECORDED, "judged_episodes": JUDGED, "results": results})
 
 
