@@ -52,7 +52,9 @@ SMALL = {
     "task.context": 2,
 }
 EXPERIMENTS = {
-    "CartPole-v1": Experiment(150, 800, {**SMALL, "task.target": 500.0}, {"episodes": 4, "every": 25}),
+    "CartPole-v1": Experiment(
+        100, 400, {**SMALL, "task.target": 500.0, "task.context": 5}, {"episodes": 4, "every": 25}
+    ),
     "InvertedPendulum-v5": Experiment(
         150, 600, {**SMALL, "task.target": 1000.0}, {"episodes": 5, "every": 20, "drop": "worst", "noise": 0.3}
     ),
