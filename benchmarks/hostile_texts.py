@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hostile_case import Case
+from headway.formats.gguf.save import save_gguf
 
 from headway.formats.families import find_family
-from headway.formats.gguf.save import save_gguf
 from headway.formats.published import save_published
 from headway.formats.settings import Settings
 from headway.nn.models import build

@@ -50,7 +50,7 @@ def headway(env: str, seed: int) -> dict[str, Any]:
         seconds = time.process_time() - begun
         scores = opened.evaluate(run.model, "test")
         returns = scores["return_mean"], scores["return_mean_interval"]
-        curve = opened.experience.curve
+        curve = opened.examples.experience.curve
         return {"parameters": run.summary["parameters"], "cpu_seconds": seconds, **_told(env, curve, seconds, returns)}
 
 

@@ -24,6 +24,7 @@ from headway.evaluation import open_task
 from headway.learn import Recipe, Task
 from headway.learn.budget import Clock, Meter, measure, planned
 from headway.learn.distributed import Processes
+from headway.learn.examples import Explored
 from headway.learn.loop import Foretell
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose as choose_precision
@@ -121,7 +122,7 @@ class Fitting:
             getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
         )
         self._given = open_task(chosen, self.workspace) if changed else self.task  # the codec that was made stays
-        most = fit.steps if fit.exhausted and "train.steps" not in self.user else None
+        most = fit.steps if fit.exhausted and not _endless(self._given, self.user) else None
         return Fitted(chosen, self._given, most)
 
     def plan(self) -> Plan:
@@ -215,11 +216,16 @@ def tune(
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
-    most = None if "train.steps" in user else found.useful
+    most = None if _endless(task, user) else found.useful
     if chosen.train == recipe.train:
         return Fitted(chosen, task, most)
     task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+def _endless(task: Task, user: Mapping[str, Any]) -> bool:
+    """Whether no step is one too many: where the user set their number, or the model makes what it learns from."""
+    return "train.steps" in user or isinstance(task.examples, Explored)
 
 
 def fitting(

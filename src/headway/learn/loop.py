@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 from headway.config import from_dict, to_dict
 from headway.learn.budget import TimeBudget
+from headway.learn.examples import Batch, Explored
 from headway.learn.journal import Journal
 from headway.learn.recipe import Recipe
 from headway.learn.scale import LossForecast, computing
-from headway.learn.task import Batch
 from headway.learn.training import Training
 
 
@@ -194,6 +194,8 @@ class Loop:
                 better = run.judge(metrics)
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
+                if run.processes.first and isinstance(run.task.examples, Explored):
+                    run.task.save(run.directory.path)  # what it has come to know beside its weights
                 self._foretell(metrics)
                 if run.budget is not None:
                     run.budget.evaluated(took)

@@ -25,6 +25,7 @@ _DRAWS = 11  # so that what is drawn here has nothing to do with what environmen
 
 class Actor:
     """Acts in B episodes that are equally old, each with a return-to-go and a chance of its own, drawn from its seed.
+    Actions that are numbers get normal noise of the standard deviation `noise`, in units of their reach.
 
     As long as the whole episode fits into the window that the model was trained on, it goes on from its states, token
     by token; from then on the last K steps are read anew at each step, as keys that had seen earlier ones would say
@@ -32,9 +33,14 @@ class Actor:
     """
 
     def __init__(
-        self, model: Transformer, codec: TrajectoryCodec, targets: Sequence[float], seeds: Sequence[int]
+        self,
+        model: Transformer,
+        codec: TrajectoryCodec,
+        targets: Sequence[float],
+        seeds: Sequence[int],
+        noise: float = 0.0,
     ) -> None:
-        self.model, self.codec = model, codec
+        self.model, self.codec, self.noise = model, codec, noise
         self.embed = cast(TrajectoryEmbed, model.embed)
         self.head = cast(StepHead, model.heads["actions"])
         self.to_go = np.array(targets, np.float64)
@@ -58,6 +64,8 @@ class Actor:
         self._keep(self._states, torch.from_numpy(self.codec.states(states)))
         x = self._further() if self.time < self.codec.context else self._anew()
         said = self.head.said(x[:, -1]).float().cpu().numpy()
+        if self.noise:
+            said = said + self.noise * np.stack([chance.standard_normal(said.shape[1:]) for chance in self._chances])
         action = self.codec.said_actions(said, np.array([chance.random() for chance in self._chances]))
         self._keep(self._actions, torch.from_numpy(self.codec.read_actions(action)))
         self.time += 1

@@ -16,6 +16,7 @@ from headway.metrics import bootstrap_mean
 from headway.nn.models import Transformer
 
 _EPISODES = 4  # for each return that is asked for
+_POINTS = 50  # of a curve at most
 
 
 class Point(NamedTuple):
@@ -48,6 +49,22 @@ def curve(points: Sequence[Point]) -> list[Picture]:
         dots=True,
     )
     return [Picture("Returns", f"means of {len(points[0].returns)} episodes for each return asked for", chart)]
+
+
+def own_episodes(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
+    """The mean return of a model's own episodes over their number, beside what was asked for: `played` holds of each
+    what was asked for, its return and its steps.
+    """
+    if len(played) < 2:
+        return []
+    some = np.array_split(np.array(played), min(_POINTS, len(played)))
+    numbers = np.cumsum([len(each) for each in some]).tolist()
+    lines = {
+        name: [(float(number), float(each[:, column].mean())) for number, each in zip(numbers, some)]
+        for column, name in ((1, "reached"), (0, "asked for"))
+    }
+    caption = f"means of {len(played):,} episodes that it played to learn from, with actions drawn or noise added"
+    return [Picture("Returns while it learnt", caption, line_chart(lines, "episodes played", "return"))]
 
 
 @filmed

@@ -20,6 +20,7 @@ from headway.data.recordings import read_episodes
 from headway.domains.trajectories import pictures
 from headway.domains.trajectories.acting import check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
+from headway.domains.trajectories.online import OnlineConfig, OwnEpisodes
 from headway.domains.trajectories.windows import StepWindows, Trajectories
 from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
@@ -59,7 +60,8 @@ class TrajectoriesConfig(TaskConfig):
     evaluation, asked for the return `target`, none for the best of the training data; with 0 held-out episodes judge
     alone. `draw` draws choices by their probabilities, as the paper does for Atari, in place of the most probable.
     `random` episodes of a policy of chance are recorded there and added to the data, though not to its split "all".
-    Episodes that are equal never stand on two sides of the `split`.
+    Episodes that are equal never stand on two sides of the `split`. With `online.episodes` the model plays there as it
+    learns, and learns from what it did; evaluations then ask for the best return so far where `target` is none.
     """
 
     beside: ClassVar[tuple[str, ...]] = (FILE,)
@@ -75,6 +77,7 @@ class TrajectoriesConfig(TaskConfig):
     draw: bool = False  # draw choices by their probabilities
     random: int = 0  # episodes of a random policy that are added to the data
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+    online: OnlineConfig = OnlineConfig()  # how it goes on learning from episodes of its own
 
     def __post_init__(self) -> None:
         if self.context < 1 or min(self.episodes, self.random) < 0 or min(self.states, self.returns) < 0:
@@ -89,6 +92,16 @@ class TrajectoriesConfig(TaskConfig):
         if self.returns and not self.condition:
             raise ConfigError(
                 f"task.returns is {self.returns} without task.condition; set it to 0, or condition to true"
+            )
+        if self.online.episodes and not self.condition:
+            raise ConfigError(
+                f"task.online.episodes is {self.online.episodes} without task.condition, so that nothing better can be "
+                "asked for; set condition to true, or online.episodes to 0"
+            )
+        if self.online.episodes and not self.episodes:
+            raise ConfigError(
+                f"task.online.episodes is {self.online.episodes} and task.episodes 0; who plays is judged by playing: "
+                "set task.episodes to 1 or more"
             )
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -125,8 +138,14 @@ class TrajectoriesConfig(TaskConfig):
         if copies is not None:
             check_fits(codec, copies)
         _check_spaces(model, codec, recipe.start is not None)
+        given = episodes, splits, codec, rows, recipe.train.seed
         asked = {"returns": self.condition, "following": bool(self.states or self.returns)}
-        examples = Trajectories(episodes, splits, codec, rows, recipe.train.seed, **asked)
+        if self.online.episodes:
+            copies = self._played(copies)
+            follow = self.target is None
+            examples = OwnEpisodes(*given, **asked, online=self.online, copies=copies, follow=follow)
+        else:
+            examples = Trajectories(*given, **asked)
         longest = int(episodes.lengths[best[0]]) if len(best) else 0
         return Task(examples, StepActions(self, codec, copies if self.episodes else None, longest))
 
@@ -149,11 +168,20 @@ class TrajectoriesConfig(TaskConfig):
             )
         return ""
 
+    def _played(self, copies: Copies | None) -> Copies:
+        """Those in which it plays as it learns."""
+        if copies is None:
+            raise ConfigError(
+                f"task.online.episodes is {self.online.episodes}, and no environment is known; set task.env, or "
+                f"{VARIABLE}=module:Name for one of your own"
+            )
+        return copies
+
     def _copies(self, name: str) -> Copies | None:
         if not name or not (self.episodes or self.random):
             return None
         try:
-            return Copies(name, max(1, min(AT_ONCE, self.episodes)))
+            return Copies(name, max(1, min(AT_ONCE, max(self.episodes, self.online.episodes))))
         except UserError as error:
             raise UserError(f"{error}; or set task.episodes=0 to judge by held-out episodes alone") from error
 
@@ -245,8 +273,10 @@ class StepActions(Objective[Trajectories]):
             _check_lengths(model, windows)
         if self.copies is not None:
             seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
-            played = play(cast(Transformer, model), self.codec, self.copies, self.codec.target, seeds)
-            scores = {"target_return": self.codec.target, **worth(played, self.copies.name)}
+            played = play(cast(Transformer, model), self.codec, self.copies, examples.codec.target, seeds)
+            scores = {"target_return": examples.codec.target, **worth(played, self.copies.name)}
+            if split == "validation" and isinstance(examples, OwnEpisodes):
+                scores |= {"episodes_played": len(examples.curve), "environment_steps": examples.steps}
         return scores if windows is None else scores | self._held_out(model, windows)
 
     def _held_out(self, model: nn.Module, windows: StepWindows) -> dict[str, Any]:
@@ -286,15 +316,19 @@ class StepActions(Objective[Trajectories]):
     def _targets(self, examples: Trajectories, count: int) -> list[float]:
         returns = examples.episodes.returns[examples.splits.sides["train"]]
         if not self.config.condition:
-            return [self.codec.target]
+            return [examples.codec.target]
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
-        """Returns against what was asked for, and an episode as a strip of film where it can be drawn here."""
+        """Returns as it learnt from its own episodes, returns against what was asked for, and an episode as a strip of
+        film where it can be drawn here.
+        """
         if self.copies is None:
             return []
         ends, name = self._targets(examples, 2), self.copies.name
-        return pictures.curve(self._asked) + pictures.film_strips(cast(Transformer, model), self.codec, name, ends)
+        found = pictures.own_episodes(examples.curve) if isinstance(examples, OwnEpisodes) else []
+        found += pictures.curve(self._asked)
+        return found + pictures.film_strips(cast(Transformer, model), self.codec, name, ends)
 
     def close(self) -> None:
         if self.copies is not None:

@@ -57,11 +57,7 @@ class Trajectories(Examples):
     ) -> None:
         self.episodes, self.splits, self.codec, self.size, self.seed = episodes, splits, codec, size, seed
         self.returns, self.following = returns, following
-
-    @cached_property
-    def to_go(self) -> np.ndarray:
-        """The scaled return-to-go of each step of all episodes."""
-        return self.codec.returns(self.episodes.returns_to_go())
+        self.to_go = codec.returns(episodes.returns_to_go())  # scaled, of each step of all episodes
 
     def of(self, split: str) -> StepWindows:
         return StepWindows(self, self.splits.rows(split))
