@@ -3,26 +3,31 @@
     python benchmarks/hostile.py                 # all: hours of silence, bombs, pipes, tokenizers, templates, models
     python benchmarks/hostile.py zip HDF5        # those whose names hold one of these
 
-Each command runs in a process of its own. It fails where it takes over 10 s of a core, over 1 GB more than a command
-that reads a good file, prints a traceback or more than one line of error, or ends other than with 0 or 2.
+Each command runs in a process of its own, and as many at a time as there are cores. It fails where it takes over 10 s
+of a core, over 1 GB more than a command that reads a good file, prints a traceback or more than one line of error, or
+ends other than with 0 or 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import hostile_files
+import hostile_models
+import hostile_texts
 from hostile_case import Case
 from measure import write
 
-SOURCES = ("hostile_files", "hostile_texts", "hostile_models")
+SOURCES = (hostile_files, hostile_texts, hostile_models)
 _SECONDS, _MEMORY = 10, 1 << 30  # that a command may take: of a core, and bytes beyond a good file
 _STOPPED, _WAITED = 60, 600  # seconds of a core, and of the clock, after which it is stopped
 _TOLD = 300  # characters of an error that are kept
@@ -30,12 +35,7 @@ _TOLD = 300  # characters of an error that are kept
 
 def cases(names: list[str]) -> list[Case]:
     """Those of all sources that are there, or whose names hold one of `names`."""
-    found: list[Case] = []
-    for source in SOURCES:
-        if importlib.util.find_spec(source) is None:
-            print(f"{source} is not there", file=sys.stderr)
-            continue
-        found += importlib.import_module(source).CASES
+    found = [case for source in SOURCES for case in source.CASES]
     return [case for case in found if not names or any(name in case.name for name in names)]
 
 
@@ -113,21 +113,28 @@ def base_of(folder: Path) -> int:
     return result["peak_bytes"]
 
 
+def judged(names: list[str], number: int, base: int) -> list[dict[str, Any]]:
+    """What all commands of a case did; the case by its number, as processes can be told no functions."""
+    case, results = cases(names)[number], []
+    for command in case.commands:
+        with tempfile.TemporaryDirectory() as folder:
+            path = made(case, Path(folder))
+            result = ran(tuple(word.replace("{file}", str(path)) for word in command), Path(folder))
+        wrong = faults(result, base)
+        results.append({"name": case.name, "command": " ".join(command), **result, "faults": wrong})
+        print(f"{', '.join(wrong) or 'held':<12} {case.name}: {result['said'][:100]}", file=sys.stderr, flush=True)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of the names of cases")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = base_of(Path(folder))
-    results: list[dict[str, Any]] = []
-    for case in cases(args.names):
-        for command in case.commands:
-            with tempfile.TemporaryDirectory() as folder:
-                path = made(case, Path(folder))
-                result = ran(tuple(word.replace("{file}", str(path)) for word in command), Path(folder))
-            wrong = faults(result, base)
-            results.append({"name": case.name, "command": " ".join(command), **result, "faults": wrong})
-            print(f"{', '.join(wrong) or 'held':<12} {case.name}: {result['said'][:100]}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        waiting = [pool.submit(judged, args.names, number, base) for number in range(len(cases(args.names)))]
+        results = [result for each in waiting for result in each.result()]
     failed = [each for each in results if each["faults"]]
     print(f"{len(results) - len(failed)} of {len(results)} held", file=sys.stderr)
     if not args.names:

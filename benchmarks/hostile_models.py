@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hostile_case import Case
-
 from headway.codecs import train_codec
 from headway.config import dumps
 from headway.domains import recipe
@@ -22,6 +20,7 @@ from headway.formats.families import find_family
 from headway.formats.published import save_published
 from headway.formats.settings import Settings
 from headway.nn.models import build
+from hostile_case import Case
 
 SHOW = ("show", "{file}")
 GENERATE = ("generate", "{file}", "--prompt", "ab", "--max-new-tokens", "2", "--backend", "torch")

@@ -13,13 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hostile_case import Case
-from headway.formats.gguf.save import save_gguf
-
 from headway.formats.families import find_family
+from headway.formats.gguf.model import save_gguf
 from headway.formats.published import save_published
 from headway.formats.settings import Settings
 from headway.nn.models import build
+from hostile_case import Case
 
 TEXT = "the cat sat on the mat, and the dog saw the cat " * 20
 GENERATE = ("generate", "{file}", "--prompt", TEXT, "--max-new-tokens", "2", "--backend", "torch")

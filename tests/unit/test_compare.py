@@ -230,7 +230,9 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     assert f"headway: {where}; the same command with --run '{stopped}' --resume goes on\n" in capsys.readouterr().err
     assert not (stopped / "gru").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headway.domains.text.task.train_codec", None)  # it is there already
+        patch.setattr(
+            "headway.domains.text.task.train_codec", lambda *_, **__: pytest.fail("made anew")
+        )  # it is there already
         names = noted(patch)
         assert cli.main(command(book, stopped, "--resume")) == cli.DONE
     assert names == ["lstm", "gru"]

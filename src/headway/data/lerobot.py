@@ -28,7 +28,7 @@ from headway.data.lerobot_info import (
     read_tasks,
     sound,
 )
-from headway.data.parquet import open_parquet
+from headway.data.parquet import index_of, open_parquet
 from headway.data.store import Columns, cache_key, open_or_build, writing
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
@@ -144,15 +144,13 @@ def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> Non
     if file.metadata.num_rows != rows:
         raise UserError(f"{path} has {file.metadata.num_rows:,} rows, and meta/ says {rows:,}; {AGAIN}")
     values = dict.fromkeys(wanted, 0)
-    for group in range(file.metadata.num_row_groups):
-        part = file.metadata.row_group(group)
-        for number in range(part.num_columns):
-            column = part.column(number)
-            path_of = f"{column.path_in_schema}."
-            owners = [name for name in file.schema_arrow.names if path_of.startswith(f"{name}.")]
-            name = max(owners, key=len, default="")  # names have dots, too: action beside action.original
-            if name in values:
-                values[name] += column.num_values
+    with sound(path, "Parquet"):
+        index = index_of(path)
+    for column in (each for group in index for each in group):
+        owners = [name for name in file.schema_arrow.names if f"{column.path}.".startswith(f"{name}.")]
+        name = max(owners, key=len, default="")  # names have dots, too: action beside action.original
+        if name in values:
+            values[name] += column.values
     for name, count in wanted.items():
         if name not in file.schema_arrow.names:
             raise UserError(f"{path} has no column {name!r}; {AGAIN}")

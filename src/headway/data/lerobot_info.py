@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headway.data.parquet import check_table, open_parquet, rows_at_once
+from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
 from headway.data.splits import named_side, side_number
 from headway.errors import UserError, nearest
 from headway.received import opened
@@ -142,13 +142,14 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
     with sound(path, "Parquet"):
         file = open_parquet(path, "robotics")
         names = [name for name in file.schema_arrow.names if columns(name)]
-        check_table(file, str(path), path.stat().st_size, names)
+        index = index_of(path)
+        check_table(index, str(path), path.stat().st_size, names)
         texts = [name for name in names if str(file.schema_arrow.field(name).type) in ("string", "large_string")]
         repeated = open_parquet(path, "robotics", texts)
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             for name in texts:
-                if rows_at_once(repeated, group, name, rows) < rows:
+                if rows_at_once(index, repeated, group, name, rows) < rows:
                     raise UserError(f"{path} repeats long texts under {name!r}; {AGAIN}")
         return file.read(names).to_pylist()
 

@@ -28,7 +28,7 @@ from headway.data.files import (
     text_blocks,
     unpacked,
 )
-from headway.data.parquet import check_table, open_parquet, rows_at_once
+from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
 from headway.errors import UserError, nearest
 from headway.received import check_expansion, place_of
@@ -51,10 +51,11 @@ def parquet_texts(file: File) -> Iterator[str]:
         with _sound_parquet(file):
             table = open_parquet(whole, "data")
             _check_column(file, table.schema_arrow)
-            check_table(table, str(file), packed, [_COLUMN])
+            index = index_of(whole)
+            check_table(index, str(file), packed, [_COLUMN])
             repeated = open_parquet(whole, "data", [_COLUMN])
             for group in range(table.num_row_groups):
-                rows = rows_at_once(repeated, group, _COLUMN, _ROWS)
+                rows = rows_at_once(index, repeated, group, _COLUMN, _ROWS)
                 for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
                     texts = batch.column(0).to_pylist()
                     given += sum(len(text or "") for text in texts)

@@ -26,7 +26,7 @@ Record = tuple[int, ...]  # eight bit boards and five states, in the order of `f
 _RANK = "[1-8pnbrqkPNBRQK]{1,8}"
 _PLAIN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
 _COORDINATES = re.compile(r"[a-h][1-8][a-h][1-8][nbrqk]?|0000")
-_LONGEST = 1 << 10  # characters of a FEN
+_LONGEST_FEN = 1 << 10  # characters
 _REMEDY = ("write moves as e2e4 or Nf3", "correct the move or the position")
 _INDEX = [-1] * (6 << 12)
 for _move, _number in NUMBERS.items():
@@ -79,8 +79,10 @@ def move_of(number: int, turn: chess.Color) -> chess.Move:
 def board_of(fen: str, where: str = "") -> chess.Board:
     """The board of a FEN. UserError for what is no FEN, for a position that the rules forbid and for Chess960."""
     front = f"{where}: " if where else ""
-    if len(fen) > _LONGEST:
-        raise UserError(f"{front}FEN {fen[:40]!r}... has {len(fen):,} characters, and none has {_LONGEST}; correct it")
+    if len(fen) > _LONGEST_FEN:
+        raise UserError(
+            f"{front}FEN {fen[:40]!r}... has {len(fen):,} characters, and none has {_LONGEST_FEN}; correct it"
+        )
     try:
         board = chess.Board(fen) if _PLAIN.fullmatch(fen) else _parsed(fen, front)
     except ValueError:  # ranks of another length than 8

@@ -193,7 +193,8 @@ class Zeros(nn.Module):
 
     def __init__(self, chunk: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("table", torch.zeros(chunk, width, device="cpu"), persistent=False)
+        zero = torch.zeros((), device="cpu")  # one number, whatever a configuration asks for
+        self.register_buffer("table", zero.expand(chunk, width), persistent=False)
 
 
 class NoisedActions(nn.Module):
