@@ -147,6 +147,16 @@ CONFIGS: dict[tuple[str, str], Any] = {
     ("MixtralForCausalLM", "large"): T.MixtralConfig(
         **LARGE, num_local_experts=6, num_experts_per_tok=3, sliding_window=7, head_dim=10
     ),
+    ("StableLmForCausalLM", "small"): T.StableLmConfig(
+        **{**SMALL, "hidden_size": 32}, use_qkv_bias=True, rope_parameters=rope(partial_rotary_factor=0.25)
+    ),
+    ("StableLmForCausalLM", "large"): T.StableLmConfig(
+        **LARGE,
+        use_parallel_residual=True,
+        layer_norm_eps=1e-3,
+        hidden_act="gelu",
+        rope_parameters=rope("linear", factor=3.0, partial_rotary_factor=1.0),
+    ),
 }  # fmt: skip
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, LARGE, SMALL, SYMBOLS, alternating, copied, logits, make, ours_of
+from decoder_models import CONFIGS, LARGE, SMALL, SYMBOLS, alternating, copied, logits, make, ours_of, without
 from safetensors.torch import load_file
 from twins import Twins, batch, difference, twins
 
 from headway.config import override
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published
+from headway.formats.published import computed, load_published, save_published
 from headway.formats.settings import Settings
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.models.presets import decoder, gpt
@@ -77,6 +77,10 @@ OLD: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
         ("Phi3ForCausalLM", "small"),
         {"rope_parameters": None, "rope_theta": 500.0, "partial_rotary_factor": 0.5, "rope_scaling": None},
     ),
+    "a part of each head in stablelm": (
+        ("StableLmForCausalLM", "small"),
+        {"rope_parameters": None, "rope_theta": 500.0, "partial_rotary_factor": None},
+    ),
     "every second layer without positions": (
         ("SmolLM3ForCausalLM", "small"),
         {"no_rope_layers": None, "layer_types": None, "no_rope_layer_interval": 2},
@@ -138,7 +142,8 @@ def test_half_precision_stays_as_it_is_stored(spelling: str, tmp_path: Path) -> 
     ("GPT2Model", ("GPT2LMHeadModel", "small")), ("OpenAIGPTModel", ("OpenAIGPTLMHeadModel", "small")),
     ("GPT2Model", ("GPT2LMHeadModel", "large")), ("GPTNeoXModel", ("GPTNeoXForCausalLM", "small")),
     ("LlamaModel", ("LlamaForCausalLM", "small")), ("Gemma3TextModel", ("Gemma3ForCausalLM", "large")),
-    ("Qwen3Model", ("Qwen3ForCausalLM", "small")), ("MixtralModel", ("MixtralForCausalLM", "small")),
+    ("Qwen3Model", ("Qwen3ForCausalLM", "small")),
+    ("StableLmModel", ("StableLmForCausalLM", "large")), ("MixtralModel", ("MixtralForCausalLM", "small")),
 ])  # fmt: skip
 def test_base_models_have_a_head_where_it_is_tied(stem: str, key: tuple[str, str], tmp_path: Path) -> None:
     """Their tensors have no prefix. Features are equal, and come back to the class they are of."""
@@ -162,6 +167,7 @@ def test_base_models_have_a_head_where_it_is_tied(stem: str, key: tuple[str, str
     ("Qwen2ForSequenceClassification", ("Qwen2ForCausalLM", "large")),
     ("Gemma3TextForSequenceClassification", ("Gemma3ForCausalLM", "small")),
     ("Phi3ForSequenceClassification", ("Phi3ForCausalLM", "small")),
+    ("StableLmForSequenceClassification", ("StableLmForCausalLM", "small")),
 ])  # fmt: skip
 def test_labels_are_told_from_the_last_token(name: str, key: tuple[str, str], tmp_path: Path) -> None:
     labels = {0: "ham", 1: "spam", 2: "neither"}
@@ -225,6 +231,26 @@ def test_what_a_file_leaves_out_has_their_default(name: str) -> None:
     assert len(missing) < len(values)
     read = [family.read(Settings({**family.defaults, **each}, name), ()) for each in (values, missing)]
     assert read[0] == read[1]
+
+
+# What every file says: without it a model is refused, or its parts do not fit.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@pytest.mark.parametrize("key", list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
+def test_each_setting_left_out_has_their_default(key: tuple[str, str]) -> None:
+    """One at a time, from a file of other sizes."""
+    config = CONFIGS[key]
+    family = families()[config.model_type]
+
+    def read(values: dict[str, Any]) -> Any:
+        return computed(family.read(Settings({**family.defaults, **values}, key[0]), ()))
+
+    values = config.to_dict()
+    for name in values.keys() - {"model_type", *SIZES}:
+        rest = without(values, name)
+        theirs = type(config).from_dict(rest).to_dict()
+        assert read(rest) == read(theirs), f"{name} is {theirs.get(name)!r} where it is left out"
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CONFIGS}))

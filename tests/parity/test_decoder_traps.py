@@ -112,6 +112,14 @@ TRAPS: dict[str, tuple[tuple[str, str], Change]] = {
     "mistral slides": (("MistralForCausalLM", "small"), mixers(lambda m: replace(m, pattern=Causal()))),
     "olmo2 norms all heads": (("Olmo2ForCausalLM", "small"), mixers(lambda m: replace(m, qk_norm=None))),
     "smollm3 has layers without positions": (("SmolLM3ForCausalLM", "small"), first_rotary),
+    "stablelm turns a part of a head": (
+        ("StableLmForCausalLM", "small"),
+        mixers(lambda mixer: replace(mixer, rotary=replace(mixer.rotary, fraction=1.0))),
+    ),
+    "stablelm adds side by side": (
+        ("StableLmForCausalLM", "large"),
+        every(lambda block: replace(block, placement="pre", shared_norm=False)),
+    ),
     "mixtral's probabilities sum to 1": (("MixtralForCausalLM", "small"), routed(normalise=False)),
     "mixtral's tokens take two experts": (("MixtralForCausalLM", "small"), routed(active=1)),
 }

@@ -1,0 +1,83 @@
+"""StableLM (Bellagente et al. 2024): Llama with layer norms, rotary positions in a quarter of each head, and, in its
+parallel form, one norm for attention and feed-forward side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from headway.formats.families import llama
+from headway.formats.heads import PublishedClasses, head_rules
+from headway.formats.rules import TensorRule, expect, layers, linear, rule
+from headway.formats.settings import Settings
+from headway.nn.models import BlockConfig, TransformerConfig
+from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
+
+
+def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    settings.refuse("qk_layernorm", False)  # a norm with weights of its own for each head
+    norm, parallel = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("use_parallel_residual", bool)
+    config = llama.with_mixers(
+        llama.read_plain(settings), head_size=None, qkv_bias=settings.get("use_qkv_bias", bool), out_bias=False
+    )
+
+    def layer(i: int, block: BlockConfig) -> BlockConfig:
+        feed = replace(llama.gated(block), bias=False)
+        return replace(
+            block,
+            feed_forward=feed,
+            norm=norm,
+            placement="parallel" if parallel else "pre",
+            shared_norm=parallel,
+        )
+
+    config = llama.with_blocks(config, layer)
+    return replace(config, stack=replace(config.stack, norm=norm))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    block, eps = config.stack.blocks[0], expect(config.stack.norm, LayerNormConfig).eps
+    rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))  # llama.write knows no other
+    said = llama.write("stablelm", PublishedClasses.of("StableLm"), rms)
+    fraction = llama.first_rotary(config).fraction
+    return {
+        **{name: value for name, value in said.items() if name not in ("rms_norm_eps", "head_dim")},
+        "layer_norm_eps": eps,
+        "use_qkv_bias": llama.attention(block).qkv_bias,
+        "use_parallel_residual": block.placement == "parallel",
+        "rope_parameters": {**said["rope_parameters"], "partial_rotary_factor": fraction},
+    }
+
+
+def rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+        return [
+            *linear(f"{ours}.mix.before", f"{theirs}.input_layernorm"),
+            *([] if block.shared_norm else linear(f"{ours}.feed.before", f"{theirs}.post_attention_layernorm")),
+            *llama.attention_rules(ours, f"{theirs}.self_attn", llama.attention(block)),
+            *llama.gated_rules(ours, theirs, block),
+        ]
+
+    return [
+        rule("embed.table", "model.embed_tokens.weight"),
+        *layers(len(config.stack.blocks), layer),
+        *linear("stack.norm", "model.norm"),
+        *head_rules(config),
+    ]
+
+
+FAMILY = llama.family(
+    "stablelm",
+    read,
+    write,
+    rules,
+    layer_norm_eps=1e-5,
+    num_key_value_heads=32,
+    use_qkv_bias=False,
+    use_parallel_residual=False,
+    partial_rotary_factor=0.25,
+    max_position_embeddings=4096,
+)
