@@ -21,6 +21,7 @@ from headway.errors import UserError
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
 _BLOCK = 1 << 20
 _FREE = 1 << 26  # bytes that any file may expand to, however small it is
+_FREE_LINES = 1 << 24  # of these, bytes that are read line by line: each line takes its time, be it empty
 _SIP = 1 << 17
 _XZ = b"\xfd7zXZ\0"
 _PIECE = 1 << 12  # compressed bytes, where what they expand to cannot be asked for in parts
@@ -28,20 +29,20 @@ _DICTIONARY = 1 << 28  # bytes that a decompressor may look back
 _LONGEST = 80  # characters of a path that a message shows
 
 
-class Limits(NamedTuple):
+class ReadLimits(NamedTuple):
     """How much one file may take. HEADWAY_LIMIT_ and the name, in the environment, sets another one."""
 
-    expanded: int = 1 << 40  # bytes of a compressed file, read piece by piece; those of the first 64 MiB are free
-    ratio: int = 250  # bytes out for each byte in, above 64 MiB
+    expanded: int = 1 << 40  # bytes of a compressed file, read piece by piece; those of the first 64 MiB, of lines 16, are free
+    ratio: int = 250  # bytes out for each byte in, above that
     whole: int = 1 << 33  # bytes of what must be in memory at once: an array, a member of an archive
     members: int = 100_000  # files in an archive
     line: int = 1 << 26  # characters of a line
 
 
-def limits() -> Limits:
+def limits() -> ReadLimits:
     """Those of the environment. UserError for a setting that is no whole number above 0."""
-    found = Limits()
-    for name in Limits._fields:
+    found = ReadLimits()
+    for name in ReadLimits._fields:
         said = os.environ.get(_setting(name))
         if said is None:
             continue
@@ -61,9 +62,9 @@ def _setting(name: str) -> str:
     return f"HEADWAY_LIMIT_{name.upper()}"
 
 
-def check_expansion(what: str, packed: int, size: int) -> None:
+def check_expansion(what: str, packed: int, size: int, free: int = _FREE) -> None:
     """UserError where `size` bytes are too many to come out of `packed`, or too many at all."""
-    if size <= _FREE:
+    if size <= free:
         return
     if size > (most := limits()).expanded:
         raise exceeded(what, f"expands to over {most.expanded:,} bytes", "expanded")
@@ -128,7 +129,7 @@ def expanded(raw: IO[bytes], suffix: str, packed: int, what: str) -> Iterator[by
     size = 0
     for block in _READERS.get(suffix, _plain)(raw, what):
         size += len(block)
-        check_expansion(what, packed, size)
+        check_expansion(what, packed, size, _FREE_LINES)
         yield block
 
 

@@ -15,7 +15,7 @@ import pytest
 import headway
 from headway.data.files import File, blocks, lines, members
 from headway.errors import UserError
-from headway.received import Limits, check_whole, expanded, limits, opened, place_of
+from headway.received import ReadLimits, check_whole, expanded, limits, opened, place_of
 
 
 def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
 
 
 def test_limits_are_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits() == Limits()
+    assert limits() == ReadLimits()
     monkeypatch.setenv("HEADWAY_LIMIT_RATIO", "2000")
-    assert limits() == Limits(ratio=2000)
+    assert limits() == ReadLimits(ratio=2000)
     for wrong in ("", "x", "0", "-1", "1" * 30):
         monkeypatch.setenv("HEADWAY_LIMIT_RATIO", wrong)
         with pytest.raises(UserError, match="HEADWAY_LIMIT_RATIO is"):

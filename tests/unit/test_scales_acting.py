@@ -21,7 +21,7 @@ from headway.data.recordings import episode_lengths
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.chess import recipes as chess_recipes
-from headway.domains.robotics.scale import smaller
+from headway.domains.robotics.recipes import smaller
 from headway.errors import UserError
 from headway.learn import scale as scales
 from headway.learn.optim import is_matrix

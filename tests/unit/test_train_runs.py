@@ -31,7 +31,7 @@ from headway.learn.learner import Update
 from headway.learn.loop import Loop
 from headway.learn.page import repeat
 from headway.learn.run import RunDirectory, read_metrics
-from headway.learn.training import Training
+from headway.learn.training import RunState
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
 from processes import Program
@@ -517,7 +517,7 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     run = SimpleNamespace(progress=progress, recipe=counting_recipe(steps=100), rate=lambda: 0.1)
-    journal = Journal(cast(Training, run), [], Plain(100, 1.0, ""))
+    journal = Journal(cast(RunState, run), [], Plain(100, 1.0, ""))
     for step in range(1, 101):
         loss = 40.0 if step == 5 or step > 30 else 2.0  # a spike is no divergence
         progress.step = step

@@ -3,8 +3,7 @@
 A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
 that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
 `headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. SCALES
-of its module `recipes`, or of a module `scale`, says how those of its recipes that fit themselves grow with data and
-time.
+of its module `recipes` says how those that fit themselves grow with data and time.
 """
 
 from __future__ import annotations
@@ -85,9 +84,7 @@ def scale_of(name: str) -> Scale | None:
     """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
     if name not in homes():
         return None
-    package = f"{__name__}.{homes()[name]}"
-    home = "scale" if find_spec(f"{package}.scale") is not None else "recipes"
-    return getattr(import_module(f"{package}.{home}"), "SCALES", {}).get(name)
+    return getattr(import_module(f"{__name__}.{homes()[name]}.recipes"), "SCALES", {}).get(name)
 
 
 @cache

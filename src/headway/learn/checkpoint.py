@@ -17,7 +17,7 @@ from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
 
 if TYPE_CHECKING:
-    from headway.learn.training import Training
+    from headway.learn.training import RunState
 
 _VERSION = 1
 
@@ -55,7 +55,7 @@ class Checkpoints:
         for path in self.directory.glob(".step-*"):
             remove(path)
 
-    def save(self, run: Training, keep: int = 1, interval: int = 1) -> None:
+    def save(self, run: RunState, keep: int = 1, interval: int = 1) -> None:
         """Write a checkpoint beside the others, of which the newest `keep` stay that lie `interval` steps apart.
 
         One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files
@@ -105,7 +105,7 @@ class Checkpoints:
         return told
 
     @torch.no_grad()
-    def load_newest(self, run: Training) -> None:
+    def load_newest(self, run: RunState) -> None:
         """Let `run` go on from the newest checkpoint, where there is one."""
         paths = self.all()
         if not paths:
@@ -117,7 +117,7 @@ class Checkpoints:
         run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
 
     @torch.no_grad()
-    def average_newest(self, run: Training) -> int:
+    def average_newest(self, run: RunState) -> int:
         """Put the mean of the newest checkpoints' weights into the model of `run`; the number averaged."""
         learner, paths = run.learner, self.all()[-run.recipe.train.average :]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)

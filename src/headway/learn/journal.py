@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from headway.errors import UserError
 from headway.learn.learner import Update
 from headway.learn.run import Logger
-from headway.learn.training import Training
+from headway.learn.training import RunState
 
 _EVERY = 10.0  # seconds between plain lines
 _REFRESH = 0.2  # seconds between refreshes of a live line
@@ -294,7 +294,7 @@ class Journal:
     `progress.seconds` of the run counts training only: evaluations and checkpoints happen inside `paused`.
     """
 
-    def __init__(self, run: Training, loggers: Sequence[Logger], display: Display) -> None:
+    def __init__(self, run: RunState, loggers: Sequence[Logger], display: Display) -> None:
         self.interval = _interval(run.recipe.train.steps)
         self.run = run
         self.loggers = loggers

@@ -19,11 +19,11 @@ from headway.learn.examples import Batch, Explored
 from headway.learn.journal import Journal
 from headway.learn.recipe import Recipe
 from headway.learn.scale import LossForecast, computing
-from headway.learn.training import Training
+from headway.learn.training import RunState
 
 
 class UserInterrupt(KeyboardInterrupt):
-    """Training was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
+    """RunState was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
 
     `where` says how far it came, `remedy` how it goes on.
     """
@@ -86,7 +86,7 @@ class Loop:
     """Trains a run that was started to the end of its recipe."""
 
     def __init__(
-        self, run: Training, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
+        self, run: RunState, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
     ) -> None:
         """`foretell` says from an evaluation how the run will end."""
         self.run = run

@@ -24,7 +24,7 @@ from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
 from headway.learn.start import Agreement, agree, keep_symbols, open_start
 from headway.learn.task import Task, unit_of
-from headway.learn.training import Training
+from headway.learn.training import RunState
 from headway.nn.kernels import is_deterministic
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, TokenEmbedConfig, TransformerConfig, TwoTowerConfig
 
@@ -66,7 +66,7 @@ class Trainer:
         processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         model = task.adapt(recipe.model)
         recipe = replace(recipe, model=model if recipe.start is None else keep_symbols(model, recipe.model))
-        self.run = Training(recipe, task, RunDirectory(run_directory), processes, clock or Clock(), minutes)
+        self.run = RunState(recipe, task, RunDirectory(run_directory), processes, clock or Clock(), minutes)
         self.shown = progress and processes.first
         self.judged = judged
         self.foretell = foretell

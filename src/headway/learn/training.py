@@ -24,7 +24,7 @@ from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
 
-class Training:
+class RunState:
     """A run that is under way, and the one owner of its state: the recipe as it stands, the directory, how far it has
     come, and the model that learns, which is there from `start` on.
 

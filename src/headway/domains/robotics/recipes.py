@@ -1,10 +1,23 @@
-"""Recipes for robots: demonstrations of the user's, and Meta-World's tasks."""
+"""Recipes for robots: demonstrations of the user's, and Meta-World's tasks; how a policy of a user's demonstrations is
+fitted to their amount and to the time.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
 from headway.data import SplitConfig
+from headway.data.demonstrations import outline
 from headway.domains.robotics.task import RoboticsConfig
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.domains.robotics.windows import Demonstrated
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 from headway.nn.models import RegressionConfig, act
 
 
@@ -41,3 +54,78 @@ def metaworld() -> Recipe:
 
 
 RECIPES = (robotics, metaworld)
+
+
+_SHAPES = (
+    (64, [1, 1, 1], 2),
+    (64, [2, 1, 1], 2),
+    (96, [2, 1, 1], 3),
+    (128, [3, 1, 1], 4),
+    (192, [3, 1, 1], 6),
+    (256, [4, 1, 1], 8),
+    (384, [4, 1, 1], 6),
+    (512, [5, 1, 1], 8),
+)
+_CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
+_PLAYED = (5, 25)  # the fewest and the most episodes of a task at an evaluation; at the end twice as many
+_FEW, _MANY = 2, 50  # demonstrations that are held out of each side, at the least and at the most
+_PATCH = 16  # sizes of pictures are multiples of it
+_SEEN = ((3.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is high, below so many minutes
+
+
+@dataclass(frozen=True)
+class DemonstrationsScale(Scale):
+    """Batches are counted by actions, each of which is another target in each chunk that it stands in. States are read
+    with other noise each time, so that what is read again is worth more than a text is, and feeds larger models.
+    """
+
+    law: Law = field(default_factory=lambda: Law(repeats=60.0, excess=20.0))
+    least: int = 320
+    most: int = 20480
+    unit: str = "action"
+    shapes: Shapes = _SHAPES
+
+    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+        found = outline(paths)
+        count, middle = len(found.lengths), int(np.median(found.lengths))
+        low, high = _CHUNKS
+        chunk = min(high, max(low, middle // 5))
+        few, many = _PLAYED
+        played = min(many, max(few, round(few * math.sqrt(minutes))))
+        share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
+        settings: dict[str, Any] = {
+            "model.chunk": chunk,
+            "task.episodes": played,
+            "task.final": 2 * played,
+            "task.split.validation": share,
+            "task.split.test": share,
+        }
+        reason = f"chunks of {chunk} actions for {count:,} demonstrations of {middle:,} steps"
+        size = smaller(found.cameras, minutes)
+        if size is not None:
+            settings["task.size"] = size
+            reason += f"; pictures of {size[0]} x {size[1]}"
+        return Settled(settings, reason)
+
+    def amount(self, task: Task) -> int:
+        examples = cast(Demonstrated, cast(Task, task).examples)
+        return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
+
+    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        return {"model.dropout": 0.0 if epochs < 100 else 0.1}
+
+
+def smaller(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:
+    """Height and width in which the pictures of all cameras are read; None where they can stay as they are."""
+    if not cameras:
+        return None
+    high, wide = max(cameras.values())
+    most = next(pixels for limit, pixels in _SEEN if minutes < limit)
+    whole = all(side % _PATCH == 0 for size in cameras.values() for side in size)
+    if whole and high <= most:
+        return None
+    height = max(_PATCH, min(most, high // _PATCH * _PATCH))
+    return [height, max(_PATCH, round(height * wide / high / _PATCH) * _PATCH)]
+
+
+SCALES = {"robotics": DemonstrationsScale()}

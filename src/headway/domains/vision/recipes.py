@@ -61,7 +61,7 @@ def small_vit(
 
 
 def vision() -> Recipe:
-    """Any images with classes. What is open is chosen by `scale.py` where --minutes are given."""
+    """Any images with classes. What is open is chosen by the scale below where --minutes are given."""
     return Recipe(
         name="vision",
         domain="vision",
