@@ -32,7 +32,7 @@ _LONGEST = 80  # characters of a path that a message shows
 class ReadLimits(NamedTuple):
     """How much one file may take. HEADWAY_LIMIT_ and the name, in the environment, sets another one."""
 
-    expanded: int = 1 << 40  # bytes of a compressed file, read piece by piece; those of the first 64 MiB, of lines 16, are free
+    expanded: int = 1 << 40  # bytes of a compressed file; those of the first 64 MiB, of lines 16, are free
     ratio: int = 250  # bytes out for each byte in, above that
     whole: int = 1 << 33  # bytes of what must be in memory at once: an array, a member of an archive
     members: int = 100_000  # files in an archive

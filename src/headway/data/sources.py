@@ -244,10 +244,12 @@ def read_pairs(source: PairSource) -> Iterator[Pair]:
 
 def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
     """The words of a pronouncing dictionary, each with all its pronunciations: phonemes without stress
-    marks, spaces between them. Variants that differ in stress alone are one."""
+    marks, spaces between them. Variants that differ in stress alone are one; blank lines are passed over."""
     known: dict[str, list[str]] = {}
     for number, line in enumerate(lines(source), 1):
-        entry, *sounds = line.split("#")[0].split()
+        entry, *sounds = line.split("#")[0].split() or [""]
+        if not entry:
+            continue
         if not sounds:
             raise UserError(f"{source}, line {number}: {line!r} has no phonemes; write: word, space, phonemes")
         word = re.sub(r"\(\d+\)$", "", entry)
