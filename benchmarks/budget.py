@@ -316,7 +316,7 @@ def grid(names: Sequence[str], budgets: Sequence[float]) -> None:
         sized = [(size, rate) for size in SETS[name].sizes for rate in SETS[name].rates]
         jobs += [(name, minutes, *choice) for choice in [(None, None), *sized]]
     data = {name: files(SETS[name]) for name in names}
-    done = {key_of(one) for one in read()["grid"]}
+    done = {key_of(one) for one in read()["grid"] if "beside" not in one}
     free, lock = sorted(os.sched_getaffinity(0)), Lock()
 
     def work(job: tuple[Any, ...]) -> None:
@@ -342,6 +342,7 @@ def regret(name: str, minutes: float, cells: Sequence[dict[str, Any]]) -> dict[s
     """The score of the choice, that of the best cell, and the difference: of a loss the share, of others the points."""
     score = SETS[name].score
     rows = [one for one in cells if one["set"] == name and one["minutes"] == minutes and "scores" in one]
+    rows = [one for one in rows if "beside" not in one]  # what other programs were beside of compares nothing
     chosen = [one for one in rows if one["size"] is None]
     others = [one for one in rows if one["size"] is not None]
     if not chosen or not others:

@@ -5,18 +5,21 @@
 
 Each command runs in a process of its own, and as many at a time as there are cores. It fails where it takes over 10 s
 of a core, over 1 GB more than a command that reads a good file, prints a traceback or more than one line of error, or
-ends other than with 0 or 2.
+ends other than with 0 or 2. What is in results/hostile.json is not run again (remove it for that), and cases come in an
+order that mixes their kinds, so that a run that is stopped says something of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import random
 import resource
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ import hostile_files
 import hostile_models
 import hostile_texts
 from hostile_case import Case
-from measure import write
+from measure import RESULTS, write
 
 SOURCES = (hostile_files, hostile_texts, hostile_models)
 _SECONDS, _MEMORY = 10, 1 << 30  # that a command may take: of a core, and bytes beyond a good file
@@ -132,13 +135,18 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = base_of(Path(folder))
+    path = RESULTS / "hostile.json"
+    results: list[dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else []
+    known = {each["name"] for each in results}
+    numbers = [number for number, case in enumerate(cases(args.names)) if case.name not in known]
+    random.Random(1).shuffle(numbers)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        waiting = [pool.submit(judged, args.names, number, base) for number in range(len(cases(args.names)))]
-        results = [result for each in waiting for result in each.result()]
+        for each in as_completed([pool.submit(judged, args.names, number, base) for number in numbers]):
+            results += each.result()
+            failed = sum(bool(result["faults"]) for result in results)
+            write("hostile", {"base_bytes": base, "commands": len(results), "failures": failed, "results": results})
     failed = [each for each in results if each["faults"]]
     print(f"{len(results) - len(failed)} of {len(results)} held", file=sys.stderr)
-    if not args.names:
-        write("hostile", {"base_bytes": base, "commands": len(results), "failures": len(failed), "results": results})
     sys.exit(bool(failed))
 
 
