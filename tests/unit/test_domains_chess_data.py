@@ -249,6 +249,21 @@ def test_the_tokens_of_a_fen_learn_each_target(tmp_path: Path, target: str) -> N
     assert batch.inputs[0].shape == (8, 79 if target == "action_value" else 78)
     assert run.summary["scores"]["positions"] > 0
     assert json.loads((tmp_path / "run/recipe.json").read_text())["task"]["target"] == target
+    if target == "behaviour":  # its symbols are no tokenizer's, and another run starts from it all the same
+        more, changed = (
+            {**given, **split, "train.steps": 1},
+            {"train.evaluate_every": 1, "optim": "adamw", "optim.lr": 1e-9},
+        )
+        again = hw.train(
+            "chess-searchless",
+            [games_file(tmp_path)],
+            {**more, **changed},
+            run=tmp_path / "again",
+            from_=tmp_path / "run",
+            progress=False,
+        )
+        first, second = (each.model.heads["value"].project.weight for each in (run, again))  # type: ignore[index]
+        assert torch.allclose(first, second, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from headway.nn.models import (
     TransformerConfig,
     TwoTowerConfig,
     build,
+    kinds,
 )
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.patches import Grid, resized
@@ -95,8 +96,7 @@ class Agreement(NamedTuple):
 def open_start(start: str) -> Opened:
     """The model to begin from. Raises UserError for one whose symbols have no tokenizer that says what they are."""
     opened = open_model(named_folder(start))
-    config: Any = opened.model.config
-    if config.symbols and opened.codec is None:
+    if opened.codec is None and kinds.reads_prompts(opened.model):
         raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
     return opened
 
