@@ -158,7 +158,7 @@ def _put(offset: int, form: str, value: int, data: bytearray, at: int) -> None:
 
 def _zip_bomb(method: int, folder: Path) -> Path:
     with zipfile.ZipFile(folder / "a.zip", "w", method) as archive, archive.open("a.txt", "w", force_zip64=True) as out:
-        for block in _repeated(b"", b"a", 1 << 28):
+        for block in _repeated(b"", b"a", 1 << 28 if method else 1 << 24):  # what is not packed is as long as it is
             out.write(block)
     return folder / "a.zip"
 

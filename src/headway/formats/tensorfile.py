@@ -18,6 +18,7 @@ from headway.errors import UserError, nearest
 from headway.formats.mapped import Mapped, tensor_bytes
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
+_MOST = 200_000  # tensors of a file: models of thousands of experts have fewer
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -106,6 +107,8 @@ class _Header:
             self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
             self._fail("has a header that is not a mapping of tensors")
+        if len(header) > _MOST:
+            self._fail(f"has {len(header):,} tensors, more than any model of {_MOST:,}")
         return header
 
     def _entry(self, name: str, given: Any, data: int) -> TensorEntry:

@@ -115,16 +115,21 @@ class Reader(notation.BaseVisitor[Game]):
 
 
 class _Handle:
-    """A file's lines as python-chess wants to read them, which counts them."""
+    """A file's lines as python-chess wants to read them, which counts them. Of blank lines one after the other it gives
+    the first: the parser takes long over each.
+    """
 
     def __init__(self, file: File) -> None:
-        self._lines = lines(file)
+        self._lines = enumerate(lines(file), 1)
+        self._blank = False
         self.number = 0
 
     def readline(self) -> str:
-        line = next(self._lines, None)
-        self.number += 1
-        return "" if line is None else line + "\n"
+        for number, line in self._lines:
+            if line or not self._blank:
+                self.number, self._blank = number, not line
+                return line + "\n"
+        return ""
 
 
 def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
