@@ -330,6 +330,7 @@ def _cell(
     forgets: bool = False,
     scale: float = 0.0,
 ) -> Slot:
+    """A step of the states of a cell; `peepholes` is the address of its own constants, such as an LSTM's peepholes."""
     also = also or gates
     build.emit(
         Opcode.CELL, cell=kind, gates=gates.address, gates_stride=gates.stride, also=also.address,

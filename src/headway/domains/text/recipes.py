@@ -102,7 +102,7 @@ def text() -> Recipe:
         data=(),
         model=published(width=256, depth=4, heads=4, window=256, symbols=4096, dropout=0.1),
         task=LanguageConfig(codec="bpe", size=4096, context=256),
-        optim=MuonConfig(lr=0.02, adam_lr=3e-3),
+        optim=MuonConfig(lr=0.012, adam_lr=3e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_tokens=4096),
         expected="half an hour for 8 million tokens on 2 cores",
