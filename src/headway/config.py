@@ -27,6 +27,7 @@ from headway.errors import ConfigError, nearest
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
 _ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
+_BITS = 63  # of whole numbers: what tensors and generators take
 Setter = Callable[[Any, Any], Any]
 _SETTERS: dict[type, dict[str, Setter]] = {}
 _waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
@@ -115,6 +116,8 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         return {key: _read(args[1], value, f"{path}.{key}") for key, value in data.items()}
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
+    if isinstance(data, int) and data.bit_length() > _BITS:
+        raise ConfigError(f"{path} is a whole number of {data.bit_length()} bits; give one of {_BITS} bits at most")
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if hint is int and isinstance(data, bool):

@@ -65,7 +65,7 @@ def translation() -> Recipe:
         data=(),
         model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, symbols=8000, dropout=0.1),
         task=TranslationConfig(size=8000, longest=128),
-        optim=MuonConfig(lr=0.01, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
+        optim=MuonConfig(lr=0.006, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=10000, batch_tokens=2048, evaluate_limit=500),
         expected="--minutes chooses size and steps for your data; an hour for 20 million tokens on 2 cores without",
