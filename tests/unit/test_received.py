@@ -135,3 +135,11 @@ def test_readers_open_what_they_are_given_through_received() -> None:
                 found[name] = openers
     assert found == _OWN
     assert _openers("def f(p):\n open(p)\ndef g(p):\n p.open('rb')\ndef h(p):\n p.read_text()") == {"f", "g", "h"}
+
+
+def test_millions_of_blank_lines_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n" + "\n" * 3_000_000 + "two\n")
+    assert sum(bool(line) for line in lines(File(tmp_path / "a.txt"))) == 2
+    (tmp_path / "a.txt").write_text("one\n" + "\n" * 8_000_000 + "two\n")
+    with pytest.raises(UserError, match="over 4,000,000 blank lines one after the other; take them out"):
+        list(lines(File(tmp_path / "a.txt")))

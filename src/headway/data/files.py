@@ -204,10 +204,15 @@ def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offse
 
 
 def lines(file: File) -> Iterator[str]:
-    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line). UserError for a long one."""
+    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line). UserError for a long one, and for
+    millions of blank ones in a row, each of which takes its time.
+    """
     parts: list[str] = []
-    waiting, most = 0, limits().line
+    waiting, blank, most = 0, 0, limits().line
     for block in text_blocks(file):
+        blank = 0 if block.strip("\r\n") else blank + len(block)
+        if blank > _BLANK:
+            raise UserError(f"{file} has over {_BLANK:,} blank lines one after the other; take them out")
         first, *others = block.split("\n")
         parts.append(first)
         if others:
@@ -223,6 +228,7 @@ def lines(file: File) -> Iterator[str]:
         yield last.removesuffix("\r")
 
 
+_BLANK = 4_000_000
 _COLUMN = "text"
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 _PREFIX, _VARIABLE = "hf:", "HEADWAY_HUB"  # by which a name of a hub is told from a path, and confirmed without it
