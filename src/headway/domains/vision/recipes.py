@@ -69,7 +69,7 @@ def vision() -> Recipe:
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=VisionConfig(smoothing=0.1, augment=ImageAugmentConfig(flip=0.5, crop=0.5, erase=0.25)),
-        optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
+        optim=MuonConfig(lr=0.008, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
         expected="minutes from scratch; better with --from a pre-trained ViT",
