@@ -47,9 +47,9 @@ with torch.no_grad():
     save_published(build(preset("llama-135m")), preset("llama-135m"), folder / "shape")
 """
 JOBS = {
-    "training a language model": 'train("text", plays, {**text, "train.steps": 100})',
-    "training a pronouncer": 'train("pronounce", words, {"train.steps": 40, "train.evaluate_limit": 64})',
-    "decoding 1,000 tokens": 'hw.load(folder / "made").generate("The", max_new_tokens=1000, temperature=0)',
+    "training a language model": 'train("text", plays, {**text, "train.steps": 30})',
+    "training a pronouncer": 'train("pronounce", words, {"train.steps": 15, "train.evaluate_limit": 64})',
+    "decoding 300 tokens": 'hw.load(folder / "made").generate("The", max_new_tokens=300, temperature=0)',
     "loading 135M parameters": 'hw.load(folder / "shape")',
     "from the start to one embedded line": 'hw.load(encoder).embed("one line")',
 }
