@@ -20,7 +20,7 @@ _CELL = 64  # bytes, about, of a value as Python's object
 _MAGIC, _DEEPEST = b"PAR1", 32
 
 
-class Column(NamedTuple):
+class ColumnSize(NamedTuple):
     """What a file's index says of a column in a group of rows."""
 
     path: str
@@ -28,7 +28,7 @@ class Column(NamedTuple):
     dictionary: bool  # whether texts that repeat are held once
 
 
-Index = list[list[Column]]  # of each group of rows
+Index = list[list[ColumnSize]]  # of each group of rows
 
 
 def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] = ()) -> Any:
@@ -62,11 +62,11 @@ def index_of(place: Path | IO[bytes]) -> Index:
     return [[_column(each.get(3, {})) for each in columns] for columns in groups]
 
 
-def _column(said: dict[int, Any]) -> Column:
+def _column(said: dict[int, Any]) -> ColumnSize:
     path, values = b".".join(said.get(3, [])).decode("utf-8", "replace"), said.get(5, 0)
     if not isinstance(values, int) or values < 0:
         raise ValueError(f"column {path} has {values} values")
-    return Column(path, values, 11 in said)
+    return ColumnSize(path, values, 11 in said)
 
 
 class _Thrift:
