@@ -339,9 +339,10 @@ class Experience:
         past = state["past"].numpy() if "past" in state else np.zeros(0)
         pasts = np.split(past, np.cumsum(state["lengths"].numpy())[:-1])
         for row, (number, past) in enumerate(zip(state["numbers"].tolist(), pasts)):
-            self._numbers[row], self._past[row], self._returns[row] = number, list(past), 0.0
+            actions: list[Any] = list(past)
+            self._numbers[row], self._past[row], self._returns[row] = number, actions, 0.0
             self.last.begin(row, self.copies.reset(row, self._start(number)))
-            for action in past:
+            for action in actions:
                 after = self.copies.step(row, action)
                 self._returns[row] += after.reward
                 self.last.add(row, after.state)
