@@ -54,6 +54,7 @@ def _run(source: str | Path, words: tuple[str, ...], environment: dict[str, str]
     sys.argv = [str(source) if isinstance(source, Path) else "-c", *words]
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup these tests run under
     if isinstance(source, Path):
         runpy.run_path(str(source), run_name="__main__")
     else:

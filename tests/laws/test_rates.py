@@ -72,4 +72,4 @@ def test_the_depth_changes_little(book: Path, tmp_path: Path) -> None:
 def test_recipes_say_their_rates() -> None:
     asked: Recipe = recipe("text")
     rates = scale_of("text").rates(asked, 512, 16, 4096)  # type: ignore[union-attr]
-    assert rates == {"optim.lr": pytest.approx(0.01), "optim.head_lr": pytest.approx(0.003 / 4)}
+    assert rates == {"optim.lr": pytest.approx(0.006), "optim.head_lr": pytest.approx(0.003 / 4)}

@@ -52,7 +52,7 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
             for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
