@@ -1,9 +1,9 @@
 """Whether this revision is as fast as another: training, decoding, loading and starting, in pairs of processes.
 
-    python benchmarks/pairs.py REVISION               # each job ten times, the old and the new in turn
+    python benchmarks/pairs.py REVISION               # each job five times, the old and the new in turn
 
 Each process has one thread on one core, and what is counted are the core seconds that the system charges it for,
-imports included. Told are, for each job, the least of the old and of the new, and the median of the ten quotients
+imports included. Told are, for each job, the least of the old and of the new, and the median of the five quotients
 new / old.
 """
 
@@ -23,7 +23,7 @@ from budget import minilm
 from measure import ROOT, data_folder, write
 from same import checkout
 
-PAIRS = 10
+PAIRS = 5
 START = """
 import json, sys
 from pathlib import Path
@@ -47,11 +47,11 @@ with torch.no_grad():
     save_published(build(preset("llama-135m")), preset("llama-135m"), folder / "shape")
 """
 JOBS = {
-    "training a language model": 'train("text", plays, {**text, "train.steps": 30})',
-    "training a pronouncer": 'train("pronounce", words, {"train.steps": 15, "train.evaluate_limit": 64})',
     "decoding 300 tokens": 'hw.load(folder / "made").generate("The", max_new_tokens=300, temperature=0)',
     "loading 135M parameters": 'hw.load(folder / "shape")',
     "from the start to one embedded line": 'hw.load(encoder).embed("one line")',
+    "training a language model": 'train("text", plays, {**text, "train.steps": 10})',
+    "training a pronouncer": 'train("pronounce", words, {"train.steps": 10, "train.evaluate_limit": 64})',
 }
 
 
