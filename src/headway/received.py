@@ -27,6 +27,7 @@ _XZ = b"\xfd7zXZ\0"
 _PIECE = 1 << 12  # compressed bytes, where what they expand to cannot be asked for in parts
 _DICTIONARY = 1 << 28  # bytes that a decompressor may look back
 _LONGEST = 80  # characters of a path that a message shows
+HUB, _CONFIRMS = "hf:", "HEADWAY_HUB"  # by which a name of a hub is told from a path, and confirmed without it
 
 
 class ReadLimits(NamedTuple):
@@ -98,6 +99,19 @@ def shown(given: str | Path) -> str:
     """A path for a message: of a very long one the start."""
     text = str(given)
     return text if len(text) <= _LONGEST * 4 else f"{text[:_LONGEST]}... ({len(text):,} characters)"
+
+
+def hub_confirmed() -> bool:
+    """Whether the setting HEADWAY_HUB=1 allows names of a hub without their prefix."""
+    return os.environ.get(_CONFIRMS) == "1"
+
+
+def unconfirmed(name: str | Path, what: str) -> UserError:
+    """The error for a name that is no path here, and would be that of a `what` on a hub."""
+    return UserError(
+        f"there is no file or folder {name}; check the path, or write {HUB}{name} for the {what} of that name on the "
+        f"Hugging Face hub ({_CONFIRMS}=1 allows it without {HUB})"
+    )
 
 
 def opened(path: Path | str) -> BufferedReader:

@@ -18,7 +18,7 @@ from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
 from headway.errors import ConfigError, UserError, nearest
 from headway.evaluation import listed, open_task
-from headway.formats.hub import PREFIX, find_folder
+from headway.formats.hub import find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
 from headway.in_memory import Paths
@@ -29,6 +29,7 @@ from headway.learn.scale import shape_of
 from headway.learn.start import lay_out, open_start, rates
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
+from headway.received import HUB
 
 
 def configured(
@@ -47,7 +48,7 @@ def configured(
     """
     found = named(recipe)
     for given in (start, *(settings or {}).values()):
-        if isinstance(given, str) and given.startswith(PREFIX):
+        if isinstance(given, str) and given.startswith(HUB):
             find_folder(given)  # asked for by the user: what the recipe names is here from now on
     if start is not None:
         find_folder(start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import importlib
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from headway.data.packed import open_packed
 from headway.data.splits import SIDES, named_side
 from headway.errors import UserError, nearest
-from headway.received import DAMAGE, exceeded, expanded, limits, opened, size_of
+from headway.received import DAMAGE, HUB, exceeded, expanded, hub_confirmed, limits, opened, size_of, unconfirmed
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
@@ -231,7 +230,6 @@ def lines(file: File) -> Iterator[str]:
 _BLANK = 4_000_000
 _COLUMN = "text"
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
-_PREFIX, _VARIABLE = "hf:", "HEADWAY_HUB"  # by which a name of a hub is told from a path, and confirmed without it
 
 
 class HubSplit(NamedTuple):
@@ -251,14 +249,11 @@ def find_hub(name: str) -> list[HubSplit]:
     """The splits of `hf:owner/name` or `hf:owner/name:config` that are named train, validation or test. UserError for a
     name without the prefix, unless the setting HEADWAY_HUB=1 confirms it.
     """
-    bare = name.removeprefix(_PREFIX)
+    bare = name.removeprefix(HUB)
     if not _NAME.fullmatch(bare):
         raise UserError(f"there is no file or folder {name}; check the name")
-    if bare == name and os.environ.get(_VARIABLE) != "1":
-        raise UserError(
-            f"there is no file or folder {name}; check the path, or write {_PREFIX}{name} for the dataset of that name "
-            f"on the Hugging Face hub ({_VARIABLE}=1 allows it without {_PREFIX})"
-        )
+    if bare == name and not hub_confirmed():
+        raise unconfirmed(name, "dataset")
     dataset, _, config = bare.partition(":")
     builder = _call(name, "load_dataset_builder", dataset, config or None)
     splits = list(_call(name, "get_dataset_split_names", dataset, config or None))

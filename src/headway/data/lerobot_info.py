@@ -154,15 +154,6 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
         return file.read(names).to_pylist()
 
 
-def packaged_parquet(path: Path) -> Any:
-    """The module pyarrow.parquet; UserError where it is not."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path} needs the package pyarrow; pip install 'headway[robotics]'") from error
-    return pyarrow.parquet
-
-
 @contextmanager
 def sound(path: Path, kind: str) -> Iterator[None]:
     """What a library says of a damaged file, in any of its many exceptions, is a UserError."""

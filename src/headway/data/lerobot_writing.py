@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from headway.data.demonstrations import Demonstrations
-from headway.data.lerobot_info import ACTION, INFO, OWN, STATES, packaged_parquet
+from headway.data.lerobot_info import ACTION, INFO, OWN, STATES
+from headway.data.parquet import packaged_parquet
 from headway.data.store import taking
 from headway.data.video import Film, Frames, packaged_av
 from headway.errors import UserError
@@ -28,7 +29,7 @@ _SAMPLED = 200  # pictures whose statistics stand for all
 
 def check_lerobot(folder: Path, films: bool) -> None:
     """UserError where a package is missing that writes a folder, with videos if `films`, before any work."""
-    packaged_parquet(folder)
+    packaged_parquet(folder, "robotics")
     if films:
         packaged_av()
 
@@ -93,7 +94,7 @@ def _write_rows(path: Path, found: Demonstrations, columns: Mapping[str, np.ndar
     """One row group an episode, so that one can be read alone."""
     import pyarrow
 
-    parquet = packaged_parquet(path)
+    parquet = packaged_parquet(path, "robotics")
     path.parent.mkdir(parents=True)
     arrays = {name: _arrow(pyarrow, values) for name, values in columns.items()}
     table = pyarrow.table(arrays)
@@ -133,7 +134,7 @@ def _write_episodes(path: Path, found: Demonstrations, videos: list[str], rate: 
         columns[f"videos/{key}/from_timestamp"] = [start / rate for start in starts]
         columns[f"videos/{key}/to_timestamp"] = [end / rate for end in ends]
     path.parent.mkdir(parents=True)
-    packaged_parquet(path).write_table(pyarrow.table(columns), path)
+    packaged_parquet(path, "robotics").write_table(pyarrow.table(columns), path)
 
 
 def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
@@ -150,7 +151,7 @@ def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
             for name, kind, stored in kinds
         ],
     }
-    packaged_parquet(path).write_table(table.replace_schema_metadata({"pandas": json.dumps(notes)}), path)
+    packaged_parquet(path, "robotics").write_table(table.replace_schema_metadata({"pandas": json.dumps(notes)}), path)
 
 
 def _info(found: Demonstrations, features: dict[str, Any], rate: int) -> dict[str, Any]:

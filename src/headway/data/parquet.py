@@ -31,17 +31,23 @@ class ColumnSize(NamedTuple):
 Index = list[list[ColumnSize]]  # of each group of rows
 
 
-def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] = ()) -> Any:
-    """A ParquetFile; texts of `columns` come as dictionaries. UserError where pyarrow, of that extra, is missing, and
-    for what is no plain file; for what is no Parquet, whatever pyarrow raises.
-    """
+def packaged_parquet(place: Path | IO[bytes], extra: str) -> Any:
+    """The module pyarrow.parquet; UserError, for what lies at `place`, where the package of that extra is missing."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{place} needs the package pyarrow; pip install 'headway[{extra}]'") from error
+    return pyarrow.parquet
+
+
+def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] = ()) -> Any:
+    """A ParquetFile; texts of `columns` come as dictionaries. UserError where pyarrow, of that extra, is missing, and
+    for what is no plain file; for what is no Parquet, whatever pyarrow raises.
+    """
+    parquet = packaged_parquet(place, extra)
     if isinstance(place, Path):
         opened(place).close()  # what is no plain file would keep the library waiting
-    return pyarrow.parquet.ParquetFile(place, read_dictionary=list(columns) or None)
+    return parquet.ParquetFile(place, read_dictionary=list(columns) or None)
 
 
 def index_of(place: Path | IO[bytes]) -> Index:

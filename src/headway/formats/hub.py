@@ -7,15 +7,13 @@ is mistyped does not bring the model of whoever owns that name there.
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import stat
 from pathlib import Path
 
 from headway.errors import UserError
+from headway.received import HUB, hub_confirmed, unconfirmed
 
-PREFIX = "hf:"
-VARIABLE = "HEADWAY_HUB"
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SHOWN = 80  # characters of a path in a message
 # Never a pickle, and no code: what a folder in the published format consists of.
@@ -28,16 +26,13 @@ def find_folder(name: str | Path) -> Path:
     UserError for a name without the prefix, unless the setting HEADWAY_HUB=1 confirms it, and for a path that no model
     can lie at.
     """
-    place, asked = Path(name), str(name).startswith(PREFIX)
+    place, asked = Path(name), str(name).startswith(HUB)
     if _is_there(place):
         return place
     if not asked and not _NAME.fullmatch(str(name)):
         return place
-    if not asked and not confirmed():
-        raise UserError(
-            f"there is no file or folder {name}; check the path, or write {PREFIX}{name} for the model of that name on "
-            f"the Hugging Face hub ({VARIABLE}=1 allows it without {PREFIX})"
-        )
+    if not asked and not hub_confirmed():
+        raise unconfirmed(name, "model")
     return _fetched(str(name))
 
 
@@ -46,14 +41,9 @@ def named_folder(name: str) -> Path:
     unless HEADWAY_HUB=1 confirms that more is.
     """
     place = Path(name)
-    if _is_there(place) or not name.startswith(PREFIX) or confirmed():
+    if _is_there(place) or not name.startswith(HUB) or hub_confirmed():
         return find_folder(name)
     return _fetched(name, local=True)
-
-
-def confirmed() -> bool:
-    """Whether the setting HEADWAY_HUB=1 allows names of a hub without more ado."""
-    return os.environ.get(VARIABLE) == "1"
 
 
 def _is_there(place: Path) -> bool:
@@ -73,9 +63,9 @@ def _is_there(place: Path) -> bool:
 
 def _fetched(name: str, local: bool = False) -> Path:
     """The folder of a model of a hub; a `local` one is only looked for here."""
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(HUB)
     if not _NAME.fullmatch(bare):
-        raise UserError(f"{name} is no name of a hub; write {PREFIX}owner/name")
+        raise UserError(f"{name} is no name of a hub; write {HUB}owner/name")
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -87,7 +77,7 @@ def _fetched(name: str, local: bool = False) -> Path:
     except Exception as error:  # the library raises many kinds: no network, no such name, no permission
         if local:
             raise UserError(
-                f"a recipe names {name}, which was not fetched before; set {VARIABLE}=1 to let it be fetched"
+                f"a recipe names {name}, which was not fetched before; set HEADWAY_HUB=1 to let it be fetched"
             ) from None
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"there is no folder {name}, and no hub gave it ({reason}); check the name") from None
