@@ -15,10 +15,19 @@ from llvmlite import binding
 from safetensors import safe_open
 from torch import Tensor
 
-from headway.engine import CannotLowerError, Engine, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.cache import Blocks, RowBlocks
+from headway.engine import (
+    CannotLowerError,
+    Engine,
+    OutOfBlocksError,
+    PackedTensor,
+    load_quantised,
+    quantise,
+    save_quantised,
+)
+from headway.engine.cache import Blocks
 from headway.engine.operations import BLOCK
 from headway.engine.packed import pack, unpack
+from headway.engine.rows import Row
 from headway.errors import UserError
 from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED
@@ -202,20 +211,41 @@ def test_what_has_no_instruction_is_named() -> None:
 
 def test_rows_share_blocks_until_they_write() -> None:
     store = Blocks(8)
-    rows = RowBlocks(store, [[], []])
-    rows.make_room(np.array([0, -1]))
-    assert [len(blocks) for blocks in rows.blocks] == [1, 0]
-    store.view(rows.blocks[0][0])[:] = 7
-    both = rows.select([0, 0])
-    assert both.blocks[0] == both.blocks[1]
-    both.make_room(np.array([1, 1]))
-    assert len({both.blocks[0][0], both.blocks[1][0], rows.blocks[0][0]}) == 3
-    assert all(store.view(blocks[0])[0] == 7 for blocks in both.blocks)
-    both.make_room(np.array([BLOCK, 1]))
-    assert [len(blocks) for blocks in both.blocks] == [2, 1]
+    row = Row(store, [], None, np.zeros(0, np.float32))
+    assert row.make_room(0, 1) == []
+    store.view(row.blocks[0])[:] = 7
+    both = [row.fork(), row.fork()]
+    assert both[0].blocks == both[1].blocks == row.blocks
+    for other in both:
+        store.copy(other.make_room(1, 2))
+    assert len({both[0].blocks[0], both[1].blocks[0], row.blocks[0]}) == 3
+    assert all(store.view(other.blocks[0])[0] == 7 for other in both)
+    assert both[0].make_room(BLOCK, BLOCK + 1) == []
+    assert [len(other.blocks) for other in both] == [2, 1]
     used = set(store._users)
-    del both
-    assert set(store._users) == set(rows.blocks[0]) < used
+    del both, other
+    assert store.held == 1
+    assert set(store._users) == set(row.blocks) < used
+
+
+def test_a_block_that_is_written_as_a_whole_is_not_copied() -> None:
+    store = Blocks(8)
+    row = Row(store, [], None, np.zeros(0, np.float32))
+    row.make_room(0, 2 * BLOCK)
+    other = row.fork()
+    assert len(other.make_room(BLOCK - 1, 2 * BLOCK)) == 1
+    assert not set(other.blocks) & set(row.blocks)
+
+
+def test_no_more_blocks_are_taken_than_there_may_be() -> None:
+    store = Blocks(8)
+    store.most = 2
+    row = Row(store, [], None, np.zeros(0, np.float32))
+    assert row.lacks(0, 3 * BLOCK) == 3
+    with pytest.raises(OutOfBlocksError, match="all 2 blocks"):
+        row.make_room(0, 3 * BLOCK)
+    row.close()
+    assert store.left == 2
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])

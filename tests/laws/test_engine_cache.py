@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cases import BIASES, HEADS, MIXERS, WIDTH, ids, seq2seq
@@ -45,7 +44,7 @@ def stepped(engine: Engine, kept: Kept, tokens: Tensor) -> tuple[Tensor, Kept]:
 def kept_numbers(engine: Engine, kept: Kept, row: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
     """The keys and values [T, G, K] of a row, of a model with one layer, from its blocks in int8."""
     keys, values = [], []
-    for block in kept.own.blocks[row]:
+    for block in kept.rows[row].blocks:
         room = torch.from_numpy(engine._own.view(block).copy()).view(groups, -1)
         codes, scales = room.split([2 * size * BLOCK, 8 * BLOCK], 1)
         scales = scales.contiguous().view(torch.float32).view(groups, 2, BLOCK)
@@ -177,13 +176,14 @@ def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
         for column in ids(2, 200, seed=2).T:
             _, kept = stepped(engine, kept, column[:, None])
             assert engine._own.held <= 2 * 3, "40 positions lie in three blocks at most"
-        assert [len(blocks) for blocks in kept.own.blocks] == [11, 7]
+        assert [len(row.blocks) for row in kept.rows] == [11, 7]
         again = kept.select(torch.tensor([0, 0, 1]))
         again.assign(torch.tensor([2]), torch.tensor([0]))
         del kept
-        again.own.make_room(np.array([350, 350, 350]))
+        for row in again.rows:
+            row.make_room(350, 351)
         assert engine._own.held <= 5
-        del again
+        del again, row
     assert engine._own.held == 0
     assert len(engine._own._slabs) == 1
 

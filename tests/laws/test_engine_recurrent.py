@@ -10,6 +10,7 @@ import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
 from headway.engine import Engine, Format, Kept, quantise
+from headway.engine.rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
@@ -163,7 +164,7 @@ def test_a_state_that_is_selected_is_a_copy() -> None:
         chosen = kept.select(torch.tensor([1, 0]))
         assert isinstance(kept, Kept)
         assert isinstance(chosen, Kept)
-        states = kept.states.copy()
+        states = states_of(kept.rows).copy()
         engine.step(torch.tensor([1, 2]), chosen)
-    assert np.array_equal(kept.states, states)
-    assert not np.array_equal(chosen.states, states[::-1])
+    assert np.array_equal(states_of(kept.rows), states)
+    assert not np.array_equal(states_of(chosen.rows), states[::-1])

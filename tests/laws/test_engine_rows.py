@@ -14,7 +14,6 @@ from headway.engine import Engine, Format, quantise
 from headway.engine.decoder import Kept, Results
 from headway.engine.machine import HAS_MATRIX_UNIT, compiled
 from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
-from headway.engine.operations import MOST_SPLITS, splits_of
 from headway.engine.packed import pack, unpack
 from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row
@@ -197,8 +196,3 @@ def test_results_are_the_callers_as_long_as_these_hold_them() -> None:
     del first
     results.rows(3, 5).fill_(3.0)
     assert (part == 1.0).all()
-
-
-def test_contexts_are_cut_into_no_more_pieces_than_there_is_room_for() -> None:
-    found = {splits_of(groups, threads) for groups in range(1, 17) for threads in range(1, 513)}
-    assert (min(found), max(found)) == (1, MOST_SPLITS)

@@ -1,8 +1,9 @@
 """Attention of one new token a row over keys and values, or a memory, that lie in blocks.
 
-A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Long
-contexts are cut into `splits` pieces that threads work on at once, each with its own maximum and sum (Milakov and
-Gimelshein 2018; Dao et al. 2023), and joined afterwards.
+A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Contexts are
+cut into pieces of PIECE positions, each with its own maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2023),
+which threads work on at once and which are joined in their order. Where they are cut is the same for any number of
+threads, rows or tokens, and so is what comes of them, to the last bit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from headway.engine.keys import HEADS, LOWEST, scores, soften, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i8, i64
-from headway.engine.operations import BLOCK, at, norm_row, share, splits_of, tanh
+from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, tanh
 from headway.engine.tiles import FP32
 
 
@@ -71,76 +72,116 @@ def nothing(piece: int, size: int) -> None:
 
 
 @compiled
+def pieces_of(highest: int, window: int) -> tuple[int, int]:
+    """The first piece of which a position sees anything that looks back `window` positions (0: to the beginning), and
+    the one after the last.
+    """
+    if highest < 0:
+        return 0, 0
+    lowest = max(0, highest - window + 1) if window > 0 else 0
+    return lowest // PIECE, highest // PIECE + 1
+
+
+@compiled
 def attend_piece(
     form: int,
     q: int,
-    heads: int,
+    tokens: int,
+    each: int,
     blocks: int,
     offset: int,
     size: int,
-    first: int,
-    last: int,
-    lowest: int,
+    piece: int,
     highest: int,
+    climb: int,
+    window: int,
     bias: int,
     span: int,
     cap: F32,
     scratch: int,
     out: int,
-    step: int,
 ) -> None:
-    """The share of positions in blocks `first` to `last` for the heads of one group, whose keys begin at byte `offset`
-    of the blocks. Of each head there remain size + 2 numbers at `out`, `step` bytes apart: the maximum, the sum, and
-    the values weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
+    """A piece of the context for `each` heads of one group in each of `tokens` rows, which read the same blocks; the
+    keys of the group begin at byte `offset` of these. The first row sees positions up to `highest`, every further one
+    `climb` more. There remain [tokens, each, size + 2] numbers at `out`: the maximum, the sum, and the values
+    weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
+
+    What a row has does not depend on the others: what they alone see has weights of 0 there.
     """
-    table, part = i64(blocks), value_bytes(form, size)
+    table, part, queries, step = i64(blocks), value_bytes(form, size), tokens * each, 4 * (size + 2)
     fades = scratch + 4 * HEADS * BLOCK
-    for h in range(heads):
-        nothing(out + h * step, size)
+    for query in range(queries):
+        nothing(out + query * step, size)
+    top = highest + climb * (tokens - 1)
+    low = max(0, highest - window + 1) if window > 0 else 0
+    first, last = max(piece * PIECE, low) // BLOCK, min(piece * PIECE + PIECE - 1, top) // BLOCK + 1
     for n in range(first, last):
         keys = table[n] + offset
         ahead = table[n + 1] + offset if n + 1 < last else keys
-        begin, end = max(lowest - n * BLOCK, 0), min(highest + 1 - n * BLOCK, BLOCK)
-        back = highest - n * BLOCK
-        for h in range(0, heads, HEADS):
-            count = min(heads - h, HEADS)
-            scores(form, count, q + 4 * h * size, keys, keys + 2 * part, scratch, size, ahead)
+        for start in range(0, queries, HEADS):
+            count = min(queries - start, HEADS)
+            scores(form, count, q + 4 * start * size, keys, keys + 2 * part, scratch, size, ahead)
+            begins, ends = BLOCK, 0
             for i in range(count):
+                sees = highest + climb * ((start + i) // each)
+                begin = max(sees - window + 1 - n * BLOCK, 0) if window > 0 else 0
+                end = min(sees + 1 - n * BLOCK, BLOCK)
                 row = scratch + 4 * i * BLOCK
                 s = f32(row)
+                if begin >= end:
+                    for t in range(BLOCK):
+                        s[t] = np.float32(0)
+                    f32(fades)[i] = np.float32(1)
+                    continue
+                begins, ends = min(begins, begin), max(ends, end)
                 if cap > 0:
                     for t in range(BLOCK):
                         s[t] = cap * tanh(s[t] / cap)
                 if bias != 0:
-                    distances = f32(bias + 4 * (h + i) * span)
+                    distances = f32(bias + 4 * ((start + i) % each) * span)
                     for t in range(begin, end):
-                        s[t] += distances[back - t]
-                f32(fades)[i] = soften(row, begin, end, out + (h + i) * step)
+                        s[t] += distances[sees - n * BLOCK - t]
+                f32(fades)[i] = soften(row, begin, end, out + (start + i) * step)
+                for t in range(begin):
+                    s[t] = np.float32(0)
+                for t in range(end, BLOCK):
+                    s[t] = np.float32(0)
                 if form != FP32:
                     scales = f32(keys + 2 * part + 4 * BLOCK)
-                    for t in range(BLOCK):
+                    for t in range(begin, end):
                         s[t] *= scales[t]
-            weigh(form, count, scratch, fades, begin, end, keys + part, size, out + h * step + 8, step // 4)
+            weigh(form, count, scratch, fades, begins, ends, keys + part, size, out + start * step + 8, step // 4)
 
 
 @compiled
-def merge(pieces: int, splits: int, heads: int, size: int, sinks: int, out: int) -> None:
-    """Join the pieces of each head of one row: [H, splits, size + 2] to [H, size]. A sink takes its part of the sum."""
+def fold(y: int, top: F32, total: F32, piece: int, size: int) -> tuple[F32, F32]:
+    """Take the next piece of a head into what those before it have left: numbers at y, their maximum and their sum."""
+    numbers, more = f32(y), f32(piece)
+    highest = max(top, more[0])
+    old, new = exp(top - highest), exp(more[0] - highest)
+    for d in range(size):
+        numbers[d] = numbers[d] * old + more[2 + d] * new
+    return highest, total * old + more[1] * new
+
+
+@compiled
+def merge(pieces: int, count: int, room: int, heads: int, size: int, sinks: int, out: int) -> None:
+    """Join the first `count` pieces of each head of one row: [H, room, size + 2] to [H, size]. A sink takes its part of
+    the sum.
+    """
     for h in range(heads):
-        y = f32(out + 4 * h * size)
-        top = LOWEST if sinks == 0 else f32(sinks)[h]
-        for p in range(splits):
-            top = max(top, f32(pieces + 4 * (h * splits + p) * (size + 2))[0])
-        total = np.float32(0) if sinks == 0 else exp(f32(sinks)[h] - top)
+        y, place = f32(out + 4 * h * size), pieces + 4 * h * room * (size + 2)
+        top, total = LOWEST, np.float32(0)
         for d in range(size):
             y[d] = np.float32(0)
-        for p in range(splits):
-            piece = f32(pieces + 4 * (h * splits + p) * (size + 2))
-            weight = exp(piece[0] - top) if piece[1] > 0 else np.float32(0)
-            total += weight * piece[1]
-            for d in range(size):
-                y[d] += weight * piece[2 + d]
-        inverse = np.float32(1) / total if total > 0 else np.float32(0)
+        for p in range(count):
+            top, total = fold(out + 4 * h * size, top, total, place + 4 * p * (size + 2), size)
+        scale = np.float32(1)
+        if sinks != 0:
+            highest = max(top, f32(sinks)[h])
+            scale = exp(top - highest) if total > 0 else np.float32(0)
+            total = total * scale + exp(f32(sinks)[h] - highest)
+        inverse = scale / total if total > 0 else np.float32(0)
         for d in range(size):
             y[d] *= inverse
 
@@ -156,20 +197,19 @@ def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32,
 
 @compiled
 def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """score . tanh(query + key) of each position and what the values give, in pieces as `attention.attend_piece` leaves
-    them.
-    """
-    units, width, splits = op[3], op[4], splits_of(1, threads)
+    """score . tanh(query + key) of each position and what the values give, in pieces as `attend_piece` leaves them."""
+    units, width, room = op[3], op[4], op[12]
     weights, row = f32(op[5]), at(op[11], scratch)
     s, fade = f32(row), f32(row + 4 * BLOCK)
-    first, last = share(batch * splits, thread, threads)
+    first, last = share(batch * room, thread, threads)
     for task in range(first, last):
-        b, piece = task // splits, task % splits
+        b, piece = task // room, task % room
         query, table, count = f32(op[1] + b * op[2]), i64(op[6] + 8 * b * op[7]), i64(op[8])[b]
-        begin, end = share((count + BLOCK - 1) // BLOCK, piece, splits)
+        if piece * PIECE >= count:
+            continue
         out = op[10] + 4 * task * (width + 2)
         nothing(out, width)
-        for n in range(begin, end):
+        for n in range(piece * PIECE // BLOCK, min(piece * PIECE + PIECE - 1, count - 1) // BLOCK + 1):
             base = table[n] + op[9]
             for t in range(BLOCK):
                 s[t] = np.float32(0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
-from headway.engine.operations import ADD, GATED, MOST_SPLITS, STORE
+from headway.engine.operations import ADD, GATED, STORE
 from headway.engine.packed import PackedMatrix, PackedTensor, pack
 from headway.engine.products import ROOM
 from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
@@ -161,10 +161,6 @@ class Builder:
         assert self._stated <= self.numbers
         return Slot(STATES + 4 * start, 4 * self.numbers, width)
 
-    def pieces(self, heads: int, size: int) -> Slot:
-        """Where attention leaves its pieces."""
-        return self.shared(heads * MOST_SPLITS * (size + 2))
-
     def constant(self, values: Tensor | None) -> int:
         """The address of numbers; 0 for none."""
         if values is None:
@@ -199,11 +195,16 @@ class Builder:
             residual=residual, gain=self.constant(gain),
         )  # fmt: skip
 
-    def merge(self, pieces: Slot, heads: int, groups: int, out: Slot, sinks: Tensor | None = None) -> None:
-        """Join the pieces of attention into `out`, which is every thread's own."""
+    def merge(
+        self, pieces: Slot, heads: int, room: int, out: Slot, lengths: int = 0, window: int = 0,
+        sinks: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Join the pieces of attention into `out`, which is every thread's own. There is room for so many of each head;
+        0: they are joined already. `lengths` is the address of those of what was read; 0: the row's own past.
+        """
         self.emit(
-            Opcode.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, groups=groups,
-            sinks=self.constant(sinks), out=out.address, stride=out.stride,
+            Opcode.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, room=room,
+            sinks=self.constant(sinks), out=out.address, stride=out.stride, lengths=lengths, window=window,
         )  # fmt: skip
         self._meet(out)
 

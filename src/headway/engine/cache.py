@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from headway.engine.keys import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
+from headway.engine.pool import Pool, pool
 from headway.engine.tiles import FP32
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
@@ -31,74 +29,6 @@ from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.nn.mixers.recurrence import Recurrence, Vectors
 from headway.nn.models import Decoding
 from headway.nn.models.block import Block
-
-
-class Pool:
-    """`threads` workers, of which the caller is the first. They sleep between calls, and do not outlive the program.
-
-    Inside a call they meet at a barrier (`machine.barrier`), whose counter is at `counter`. Calls from several threads
-    come one after the other.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._turns = np.zeros(8, np.int64)  # a cache line of its own
-        self._lock = threading.Lock()
-        self._start = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._done = threading.Semaphore(0)
-        self._job: Callable[[int], None] = lambda thread: None
-        for number, start in enumerate(self._start, start=1):
-            threading.Thread(target=self._work, args=(number, start), daemon=True).start()
-
-    @property
-    def counter(self) -> int:
-        return self._turns.ctypes.data
-
-    def run(self, job: Callable[[int], None]) -> None:
-        """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then, as a thread that was
-        left at a barrier would wait for ever.
-        """
-        with self._lock, _uninterrupted():
-            self._job, self._turns[:] = job, 0
-            for start in self._start:
-                start.release()
-            job(0)
-            for _ in self._start:
-                self._done.acquire()
-
-    def _work(self, number: int, start: threading.Semaphore) -> None:
-        while True:
-            start.acquire()
-            self._job(number)
-            self._done.release()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Within, an interrupt is noted; it comes at the end."""
-    own = signal.getsignal(signal.SIGINT)
-    if not callable(own) or threading.current_thread() is not threading.main_thread():
-        yield  # nothing would interrupt
-        return
-    noted: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, own)
-    if noted:
-        own(*noted[0])
-
-
-_POOLS: dict[int, Pool] = {}
-
-
-def pool(threads: int) -> Pool:
-    """The one pool of that many threads."""
-    if threads not in _POOLS:
-        _POOLS[threads] = Pool(threads)
-    return _POOLS[threads]
-
 
 _SLAB = 1 << 24  # bytes that are asked for at once
 _LINE = 64  # vectors that lie across two lines of memory are slow
@@ -115,25 +45,42 @@ def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) ->
             target[i] = source[i]
 
 
+class OutOfBlocksError(Exception):
+    """All blocks that there may be are in use."""
+
+
 class Blocks:
-    """A store of blocks of `size` bytes each. Memory comes in slabs and is used again when no row needs it. No position
-    is seen from `window` positions further on or more; None: all are always seen.
+    """A store of blocks of `size` bytes each, at most `most` of them. Memory comes in slabs and is used again when no
+    row needs it. No position is seen from `window` positions further on or more; None: all are always seen.
+
+    One thread at a time takes and gives back; what any other thread lets go is given back when the next block is taken.
     """
 
     def __init__(self, size: int, window: int | None = None, threads: Pool | None = None) -> None:
         self.size, self.window = size, window
         self.threads = threads or pool(1)
+        self.most: int | None = None
         self._slabs: list[np.ndarray] = []
         self._free: list[int] = []
         self._users: dict[int, int] = {}
+        self._let_go: deque[list[int]] = deque()
 
     @property
     def held(self) -> int:
         """How many blocks rows need now."""
+        self._gather()
         return len(self._users)
 
+    @property
+    def left(self) -> float:
+        """How many more there may be; infinity where there is no limit."""
+        return math.inf if self.most is None else self.most - self.held
+
     def take(self) -> int:
-        """The address of a block for one row."""
+        """The address of a block for one row. OutOfBlocksError where there may be no more."""
+        self._gather()
+        if self.most is not None and len(self._users) >= self.most:
+            raise OutOfBlocksError(f"all {self.most} blocks of keys and values are in use")
         if not self._free:
             count = max(1, _SLAB // max(1, self.size))
             slab = np.empty(count * self.size + _LINE, np.uint8)
@@ -155,6 +102,14 @@ class Blocks:
                 del self._users[block]
                 self._free.append(block)
 
+    def let_go(self, blocks: list[int]) -> None:
+        """`give_back`, from any thread and at any time."""
+        self._let_go.append(blocks)
+
+    def _gather(self) -> None:
+        while self._let_go:
+            self.give_back(self._let_go.popleft())
+
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """The content of the first block of each pair into the second."""
         places = np.array(pairs, np.int64)
@@ -171,75 +126,6 @@ class Blocks:
     def first_seen(self, position: int) -> int:
         """The number of the first block of which this position, or a later one, sees anything."""
         return 0 if self.window is None else max(0, position - self.window + 1) // BLOCK
-
-
-class RowBlocks:
-    """The blocks of the rows of a batch, given back when this is dropped. One that no position sees any more is 0."""
-
-    def __init__(self, store: Blocks, blocks: list[list[int]]) -> None:
-        self.store, self.blocks = store, blocks
-        self.table = np.zeros((max(1, len(blocks)), 1), np.int64)
-        self._fill()
-
-    def select(self, rows: Sequence[int]) -> RowBlocks:
-        """Chosen rows, which share their blocks with these."""
-        chosen = [list(self.blocks[row]) for row in rows]
-        for blocks in chosen:
-            self.store.share(blocks)
-        return RowBlocks(self.store, chosen)
-
-    def assign(self, target: Sequence[int], source: Sequence[int]) -> None:
-        """Rows `target` become as rows `source` are."""
-        chosen = [list(self.blocks[row]) for row in source]
-        for blocks in chosen:
-            self.store.share(blocks)
-        for row, blocks in zip(target, chosen):
-            self.store.give_back(self.blocks[row])
-            self.blocks[row] = blocks
-        self._fill()
-
-    def forget(self, positions: np.ndarray) -> None:
-        """Give back what rows that are at these positions, and will not go back, see no longer."""
-        for position, blocks in zip(positions.tolist(), self.blocks):
-            number = min(self.store.first_seen(position), len(blocks)) - 1
-            while number >= 0 and blocks[number]:
-                self.store.give_back([blocks[number]])
-                blocks[number] = 0
-                number -= 1
-
-    def make_room(self, positions: np.ndarray) -> None:
-        """A block of its own for each row to write its next position in; -1 writes nothing."""
-        if self.store.size == 0:
-            return
-        changed, copies = False, []
-        for position, blocks in zip(positions.tolist(), self.blocks):
-            if position < 0:
-                continue
-            number = position // BLOCK
-            while len(blocks) <= number:
-                blocks.append(self.store.take())
-                changed = True
-            if not self.store.alone(blocks[number]):
-                copy = self.store.take()
-                copies.append((blocks[number], copy))
-                self.store.give_back([blocks[number]])
-                blocks[number] = copy
-                changed = True
-        if copies:
-            self.store.copy(copies)
-        if changed:
-            self._fill()
-
-    def _fill(self) -> None:
-        widest = max((len(blocks) for blocks in self.blocks), default=0)
-        if widest > self.table.shape[1]:
-            self.table = np.zeros((len(self.blocks), 2 * widest), np.int64)
-        for row, blocks in enumerate(self.blocks):
-            self.table[row, : len(blocks)] = blocks
-
-    def __del__(self) -> None:
-        for blocks in self.blocks:
-            self.store.give_back(blocks)
 
 
 class Layer(NamedTuple):
@@ -335,16 +221,15 @@ class Memory(NamedTuple):
     bytes: int  # of a block
     form: int  # of keys and values: FP32 or INT8
     fixed: np.ndarray  # [rows, N]
-    sharing: np.ndarray  # [1], how many rows in turn have the same blocks
+    runs: np.ndarray  # how many runs of rows that read the same blocks there are, where each begins, and all end
 
 
 def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
     """For so many rows and positions below `capacity`; `size` is what a block of the model keeps there, in bytes."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
-    return Memory(
-        tables, np.zeros(rows, np.int64), sum(size(block, form) for block in blocks), form, fixed, np.ones(1, np.int64)
-    )
+    lengths, runs = np.zeros(rows, np.int64), np.zeros(rows + 2, np.int64)
+    return Memory(tables, lengths, sum(size(block, form) for block in blocks), form, fixed, runs)
 
 
 def grows(block: Block, form: int) -> int:

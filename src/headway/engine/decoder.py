@@ -1,10 +1,11 @@
-"""A model that generates by a compiled program: torch reads the prompts, the program what follows."""
+"""A model that generates by a compiled program, one step after the other; torch reads what an encoder reads."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
-from headway.engine.cache import Blocks, Layer, Memory, RowBlocks, flat_states, flat_summaries, pool, write
+from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
 from headway.engine.keys import FORMS
 from headway.engine.machine import HAS_BF16_UNIT, announced
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
+from headway.engine.pool import pool
+from headway.engine.program import SHARING
+from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
+from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import rough_attention
 from headway.nn.mixers.attention import KeyValues, SelfAttention
@@ -33,12 +38,16 @@ _FREE = 3  # references to a room that nobody else holds: the list's, the loop's
 
 
 class Results:
+    """Rooms for logits, which are used again when nobody holds them."""
+
     def __init__(self) -> None:
         self._rooms: list[np.ndarray] = []
 
     def rows(self, count: int, width: int) -> Float[Tensor, "R C"]:
         """Rows with no content yet, the caller's as long as the tensor or a view of it lives."""
         size = count * width
+        if size == 0:
+            return torch.empty(0, width)
         for room in self._rooms:
             if room.size >= size and sys.getrefcount(room) == _FREE:
                 return torch.from_numpy(room[:size]).view(count, width)
@@ -47,36 +56,7 @@ class Results:
         return torch.from_numpy(room[:]).view(count, width)
 
 
-_MOST_ROWS, _MOST_PACKED_ROWS = 16, 512  # of a step; torch's products of more rows are faster in fp32
-
-
-class Kept(NamedTuple):
-    """A generation under way, as `headway.nn.models.Decoding`: keys and values of each row, and those of its memory."""
-
-    own: RowBlocks
-    read: RowBlocks
-    states: np.ndarray  # [B, N], of mixers whose state does not grow
-    lengths: np.ndarray  # [M], of the memories
-    fixed: np.ndarray  # [M, N], what memories say that is the same for all tokens
-    positions: Int[Tensor, "B"]
-
-    def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Kept:
-        read, lengths, fixed = self.read, self.lengths, self.fixed
-        if memory_rows is not None and len(lengths):
-            read, lengths = read.select(memory_rows.tolist()), lengths[memory_rows.numpy()]
-        if memory_rows is not None and len(fixed):
-            fixed = fixed[memory_rows.numpy()]
-        return Kept(
-            self.own.select(rows.tolist()), read, self.states[rows.numpy()], lengths, fixed, self.positions[rows]
-        )
-
-    def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
-        """Rows `target` become as rows `source` are."""
-        self.own.assign(target.tolist(), source.tolist())
-        self.states[target.numpy()] = self.states[source.numpy()]
-
-    def at(self, positions: Int[Tensor, "B"]) -> Kept:
-        return self._replace(positions=positions)
+_MOST_ROWS = 512  # of one run of a program
 
 
 class Engine(nn.Module):
@@ -98,10 +78,11 @@ class Engine(nn.Module):
         self.weights, self.form = PackedWeights(), FORMS[cache]
         self.pool = pool(threads or torch.get_num_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
-        self.most_rows = _MOST_PACKED_ROWS if self._packed else _MOST_ROWS
+        self.most_rows = _MOST_ROWS
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
-        self.extends = program.state_numbers == 0  # whether `extend` takes several tokens of a sequence at once
+        self._state_numbers, self._symbols = program.state_numbers, program.symbols
+        self.extends = program.state_numbers == 0  # whether one goes back behind what `extend` has read
         self._results = Results()
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
@@ -115,17 +96,14 @@ class Engine(nn.Module):
     def training(self, mode: bool) -> None:
         """`train` sets it for this module and then for the model, whose mode it is."""
 
-    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
-        """Read the prompts: by the program where weights are packed and what is kept are keys and values, else by
-        torch, whose products of many rows are faster in fp32.
-        """
-        if prompt.layout.batch > self.most_rows:
-            return self.model.start(prompt, capacity)
+    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Kept]:
+        """Read the prompts; torch reads their sources."""
         check_prompt(prompt.layout, capacity, self.config.context)
-        if self._packed and self.extends and prompt.source is None:
-            return self._read_prompt(prompt)
-        logits, decoding = self.model.start(prompt, prompt.layout.length)  # blocks have room for what follows
-        return logits, self.adopt(decoding)
+        lengths = prompt.layout.lengths.cpu()
+        kept = self.open(prompt.source, prompt.source_layout, len(lengths))
+        ids = prompt.ids.tolist()
+        pieces = [Piece(row, 0, said[:length]) for row, said, length in zip(kept.rows, ids, lengths.tolist())]
+        return self.compute(pieces), kept.at(lengths)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
         """As EncoderDecoder.hear; where weights are packed, attention rounds to bf16 if that is fast here."""
@@ -133,29 +111,26 @@ class Engine(nn.Module):
         with rough_attention(self._packed and HAS_BF16_UNIT):
             return self.model.hear(source, layout)
 
-    def _read_prompt(self, prompt: Prompt) -> tuple[Float[Tensor, "B C"], Kept]:
-        rows, lengths = prompt.layout.batch, prompt.layout.lengths
-        none = np.zeros((0, 0), np.float32)
-        own, read = RowBlocks(self._own, [[] for _ in range(rows)]), RowBlocks(self._read, [])
-        kept = Kept(own, read, np.zeros((rows, 0), np.float32), np.zeros(0, np.int64), none, torch.zeros_like(lengths))
-        last, each = torch.empty(rows, self._programs[False].x.width), max(1, self.most_rows // rows)
-        with self._lock:
-            for start in range(0, prompt.ids.shape[1], each):
-                columns = torch.arange(start, min(start + each, prompt.ids.shape[1]))
-                places = torch.where(columns < lengths[:, None], columns, -1)
-                program = self._prepare(places.numpy(), kept)
-                self._run(program, prompt.ids[:, columns], places, slice(program.body))
-                ending = (places == lengths[:, None] - 1).flatten()
-                last[ending.view(rows, -1).any(1)] = program.x.rows(ending.numel())[ending]
-            program.x.rows(rows)[:] = last
-            logits = self._results.rows(rows, program.symbols)
-            program.write_logits(logits.data_ptr())
-            self._run(program, lengths, lengths, slice(program.body, None))
-        return logits, kept.at(lengths)
+    def open(self, source: Any = None, layout: Layout | None = None, count: int | None = None) -> Kept:
+        """Rows that have read nothing yet, one for each of the sources, or `count` where there are none. The source is
+        what `hear` takes, or what it gave.
+        """
+        if not isinstance(self.model, EncoderDecoder):
+            assert count is not None
+            like = torch.zeros(count, 1)
+            states = self._decoder[0].stack.initial_states(count, 1, like=like)
+            return self.adopt(Decoding(states or (), None, torch.zeros(count, dtype=torch.long)))
+        if source is None or layout is None:
+            raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
+        heard = self.hear(source, layout)
+        positions, like, stack = torch.zeros(layout.batch, dtype=torch.long), torch.zeros(1, 1), self._decoder[0].stack
+        if heard.starts is None:
+            states = stack.initial_states(layout.batch, 1, like=like)
+        else:
+            states = stack.begin(heard.starts, 1, like=like)
+        return self.adopt(Decoding(states or (), heard.memories, positions))
 
-    def step(self, ids: Int[Tensor, "B"], decoding: Decoding | Kept) -> tuple[Float[Tensor, "B C"], Decoding | Kept]:
-        if isinstance(decoding, Decoding):
-            return self.model.step(ids, decoding)
+    def step(self, ids: Int[Tensor, "B"], decoding: Kept) -> tuple[Float[Tensor, "B C"], Kept]:
         logits, after = self.extend(ids[:, None], decoding)
         return logits[:, 0], after
 
@@ -165,51 +140,154 @@ class Engine(nn.Module):
         return sum(store.held * store.size for store in (self._own, self._read))
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> tuple[Float[Tensor, "B T C"], Kept]:
-        """T more symbols of each row, and the logits after each; B T is at most `most_rows`, and T is 1 where the model
-        does not extend. The logits are those of T steps, bit for bit.
+        """T more symbols of each row, and the logits after each; T is 1 where the model does not extend. The logits are
+        those of T steps, bit for bit.
         """
-        rows, length = ids.shape
+        length, positions = ids.shape[1], decoding.positions
+        said = zip(decoding.rows, positions.tolist(), ids.tolist())
+        logits = self.compute([Piece(row, start, symbols, length) for row, start, symbols in said])
+        after = torch.where(positions < 0, positions, positions + length)
+        return logits.view(len(positions), length, -1), decoding.at(after)
+
+    def compute(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
+        """One step: each piece is written into its row, and the logits that are wanted come in the order of the pieces.
+        What comes of a piece depends on its row alone, bit for bit: neither on the others, nor on how its symbols are
+        cut into pieces.
+
+        A row whose mixers have states gives these up: they are those after its last symbol. OutOfBlocksError, with
+        nothing written, where `limit_cache` leaves too little.
+        """
         with self._lock:  # a program has one place for what it computes
-            starts = decoding.positions.numpy()[:, None]
-            places = np.where(starts < 0, -1, starts + np.arange(length))
-            program = self._prepare(places, decoding)
-            logits = self._results.rows(places.size, program.symbols)
-            program.write_logits(logits.data_ptr())
-            self._run(program, ids, torch.from_numpy(places), slice(None))
+            if self._own.most is not None and self.lacking(pieces):
+                raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are lacking")
+            if self._state_numbers:
+                return self._compute_columns(pieces)
+            found = [self._compute(part) for part in self._parts(pieces)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
-        positions = torch.where(decoding.positions < 0, decoding.positions, decoding.positions + length)
-        return logits.view(rows, length, -1), decoding.at(positions)
+    def limit_cache(self, size: int | None) -> None:
+        """Keep at most so many bytes of keys and values."""
+        self._own.most = None if size is None or not self._own.size else max(1, size // self._own.size)
 
-    def _prepare(self, places: np.ndarray, decoding: Kept) -> StepProgram:
-        """The program for tokens at these places [B, T], which knows where the rows keep what they know."""
-        decoding.own.forget(places[:, 0])
-        for column in places.T:
-            decoding.own.make_room(column)
-        batch = places.size
-        program = self._fitting(batch, int(places.max()) + 1, int(decoding.lengths.max(initial=1)))
-        _place(program.own, decoding.own, batch)
-        if len(decoding.lengths):
-            _place(program.read, decoding.read, batch)
-            program.read.sharing[0] = batch // len(decoding.lengths)
-            program.read.lengths[:batch] = np.repeat(decoding.lengths, batch // len(decoding.lengths))
-        if len(decoding.fixed):
-            program.read.fixed[:batch] = np.repeat(decoding.fixed, batch // len(decoding.fixed), axis=0)
-        program.find_states(decoding.states)
+    def lacking(self, pieces: Sequence[Piece]) -> float:
+        """How many more blocks there must be than there are, for these pieces to be computed; none where it is 0."""
+        needed = sum(piece.row.lacks(piece.start, piece.start + len(piece.ids)) for piece in pieces if piece.start >= 0)
+        return max(0, needed - self._own.left)
+
+    def _parts(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+        """The same in as many steps as their symbols take, each of at most `most_rows`."""
+        part, room = [], self.most_rows
+        for piece in pieces:
+            row, start, ids, wanted = piece
+            while len(ids) > room:
+                left = len(ids) - room
+                if room:
+                    part.append(Piece(row, start, ids[:room], max(0, wanted - left)))
+                yield part
+                start, ids, wanted = start + room, ids[room:], min(wanted, left)
+                part, room = [], self.most_rows
+            part.append(Piece(row, start, ids, wanted))
+            room -= len(ids)
+        if part:
+            yield part
+
+    def _compute_columns(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
+        """Symbol by symbol, as states go on from one to the next."""
+        ends = np.cumsum([piece.wanted for piece in pieces])
+        logits = self._results.rows(int(ends[-1]), self._symbols)
+        for column in range(max(len(piece.ids) for piece in pieces)):
+            going = [n for n, piece in enumerate(pieces) if column < len(piece.ids)]
+            parts, places = [], []
+            for n in going:
+                row, start, ids, wanted = pieces[n]
+                left = len(ids) - column
+                parts.append(Piece(row, start + column if start >= 0 else -1, [ids[column]], int(left <= wanted)))
+                if left <= wanted:
+                    places.append(int(ends[n]) - left)
+            for first in range(0, len(parts), self.most_rows):
+                some = parts[first : first + self.most_rows]
+                count = sum(part.wanted for part in some)
+                found = self._compute(some)
+                if count:
+                    logits[places[:count]], places = found, places[count:]
+        return logits
+
+    def _compute(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
+        counts = [len(piece.ids) for piece in pieces]
+        batch = sum(counts)
+        symbols, places = np.empty(batch, np.int64), np.empty(batch, np.int64)
+        wanted, end = [], 0
+        for (_, start, ids, last), count in zip(pieces, counts):
+            begin, end = end, end + count
+            symbols[begin:end] = ids
+            places[begin:end] = range(start, start + count) if start >= 0 else -1
+            wanted += range(end - last, end)
+        self._make_room(pieces)
+        program = self._prepare([piece.row for piece in pieces], counts, places)
+        states = states_of([piece.row for piece in pieces])
+        program.find_states(states)
+        logits = self._results.rows(len(wanted), program.symbols)
+        program.write_logits(logits.data_ptr())
+        if len(wanted) == batch:
+            self._run(program, symbols, places, slice(None))
+        else:
+            self._run(program, symbols, places, slice(program.body))
+        if self._state_numbers and states.ctypes.data != pieces[0].row.state.ctypes.data:
+            for piece, state in zip(pieces, states):
+                piece.row.state[:] = state
+        if 0 < len(wanted) < batch:
+            x = program.x.rows(batch)
+            x[: len(wanted)] = x[wanted]
+            self._run(program, symbols[wanted], places[wanted], slice(program.body, None))
+        for row, start, ids, last in pieces:
+            row.forget(start + len(ids) - last)  # whoever wants logits may go back to where the first of them is
+        return logits
+
+    def _make_room(self, pieces: Sequence[Piece]) -> None:
+        copies = []
+        for row, start, ids, _ in pieces:
+            if start >= 0:
+                copies += row.make_room(start, start + len(ids))
+        if copies:
+            self._own.copy(copies)
+
+    def _prepare(self, rows: Sequence[Row], counts: Sequence[int], places: np.ndarray) -> StepProgram:
+        """The program for tokens at these places, so many of each row, which knows where the rows keep what they
+        know.
+        """
+        readings = [row.reading for row in rows]
+        reach = max((reading.length for reading in readings if reading is not None), default=1)
+        program = self._fitting(len(places), int(places.max()) + 1, reach)
+        own, read, end = program.own, program.read, 0
+        for row, reading, count in zip(rows, readings, counts):
+            begin, end = end, end + count
+            blocks = min(len(row.table), own.tables.shape[1])
+            own.tables[begin:end, :blocks] = row.table[:blocks]
+            if reading is not None:
+                blocks = min(len(reading.table), read.tables.shape[1])
+                read.tables[begin:end, :blocks] = reading.table[:blocks]
+                read.lengths[begin:end] = reading.length
+                if read.fixed.shape[1]:
+                    read.fixed[begin:end] = reading.fixed
+        each = [number for number, count in enumerate(counts) for _ in range(count)]
+        write_runs(own.runs, runs_of(each, places.tolist(), SHARING), end)
+        if readings[0] is not None:
+            write_runs(read.runs, runs_of([readings[number] for number in each], None, SHARING), end)
         return program
 
-    def _run(self, program: StepProgram, symbols: Tensor, places: Tensor, part: slice) -> None:
+    def _run(self, program: StepProgram, symbols: np.ndarray, places: np.ndarray, part: slice) -> None:
         """A part of the instructions for tokens that are `symbols` at `places`."""
-        symbols, places = symbols.reshape(-1).contiguous(), places.reshape(-1).contiguous()
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
         scratch = [room.ctypes.data for room in program.room]
         table, floats = program.table[part], program.floats[part]
+        said, where = symbols.ctypes.data, places.ctypes.data
 
         def job(thread: int) -> None:
             program.run(
                 table,
                 floats,
-                symbols.data_ptr(),
-                places.data_ptr(),
+                said,
+                where,
                 batch,
                 scratch[thread],
                 counter,
@@ -235,26 +313,29 @@ class Engine(nn.Module):
 
     def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks, and as rows of numbers."""
-        lengths = decoding.positions.tolist()
-        own = RowBlocks(self._own, [[] for _ in lengths])
-        for row, length in enumerate(lengths):
-            layers = [Layer(self.form, s.keys[row], s.values[row]) for s in decoding.states if isinstance(s, KeyValues)]
-            own.blocks[row] = write(self._own, layers, length)
-        own._fill()
+        lengths, states = decoding.positions.tolist(), flat_states(decoding).numpy()
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
-        read = RowBlocks(self._read, [[] for _ in sizes])
-        for row, length in enumerate(sizes):
+        fixed = flat_summaries(decoding).numpy()
+        readings: list[Reading | None] = []
+        for row, length in enumerate(sizes or [0] * len(fixed)):
             layers = [
                 Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
                 if isinstance(m, Annotations)
                 else Layer(self.form, m.keys[row], m.values[row])
                 for m in memories
             ]
-            read.blocks[row] = write(self._read, layers, length)
-        read._fill()
-        states, fixed = flat_states(decoding).numpy(), flat_summaries(decoding).numpy()
-        return Kept(own, read, states, np.array(sizes, np.int64), fixed, decoding.positions.cpu())
+            numbers = fixed[row] if len(fixed) else np.zeros(0, np.float32)
+            readings.append(Reading(self._read, write(self._read, layers, length), length, numbers))
+        rows, each = [], len(lengths) // len(readings) if readings else 0
+        for row, length in enumerate(lengths):
+            layers = []
+            if length:
+                past = [state for state in decoding.states if isinstance(state, KeyValues)]
+                layers = [Layer(self.form, state.keys[row], state.values[row]) for state in past]
+            reading = readings[row // each] if readings else None
+            rows.append(Row(self._own, write(self._own, layers, length), reading, states[row].copy()))
+        return Kept(together(rows), decoding.positions.cpu())
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:
@@ -278,12 +359,6 @@ def _window(decoder: Transformer) -> int | None:
     patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, SelfAttention)]
     windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
     return max((window for window in windows if window), default=None) if all(windows) else None
-
-
-def _place(memory: Memory, rows: RowBlocks, batch: int) -> None:
-    """The addresses of the blocks of each row; rows of one memory read the same."""
-    table = rows.table[:, : memory.tables.shape[1]]
-    memory.tables[:batch, : table.shape[1]] = np.repeat(table, batch // len(rows.blocks), axis=0)
 
 
 def _power(number: int) -> int:

@@ -13,7 +13,7 @@ from headway.engine import cells, operations
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import Memory
 from headway.engine.keys import HEADS, block_bytes
-from headway.engine.operations import ADD, BLOCK, GATED
+from headway.engine.operations import ADD, BLOCK, GATED, PIECE
 from headway.engine.packed import unpack
 from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
@@ -100,21 +100,24 @@ class AttentionLowering:
             (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
             parts = [q_weight, q_bias, k_weight, k_bias]
         q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
-        pieces = self.build.pieces(heads, size)
+        each, seen = heads // groups, memory.tables.shape[1] * BLOCK
+        room = 0 if self.build.wide else pieces_within(min(seen, window) if window else seen)
+        pieces = self.build.shared(heads * max(room, 1) * (size + 2))
         self.build.emit(
             Opcode.ATTEND,
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * max(heads // groups, SHARING) * size),
+            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * each * SHARING * size),
             scores=self.build.private_bytes(4 * max(HEADS * (BLOCK + 1), size)), form=memory.form,
-            group_bytes=block_bytes(memory.form, 1, size, size), sharing=0 if writes else memory.sharing.ctypes.data,
+            group_bytes=block_bytes(memory.form, 1, size, size), runs=memory.runs.ctypes.data, room=room,
+            spare=self.build.private_bytes(4 * each * SHARING * (size + 2)),
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()
         out = self.build.small(heads * size)
-        self.build.merge(pieces, heads, groups, out, sinks)
+        self.build.merge(pieces, heads, room, out, 0 if writes else memory.lengths.ctypes.data, window, sinks)
         return out
 
     def _bias(self, mixer: SelfAttention) -> int:
@@ -124,6 +127,11 @@ class AttentionLowering:
         if found is None:
             return 0
         return self.build.constant(found[0, :, 0].flip(-1))
+
+
+def pieces_within(positions: int) -> int:
+    """In how many pieces so many positions that follow each other may lie."""
+    return (positions - 2) // PIECE + 2
 
 
 _CODES = {
@@ -293,15 +301,16 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Me
 def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: Memory, layer: int) -> None:
     query = build.project(h, mixer.query)
     build.barrier()
-    pieces = build.pieces(1, context.width)
+    room = pieces_within(memory.tables.shape[1] * BLOCK)
+    pieces = build.shared(room * (context.width + 2))
     build.emit(
         Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
         table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
-        scores=build.private_bytes(4 * BLOCK + 4),
+        scores=build.private_bytes(4 * BLOCK + 4), room=room,
     )  # fmt: skip
     build.barrier()
-    build.merge(pieces, 1, 1, context)
+    build.merge(pieces, 1, room, context, memory.lengths.ctypes.data)
 
 
 def _combine(build: Builder, what: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:

@@ -13,7 +13,7 @@ LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
 STORE, ADD, GATED = 0, 1, 2
 BLOCK = 32  # positions of a block of keys and values
-MOST_SPLITS = 64  # pieces of a context that there is room for
+PIECE = 2 * BLOCK  # positions of a piece of a context
 
 
 @compiled
@@ -32,19 +32,6 @@ def share_rows(rows: int, thread: int, threads: int) -> tuple[int, int]:
 def at(address: int, scratch: int) -> int:
     """Where an address of an instruction is: shared from 0 on, else in the scratch of the thread."""
     return address if address >= 0 else scratch - address - 1
-
-
-@compiled
-def splits_of(groups: int, threads: int) -> int:
-    """Into how many pieces contexts are cut, so that all threads have alike work on one row; at most MOST_SPLITS. It
-    does not depend on the number of rows, so that neither does what a row gives.
-    """
-    if groups >= 4 * threads:
-        return 1
-    a, b = groups, threads
-    while b:
-        a, b = b, a % b
-    return min(threads // a, MOST_SPLITS)
 
 
 @compiled

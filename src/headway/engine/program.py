@@ -11,14 +11,14 @@ from enum import IntEnum
 
 import numpy as np
 
-from headway.engine.attention import add_attend, attend_piece, keep, merge, prepare_head
+from headway.engine.attention import add_attend, attend_piece, fold, keep, merge, nothing, pieces_of, prepare_head
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.machine import barrier, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, at, norm_row, share, share_rows, splits_of
+from headway.engine.operations import BLOCK, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
 
-FIELDS, FLOATS = 28, 4
-SHARING = 8  # rows of one memory that attend to it at once
+FIELDS, FLOATS = 30, 4
+SHARING = 8  # tokens of one sequence, or rows of one memory, that attend to it at once
 
 
 class Opcode(IntEnum):
@@ -48,8 +48,8 @@ NAMES = {
     Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
     "activation room; cap scale",
     Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
-    "span tables table_step lengths layer pieces q scores form group_bytes sharing; eps cap scale",
-    Opcode.MERGE: "pieces heads size groups sinks out stride",
+    "span tables table_step lengths layer pieces q scores form group_bytes runs room spare; eps cap scale",
+    Opcode.MERGE: "pieces heads size room sinks out stride lengths window",
     Opcode.SUM: "src src_stride dst dst_stride width residual gain",
     Opcode.BARRIER: "",
     Opcode.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
@@ -57,7 +57,7 @@ NAMES = {
     Opcode.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta "
     "ones norm weight bias keys rates memory memory_stride out room; eps",
     Opcode.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
-    Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores",
+    Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores room",
     Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",
     Opcode.SKIP: "weights count expert instructions",
     Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
@@ -120,49 +120,101 @@ def _keep(
 
 
 @compiled
-def _attend(
-    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
-) -> None:
-    """Heads of a group share each load of keys and values; where a group has one head, the rows that read the same
-    memory do.
-    """
+def _prepare_queries(op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, q: int) -> None:
+    """Those of one group in rows b to b + `tokens`, [tokens, heads of a group, size] at q."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
-    each, splits = heads // groups, splits_of(groups, threads)
-    step = 4 * (size + 2) * splits  # between the heads of the pieces
-    sharing = i64(op[27])[0] if op[27] != 0 and each == 1 else 1
-    first, last = share(batch // sharing * groups * splits, thread, threads)
-    eps, cap, scale = numbers[0], np.float32(numbers[1]), np.float32(numbers[2])
-    for task in range(first, last):
-        memory, rest = task // (groups * splits), task % (groups * splits)
-        g, s = rest // splits, rest % splits
-        for b in range(memory * sharing, (memory + 1) * sharing, SHARING):
-            rows = min(SHARING, (memory + 1) * sharing - b)
-            place = i64(places)[b]
-            for r in range(1, rows):
-                place = max(place, i64(places)[b + r])
-            highest = place if op[6] else i64(op[20])[b] - 1
-            out = op[22] + 4 * ((b * heads + g * each) * splits + s) * (size + 2)
-            lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
-            start, stop = lowest // BLOCK, highest // BLOCK + 1
-            begin, end = share(stop - start, s, splits)
-            if place < 0 or highest < 0:
-                begin, end = 0, 0
-            q = at(op[23], scratch)
-            for r in range(rows):
-                row, turned = op[1] + (b + r) * op[2], max(i64(places)[b + r], 0)
-                cos, sin = op[12] + 4 * turned * half, op[13] + 4 * turned * half
-                for h in range(each):
-                    old, new = f32(row + 4 * (g * each + h) * size), f32(q + 4 * (r + h) * size)
-                    for d in range(size):
-                        new[d] = old[d]
-                    prepare_head(q + 4 * (r + h) * size, size, op[7], op[8], op[9], eps, cos, sin, half)
-                    for d in range(size):
-                        new[d] *= scale
-            bias = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17]
-            attend_piece(
-                op[25], q, each * rows, op[18] + 8 * b * op[19], op[21] + g * op[26], size, start + begin, start + end,
-                lowest, highest, bias, op[17], cap, at(op[24], scratch), out, step * heads if rows > 1 else step,
-            )  # fmt: skip
+    each = heads // groups
+    for query in range(tokens * each):
+        r = b + query // each
+        new, old = q + 4 * query * size, f32(op[1] + r * op[2] + 4 * (g * each + query % each) * size)
+        place = max(i64(places)[r], 0)
+        for d in range(size):
+            f32(new)[d] = old[d]
+        prepare_head(
+            new, size, op[7], op[8], op[9], numbers[0], op[12] + 4 * place * half, op[13] + 4 * place * half, half
+        )
+        for d in range(size):
+            f32(new)[d] *= np.float32(numbers[2])
+
+
+@compiled
+def _attend_run(
+    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, highest: int, scratch: int
+) -> None:
+    """One piece for the rows of a run and the heads of a group, whose queries are ready: [tokens, heads, size + 2] at
+    `spare`. What each row sees of it then goes where its pieces lie, or is folded into what it has.
+    """
+    heads, size, window, room = op[3], op[5], op[15], op[28]
+    each, width = heads // op[4], op[5] + 2
+    bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
+    attend_piece(
+        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, highest,
+        op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
+    )  # fmt: skip
+    for r in range(tokens):
+        begin, end = pieces_of(highest + op[6] * r, window)
+        if piece < begin or piece >= end:
+            continue
+        for h in range(each):
+            made = spare + 4 * (r * each + h) * width
+            row = (b + r) * heads + g * each + h
+            if room == 0:
+                kept = f32(op[22] + 4 * row * width)
+                kept[0], kept[1] = fold(op[22] + 4 * (row * width + 2), kept[0], kept[1], made, size)
+                continue
+            kept, new = f32(op[22] + 4 * (row * room + piece - begin) * width), f32(made)
+            for d in range(width):
+                kept[d] = new[d]
+
+
+@compiled
+def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, int]:
+    """The first row of a run, how many there are, what the first sees up to, the first piece that any of them sees, and
+    the one after the last.
+    """
+    runs = i64(op[27])
+    b, tokens = runs[n + 1], runs[n + 2] - runs[n + 1]
+    highest = i64(places)[b] if op[6] else i64(op[20])[b] - 1
+    if highest < 0:
+        return b, tokens, highest, 0, 0
+    return b, tokens, highest, pieces_of(highest, op[15])[0], pieces_of(highest + op[6] * (tokens - 1), 0)[1]
+
+
+@compiled
+def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
+    """Of few rows: the pieces are shared among the threads, and joined later."""
+    groups, runs = op[4], i64(op[27])[0]
+    total = 0
+    for n in range(runs):
+        _, _, _, begin, end = _run_of(op, places, n)
+        total += (end - begin) * groups
+    first, last = share(total, thread, threads)
+    done = 0
+    for n in range(runs):
+        b, tokens, highest, begin, end = _run_of(op, places, n)
+        for g in range(groups):
+            low, high = max(first - done, 0), min(last - done, end - begin)
+            done += end - begin
+            if low < high:
+                _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
+                for piece in range(begin + low, begin + high):
+                    _attend_run(op, numbers, b, tokens, g, piece, highest, scratch)
+
+
+@compiled
+def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
+    """Of many rows: the pieces of a run and a group are joined by the thread that makes them."""
+    heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
+    each = heads // groups
+    for task in range(thread, i64(op[27])[0] * groups, threads):
+        b, tokens, highest, begin, end = _run_of(op, places, task // groups)
+        g = task % groups
+        for r in range(b, b + tokens):
+            for h in range(g * each, g * each + each):
+                nothing(op[22] + 4 * (r * heads + h) * width, size)
+        _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
+        for piece in range(begin, end):
+            _attend_run(op, numbers, b, tokens, g, piece, highest, scratch)
 
 
 @compiled
@@ -210,13 +262,18 @@ def run(
             if op[6]:
                 _keep(op, numbers, places, batch, scratch, thread, threads)
                 barrier(counter, threads)
-            _attend(op, numbers, places, batch, scratch, thread, threads)
+            if op[28] == 0:
+                _attend_whole(op, numbers, places, scratch, thread, threads)
+            else:
+                _attend(op, numbers, places, scratch, thread, threads)
         elif kind == MERGE:
-            pieces = splits_of(op[4], threads)
             first, last = share_of(op[6], batch, thread, threads)
             for b in range(first, last):
-                start = op[1] + 4 * b * op[2] * pieces * (op[3] + 2)
-                merge(start, pieces, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
+                highest = i64(op[8])[b] - 1 if op[8] != 0 else i64(places)[b]
+                begin, end = pieces_of(highest, op[9])
+                room, count = (1, min(end, 1)) if op[4] == 0 else (op[4], end - begin)
+                start = op[1] + 4 * b * op[2] * room * (op[3] + 2)
+                merge(start, count, room, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
         elif kind == EMBED:
             _embed(op, numbers, symbols, places, batch, thread, threads)
         elif kind == SUM:

@@ -1,0 +1,1 @@
+"""An HTTP server in the form of the OpenAI API."""
