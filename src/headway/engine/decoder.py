@@ -317,7 +317,7 @@ class Engine(nn.Module):
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         fixed = flat_summaries(decoding).numpy()
-        readings: list[Reading | None] = []
+        readings: list[Reading] = []
         for row, length in enumerate(sizes or [0] * len(fixed)):
             layers = [
                 Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
@@ -335,7 +335,7 @@ class Engine(nn.Module):
                 layers = [Layer(self.form, state.keys[row], state.values[row]) for state in past]
             reading = readings[row // each] if readings else None
             rows.append(Row(self._own, write(self._own, layers, length), reading, states[row].copy()))
-        return Kept(together(rows), decoding.positions.cpu())
+        return Kept(together(rows), decoding.positions.cpu(), readings)
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:
