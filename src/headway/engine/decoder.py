@@ -158,6 +158,8 @@ class Engine(nn.Module):
         nothing written, where `limit_cache` leaves too little.
         """
         with self._lock:  # a program has one place for what it computes
+            self._own.gather()
+            self._read.gather()
             if self._own.most is not None and self.lacking(pieces):
                 raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are lacking")
             if self._state_numbers:

@@ -51,9 +51,7 @@ def _block(rows: int, count: int) -> Any:
     """out[k, r] = weights[r] . numbers[k], for `rows` rows of weights and `count` of numbers. Strides are in bytes."""
 
     @intrinsic
-    def dots(
-        typing: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, columns: Any, out: Any, out_stride: Any
-    ) -> Any:
+    def dots(typing: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, columns: Any, out: Any, out_stride: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             word = args[0].type
             number = lambda value: ir.Constant(word, value)  # noqa: E731

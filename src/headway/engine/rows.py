@@ -133,7 +133,9 @@ class Kept(NamedTuple):
 
     def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Kept:
         chosen = [self.rows[row].fork() for row in rows.tolist()]
-        readings = self.readings if memory_rows is None else [self.readings[row] for row in memory_rows.tolist()]
+        readings = self.readings
+        if readings and memory_rows is not None:
+            readings = [readings[row] for row in memory_rows.tolist()]
         for number, row in enumerate(chosen if readings else ()):
             row.reading = readings[number * len(readings) // len(chosen)]
         return Kept(together(chosen), self.positions[rows], readings)
