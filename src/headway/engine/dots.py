@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, intrinsic
+from headway.engine.tiles import TILE
 from headway.engine.vectors import call_for
 
 _FULL = bool(binding.get_host_cpu_features().get("avx512f"))
@@ -22,6 +23,9 @@ _NUMBERS = ir.VectorType(_F32, _LANES)
 WEIGHTS = 4  # rows of weights of a block
 NUMBERS = 6 if _FULL else 3  # and of numbers, for whose products there are registers
 PLAIN_ROWS = 24  # of numbers, that a tile of weights is multiplied with before the next one
+_COLUMNS = 768  # at once, of so many rows of numbers that they stay near
+_PARTIAL = 4 * _LANES  # bytes of a sum that is under way
+DOT_ROOM = TILE * NUMBERS * _PARTIAL
 
 
 def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
@@ -48,112 +52,137 @@ def _four_sums(builder: Any, vectors: list[Any]) -> Any:
 
 
 def _block(rows: int, count: int) -> Any:
-    """out[k, r] = weights[r] . numbers[k], for `rows` rows of weights and `count` of numbers. Strides are in bytes."""
+    """out[k, r] = weights[r] . numbers[k], for `rows` rows of weights and `count` of numbers. Strides are in bytes.
+
+    Of the columns those from `begin` to `end`, which is a multiple of the lanes, or all there are. What is not whole
+    yet lies in `room`, and is taken up from there.
+    """
 
     @intrinsic
-    def dots(typing: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, columns: Any, out: Any, out_stride: Any) -> Any:
+    def dots(
+        typing: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, begin: Any, end: Any, columns: Any, out: Any,
+        out_stride: Any, room: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = args[0].type
+            w, w_stride, x, x_stride, begin, end, columns, out, out_stride, room = args
+            word = w.type
             number = lambda value: ir.Constant(word, value)  # noqa: E731
 
             def pointers(base: Any, stride: Any, many: int) -> list[Any]:
                 places = (builder.add(base, builder.mul(stride, number(n))) for n in range(many))
                 return [builder.inttoptr(place, _F32.as_pointer()) for place in places]
 
-            weights, numbers = pointers(args[0], args[1], rows), pointers(args[2], args[3], count)
+            def vector(base: Any, offset: Any) -> Any:
+                return builder.bitcast(builder.gep(base, [offset]), _NUMBERS.as_pointer())
+
+            weights, numbers = pointers(w, w_stride, rows), pointers(x, x_stride, count)
             zero = ir.Constant(_NUMBERS, [0.0] * _LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in weights] for _ in numbers]
-
-            def load(base: Any, offset: Any) -> Any:
-                found = builder.load(builder.bitcast(builder.gep(base, [offset]), _NUMBERS.as_pointer()))
-                found.align = 4
-                return found
-
-            with cgutils.for_range(builder, builder.sdiv(args[4], number(_LANES))) as loop:
-                start = builder.mul(loop.index, number(_LANES))
-                found = [load(base, start) for base in weights]
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * count)]
+            partial = builder.inttoptr(room, _F32.as_pointer())
+            places = [vector(partial, number(_LANES * n)) for n in range(rows * count)]
+            with builder.if_then(builder.icmp_signed(">", begin, number(0)), likely=False):
+                for place, total in zip(places, sums):
+                    builder.store(builder.load(place, align=4), total)
+            start = builder.sdiv(begin, number(_LANES))
+            with cgutils.for_range_slice(builder, start, builder.sdiv(end, number(_LANES)), number(1)) as (index, _):
+                here = builder.mul(index, number(_LANES))
+                found = [builder.load(vector(base, here), align=4) for base in weights]
                 if count > 1:  # the next block's, as little is under way at once here
                     for base in weights:
-                        here = builder.ptrtoint(builder.gep(base, [start]), word)
-                        ahead = builder.add(here, builder.mul(args[1], number(rows)))
+                        ahead = builder.ptrtoint(builder.gep(base, [here]), word)
+                        ahead = builder.add(ahead, builder.mul(w_stride, number(rows)))
                         call_for(builder, builder.inttoptr(ahead, _I8.as_pointer()))
-                for base, totals in zip(numbers, sums):
-                    other = load(base, start)
-                    for weight, total in zip(found, totals):
+                for k, base in enumerate(numbers):
+                    other = builder.load(vector(base, here), align=4)
+                    for weight, total in zip(found, sums[k * rows : (k + 1) * rows]):
                         product = builder.fmul(weight, other, flags=("contract",))
                         builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-            done = builder.mul(builder.sdiv(args[4], number(_LANES)), number(_LANES))
-            for k, totals in enumerate(sums):
-                vectors = [builder.load(totals[r if r < rows else 0]) for r in range(WEIGHTS)]
-                found = _four_sums(builder, vectors)
-                place = builder.add(args[5], builder.mul(args[6], number(k)))
-                for r in range(rows):
-                    end = cgutils.alloca_once_value(builder, builder.extract_element(found, ir.Constant(_I32, r)))
-                    with cgutils.for_range(builder, builder.sub(args[4], done)) as loop:
-                        offset = builder.add(done, loop.index)
-                        left, right = (builder.load(builder.gep(base, [offset])) for base in (weights[r], numbers[k]))
-                        builder.store(builder.fadd(builder.load(end), builder.fmul(left, right)), end)
-                    target = builder.inttoptr(builder.add(place, number(4 * r)), _F32.as_pointer())
-                    builder.store(builder.load(end), target)
+            with builder.if_else(builder.icmp_signed("<", end, columns), likely=False) as (goes_on, ends):
+                with goes_on:
+                    for place, total in zip(places, sums):
+                        builder.store(builder.load(total), place, align=4)
+                with ends:
+                    for k, base in enumerate(numbers):
+                        place = builder.add(out, builder.mul(out_stride, number(k)))
+                        _finish(builder, sums[k * rows : (k + 1) * rows], weights, base, columns, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 10), generate
 
     return dots
 
 
-_BLOCKS = {(rows, count): _block(rows, count) for rows in (1, WEIGHTS) for count in range(1, NUMBERS + 1)}
-_four_full, _one_full = _BLOCKS[WEIGHTS, NUMBERS], _BLOCKS[1, NUMBERS]
-_four_three, _four_two, _four_one = (_BLOCKS[WEIGHTS, count] for count in (3, 2, 1))
-_one_three, _one_two, _one_one = (_BLOCKS[1, count] for count in (3, 2, 1))
+def _finish(builder: Any, sums: list[Any], weights: list[Any], numbers: Any, columns: Any, out: Any) -> None:
+    """Add up what the lanes hold and what is left of the columns, and store it: of one row of numbers."""
+    number = lambda value: ir.Constant(columns.type, value)  # noqa: E731
+    done = builder.mul(builder.sdiv(columns, number(_LANES)), number(_LANES))
+    found = _four_sums(builder, [builder.load(sums[r if r < len(sums) else 0]) for r in range(WEIGHTS)])
+    for r, base in enumerate(weights):
+        total = cgutils.alloca_once_value(builder, builder.extract_element(found, ir.Constant(_I32, r)))
+        builder.store(builder.extract_element(found, ir.Constant(_I32, r)), total)
+        with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
+            offset = builder.add(done, loop.index)
+            left, right = (builder.load(builder.gep(side, [offset])) for side in (base, numbers))
+            builder.store(builder.fadd(builder.load(total), builder.fmul(left, right)), total)
+        builder.store(
+            builder.load(total), builder.inttoptr(builder.add(out, number(4 * r)), _F32.as_pointer()), align=4
+        )
+
+
+_four_full, _one_full, _one_one = _block(WEIGHTS, NUMBERS), _block(1, NUMBERS), _block(1, 1)
+_four_three, _four_two, _four_one = (_block(WEIGHTS, count) for count in (3, 2, 1))
 
 
 @compiled
-def _of_four(w: int, w_stride: int, x: int, stride: int, columns: int, out: int, step: int, count: int) -> None:
-    k = 0
-    while k + NUMBERS <= count:
-        _four_full(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += NUMBERS
-    if k + 3 <= count:
-        _four_three(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += 3
-    if k + 2 <= count:
-        _four_two(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += 2
-    if k < count:
-        _four_one(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
+def _full(w: int, rows: int, x: int, stride: int, columns: int, out: int, step: int, room: int) -> None:
+    """NUMBERS rows of numbers, which stay near while weights go by."""
+    size, each = 4 * columns, WEIGHTS * NUMBERS * _PARTIAL
+    for begin in range(0, columns, _COLUMNS):
+        end = columns if columns - begin <= _COLUMNS else begin + _COLUMNS
+        for n in range(rows // WEIGHTS):
+            weights, to, partial = w + n * WEIGHTS * size, out + 4 * n * WEIGHTS, room + n * each
+            _four_full(weights, size, x, stride, begin, end, columns, to, step, partial)
+    for r in range(rows // WEIGHTS * WEIGHTS, rows):
+        _one_full(w + r * size, size, x, stride, 0, columns, columns, out + 4 * r, step, room)
 
 
 @compiled
-def _of_one(w: int, w_stride: int, x: int, stride: int, columns: int, out: int, step: int, count: int) -> None:
-    k = 0
-    while k + NUMBERS <= count:
-        _one_full(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += NUMBERS
-    if k + 3 <= count:
-        _one_three(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += 3
-    if k + 2 <= count:
-        _one_two(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-        k += 2
-    if k < count:
-        _one_one(w, w_stride, x + k * stride, stride, columns, out + k * step, step)
-
-
-@compiled
-def dots(w: int, rows: int, columns: int, x: int, stride: int, out: int, step: int, count: int) -> None:
-    """The products of `rows` neighbouring rows of weights with `count` rows of numbers, each at out + k step + 4 r."""
-    size, r = 4 * columns, 0
+def _few(w: int, rows: int, x: int, stride: int, columns: int, out: int, step: int, count: int, room: int) -> None:
+    """Fewer rows of numbers, all of them with each block of weights, so that these come from memory once."""
+    r, size = 0, 4 * columns
     while r + WEIGHTS <= rows:
-        _of_four(w + r * size, size, x, stride, columns, out + 4 * r, step, count)
+        weights, to, k = w + r * size, out + 4 * r, 0
+        if k + 3 <= count:
+            _four_three(weights, size, x, stride, 0, columns, columns, to, step, room)
+            k += 3
+        if k + 2 <= count:
+            _four_two(weights, size, x + k * stride, stride, 0, columns, columns, to + k * step, step, room)
+            k += 2
+        if k < count:
+            _four_one(weights, size, x + k * stride, stride, 0, columns, columns, to + k * step, step, room)
         r += WEIGHTS
     while r < rows:
-        _of_one(w + r * size, size, x, stride, columns, out + 4 * r, step, count)
+        for k in range(count):
+            to = out + 4 * r + k * step
+            _one_one(w + r * size, size, x + k * stride, stride, 0, columns, columns, to, step, room)
         r += 1
 
 
 @compiled
-def dot(w: int, x: int, columns: int, room: int) -> F32:
-    """The product of two rows; `room` has a number's bytes."""
-    _one_one(w, 4 * columns, x, 0, columns, room, 0)
-    return f32(room)[0]
+def dots(w: int, rows: int, columns: int, x: int, stride: int, out: int, step: int, count: int, room: int) -> None:
+    """The products of up to TILE neighbouring rows of weights with `count` rows of numbers, each at
+    out + k step + 4 r. `room` has DOT_ROOM bytes.
+    """
+    k = 0
+    while k + NUMBERS <= count:
+        _full(w, rows, x + k * stride, stride, columns, out + k * step, step, room)
+        k += NUMBERS
+    if k < count:
+        _few(w, rows, x + k * stride, stride, columns, out + k * step, step, count - k, room)
+
+
+@compiled
+def dot(w: int, x: int, columns: int, place: int) -> F32:
+    """The product of two rows, which also lies at `place` afterwards."""
+    _one_one(w, 0, x, 0, 0, columns, columns, place, 0, 0)
+    return f32(place)[0]

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 
 from headway.engine import matrix_unit
-from headway.engine.dots import PLAIN_ROWS, dots
+from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
 from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
 from headway.engine.matrix_unit import acquire, block_products, release
 from headway.engine.operations import ADD, GATED, GELU_TANH, MAXOUT, NONE, RELU, SILU, STORE, activate, share
@@ -159,7 +159,7 @@ SPAN = 8  # tiles that all rows of numbers are multiplied with before the next o
 _RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
 _UNIT = 4 * _RESULTS  # where the matrix unit's room begins
-ROOM = 64 + _UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION  # of scratch of a product
+ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
 
 
 @compiled
@@ -189,7 +189,7 @@ def _sixteen(
     begin with a tile, two tiles have them.
     """
     if kind == FP32:
-        dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, out, LINE, count)
+        dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, out, LINE, count, room + _UNIT)
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
