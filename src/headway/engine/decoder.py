@@ -23,6 +23,7 @@ from headway.engine.pool import pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
+from headway.engine.timeline import Timeline, run_noted
 from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import rough_attention
@@ -84,6 +85,7 @@ class Engine(nn.Module):
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
         self.extends = program.state_numbers == 0  # whether one goes back behind what `extend` has read
         self._results = Results()
+        self.timeline: Timeline | None = None  # what notes when each instruction runs
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
 
@@ -283,6 +285,9 @@ class Engine(nn.Module):
         scratch = [room.ctypes.data for room in program.room]
         table, floats = program.table[part], program.floats[part]
         said, where = symbols.ctypes.data, places.ctypes.data
+        if self.timeline is not None:
+            self._run_noted(self.timeline, table, (table, floats, said, where, batch), scratch)
+            return
 
         def job(thread: int) -> None:
             program.run(
@@ -299,6 +304,13 @@ class Engine(nn.Module):
 
         with announced(program.run):
             self.pool.run(job)
+
+    def _run_noted(self, timeline: Timeline, table: np.ndarray, fields: tuple[Any, ...], scratch: list[int]) -> None:
+        threads, counter = self.pool.threads, self.pool.counter
+        ticks = timeline.room(threads, table)
+        place = ticks.ctypes.data
+        self.pool.run(lambda thread: run_noted(*fields, scratch[thread], counter, thread, threads, place))
+        timeline.note(table, ticks)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> StepProgram:
         wide = rows > FEW
