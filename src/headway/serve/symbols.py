@@ -23,9 +23,9 @@ _NEEDED = {9, 10, 13, *range(32, 127), *range(128, 256)} - _NEVER
 class Symbols:
     """A codec's symbols for llguidance, with the ids that may end a text.
 
-    `spaced` is None where each symbol writes its bytes wherever it stands. Tokenizers that are trained here drop a
-    space at the start of each line: there it says of each symbol whether it begins with a space, `inner` whether a line
-    within it does, and `breaks` whether it ends a line.
+    Tokenizers that are trained here drop a space at the start of each line; of all others `narrow` is None. There it
+    holds the symbols that write just their bytes at the start of a line and within one, as bits; `breaks` are those
+    after which a line starts.
     """
 
     def __init__(self, codec: Codec, ends: tuple[int, ...]) -> None:
@@ -35,19 +35,20 @@ class Symbols:
         if strange is not None or not ends:
             told = "no end symbol" if strange is None else f"no symbol {strange}, which is to end a text"
             raise UserError(f"the tokenizer has {told}, so that no form is ever complete; give the id of one")
+        self.narrow: tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]] | None = None
+        if isinstance(codec, TokenizerCodec) and decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
+            within = np.array([b"\n " not in token for token in tokens])
+            self.narrow = _packed(within & [not token.startswith(b" ") for token in tokens]), _packed(within)
+        self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
         for end in ends:  # what ends a text is no part of it
             tokens[end] = SPECIAL + tokens[end].removeprefix(SPECIAL)
-        self.codec_size = len(tokens)
+        self.count = len(tokens)
+        self.words = -(-len(tokens) // 32)
         self.ends = ends
-        self.tokenizer = LLTokenizer(_Wrapped(tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
-        self.spaced: Bool[np.ndarray, "C"] | None = None
-        if isinstance(codec, TokenizerCodec) and decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
-            self.spaced = np.array([token.startswith(b" ") for token in tokens])
-        self.inner = packed(np.array([b"\n " in token for token in tokens]))
-        self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
+        self.tokenizer = LLTokenizer(_Wrapped(codec, tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
 
 
-def packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
+def _packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
     """A bit for each symbol, the lowest first, in int32."""
     padded = np.zeros(-(-len(marks) // 32) * 32, bool)
     padded[: len(marks)] = marks
@@ -61,12 +62,24 @@ class _Wrapped:
     bos_token_id = None
     special_token_ids: tuple[int, ...] = ()
 
-    def __init__(self, tokens: list[bytes], end: int) -> None:
+    def __init__(self, codec: Codec, tokens: list[bytes], end: int) -> None:
         self.tokens = tokens
         self.eos_token_id = end
+        self._codec = codec
+        self._ids = {token: i for i, token in reversed(list(enumerate(tokens)))}
 
     def __call__(self, text: str) -> list[int]:
-        return []  # rules go by bytes, however they are cut into symbols
+        """The symbols of a text amid another, as the codec would cut it; a form that leaves no choice is cut so."""
+        ids, written = self._codec.encode(text), text.encode()
+        joined = b"".join(self.tokens[i] for i in ids)
+        if joined == b" " + written:  # what is put before the start of a text
+            rest = self.tokens[ids[0]][1:]
+            ids = [*([self._ids[rest]] if rest in self._ids else self._each(rest)), *ids[1:]] if rest else ids[1:]
+            return ids
+        return ids if joined == written else self._each(written)
+
+    def _each(self, written: bytes) -> list[int]:
+        return [self._ids[bytes([byte])] for byte in written]
 
 
 def _bytes_of(codec: Codec) -> list[bytes]:
