@@ -41,9 +41,7 @@ class ToolCall(NamedTuple):
     arguments: str
 
 
-def calls_grammar(
-    form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]], required: bool, parallel: bool
-) -> str:
+def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]], required: bool, parallel: bool) -> str:
     """A lark grammar of answers in which all calls are of these tools, with arguments of their schemas.
 
     Unless a call is `required`, any text may come before it or in its stead.
@@ -59,7 +57,9 @@ def calls_grammar(
     if form.bare:
         if required:
             return "\n".join(["start: object", *lines])
-        return "\n".join([f"start: PLAIN | {opening}? object", "PLAIN: /[ \\n\\r\\t]*([^ \\n\\r\\t{](.|\\n)*)?/", *lines])
+        return "\n".join(
+            [f"start: PLAIN | {opening}? object", "PLAIN: /[ \\n\\r\\t]*([^ \\n\\r\\t{](.|\\n)*)?/", *lines]
+        )
     if form.listed:
         others = '(", " object)*' if parallel else ""
         lines.append(f'list: {opening} " "? "[" object {others} "]"')
@@ -202,7 +202,9 @@ class CallReader:
         """The calls that a JSON value is; none where it is anything else."""
         form = self._form
         try:
-            items = msgspec.json.decode(text, type=list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw])
+            items = msgspec.json.decode(
+                text, type=list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
+            )
             found: list[str | ToolCall] = []
             for item in items if isinstance(items, list) else [items]:
                 name = msgspec.json.decode(item["name"], type=str)

@@ -108,9 +108,7 @@ class _Kept:
         self._forms: dict[tuple[tuple[int, ...], str], LLMatcher | UserError] = {}
         self._lock = Lock()
 
-    def of(
-        self, key: tuple[tuple[int, ...], str], make: Callable[[], LLMatcher | UserError]
-    ) -> LLMatcher | UserError:
+    def of(self, key: tuple[tuple[int, ...], str], make: Callable[[], LLMatcher | UserError]) -> LLMatcher | UserError:
         with self._lock:
             made = self._forms.pop(key, None)
             if made is not None:

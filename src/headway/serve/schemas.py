@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +23,7 @@ LARGEST = 1 << 18  # characters of a schema
 _DEEPEST = 64  # levels of schemas within schemas
 _MOST = 1 << 16  # characters of a text, items of an array, keys of an object
 _DIGITS = 15  # of a number: no more are exact
+_CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")  # without an escape of its own, or half a character
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _NOTES = frozenset(
     "title description default examples example deprecated readOnly writeOnly $comment contentMediaType "
@@ -87,8 +90,11 @@ def held(schema: Any, source: str = "the schema") -> dict[str, Any] | bool:
     reader = _Reader(source)
     read = reader.schema(schema, "", 0)
     reader.check_references()
+    reader.part()
     if isinstance(read, dict) and not reader.ends(read):
-        raise UserError(f"{source} asks for itself without end, so that no JSON fits it; make one of its parts optional")
+        raise UserError(
+            f"{source} asks for itself without end, so that no JSON fits it; make one of its parts optional"
+        )
     return read
 
 
@@ -165,7 +171,10 @@ class _Reader:
 
     def _named(self, value: Any, place: str, depth: int) -> dict[str, Any]:
         self._mapping(value, place)
-        return {name: self.schema(each, f"{place}/{_escaped(name)}", depth) for name, each in value.items()}
+        return {
+            self._text(name, place): self.schema(each, f"{place}/{_escaped(name)}", depth)
+            for name, each in value.items()
+        }
 
     def _patterned(self, value: Any, place: str, depth: int) -> dict[str, Any]:
         self._mapping(value, place)
@@ -224,12 +233,19 @@ class _Reader:
             return [self._value(each, place, depth + 1) for each in value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return self._number(value, place, depth)
-        return value
+        return self._text(value, place) if isinstance(value, str) else value
+
+    def _text(self, text: str, place: str) -> str:
+        """A text that JSON can spell in one way alone."""
+        strange = _CONTROL.search(text)
+        if strange:
+            raise self.refused(place, f"the character U+{ord(strange[0]):04X}", "leave it out")
+        return text
 
     def _required(self, value: Any, place: str, depth: int) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise self.refused(place, f"{json.dumps(value):.40}", "give a list of names")
-        return list(dict.fromkeys(value))
+        return [self._text(each, place) for each in dict.fromkeys(value)]
 
     def _pattern(self, value: Any, place: str, depth: int) -> str:
         if not isinstance(value, str):
@@ -252,6 +268,40 @@ class _Reader:
         for place, target in self._references:
             if target not in self._at:
                 raise self.refused(place, f"the $ref {'#' + target!r:.80} to what is no schema", "name one of $defs")
+
+    def part(self) -> None:
+        """Make anyOf of each oneOf whose schemas are known to share nothing; others llguidance refuses."""
+        for place, schema in self._at.items():
+            if isinstance(schema, dict) and "oneOf" in schema:
+                if not all(self._apart(one, other, 0) for one, other in combinations(schema["oneOf"], 2)):
+                    remedy = "use anyOf, or give each a property with a const of its own"
+                    raise self.refused(place, "a oneOf whose schemas are not known to share nothing", remedy)
+                if "anyOf" in schema:
+                    schema.setdefault("allOf", []).append({"anyOf": schema.pop("oneOf")})
+                else:
+                    schema["anyOf"] = schema.pop("oneOf")
+
+    def _apart(self, one: dict[str, Any] | bool, other: dict[str, Any] | bool, depth: int) -> bool:
+        """Whether it is plain that nothing fits both schemas."""
+        if not (isinstance(one, dict) and isinstance(other, dict)) or depth > _DEEPEST:
+            return one is False or other is False
+        for this, that in ((one, other), (other, one)):
+            if "$ref" in this and self._apart(self._at[unquote(this["$ref"][1:])], that, depth + 1):
+                return True
+        values, others = _values_of(one), _values_of(other)
+        if values is not None and others is not None:
+            return not values & others
+        types, kinds = _types_of(one), _types_of(other)
+        if not types & kinds:
+            return True
+        if types != {"object"} or kinds != {"object"}:
+            return False
+        return any(
+            self._apart(
+                one.get("properties", {}).get(name, True), other.get("properties", {}).get(name, True), depth + 1
+            )
+            for name in set(one.get("required", [])) & set(other.get("required", []))
+        )
 
     def ends(self, root: dict[str, Any]) -> bool:
         """Whether something finite fits: references that lead back to themselves are none."""
@@ -287,6 +337,32 @@ def _parts_fit(kind: str, schema: dict[str, Any], fits: Callable[[dict[str, Any]
         return all(map(fits, first[:least])) and (least <= len(first) or fits(schema.get("items", True)))
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     return all(fits(known.get(name, others)) for name in schema.get("required", []) if name in known)
+
+
+def _values_of(schema: dict[str, Any]) -> set[str] | None:
+    """All that may fit, as JSON; None where that is not listed."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return None if values is None else {json.dumps(value, sort_keys=True) for value in values}
+
+
+def _types_of(schema: dict[str, Any]) -> set[str]:
+    """The types of what may fit; a whole number is a number."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values is not None:
+        return {_TYPE_NAMES[type(value)] for value in values}
+    named = schema.get("type", list(_TYPES))
+    return {"number" if each == "integer" else each for each in (named if isinstance(named, list) else [named])}
+
+
+_TYPE_NAMES = {
+    type(None): "null",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
 
 
 def _escaped(name: str) -> str:
