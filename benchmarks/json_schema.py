@@ -3,8 +3,9 @@
     python benchmarks/json_schema.py SUITE      # a checkout of github.com/json-schema-org/JSON-Schema-Test-Suite
 
 Each instance is given to the rule of its schema, compact and indented, a byte at a time, and is accepted where it may
-end there; invalid ones are tried with escapes, too. Schemas that are refused are counted by their reason; valid instances that may not be written (keys in another
-order than the schema's, 1.0 for an integer) are listed. What is optional, formats and patterns, is read alike.
+end there; invalid ones are tried with escapes, too. Schemas that are refused are counted by their reason; valid
+instances that may not be written (keys in another order than the schema's, 1.0 for an integer) are listed. What is
+optional, formats and patterns, is read alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How published models write calls of tools, and the calls that are read from what they write.
 
-Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them behind [TOOL_CALLS], Llama 3
-an object with name and parameters at the start of an answer or behind <|python_tag|>.
+Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them behind [TOOL_CALLS],
+Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>.
 """
 
 from __future__ import annotations
@@ -102,101 +102,97 @@ class CallReader:
         self._closed = False  # by a symbol
         self._scan = _Scan()
 
+    @property
+    def full(self) -> bool:
+        """Whether no more calls are read, so that nothing more need be written."""
+        return self.calls > 0 and not self._parallel
+
     def push(self, text: str, symbol: int | None = None) -> list[str | ToolCall]:
         """What is certain after a symbol and the text that it completed, in order."""
         found: list[str | ToolCall] = []
-        if symbol is not None and symbol == self._form.opening_symbol:
-            found += self.flush()
-            self._begin("")
+        if symbol is not None and symbol == self._form.opening_symbol and not self.full:
+            if self._inside:
+                found += self.flush()
+            found += self._begin(len(self._held))
         elif symbol is not None and symbol == self._form.closing_symbol and self._inside:
             self._closed = True
         self._held += text
-        while (more := self._read()) is not None:
+        while (more := self._inside_call() if self._inside else self._outside()) is not None:
             found += more
-        return [part for part in found if part]
+        return found
 
     def flush(self) -> list[str | ToolCall]:
         """What is still held back, at the end of an answer."""
         found: list[str | ToolCall] = []
         if self._inside and self._scan.stop is not None:  # whole but for its closing mark
-            found, rest = self._calls(self._held[: self._scan.stop]), self._held[self._scan.stop :]
-            if found and not self._form.closing.startswith(rest.strip(_SPACE)):
-                found = []
-            if found:
-                self._mark = self._held = ""
-        rest = self._mark + self._held
-        self._held = self._mark = ""
-        self._inside = False
+            rest = self._held[self._scan.stop :].strip(_SPACE)
+            found = self._calls(self._held[: self._scan.stop]) if self._form.closing.startswith(rest) else []
+        self.calls += len(found)
+        rest = "" if found else self._mark + self._held
+        self._held, self._mark, self._inside = "", "", False
         between = self.calls > 0 and not rest.strip(_SPACE)
         return [*found, *([rest] if rest and not between else [])]
 
-    def _begin(self, mark: str) -> None:
-        self._inside, self._mark, self._closed, self._scan = True, mark, False, _Scan()
+    def _begin(self, place: int, mark: str = "") -> list[str | ToolCall]:
+        """A call begins at a place of the text that is held; what was said before it."""
+        said = self._held[:place].rstrip(_SPACE)
+        # White space before a call is no part of what is said, but is, if it is none.
+        self._mark, self._held = self._held[len(said) : place] + mark, self._held[place + len(mark) :]
+        self._inside, self._closed, self._scan = True, False, _Scan()
+        return [said] if said else []
 
-    def _read(self) -> list[str | ToolCall] | None:
+    def _outside(self) -> list[str | ToolCall] | None:
         """What the text that is held says next; None where more must come."""
-        if self._inside:
-            return self._inside_call()
         form, held = self._form, self._held
-        said = held.lstrip(_SPACE + ";" if form.bare and self.calls else _SPACE)
-        if not said:
-            return None  # white space before a call is no part of what is said
-        if self.calls and not self._parallel:
-            return self._say(len(held))
-        if self._first:
-            if said[0] == "{":
-                self._begin(held[: -len(said)])
-                self._held = said
+        start = held.lstrip(_SPACE + ";" if self.calls else _SPACE)
+        if not start:
+            return None
+        if self._first and not self.full:
+            if start[0] == "{":
+                self._begin(len(held) - len(start))
                 return []
             self._first = False
-        if form.opening_symbol is not None:
-            return self._say(len(held))
-        place = held.find(form.opening)
-        if place < 0:
-            return self._say(len(held) - _overlap(held, form.opening)) or None
-        before = held[:place]
-        self._begin(form.opening)
-        self._held = held[place + len(form.opening) :]
-        return [] if not before.strip(_SPACE) else [before]
-
-    def _say(self, length: int) -> list[str | ToolCall] | None:
-        said, self._held = self._held[:length], self._held[length:]
+        certain = len(held)
+        if form.opening_symbol is None and not self.full:
+            place = held.find(form.opening)
+            if place >= 0:
+                return self._begin(place, form.opening)
+            certain -= _overlap(held, form.opening)
+        said = held[:certain].rstrip(_SPACE)
+        self._held = held[len(said) :]
         return [said] if said else None
 
     def _inside_call(self) -> list[str | ToolCall] | None:
-        stop = self._scan.go_on(self._held, "[" if self._form.listed else "{", self._heads())
+        form = self._form
+        stop = self._scan.go_on(self._held, "[" if form.listed else "{", self._heads())
         if stop is None:
             return None
-        found = self._calls(self._held[:stop])
-        rest = self._held[stop:]
+        found, rest = self._calls(self._held[:stop]), self._held[stop:].lstrip(_SPACE)
         if not found:
             return self._none()
-        if self._form.closing and self._form.closing_symbol is None:
-            left = rest.lstrip(_SPACE)
-            if not left.startswith(self._form.closing):
-                return None if self._form.closing.startswith(left) else self._none()
-            rest = left[len(self._form.closing) :]
-        elif self._form.closing_symbol is not None and not self._closed:
-            return None if not rest.strip(_SPACE) else self._none()
-        self._inside, self._mark, self._held = False, "", rest
+        if form.closing_symbol is not None and not self._closed:
+            return None if not rest else self._none()
+        if form.closing_symbol is None and not rest.startswith(form.closing):
+            return None if form.closing.startswith(rest) else self._none()
+        closing = len(form.closing) if form.closing_symbol is None else 0
+        after = rest[closing:] if form.closing else self._held[stop:]
+        self._inside, self._mark, self._held = False, "", after
         self.calls += len(found)
-        self._first = self._form.bare
+        self._first = form.bare
         return found
+
+    def _none(self) -> list[str | ToolCall]:
+        """It was no call: its mark is said, and what follows is read on."""
+        self._inside = self._first = False
+        mark, self._mark = self._mark, ""
+        if mark.endswith(self._form.opening):
+            return [mark]
+        self._held = mark + self._held
+        return []
 
     def _heads(self) -> tuple[str, ...]:
         """How an object that is a call may begin, behind its brace."""
         return ('"name"', f'"{self._form.arguments}"', '"id"', '"type"')
-
-    def _none(self) -> list[str | ToolCall]:
-        """It was no call: the mark is said, and what follows is read on."""
-        self._inside = self._first = False
-        if self._mark and self._mark == self._form.opening:
-            mark, self._mark = self._mark, ""
-            return [mark]
-        said, self._held, self._mark = self._mark + self._held, "", ""
-        place = said.find(self._form.opening) if self._form.opening_symbol is None else -1
-        self._held = said[place:] if place >= 0 else ""
-        return [said[:place] if place >= 0 else said]
 
     def _calls(self, text: str) -> list[str | ToolCall]:
         """The calls that a JSON value is; none where it is anything else."""
@@ -234,9 +230,9 @@ class _Scan:
         """The end of the value in `text`, also where it is clear that it is no call; None where more must come."""
         if self.stop is not None:
             return self.stop
-        start = text.lstrip(_SPACE)
+        start = text[:_HEAD].lstrip(_SPACE)
         if start and (start[0] != first or not _may_begin(start.lstrip("[" + _SPACE)[1:].lstrip(_SPACE), heads)):
-            return len(text) - len(start)
+            return 0
         while self._place < len(text):
             match = (_STRING if self._in_string else _OPEN).search(text, self._place)
             if match is None:
@@ -260,6 +256,7 @@ class _Scan:
         return None
 
 
+_HEAD = 80  # characters that show whether a call begins
 _STRING, _OPEN = re.compile(r'[\\"]'), re.compile(r'["{}\[\]]')
 
 

@@ -118,9 +118,8 @@ class _Reader:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise self._refused(f"more than {_DEEPEST} groups inside each other")
-        if self._taken("?"):
-            if not self._taken(":") and self._found(_NAME) is None:
-                raise self._refused("a look around or a flag")
+        if self._taken("?") and not self._taken(":") and self._found(_NAME) is None:
+            raise self._refused("a look around or a flag")
 
     def _atom(self) -> str:
         if self._taken("("):

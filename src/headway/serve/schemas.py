@@ -1,4 +1,4 @@
-"""JSON schemas (draft 2020-12) that texts can be held to while they are written, and in words of ours that mean the same.
+"""JSON schemas (draft 2020-12) that texts can be held to while they are written, in words that mean the same.
 
 What llguidance does not know it refuses, but some of what it knows it takes otherwise than the standard: it allows
 keys to come twice, rounds numbers, reads patterns as Rust's, and passes over what a schema says of itself in other
@@ -24,10 +24,11 @@ _DEEPEST = 64  # levels of schemas within schemas
 _MOST = 1 << 16  # characters of a text, items of an array, keys of an object
 _DIGITS = 15  # of a number: no more are exact
 _CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")  # without an escape of its own, or half a character
+_OF_TYPE = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_NOTES = frozenset(
-    "title description default examples example deprecated readOnly writeOnly $comment contentMediaType "
-    "contentEncoding contentSchema discriminator externalDocs xml".split()
+_NOTES = (
+    *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"),
+    *("contentMediaType", "contentEncoding", "contentSchema", "discriminator", "externalDocs", "xml"),
 )
 _DRAFTS = ("2020-12/schema", "2019-09/schema", "draft-07/schema", "draft-06/schema")
 _REMEDIES = {
@@ -92,9 +93,7 @@ def held(schema: Any, source: str = "the schema") -> dict[str, Any] | bool:
     reader.check_references()
     reader.part()
     if isinstance(read, dict) and not reader.ends(read):
-        raise UserError(
-            f"{source} asks for itself without end, so that no JSON fits it; make one of its parts optional"
-        )
+        raise UserError(f"{source} asks for itself without end, so that nothing fits it; make a part of it optional")
     return read
 
 
@@ -296,12 +295,9 @@ class _Reader:
             return True
         if types != {"object"} or kinds != {"object"}:
             return False
-        return any(
-            self._apart(
-                one.get("properties", {}).get(name, True), other.get("properties", {}).get(name, True), depth + 1
-            )
-            for name in set(one.get("required", [])) & set(other.get("required", []))
-        )
+        shared = set(one.get("required", [])) & set(other.get("required", []))
+        pairs = [[each.get("properties", {}).get(name, True) for each in (one, other)] for name in shared]
+        return any(self._apart(this, that, depth + 1) for this, that in pairs)
 
     def ends(self, root: dict[str, Any]) -> bool:
         """Whether something finite fits: references that lead back to themselves are none."""
@@ -325,7 +321,7 @@ def _is_finite(schema: dict[str, Any] | bool, finite: set[str]) -> bool:
         return False
     if not all(map(fits, schema.get("allOf", []))):
         return False
-    if not all(any(map(fits, schema[name])) for name in ("anyOf", "oneOf") if name in schema):
+    if not any(map(fits, schema.get("anyOf", [True]))):
         return False
     return all(_parts_fit(kind, schema, fits) for kind in ("array", "object") if schema.get("type") == kind)
 
@@ -349,20 +345,9 @@ def _types_of(schema: dict[str, Any]) -> set[str]:
     """The types of what may fit; a whole number is a number."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values is not None:
-        return {_TYPE_NAMES[type(value)] for value in values}
+        return {_OF_TYPE.get(type(value), "null") for value in values}
     named = schema.get("type", list(_TYPES))
     return {"number" if each == "integer" else each for each in (named if isinstance(named, list) else [named])}
-
-
-_TYPE_NAMES = {
-    type(None): "null",
-    bool: "boolean",
-    int: "number",
-    float: "number",
-    str: "string",
-    list: "array",
-    dict: "object",
-}
 
 
 def _escaped(name: str) -> str:
