@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import write
 
 from headway.codecs import Codec, train_codec
 from headway.errors import UserError
 from headway.generate.scheduler import Rule
 from headway.serve.rules import rule_for
+from measure import write
 
 
 def accepts(rule: Rule, codec: Codec, text: str) -> bool:

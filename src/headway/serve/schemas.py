@@ -25,6 +25,7 @@ _MOST = 1 << 16  # characters of a text, items of an array, keys of an object
 _DIGITS = 15  # of a number: no more are exact
 _CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")  # without an escape of its own, or half a character
 _OF_TYPE = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+_BOUNDS = (("exclusiveMinimum", "minimum", 1, max), ("exclusiveMaximum", "maximum", -1, min))
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _NOTES = (
     *("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"),
@@ -164,6 +165,14 @@ class _Reader:
 
     def _check_together(self, read: dict[str, Any], place: str) -> None:
         """What keywords say of each other."""
+        for name, bound, step, larger in _BOUNDS:
+            value = read.get(name)
+            if isinstance(value, int):  # between 1 and 1.5, llguidance takes an excluded 1 for allowed
+                near = Decimal(value) + Decimal(step).scaleb(-9 if abs(value) < 10**5 else -3)
+                if Decimal(repr(float(near))) != near:
+                    raise self.refused(f"{place}/{name}", f"the number {value:,}", f"use {bound}")
+                del read[name]
+                read[bound] = larger(float(near), read.get(bound, float(near)))
         least, required = read.get("minProperties", 0), read.get("required", [])
         if least > len(required) + 1:  # a key that comes twice counts twice for llguidance
             raise self.refused(place, f"minProperties {least} with {len(required)} required", "name more as required")
