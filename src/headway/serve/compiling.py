@@ -20,7 +20,7 @@ from headway.serve.expressions import literal, whole
 from headway.serve.schemas import LARGEST, held
 
 LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
-_SPACES = r"[ \t]{1,32}|\r?\n[ \t]{0,32}"  # between the parts of JSON: models write white space as long as they may
+_SPACES = r" |\r?\n[ \t]{0,32}"  # between the parts of JSON: models write white space as long as they may
 _ESCAPES = 'nrbtf\\"'  # with \u, a key could be spelt in two ways, and be taken for another
 _JSON = {"whitespace_pattern": _SPACES, "json_allowed_escapes": _ESCAPES}
 _CHOICES = 1000
