@@ -13,7 +13,7 @@ from headway.codecs import TokenizerCodec, train_codec
 from headway.codecs.chat import ChatTemplate
 from headway.errors import UserError
 from headway.serve.calls import CallReader, ToolCall
-from headway.serve.tools import Tools, delta, format_of, told
+from headway.serve.tools import Toolbox, delta, format_of, told
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
@@ -96,7 +96,7 @@ TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
 def test_calls_are_read_in_any_pieces(
     codec: TokenizerCodec, template: str, text: str, said: str | None, calls: list[Any]
 ) -> None:
-    tools = Tools(codec, template, TOOLS)
+    tools = Toolbox(codec, template, TOOLS)
     marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
     for seed in range(20):
         reader = tools.reader()
@@ -105,7 +105,7 @@ def test_calls_are_read_in_any_pieces(
 
 
 def test_no_more_is_held_back_than_may_be_a_mark(codec: TokenizerCodec) -> None:
-    reader = Tools(codec, HERMES, TOOLS).reader()
+    reader = Toolbox(codec, HERMES, TOOLS).reader()
     assert reader is not None
     assert reader.push("Hello <") == ["Hello"]
     assert reader.push("b") == [" <b"]
@@ -115,14 +115,14 @@ def test_no_more_is_held_back_than_may_be_a_mark(codec: TokenizerCodec) -> None:
 
 
 def test_one_call_where_more_are_not_wanted(codec: TokenizerCodec) -> None:
-    reader = Tools(codec, HERMES, TOOLS, parallel=False).reader()
+    reader = Toolbox(codec, HERMES, TOOLS, parallel=False).reader()
     assert reader is not None
     assert [type(part) for part in reader.push(f"<tool_call>{CALL}</tool_call>")] == [ToolCall]
     assert reader.full
     assert reader.push(f"<tool_call>{CALL}</tool_call>") == [f"<tool_call>{CALL}</tool_call>"]
 
 
-def walk(codec: TokenizerCodec, tools: Tools, seed: int) -> list[int] | None:
+def walk(codec: TokenizerCodec, tools: Toolbox, seed: int) -> list[int] | None:
     """Random symbols that the rule allows, until one ends; None where none did."""
     draw, ids = random.Random(seed), []
     make = tools.rule()
@@ -143,7 +143,7 @@ def walk(codec: TokenizerCodec, tools: Tools, seed: int) -> list[int] | None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, choice: Any) -> None:
     """What a model that knows nothing writes is a call that is read, with arguments of their schema."""
-    tools = Tools(codec, template, TOOLS if choice != "required" else [WEATHER], choice)
+    tools = Toolbox(codec, template, TOOLS if choice != "required" else [WEATHER], choice)
     ended = 0
     for seed in range(12):
         ids = walk(codec, tools, seed)
@@ -164,7 +164,7 @@ def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, cho
     assert ended >= 6
 
 
-def allowed_to_end(codec: TokenizerCodec, tools: Tools, text: str) -> bool:
+def allowed_to_end(codec: TokenizerCodec, tools: Toolbox, text: str) -> bool:
     make = tools.rule()
     assert make is not None
     rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
@@ -192,7 +192,7 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
     codec: TokenizerCodec, template: str, before: str, after: str, key: str
 ) -> None:
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
-    tools = Tools(codec, template, [strict])
+    tools = Toolbox(codec, template, [strict])
     good, bad = (f'{before}{{"name": "weather", "{key}": {{"city": {city}}}}}{after}' for city in ('"Ulm"', "3"))
     assert allowed_to_end(codec, tools, "It rains.")
     assert allowed_to_end(codec, tools, good)
@@ -201,8 +201,8 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
 
 
 def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
-    assert Tools(codec, HERMES, TOOLS).rule() is None
-    none = Tools(codec, "no template", TOOLS, "none")
+    assert Toolbox(codec, HERMES, TOOLS).rule() is None
+    none = Toolbox(codec, "no template", TOOLS, "none")
     assert (none.told, none.rule(), none.reader()) == (None, None, None)
 
 
@@ -223,14 +223,14 @@ def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
 )
 def test_what_is_no_tool_is_refused(codec: TokenizerCodec, tools: Any, choice: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Tools(codec, HERMES, tools, choice)
+        Toolbox(codec, HERMES, tools, choice)
 
 
 def test_a_schema_that_cannot_be_held_to_is_refused_by_the_tool(codec: TokenizerCodec) -> None:
     schema = {"type": "object", "properties": {"a": {"not": {}}}}
     tool = {"type": "function", "function": {"name": "odd", "parameters": schema}}
     with pytest.raises(UserError, match="the tool 'odd' has the keyword 'not'"):
-        Tools(codec, HERMES, [tool], "required").rule()
+        Toolbox(codec, HERMES, [tool], "required").rule()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
     call = delta(ToolCall("call_1", "weather", '{"city": "Ulm"}'), 0)["tool_calls"][0]
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
-    text = template.render(told([answer, result]), tools=Tools(codec, HERMES, TOOLS).told)
+    text = template.render(told([answer, result]), tools=Toolbox(codec, HERMES, TOOLS).told)
     assert f"assistant: <tool_call>\n{CALL}\n</tool_call>tool: rain" in text
     assert '"name": "clock"' in text
     with pytest.raises(UserError, match="message 0 has a call whose arguments"):

@@ -21,7 +21,7 @@ from headway.errors import UserError, nearest
 from headway.generate.scheduler import Rule
 from headway.serve.compiling import LIMITS, refusal
 from headway.serve.schemas import LARGEST
-from headway.serve.symbols import Symbols, symbols_of
+from headway.serve.symbols import ByteSymbols, symbols_of
 
 SECONDS = 3.0  # of a processor, that compiling a form may take
 _MEMORY = 1 << 30  # bytes, for the same
@@ -126,7 +126,7 @@ _compiled: WeakKeyDictionary[Codec, _Kept] = WeakKeyDictionary()
 _lock = Lock()
 
 
-def _compile(symbols: Symbols, request: Mapping[str, Any]) -> LLMatcher | UserError:
+def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> LLMatcher | UserError:
     try:
         told = _helper.ask(request, SECONDS)
     except HelperError as error:
@@ -145,7 +145,7 @@ def _compile(symbols: Symbols, request: Mapping[str, Any]) -> LLMatcher | UserEr
 class FormRule:
     """The rule of one answer. It raises UserError where the form has become too complex to go on."""
 
-    def __init__(self, matcher: LLMatcher, symbols: Symbols) -> None:
+    def __init__(self, matcher: LLMatcher, symbols: ByteSymbols) -> None:
         self._matcher = matcher
         self._symbols = symbols
         self._starts_line = True

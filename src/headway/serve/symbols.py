@@ -23,7 +23,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _NEEDED = {*range(256)} - _NEVER
 
 
-class Symbols:
+class ByteSymbols:
     """A codec's symbols for llguidance, with the ids that may end a text.
 
     Tokenizers that are trained here drop a space at the start of each line; of all others `narrow` is None. There it
@@ -148,15 +148,15 @@ class _Pieces:
         return name.encode()
 
 
-_known: WeakKeyDictionary[Codec, dict[tuple[int, ...], Symbols]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Codec, dict[tuple[int, ...], ByteSymbols]] = WeakKeyDictionary()
 _lock = Lock()
 
 
-def symbols_of(codec: Codec, ends: Iterable[int]) -> Symbols:
+def symbols_of(codec: Codec, ends: Iterable[int]) -> ByteSymbols:
     """The codec's symbols, which are made once: that takes about a second where they are many. Any thread may ask."""
     wanted = tuple(sorted({*ends, *(() if codec.end is None else (codec.end,))}))
     with _lock:
         made = _known.setdefault(codec, {})
         if wanted not in made:
-            made[wanted] = Symbols(codec, wanted)
+            made[wanted] = ByteSymbols(codec, wanted)
         return made[wanted]

@@ -51,7 +51,7 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
     return CallFormat(**{**asdict(found), "opening_symbol": opening, "closing_symbol": closing})
 
 
-class Tools:
+class Toolbox:
     """The tools of one request, and what its `tool_choice` asks for.
 
     `told` is what the chat template is given: None where no tool may be called.
