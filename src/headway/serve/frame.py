@@ -19,6 +19,7 @@ from headway.app.model import Model
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat import ChatTemplate
 from headway.generate.scheduler import Rule
+from headway.serve.batches import Batcher
 from headway.serve.loop import EngineLoop
 
 
@@ -51,11 +52,12 @@ class ServerSettings:
 
 
 class Ready(NamedTuple):
-    """A model that is loaded. `loop` writes its texts; None where it writes none."""
+    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`."""
 
     name: str
     model: Model
     loop: EngineLoop | None
+    batcher: Batcher
 
 
 class Served(Protocol):
