@@ -1,4 +1,4 @@
-"""What many clients ask of one model at a time, answered together: requests that wait while it is busy share its next call."""
+"""What many ask of one model is answered together: requests that wait while it is busy share its next call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from headway.errors import UserError
@@ -32,8 +33,8 @@ class Batcher:
     """A model's thread for all that it does not write step by step. Its methods are called on the event loop.
 
     A call takes items of several requests of one kind, at most `most`, and of a request that has more a part, after
-    which it waits for its turn again: a long one does not hold up the short ones. Requests whose asker has gone are left
-    out. Those of another kind have their turn in the order in which they came.
+    which it waits for its turn again: a long one does not hold up the short ones. Requests whose asker has gone are
+    left out. Those of another kind have their turn in the order in which they came.
     """
 
     def __init__(self, name: str, most: int = 64, waiting: int = 256) -> None:
@@ -45,8 +46,8 @@ class Batcher:
         self._serving: asyncio.Task[None] | None = None
 
     async def ask(self, call: Callable[[list[T]], Sequence[R]], kind: Hashable, items: Sequence[T]) -> list[R]:
-        """The answer to each item. `call` answers several items, those of other requests of this `kind` among them: what
-        it does is to hang on the kind and the items alone.
+        """The answer to each item. `call` answers several items, those of other requests of this `kind` among them:
+        what it does hangs on the kind and the items alone.
 
         FullError where too many wait. A UserError of `call` goes to the request whose items it raises it for.
         """
@@ -128,8 +129,8 @@ class Batcher:
                 asked.done.set_result(found)
 
     async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, copy_context().run, call, items)  # deterministic kernels, say
+        job = partial(copy_context().run, call, items)  # in the context that says, say, which kernels compute
+        return await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
 
 def _fail(asked: _Asked, error: Exception) -> None:

@@ -51,6 +51,17 @@ class ServerSettings:
     log: bool = True  # a line of JSON on stdout for each request
 
 
+class Known(NamedTuple):
+    """What is known of a model before a weight is read."""
+
+    kind: str
+    verbs: list[str]  # what it can do; see headway.app.predictors
+    context: int | None  # tokens
+    parameters: int
+    changed: int  # seconds since 1970
+    alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
+
+
 class Ready(NamedTuple):
     """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`."""
 
@@ -67,6 +78,14 @@ class Served(Protocol):
         """The model of a name, loaded if it is not yet, which stays loaded while it is used; "" is the only one there is.
         StatusError 404 where there is none of this name, UserError or StatusError 503 where it cannot be loaded.
         """
+        ...
+
+    def listed(self) -> Mapping[str, Known]:
+        """What can be asked for, by name."""
+        ...
+
+    def known(self, name: str) -> Known:
+        """What is known of one. StatusError 404 where there is none of this name, 503 for one that is broken."""
         ...
 
     def loops(self) -> Mapping[str, EngineLoop]:

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 from headway.app.loading import find_device, load
 from headway.app.model import Model
 from headway.app.predictors import verbs
-from headway.app.recipes import find_model, find_usage
+from headway.app.recipes import find_model
 from headway.engine import refusal
 from headway.errors import UserError, nearest
 from headway.formats.hub import find_folder
@@ -31,7 +31,7 @@ from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, 
 from headway.received import HUB
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Ready
+from headway.serve.frame import Known, Ready
 from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
@@ -41,17 +41,6 @@ _BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model
 _RETRY = 10  # seconds after which memory may be free
 _POLL = 0.05  # seconds between looks at what is under way while the server ends
 _MOST = 1000  # models of a folder
-
-
-class Known(NamedTuple):
-    """What is known of a model before a weight is read."""
-
-    kind: str
-    verbs: list[str]
-    context: int | None  # tokens
-    parameters: int
-    changed: int  # seconds since 1970
-    alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
 
 
 @dataclass(frozen=True)
@@ -93,8 +82,8 @@ class ServedModels:
         start_loop: Callable[[Model, str], EngineLoop | None],
         keep_alive: float | None = None,
     ) -> None:
-        """`start_loop` makes what writes the texts of a model, of this name, where it writes some. A model that nobody uses for `keep_alive`
-        seconds is let go (None: only where memory is short).
+        """`start_loop` makes what writes the texts of a model, given with its name, where it writes some. A model that
+        nobody uses for `keep_alive` seconds is let go (None: only where memory is short).
 
         UserError for a model that is named and cannot be served, for two of one name, and for a folder without models.
         One in the folder that is broken is listed nowhere, and says why when it is asked for.
@@ -121,22 +110,20 @@ class ServedModels:
         self._closing = False
 
     def listed(self) -> dict[str, Known]:
-        """What can be asked for, by name."""
         return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
 
     def known(self, name: str) -> Known:
-        """What is known of one. StatusError 404 for a name that there is not, 503 for a model that is broken."""
         entry = self._entry(name)
         if entry.known is None:
             raise _broken(entry, str(entry.error))
         return entry.known
 
     @asynccontextmanager
-    async def using(self, name: str, context: Context) -> AsyncIterator[Ready]:
+    async def using(self, name: str) -> AsyncIterator[Ready]:
         entry = self._entry(name)
         if self._closing:
             raise StatusError(503, "the server is being ended; ask another one", code="ending", retry_after=_RETRY)
-        self.known(name)
+        self.known(entry.name)
         entry.users += 1
         if entry.timer is not None:
             entry.timer.cancel()
@@ -175,10 +162,12 @@ class ServedModels:
     def _add(self, name: str, place: Path) -> None:
         other = self._entries.get(name)
         if other is not None:
-            raise UserError(f"{other.place} and {place} are both named {name}; give one another name, as by a link to it")
+            raise UserError(f"{other.place} and {place} are both named {name}; rename one, or link to it")
         self._entries[name] = _Entry(name, place)
 
     def _entry(self, name: str) -> _Entry:
+        if not name and len(self._entries) == 1:
+            return next(iter(self._entries.values()))
         if name not in self._entries:
             remedy = nearest(name, self.listed())
             raise StatusError(404, f"there is no model {name[:100]!r}; {remedy}", "model", "model_not_found")
@@ -203,7 +192,7 @@ class ServedModels:
             return entry.ready
         except StatusError:
             raise
-        except Exception as error:  # of files that others wrote, and of memory that is not there: no other model's affair
+        except Exception as error:  # of files that others wrote, and for want of memory: no other model's affair
             _LOG.warning("%s cannot be loaded", entry.name, exc_info=None if isinstance(error, UserError) else error)
             raise _broken(entry, str(error) or type(error).__name__) from error
         finally:
