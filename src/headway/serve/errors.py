@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
+from starlette.responses import Response
 
 from headway.errors import UserError
 from headway.generate.scheduler import FullError
@@ -72,6 +73,11 @@ def error_answer(error: StatusError) -> ErrorAnswer:
     return ErrorAnswer(ErrorObject(line, kind, error.param, error.code))
 
 
-def error_headers(error: StatusError) -> dict[str, str]:
-    found: dict[str, Any] = {"Retry-After": error.retry_after, "WWW-Authenticate": "Bearer" if error.status == 401 else None}
-    return {name: str(value) for name, value in found.items() if value is not None}
+def error_response(error: StatusError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as a whole answer, with these headers beside its own."""
+    told = dict(headers or {})
+    if error.retry_after is not None:
+        told["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        told["WWW-Authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(error_answer(error)), error.status, told, "application/json")

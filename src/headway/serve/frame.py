@@ -113,6 +113,7 @@ class Context:
     served: Served
     id: str  # of the request, in the log and in answers
     owner: str = ""  # whose key it came with; prefixes are shared within one owner
+    route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
     noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
 

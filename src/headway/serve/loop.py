@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from headway.app.model import Model
 from headway.engine import Engine
@@ -23,6 +24,7 @@ from headway.serve.metrics import BETWEEN, FIRST, WRITTEN
 
 _LOG = logging.getLogger(__name__)
 _UNREAD = 8192  # symbols that may wait for one client
+_LAST_STEP = 5.0  # seconds that a step may still take when the loop is to end
 
 
 class Steps(Protocol):
@@ -31,13 +33,17 @@ class Steps(Protocol):
     def submit(self, request: Request) -> int: ...
     def cancel(self, ticket: int) -> None: ...
     def step(self) -> list[Said]: ...
+    def state(self) -> Any: ...
 
 
 class Turn(NamedTuple):
     """What one step said of one of the sequences that were asked for."""
 
-    place: int  # of the sequence: its request's, times the copies, and its copy
+    place: int  # of the sequence: those of the requests one after the other, each with all its copies
     said: Said
+
+
+News = Turn | Exception
 
 
 class Writing:
@@ -45,48 +51,67 @@ class Writing:
 
     def __init__(self, loop: EngineLoop, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.asked = self.last = time.monotonic()
-        self.left = sum(request.copies for request in requests)  # sequences that go on
-        self.over = False  # nothing more is wanted of it
-        self.tickets: dict[int, int] = {}  # the loop's thread alone: the place of each ticket's first copy
         self._loop = loop
-        self._news: deque[Turn | BaseException] = deque()
+        self._left = sum(request.copies for request in requests)  # sequences that have not ended
+        self._over = False
+        self._news: deque[News] = deque()
         self._awake = asyncio.Event()
+        self._asked = time.monotonic()
+        self._last: float | None = None  # when something was said
 
     async def __aenter__(self) -> Writing:
         self._loop.ask(self)
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        if not self.over:
-            self.over = True
-            self._loop.take_back(self)
+        self._end()
 
     async def turns(self) -> AsyncIterator[Turn]:
         """All that is said, until the last sequence has ended. Raises what went wrong."""
-        while self._news or self.left:
+        while self._left:
             while not self._news:
                 self._awake.clear()
                 await self._awake.wait()
             turn = self._news.popleft()
-            if isinstance(turn, BaseException):
+            if isinstance(turn, Exception):
+                self._end()
                 raise turn
             if turn.said.reason is not None:
-                self.left -= 1
+                self._left -= 1
             yield turn
-        self.over = True
+        self._over = True
 
-    def hear(self, news: Turn | BaseException) -> None:
-        """On the event loop: something has come."""
-        if self.over:
+    def hear(self, news: News, at: float) -> None:
+        """On the event loop: something came, at this time."""
+        if self._over:
             return
+        if isinstance(news, Turn):
+            if self._last is None:
+                FIRST.labels(self._loop.name).observe(at - self._asked)
+            elif at > self._last:  # copies that are written in the same step are one wait for the client
+                BETWEEN.labels(self._loop.name).observe(at - self._last)
+            self._last = at
         if len(self._news) >= _UNREAD:
-            self.over = True
-            self._loop.take_back(self)
             self._news.clear()
-            news = StatusError(408, f"{_UNREAD:,} tokens of the answer were not read; read it as it comes")
+            news = StatusError(408, f"{_UNREAD:,} tokens of the answer were left unread; read it as it comes")
+            self._loop.take_back(self)
         self._news.append(news)
         self._awake.set()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._loop.take_back(self)
+
+
+@dataclass
+class _Ticket:
+    """A request under way."""
+
+    writing: Writing
+    place: int  # of its first copy
+    left: int  # copies that have not ended
+    begun: bool = False
 
 
 class EngineLoop:
@@ -95,11 +120,10 @@ class EngineLoop:
     def __init__(self, steps: Steps, name: str) -> None:
         self.steps = steps
         self.name = name
-        self.alone = isinstance(steps, Alone)
         self._wake = threading.Condition()
         self._asked: deque[Writing] = deque()
-        self._left: deque[Writing] = deque()
-        self._tickets: dict[int, Writing] = {}
+        self._back: deque[Writing] = deque()
+        self._tickets: dict[int, _Ticket] = {}
         self._until: float | None = None  # when all must have ended, once the loop is to end
         self._moved = time.monotonic()
         self._home: asyncio.AbstractEventLoop | None = None
@@ -115,8 +139,8 @@ class EngineLoop:
         self._home = asyncio.get_running_loop()
         with self._wake:
             if self._until is not None:
-                raise _ending()
-            if not self._tickets and not self._asked:
+                raise ending()
+            if not self.working:
                 self._moved = time.monotonic()
             self._asked.append(writing)
             self._wake.notify()
@@ -124,7 +148,7 @@ class EngineLoop:
     def take_back(self, writing: Writing) -> None:
         """On the event loop: forget this before the next step."""
         with self._wake:
-            self._left.append(writing)
+            self._back.append(writing)
             self._wake.notify()
 
     @property
@@ -142,38 +166,36 @@ class EngineLoop:
         with self._wake:
             self._until = time.monotonic() + seconds
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join, seconds + 5)
+        await asyncio.to_thread(self._thread.join, seconds + _LAST_STEP)
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._asked or self._left or self._tickets or self._until is not None):
+                while not (self._asked or self._back or self._tickets or self._until is not None):
                     self._wake.wait()
-                asked, left = list(self._asked), list(self._left)
-                self._left.clear()
-            news: list[tuple[Writing, Turn | BaseException]] = []
-            for writing in asked:
-                news += self._submit(writing)
-            for writing in left:
-                self._forget(writing)
-            with self._wake:  # only now, so that `working` never misses what is between the two
+                asked, back = list(self._asked), list(self._back)
+                self._back.clear()
+            news = [each for writing in asked for each in self._submit(writing)]
+            with self._wake:  # only now: in between, `working` must not miss them
                 for _ in asked:
                     self._asked.popleft()
+            for writing in back:
+                self._forget(writing)
             if self._until is not None:
                 news += self._end_some(self._until)
             if self._tickets:
                 news += self._step()
             self._moved = time.monotonic()
             self._tell(news)
-            if self._until is not None and not self._tickets:
+            if self._until is not None and not self.working:
                 return
 
-    def _submit(self, writing: Writing) -> list[tuple[Writing, BaseException]]:
+    def _submit(self, writing: Writing) -> list[tuple[Writing, News]]:
         place = 0
         try:
             for request in writing.requests:
                 ticket = self.steps.submit(request)
-                writing.tickets[ticket], self._tickets[ticket] = place, writing
+                self._tickets[ticket] = _Ticket(writing, place, request.copies)
                 place += request.copies
         except Exception as error:
             self._forget(writing)
@@ -181,30 +203,73 @@ class EngineLoop:
         return []
 
     def _forget(self, writing: Writing) -> None:
-        for ticket in writing.tickets:
-            if self._tickets.pop(ticket, None) is not None:
-                try:
-                    self.steps.cancel(ticket)
-                except Exception:
-                    _LOG.exception("request %d of %s cannot be taken back", ticket, self.name)
+        for number in [number for number, ticket in self._tickets.items() if ticket.writing is writing]:
+            del self._tickets[number]
+            try:
+                self.steps.cancel(number)
+            except Exception:
+                _LOG.exception("a request to %s cannot be taken back", self.name)
 
-    def _step(self) -> list[tuple[Writing, Turn | BaseException]]:
+    def _end_some(self, until: float) -> list[tuple[Writing, News]]:
+        """Those that have said nothing yet; all, when the time is over."""
+        over = time.monotonic() >= until
+        begun = {id(ticket.writing) for ticket in self._tickets.values() if ticket.begun}
+        all_under_way = {id(ticket.writing): ticket.writing for ticket in self._tickets.values()}
+        ended = [writing for key, writing in all_under_way.items() if over or key not in begun]
+        for writing in ended:
+            self._forget(writing)
+        return [(writing, ending()) for writing in ended]
+
+    def _step(self) -> list[tuple[Writing, News]]:
         try:
             steps = self.steps.step()
-        except Exception as error:  # ends all that are under way, and not the server
-            writings = list(dict.fromkeys(self._tickets.values()))
+        except Exception as error:  # ends what is under way, and not the server
+            writings = list({id(ticket.writing): ticket.writing for ticket in self._tickets.values()}.values())
             for writing in writings:
                 self._forget(writing)
             return [(writing, error) for writing in writings]
-        news: list[tuple[Writing, Turn | BaseException]] = []
+        news: list[tuple[Writing, News]] = []
         for said in steps:
-            writing = self._tickets.get(said.ticket)
-            if writing is None:  # taken back meanwhile
+            ticket = self._tickets.get(said.ticket)
+            if ticket is None:  # it was taken back
                 continue
-            news.append((writing, Turn(writing.tickets[said.ticket] + said.copy, said)))
+            ticket.begun = True
+            news.append((ticket.writing, Turn(ticket.place + said.copy, said)))
             if said.reason is not None:
-                writing.ended += 1
-                if writing.ended == writing.wanted:
-                    for ticket in writing.tickets:
-                        del self._tickets[ticket]
+                ticket.left -= 1
+                if ticket.left == 0:
+                    del self._tickets[said.ticket]
         return news
+
+    def _tell(self, news: list[tuple[Writing, News]]) -> None:
+        if not news or self._home is None:
+            return
+        try:
+            self._home.call_soon_threadsafe(self._hear, news, time.monotonic())
+        except RuntimeError:  # the event loop has ended, and nobody listens any more
+            _LOG.debug("the end of %s is not heard", self.name)
+
+    def _hear(self, news: list[tuple[Writing, News]], at: float) -> None:
+        WRITTEN.labels(self.name).inc(sum(isinstance(each, Turn) and each.said.id is not None for _, each in news))
+        for writing, each in news:
+            writing.hear(each, at)
+
+
+def ending() -> StatusError:
+    """What is said to those who ask a server that is told to end."""
+    return StatusError(503, "the server is about to end; ask again in a minute", code="ending", retry_after=60)
+
+
+def open_loop(
+    model: Model, name: str, slots: int = 64, waiting: int = 256, cache_memory: int | None = None
+) -> EngineLoop | None:
+    """A loop that writes the texts of a model, or None where it writes none: a Scheduler of at most `slots` sequences
+    and `cache_memory` bytes of keys and values where the compiled engine runs it without a draft, else one request
+    after the other; `waiting` is the most requests in the queue.
+    """
+    if "generate" not in model.verbs:
+        return None
+    engine = model.generator
+    if isinstance(engine, Engine) and model.draft is None:
+        return EngineLoop(Scheduler(engine, model.codec, slots, waiting, cache_memory), name)
+    return EngineLoop(Alone(model.open_session(), waiting), name)
