@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from headway.errors import UserError
@@ -129,8 +128,8 @@ class Batcher:
                 asked.done.set_result(found)
 
     async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
-        job = partial(copy_context().run, call, items)  # in the context that says, say, which kernels compute
-        return await asyncio.get_running_loop().run_in_executor(self._thread, job)
+        context = copy_context()  # which says, for one, which kernels compute
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(call, items))
 
 
 def _fail(asked: _Asked, error: Exception) -> None:

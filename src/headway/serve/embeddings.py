@@ -18,7 +18,7 @@ from headway.domains.image_text import use as towers
 from headway.domains.understanding import use as encoders
 from headway.errors import UserError
 from headway.learn.rows import FramedRows, Limit, flat, frame_for, framed
-from headway.nn.models import kinds
+from headway.nn.models import TwoTower, kinds
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
 from headway.serve.media import image_of
@@ -115,27 +115,30 @@ def _rows(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
 
 def text_rows(model: Model, texts: Sequence[str]) -> FramedRows:
     """What a model reads of texts. UserError for one that is empty or too long."""
-    if kinds.is_two_tower(model.module):
+    module: Any = model.module
+    if isinstance(module, TwoTower):
         towers.check_texts(texts)
-        return towers.text_rows(model.codec, texts, model.module.config, False)
-    return encoders.text_rows(model.module, model.codec, texts, False)
+        return towers.text_rows(model.codec, texts, module.config, False)
+    return encoders.text_rows(module, model.codec, texts, False)
 
 
 def _framed(model: Model, ids: Sequence[list[int]]) -> FramedRows:
     module: Any = model.module
-    if kinds.is_two_tower(module):
+    if isinstance(module, TwoTower):
         raise UserError("this model compares images with texts, and reads no ids; give texts")
     symbols = model.codec.size
     for number, row in enumerate(ids, 1):
         if not row or not all(0 <= each < symbols for each in row):
-            raise StatusError(400, f"input {number} holds no ids from 0 to {symbols - 1}; the model has no others", "input")
+            raise StatusError(
+                400, f"input {number} holds no ids from 0 to {symbols - 1}; the model has no others", "input"
+            )
     return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context))
 
 
 def _read(model: Model, rows: list[np.ndarray]) -> list[np.ndarray]:
     module: Any = model.module
     together = FramedRows(*flat(rows))  # type: ignore[arg-type]
-    if kinds.is_two_tower(module):
+    if isinstance(module, TwoTower):
         return list(towers.text_vectors(module, together, np.arange(len(rows))).numpy())
     return list(encoders.embed_rows(module, together).numpy())
 
@@ -146,13 +149,11 @@ def _seen(model: Model, images: list[np.ndarray]) -> list[np.ndarray]:
 
 def _width(model: Model) -> int:
     module: Any = model.module
-    return module.width if kinds.is_two_tower(module) else module.config.width
+    return module.width if isinstance(module, TwoTower) else module.config.width
 
 
 def _packed(vector: np.ndarray) -> str:
     return base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode()
 
 
-ENDPOINTS = (
-    Endpoint("POST", "/v1/embeddings", embed, "The vector of each input.", EmbeddingRequest, EmbeddingAnswer),
-)
+ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "The vector of each input.", EmbeddingRequest, EmbeddingAnswer),)

@@ -50,7 +50,9 @@ def _bytes_of(given: object, name: str, kind: str) -> bytes:
     head, comma, data = given.partition(",") if isinstance(given, str) else ("", "", "")
     if not comma or not head.startswith(f"data:{kind}/") or not head.endswith(";base64"):
         shown = repr(given[:_SHOWN]) if isinstance(given, str) else f"a {type(given).__name__}"
-        raise UserError(f"{name} is {shown}; give it as data:{kind}/...;base64,... as nothing is fetched or opened here")
+        raise UserError(
+            f"{name} is {shown}; give it as data:{kind}/...;base64,... as nothing is fetched or opened here"
+        )
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:

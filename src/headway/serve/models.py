@@ -246,8 +246,8 @@ class ServedModels:
         _LOG.info("%s was let go", entry.name)
 
     async def _in_thread(self, job: Callable[[], R]) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, copy_context().run, job)
+        context = copy_context()  # which says, for one, which kernels compute
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(job))
 
 
 def known(place: Path, options: LoadOptions) -> Known:

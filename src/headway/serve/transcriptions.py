@@ -130,7 +130,9 @@ def _asked(form: FormData, task: Task) -> _Asked:
     fields = [name for name in _FIELDS if task == "transcribe" or name not in ("language", _GRANULARITIES)]
     for field in form:
         if field not in fields:
-            raise StatusError(400, f"{field[:_LONGEST]!r} is not a field here; {nearest(field, fields)}", field[:_LONGEST])
+            raise StatusError(
+                400, f"{field[:_LONGEST]!r} is not a field here; {nearest(field, fields)}", field[:_LONGEST]
+            )
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise StatusError(400, "the form has no file; send the sound as its field file", "file")
