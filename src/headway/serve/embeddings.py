@@ -107,7 +107,7 @@ def _images(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
 
 
 def _rows(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
-    """What the model reads of each text. UserError for one that is empty or too long, and for ids that there are not."""
+    """What the model reads of each text. UserErrors: an empty one, one too long, unknown ids."""
     texts = [item for item in items if isinstance(item, str)]
     rows = text_rows(model, texts) if texts else _framed(model, items)  # type: ignore[arg-type]
     return np.split(rows.ids, rows.offsets[1:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -285,7 +286,7 @@ def _name_of(path: str | Path) -> str:
     """What clients call a model: the last part of its path, or its name on a hub."""
     if str(path).startswith(HUB):
         return str(path).removeprefix(HUB)
-    place = Path(path).resolve()
+    place = Path(os.path.abspath(path))  # a link has a name of its own
     return place.stem if place.suffix in _FILES else place.name
 
 
