@@ -127,7 +127,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": response.body})
 
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
-        """The parts as they come. Nothing is sent before the first is there, so that until then an error has a status."""
+        """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
         async for part in parts:
             if not self._begun:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
