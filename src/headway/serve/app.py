@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from headway.errors import nearest
-from headway.serve import chat, completions, operation, symbols
+from headway.serve import chat, completions, operation, tokenizing
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import Context, Endpoint, Events, Served, ServerSettings
 from headway.serve.gate import CONTEXT, Gate
@@ -28,7 +28,7 @@ from headway.serve.receiving import read_body, read_form
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
-    *symbols.ENDPOINTS,
+    *tokenizing.ENDPOINTS,
     *operation.ENDPOINTS,
 )
 _encode = msgspec.json.Encoder().encode
