@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from headway.errors import nearest
-from headway.serve import chat, completions, operation, symbols
+from headway.serve import chat, completions, operation, tokenizing
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import Context, Endpoint, Events, Served, ServerSettings
 from headway.serve.gate import CONTEXT, Gate
@@ -28,7 +28,7 @@ from headway.serve.receiving import read_body, read_form
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
-    *symbols.ENDPOINTS,
+    *tokenizing.ENDPOINTS,
     *operation.ENDPOINTS,
 )
 _encode = msgspec.json.Encoder().encode
@@ -127,7 +127,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": response.body})
 
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
-        """The parts as they come. Nothing is sent before the first is there, so that until then an error has a status."""
+        """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
         async for part in parts:
             if not self._begun:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]

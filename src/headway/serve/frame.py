@@ -6,7 +6,7 @@ all else (reading and checking of the body, keys, limits, errors, streams, clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -75,7 +75,7 @@ class Served(Protocol):
     """The models of a server."""
 
     def using(self, name: str) -> AbstractAsyncContextManager[Ready]:
-        """The model of a name, loaded if it is not yet, which stays loaded while it is used; "" is the only one there is.
+        """The model of a name, "" for the only one there is; loaded if it is not yet, and kept while it is used.
         StatusError 404 where there is none of this name, UserError or StatusError 503 where it cannot be loaded.
         """
         ...
@@ -121,7 +121,7 @@ class Context:
 class Events(NamedTuple):
     """An answer that comes in parts: each is sent as a server-sent event as soon as it is there."""
 
-    parts: AsyncIterator[msgspec.Struct]
+    parts: AsyncGenerator[msgspec.Struct, None]
 
 
 Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
@@ -198,7 +198,9 @@ class ToolSupport(Protocol):
         choice: str | Mapping[str, Any],
         parallel: bool,
     ) -> Calling:
-        """UserError for tools, a choice or a template that cannot be served. May take long: it is called in a thread."""
+        """UserError for tools, a choice or a template that cannot be served. It is called in a thread, as it may take
+        long.
+        """
         ...
 
 
@@ -206,9 +208,7 @@ class RuleSupport(Protocol):
     """What `headway.serve.rules` offers."""
 
     def rule_for(self, codec: TokenizerCodec, form: Mapping[str, Any]) -> Callable[[], Rule]:
-        """What holds a text to a `response_format`. UserError for one that cannot be held to. May take long: it is called
-        in a thread.
+        """What holds a text to a `response_format`. UserError for one that cannot be held to. It is called in a thread,
+        as it may take long.
         """
         ...
-
-

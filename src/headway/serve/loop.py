@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -66,7 +66,7 @@ class Writing:
     async def __aexit__(self, *raised: object) -> None:
         self._end()
 
-    async def turns(self) -> AsyncIterator[Turn]:
+    async def turns(self) -> AsyncGenerator[Turn, None]:
         """All that is said, until the last sequence has ended. Raises what went wrong."""
         while self._left:
             while not self._news:

@@ -45,7 +45,8 @@ async def health(body: None, context: Context) -> HealthAnswer:
 async def ready(body: None, context: Context) -> ReadyAnswer:
     """StatusError 503 while nothing is served yet, or no more."""
     if not context.served.ready():
-        raise StatusError(503, "the server takes no requests now; ask again in a moment", code="not_ready", retry_after=1)
+        told = "the server takes no requests now; ask again in a moment"
+        raise StatusError(503, told, code="not_ready", retry_after=1)
     return ReadyAnswer("ready")
 
 
