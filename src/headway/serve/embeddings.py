@@ -27,7 +27,7 @@ _MOST = 2048  # inputs of a request, as OpenAI's service takes
 _LITTLE_ENDIAN = np.dtype("<f4")
 
 
-class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
+class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     """Texts, or ids of the model's own tokenizer without its marks; images, as data: URLs, where the model reads them.
     `user` is taken and not used.
     """
@@ -61,7 +61,7 @@ class EmbeddingAnswer(msgspec.Struct):
     object: str = "list"
 
 
-async def embed(body: EmbeddingRequest, context: Context) -> EmbeddingAnswer:
+async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
     """The vector of each input."""
     items = _items(body.input)
     async with context.served.using(body.model) as ready:
@@ -156,4 +156,4 @@ def _packed(vector: np.ndarray) -> str:
     return base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode()
 
 
-ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "The vector of each input.", EmbeddingRequest, EmbeddingAnswer),)
+ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "the vector of each input", EmbeddingBody, EmbeddingAnswer),)

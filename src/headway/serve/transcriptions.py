@@ -194,6 +194,6 @@ def _verbose(found: Transcription, asked: _Asked) -> VerboseTranscript:
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/audio/transcriptions", transcribe, "The text of a sound.", FormData, VerboseTranscript),
-    Endpoint("POST", "/v1/audio/translations", translate, "A sound in English text.", FormData, VerboseTranscript),
+    Endpoint("POST", "/v1/audio/transcriptions", transcribe, "the text of a sound", FormData, VerboseTranscript),
+    Endpoint("POST", "/v1/audio/translations", translate, "a sound in English text", FormData, VerboseTranscript),
 )

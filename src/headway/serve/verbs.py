@@ -33,7 +33,7 @@ Top = Annotated[int, Meta(ge=1, le=1000)]
 Texts = str | list[str]
 
 
-class ClassifyRequest(msgspec.Struct, forbid_unknown_fields=True):
+class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
     """`items` are a text, or texts, or pairs of them as lists of two; or images or sounds as data: URLs."""
 
     items: str | list[str | list[str]]
@@ -41,7 +41,7 @@ class ClassifyRequest(msgspec.Struct, forbid_unknown_fields=True):
     truncate: bool = False
 
 
-class TagRequest(msgspec.Struct, forbid_unknown_fields=True):
+class TagBody(msgspec.Struct, forbid_unknown_fields=True):
     """`texts` are a text, or texts, of which each may be a list of its words."""
 
     texts: str | list[str | list[str]]
@@ -49,13 +49,13 @@ class TagRequest(msgspec.Struct, forbid_unknown_fields=True):
     truncate: bool = False
 
 
-class FillRequest(msgspec.Struct, forbid_unknown_fields=True):
+class FillBody(msgspec.Struct, forbid_unknown_fields=True):
     text: Texts
     model: str = ""
     top: Top = 5
 
 
-class TranslateRequest(msgspec.Struct, forbid_unknown_fields=True):
+class TranslateBody(msgspec.Struct, forbid_unknown_fields=True):
     lines: Texts
     model: str = ""
     beam: Beam = 4
@@ -63,7 +63,7 @@ class TranslateRequest(msgspec.Struct, forbid_unknown_fields=True):
     n_best: Best | None = None
 
 
-class CaptionRequest(msgspec.Struct, forbid_unknown_fields=True):
+class CaptionBody(msgspec.Struct, forbid_unknown_fields=True):
     """`images` are data: URLs."""
 
     images: Texts
@@ -73,7 +73,7 @@ class CaptionRequest(msgspec.Struct, forbid_unknown_fields=True):
     n_best: Best | None = None
 
 
-class MatchRequest(msgspec.Struct, forbid_unknown_fields=True):
+class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """`images` are data: URLs."""
 
     images: Texts
@@ -83,7 +83,7 @@ class MatchRequest(msgspec.Struct, forbid_unknown_fields=True):
     truncate: bool = False
 
 
-class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
+class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
     texts: Texts
     model: str = ""
     sources: Texts | None = None
@@ -128,7 +128,7 @@ def _told(name: str, known: Known) -> ServedModel:
     return ServedModel(name, known.changed, known.kind, known.verbs, known.context, known.parameters)
 
 
-async def classify(body: ClassifyRequest, context: Context) -> VerbAnswer:
+async def classify(body: ClassifyBody, context: Context) -> VerbAnswer:
     """The probability of each label."""
 
     def read(model: Model, item: str | list[str], name: str) -> Any:
@@ -143,28 +143,28 @@ async def classify(body: ClassifyRequest, context: Context) -> VerbAnswer:
     return await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
 
 
-async def tag(body: TagRequest, context: Context) -> VerbAnswer:
+async def tag(body: TagBody, context: Context) -> VerbAnswer:
     """The tag of each word, and the entities that they spell."""
     return await _each("tag", body.texts, _as_it_is, {"truncate": body.truncate}, body.model, context)
 
 
-async def fill(body: FillRequest, context: Context) -> VerbAnswer:
+async def fill(body: FillBody, context: Context) -> VerbAnswer:
     """The most probable tokens for each mask."""
     return await _each("fill", body.text, _as_it_is, {"top": body.top}, body.model, context)
 
 
-async def translate(body: TranslateRequest, context: Context) -> VerbAnswer:
+async def translate(body: TranslateBody, context: Context) -> VerbAnswer:
     """The translation of each line."""
     return await _each("translate", body.lines, _as_it_is, _search(body), body.model, context)
 
 
-async def caption(body: CaptionRequest, context: Context) -> VerbAnswer:
+async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
     """The caption of each image."""
     read = lambda model, item, name: image_of(item, name)  # noqa: E731
     return await _each("caption", body.images, read, _search(body), body.model, context)
 
 
-async def match(body: MatchRequest, context: Context) -> VerbAnswer:
+async def match(body: MatchBody, context: Context) -> VerbAnswer:
     """How well images and texts go together."""
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "match")
@@ -176,14 +176,14 @@ async def match(body: MatchRequest, context: Context) -> VerbAnswer:
     return VerbAnswer(plain(found), ready.name)
 
 
-async def score(body: ScoreRequest, context: Context) -> VerbAnswer:
+async def score(body: ScoreBody, context: Context) -> VerbAnswer:
     """The log probability of each token."""
     async with context.served.using(body.model) as ready:
         found = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
     return VerbAnswer(found, ready.name)
 
 
-def _search(body: TranslateRequest | CaptionRequest) -> dict[str, Any]:
+def _search(body: TranslateBody | CaptionBody) -> dict[str, Any]:
     return {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
 
 
@@ -227,13 +227,13 @@ def plain(value: Any) -> Any:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", models, "The models, and what each can do.", None, ModelList),
-    Endpoint("GET", "/v1/models/{name:path}", model, "One of the models.", None, ServedModel),
-    Endpoint("POST", "/v1/classify", classify, "The probability of each label.", ClassifyRequest, VerbAnswer),
-    Endpoint("POST", "/v1/tag", tag, "The tag of each word.", TagRequest, VerbAnswer),
-    Endpoint("POST", "/v1/fill", fill, "The most probable tokens for each mask.", FillRequest, VerbAnswer),
-    Endpoint("POST", "/v1/translate", translate, "The translation of each line.", TranslateRequest, VerbAnswer),
-    Endpoint("POST", "/v1/caption", caption, "The caption of each image.", CaptionRequest, VerbAnswer),
-    Endpoint("POST", "/v1/match", match, "How well images and texts go together.", MatchRequest, VerbAnswer),
-    Endpoint("POST", "/v1/score", score, "The log probability of each token.", ScoreRequest, VerbAnswer),
+    Endpoint("GET", "/v1/models", models, "the models, and what each can do", None, ModelList),
+    Endpoint("GET", "/v1/models/{name:path}", model, "one of the models", None, ServedModel),
+    Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, VerbAnswer),
+    Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
+    Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),
+    Endpoint("POST", "/v1/translate", translate, "the translation of each line", TranslateBody, VerbAnswer),
+    Endpoint("POST", "/v1/caption", caption, "the caption of each image", CaptionBody, VerbAnswer),
+    Endpoint("POST", "/v1/match", match, "how well images and texts go together", MatchBody, VerbAnswer),
+    Endpoint("POST", "/v1/score", score, "the log probability of each token", ScoreBody, VerbAnswer),
 )
