@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from starlette.datastructures import FormData
@@ -51,11 +51,15 @@ class ServerSettings:
     log: bool = True  # a line of JSON on stdout for each request
 
 
+Reads = Literal["texts", "images", "sounds"]
+
+
 class Known(NamedTuple):
     """What is known of a model before a weight is read."""
 
     kind: str
     verbs: list[str]  # what it can do; see headway.app.predictors
+    reads: list[Reads]
     context: int | None  # tokens
     parameters: int
     changed: int  # seconds since 1970

@@ -25,6 +25,7 @@ from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import read_usage
+from headway.generate.scheduler import FullError
 from headway.handle import Backend
 from headway.learn.run import RunDirectory
 from headway.memory import free_bytes
@@ -32,7 +33,7 @@ from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, 
 from headway.received import HUB
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
-from headway.serve.frame import Known, Ready
+from headway.serve.frame import Known, Reads, Ready
 from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
@@ -130,6 +131,10 @@ class ServedModels:
             entry.timer.cancel()
         try:
             yield await self._loaded(entry)
+        except UserError as error:
+            if isinstance(error, (StatusError, FullError)):
+                raise
+            raise UserError(_unplaced(entry, str(error))) from error
         finally:
             entry.users -= 1
             self._released(entry)
@@ -266,11 +271,22 @@ def known(place: Path, options: LoadOptions) -> Known:
     return Known(
         kinds.kind_of(config),
         can,
+        _reads(config),
         config.context,
         describe(config)["parameters"],
         int(place.stat().st_mtime),
         _alone(config, options) if "generate" in can else None,
     )
+
+
+def _reads(config: ModelConfig) -> list[Reads]:
+    """Of what the inputs of a model are that clients can send."""
+    found: list[Reads] = ["texts"] if kinds.reads_prompts(config) else []
+    if kinds.is_vision(config) or kinds.is_captioner(config):
+        return ["images"]
+    if kinds.is_audio(config) or kinds.is_transcriber(config):
+        return ["sounds"]
+    return [*found, "images"] if kinds.is_two_tower(config) else found
 
 
 def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
@@ -305,6 +321,9 @@ def _may_be(place: Path) -> bool:
 
 
 def _broken(entry: _Entry, reason: str) -> StatusError:
-    """Clients need not know where it lies."""
-    line = reason.replace(str(entry.place), entry.name)
-    return StatusError(503, f"{entry.name} cannot be served: {line}", "model", "model_broken")
+    return StatusError(503, f"{entry.name} cannot be served: {_unplaced(entry, reason)}", "model", "model_broken")
+
+
+def _unplaced(entry: _Entry, message: str) -> str:
+    """Clients need not know where a model lies."""
+    return message.replace(str(entry.place), entry.name)

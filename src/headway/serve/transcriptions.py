@@ -37,11 +37,12 @@ class TranscriptText(msgspec.Struct):
 
 
 class SpokenWord(msgspec.Struct):
-    """A word, and when it was spoken, in seconds."""
+    """A word, when it was spoken, in seconds, and its probability."""
 
     word: str
     start: float
     end: float
+    probability: float
 
 
 class SpokenSegment(msgspec.Struct):
@@ -181,7 +182,7 @@ def _verbose(found: Transcription, asked: _Asked) -> VerboseTranscript:
         )
         for number, s in enumerate(found.segments)
     ]  # fmt: skip
-    words = [SpokenWord(word.word.strip(), word.start, word.end) for s in found.segments for word in s.words]
+    words = [SpokenWord(word.word, word.start, word.end, word.probability) for s in found.segments for word in s.words]
     wanted = asked.granularities
     return VerboseTranscript(
         asked.how.task,

@@ -22,10 +22,23 @@ from headway.app.predictors import predictor
 from headway.errors import UserError
 from headway.nn.models import kinds
 from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Known
+from headway.serve.frame import Context, Endpoint, Known, Reads
 from headway.serve.media import image_of, sound_of
 
 _MOST = 2048  # items of a request
+_SERVED = (
+    "generate",
+    "chat",
+    "embed",
+    "transcribe",
+    "classify",
+    "tag",
+    "fill",
+    "translate",
+    "caption",
+    "match",
+    "score",
+)
 Beam = Annotated[int, Meta(ge=1, le=32)]
 Penalty = Annotated[float, Meta(ge=0, le=10)]
 Best = Annotated[int, Meta(ge=1, le=32)]
@@ -97,12 +110,13 @@ class VerbAnswer(msgspec.Struct):
 
 
 class ServedModel(msgspec.Struct):
-    """A model that can be asked for, what it can do, and the tokens that it reads at once."""
+    """A model that can be asked for, what it can do, of what its inputs are, and the tokens that it reads at once."""
 
     id: str
     created: int
     kind: str
     verbs: list[str]
+    reads: list[Reads]
     context: int | None
     parameters: int
     object: str = "model"
@@ -125,7 +139,8 @@ async def model(body: None, context: Context) -> ServedModel:
 
 
 def _told(name: str, known: Known) -> ServedModel:
-    return ServedModel(name, known.changed, known.kind, known.verbs, known.context, known.parameters)
+    can = [verb for verb in known.verbs if verb in _SERVED or f"/v1/{verb}" in _PATHS]
+    return ServedModel(name, known.changed, known.kind, can, known.reads, known.context, known.parameters)
 
 
 async def classify(body: ClassifyBody, context: Context) -> VerbAnswer:
@@ -237,3 +252,4 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/match", match, "how well images and texts go together", MatchBody, VerbAnswer),
     Endpoint("POST", "/v1/score", score, "the log probability of each token", ScoreBody, VerbAnswer),
 )
+_PATHS = {endpoint.path for endpoint in ENDPOINTS}
