@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from headway.errors import UserError, nearest
@@ -49,7 +49,7 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
     Raises UserError where no server answers, where it refuses, and for a model that it does not have.
     """
     server = _Server(url, api_key or os.environ.get(KEY))
-    known = {each["id"]: each for each in server.asked("GET", "/v1/models")["data"]}
+    known = server.asked("GET", "/v1/models", None, lambda said: {each["id"]: _Known.of(each) for each in said["data"]})
     if model is None and len(known) != 1:
         raise UserError(f"{url} has {len(known)} models; name one of them: {', '.join(sorted(known)[:100])}")
     name = next(iter(known)) if model is None else model
@@ -66,14 +66,9 @@ class RemoteModel:
     what its inputs are: texts, images, sounds.
     """
 
-    def __init__(self, server: _Server, known: Fields) -> None:
+    def __init__(self, server: _Server, known: _Known) -> None:
         self._server = server
-        self.name: str = known["id"]
-        self.kind: str = known["kind"]
-        self.verbs: list[str] = known["verbs"]
-        self.reads: list[str] = known["reads"]
-        self.context: int | None = known["context"]
-        self.parameters: int = known["parameters"]
+        self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = known
         self.beyond: list[str] = []  # what was beyond training is in the server's log
 
     def generate(
@@ -93,8 +88,7 @@ class RemoteModel:
         if not prompts and isinstance(prompts, list):
             return []
         asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        found = self._asked("/v1/completions", {"prompt": prompts, **asked})
-        texts = [each["text"] for each in sorted(found["choices"], key=lambda each: each["index"])]
+        texts = self._asked("/v1/completions", {"prompt": prompts, **asked}, _texts)
         return texts[0] if isinstance(prompts, str) else texts
 
     def stream(
@@ -111,8 +105,7 @@ class RemoteModel:
     ) -> Iterator[str]:
         """The continuation of a prompt, in pieces as they are generated. The arguments are those of `generate`."""
         asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        parts = self._streamed("/v1/completions", {"prompt": prompt, **asked})
-        return (choice["text"] for part in parts for choice in part["choices"] if choice["text"])
+        return self._streamed("/v1/completions", {"prompt": prompt, **asked}, lambda choice: choice["text"])
 
     def chat(
         self,
@@ -139,22 +132,27 @@ class RemoteModel:
         """The same as `chat`, in pieces as they are generated."""
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        parts = self._streamed("/v1/chat/completions", {"messages": told, **asked})
-        said = (choice["delta"].get("content") for part in parts for choice in part["choices"])
-        return (piece for piece in said if piece)
+        read = lambda choice: choice["delta"].get("content", "")  # noqa: E731
+        return self._streamed("/v1/chat/completions", {"messages": told, **asked}, read)
 
-    def embed(self, items: str | Path | Iterable[str | Path]) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    def embed(
+        self, items: str | Path | Iterable[str | Path], truncate: bool = False
+    ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
         """A vector of unit length for a text or an image file, Float[D], or for each of many, Float[N, D]."""
         import numpy as np
         import torch
 
         many, one = _listed(items)
         given = [self._image(item) if self._is_image(item) else str(item) for item in many]
-        vectors = torch.empty(0)
-        if given:
-            found = self._asked("/v1/embeddings", {"input": given, "encoding_format": "base64"})["data"]
-            raw = b"".join(base64.b64decode(each["embedding"]) for each in found)
-            vectors = torch.from_numpy(np.frombuffer(raw, "<f4").reshape(len(given), -1).astype(np.float32))
+        if not given:
+            return torch.empty(0)
+
+        def read(said: Any) -> Tensor:
+            raw = b"".join(base64.b64decode(each["embedding"]) for each in said["data"])
+            return torch.from_numpy(np.frombuffer(raw, "<f4").reshape(len(given), -1).astype(np.float32))
+
+        asked = {"input": given, "encoding_format": "base64", "truncate": truncate}
+        vectors = self._asked("/v1/embeddings", asked, read)
         return vectors[0] if one else vectors
 
     def classify(
@@ -227,15 +225,15 @@ class RemoteModel:
         sent = [self._image(image) for image in seen]
         forms = templates if isinstance(templates, str) else list(templates)
         asked = {"images": sent[0] if one else sent, "texts": said, "templates": forms, "truncate": truncate}
-        found = self._asked("/v1/match", asked)["result"]
-        return Matches(torch.tensor(found["similarities"]), torch.tensor(found["probabilities"]))
+        read = lambda said: Matches(*(torch.tensor(said["result"][name]) for name in Matches._fields))  # noqa: E731
+        return self._asked("/v1/match", asked, read)
 
     def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
         """The log probability of each token of a text, or of each of many, in nats."""
         asked = {"texts": texts if isinstance(texts, str) else list(texts)}
         if sources is not None:
             asked["sources"] = sources if isinstance(sources, str) else list(sources)
-        return self._asked("/v1/score", asked)["result"]
+        return self._asked("/v1/score", asked, lambda said: said["result"])
 
     def transcribe(
         self,
@@ -251,10 +249,10 @@ class RemoteModel:
         form = [("model", self.name), ("response_format", "verbose_json"), ("prompt", prompt)]
         form += [("timestamp_granularities[]", "segment")] + [("timestamp_granularities[]", "word")] * words
         path = "/v1/audio/transcriptions" if task == "transcribe" else "/v1/audio/translations"
-        if task == "transcribe" and language is not None:
+        if language is not None:
             form.append(("language", language))
         many, one = _listed(sound)
-        found = [_transcription(self._server.sent(path, form, Path(file))) for file in many]
+        found = [self._server.sent(path, form, Path(file), _transcription) for file in many]
         return found[0] if one else found
 
     def _answers(
@@ -270,14 +268,17 @@ class RemoteModel:
         if not given:
             return []
         asked = {name: value for name, value in settings.items() if value is not None}
-        found = [read(said) for said in self._asked(f"/v1/{verb}", {field: list(given), **asked})["result"]]
+        found = self._asked(
+            f"/v1/{verb}", {field: list(given), **asked}, lambda said: [read(each) for each in said["result"]]
+        )
         return found[0] if one else found
 
-    def _asked(self, path: str, body: Fields) -> Any:
-        return self._server.asked("POST", path, {"model": self.name, **body})
+    def _asked(self, path: str, body: Fields, read: Callable[[Any], T]) -> T:
+        return self._server.asked("POST", path, {"model": self.name, **body}, read)
 
-    def _streamed(self, path: str, body: Fields) -> Iterator[Any]:
-        return self._server.streamed(path, {"model": self.name, **body, "stream": True})
+    def _streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
+        """The texts that `read` finds in the choices of each part."""
+        return self._server.streamed(path, {"model": self.name, **body, "stream": True}, read)
 
     def _is_image(self, item: object) -> bool:
         """As here: where both are read, a text that is the path of a file is the file."""
@@ -290,6 +291,21 @@ class RemoteModel:
         if "texts" in self.reads:
             return list(item) if isinstance(item, tuple) else item
         return self._image(item) if "images" in self.reads else _data_url(Path(str(item)), "audio")
+
+
+class _Known(NamedTuple):
+    """What a server says of a model."""
+
+    name: str
+    kind: str
+    verbs: list[str]
+    reads: list[str]
+    context: int | None
+    parameters: int
+
+    @classmethod
+    def of(cls, said: Fields) -> _Known:
+        return cls(said["id"], *(said[name] for name in cls._fields[1:]))
 
 
 class _Server:
@@ -309,26 +325,28 @@ class _Server:
             raise UserError("the API key holds characters that no header can have; check it")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
-    def asked(self, method: str, path: str, body: Fields | None = None) -> Any:
-        """The answer to a request, from JSON."""
+    def asked(self, method: str, path: str, body: Fields | None, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the answer to a request."""
         raw = None if body is None else json.dumps(body).encode()
-        return self._whole(self._answer(method, path, raw, "application/json"))
+        return self._whole(self._answer(method, path, raw, "application/json"), read)
 
-    def sent(self, path: str, form: Sequence[tuple[str, str]], file: Path) -> Any:
-        """The answer to a form with a file."""
+    def sent(self, path: str, form: Sequence[tuple[str, str]], file: Path, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the answer to a form with a file."""
         mark = secrets.token_hex(16)
         parts = [f'--{mark}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in form]
         name = "".join(each if each.isalnum() or each in "-_. " else "_" for each in file.name)
         head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
         raw = "".join((*parts, head, "Content-Type: application/octet-stream\r\n\r\n")).encode() + _read(file)
         raw += f"\r\n--{mark}--\r\n".encode()
-        return self._whole(self._answer("POST", path, raw, f"multipart/form-data; boundary={mark}"))
+        return self._whole(self._answer("POST", path, raw, f"multipart/form-data; boundary={mark}"), read)
 
-    def streamed(self, path: str, body: Fields) -> Iterator[Any]:
-        """The parts of an answer as they come. Refusals are raised here, before the first."""
-        return self._parts(self._answer("POST", path, json.dumps(body).encode(), "application/json"))
+    def streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
+        """What `read` finds in each choice of the parts of an answer, as they come. Refusals are raised here, before
+        the first.
+        """
+        return self._parts(self._answer("POST", path, json.dumps(body).encode(), "application/json"), read)
 
-    def _parts(self, answer: HTTPResponse) -> Iterator[Any]:
+    def _parts(self, answer: HTTPResponse, read: Callable[[Any], str]) -> Iterator[str]:
         with answer, self._telling():
             while line := answer.readline(_EVENT):
                 name, _, data = line.decode().strip().partition(": ")
@@ -339,15 +357,15 @@ class _Server:
                 part = json.loads(data)
                 if "error" in part:
                     raise UserError(str(part["error"]["message"]))
-                yield part
+                yield from filter(None, map(read, part["choices"]))
         raise UserError(f"the answer of {self._url} ends in its middle; ask again")
 
-    def _whole(self, answer: HTTPResponse) -> Any:
+    def _whole(self, answer: HTTPResponse, read: Callable[[Any], T]) -> T:
         with answer, self._telling():
             raw = answer.read(_ANSWER + 1)
             if len(raw) > _ANSWER:
                 raise UserError(f"the answer of {self._url} has more than {_ANSWER:,} bytes; ask for less at once")
-            return json.loads(raw)
+            return read(json.loads(raw))
 
     def _answer(self, method: str, path: str, body: bytes | None, kind: str) -> HTTPResponse:
         """An answer that is no refusal, which closes its connection when it is closed."""
@@ -363,7 +381,7 @@ class _Server:
         try:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self._url} answers with status {answer.status} ({answer.reason}); give the URL of a server of headway"
+            message = f"{self._url} answers with status {answer.status}; give the URL of a server of headway"
         raise UserError(message)
 
     @contextmanager
@@ -404,6 +422,11 @@ def _writing(
         "seed": seed,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _texts(said: Fields) -> list[str]:
+    """The texts of an answer, in their order."""
+    return [each["text"] for each in sorted(said["choices"], key=lambda each: each["index"])]
 
 
 def _listed(given: Any) -> tuple[list[Any], bool]:

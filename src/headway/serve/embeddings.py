@@ -29,13 +29,14 @@ _LITTLE_ENDIAN = np.dtype("<f4")
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     """Texts, or ids of the model's own tokenizer without its marks; images, as data: URLs, where the model reads them.
-    `user` is taken and not used.
+    `truncate` cuts texts that are longer than the model reads, which are refused otherwise; `user` changes nothing.
     """
 
     input: str | list[str | int | list[int]]
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1)] | None = None
+    truncate: bool = False
     user: str | None = None
 
 
@@ -76,7 +77,7 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             vectors = await ready.batcher.ask(partial(_seen, model), "images", images)
             tokens = 0
         else:
-            rows = await asyncio.to_thread(_rows, model, items)
+            rows = await asyncio.to_thread(_rows, model, items, body.truncate)
             vectors = await ready.batcher.ask(partial(_read, model), "texts", rows)
             tokens = sum(map(len, rows))
     context.noted["prompt_tokens"] = tokens
@@ -106,23 +107,22 @@ def _images(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
     return [image_of(item, f"input {number}") for number, item in enumerate(items, 1)]
 
 
-def _rows(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
+def _rows(model: Model, items: Sequence[str | list[int]], truncate: bool) -> list[np.ndarray]:
     """What the model reads of each text. UserErrors: an empty one, one too long, unknown ids."""
     texts = [item for item in items if isinstance(item, str)]
-    rows = text_rows(model, texts) if texts else _framed(model, items)  # type: ignore[arg-type]
+    rows = _of_texts(model, texts, truncate) if texts else _of_ids(model, items, truncate)  # type: ignore[arg-type]
     return np.split(rows.ids, rows.offsets[1:-1])
 
 
-def text_rows(model: Model, texts: Sequence[str]) -> FramedRows:
-    """What a model reads of texts. UserError for one that is empty or too long."""
+def _of_texts(model: Model, texts: Sequence[str], truncate: bool) -> FramedRows:
     module: Any = model.module
     if isinstance(module, TwoTower):
         towers.check_texts(texts)
-        return towers.text_rows(model.codec, texts, module.config, False)
-    return encoders.text_rows(module, model.codec, texts, False)
+        return towers.text_rows(model.codec, texts, module.config, truncate)
+    return encoders.text_rows(module, model.codec, texts, truncate)
 
 
-def _framed(model: Model, ids: Sequence[list[int]]) -> FramedRows:
+def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRows:
     module: Any = model.module
     if isinstance(module, TwoTower):
         raise UserError("this model compares images with texts, and reads no ids; give texts")
@@ -132,7 +132,7 @@ def _framed(model: Model, ids: Sequence[list[int]]) -> FramedRows:
             raise StatusError(
                 400, f"input {number} holds no ids from 0 to {symbols - 1}; the model has no others", "input"
             )
-    return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context))
+    return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context, truncate))
 
 
 def _read(model: Model, rows: list[np.ndarray]) -> list[np.ndarray]:

@@ -33,7 +33,7 @@ from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, 
 from headway.received import HUB
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
-from headway.serve.frame import Known, Reads, Ready
+from headway.serve.frame import Known, Ready
 from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
@@ -271,22 +271,12 @@ def known(place: Path, options: LoadOptions) -> Known:
     return Known(
         kinds.kind_of(config),
         can,
-        _reads(config),
+        kinds.reads(config),
         config.context,
         describe(config)["parameters"],
         int(place.stat().st_mtime),
         _alone(config, options) if "generate" in can else None,
     )
-
-
-def _reads(config: ModelConfig) -> list[Reads]:
-    """Of what the inputs of a model are that clients can send."""
-    found: list[Reads] = ["texts"] if kinds.reads_prompts(config) else []
-    if kinds.is_vision(config) or kinds.is_captioner(config):
-        return ["images"]
-    if kinds.is_audio(config) or kinds.is_transcriber(config):
-        return ["sounds"]
-    return [*found, "images"] if kinds.is_two_tower(config) else found
 
 
 def _alone(config: ModelConfig, options: LoadOptions) -> str | None:

@@ -85,15 +85,29 @@ class _Asked(NamedTuple):
 
 async def transcribe(form: FormData, context: Context) -> msgspec.Struct | Response:
     """The text of a sound, in its language."""
-    return await _answer(_asked(form, "transcribe"), context)
+    return await _answer(form, "transcribe", context)
 
 
 async def translate(form: FormData, context: Context) -> msgspec.Struct | Response:
     """The text of a sound, in English."""
-    return await _answer(_asked(form, "translate"), context)
+    return await _answer(form, "translate", context)
 
 
-async def _answer(asked: _Asked, context: Context) -> msgspec.Struct | Response:
+async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struct | Response:
+    try:
+        asked = _asked(form, task)
+        found = await _transcript(asked, context)
+    finally:
+        await form.close()
+    if asked.form in ("srt", "vtt"):
+        kind = "text/vtt" if asked.form == "vtt" else "application/x-subrip"
+        return PlainTextResponse(written(found, cast(Any, asked.form)), media_type=kind)
+    if asked.form == "text":
+        return PlainTextResponse(f"{found.text}\n")
+    return TranscriptText(found.text) if asked.form == "json" else _verbose(found, asked)
+
+
+async def _transcript(asked: _Asked, context: Context) -> Transcription:
     name = (asked.file.filename or "file")[:_LONGEST]
     async with context.served.using(asked.model) as ready:
         predictor(ready.model, "transcribe")  # UserError for a model that hears nothing
@@ -102,15 +116,10 @@ async def _answer(asked: _Asked, context: Context) -> msgspec.Struct | Response:
             file.flush()
             gone = threading.Event()
             try:
-                found = await ready.batcher.run(partial(_heard, ready.model, Path(file.name), name, asked.how, gone))
+                job = partial(_heard, ready.model, Path(file.name), name, asked.how, gone)
+                return await ready.batcher.run(job)
             finally:
                 gone.set()
-    if asked.form in ("srt", "vtt"):
-        kind = "text/vtt" if asked.form == "vtt" else "application/x-subrip"
-        return PlainTextResponse(written(found, cast(Any, asked.form)), media_type=kind)
-    if asked.form == "text":
-        return PlainTextResponse(f"{found.text}\n")
-    return TranscriptText(found.text) if asked.form == "json" else _verbose(found, asked)
 
 
 def _heard(model: Model, path: Path, name: str, how: Transcribing, gone: threading.Event) -> Transcription:
@@ -128,16 +137,14 @@ def _heard(model: Model, path: Path, name: str, how: Transcribing, gone: threadi
 
 def _asked(form: FormData, task: Task) -> _Asked:
     """StatusError for a field that is not had, and for a value that it cannot take."""
-    fields = [name for name in _FIELDS if task == "transcribe" or name not in ("language", _GRANULARITIES)]
     for field in form:
-        if field not in fields:
-            raise StatusError(
-                400, f"{field[:_LONGEST]!r} is not a field here; {nearest(field, fields)}", field[:_LONGEST]
-            )
+        if field not in _FIELDS:
+            told = f"the field {field[:_LONGEST]!r} is not had; {nearest(field, _FIELDS)}"
+            raise StatusError(400, told, field[:_LONGEST], "unknown_field")
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise StatusError(400, "the form has no file; send the sound as its field file", "file")
-    texts = {name: _text(form, name) for name in fields if name not in ("file", _GRANULARITIES)}
+    texts = {name: _text(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
     answer = texts["response_format"] or "json"
     if answer not in get_args(AnswerFormat):
         remedy = nearest(answer, get_args(AnswerFormat))
@@ -147,9 +154,7 @@ def _asked(form: FormData, task: Task) -> _Asked:
         raise StatusError(400, "timestamp_granularities are word and segment; choose from them", _GRANULARITIES)
     if "word" in granularities and answer != "verbose_json":
         raise StatusError(400, f"{answer} has no times of words; ask for response_format verbose_json", _GRANULARITIES)
-    how = Transcribing(
-        texts.get("language") or None, task, initial=texts["prompt"] or "", words="word" in granularities
-    )
+    how = Transcribing(texts["language"] or None, task, initial=texts["prompt"] or "", words="word" in granularities)
     if temperature := _temperature(texts["temperature"]):  # 0 begins there, and goes up where a text is in doubt
         how = replace(how, temperatures=(temperature,))
     return _Asked(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
