@@ -8,16 +8,19 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from msgspec import UNSET
 
+from headway.domains.chat.predictors import Talk
+from headway.errors import UserError
 from headway.generate.scheduler import Request
 from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
     CalledFunction,
+    CalledTool,
     ChatAnswer,
     ChatAnswerPart,
     ChatBody,
@@ -27,7 +30,6 @@ from headway.serve.bodies import (
     ChatMessage,
     Finish,
     ToldToken,
-    ToolCall,
     call_part,
 )
 from headway.serve.errors import StatusError
@@ -40,7 +42,6 @@ from headway.serve.generating import (
     room_for,
     rule_of,
     sampling_of,
-    text_codec,
     tool_support,
     used,
 )
@@ -53,12 +54,12 @@ class _Answer:
     """An answer so far."""
 
     content: str = ""
-    calls: dict[int, ToolCall] = field(default_factory=dict)
+    calls: dict[int, CalledTool] = field(default_factory=dict)
     tokens: list[ToldToken] = field(default_factory=list)
     reason: Finish = "stop"
 
     def add(self, part: CallPart) -> None:
-        call = self.calls.setdefault(part.index, ToolCall("", CalledFunction("")))
+        call = self.calls.setdefault(part.index, CalledTool("", CalledFunction("")))
         call.id = part.id or call.id
         call.function.name += part.name or ""
         call.function.arguments += part.arguments
@@ -129,25 +130,36 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
         raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")
     messages = _messages(body.messages)
     async with context.served.using(body.model) as ready:
-        model = ready.model
         copies = copies_of(body, 1, context)
-        sampling = sampling_of(body, model.module.config.symbols)
-        calling = await _calling(body, ready)
-        rule = await rule_of(body, model)
+        sampling = sampling_of(body, ready.model.module.config.symbols)
+        talk = _talk(ready)
+        limits = talk.turn(limits_of(body, ready.model, context))
+        calling = await _calling(body, talk, limits.stop_ids)
+        rule = await rule_of(body, ready.model, limits.stop_ids)
         if calling is not None and calling.rule is not None:
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling.rule
-        talk = model.talk
         tools = None if calling is None else calling.offered
-        ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
-        room = room_for(ids, model, "messages")
+        try:
+            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
+        except UserError as error:  # clients need not know where the model lies
+            line = str(error).replace(str(ready.model.directory), ready.name)
+            raise StatusError(400, line, "messages") from None
+        room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
-        most = most if room is None else min(most, room)
-        limits = talk.turn(limits_of(body, most, model, context))
+        limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
         readers = [] if calling is None else [calling.reader() for _ in range(copies)]
         request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
         yield Prepared(ready, [request], bool(body.logprobs), readers)
+
+
+def _talk(ready: Ready) -> Talk:
+    """Conversations with a model. StatusError 400 where it holds none."""
+    if ready.model.usage.template is None:
+        told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
+        raise StatusError(400, told, "model")
+    return ready.model.talk
 
 
 def _most(body: ChatBody) -> int | None:
@@ -156,17 +168,15 @@ def _most(body: ChatBody) -> int | None:
     return body.max_tokens or body.max_completion_tokens
 
 
-async def _calling(body: ChatBody, ready: Ready) -> Calling | None:
+async def _calling(body: ChatBody, talk: Talk, ends: Sequence[int]) -> Calling | None:
     """The tools of a request; None without any."""
     if not body.tools:
         if body.tool_choice not in (None, "none", "auto"):
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
-    support, talk = tool_support(), ready.model.talk
-    parallel = body.parallel_tool_calls is not False
-    choice = body.tool_choice or "auto"
+    choice, parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
     return await asyncio.to_thread(
-        support.tools_for, text_codec(ready.model), talk.template, body.tools, choice, parallel
+        tool_support().tools_for, talk.codec, talk.template, ends, body.tools, choice, parallel
     )
 
 
@@ -198,7 +208,7 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     return told
 
 
-def _call(call: ToolCall, param: str) -> Mapping[str, Any]:
+def _call(call: CalledTool, param: str) -> Mapping[str, Any]:
     """A call as templates write it: its arguments as the object that they spell."""
     try:
         arguments = json.loads(call.function.arguments or "{}")

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import UNSET
 
@@ -102,13 +102,14 @@ async def _prepared(body: CompletionBody, context: Context) -> AsyncIterator[Pre
         count = len(body.prompt) if _is_many(body) else 1
         copies = copies_of(body, count, context)
         sampling = sampling_of(body, model.module.config.symbols)
-        rule = await rule_of(body, model)
+        limits = limits_of(body, model, context)
+        rule = await rule_of(body, model, limits.stop_ids)
         requests = []
         for ids in await asyncio.to_thread(_prompts, body, model):
             room = room_for(ids, model, "prompt")
             most = body.max_tokens or _TOKENS
-            limits = limits_of(body, most if room is None else min(most, room), model, context)
-            requests.append(Request(ids, sampling, limits, copies, rule, body.logprobs or 0, context.owner))
+            ends = replace(limits, max_new_tokens=most if room is None else min(most, room))
+            requests.append(Request(ids, sampling, ends, copies, rule, body.logprobs or 0, context.owner))
         yield Prepared(ready, requests, body.logprobs is not None)
 
 

@@ -23,6 +23,7 @@ CONTEXT = "headway.context"  # where the scope has it
 OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
 _ACCESS = logging.getLogger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
+_ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
 _LONGEST = 200  # characters of a path or a name that the log shows
 _LEFT = 499  # the status in the log where the client went before it had its answer
 
@@ -35,7 +36,7 @@ class Gate:
         self._served = served
         self._settings = settings
         self._keys = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in settings.keys]
-        self._hosts = {host.lower().rstrip(".") for host in settings.hosts}
+        self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY
         self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

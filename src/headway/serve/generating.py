@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
 from headway.serve.bodies import Finish, LikelyToken, TokensUsed, ToldToken, WritingBody
 from headway.serve.errors import StatusError
-from headway.serve.frame import CallPart, CallReader, Context, Ready, RuleSupport, ToolSupport
+from headway.serve.frame import CallPart, Context, Ready, RuleSupport, ToolReader, ToolSupport
 from headway.serve.loop import EngineLoop
 from headway.serve.metrics import READ
 
@@ -77,8 +77,8 @@ def copies_of(body: WritingBody, prompts: int, context: Context) -> int:
     return copies
 
 
-def limits_of(body: WritingBody, most: int, model: Model, context: Context) -> Limits:
-    """When a text ends: after `most` tokens at the latest. StatusError 400 for too many or too long stop strings."""
+def limits_of(body: WritingBody, model: Model, context: Context) -> Limits:
+    """When a text ends, but for its length. StatusError 400 for too many or too long stop strings."""
     given = body.stop or ()
     stop = (given,) if isinstance(given, str) else tuple(given)
     if len(stop) > context.settings.stops:
@@ -87,7 +87,7 @@ def limits_of(body: WritingBody, most: int, model: Model, context: Context) -> L
     if any(len(text) > _STOP for text in stop):
         raise StatusError(400, f"a text in stop has more than {_STOP:,} characters; give a shorter one", "stop")
     ends = () if body.ignore_end else model.usage.ends
-    return Limits(most, stop, tuple(ends), body.ignore_end)
+    return Limits(1, stop, tuple(ends), body.ignore_end)
 
 
 def room_for(ids: Sequence[int], model: Model, param: str) -> int | None:
@@ -100,13 +100,15 @@ def room_for(ids: Sequence[int], model: Model, param: str) -> int | None:
     return model.context - len(ids)
 
 
-async def rule_of(body: WritingBody, model: Model) -> Callable[[], Rule] | None:
-    """What holds a text to `response_format`; None for plain text. UserError for a form that cannot be held to."""
+async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> Callable[[], Rule] | None:
+    """What holds a text to `response_format`, and lets `ends` end it; None for plain text. UserError for a form that
+    cannot be held to.
+    """
     form = body.response_format
     if form is None or form == {"type": "text"}:
         return None
     rules = cast(RuleSupport, _support("rules", "response_format"))
-    return await asyncio.to_thread(rules.rule_for, text_codec(model), form)
+    return await asyncio.to_thread(rules.rule_for, text_codec(model), form, tuple(ends))
 
 
 def tool_support() -> ToolSupport:
@@ -135,7 +137,7 @@ class Prepared(NamedTuple):
     ready: Ready
     requests: Sequence[Request]
     told: bool  # whether log probabilities are wanted
-    readers: Sequence[CallReader] = ()
+    readers: Sequence[ToolReader] = ()
 
     @property
     def read(self) -> int:
