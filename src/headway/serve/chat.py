@@ -76,8 +76,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
     if body.stream:
         return Events(_parts(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
-    written = 0
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
@@ -85,21 +84,18 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
                 answer.add(part)
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
-            written += passage.written
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
-        usage = used(asked, written, context)
-        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, usage)
+        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
 
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
-    written, created, begun = 0, int(time.time()), set()
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    created, begun = int(time.time()), set[int]()
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, usage = asked.ready.name, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, [], usage)
-        async for place, new, text, calls, token, reason in found:
-            written += new
+        async for place, text, calls, token, reason in found:
             if place not in begun:
                 begun.add(place)
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
@@ -112,9 +108,8 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
             if reason is not None:
                 event.choices = [ChatChoicePart(place, AnswerPart(), None, reason)]
                 yield event
-        done = used(asked, written, context)
         if counted:
-            event.choices, event.usage = [], done
+            event.choices, event.usage = [], used(context)
             yield event
 
 

@@ -139,28 +139,24 @@ class Prepared(NamedTuple):
     told: bool  # whether log probabilities are wanted
     readers: Sequence[ToolReader] = ()
 
-    @property
-    def read(self) -> int:
-        """Tokens of all prompts, each counted once."""
-        return sum(len(request.prompt) for request in self.requests)
-
 
 class Passage(NamedTuple):
     """What one step adds to one of the sequences that were asked for."""
 
     place: int
-    written: bool  # whether there was a token
     text: str
     calls: Sequence[CallPart]
     token: ToldToken | None  # where it is wanted
     reason: Finish | None
 
 
-async def passages(asked: Prepared) -> AsyncGenerator[Passage, None]:
-    """All that is written, as it comes."""
+async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage, None]:
+    """All that is written, as it comes. The numbers of tokens are noted for the log, and for `used`."""
+    read, written = sum(len(request.prompt) for request in asked.requests), 0
+    context.noted.update(model=asked.ready.name, prompt_tokens=read, completion_tokens=0)
+    READ.labels(asked.ready.name).inc(read)
     spell = Spelling.of(asked.ready.model) if asked.told else None
     called: set[int] = set()
-    READ.labels(asked.ready.name).inc(asked.read)
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
             text, calls, reason = said.text, [], said.reason
@@ -173,8 +169,10 @@ async def passages(asked: Prepared) -> AsyncGenerator[Passage, None]:
             token = None
             if spell is not None and said.id is not None:
                 token = spell.told(said.id, said.logprob, said.top)
+            written += said.id is not None
+            context.noted["completion_tokens"] = written
             done = "tool_calls" if reason == "stop" and place in called else reason
-            yield Passage(place, said.id is not None, text, calls, token, done)
+            yield Passage(place, text, calls, token, done)
 
 
 class Spelling:
@@ -221,7 +219,7 @@ class Spelling:
 _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
-def used(asked: Prepared, written: int, context: Context) -> TokensUsed:
-    """The numbers of tokens, which the log has too."""
-    context.noted.update(model=asked.ready.name, prompt_tokens=asked.read, completion_tokens=written)
-    return TokensUsed(asked.read, written, asked.read + written)
+def used(context: Context) -> TokensUsed:
+    """The numbers of tokens: of prompts, each counted once, and of what was written."""
+    read, written = int(context.noted["prompt_tokens"]), int(context.noted["completion_tokens"])
+    return TokensUsed(read, written, read + written)
