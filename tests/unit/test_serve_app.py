@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_models import echo_model
-from serve_models import asking, events, ready, stories
+from serve_models import Script, asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
 from headway.generate import Limits, Sampling
-from headway.serve.app import ENDPOINTS
-from headway.serve.frame import ApiKey
+from headway.serve.app import ENDPOINTS, create_app
+from headway.serve.frame import ApiKey, CallPart, ServerSettings, Spoken
 from headway.serve.openapi import openapi
+from headway.serve.served import Resident
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
 ONCE = {"model": "stories", "prompt": "Once upon a time", "temperature": 0}
@@ -313,3 +316,140 @@ def test_the_document_is_made_of_the_structs(server: TestClient) -> None:
     assert "max_completion_tokens" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert not any(mark in page.text for mark in ("<script", "src=", "http://", "https://"))
+
+
+def test_the_likeliest_tokens(data_dir: Path) -> None:
+    with asking(ready(stories(data_dir), "s", Script())) as client:
+        told = client.post(COMPLETE, json={"prompt": [403, 407], "logprobs": 2}).json()["choices"][0]["logprobs"]
+        assert told["tokens"] == [" Once", " upon"]
+        assert told["token_logprobs"] == [-1.0, -1.0]
+        assert [list(each.values()) for each in told["top_logprobs"]] == [[-2.0, -1.0]] * 2  # the likeliest last
+        assert [list(each)[-1] for each in told["top_logprobs"]] == told["tokens"]
+
+
+def test_a_queue_that_is_full(data_dir: Path) -> None:
+    with asking(ready(stories(data_dir), "s", Script())) as client:
+        full = client.post(COMPLETE, json={"prompt": [[403]] * 5})
+        assert (full.status_code, full.headers["Retry-After"]) == (429, "1")
+        assert refusal_of(full.json(), "4 requests wait")["code"] == "queue_full"
+
+
+def test_a_fault_of_the_engine_is_no_end(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with asking(ready(stories(data_dir), "s", Script(fails_at=3))) as client:
+        failed = client.post(COMPLETE, json={"prompt": [5, 6, 7, 8], "stream": True})
+        first, second, error, _ = failed.text.split("\n\n")
+        assert "choices" in first
+        assert "choices" in second
+        refusal_of(json.loads(error.removeprefix("data: ")), r"the server failed \(ZeroDivisionError\)")
+        assert "a fault of the engine" in caplog.text  # where its owner sees it
+        assert client.post(COMPLETE, json={"prompt": [5, 6]}).status_code == 200
+
+
+def test_time_is_limited(data_dir: Path) -> None:
+    with asking(ready(stories(data_dir), "s", Script(wait=0.1)), seconds=0.35) as client:
+        late = client.post(COMPLETE, json={"prompt": [5] * 50})
+        assert late.status_code == 408
+        assert refusal_of(late.json(), "0.35 s have passed")["code"] == "timeout"
+        *_, last, _ = client.post(COMPLETE, json={"prompt": [5] * 50, "stream": True}).text.split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+        time.sleep(0.3)  # until the step under way has ended
+        assert client.get("/health").json()["models"]["s"]["working"] is False
+
+
+def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: Path) -> None:
+    """As the server of HTTP says it: messages that do not come, and a way back that takes nothing."""
+    model = ready(stories(data_dir), "s", Script())
+    app = create_app(Resident([model]), ServerSettings(receive_seconds=0.1, stalled_seconds=0.1))
+    aborted: list[bool] = []
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": COMPLETE,
+        "query_string": b"",
+        "headers": headers,
+        "state": {"abort": lambda: aborted.append(True)},
+    }
+
+    async def ask(messages: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if not messages:
+                await asyncio.sleep(60)
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            if len(sent) == room:
+                await asyncio.sleep(60)
+            sent.append(message)
+
+        await asyncio.wait_for(app(dict(scope), receive, send), 5)
+        return sent
+
+    async def both() -> None:
+        start, _ = await ask([{"type": "http.request", "body": b"{", "more_body": True}], 9)
+        assert start["status"] == 408
+        assert aborted == []
+        body = json.dumps({"prompt": [5] * 50, "stream": True}).encode()
+        sent = await ask([{"type": "http.request", "body": body, "more_body": False}], 4)
+        assert sent[0]["status"] == 200
+        assert len(sent) == 4
+        assert aborted == [True]
+        await asyncio.sleep(0.05)
+        assert model.loop is not None
+        assert not model.loop.working
+        await model.loop.close(1)
+
+    asyncio.run(both())
+
+
+class Shouts:
+    """Tools whose calls are capital letters: each is a call of `shout` with that letter."""
+
+    offered: Sequence[Mapping[str, Any]] = ({"type": "function", "function": {"name": "shout"}},)
+    rule = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def tools_for(self, codec: Any, template: Any, ends: Any, tools: Any, choice: Any, parallel: bool) -> Shouts:
+        self.asked = (tools, choice, parallel)
+        return self
+
+    def reader(self) -> Shouts:
+        return Shouts()
+
+    def push(self, id: int | None, text: str) -> Spoken:
+        if text != "b":
+            return Spoken(text)
+        begun = CallPart(self.calls, f"call-{self.calls}", "shout")
+        self.calls += 1
+        return Spoken("", [begun, CallPart(self.calls - 1, arguments='{"what": '), CallPart(0, arguments='"b"}')])
+
+    def finish(self) -> Spoken:
+        return Spoken("!")
+
+
+def test_calls_of_tools_go_through_what_reads_them(server: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    shouts = Shouts()
+    monkeypatch.setattr("headway.serve.chat.tool_support", lambda: shouts)
+    tools = [{"type": "function", "function": {"name": "shout", "parameters": {}}}]
+    asked = {"model": "echo", "messages": said("Hi"), "temperature": 0, "tools": tools, "n": 2}
+    whole = server.post(CHAT, json=asked).json()
+    assert shouts.asked == (tools, "auto", True)
+    for choice in whole["choices"]:
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] == "ac!"
+        function = {"name": "shout", "arguments": '{"what": "b"}'}
+        assert choice["message"]["tool_calls"] == [{"id": "call-0", "type": "function", "function": function}]
+    parts = events(server.post(CHAT, json={**asked, "stream": True, "n": 1}).text)
+    deltas = [part["choices"][0]["delta"] for part in parts]
+    assert "".join(delta.get("content", "") for delta in deltas) == "ac!"
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert calls[0] == {"index": 0, "id": "call-0", "type": "function", "function": {"name": "shout", "arguments": ""}}
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"what": "b"}'
+    assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    called = {key: whole["choices"][0]["message"][key] for key in ("role", "content", "tool_calls")}
+    told = [*said("Hi"), called, {"role": "tool", "tool_call_id": "call-0", "content": "loud"}]
+    assert server.post(CHAT, json={**asked, "messages": told}).status_code == 200

@@ -6,10 +6,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from generate_models import language_model
+from serve_models import Script
 
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, Session
@@ -18,55 +19,6 @@ from headway.serve import loop as loops
 from headway.serve.alone import Alone
 from headway.serve.errors import StatusError
 from headway.serve.loop import EngineLoop, Writing
-
-
-class Held(NamedTuple):
-    running: int
-
-
-class Script:
-    """Steps that say the letters of each prompt's ids, one a step, as many times as there are copies."""
-
-    def __init__(self, wait: float = 0.0, fails_at: int | None = None) -> None:
-        self.under_way: dict[int, tuple[Request, int]] = {}
-        self.cancelled: list[int] = []
-        self.threads: set[int] = set()
-        self.steps = self.given = 0
-        self._wait, self._fails_at = wait, fails_at
-
-    def submit(self, request: Request) -> int:
-        self.threads.add(threading.get_ident())
-        if len(request.prompt) > 1000:
-            raise UserError("a prompt is too long; shorten it")
-        if len(self.under_way) >= 4:
-            raise FullError("4 requests wait; ask later")
-        self.given += 1
-        self.under_way[self.given] = (request, 0)
-        return self.given
-
-    def cancel(self, ticket: int) -> None:
-        self.cancelled.append(ticket)
-        self.under_way.pop(ticket, None)
-
-    def step(self) -> list[Said]:
-        self.threads.add(threading.get_ident())
-        time.sleep(self._wait)
-        self.steps += 1
-        if self.steps == self._fails_at:
-            raise ZeroDivisionError("a fault of the engine")
-        said = []
-        for ticket, (request, place) in list(self.under_way.items()):
-            last = place + 1 == len(request.prompt)
-            for copy in range(request.copies):
-                text, reason = chr(request.prompt[place]), "length" if last else None
-                said.append(Said(ticket, copy, request.prompt[place], text, -1.0, [], reason))
-            self.under_way[ticket] = (request, place + 1)
-            if last:
-                del self.under_way[ticket]
-        return said
-
-    def state(self) -> Held:
-        return Held(len(self.under_way))
 
 
 def asked(text: str, copies: int = 1) -> Request:
