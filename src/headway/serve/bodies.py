@@ -79,7 +79,7 @@ class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
     arguments: str = ""
 
 
-class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
+class CalledTool(msgspec.Struct, forbid_unknown_fields=True):
     """A call of a tool."""
 
     id: str
@@ -93,7 +93,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | UnsetType = UNSET
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[CalledTool] | None = None
     tool_call_id: str | UnsetType = UNSET
     refusal: str | None = None
 
@@ -159,7 +159,7 @@ class AnswerMessage(msgspec.Struct):
     """What the assistant says, and the tools that it calls."""
 
     content: str | None
-    tool_calls: list[ToolCall] | UnsetType = UNSET
+    tool_calls: list[CalledTool] | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
     refusal: None = None
 
@@ -191,7 +191,7 @@ class FunctionPart(msgspec.Struct, omit_defaults=True):
     arguments: str | UnsetType = UNSET
 
 
-class ToolCallPart(msgspec.Struct, omit_defaults=True):
+class CalledToolPart(msgspec.Struct, omit_defaults=True):
     """What is new of the call at `index`."""
 
     index: int
@@ -205,7 +205,7 @@ class AnswerPart(msgspec.Struct, omit_defaults=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
-    tool_calls: list[ToolCallPart] | UnsetType = UNSET
+    tool_calls: list[CalledToolPart] | UnsetType = UNSET
 
 
 class ChatChoicePart(msgspec.Struct):
@@ -228,9 +228,9 @@ class ChatAnswerPart(msgspec.Struct):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
-def call_part(part: CallPart) -> ToolCallPart:
+def call_part(part: CallPart) -> CalledToolPart:
     """A part of a call as the OpenAI API says it."""
     function = FunctionPart(UNSET if part.name is None else part.name, part.arguments)
     if part.id is None:
-        return ToolCallPart(part.index, function)
-    return ToolCallPart(part.index, function, part.id, "function")
+        return CalledToolPart(part.index, function)
+    return CalledToolPart(part.index, function, part.id, "function")

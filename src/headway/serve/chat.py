@@ -8,16 +8,19 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from msgspec import UNSET
 
+from headway.domains.chat.predictors import Talk
+from headway.errors import UserError
 from headway.generate.scheduler import Request
 from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
     CalledFunction,
+    CalledTool,
     ChatAnswer,
     ChatAnswerPart,
     ChatBody,
@@ -27,7 +30,6 @@ from headway.serve.bodies import (
     ChatMessage,
     Finish,
     ToldToken,
-    ToolCall,
     call_part,
 )
 from headway.serve.errors import StatusError
@@ -40,7 +42,6 @@ from headway.serve.generating import (
     room_for,
     rule_of,
     sampling_of,
-    text_codec,
     tool_support,
     used,
 )
@@ -53,12 +54,12 @@ class _Answer:
     """An answer so far."""
 
     content: str = ""
-    calls: dict[int, ToolCall] = field(default_factory=dict)
+    calls: dict[int, CalledTool] = field(default_factory=dict)
     tokens: list[ToldToken] = field(default_factory=list)
     reason: Finish = "stop"
 
     def add(self, part: CallPart) -> None:
-        call = self.calls.setdefault(part.index, ToolCall("", CalledFunction("")))
+        call = self.calls.setdefault(part.index, CalledTool("", CalledFunction("")))
         call.id = part.id or call.id
         call.function.name += part.name or ""
         call.function.arguments += part.arguments
@@ -75,8 +76,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
     if body.stream:
         return Events(_parts(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
-    written = 0
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
@@ -84,21 +84,18 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
                 answer.add(part)
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
-            written += passage.written
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
-        usage = used(asked, written, context)
-        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, usage)
+        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
 
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
-    written, created, begun = 0, int(time.time()), set()
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    created, begun = int(time.time()), set[int]()
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, usage = asked.ready.name, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, [], usage)
-        async for place, new, text, calls, token, reason in found:
-            written += new
+        async for place, text, calls, token, reason in found:
             if place not in begun:
                 begun.add(place)
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
@@ -111,9 +108,8 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
             if reason is not None:
                 event.choices = [ChatChoicePart(place, AnswerPart(), None, reason)]
                 yield event
-        done = used(asked, written, context)
         if counted:
-            event.choices, event.usage = [], done
+            event.choices, event.usage = [], used(context)
             yield event
 
 
@@ -129,25 +125,36 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
         raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")
     messages = _messages(body.messages)
     async with context.served.using(body.model) as ready:
-        model = ready.model
         copies = copies_of(body, 1, context)
-        sampling = sampling_of(body, model.module.config.symbols)
-        calling = await _calling(body, ready)
-        rule = await rule_of(body, model)
+        sampling = sampling_of(body, ready.model.module.config.symbols)
+        talk = _talk(ready)
+        limits = talk.turn(limits_of(body, ready.model, context))
+        calling = await _calling(body, talk, limits.stop_ids)
+        rule = await rule_of(body, ready.model, limits.stop_ids)
         if calling is not None and calling.rule is not None:
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling.rule
-        talk = model.talk
         tools = None if calling is None else calling.offered
-        ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
-        room = room_for(ids, model, "messages")
+        try:
+            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
+        except UserError as error:  # clients need not know where the model lies
+            line = str(error).replace(str(ready.model.directory), ready.name)
+            raise StatusError(400, line, "messages") from None
+        room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
-        most = most if room is None else min(most, room)
-        limits = talk.turn(limits_of(body, most, model, context))
+        limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
         readers = [] if calling is None else [calling.reader() for _ in range(copies)]
         request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
         yield Prepared(ready, [request], bool(body.logprobs), readers)
+
+
+def _talk(ready: Ready) -> Talk:
+    """Conversations with a model. StatusError 400 where it holds none."""
+    if ready.model.usage.template is None:
+        told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
+        raise StatusError(400, told, "model")
+    return ready.model.talk
 
 
 def _most(body: ChatBody) -> int | None:
@@ -156,17 +163,15 @@ def _most(body: ChatBody) -> int | None:
     return body.max_tokens or body.max_completion_tokens
 
 
-async def _calling(body: ChatBody, ready: Ready) -> Calling | None:
+async def _calling(body: ChatBody, talk: Talk, ends: Sequence[int]) -> Calling | None:
     """The tools of a request; None without any."""
     if not body.tools:
         if body.tool_choice not in (None, "none", "auto"):
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
-    support, talk = tool_support(), ready.model.talk
-    parallel = body.parallel_tool_calls is not False
-    choice = body.tool_choice or "auto"
+    choice, parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
     return await asyncio.to_thread(
-        support.tools_for, text_codec(ready.model), talk.template, body.tools, choice, parallel
+        tool_support().tools_for, talk.codec, talk.template, ends, body.tools, choice, parallel
     )
 
 
@@ -198,7 +203,7 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     return told
 
 
-def _call(call: ToolCall, param: str) -> Mapping[str, Any]:
+def _call(call: CalledTool, param: str) -> Mapping[str, Any]:
     """A call as templates write it: its arguments as the object that they spell."""
     try:
         arguments = json.loads(call.function.arguments or "{}")

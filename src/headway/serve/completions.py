@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import UNSET
 
@@ -44,40 +44,35 @@ async def completed(body: CompletionBody, context: Context) -> CompletionAnswer 
     if body.stream:
         return Events(_parts(body, context))
     texts: defaultdict[int, _Text] = defaultdict(_Text)
-    written = 0
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             text = texts[passage.place]
             text.text += passage.text
             text.tokens += [] if passage.token is None else [passage.token]
             text.reason = passage.reason
-            written += passage.written
         choices = [
             CompletionChoice(place, text.text, _logprobs(text.tokens, 0) if asked.told else None, text.reason)
             for place, text in sorted(texts.items())
         ]
-        usage = used(asked, written, context)
-        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), asked.ready.name, choices, usage)
+        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
 
 
 async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[CompletionAnswer, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
     offsets: defaultdict[int, int] = defaultdict(int)
-    written, created = 0, int(time.time())
-    async with _prepared(body, context) as asked, aclosing(passages(asked)) as found:
+    created = int(time.time())
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         # One struct for all events: each is written out before the next is made.
         answer = CompletionAnswer(f"cmpl-{context.id}", created, asked.ready.name, [], usage=None if counted else UNSET)
-        async for place, new, text, _, token, reason in found:
-            written += new
+        async for place, text, _, token, reason in found:
             if not text and token is None and reason is None:
                 continue
             told = None if token is None else _logprobs([token], offsets[place])
             offsets[place] += 0 if token is None else len(token.token)
             answer.choices = [CompletionChoice(place, text, told, reason)]
             yield answer
-        usage = used(asked, written, context)
         if counted:
-            answer.choices, answer.usage = [], usage
+            answer.choices, answer.usage = [], used(context)
             yield answer
 
 
@@ -102,13 +97,14 @@ async def _prepared(body: CompletionBody, context: Context) -> AsyncIterator[Pre
         count = len(body.prompt) if _is_many(body) else 1
         copies = copies_of(body, count, context)
         sampling = sampling_of(body, model.module.config.symbols)
-        rule = await rule_of(body, model)
+        limits = limits_of(body, model, context)
+        rule = await rule_of(body, model, limits.stop_ids)
         requests = []
         for ids in await asyncio.to_thread(_prompts, body, model):
             room = room_for(ids, model, "prompt")
             most = body.max_tokens or _TOKENS
-            limits = limits_of(body, most if room is None else min(most, room), model, context)
-            requests.append(Request(ids, sampling, limits, copies, rule, body.logprobs or 0, context.owner))
+            ends = replace(limits, max_new_tokens=most if room is None else min(most, room))
+            requests.append(Request(ids, sampling, ends, copies, rule, body.logprobs or 0, context.owner))
         yield Prepared(ready, requests, body.logprobs is not None)
 
 

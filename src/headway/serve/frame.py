@@ -6,7 +6,7 @@ all else (reading and checking of the body, keys, limits, errors, streams, clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -44,7 +44,7 @@ class ServerSettings:
     sequences: int = 64  # n times the prompts of a request
     stops: int = 16  # stop strings of a request
     seconds: float = 600.0  # of a request, from its arrival to its end
-    receive_seconds: float = 30.0  # for headers, and again for a body, to arrive
+    receive_seconds: float = 30.0  # for a body to arrive
     stalled_seconds: float = 30.0  # that a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which a loop counts as dead
     grace: float = 10.0  # seconds for what is under way when the server is told to end
@@ -161,7 +161,7 @@ class Spoken(NamedTuple):
     calls: Sequence[CallPart] = ()
 
 
-class CallReader(Protocol):
+class ToolReader(Protocol):
     """Reads what a model says, symbol by symbol, for calls of tools."""
 
     def push(self, id: int | None, text: str) -> Spoken:
@@ -186,7 +186,7 @@ class Calling(Protocol):
         """Makes what holds an answer to a call, where one is required."""
         ...
 
-    def reader(self) -> CallReader:
+    def reader(self) -> ToolReader:
         """One for each choice of an answer."""
         ...
 
@@ -198,12 +198,13 @@ class ToolSupport(Protocol):
         self,
         codec: TokenizerCodec,
         template: ChatTemplate,
+        ends: Iterable[int],
         tools: Sequence[Mapping[str, Any]],
         choice: str | Mapping[str, Any],
         parallel: bool,
     ) -> Calling:
-        """UserError for tools, a choice or a template that cannot be served. It is called in a thread, as it may take
-        long.
+        """`ends` are ids that end an answer. UserError for tools, a choice or a template that cannot be served. It is
+        called in a thread, as it may take long.
         """
         ...
 
@@ -211,8 +212,11 @@ class ToolSupport(Protocol):
 class RuleSupport(Protocol):
     """What `headway.serve.rules` offers."""
 
-    def rule_for(self, codec: TokenizerCodec, form: Mapping[str, Any]) -> Callable[[], Rule]:
-        """What holds a text to a `response_format`. UserError for one that cannot be held to. It is called in a thread,
-        as it may take long.
+    def rule_for(
+        self, codec: TokenizerCodec, form: Mapping[str, Any], ends: Iterable[int]
+    ) -> Callable[[], Rule] | None:
+        """What holds a text to a `response_format`; None where nothing is to be held to. `ends` are ids that end it,
+        beside the codec's end. UserError for a form that cannot be held to. It is called in a thread, as it may take
+        long.
         """
         ...

@@ -23,6 +23,7 @@ CONTEXT = "headway.context"  # where the scope has it
 OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
 _ACCESS = logging.getLogger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
+_ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
 _LONGEST = 200  # characters of a path or a name that the log shows
 _LEFT = 499  # the status in the log where the client went before it had its answer
 
@@ -35,7 +36,7 @@ class Gate:
         self._served = served
         self._settings = settings
         self._keys = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in settings.keys]
-        self._hosts = {host.lower().rstrip(".") for host in settings.hosts}
+        self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY
         self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +49,11 @@ class Gate:
         try:
             if scope["path"] in OPEN:
                 await self._app(scope, receive, visit.send)
+                return
+            if (
+                "transfer-encoding" in headers and "content-length" in headers
+            ):  # who stands between may read it otherwise
+                await error_response(_TWO_LENGTHS, {"Connection": "close"})(scope, receive, visit.send)
                 return
             self._check_host(headers)
             visit.origin = self._origin(headers)
@@ -103,6 +109,7 @@ class Gate:
         return found
 
 
+_TWO_LENGTHS = StatusError(400, "Content-Length and Transfer-Encoding say two lengths; send one of them")
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",

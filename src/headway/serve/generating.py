@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
 from headway.serve.bodies import Finish, LikelyToken, TokensUsed, ToldToken, WritingBody
 from headway.serve.errors import StatusError
-from headway.serve.frame import CallPart, CallReader, Context, Ready, RuleSupport, ToolSupport
+from headway.serve.frame import CallPart, Context, Ready, RuleSupport, ToolReader, ToolSupport
 from headway.serve.loop import EngineLoop
 from headway.serve.metrics import READ
 
@@ -77,8 +77,8 @@ def copies_of(body: WritingBody, prompts: int, context: Context) -> int:
     return copies
 
 
-def limits_of(body: WritingBody, most: int, model: Model, context: Context) -> Limits:
-    """When a text ends: after `most` tokens at the latest. StatusError 400 for too many or too long stop strings."""
+def limits_of(body: WritingBody, model: Model, context: Context) -> Limits:
+    """When a text ends, but for its length. StatusError 400 for too many or too long stop strings."""
     given = body.stop or ()
     stop = (given,) if isinstance(given, str) else tuple(given)
     if len(stop) > context.settings.stops:
@@ -87,7 +87,7 @@ def limits_of(body: WritingBody, most: int, model: Model, context: Context) -> L
     if any(len(text) > _STOP for text in stop):
         raise StatusError(400, f"a text in stop has more than {_STOP:,} characters; give a shorter one", "stop")
     ends = () if body.ignore_end else model.usage.ends
-    return Limits(most, stop, tuple(ends), body.ignore_end)
+    return Limits(1, stop, tuple(ends), body.ignore_end)
 
 
 def room_for(ids: Sequence[int], model: Model, param: str) -> int | None:
@@ -100,13 +100,15 @@ def room_for(ids: Sequence[int], model: Model, param: str) -> int | None:
     return model.context - len(ids)
 
 
-async def rule_of(body: WritingBody, model: Model) -> Callable[[], Rule] | None:
-    """What holds a text to `response_format`; None for plain text. UserError for a form that cannot be held to."""
+async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> Callable[[], Rule] | None:
+    """What holds a text to `response_format`, and lets `ends` end it; None for plain text. UserError for a form that
+    cannot be held to.
+    """
     form = body.response_format
     if form is None or form == {"type": "text"}:
         return None
     rules = cast(RuleSupport, _support("rules", "response_format"))
-    return await asyncio.to_thread(rules.rule_for, text_codec(model), form)
+    return await asyncio.to_thread(rules.rule_for, text_codec(model), form, tuple(ends))
 
 
 def tool_support() -> ToolSupport:
@@ -135,30 +137,26 @@ class Prepared(NamedTuple):
     ready: Ready
     requests: Sequence[Request]
     told: bool  # whether log probabilities are wanted
-    readers: Sequence[CallReader] = ()
-
-    @property
-    def read(self) -> int:
-        """Tokens of all prompts, each counted once."""
-        return sum(len(request.prompt) for request in self.requests)
+    readers: Sequence[ToolReader] = ()
 
 
 class Passage(NamedTuple):
     """What one step adds to one of the sequences that were asked for."""
 
     place: int
-    written: bool  # whether there was a token
     text: str
     calls: Sequence[CallPart]
     token: ToldToken | None  # where it is wanted
     reason: Finish | None
 
 
-async def passages(asked: Prepared) -> AsyncGenerator[Passage, None]:
-    """All that is written, as it comes."""
+async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage, None]:
+    """All that is written, as it comes. The numbers of tokens are noted for the log, and for `used`."""
+    read, written = sum(len(request.prompt) for request in asked.requests), 0
+    context.noted.update(model=asked.ready.name, prompt_tokens=read, completion_tokens=0)
+    READ.labels(asked.ready.name).inc(read)
     spell = Spelling.of(asked.ready.model) if asked.told else None
     called: set[int] = set()
-    READ.labels(asked.ready.name).inc(asked.read)
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
             text, calls, reason = said.text, [], said.reason
@@ -171,8 +169,10 @@ async def passages(asked: Prepared) -> AsyncGenerator[Passage, None]:
             token = None
             if spell is not None and said.id is not None:
                 token = spell.told(said.id, said.logprob, said.top)
+            written += said.id is not None
+            context.noted["completion_tokens"] = written
             done = "tool_calls" if reason == "stop" and place in called else reason
-            yield Passage(place, said.id is not None, text, calls, token, done)
+            yield Passage(place, text, calls, token, done)
 
 
 class Spelling:
@@ -219,7 +219,7 @@ class Spelling:
 _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
-def used(asked: Prepared, written: int, context: Context) -> TokensUsed:
-    """The numbers of tokens, which the log has too."""
-    context.noted.update(model=asked.ready.name, prompt_tokens=asked.read, completion_tokens=written)
-    return TokensUsed(asked.read, written, asked.read + written)
+def used(context: Context) -> TokensUsed:
+    """The numbers of tokens: of prompts, each counted once, and of what was written."""
+    read, written = int(context.noted["prompt_tokens"]), int(context.noted["completion_tokens"])
+    return TokensUsed(read, written, read + written)

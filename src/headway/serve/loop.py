@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -127,7 +128,8 @@ class EngineLoop:
         self._until: float | None = None  # when all must have ended, once the loop is to end
         self._moved = time.monotonic()
         self._home: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        context = copy_context()  # which says, for one, whether kernels are deterministic
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name=f"engine {name}", daemon=True)
         self._thread.start()
 
     def write(self, requests: Sequence[Request]) -> Writing:
@@ -164,7 +166,8 @@ class EngineLoop:
     async def close(self, seconds: float) -> None:
         """Refuse what has said nothing yet, let the rest go on for `seconds`, and end the thread."""
         with self._wake:
-            self._until = time.monotonic() + seconds
+            if self._until is None:
+                self._until = time.monotonic() + seconds
             self._wake.notify()
         await asyncio.to_thread(self._thread.join, seconds + _LAST_STEP)
 

@@ -11,7 +11,6 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from headway.errors import nearest
 from headway.serve.errors import StatusError
 from headway.serve.frame import ServerSettings
 
@@ -92,9 +91,8 @@ def _invalid(told: str, struct: Any) -> StatusError:
     unknown = _UNKNOWN.search(told)
     if unknown is not None and not unknown[2]:
         known = [field.encode_name for field in msgspec.structs.fields(struct)]
-        near = nearest(unknown[1], known)
-        remedy = near if near.startswith("did") else f"the fields are {', '.join(known)}"
-        return StatusError(400, f"the field {unknown[1]!r} is not had; {remedy}", unknown[1], "unknown_field")
+        told = f"the field {unknown[1]!r} is not had; the fields are {', '.join(known)}"
+        return StatusError(400, told, unknown[1], "unknown_field")
     found = _PLACE.match(told)
     reason, place = (told, None) if found is None else (found[1], found[2])
     if unknown is not None:
