@@ -130,7 +130,7 @@ def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRow
     for number, row in enumerate(ids, 1):
         if not row or not all(0 <= each < symbols for each in row):
             raise StatusError(
-                400, f"input {number} holds no ids from 0 to {symbols - 1}; the model has no others", "input"
+                400, f"input {number} is not of ids from 0 to {symbols - 1}; there are no others", "input"
             )
     return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context, truncate))
 
