@@ -20,7 +20,7 @@ from headway.serve.app import create_app
 from headway.serve.batches import Batcher
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
-from headway.serve.served import Resident
+from served import Resident
 
 
 def stories(data_dir: Path) -> Path:

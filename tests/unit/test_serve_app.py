@@ -21,7 +21,7 @@ from headway.generate import Limits, Sampling
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.frame import ApiKey, CallPart, ServerSettings, Spoken
 from headway.serve.openapi import openapi
-from headway.serve.served import Resident
+from served import Resident
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
 ONCE = {"model": "stories", "prompt": "Once upon a time", "temperature": 0}
