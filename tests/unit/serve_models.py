@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw
@@ -20,7 +21,6 @@ from headway.serve.app import create_app
 from headway.serve.batches import Batcher
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
-from served import Resident
 
 
 def stories(data_dir: Path) -> Path:

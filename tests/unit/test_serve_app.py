@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from chat_models import echo_model
 from serve_models import Script, asking, events, ready, stories
+from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw
@@ -21,7 +22,6 @@ from headway.generate import Limits, Sampling
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.frame import ApiKey, CallPart, ServerSettings, Spoken
 from headway.serve.openapi import openapi
-from served import Resident
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
 ONCE = {"model": "stories", "prompt": "Once upon a time", "temperature": 0}
