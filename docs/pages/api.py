@@ -32,6 +32,7 @@ MODEL = {
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
     "What it can do, ids, and what generates": (
         "verbs",
+        "reads",
         "generate_ids",
         "prompt_ids",
         "session",
@@ -49,7 +50,7 @@ HIDDEN = {
     "see_some",
     "watches",
 }  # what a notebook shows, and what predictors call
-FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "verify", "recipes", "presets")
+FUNCTIONS = ("train", "compare", "plan", "load", "connect", "quantize", "export", "verify", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
 ERRORS = ("UserError", "ConfigError", "SomeFailedError")
 
@@ -125,7 +126,8 @@ def _record(name: str, cls: type) -> Iterator[str]:
     defaults = any(not row.endswith("|  |") for row in rows)
     head = ["| field | type | default |", "|---|---|---|"]
     table = [*head, *rows] if defaults else [row.rsplit("|", 2)[0] + "|" for row in [*head, *rows]]
-    yield "\n".join(table) + "\n"
+    if rows:
+        yield "\n".join(table) + "\n"
     for method, found in vars(cls).items() if name not in SETTINGS else ():
         if inspect.isfunction(found) and not method.startswith("_") and method not in HIDDEN and found.__doc__:
             yield from _function(f"{name[0].lower()}{name[1:]}.{method}", found, "####", skip=1)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from headway.codecs import Codec
 from headway.engine import Engine
+from headway.errors import UserError
 from headway.generate.prompts import Ids
 from headway.generate.sampling import Sampling
 from headway.generate.session import FinishReason, Limits
+
+
+class FullError(UserError):
+    """Too many requests wait."""
 
 
 class Rule(Protocol):
@@ -83,4 +88,8 @@ class Scheduler:
 
     def step(self) -> list[Said]:
         """One step of the engine. Nothing where no request is under way."""
+        raise NotImplementedError
+
+    def state(self) -> Any:
+        """Counts of what is under way, a NamedTuple."""
         raise NotImplementedError

@@ -140,6 +140,7 @@ class Event(NamedTuple):
     id: int | None
     text: str
     completion: Completion | None
+    logprob: float = 0.0  # of the symbol, in nats, under the model as it is
 
 
 class Session:
@@ -258,19 +259,22 @@ class _Row:
         self.logprobs.append(logprob)
         text = self.stream.push(symbol)
         if self.stream.stopped:
-            return self._finish(symbol, text, "stop", started)
+            return self._finish(symbol, text, "stop", started, logprob)
         if len(self.ids) == self.limit:
-            return self._finish(symbol, text, "length", started)
+            return self._finish(symbol, text, "length", started, logprob)
         self.pieces.append(text)
-        return Event(self.sequence, symbol, text, None)
+        return Event(self.sequence, symbol, text, None, logprob)
 
-    def _finish(self, symbol: int | None, text: str, reason: FinishReason, started: float) -> Event:
+    def _finish(
+        self, symbol: int | None, text: str, reason: FinishReason, started: float, logprob: float = 0.0
+    ) -> Event:
         self.done = True
         text += self.stream.finish()
         reason = "stop" if self.stream.stopped else reason
         rate = len(self.ids) / max(time.perf_counter() - started, 1e-9)
         whole = "".join((*self.pieces, text))
-        return Event(self.sequence, symbol, text, Completion(self.ids, whole, self.logprobs, reason, rate))
+        done = Completion(self.ids, whole, self.logprobs, reason, rate)
+        return Event(self.sequence, symbol, text, done, logprob)
 
 
 class _Batch:

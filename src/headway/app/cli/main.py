@@ -36,6 +36,7 @@ COMMANDS = {
     "attention": "where a model of texts looks, as a picture",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
+    "serve": "models over HTTP, in the form of the OpenAI API",
     "match": "which of some texts say what images show",
     "forecast": "what comes after time series, as quantiles",
     "rollout": "a model of trajectories or a robot's policy plays episodes in an environment",

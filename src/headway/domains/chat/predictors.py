@@ -61,8 +61,11 @@ class Talk:
 
     def answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
         """The answer to what was asked, in pieces. UserError, here, for what does not fit the model."""
-        stop, stop_ids = (*limits.stop, *self._texts), (*limits.stop_ids, *self._ids)
-        return self.session.stream(ids, sampling, replace(limits, stop=stop, stop_ids=stop_ids))
+        return self.session.stream(ids, sampling, self.turn(limits))
+
+    def turn(self, limits: Limits) -> Limits:
+        """The same limits, and the end of the assistant's turn beside them."""
+        return replace(limits, stop=(*limits.stop, *self._texts), stop_ids=(*limits.stop_ids, *self._ids))
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, limits: Limits) -> Iterator[str]:
         """The answer to a conversation, in pieces. Turns that do not fit are left out, and how many is logged."""

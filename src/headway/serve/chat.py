@@ -1,0 +1,227 @@
+"""/v1/chat/completions: answers in a conversation, by the model's own chat template."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from msgspec import UNSET
+
+from headway.domains.chat.predictors import Talk
+from headway.errors import UserError
+from headway.generate.scheduler import Request
+from headway.serve.bodies import (
+    AnswerMessage,
+    AnswerPart,
+    CalledFunction,
+    CalledTool,
+    ChatAnswer,
+    ChatAnswerPart,
+    ChatBody,
+    ChatChoice,
+    ChatChoicePart,
+    ChatLogprobs,
+    ChatMessage,
+    Finish,
+    ToldToken,
+    call_part,
+)
+from headway.serve.errors import StatusError
+from headway.serve.frame import Calling, CallPart, Context, Endpoint, Events, Ready
+from headway.serve.generating import (
+    Prepared,
+    copies_of,
+    limits_of,
+    passages,
+    room_for,
+    rule_of,
+    sampling_of,
+    tool_support,
+    used,
+)
+
+_UNLIMITED = 4096  # tokens of an answer, where neither the request nor the context says how many
+
+
+@dataclass
+class _Answer:
+    """An answer so far."""
+
+    content: str = ""
+    calls: dict[int, CalledTool] = field(default_factory=dict)
+    tokens: list[ToldToken] = field(default_factory=list)
+    reason: Finish = "stop"
+
+    def add(self, part: CallPart) -> None:
+        call = self.calls.setdefault(part.index, CalledTool("", CalledFunction("")))
+        call.id = part.id or call.id
+        call.function.name += part.name or ""
+        call.function.arguments += part.arguments
+
+    def choice(self, place: int, told: bool) -> ChatChoice:
+        calls = [call for _, call in sorted(self.calls.items())]
+        content = None if calls and not self.content else self.content
+        message = AnswerMessage(content, calls or UNSET)
+        return ChatChoice(place, message, ChatLogprobs(self.tokens) if told else None, self.reason)
+
+
+async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
+    """The answers to a conversation, whole or in parts."""
+    if body.stream:
+        return Events(_parts(body, context))
+    answers: defaultdict[int, _Answer] = defaultdict(_Answer)
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+        async for passage in found:
+            answer = answers[passage.place]
+            answer.content += passage.text
+            for part in passage.calls:
+                answer.add(part)
+            answer.tokens += [] if passage.token is None else [passage.token]
+            answer.reason = passage.reason or answer.reason
+        choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
+        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
+
+
+async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
+    counted = body.stream_options is not None and body.stream_options.include_usage
+    created, begun = int(time.time()), set[int]()
+    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+        name, usage = asked.ready.name, None if counted else UNSET
+        # One struct for all events: each is written out before the next is made.
+        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, [], usage)
+        async for place, text, calls, token, reason in found:
+            if place not in begun:
+                begun.add(place)
+                event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
+                yield event
+            told = None if token is None else ChatLogprobs([token])
+            for delta in _deltas(text, calls, token is not None):
+                event.choices = [ChatChoicePart(place, delta, told)]
+                told = None  # once
+                yield event
+            if reason is not None:
+                event.choices = [ChatChoicePart(place, AnswerPart(), None, reason)]
+                yield event
+        if counted:
+            event.choices, event.usage = [], used(context)
+            yield event
+
+
+def _deltas(text: str, calls: Sequence[CallPart], token: bool) -> list[AnswerPart]:
+    deltas = [AnswerPart(content=text)] if text or (token and not calls) else []
+    return [*deltas, *([AnswerPart(tool_calls=[call_part(call) for call in calls])] if calls else [])]
+
+
+@asynccontextmanager
+async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
+    """What is asked, checked. StatusError 400 for what does not fit the model; nothing is left out to make it fit."""
+    if body.top_logprobs and not body.logprobs:
+        raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")
+    messages = _messages(body.messages)
+    async with context.served.using(body.model) as ready:
+        copies = copies_of(body, 1, context)
+        sampling = sampling_of(body, ready.model.module.config.symbols)
+        talk = _talk(ready)
+        limits = talk.turn(limits_of(body, ready.model, context))
+        calling = await _calling(body, talk, limits.stop_ids)
+        rule = await rule_of(body, ready.model, limits.stop_ids)
+        if calling is not None and calling.rule is not None:
+            if rule is not None:
+                raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
+            rule = calling.rule
+        tools = None if calling is None else calling.offered
+        try:
+            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
+        except UserError as error:  # clients need not know where the model lies
+            line = str(error).replace(str(ready.model.directory), ready.name)
+            raise StatusError(400, line, "messages") from None
+        room = room_for(ids, ready.model, "messages")
+        most = _most(body) or room or _UNLIMITED
+        limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
+        readers = [] if calling is None else [calling.reader() for _ in range(copies)]
+        request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
+        yield Prepared(ready, [request], bool(body.logprobs), readers)
+
+
+def _talk(ready: Ready) -> Talk:
+    """Conversations with a model. StatusError 400 where it holds none."""
+    if ready.model.usage.template is None:
+        told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
+        raise StatusError(400, told, "model")
+    return ready.model.talk
+
+
+def _most(body: ChatBody) -> int | None:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise StatusError(400, "max_tokens and max_completion_tokens are the same; leave one of them out", "max_tokens")
+    return body.max_tokens or body.max_completion_tokens
+
+
+async def _calling(body: ChatBody, talk: Talk, ends: Sequence[int]) -> Calling | None:
+    """The tools of a request; None without any."""
+    if not body.tools:
+        if body.tool_choice not in (None, "none", "auto"):
+            raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
+        return None
+    choice, parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
+    return await asyncio.to_thread(
+        tool_support().tools_for, talk.codec, talk.template, ends, body.tools, choice, parallel
+    )
+
+
+def _messages(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them. StatusError 400 for what none reads."""
+    if not given:
+        raise StatusError(400, "messages is empty; say something first", "messages")
+    return [_message(message, f"messages[{place}]") for place, message in enumerate(given)]
+
+
+def _message(message: ChatMessage, param: str) -> dict[str, Any]:
+    content = message.content
+    if isinstance(content, list):
+        wrong = next((part.type for part in content if part.type != "text" or part.text is UNSET), None)
+        if wrong is not None:
+            fact = f"{param} has a part of type {wrong[:40]!r}, and texts alone are read"
+            raise StatusError(400, f"{fact}; give parts of type text", param)
+        content = "".join(str(part.text) for part in content)
+    if content is None and not (message.role == "assistant" and message.tool_calls):
+        raise StatusError(400, f"{param} has no content; give a text", param)
+    role = "system" if message.role == "developer" else message.role
+    told: dict[str, Any] = {"role": role, "content": content or ""}
+    if message.name is not UNSET:
+        told["name"] = message.name
+    if message.tool_call_id is not UNSET:
+        told["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        told["tool_calls"] = [_call(call, param) for call in message.tool_calls]
+    return told
+
+
+def _call(call: CalledTool, param: str) -> Mapping[str, Any]:
+    """A call as templates write it: its arguments as the object that they spell."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise StatusError(400, f"{param} calls with arguments that are no JSON object; give one as a text", param)
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        answered,
+        "the next answer in a conversation",
+        ChatBody,
+        ChatAnswer,
+        ChatAnswerPart,
+    ),
+)

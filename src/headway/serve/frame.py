@@ -1,0 +1,222 @@
+"""What the parts of the server agree on: its settings, the models that it has, and what an endpoint is.
+
+An endpoint is one small function: `async (body, context) -> answer`. The table of `app.py` says which path it serves;
+all else (reading and checking of the body, keys, limits, errors, streams, clients that go) is done for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+from starlette.datastructures import FormData
+from starlette.responses import Response
+
+from headway.app.model import Model
+from headway.codecs import TokenizerCodec
+from headway.codecs.chat import ChatTemplate
+from headway.generate.scheduler import Rule
+from headway.serve.batches import Batcher
+from headway.serve.loop import EngineLoop
+
+
+class ApiKey(NamedTuple):
+    """A key that clients show. At most `under_way` of its requests are served at once; None sets no limit."""
+
+    secret: str
+    under_way: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a server allows. Seconds, bytes and counts; each is a limit beyond which a request is refused."""
+
+    keys: tuple[ApiKey, ...] = ()  # none: everybody is served
+    hosts: tuple[str, ...] = ()  # names of the server beside those of loopback, without ports
+    origins: tuple[str, ...] = ()  # web pages that may ask, as https://example.org; "*" are all
+    body_bytes: int = 8 << 20  # of a JSON body
+    form_bytes: int = 64 << 20  # of a form with files
+    depth: int = 64  # of nested lists and objects
+    copies: int = 16  # n of a request
+    sequences: int = 64  # n times the prompts of a request
+    stops: int = 16  # stop strings of a request
+    seconds: float = 600.0  # of a request, from its arrival to its end
+    receive_seconds: float = 30.0  # for a body to arrive
+    stalled_seconds: float = 30.0  # that a client may leave its answer unread
+    step_seconds: float = 60.0  # without a step while there is work, after which a loop counts as dead
+    grace: float = 10.0  # seconds for what is under way when the server is told to end
+    log: bool = True  # a line of JSON on stdout for each request
+
+
+Reads = Literal["texts", "images", "sounds"]
+
+
+class Known(NamedTuple):
+    """What is known of a model before a weight is read."""
+
+    kind: str
+    verbs: list[str]  # what it can do; see headway.app.predictors
+    reads: list[Reads]
+    context: int | None  # tokens
+    parameters: int
+    changed: int  # seconds since 1970
+    alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
+
+
+class Ready(NamedTuple):
+    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`."""
+
+    name: str
+    model: Model
+    loop: EngineLoop | None
+    batcher: Batcher
+
+
+class Served(Protocol):
+    """The models of a server."""
+
+    def using(self, name: str) -> AbstractAsyncContextManager[Ready]:
+        """The model of a name, "" for the only one there is; loaded if it is not yet, and kept while it is used.
+        StatusError 404 where there is none of this name, UserError or StatusError 503 where it cannot be loaded.
+        """
+        ...
+
+    def listed(self) -> Mapping[str, Known]:
+        """What can be asked for, by name."""
+        ...
+
+    def known(self, name: str) -> Known:
+        """What is known of one. StatusError 404 where there is none of this name, 503 for one that is broken."""
+        ...
+
+    def loops(self) -> Mapping[str, EngineLoop]:
+        """The loops that run now, by the names of their models."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        ...
+
+    async def start(self) -> None:
+        """Called once, before the first request."""
+        ...
+
+    async def close(self, seconds: float) -> None:
+        """Refuse what waits, let what is under way end within `seconds`, end the rest, and free all."""
+        ...
+
+
+@dataclass
+class Context:
+    """One request, as an endpoint sees it."""
+
+    settings: ServerSettings
+    served: Served
+    id: str  # of the request, in the log and in answers
+    owner: str = ""  # whose key it came with; prefixes are shared within one owner
+    route: str = ""  # the endpoint's path
+    path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
+    noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
+
+
+class Events(NamedTuple):
+    """An answer that comes in parts: each is sent as a server-sent event as soon as it is there."""
+
+    parts: AsyncGenerator[msgspec.Struct, None]
+
+
+Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
+
+
+class Endpoint(NamedTuple):
+    """What is served at a path. `body` is the struct of a JSON body, None where there is none, and FormData for a form
+    with files. `part` is the struct of a stream's events.
+    """
+
+    method: str
+    path: str  # as starlette writes it, {name} for a part of it
+    serve: Serve
+    summary: str
+    body: type[msgspec.Struct] | type[FormData] | None = None
+    answer: type[msgspec.Struct] | None = None
+    part: type[msgspec.Struct] | None = None
+
+
+class CallPart(msgspec.Struct, omit_defaults=True):
+    """What is new of one call of a tool: first its `id` and `name`, then its arguments, piece by piece."""
+
+    index: int  # which of the calls of an answer
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Spoken(NamedTuple):
+    """What a piece of a model's text means: words for people, and parts of calls."""
+
+    content: str
+    calls: Sequence[CallPart] = ()
+
+
+class ToolReader(Protocol):
+    """Reads what a model says, symbol by symbol, for calls of tools."""
+
+    def push(self, id: int | None, text: str) -> Spoken:
+        """What is certain once a symbol, and the text that came with it, are there."""
+        ...
+
+    def finish(self) -> Spoken:
+        """What was still held back; a call that has no end becomes content."""
+        ...
+
+
+class Calling(Protocol):
+    """The tools of one request, in the way of one model."""
+
+    @property
+    def offered(self) -> Sequence[Mapping[str, Any]] | None:
+        """The tools that the chat template is given; None for none."""
+        ...
+
+    @property
+    def rule(self) -> Callable[[], Rule] | None:
+        """Makes what holds an answer to a call, where one is required."""
+        ...
+
+    def reader(self) -> ToolReader:
+        """One for each choice of an answer."""
+        ...
+
+
+class ToolSupport(Protocol):
+    """What `headway.serve.tools` offers."""
+
+    def tools_for(
+        self,
+        codec: TokenizerCodec,
+        template: ChatTemplate,
+        ends: Iterable[int],
+        tools: Sequence[Mapping[str, Any]],
+        choice: str | Mapping[str, Any],
+        parallel: bool,
+    ) -> Calling:
+        """`ends` are ids that end an answer. UserError for tools, a choice or a template that cannot be served. It is
+        called in a thread, as it may take long.
+        """
+        ...
+
+
+class RuleSupport(Protocol):
+    """What `headway.serve.rules` offers."""
+
+    def rule_for(
+        self, codec: TokenizerCodec, form: Mapping[str, Any], ends: Iterable[int]
+    ) -> Callable[[], Rule] | None:
+        """What holds a text to a `response_format`; None where nothing is to be held to. `ends` are ids that end it,
+        beside the codec's end. UserError for a form that cannot be held to. It is called in a thread, as it may take
+        long.
+        """
+        ...

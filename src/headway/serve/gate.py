@@ -1,0 +1,178 @@
+"""Who is let in: hosts, web pages and keys are looked at before anything of a request is read; each leaves a line."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import time
+from collections import Counter
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headway.serve import metrics
+from headway.serve.errors import StatusError, error_response
+from headway.serve.frame import ApiKey, Context, Served, ServerSettings
+
+CONTEXT = "headway.context"  # where the scope has it
+OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
+_ACCESS = logging.getLogger("headway.access")
+_NAMES = ("localhost", "ip6-localhost")
+_ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
+_LONGEST = 200  # characters of a path or a name that the log shows
+_LEFT = 499  # the status in the log where the client went before it had its answer
+
+
+class Gate:
+    """An application before another one."""
+
+    def __init__(self, app: ASGIApp, served: Served, settings: ServerSettings) -> None:
+        self._app = app
+        self._served = served
+        self._settings = settings
+        self._keys = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in settings.keys]
+        self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY
+        self._under_way: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = scope[CONTEXT] = Context(self._settings, self._served, f"req-{secrets.token_hex(12)}")
+        headers = Headers(scope=scope)
+        visit = _Visit(scope, send, context)
+        try:
+            if scope["path"] in OPEN:
+                await self._app(scope, receive, visit.send)
+                return
+            if (
+                "transfer-encoding" in headers and "content-length" in headers
+            ):  # who stands between may read it otherwise
+                await error_response(_TWO_LENGTHS, {"Connection": "close"})(scope, receive, visit.send)
+                return
+            self._check_host(headers)
+            visit.origin = self._origin(headers)
+            if visit.origin is not None and scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, visit.send)
+                return
+            key = self._key(headers, context)
+            if key is not None and key.under_way is not None and self._under_way[context.owner] >= key.under_way:
+                told = f"{key.under_way} requests of this key are under way, its most; wait for one to end"
+                raise StatusError(429, told, code="key_limit", retry_after=1)
+            self._under_way[context.owner] += 1
+            try:
+                await self._app(scope, receive, visit.send)
+            finally:
+                self._under_way[context.owner] -= 1
+        except StatusError as error:
+            await error_response(error)(scope, receive, visit.send)
+        finally:
+            visit.end(self._settings.log)
+
+    def _check_host(self, headers: Headers) -> None:
+        """Only by a name of its own, so that no name of a stranger's leads a web browser here."""
+        given = headers.getlist("host")
+        name = host_of(given[0]) if len(given) == 1 else ""
+        if not (is_loopback(name) or name in self._hosts):
+            shown = repr(given[0][:_LONGEST]) if given else "missing"
+            raise StatusError(
+                403, f"the header Host is {shown}, no name of this server; start it with --allow-host NAME", code="host"
+            )
+
+    def _origin(self, headers: Headers) -> str | None:
+        """The web page that asks, if it is one that may."""
+        origin = headers.get("origin")
+        if origin is None:
+            return None
+        if origin not in self._settings.origins and "*" not in self._settings.origins:
+            told = f"the web page {origin[:_LONGEST]!r} may not ask this server; start it with --cors ORIGIN"
+            raise StatusError(403, told, code="origin")
+        return origin
+
+    def _key(self, headers: Headers, context: Context) -> ApiKey | None:
+        if not self._keys:
+            return None
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        shown = hashlib.sha256(secret.strip().encode()).digest()
+        found = None
+        for number, (digest, key) in enumerate(self._keys, 1):  # all of them, so that time tells nothing
+            if hmac.compare_digest(digest, shown):
+                found, context.owner = key, f"key-{number}"
+        if found is None or scheme.lower() != "bearer":
+            given = "the API key is not known here" if secret else "there is no API key"
+            raise StatusError(401, f"{given}; send the header Authorization: Bearer KEY", code="invalid_api_key")
+        return found
+
+
+_TWO_LENGTHS = StatusError(400, "Content-Length and Transfer-Encoding say two lengths; send one of them")
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+
+
+class _Visit:
+    """What is told of a request afterwards, and what every answer says."""
+
+    def __init__(self, scope: Scope, send: Send, context: Context) -> None:
+        self.origin: str | None = None
+        self._scope = scope
+        self._send = send
+        self._context = context
+        self._began = time.monotonic()
+        self._status = _LEFT
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._context.id
+            headers["X-Content-Type-Options"] = "nosniff"
+            if self.origin is not None:
+                headers["Access-Control-Allow-Origin"] = self.origin
+                headers.add_vary_header("Origin")
+        await self._send(message)
+
+    def end(self, log: bool) -> None:
+        """Count the request, and write its line: nothing of what was said in it."""
+        took = time.monotonic() - self._began
+        context, route = self._context, self._context.route or "other"
+        metrics.ANSWERED.labels(route, str(self._status)).inc()
+        metrics.SECONDS.labels(route).observe(took)
+        if not log:
+            return
+        client = self._scope.get("client")
+        told = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "id": context.id,
+            "client": client[0] if client else None,
+            "key": context.owner or None,
+            "method": self._scope["method"][:_LONGEST],
+            "path": self._scope["path"][:_LONGEST],
+            "status": self._status,
+            "ms": round(took * 1000, 1),
+            **context.noted,
+        }
+        _ACCESS.info(json.dumps(told))
+
+
+def host_of(header: str) -> str:
+    """The name in a header Host, without the port and in small letters."""
+    name = header.strip().lower()
+    if name.startswith("["):
+        return name.partition("]")[0][1:]
+    return name.partition(":")[0].rstrip(".")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name in _NAMES or name.endswith(".localhost")

@@ -1,0 +1,135 @@
+"""The OpenAPI document, from the structs of the endpoints themselves, and a page that shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import msgspec
+from starlette.datastructures import FormData
+from starlette.responses import HTMLResponse, Response
+
+from headway.serve.errors import ErrorAnswer
+from headway.serve.frame import Context, Endpoint
+
+_REFERENCE = "#/components/schemas/{name}"
+_STATUSES = {
+    "400": "what is asked cannot be",
+    "401": "no key, or a wrong one",
+    "403": "a host or a web page that may not ask",
+    "404": "no such model",
+    "408": "it took too long",
+    "413": "the body is too large",
+    "415": "not JSON",
+    "429": "too many requests wait",
+    "503": "the server is about to end",
+}
+
+
+def pages(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """The endpoints that show all others."""
+    document = openapi(endpoints)
+    raw, page = json.dumps(document).encode(), _page(document)
+    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+
+    async def shown(body: None, context: Context) -> Response:
+        return Response(raw, media_type="application/json")
+
+    async def read(body: None, context: Context) -> Response:
+        return HTMLResponse(page, headers=policy)
+
+    return (
+        Endpoint("GET", "/openapi.json", shown, "this server's OpenAPI document"),
+        Endpoint("GET", "/docs", read, "the same for people"),
+    )
+
+
+def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these endpoints."""
+    structs: list[Any] = [ErrorAnswer]
+    for each in endpoints:
+        structs += [kind for kind in (each.body, each.answer, each.part) if kind not in (None, FormData, *structs)]
+    schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
+    by_struct = dict(zip(structs, schemas))
+    paths: dict[str, Any] = {}
+    for each in endpoints:
+        paths.setdefault(each.path.replace(":path}", "}"), {})[each.method.lower()] = _operation(each, by_struct)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "headway", "version": "1", "description": "Models of headway in the form of the OpenAI API."},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}, {}],
+    }
+
+
+def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
+    if endpoint.part is not None:
+        found["text/event-stream"] = {"schema": {"type": "string"}, "x-event": schemas[endpoint.part]}
+    refused = {"application/json": {"schema": schemas[ErrorAnswer]}}
+    told: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "responses": {
+            "200": {"description": endpoint.summary, **({"content": found} if found else {})},
+            **{status: {"description": why, "content": refused} for status, why in _STATUSES.items()},
+        },
+    }
+    if endpoint.body is FormData:
+        told["requestBody"] = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}, "required": True}
+    elif endpoint.body is not None:
+        content = {"application/json": {"schema": schemas[endpoint.body]}}
+        told["requestBody"] = {"content": content, "required": True}
+    parts = [part[1:-1].partition(":")[0] for part in endpoint.path.split("/") if part.startswith("{")]
+    if parts:
+        told["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
+    return told
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid #ccc; padding: .2rem .6rem; }
+td:first-child, h2 { font-family: ui-monospace, monospace; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+"""
+
+
+def _page(document: dict[str, Any]) -> str:
+    schemas = document["components"]["schemas"]
+    parts = []
+    for path, methods in document["paths"].items():
+        for method, told in methods.items():
+            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(told['summary'])}</p>")
+            content = told.get("requestBody", {}).get("content", {}).get("application/json")
+            if content:
+                parts.append(_table(schemas[content["schema"]["$ref"].rpartition("/")[2]]))
+    for name, schema in sorted(schemas.items()):
+        parts.append(f"<h2>{escape(name)}</h2><p>{escape(schema.get('description', ''))}</p>{_table(schema)}")
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>headway</title><style>{_STYLE}</style>"
+    return f"{head}<h1>headway</h1><p>The document: <a href=/openapi.json>/openapi.json</a></p>{''.join(parts)}</html>"
+
+
+def _table(schema: dict[str, Any]) -> str:
+    rows = []
+    required = schema.get("required", ())
+    for name, kind in schema.get("properties", {}).items():
+        must = "needed" if name in required else f"default {json.dumps(kind['default'])}" if "default" in kind else ""
+        rows.append(f"<tr><td>{escape(name)}<td>{escape(_kind(kind))}<td>{escape(must)}")
+    return f"<table>{''.join(rows)}</table>" if rows else ""
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
+    if "enum" in schema:
+        return " or ".join(map(json.dumps, schema["enum"]))
+    kind = str(schema.get("type", "anything"))
+    limits = [f"{sign} {schema[key]}" for key, sign in _LIMITS.items() if key in schema]
+    inner = f" of {_kind(schema['items'])}" if kind == "array" and schema.get("items") else ""
+    return f"{kind}{inner}{', ' if limits else ''}{', '.join(limits)}"
+
+
+_LIMITS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}

@@ -1,0 +1,63 @@
+"""Whether the server lives, whether it is ready, and what it counts."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from headway.serve import metrics
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint
+
+
+class LoopHealth(msgspec.Struct):
+    """Whether a model has work, and for how many seconds it has taken no step since."""
+
+    working: bool
+    still: float
+
+
+class HealthAnswer(msgspec.Struct):
+    """The models that write, by name."""
+
+    status: str
+    models: dict[str, LoopHealth]
+
+
+class ReadyAnswer(msgspec.Struct):
+    """Requests are served."""
+
+    status: str
+
+
+async def health(body: None, context: Context) -> HealthAnswer:
+    """StatusError 503 where a model has work and takes no step."""
+    loops = context.served.loops()
+    most = context.settings.step_seconds
+    for name, loop in loops.items():
+        if (still := loop.still) > most:
+            told = f"{name} has taken no step for {still:.0f} s, {most:.0f} are the most; start the server again"
+            raise StatusError(503, told, code="no_step")
+    return HealthAnswer("ok", {name: LoopHealth(loop.working, round(loop.still, 3)) for name, loop in loops.items()})
+
+
+async def ready(body: None, context: Context) -> ReadyAnswer:
+    """StatusError 503 while nothing is served yet, or no more."""
+    if not context.served.ready():
+        told = "the server takes no requests now; ask again in a moment"
+        raise StatusError(503, told, code="not_ready", retry_after=1)
+    return ReadyAnswer("ready")
+
+
+async def counted(body: None, context: Context) -> Response:
+    loops = context.served.loops()
+    page = metrics.page(lambda: {name: loop.steps.state()._asdict() for name, loop in loops.items()})
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/health", health, "whether every model that has work takes steps", answer=HealthAnswer),
+    Endpoint("GET", "/ready", ready, "whether requests are served", answer=ReadyAnswer),
+    Endpoint("GET", "/metrics", counted, "what the server counts, for Prometheus"),
+)

@@ -1,0 +1,184 @@
+"""The server as a program: a socket, connections that must not dawdle, and an end that lets nobody hang."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import msgspec
+import uvicorn
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from headway.errors import UserError
+from headway.serve.app import create_app
+from headway.serve.errors import StatusError, error_answer
+from headway.serve.frame import Served, ServerSettings
+from headway.serve.gate import is_loopback
+
+_CONNECTIONS = 1024  # at once
+_HEADERS = 1 << 15  # bytes of a request's line and headers
+_ARRIVAL = 30.0  # seconds for the headers of a request
+_IDLE = 30  # seconds that a connection may wait for its next request
+_FORCED = 5  # seconds after the grace, until what has still not ended is cut off
+
+
+def listener(host: str, port: int, settings: ServerSettings, insecure: bool = False) -> socket.socket:
+    """A socket that is bound and does not listen yet. UserError for an address that cannot be had, and for one that
+    other machines reach where everybody would be served, unless that is meant (`insecure`).
+    """
+    if not (settings.keys or insecure or is_loopback(host)):
+        raise UserError(
+            f"{host} is reached by other machines, and without --api-key everybody is served; give keys, or --insecure "
+            "if that is meant"
+        )
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"the host {host!r} is not known ({error}); give a name or an address of this machine"
+        ) from None
+    bound = socket.socket(family, kind, number)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        reasons = {
+            errno.EADDRINUSE: f"port {port} of {host} is taken; give another one with --port, or end what has it",
+            errno.EACCES: f"port {port} may not be had by this user; give one from 1024 on with --port",
+            errno.EADDRNOTAVAIL: f"{host} is no address of this machine; give one with --host, such as 127.0.0.1",
+        }
+        told = reasons.get(
+            error.errno or 0, f"port {port} of {host} cannot be had ({error.strerror}); give another one"
+        )
+        raise UserError(told) from None
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where a server with this socket is reached."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -> None:
+    """Serve until SIGTERM, or until Ctrl-C, which is raised as KeyboardInterrupt when all has ended."""
+    access = logging.getLogger("headway.access")
+    access.propagate = False
+    access.setLevel(logging.INFO)
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    access.addHandler(lines)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hostile bytes are no news
+    config = Config(
+        create_app(served, settings),
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=int(settings.grace) + _FORCED,
+        h11_max_incomplete_event_size=_HEADERS,
+    )
+    server = _Server(config, served, settings)
+    bound.listen(2048)
+    server.run([bound])
+    if server.ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """Tells the models at once that there will be an end: what waits is refused, and only what has begun goes on."""
+
+    def __init__(self, config: Config, served: Served, settings: ServerSettings) -> None:
+        super().__init__(config)
+        self.ended_by: int | None = None
+        self._served = served
+        self._grace = settings.grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self.ended_by = self.ended_by or sig
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.ensure_future(self._served.close(self._grace))
+        await super().shutdown(sockets)
+        await closing
+
+
+class Connection(H11Protocol):
+    """A connection whose headers must arrive in time, and which can be cut off; what is refused here has the form of
+    all other errors.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, {**app_state, "abort": self._abort}, _loop)
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > _CONNECTIONS:
+            told = f"{_CONNECTIONS:,} connections are open, the most; ask again in a moment"
+            self._refuse(StatusError(503, told, code="connections", retry_after=1))
+            return
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self._rest()
+        elif self._deadline is None:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._rest()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        told = f"the request is no HTTP, or its headers have more than {_HEADERS:,} bytes; send HTTP/1.1"
+        self._refuse(StatusError(400, told, code="invalid_http"))
+
+    def _expect(self) -> None:
+        self._deadline = self.loop.call_later(_ARRIVAL, self._late)
+
+    def _rest(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        told = f"the headers did not arrive within {_ARRIVAL:g} s; send them faster"
+        self._refuse(StatusError(408, told, code="headers_timeout"))
+
+    def _refuse(self, error: StatusError) -> None:
+        """Written by hand: where the bytes that came are no HTTP, h11 says nothing more."""
+        body = msgspec.json.encode(error_answer(error))
+        status = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
+        self._rest()
+        self.transport.write(
+            f"HTTP/1.1 {error.status} {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        self.transport.close()
+
+    def _abort(self) -> None:
+        self.transport.abort()

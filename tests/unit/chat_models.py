@@ -1,0 +1,41 @@
+"""A model that holds conversations, for the tests of those who talk with it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from headway.codecs import train_codec
+from headway.config import override
+from headway.domains.text.recipes import modern
+from headway.formats import native
+from headway.formats.usage import Usage
+from headway.nn.models import build
+
+# The user and the assistant in turn, no system; a turn ends with a symbol that the tokenizer does not know as its end.
+TEMPLATE = """\
+{% if messages[0].role == "system" %}{{ raise_exception("there is no system here") }}{% endif %}
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|stop|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+SPECIAL = ("<|user|>", "<|assistant|>", "<|stop|>", "<|endoftext|>")
+
+
+def echo_model(folder: Path, context: int = 48, template: str | None = TEMPLATE) -> Path:
+    """A model that says "abc" and ends its turn, whatever it is asked: each symbol has a place that tells the next."""
+    codec = train_codec("byte", ["any"], special=SPECIAL)
+    size = {"symbols": codec.size, "context": context}
+    config = override(modern(width=8, depth=1, heads=1, window=64, symbols=1), size)
+    model = build(config)
+    said = [codec.token("<|assistant|>"), *codec.encode("abc"), codec.token("<|stop|>")]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for place, (now, then) in enumerate(pairwise(said)):
+            model.get_parameter("embed.table")[now, place] = 1.0
+            model.get_parameter("heads.vocabulary.project.weight")[then, place] = 1.0
+    native.save_model(model, config, folder)
+    codec.save(folder)
+    Usage(template=template).save(folder)
+    return folder
