@@ -140,7 +140,7 @@ def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Ten
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The settings apply in this order: repetition penalty, presence and frequency penalties, logit
+    """How tokens are drawn. The settings apply in this order: repetition penalty, presence and frequency penalty, logit
     bias, temperature, top_k, min_p, top_p.
 
     temperature: 0 always takes the most probable token.

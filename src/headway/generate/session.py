@@ -122,14 +122,15 @@ class Continuation:
     def push(self, symbol: int) -> tuple[int | None, str, FinishReason | None]:
         """The symbol unless it is an end, the text that is certain now, and with the last of them why it ends."""
         if symbol in self._ends:
-            return None, *self._finish("", "stop")
+            return None, *self.finish("", "stop")
         self.ids.append(symbol)
         text = self._stream.push(symbol)
         if self._stream.stopped or len(self.ids) == self.limit:
-            return symbol, *self._finish(text, "length")
+            return symbol, *self.finish(text, "length")
         return symbol, text, None
 
-    def _finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
+    def finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
+        """The text with what was held back, and why it ends."""
         text += self._stream.finish()
         return text, "stop" if self._stream.stopped else reason
 
