@@ -188,6 +188,34 @@ def test_copies_share_what_is_read_and_differ_in_what_they_write() -> None:
     assert scheduler.state().prompt_tokens == 2 * 72 - 2 * BLOCK + 72, "prefixes are known to their owner alone"
 
 
+def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
+    engine, plain = (Engine(attending(None), threads=1) for _ in range(2))
+    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._own.size, step_tokens=1)
+    first = Request([1], Sampling(9.0, seed=1), Limits(120))
+    second = Request([3] * 62, Sampling(1.0, seed=1), Limits(9), copies=3)
+    requests = {scheduler.submit(first): first}
+    for _ in range(60):  # until three blocks are just enough for both
+        scheduler.step()
+    requests[scheduler.submit(second)] = second
+    told: Told = {}
+    following = 0
+    while scheduler.state().waiting or scheduler.state().running:
+        for said in scheduler.step():
+            told.setdefault((said.ticket, said.copy), []).append(said)
+        before = following
+        following = sum(len(copy.followers) for copy in scheduler._running)
+        assert len(set(scheduler._running)) == len(scheduler._running) <= 4
+        if before and not following and scheduler.state().preemptions:
+            break
+    else:
+        pytest.fail("nobody gave way while others followed")
+    for key, more in finished(scheduler).items():
+        told.setdefault(key, []).extend(more)
+    found = [said_of(told[2, copy]) for copy in range(3)]
+    assert found == alone(plain, second)
+    free_of_leaks(scheduler, engine)
+
+
 def test_the_likeliest_symbols_are_told() -> None:
     engine = Engine(attending(None), threads=1)
     scheduler = Scheduler(engine, cache_memory=20 * engine._own.size)

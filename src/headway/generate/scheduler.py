@@ -25,7 +25,7 @@ from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder
 
-_CHECKED = 16  # symbols of a step up to which guesses are added: more of them would take their time from others
+_CHECKED = 16  # symbols of a step up to which guesses are added: more would take their time from others
 _SHARE = 4  # the part of the free memory that the cache takes where nothing is said: one in so many
 _UNKNOWN = 1 << 30  # bytes for it on a machine that does not say what is free
 
@@ -93,8 +93,8 @@ class Scheduler:
     What is said of a copy is what a `Session` of this model alone would say, bit for bit, whatever else is under way:
     prompts are read in pieces between the steps of others, in the turns of their owners; blocks of keys and values
     that are known are read no more; where they run short, known ones are dropped, and then the youngest copies give
-    way, to be read again. Prefixes are known of models whose every symbol stays seen; those of windows and of
-    recurrent states are read anew.
+    way, to be read again. Prefixes are known of models whose every symbol stays seen: where all layers have windows,
+    or any has a recurrent state, prompts are read anew.
     """
 
     def __init__(
@@ -117,14 +117,15 @@ class Scheduler:
             raise UserError("this model reads a source, and a scheduler continues prompts alone; use a Session")
         self._engine, self._codec, self._slots, self._most_waiting = engine, codec, slots, waiting
         self._step_tokens = step_tokens
-        if cache_memory is None:
-            cache_memory = (free_bytes(torch.device("cpu")) or _SHARE * _UNKNOWN) // _SHARE
-        engine.limit_cache(cache_memory)
+        # Where states go from symbol to symbol, each symbol of a piece takes as long as a whole step for all rows.
+        self._longest = step_tokens if engine.extends else max(1, step_tokens // _CHECKED)
+        free = free_bytes(torch.device("cpu")) if cache_memory is None else None
+        engine.limit_cache(cache_memory or (_UNKNOWN if free is None else free // _SHARE))
         [self._blank] = engine.open(count=1).rows  # what every row begins as
         self._store = self._blank.store
         whole = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
         self._prefixes = Prefixes(self._store) if whole else None
-        self._lock = threading.Lock()  # of the turns, the tickets and the counts
+        self._lock = threading.Lock()  # of the turns and the tickets
         self._turns = Turns()
         self._running: list[Copy] = []
         self._ticket = 0
@@ -180,7 +181,7 @@ class Scheduler:
                 self._close(copy)
             self._cancelled.clear()
             self._admit()
-            planned = self._plan()
+        planned = self._plan()
         said = self._take(planned, self._engine.compute(list(planned.values()))) if planned else []
         with self._lock:
             for copy, piece in planned.items():
@@ -242,11 +243,12 @@ class Scheduler:
         while lacking := self._engine.lacking(list(planned.values())):
             if self._prefixes is None or not self._prefixes.drop(lacking):
                 youngest = max((copy for copy in self._running if copy.row is not None), key=lambda one: one.age)
-                self._close(youngest)
-                self._counts["preemptions"] += 1
                 for copy in (youngest, *youngest.followers):
-                    self._turns.add(copy)
+                    self._close(copy)
+                    with self._lock:
+                        self._turns.add(copy)
                 youngest.followers = []
+                self._counts["preemptions"] += 1
                 planned = self._pieces(guessing=False)
         return planned
 
@@ -255,7 +257,7 @@ class Scheduler:
         planned: dict[Copy, Piece] = {}
         budget = self._step_tokens
         for copy in self._turns.ordered(self._running):
-            count = min(copy.unread, budget) if copy.unread > 1 else 1
+            count = min(copy.unread, budget, self._longest) if copy.unread > 1 else 1
             if copy.row is not None and count:
                 ids = copy.ids[copy.read : copy.read + count]
                 planned[copy] = Piece(copy.row, copy.read, ids, int(count == copy.unread))
