@@ -8,7 +8,7 @@ import torch
 
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Choice, Chooser, choose
+from headway.generate.choosing import Chosen, Chooser, choose
 from headway.generate.sampling import row_keys
 
 SAMPLINGS = [
@@ -39,7 +39,7 @@ def test_each_row_gets_what_its_sampler_alone_picks(symbols: int) -> None:
         before = logits.clone()
         for n, choice in enumerate(choose(logits, choosers)):
             chosen, logprob = plain[n].pick(before[n : n + 1], step)
-            assert isinstance(choice, Choice)
+            assert isinstance(choice, Chosen)
             assert (choice.id, choice.logprob) == (int(chosen), float(logprob))
             ordered = before[n].log_softmax(0).sort(descending=True, stable=True)
             assert choice.top == list(zip(ordered.indices[:3].tolist(), ordered.values[:3].tolist()))
@@ -71,9 +71,9 @@ def test_masks_leave_the_allowed_symbols(symbols: int, temperature: float) -> No
     choosers = [Chooser(Sampler(sampling, [n], [[]], symbols), rule, 0) for n, rule in enumerate(rules)]
     before = logits.clone()
     free, some, last, nothing, failed = choose(logits, choosers)
-    assert isinstance(free, Choice)
-    assert isinstance(some, Choice)
-    assert isinstance(last, Choice)
+    assert isinstance(free, Chosen)
+    assert isinstance(some, Chosen)
+    assert isinstance(last, Chosen)
     assert free.id == int(Sampler(sampling, [0], [[]], symbols).pick(before[:1], 0)[0])
     assert some.id in (0, 31, 32, 39)
     assert temperature > 0 or some.id == max((0, 31, 32, 39), key=lambda symbol: float(before[1, symbol]))

@@ -30,7 +30,7 @@ class Rule(Protocol):
         ...
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """A symbol, its log probability, and the likeliest ones with theirs, in nats under the model as it is."""
 
     id: int
@@ -65,11 +65,11 @@ class Chooser:
             self.rule.take(symbol)
 
 
-def choose(logits: Float[Tensor, "N C"], choosers: Sequence[Chooser]) -> list[Choice | UserError | None]:
+def choose(logits: Float[Tensor, "N C"], choosers: Sequence[Chooser]) -> list[Chosen | UserError | None]:
     """What each goes on with, as its sampler alone would pick it; None where its rule leaves nothing, or what its rule
     fails with. The logits are written over.
     """
-    logprobs, found = logits.log_softmax(-1), cast("list[Choice | UserError | None]", [None] * len(choosers))
+    logprobs, found = logits.log_softmax(-1), cast("list[Chosen | UserError | None]", [None] * len(choosers))
     groups: dict[object, list[int]] = {}  # of rows that are drawn alike
     for n, chooser in enumerate(choosers):
         sampling = chooser.sampler.sampling
@@ -88,7 +88,7 @@ def choose(logits: Float[Tensor, "N C"], choosers: Sequence[Chooser]) -> list[Ch
         chosen = _together(some, [choosers[n] for n in places]).tolist()
         values = logprobs[places, chosen].tolist()
         for n, symbol, value in zip(places, chosen, values):
-            found[n] = Choice(symbol, value, _largest(logprobs[n].numpy(), choosers[n].top))
+            found[n] = Chosen(symbol, value, _largest(logprobs[n].numpy(), choosers[n].top))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Sequences of many askers in one step of the engine: they join and leave at any time, none depends on the others."""
+"""Sequences of many askers in one step of the engine: they join and leave, and none depends on the others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from headway.codecs import Codec
 from headway.engine import Engine, Piece
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Choice, Chooser, Rule, choose
+from headway.generate.choosing import Chosen, Chooser, Rule, choose
 from headway.generate.prefixes import Prefixes
 from headway.generate.prompts import Ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.session import Continuation, FinishReason, Limits
-from headway.generate.turns import Copy, Turns
+from headway.generate.turns import Copy, FairQueue
 from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder
@@ -126,7 +126,7 @@ class Scheduler:
         whole = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
         self._prefixes = Prefixes(self._store) if whole else None
         self._lock = threading.Lock()  # of the turns and the tickets
-        self._turns = Turns()
+        self._turns = FairQueue()
         self._running: list[Copy] = []
         self._ticket = 0
         self._unbegun: set[int] = set()  # requests of which no copy has begun
@@ -319,7 +319,7 @@ class Scheduler:
             follower.row, follower.read = copy.row.fork(), copy.read
         return followers
 
-    def _say(self, copy: Copy, choice: Choice | UserError | None) -> Said:
+    def _say(self, copy: Copy, choice: Chosen | UserError | None) -> Said:
         try:
             if choice is None:
                 copy.done = True

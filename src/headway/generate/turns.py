@@ -44,7 +44,7 @@ class Copy:
         return self.row is not None and not self.said.ids
 
 
-class Turns:
+class FairQueue:
     """The copies that wait, and what was computed for each owner that has any under way (Sheng et al. 2024, virtual
     token counter).
     """
