@@ -8,7 +8,7 @@ import torch
 
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Chosen, Chooser, choose
+from headway.generate.choosing import Chooser, Chosen, choose
 from headway.generate.sampling import row_keys
 
 SAMPLINGS = [

@@ -15,7 +15,7 @@ from headway.codecs import Codec
 from headway.engine import Engine, Piece
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Chosen, Chooser, Rule, choose
+from headway.generate.choosing import Chooser, Chosen, Rule, choose
 from headway.generate.prefixes import Prefixes
 from headway.generate.prompts import Ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
