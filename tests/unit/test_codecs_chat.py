@@ -376,7 +376,7 @@ def test_what_published_templates_rely_on() -> None:
 
 
 def test_refusals_and_failures_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"^model/x refuses these messages: Only users\nplease") as found:
+    with pytest.raises(UserError, match=r"^model/x refuses these messages: Only users please") as found:
         ChatTemplate("{{ raise_exception('Only users\\nplease') }}", source="model/x").render(ASKED)
     assert "Traceback" not in str(found.value)
     with pytest.raises(UserError, match="fails: 'dict object' has no attribute 'tool'"):
