@@ -80,8 +80,8 @@ def check_whole(what: str, packed: int, size: int) -> None:
 
 
 def place_of(given: str | Path) -> Path:
-    """The path that is meant, with a home in the place of ~, be there a file, a folder or nothing. UserError for one that
-    cannot be or cannot be reached, and at once for pipes and devices.
+    """The path that is meant, with a home in the place of ~, be there a file, a folder or nothing. UserError for one
+    that cannot be or cannot be reached, and at once for pipes and devices.
     """
     try:
         path = Path(given).expanduser()
