@@ -52,8 +52,8 @@ def evaluate_published(
 
 
 def check_asked(data: Collection[str], source: str) -> None:
-    """UserError for data of a hub that nobody here asked for: they are named by the recipe at `source`, which a stranger
-    may have written. A run that is resumed goes on with them.
+    """UserError for data of a hub that only the recipe at `source` asks for, which may be a stranger's. A run that is
+    resumed goes on with them.
     """
     name = next((name for name in data if name.startswith(HUB)), None)
     if name is not None and not hub_confirmed():
