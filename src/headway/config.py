@@ -152,9 +152,9 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     if cls in _KINDS:
         kind = settings.pop("kind", None)
         others = _ELSEWHERE[cls]() if cls in _ELSEWHERE else {}
-        if kind in others:
+        if isinstance(kind, str) and kind in others:
             import_module(others[kind])
-        if kind not in _KINDS[cls]:
+        if not isinstance(kind, str) or kind not in _KINDS[cls]:
             raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**_KINDS[cls], **others})}")
         cls = _KINDS[cls][kind]
     else:

@@ -1,15 +1,48 @@
-"""Errors that a user can act on: each states the fact, the value and the remedy in one line."""
+"""Errors that a user can act on: each states the fact, the value and the remedy in one line; and lines that a terminal
+only shows, whoever wrote what stands in them.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """A text as one line that a terminal shows and does not obey: a control character, as names in files may have, is
+    written as the escape that Python has for it, and a break between lines as a space.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else " " if each.isspace() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of a module, whose lines are `printable`."""
+    found = logging.getLogger(name)
+    found.addFilter(_one_line)
+    return found
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    line = record.getMessage()
+    if not line.isprintable():
+        record.msg, record.args = printable(line), None
+    return True
+
+
 class UserError(Exception):
-    """Bad input or a bad argument. The command line prints it as one line and exits with 2."""
+    """Bad input or a bad argument. The command line prints it as one line, which is `printable`, and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class SomeFailedError(UserError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from headway.given import shown, typed
 from headway.handle import Handle
 from headway.in_memory import Data, Paths, kept
 from headway.learn import Recipe, Task
+from headway.received import HUB, hub_confirmed
 
 
 @typed
@@ -25,6 +26,8 @@ def evaluate(
     """The metrics of a run by its own task, whatever its domain."""
     recipe = model.recipe
     assert recipe is not None  # the table has it for runs only
+    if data is None:
+        check_asked(recipe.data, str(model.directory))
     with kept(data, recipe.domain) as paths:
         task = open_task(recipe, model.directory, paths)
         wanted = split or (task.final_split if data is None else task.stated)
@@ -46,6 +49,18 @@ def evaluate_published(
             raise UserError(f"{model.directory} has no recipe that says what to measure; give data=... (--data)")
         task = task_of([Path(path) for path in listed(paths)])
         return _judged(model, task, split or task.stated, limit, stride)
+
+
+def check_asked(data: Collection[str], source: str) -> None:
+    """UserError for data of a hub that only the recipe at `source` asks for, which may be a stranger's. A run that is
+    resumed goes on with them.
+    """
+    name = next((name for name in data if name.startswith(HUB)), None)
+    if name is not None and not hub_confirmed():
+        raise UserError(
+            f"{source} names the data {name}, which are fetched only when you ask for them; give --data {name} "
+            "(data=...), or set HEADWAY_HUB=1 to let recipes name data of a hub"
+        )
 
 
 def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from headway import given
 from headway.codecs import Codec
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.formats.familiar import Familiar, read_familiar
 from headway.formats.open import Opened
 from headway.formats.usage import Usage
@@ -21,7 +20,7 @@ from headway.generate import Session, check_draft
 from headway.learn import Recipe
 from headway.nn.models import Cache, Generative, kinds
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 Backend = Literal["auto", "torch", "cpu"]
 

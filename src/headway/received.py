@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import lzma
 import os
@@ -81,18 +80,23 @@ def check_whole(what: str, packed: int, size: int) -> None:
 
 
 def place_of(given: str | Path) -> Path:
-    """The path that is meant, with a home in the place of ~. UserError for one that no file can have."""
+    """The path that is meant, with a home in the place of ~, be there a file, a folder or nothing. UserError for one
+    that cannot be or cannot be reached, and at once for pipes and devices.
+    """
     try:
         path = Path(given).expanduser()
-        path.stat()
+        mode = path.stat().st_mode
     except RuntimeError as error:  # of pathlib, where there is no such user
         raise UserError(f"{shown(given)} begins with a user who is not known here; write the path out") from error
     except ValueError as error:
         raise UserError(f"{shown(given)!r} cannot be the name of a file ({error}); check it") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return Path(given).expanduser()
     except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise UserError(f"{shown(given)} cannot be reached ({error.strerror}); check the path") from error
-    return Path(given).expanduser()
+        raise UserError(f"{shown(given)} cannot be reached ({error.strerror}); check the path") from error
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise UserError(f"{shown(given)} is not a plain file, but a pipe or a device; give a file or a folder")
+    return path
 
 
 def shown(given: str | Path) -> str:

@@ -275,6 +275,26 @@ def test_an_interrupt_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -
     assert template.render([{"role": "user", "content": "second"}]) == "second"
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("{none}", "No such file or directory"), ("/bin/false", "it ended with 1"), ("{wrapped}", "jinja2")],
+)
+def test_a_helper_that_cannot_begin_says_why(
+    program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python is gone, ends at once, or has lost a package."""
+    wrapped = tmp_path / "python"
+    code = "import sys; sys.modules['jinja2'] = None; exec(sys.argv[1])"
+    wrapped.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S -c "{code}" "$4"\n')
+    wrapped.chmod(0o755)
+    chat._helper.end()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", program.format(none=tmp_path / "none", wrapped=wrapped))
+        with pytest.raises(UserError, match=f"starts no process for what strangers' files have us compute .*{said}"):
+            ChatTemplate(f"{{{{ messages[0].content }}}}{said}").render(ASKED)
+    assert ChatTemplate(f"{{{{ messages[0].content }}}}{said}").render(ASKED) == f"Who?{said}"
+
+
 def test_a_helper_sees_no_environment_and_imports_no_torch() -> None:
     code = "import sys; from headway.codecs import sandbox; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -376,7 +396,7 @@ def test_what_published_templates_rely_on() -> None:
 
 
 def test_refusals_and_failures_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"^model/x refuses these messages: Only users\nplease") as found:
+    with pytest.raises(UserError, match=r"^model/x refuses these messages: Only users please") as found:
         ChatTemplate("{{ raise_exception('Only users\\nplease') }}", source="model/x").render(ASKED)
     assert "Traceback" not in str(found.value)
     with pytest.raises(UserError, match="fails: 'dict object' has no attribute 'tool'"):

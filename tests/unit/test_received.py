@@ -15,6 +15,7 @@ import pytest
 import headway
 from headway.data.files import File, blocks, lines, members
 from headway.errors import UserError
+from headway.formats.hub import find_folder, named_folder
 from headway.received import ReadLimits, check_whole, expanded, limits, opened, place_of
 
 
@@ -24,6 +25,10 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     for name in ("pipe", "zero", "."):
         with pytest.raises(UserError, match="is not a plain file"):
             opened(tmp_path / name)
+    for name in ("pipe", "zero"):
+        for look in (place_of, find_folder, named_folder):
+            with pytest.raises(UserError, match="is not a plain file, but a pipe or a device"):
+                look(str(tmp_path / name))
     with pytest.raises(UserError, match="cannot be read"):
         opened(tmp_path / "none")
 
@@ -33,8 +38,16 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     [("~nobody-here/a", "user who is not known"), ("a\0b", "name of a file"), ("x" * 5000, "name too long")],
 )
 def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"(?i){said}"):
-        place_of(given)
+    for look in (place_of, find_folder, named_folder):
+        with pytest.raises(UserError, match=f"(?i){said}"):
+            look(given)
+
+
+def test_a_home_is_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert find_folder("~/model") == place_of("~/model") == tmp_path / "model"
+    assert place_of("~/none/a") == tmp_path / "none" / "a"
 
 
 def test_limits_are_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +107,7 @@ def test_members_are_counted_and_read_in_any_order(kind: str, tmp_path: Path, mo
         members(path)
 
 
-_ROOMS = ("data", "codecs", "checkpoints", "domains")
+_ROOMS = ("data", "codecs", "formats", "domains")
 _OWN = {  # what the same program wrote: the cache's notes, and labels that it goes on with
     "data/store.py": {"read_info"},
     "domains/chess/engines.py": {"_begin"},

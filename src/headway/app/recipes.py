@@ -17,7 +17,7 @@ from headway.config import override
 from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
 from headway.errors import ConfigError, UserError, nearest
-from headway.evaluation import listed, open_task
+from headway.evaluation import check_asked, listed, open_task
 from headway.formats.hub import find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
@@ -29,7 +29,7 @@ from headway.learn.scale import shape_of
 from headway.learn.start import lay_out, open_start, rates
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
-from headway.received import HUB
+from headway.received import HUB, place_of
 
 
 def configured(
@@ -63,6 +63,8 @@ def configured(
         found = override(found, {"train.seed": seed})
     if data is not None:
         found = replace(found, data=tuple(_absolute(path) for path in listed(data)))
+    elif isinstance(recipe, (str, Path)) and _is_file(recipe):
+        check_asked(found.data, str(recipe))
     if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
         raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
     return found
@@ -81,8 +83,11 @@ def named(recipe: str | Path | Recipe) -> Recipe:
     """A recipe by its name or its recipe.json."""
     if isinstance(recipe, Recipe):
         return recipe
-    path = Path(recipe)
-    return read_recipe(path) if path.suffix == ".json" and str(recipe) not in homes() else find_recipe(str(recipe))
+    return read_recipe(Path(recipe)) if _is_file(recipe) else find_recipe(str(recipe))
+
+
+def _is_file(recipe: str | Path) -> bool:
+    return Path(recipe).suffix == ".json" and str(recipe) not in homes()
 
 
 def recorded(
@@ -154,7 +159,7 @@ def find_model(name: str) -> ModelConfig:
         return preset(name)
     if name in homes():
         return find_recipe(name).model
-    path = Path(name)
+    path = place_of(name)
     if path.suffix == ".json":
         return read_recipe(path).model
     place = RunDirectory(path)
@@ -169,7 +174,7 @@ def find_model(name: str) -> ModelConfig:
 
 def find_usage(name: str) -> tuple[Usage, bool]:
     """How what `find_model` finds is used, as far as that is said without weights, and whether it is a run."""
-    path = Path(name)
+    path = place_of(name)
     if name in PRESETS or name in homes() or path.suffix == ".json":
         return Usage(), False
     if RunDirectory(path).exists():

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
+from headway.errors import UserError
+
 _GRACE = 0.5  # seconds of processor time more than asked for, after which the kernel ends the process
 _OUT_OF_MEMORY = 77  # exit status
+_READY = b""  # what a process says first; or else why it cannot begin
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # all it sees
 _LIMITABLE = find_spec("resource") is not None and hasattr(signal, "setitimer")
 
@@ -52,7 +55,7 @@ class Helper:
     def ask(self, request: Any, seconds: float) -> Any:
         """The answer, which may take so many seconds of a processor. HelperError where there is none.
 
-        ValueError for a request that is no JSON.
+        UserError where no process can be begun, and ValueError for a request that is no JSON.
         """
         if not _LIMITABLE or not sys.executable:
             return import_module(self._module).answer(request)
@@ -67,16 +70,15 @@ class Helper:
 
     def _reply(self, data: bytes) -> bytes | None:
         """The reply of the process, which is begun where there is none; None where it ends without a reason."""
-        if self._process is None:
-            self._process = self._begun()
+        process = self._process or self._begin()
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send(self._process.stdin.fileno(), data)  # type: ignore[union-attr]
-                reply = _receive(self._process.stdout.fileno())  # type: ignore[union-attr]
+                _send(process.stdin.fileno(), data)  # type: ignore[union-attr]
+                reply = _receive(process.stdout.fileno())  # type: ignore[union-attr]
                 if reply is not None:
                     return reply
         except BaseException:  # an interrupt: what is still to come would answer the next request
-            self._process.kill()
+            process.kill()
             self.end()
             raise
         status = self.end()
@@ -86,21 +88,34 @@ class Helper:
             raise HelperError("memory")
         return None
 
-    def _begun(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> subprocess.Popen[bytes]:
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if os.path.isabs(path))]
         code = (
             f"import sys; sys.path[:] = {paths!r}; "
             f"from headway.codecs.helper import serve; serve({self._module!r}, {self._memory})"
         )
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries tell there of their panics
-            bufsize=0,
-            env={name: os.environ[name] for name in _PASSED if name in os.environ},
-            start_new_session=True,  # Ctrl-C is for this process
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # libraries tell there of their panics
+                bufsize=0,
+                env={name: os.environ[name] for name in _PASSED if name in os.environ},
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+        except OSError as error:
+            raise _unstarted(error.strerror or str(error)) from error
+        try:
+            failure = _receive(self._process.stdout.fileno())  # type: ignore[union-attr]
+        except BaseException:
+            self._process.kill()
+            self.end()
+            raise
+        if failure != _READY:
+            status = self.end()
+            raise _unstarted(f"it ended with {status}" if failure is None else failure.decode(errors="replace"))
+        return self._process
 
     def end(self) -> int | None:
         """End the process, if there is one; its exit status."""
@@ -123,6 +138,13 @@ class Helper:
             for pipe in (process.stdin, process.stdout):
                 pipe.close()  # type: ignore[union-attr]
             process.returncode = 0  # nothing here waits for it
+
+
+def _unstarted(reason: str) -> UserError:
+    return UserError(
+        f"{sys.executable} starts no process for what strangers' files have us compute ({reason:.300}); check that "
+        "Python and its packages are whole, and that there is memory for a process more"
+    )
 
 
 _helpers: WeakSet[Helper] = WeakSet()
@@ -169,7 +191,12 @@ def serve(module: str, memory: int) -> None:
     """Answer what comes over standard input until it closes: what a helper's process runs."""
     import resource
 
-    answer = import_module(module).answer
+    try:
+        answer = import_module(module).answer
+    except Exception as error:
+        _send(1, f"{type(error).__name__}: {error}".encode(errors="replace"))
+        return
+    _send(1, _READY)
     limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
         with contextlib.suppress(ValueError, OSError):  # what a platform does not know

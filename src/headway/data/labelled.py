@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import numpy as np
 
 from headway.data.splits import named_side, side_number
 from headway.data.tables import TABLE_KINDS, read_table
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.received import place_of
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _SHOWN = 3  # kinds of files that a message names
 
 

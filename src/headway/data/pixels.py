@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
-from headway.errors import UserError
+from headway.errors import UserError, logger
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _FORMAT = 2  # of the cache
 _WAITING = 4  # images a worker that are decoded ahead of what is written
 _SHOWN = 3  # bad images that a message names

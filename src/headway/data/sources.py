@@ -80,6 +80,8 @@ def _sound_parquet(file: File) -> Iterator[None]:
 def _check_column(file: File, schema: Any) -> None:
     if _COLUMN not in schema.names:
         raise UserError(f"{file} has no column {_COLUMN!r}; {nearest(_COLUMN, schema.names)}")
+    if (count := schema.names.count(_COLUMN)) > 1:
+        raise UserError(f"{file} has {count} columns {_COLUMN!r}; keep one of them")
     if str(schema.field(_COLUMN).type) not in ("string", "large_string", "string_view"):
         raise UserError(f"{file}: column {_COLUMN!r} is of type {schema.field(_COLUMN).type}; give strings")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,13 @@ def taking(place: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{place} cannot be written ({reason}); choose another place with --out") from error
+
+
+def check_out(place: Path) -> None:
+    """Make the folder of a file that is to be written with --out. UserError, before any work, where nothing can be."""
+    with taking(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=place.parent).close()
 
 
 @contextmanager

@@ -8,20 +8,19 @@ of its module `recipes` says how those that fit themselves grow with data and ti
 
 from __future__ import annotations
 
-import logging
 import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
     from headway.learn import Recipe
     from headway.learn.scale import Scale
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @cache

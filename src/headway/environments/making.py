@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 
 INSTALL = "pip install 'headway[rl]'"
 METAWORLD = "metaworld/"
 VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 def gymnasium() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from headway.data.video import Film
 from headway.environments.copies import Copies
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.metrics import bootstrap_mean
 
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
@@ -26,7 +25,7 @@ SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
 PICTURED = 3_000_000
 """Episodes that a report shows start from these seeds on, which no evaluation has."""
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),

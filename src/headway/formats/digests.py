@@ -10,6 +10,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.durable import read_json
+from headway.received import opened
 
 FILE = "digests.json"
 _VERSION, _MOST = 1, 50_000  # files of a folder
@@ -75,7 +76,7 @@ def _files(folder: Path, apart: Collection[str]) -> Iterator[tuple[str, Path]]:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(

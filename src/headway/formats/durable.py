@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} could not be written: {_reason(error, path)}") from error
     finally:
-        remove(draft)
+        with suppress(OSError):  # where nothing may be written, nothing is there to be removed
+            remove(draft)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib
 import re
-import stat
 from pathlib import Path
 
 from headway.errors import UserError
-from headway.received import HUB, hub_confirmed, unconfirmed
+from headway.received import HUB, hub_confirmed, place_of, unconfirmed
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_SHOWN = 80  # characters of a path in a message
 # Never a pickle, and no code: what a folder in the published format consists of.
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
 
@@ -26,8 +24,8 @@ def find_folder(name: str | Path) -> Path:
     UserError for a name without the prefix, unless the setting HEADWAY_HUB=1 confirms it, and for a path that no model
     can lie at.
     """
-    place, asked = Path(name), str(name).startswith(HUB)
-    if _is_there(place):
+    place, asked = place_of(name), str(name).startswith(HUB)
+    if place.exists():
         return place
     if not asked and not _NAME.fullmatch(str(name)):
         return place
@@ -40,25 +38,9 @@ def named_folder(name: str) -> Path:
     """`find_folder` for what a recipe or run names, which may be a stranger's: of a hub only what was fetched before,
     unless HEADWAY_HUB=1 confirms that more is.
     """
-    place = Path(name)
-    if _is_there(place) or not name.startswith(HUB) or hub_confirmed():
+    if place_of(name).exists() or not name.startswith(HUB) or hub_confirmed():
         return find_folder(name)
     return _fetched(name, local=True)
-
-
-def _is_there(place: Path) -> bool:
-    """Whether there is a file or folder. UserError for a path that cannot be one, and for pipes and devices."""
-    shown = str(place) if len(str(place)) <= _SHOWN else f"{str(place)[:_SHOWN]}..."
-    try:
-        mode = place.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown} cannot be reached ({reason}); check the path") from None
-    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise UserError(f"{shown} is neither a file nor a folder, but a pipe or a device; give a file or a folder")
-    return True
 
 
 def _fetched(name: str, local: bool = False) -> Path:

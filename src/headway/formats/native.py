@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
-from headway.errors import UserError, nearest
+from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.memory import check_room
@@ -66,7 +66,7 @@ def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | No
         if needed <= held * _PER_BYTE:
             check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
             return model
-    except _NONSENSE as error:
+    except (*_NONSENSE, ConfigError) as error:
         raise UserError(_unfit(source, "model", error)) from error
     raise UserError(
         f"{source}: the configuration asks for {needed} numbers, more than {held} bytes can hold; "

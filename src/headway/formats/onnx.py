@@ -82,8 +82,8 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     program.model.metadata_props.update(told)
     program.model.producer_name = "headway"
     large = sum(tensor.nbytes for tensor in model.parameters()) > _ONE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
             for name, content in files.items():  # before the model, without which they say nothing

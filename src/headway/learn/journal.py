@@ -12,7 +12,7 @@ from html import escape
 from importlib import import_module
 from typing import Any, Protocol
 
-from headway.errors import UserError
+from headway.errors import UserError, printable
 from headway.learn.learner import Update
 from headway.learn.run import Logger
 from headway.learn.training import RunState
@@ -133,7 +133,7 @@ class Plain:
         self._next = 0.0
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def plan(self, steps: int) -> None:
         self._meter.steps = steps
@@ -170,7 +170,7 @@ class Live:
         self._next = 0.0
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
     def plan(self, steps: int) -> None:
         self._meter.steps = steps

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _check_out(args: argparse.Namespace) -> None:
     """UserError for a place that cannot take the episodes, before they are recorded."""
     from headway.data.lerobot_writing import check_lerobot
-    from headway.data.store import taking
+    from headway.data.store import check_out
     from headway.environments import SEEDS, TRIES
 
     path, folder = args.out, not args.out.suffix
@@ -129,9 +129,7 @@ def _check_out(args: argparse.Namespace) -> None:
             f"--seed {args.seed} with {args.episodes:,} episodes, which may take {starts:,} starts, reaches those from "
             f"which models are judged, {judged:,} and on; give a number below {judged - starts + 1:,}"
         )
-    with taking(path):  # a UserError where nothing can be written beside it
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+    check_out(path)
     if args.cameras and any(side % 2 for side in args.size):
         raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
 

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             ]
             fans(panels).savefig(args.picture, dpi=150)
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written ({error.strerror}); choose another place") from None
+        place = error.filename or args.out or args.picture  # a full disk is not told of with a name
+        raise UserError(f"{place} cannot be written ({error.strerror}); choose another place") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
     if len(rows) > _SHOWN:
         terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")

@@ -11,7 +11,7 @@ from keyword import iskeyword
 
 from headway.app.cli.options import Parser, add_common
 from headway.app.cli.terminal import Terminal
-from headway.errors import UserError, nearest
+from headway.errors import UserError, nearest, printable
 
 # Each has a module of its own (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
 COMMANDS = {
@@ -171,8 +171,8 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         import traceback
 
-        traceback.print_exc()
-    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(message.split()))
+        print("\n".join(map(printable, traceback.format_exc().split("\n"))), file=sys.stderr)
+    line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:  # a name in a file may have megabytes
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     print(f"headway: {line}", file=sys.stderr)

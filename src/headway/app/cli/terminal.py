@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headway.errors import printable
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters, but for tabs and ends of lines
+
 
 class Terminal:
-    """Where a command writes. With --json, stdout carries the JSON result alone."""
+    """Where a command writes. With --json, stdout carries the JSON result alone.
+
+    What names, labels and models say may hold control characters. Files and other programs get them as they are; a
+    terminal, which would obey them, gets their escapes.
+    """
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
@@ -25,20 +34,26 @@ class Terminal:
     def say(self, text: str = "", end: str = "\n") -> None:
         """Results for a person; nothing with --json."""
         if not self.json:
-            print(text, end=end, flush=True)
+            print(_shown(text), end=end, flush=True)
 
     def note(self, text: str = "") -> None:
         """Progress and remarks, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with equal keys as aligned columns under a header; numbers stand to the right."""
-        self.say(columns(rows, bold=sys.stdout.isatty()))
+        if not self.json:
+            print(columns(rows, bold=sys.stdout.isatty()), flush=True)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The command's result: with --json, the last line of stdout."""
         if self.json:
-            print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+            print(_shown(json.dumps(plain(value), ensure_ascii=False, allow_nan=False)), flush=True)
+
+
+def _shown(text: str) -> str:
+    """A text for stdout; the escapes are those of JSON."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def columns(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
@@ -59,7 +74,7 @@ def columns(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it."""
+    """A value as a table shows it, on one line."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -68,7 +83,7 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
 
 
 def plain(value: Any) -> Any:

@@ -27,11 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs import train_codec
     from headway.data.sources import documents
+    from headway.data.store import check_out, taking
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out} is no .json file; name one, such as tokenizer.json")
+    check_out(args.out)
     codec = train_codec(args.kind, documents(args.data), args.size, lowercase=args.lowercase)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    codec.save(args.out)
+    with taking(args.out):
+        codec.save(args.out)
     terminal.say(f"{codec.size:,} symbols: {args.out}")
     terminal.result({"kind": args.kind, "size": codec.size, "path": args.out})

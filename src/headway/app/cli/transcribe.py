@@ -187,6 +187,8 @@ def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
     """Where the transcript of each file goes. UserError for two of one name, and for what cannot be told apart."""
+    from headway.data.store import check_out
+
     if args.out is None:
         if len(names) > 1 and args.format in ("srt", "vtt"):
             raise UserError(f"{len(names)} files as {args.format} on stdout run into one; give --out DIR")
@@ -195,8 +197,8 @@ def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | N
     twice = next((place for place, count in Counter(places).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{twice} would be written for two files; transcribe them apart, or rename one")
-    for folder in {place.parent for place in places}:
-        folder.mkdir(parents=True, exist_ok=True)
+    for place in {place.parent: place for place in places}.values():
+        check_out(place)
     return places
 
 
@@ -209,6 +211,7 @@ def one(
     lines: SubtitleLines | None = None,
 ) -> dict[str, Any]:
     """Transcribe a file, and show or write it."""
+    from headway.data.store import taking
     from headway.domains.audio import as_dict, written
 
     started = time.monotonic()
@@ -224,7 +227,8 @@ def one(
         if place is None:
             terminal.say(text, end="")
         else:
-            place.write_text(text, encoding="utf-8")
+            with taking(place):
+                place.write_text(text, encoding="utf-8")
     where = {} if place is None else {"output": place}
     return {"file": sound.path, **where, **as_dict(found), "seconds": seconds}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from headway.data.store import Columns, cache_key, cache_root, open_or_build, re
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE
 from headway.domains.audio.sound import KINDS, read_sound
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.received import opened, place_of
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _FORMAT = 1
 _AT_ONCE = 256  # sounds that are in memory together while they are decoded
 _SHOWN = 3

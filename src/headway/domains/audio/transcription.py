@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from headway.domains.audio.speech import (
 )
 from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
 from headway.domains.audio.windows import check_lengths, frames_of, settled
-from headway.errors import ConfigError, UserError, nearest
+from headway.errors import ConfigError, UserError, logger, nearest
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance, Numbered, Selected
 from headway.learn.objectives.written import Sources
@@ -44,7 +43,7 @@ from headway.learn.report import Picture
 from headway.metrics.errors import english_normalizer, english_words
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @register("transcription")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ from headway import given
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.chat import ChatTemplate
 from headway.data.dialogues import Message
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
 from headway.handle import Handle
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 class Asked(NamedTuple):

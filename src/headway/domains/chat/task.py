@@ -4,7 +4,6 @@ and instruction tuning: what the assistant says, given all that was said before.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from headway.data.dialogues import ASSISTANT, Message, Messages, dialogue_source
 from headway.data.files import File
 from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
 from headway.data.splits import divided
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
@@ -37,7 +36,7 @@ from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 
 JUDGED_AT_ONCE = 8192  # tokens
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
 _REPLY = 200  # tokens of a reply that is shown
 

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from headway.data.store import check_out
 from headway.domains.chess.rules import chess
 from headway.domains.chess.sources import bare_positions, chess_files
 from headway.errors import UserError
@@ -316,8 +317,8 @@ def _row(board: chess.Board, answer: Answer) -> tuple[str, str, str, str]:
 
 def _begin(out: Path, resume: bool) -> tuple[int, str]:
     """How many labels are in the file already, and the last position; what was cut off at its end is taken away."""
+    check_out(out)
     if not out.exists() or out.stat().st_size == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
         return 0, ""
     if not resume:
         raise UserError(f"{out} already exists; add --resume to continue it, or choose another name")

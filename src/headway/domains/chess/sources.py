@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,10 +29,10 @@ from headway.domains.chess.rules import (
     record,
 )
 from headway.domains.chess.values import expected, outcome, read_score, worth
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 from headway.received import place_of
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
 POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # of columns, in any case
 _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")

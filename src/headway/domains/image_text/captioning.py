@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from headway.config import override
 from headway.data import SIDES, Splits
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_config import Captioned, CaptionsConfig
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig
 from headway.generate.prompts import device_of, evaluating
@@ -99,7 +98,7 @@ def lit(image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows colu
     return (image * (_DARK + (1 - _DARK) * wide.numpy()[:, :, None])).round().astype(np.uint8)
 
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _SHOWN = 24  # images of the report
 _LOOKED_AT = 4  # of which the attention is shown
 _EXACT = ("exact_match", "exact_match_interval")

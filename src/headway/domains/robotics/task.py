@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from headway.domains.robotics.published import known_codec
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.domains.robotics.windows import ChunkWindows, Demonstrated
 from headway.environments import VARIABLE, Copies, check_stored, seeds_of
-from headway.errors import ConfigError, UserError, nearest
+from headway.errors import ConfigError, UserError, logger, nearest
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
@@ -31,7 +30,7 @@ from headway.learn.objective import Objective, judged
 from headway.learn.report import Picture
 from headway.nn.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @register("robotics")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, re
 from headway.domains.trajectories.online import OnlineConfig, OwnEpisodes
 from headway.domains.trajectories.windows import StepWindows, Trajectories
 from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored, seeds_of, worth
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError, UserError, logger
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, judged
@@ -42,7 +41,7 @@ from headway.nn.models import (
 )
 
 _SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 @register("trajectories")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs
 from headway.data import pairs as read_all
 from headway.domains.translation.config import BEGIN, END, Codecs, PairMarks, PairsConfig, check_recipe, with_symbols
 from headway.domains.translation.translator import translate_hypotheses
+from headway.errors import logger
 from headway.formats.familiar import Familiar
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
@@ -31,7 +31,7 @@ from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding
 _NO_LIMIT = 1 << 31
 _LOOKED_AT = 20  # texts from which one is drawn as a picture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from headway.config import register
 from headway.data import Splits, Table, read_table, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance
 from headway.learn.objectives.classes import HEAD, Classes, Classified
@@ -23,7 +22,7 @@ from headway.learn.rows import frame_for, framed
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.models.pooled import Pool
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import NamedTuple, ParamSpec
 
 import numpy as np
 
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.learn.report.page import Picture
 
 P = ParamSpec("P")
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _STRIP = 640  # pixels of a strip at least, on a narrow page too, where it is scrolled
 
 

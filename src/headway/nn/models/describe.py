@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.errors import ConfigError
 from headway.nn.kernels import recording
 from headway.nn.mixers import (
     AttentionConfig,
@@ -40,9 +41,15 @@ from headway.visibility import Causal
 def outline(config: ModelConfig) -> nn.Module:
     """The model of `config` with weights that are shapes alone, on the meta device. What no file holds of a model, such
     as tables of positions, is made on the processor all the same, so that an outline can be filled from a file.
+    ConfigError for sizes whose product no computer can count.
     """
-    with torch.device("meta"):
-        return config.build(seed=None)
+    try:
+        with torch.device("meta"):
+            return config.build(seed=None)
+    except (RuntimeError, OverflowError) as error:
+        raise ConfigError(
+            f"the sizes of the model are too large ({str(error).partition(chr(10))[0]}); correct them"
+        ) from error
 
 
 def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Where nothing can be written, that is said in one line before the work, and nothing half made stays. What can be
+neither made nor written below is a file, which holds for a user of all rights too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import play_file, publish
+
+from headway.app.cli.main import USER_ERROR, main
+from headway.codecs import train_codec
+from headway.data.store import check_out
+from headway.errors import UserError
+from headway.formats import durable
+
+
+@pytest.fixture(scope="module")
+def place(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    publish(play_file(data_dir, folder), folder / "model", "llama-135m", width=24, heads=3)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train shakespeare --data play.txt --run play.txt/run",
+        "import model play.txt/out",
+        "export model play.txt/out",
+        "quantize model play.txt/out --weights int8",
+        "tokenizer train --kind byte --size 270 --data play.txt --out play.txt/out.json",
+        "compare shakespeare --data play.txt --set model.depth=1,2 --tokens 99 --run play.txt/run",
+        "attention model play.txt/out.png --text abc",
+    ],
+)
+def test_a_command_that_cannot_write_says_where(
+    line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    assert main(line.split()) == USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("headway: ")
+    assert said.count("\n") == 1
+    assert "play.txt" in said
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_cache_that_cannot_be_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_CACHE", str(place / "play.txt"))
+    run = place / "run"
+    assert main(["train", "shakespeare", "--data", str(place / "play.txt"), "--run", str(run)]) == USER_ERROR
+    assert "set HEADWAY_CACHE to a folder that can" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("headway.codecs.train_codec", lambda *_, **__: pytest.fail("worked"))
+    line = ["tokenizer", "train", "--kind", "byte", "--size", "270", "--data", str(tmp_path / "file"), "--out"]
+    assert main([*line, str(tmp_path / "file" / "a.json")]) == USER_ERROR
+    check_out(tmp_path / "new" / "a.json")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == []
+
+
+def test_where_a_draft_can_be_neither_written_nor_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a file system that was mounted read-only meanwhile."""
+    train_codec("byte", ["a"]).save(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_bytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", "x")
+
+    monkeypatch.setattr(durable, "remove", refuse)
+    with pytest.raises(UserError, match=r"tokenizer.json could not be written: Read-only file system .*another folder"):
+        durable.write_text(tmp_path / "tokenizer.json", "new")
+    assert (tmp_path / "tokenizer.json").read_bytes() == whole
