@@ -19,7 +19,6 @@ from headway.formats.open import Opened
 from headway.formats.usage import Usage
 from headway.generate import Session, check_draft
 from headway.learn import Recipe
-from headway.nn.kernels import is_deterministic
 from headway.nn.models import Cache, Generative
 
 _LOG = logging.getLogger(__name__)
@@ -122,14 +121,7 @@ class _Generator:
         self.cache: Cache = cache
 
     def now(self) -> Generative:
-        """The chosen one. Deterministic kernels are torch's, so within them it is the module. UserError for a cache
-        that they do not have, and as of `Handle.generator`.
-        """
-        if is_deterministic():
-            if self.cache != "fp32":
-                remedy = "leave --cache or --deterministic out"
-                raise UserError(f"deterministic kernels have no {self.cache} cache; {remedy}")
-            return self.module
+        """The chosen one. UserError as of `Handle.generator`."""
         return self.module if self.backend == "torch" else self._compiled
 
     @cached_property

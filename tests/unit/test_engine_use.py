@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny_runs
@@ -173,8 +173,17 @@ def test_a_cache_is_never_left_out_silently(run: Path, tmp_path: Path) -> None:
     save_model(build(config), config, tmp_path)
     with pytest.raises(UserError, match=r"no instruction for OneHotEmbed.*--cache fp32"):
         hw.load(tmp_path, cache="int8").generate_ids([1], 3)
-    with deterministic(), pytest.raises(UserError, match="deterministic kernels have no int8 cache"):
-        hw.load(run, cache="int8").generate("A", 3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_in_deterministic_mode_texts_do_not_depend_on_their_batch(run: Path, backend: Literal["auto", "torch"]) -> None:
+    """By the engine, which the mode does not turn off, and without it."""
+    model = hw.load(run, backend=backend)
+    prompts = ["ROMEO:", "A", "What light through yonder window"]
+    with deterministic():
+        assert isinstance(model.generator, Engine) == (backend == "auto")
+        together = model.generate(prompts, 20, seed=3)
+        assert together == [model.generate(prompt, 20, seed=3) for prompt in prompts]
 
 
 def test_a_draft_changes_no_text(run: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

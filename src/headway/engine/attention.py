@@ -92,6 +92,7 @@ def attend_piece(
     offset: int,
     size: int,
     piece: int,
+    follows: int,
     highest: int,
     climb: int,
     window: int,
@@ -106,7 +107,8 @@ def attend_piece(
     `climb` more. There remain [tokens, each, size + 2] numbers at `out`: the maximum, the sum, and the values
     weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
 
-    What a row has does not depend on the others: what they alone see has weights of 0 there.
+    What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is the address
+    of the keys that are wanted after this piece.
     """
     table, part, queries, step = i64(blocks), value_bytes(form, size), tokens * each, 4 * (size + 2)
     fades = scratch + 4 * HEADS * BLOCK
@@ -117,7 +119,7 @@ def attend_piece(
     first, last = max(piece * PIECE, low) // BLOCK, min(piece * PIECE + PIECE - 1, top) // BLOCK + 1
     for n in range(first, last):
         keys = table[n] + offset
-        ahead = table[n + 1] + offset if n + 1 < last else keys
+        ahead = table[n + 1] + offset if n + 1 < last else follows
         for start in range(0, queries, HEADS):
             count = min(queries - start, HEADS)
             scores(form, count, q + 4 * start * size, keys, keys + 2 * part, scratch, size, ahead)

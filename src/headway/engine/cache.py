@@ -53,7 +53,7 @@ class Blocks:
     """A store of blocks of `size` bytes each, at most `most` of them. Memory comes in slabs and is used again when no
     row needs it. No position is seen from `window` positions further on or more; None: all are always seen.
 
-    One thread at a time takes and gives back; what any other thread lets go is given back when the next block is taken.
+    One thread at a time takes and gives back. What is let go, by any thread, is given back when it is gathered.
     """
 
     def __init__(self, size: int, window: int | None = None, threads: Pool | None = None) -> None:
@@ -68,7 +68,7 @@ class Blocks:
     @property
     def held(self) -> int:
         """How many blocks rows need now."""
-        self._gather()
+        self.gather()
         return len(self._users)
 
     @property
@@ -78,7 +78,6 @@ class Blocks:
 
     def take(self) -> int:
         """The address of a block for one row. OutOfBlocksError where there may be no more."""
-        self._gather()
         if self.most is not None and len(self._users) >= self.most:
             raise OutOfBlocksError(f"all {self.most} blocks of keys and values are in use")
         if not self._free:
@@ -106,7 +105,8 @@ class Blocks:
         """`give_back`, from any thread and at any time."""
         self._let_go.append(blocks)
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
+        """Give back what was let go. Not while blocks are still to be copied: theirs might be among them."""
         while self._let_go:
             self.give_back(self._let_go.popleft())
 

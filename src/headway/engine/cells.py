@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from headway.engine.dots import dot
 from headway.engine.machine import F32, compiled, exp, f32, i64
 from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, share_rows, tanh
-from headway.engine.vectors import dot32
 
 COPY, PRODUCT, RESET, OUTER = range(4)
 ELMAN_TANH, ELMAN_LOGISTIC, LSTM, GRU, GRU_AFTER = range(5)
@@ -239,7 +239,8 @@ def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: 
         numbers_in, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
         for n in range(first, last):
             row = f32(op[5] + b * op[6] + 4 * n * width)
-            value = tanh(drive[n] + dot32(op[5] + b * op[6] + 4 * n * width, x + b * op[4], 0, width))
+            place = op[9] + b * op[10] + 4 * n  # where the value comes to lie
+            value = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width, place))
             out[n] = value
             for i in range(width):
                 row[i] = decay * row[i] + rate * value * numbers_in[i]

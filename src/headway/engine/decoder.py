@@ -23,6 +23,7 @@ from headway.engine.pool import pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
+from headway.engine.timeline import Timeline, run_noted
 from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import rough_attention
@@ -84,6 +85,7 @@ class Engine(nn.Module):
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
         self.extends = program.state_numbers == 0  # whether one goes back behind what `extend` has read
         self._results = Results()
+        self.timeline: Timeline | None = None  # what notes when each instruction runs
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
 
@@ -158,6 +160,8 @@ class Engine(nn.Module):
         nothing written, where `limit_cache` leaves too little.
         """
         with self._lock:  # a program has one place for what it computes
+            self._own.gather()
+            self._read.gather()
             if self._own.most is not None and self.lacking(pieces):
                 raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are lacking")
             if self._state_numbers:
@@ -281,6 +285,9 @@ class Engine(nn.Module):
         scratch = [room.ctypes.data for room in program.room]
         table, floats = program.table[part], program.floats[part]
         said, where = symbols.ctypes.data, places.ctypes.data
+        if self.timeline is not None:
+            self._run_noted(self.timeline, table, (table, floats, said, where, batch), scratch)
+            return
 
         def job(thread: int) -> None:
             program.run(
@@ -297,6 +304,13 @@ class Engine(nn.Module):
 
         with announced(program.run):
             self.pool.run(job)
+
+    def _run_noted(self, timeline: Timeline, table: np.ndarray, fields: tuple[Any, ...], scratch: list[int]) -> None:
+        threads, counter = self.pool.threads, self.pool.counter
+        ticks = timeline.room(threads, table)
+        place = ticks.ctypes.data
+        self.pool.run(lambda thread: run_noted(*fields, scratch[thread], counter, thread, threads, place))
+        timeline.note(table, ticks)
 
     def _fitting(self, rows: int, capacity: int, reach: int) -> StepProgram:
         wide = rows > FEW
@@ -317,7 +331,7 @@ class Engine(nn.Module):
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         fixed = flat_summaries(decoding).numpy()
-        readings: list[Reading | None] = []
+        readings: list[Reading] = []
         for row, length in enumerate(sizes or [0] * len(fixed)):
             layers = [
                 Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
@@ -335,7 +349,7 @@ class Engine(nn.Module):
                 layers = [Layer(self.form, state.keys[row], state.values[row]) for state in past]
             reading = readings[row // each] if readings else None
             rows.append(Row(self._own, write(self._own, layers, length), reading, states[row].copy()))
-        return Kept(together(rows), decoding.positions.cpu())
+        return Kept(together(rows), decoding.positions.cpu(), readings)
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:

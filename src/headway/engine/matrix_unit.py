@@ -15,11 +15,12 @@ from numba.core import cgutils
 
 from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, compiled, intrinsic, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
-from headway.engine.vectors import call, spread
+from headway.engine.vectors import AHEAD, call, call_for, spread
 
 BLOCK_ROWS = 16  # rows of numbers
 CONFIGURATION = 64  # bytes that describe the unit's registers
-ROOM = 2 * TILE8  # of scratch: whole sums, and an int4 tile as bytes
+_ABREAST = 2  # groups: the unit multiplies one while the sums of the other are added
+ROOM = 2 * TILE8 * _ABREAST  # of scratch, for each: whole sums, and an int4 tile as bytes
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
 _VOID = ir.VoidType()
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
@@ -55,7 +56,7 @@ def acquire(room: int) -> None:
         for i in range(CONFIGURATION):
             description[i] = np.uint8(0)
         description[0] = np.uint8(1)
-        for register in range(3):  # sums, numbers, weights
+        for register in range(3 * _ABREAST):  # sums, numbers, weights
             description[16 + 2 * register] = np.uint8(LINE)
             description[48 + register] = np.uint8(BLOCK_ROWS)
         _configure(room)
@@ -98,26 +99,33 @@ def _block(kind: int) -> Any:
             weights, ws, numbers = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[2], _I8)
             scales, corr, result = pointer(args[4], _F32), pointer(args[5], _I32), pointer(args[7], _F32)
             groups, whole = args[6], pointer(args[8], _I8)
-            widened = builder.gep(whole, [number(TILE8)])
             zero = ir.Constant(_FLOATS, [0.0] * TILE)
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(BLOCK_ROWS)]
-            with cgutils.for_range(builder, groups) as loop:
-                group = loop.index
-                tile = builder.gep(weights, [builder.mul(group, number(size))])
+            rooms = [builder.gep(whole, [number(2 * n * TILE8)]) for n in range(_ABREAST)]
+
+            def multiply(group: Any, n: int) -> None:
+                """The whole sums of a group, in a room of its own."""
+                tile, widened = builder.gep(weights, [builder.mul(group, number(size))]), rooms[n]
+                for line in range(0, size, LINE):
+                    call_for(builder, builder.gep(tile, [number(AHEAD + line)]))
                 if kind != INT8:
+                    widened = builder.gep(rooms[n], [number(TILE8)])
                     _widen(builder, tile, widened)
-                call(builder, "x86.tilezero", _VOID, _register(0))
-                row = builder.gep(numbers, [builder.mul(group, number(GROUP))])
-                call(builder, "x86.tileloadd64", _VOID, _register(1), row, args[3])
-                call(builder, "x86.tileloadd64", _VOID, _register(2), tile if kind == INT8 else widened, number(LINE))
+                total, row, column = (_register(3 * n + part) for part in range(3))
+                call(builder, "x86.tilezero", _VOID, total)
+                place = builder.gep(numbers, [builder.mul(group, number(GROUP))])
+                call(builder, "x86.tileloadd64", _VOID, row, place, args[3])
+                call(builder, "x86.tileloadd64", _VOID, column, tile if kind == INT8 else widened, number(LINE))
                 name = "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud"
-                call(builder, name, _VOID, _register(0), _register(1), _register(2))
-                call(builder, "x86.tilestored64", _VOID, _register(0), whole, number(LINE))
+                call(builder, name, _VOID, total, row, column)
+                call(builder, "x86.tilestored64", _VOID, total, rooms[n], number(LINE))
+
+            def add(group: Any, n: int) -> None:
                 factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS))
                 factor.align = 4
                 for b, total in enumerate(sums):
                     place = builder.add(builder.mul(groups, number(b)), group)
-                    found = builder.load(_at(builder, whole, number(b * LINE), _SUMS))
+                    found = builder.load(_at(builder, rooms[n], number(b * LINE), _SUMS))
                     found.align = 64
                     if kind != INT8:  # what the weights are moved up by
                         found = builder.add(found, spread(builder, builder.load(builder.gep(corr, [place])), _SUMS))
@@ -126,6 +134,17 @@ def _block(kind: int) -> Any:
                         builder.sitofp(found, _FLOATS), builder.fmul(factor, scale), flags=("contract",)
                     )
                     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+            with cgutils.for_range(builder, builder.sdiv(groups, number(_ABREAST))) as loop:
+                some = [builder.add(builder.mul(loop.index, number(_ABREAST)), number(n)) for n in range(_ABREAST)]
+                for n, group in enumerate(some):
+                    multiply(group, n)
+                for n, group in enumerate(some):
+                    add(group, n)
+            done = builder.mul(builder.sdiv(groups, number(_ABREAST)), number(_ABREAST))
+            with cgutils.for_range_slice(builder, done, groups, number(1)) as (group, _):
+                multiply(group, 0)
+                add(group, 0)
             for b, total in enumerate(sums):
                 place = _at(builder, result, number(TILE * b), _FLOATS)
                 builder.store(builder.load(total), place).align = 4

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headway.config import to_dict
-from headway.engine.cache import pool
 from headway.engine.machine import announced
+from headway.engine.pool import pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles

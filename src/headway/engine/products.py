@@ -10,12 +10,13 @@ from numba import types
 from numba.core import cgutils
 
 from headway.engine import matrix_unit
+from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
 from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
 from headway.engine.matrix_unit import acquire, block_products, release
 from headway.engine.operations import ADD, GATED, GELU_TANH, MAXOUT, NONE, RELU, SILU, STORE, activate, share
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
-from headway.engine.vectors import dot32, eight_dots32, four_dots32, gelu_tanh_sixteen, silu_sixteen, spread
+from headway.engine.vectors import gelu_tanh_sixteen, silu_sixteen, spread
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -155,10 +156,10 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 AT_ONCE = matrix_unit.BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
 SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
-_RESULTS = AT_ONCE * LINE  # bytes
+_RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
 _UNIT = 4 * _RESULTS  # where the matrix unit's room begins
-ROOM = 64 + _UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION  # of scratch of a product
+ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
 
 
 @compiled
@@ -180,26 +181,6 @@ def _tile(
 
 
 @compiled
-def _plain(w: int, row: int, rows: int, columns: int, x: int, stride: int, out: int, count: int) -> None:
-    """As `_sixteen` of fp32."""
-    for r in range(min(TILE, rows - row)):
-        weights, y, b = w + (row + r) * 4 * columns, f32(out + 4 * r), 0
-        while b + 8 <= count:
-            eight = eight_dots32(weights, x + b * stride, stride, columns)
-            for k in range(8):
-                y[(b + k) * TILE] = eight[k]
-            b += 8
-        if b + 4 <= count:
-            four = four_dots32(weights, x + b * stride, stride, columns)
-            for k in range(4):
-                y[(b + k) * TILE] = four[k]
-            b += 4
-        while b < count:
-            y[b * TILE] = dot32(weights, x + b * stride, 0, columns)
-            b += 1
-
-
-@compiled
 def _sixteen(
     kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
     room: int, count: int,
@@ -208,7 +189,7 @@ def _sixteen(
     begin with a tile, two tiles have them.
     """
     if kind == FP32:
-        _plain(w, row, rows, columns, x, stride, out, count)
+        dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, out, LINE, count, room + _UNIT)
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
@@ -232,11 +213,11 @@ def _multiply(
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
     thread: int, threads: int,
 ) -> None:  # fmt: skip
-    groups = groups_of(columns)
+    groups, most = groups_of(columns), PLAIN_ROWS if kind == FP32 else AT_ONCE
     first, last = share((rows + TILE - 1) // TILE, thread, threads)
     for span in range(first, last, SPAN):
-        for b in range(0, batch, AT_ONCE):
-            count, step = min(AT_ONCE, batch - b), 4 * b * groups
+        for b in range(0, batch, most):
+            count, step = min(most, batch - b), 4 * b * groups
             numbers = x + b * stride
             for t in range(span, min(span + SPAN, last)):
                 row = start + t * TILE
@@ -251,11 +232,11 @@ def _gated(
     columns: int, batch: int, code: int, room: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     groups, each = groups_of(columns), TILE // 2 if code == MAXOUT else TILE
-    gates, ups = room, room + _RESULTS
+    gates, ups, most = room, room + _RESULTS, PLAIN_ROWS if kind == FP32 else AT_ONCE
     first, last = share((rows + each - 1) // each, thread, threads)
     for span in range(first, last, SPAN):
-        for b in range(0, batch, AT_ONCE):
-            count, step = min(AT_ONCE, batch - b), 4 * b * groups
+        for b in range(0, batch, most):
+            count, step = min(most, batch - b), 4 * b * groups
             numbers, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(span, min(span + SPAN, last)):
                 unit, here = t * each, min(each, rows - t * each)

@@ -14,7 +14,7 @@ import numpy as np
 from headway.engine.attention import add_attend, attend_piece, fold, keep, merge, nothing, pieces_of, prepare_head
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.machine import barrier, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, at, norm_row, share, share_rows
+from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
 
 FIELDS, FLOATS = 30, 4
@@ -139,8 +139,9 @@ def _prepare_queries(op: np.ndarray, numbers: np.ndarray, places: int, b: int, t
 
 @compiled
 def _attend_run(
-    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, highest: int, scratch: int
-) -> None:
+    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, highest: int,
+    scratch: int,
+) -> None:  # fmt: skip
     """One piece for the rows of a run and the heads of a group, whose queries are ready: [tokens, heads, size + 2] at
     `spare`. What each row sees of it then goes where its pieces lie, or is folded into what it has.
     """
@@ -148,8 +149,8 @@ def _attend_run(
     each, width = heads // op[4], op[5] + 2
     bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
     attend_piece(
-        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, highest,
-        op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
+        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, follows,
+        highest, op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
         begin, end = pieces_of(highest + op[6] * r, window)
@@ -181,6 +182,21 @@ def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, in
 
 
 @compiled
+def _keys_of(op: np.ndarray, b: int, g: int, piece: int) -> int:
+    """The address of the first keys of a piece."""
+    return i64(op[18] + 8 * b * op[19])[piece * PIECE // BLOCK] + op[21] + g * op[26]
+
+
+@compiled
+def _first_keys(op: np.ndarray, places: int, n: int, g: int) -> int:
+    """The address of the first keys that a run of rows sees; where there is no such run, those of the last one."""
+    n = min(n, i64(op[27])[0] - 1)
+    b, _, highest, begin, _ = _run_of(op, places, n)
+    lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
+    return i64(op[18] + 8 * b * op[19])[max(begin * PIECE, lowest) // BLOCK] + op[21] + g * op[26]
+
+
+@compiled
 def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
     """Of few rows: the pieces are shared among the threads, and joined later."""
     groups, runs = op[4], i64(op[27])[0]
@@ -195,10 +211,13 @@ def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thre
         for g in range(groups):
             low, high = max(first - done, 0), min(last - done, end - begin)
             done += end - begin
-            if low < high:
-                _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
-                for piece in range(begin + low, begin + high):
-                    _attend_run(op, numbers, b, tokens, g, piece, highest, scratch)
+            if low >= high:
+                continue
+            after = _first_keys(op, places, n, g + 1) if g + 1 < groups else _first_keys(op, places, n + 1, 0)
+            _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
+            for piece in range(begin + low, begin + high):
+                follows = after if piece + 1 == begin + high else _keys_of(op, b, g, piece + 1)
+                _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
 
 
 @compiled
@@ -212,9 +231,11 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
         for r in range(b, b + tokens):
             for h in range(g * each, g * each + each):
                 nothing(op[22] + 4 * (r * heads + h) * width, size)
+        after = _first_keys(op, places, (task + threads) // groups, (task + threads) % groups)
         _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
         for piece in range(begin, end):
-            _attend_run(op, numbers, b, tokens, g, piece, highest, scratch)
+            follows = after if piece + 1 == end else _keys_of(op, b, g, piece + 1)
+            _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
 
 
 @compiled

@@ -55,10 +55,10 @@ class Row(_Held):
         return Row(self.store, list(self.blocks), self.reading, self.state.copy())
 
     def become(self, other: Row) -> None:
-        """Be from now on as the other is."""
+        """Have said from now on what the other has; what is read stays."""
         self.store.share(other.blocks)
         self.store.give_back(self.blocks)
-        self.blocks, self.reading = list(other.blocks), other.reading
+        self.blocks = list(other.blocks)
         self.state[:] = other.state
         self._note()
 
@@ -123,14 +123,22 @@ class Piece(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A generation under way, as `headway.nn.models.Decoding`: its rows, and the position at which each goes on."""
+    """A generation under way, as `headway.nn.models.Decoding`: its rows, the position at which each goes on, and the
+    memories, which as many rows read each.
+    """
 
     rows: list[Row]
     positions: Int[Tensor, "B"]
+    readings: list[Reading]
 
     def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Kept:
-        chosen = rows.tolist()
-        return Kept(together([self.rows[row].fork() for row in chosen]), self.positions[rows])
+        chosen = [self.rows[row].fork() for row in rows.tolist()]
+        readings = self.readings
+        if readings and memory_rows is not None:
+            readings = [readings[row] for row in memory_rows.tolist()]
+        for number, row in enumerate(chosen if readings else ()):
+            row.reading = readings[number * len(readings) // len(chosen)]
+        return Kept(together(chosen), self.positions[rows], readings)
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
         """Rows `target` become as rows `source` are."""

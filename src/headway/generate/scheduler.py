@@ -1,4 +1,4 @@
-"""Sequences of many askers in one step of the engine: they join and leave at any time, and none depends on the others."""
+"""Sequences of many askers in one step of the engine: they join and leave, and none depends on the others."""
 
 from __future__ import annotations
 

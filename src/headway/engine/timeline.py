@@ -1,0 +1,105 @@
+"""When each thread begins and ends each instruction of a program: where the time of a step goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from headway.engine.machine import compiled, i64, intrinsic
+from headway.engine.program import Opcode, idle, run_whole
+
+_SKIP = int(Opcode.SKIP)
+
+
+@intrinsic
+def _ticks(typing: Any) -> Any:
+    """The processor's own clock."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(builder.module.declare_intrinsic("llvm.readcyclecounter", (), kind), [])
+
+    return types.int64(), generate
+
+
+@compiled
+def run_noted(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+    ticks: int,
+) -> None:
+    """`program.run_whole`, and at `ticks` the time before each instruction, for each thread, and after the last."""
+    noted, number = i64(ticks + 8 * thread * (table.shape[0] + 1)), 0
+    while number < table.shape[0]:
+        noted[number] = _ticks()
+        if table[number, 0] == _SKIP:
+            leap = table[number, 4] if idle(table[number], batch, scratch) else 0
+            for skipped in range(number + 1, number + leap + 1):
+                noted[skipped] = noted[number]
+            number += leap + 1
+            continue
+        part, numbers = table[number : number + 1], floats[number : number + 1]
+        run_whole(part, numbers, symbols, places, batch, scratch, counter, thread, threads)
+        number += 1
+    noted[number] = _ticks()
+
+
+class Timeline:
+    """What an engine notes of its steps while it is the engine's `timeline`."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # the table, [threads, N + 1] ticks, and seconds
+        self._started = 0.0
+
+    def room(self, threads: int, table: np.ndarray) -> np.ndarray:
+        """For the ticks of the step that begins now."""
+        self._started = time.perf_counter()
+        return np.zeros((threads, len(table) + 1), np.int64)
+
+    def note(self, table: np.ndarray, ticks: np.ndarray) -> None:
+        self.steps.append((table.copy(), ticks, time.perf_counter() - self._started))
+
+    def write(self, path: Path) -> None:
+        """All steps as a trace that browsers open (chrome://tracing, Perfetto): times in microseconds."""
+        events, first = [], self.steps[0][1].min()
+        span = sum(int(ticks.max() - ticks.min()) for _, ticks, _ in self.steps)
+        each = 1e6 * sum(seconds for _, _, seconds in self.steps) / max(1, span)
+        for table, ticks, _ in self.steps:
+            for thread, noted in enumerate(ticks):
+                for number, op in enumerate(table):
+                    begin, end = (each * int(noted[place] - first) for place in (number, number + 1))
+                    events.append(
+                        {"ph": "X", "pid": 0, "tid": thread, "ts": begin, "dur": end - begin, "name": named(op)}
+                    )
+        path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
+
+    def least(self) -> dict[str, tuple[int, float]]:
+        """Of each kind of instruction how often it comes in a step, and the least ticks that all of it together takes:
+        of each instruction the step in which its slowest thread was soonest done.
+        """
+        found: dict[str, tuple[int, float]] = {}
+        table = self.steps[-1][0]
+        alike = [ticks for one, ticks, _ in self.steps if len(one) == len(table)]
+        took = np.min([np.diff(ticks).max(0) for ticks in alike], 0)
+        for op, ticks in zip(table, took):
+            count, whole = found.get(named(op), (0, 0.0))
+            found[named(op)] = count + 1, whole + float(ticks)
+        return found
+
+
+def named(op: np.ndarray) -> str:
+    kind = Opcode(int(op[0]))
+    return f"multiply {op[11]} x {op[13]}" if kind == Opcode.MULTIPLY else kind.name.lower()
