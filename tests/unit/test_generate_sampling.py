@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from generate_models import language_model
 
-from headway.errors import ConfigError
-from headway.generate import GREEDY, Sampler, Sampling
+from headway.errors import ConfigError, UserError
+from headway.generate import GREEDY, Sampler, Sampling, Session
 from headway.generate.sampling import row_keys
 
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -105,6 +106,30 @@ def test_repetition_penalty_counts_prompt_and_text() -> None:
     assert int(below.pick(torch.tensor([[-1.0, -1.5]]), 0)[0]) == 1  # a penalty lowers what is below 0 as well
 
 
+def test_presence_and_frequency_count_the_text_alone() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    written = {}
+    for presence, frequency in ((1.5, 0.0), (0.0, 0.6), (-2.0, 0.0)):
+        sampling = Sampling(0.0, presence_penalty=presence, frequency_penalty=frequency)
+        sampler = Sampler(sampling, [0], [[0]], 3)
+        written[presence, frequency] = [int(sampler.pick(logits, step)[0]) for step in range(6)]
+    assert written[1.5, 0.0] == [0, 1, 0, 0, 0, 0]  # the penalty comes once, and 0.5 is more than what is left
+    assert written[0.0, 0.6] == [0, 0, 1, 0, 1, 0]  # 2, 1.4, then 0.8 against 1, 0.8 against 0.4 ...
+    assert written[-2.0, 0.0] == [0] * 6
+
+
+def test_biases_are_of_single_symbols_and_rows_have_counts_of_their_own() -> None:
+    banned = Sampling(1.0, seed=1, logit_bias={0: -100, 2: -100.0, 3: -100, 4: -100})
+    assert counts(banned).tolist() == [0, 1, 0, 0, 0]
+    sampler = Sampler(Sampling(0.0, frequency_penalty=2.0), [0, 0], [[], []], 2)
+    logits = torch.tensor([[1.0, 0.0], [9.0, 0.0]])
+    chosen = [sampler.pick(logits, step)[0].tolist() for step in range(2)]
+    assert chosen == [[0, 0], [1, 0]]
+    assert sampler.foresee(logits[:1], 2, [1, 1]) == 0
+    sampler.select(torch.tensor([1]))
+    assert [sampler.pick(logits[1:], step)[0].tolist() for step in range(4)] == [[0], [0], [0], [1]]
+
+
 def test_log_probabilities_are_the_models_own() -> None:
     sampler = Sampler(Sampling(temperature=0.1, top_k=1, repetition_penalty=3.0, seed=0), [0], [[]], 5)
     chosen, logp = sampler.pick(PROBABILITIES.log()[None], 0)
@@ -124,8 +149,31 @@ def test_log_probabilities_are_the_models_own() -> None:
         ("min_p", -0.1),
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", math.nan),
     ],
 )
 def test_values_out_of_range_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{setting} is {value}"):
         Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ({-1: 1.0}, "an id of logit_bias is -1"),
+        ({"7": 1.0}, "an id of logit_bias is '7'"),
+        ({7: 101}, "the logit_bias of 7 is 101"),
+        ({7: math.nan}, "the logit_bias of 7 is nan"),
+        ({7: "1"}, "the logit_bias of 7 is '1'"),
+        ([7], "logit_bias is a list"),
+    ],
+)
+def test_biases_that_are_none_are_refused(bias: dict[int, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(logit_bias=bias)
+
+
+def test_a_bias_of_an_unknown_symbol_is_refused() -> None:
+    with pytest.raises(UserError, match="logit_bias holds the id 23; this model's are 0 to 22"):
+        Session(language_model()).events([[2]], Sampling(logit_bias={2: 1.0, 23: 1.0}))

@@ -137,6 +137,8 @@ def quantise(model: nn.Module, form: Format) -> nn.Module:
         return model
     made: dict[int, nn.Parameter] = {}
     for module, name, weight in list(_matrices(model)):
+        if isinstance(weight, PackedTensor):
+            raise UserError(f"the weights are in int8 or int4 already; load the model anew for {form}")
         if id(weight) not in made:
             with torch.no_grad():
                 made[id(weight)] = parameter_of(PackedTensor(pack(weight, form)))

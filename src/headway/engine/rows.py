@@ -62,6 +62,13 @@ class Row(_Held):
         self.state[:] = other.state
         self._note()
 
+    def begin_with(self, blocks: Sequence[int]) -> None:
+        """Have these blocks, shared with others, in place of its first ones, which say the same or are not there."""
+        self.store.share(blocks)
+        self.store.give_back(self.blocks[: len(blocks)])
+        self.blocks[: len(blocks)] = blocks
+        self._note()
+
     def close(self) -> None:
         """Give all blocks back now."""
         self.store.give_back(self.blocks)

@@ -8,6 +8,7 @@ from headway.lazily import lazily
 
 if TYPE_CHECKING:
     from headway.generate.sampling import GREEDY, Sampler, Sampling
+    from headway.generate.scheduler import FullError, Request, Rule, Said, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
     from headway.generate.search import (
         Constraint,
@@ -26,11 +27,17 @@ __all__ = [
     "Completion",
     "Constraint",
     "Event",
+    "FullError",
     "Hypothesis",
     "Limits",
     "Nats",
+    "Request",
+    "Rule",
+    "Said",
     "Sampler",
     "Sampling",
+    "Scheduler",
+    "SchedulerState",
     "SearchConfig",
     "Session",
     "beam_search",
@@ -46,6 +53,7 @@ lazily(
     __name__,
     {
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
+        ".scheduler": ("FullError", "Request", "Rule", "Said", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
         ".search": (
             "Constraint",

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.data.order import GOLDEN, mixed
-from headway.errors import ConfigError
-from headway.given import check_fields
+from headway.errors import ConfigError, UserError
+from headway.given import check_fields, shown
 
 _MANY = 2048  # symbols from which on a processor takes row by row
 _NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
@@ -40,6 +40,13 @@ class Filters(Protocol):
     def top_p(self) -> float: ...
     @property
     def min_p(self) -> float: ...
+
+
+def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
+    """The most probable symbol of each row, the first of those that are equal."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1).indices
+    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as quick as torch's
 
 
 def draw(logits: Float[Tensor, "B C"], filters: Filters, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
@@ -140,7 +147,8 @@ def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Ten
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The settings apply in this order: repetition penalty, temperature, top_k, min_p, top_p.
+    """How tokens are drawn. The settings apply in this order: repetition penalty, presence and frequency penalty, logit
+    bias, temperature, top_k, min_p, top_p.
 
     temperature: 0 always takes the most probable token.
     top_k: keep the k most probable tokens, and those as probable as the last of them.
@@ -148,6 +156,9 @@ class Sampling:
     top_p: keep the fewest most probable tokens that together reach this probability (Holtzman et al. 2020).
     repetition_penalty: above 1 it makes tokens of the prompt and of the text so far less probable (Keskar et al. 2019).
     seed: None draws a new seed for each call.
+    presence_penalty: what the logit of each token of the text so far loses once, -2 to 2; the prompt does not count.
+    frequency_penalty: what it loses for each time that the text so far holds the token, -2 to 2.
+    logit_bias: what is added to the logits of single ids, -100 to 100; near -100 a token never comes, near 100 always.
     """
 
     temperature: float = 1.0
@@ -156,6 +167,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -165,6 +179,29 @@ class Sampling:
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
         good = 0 < self.repetition_penalty < math.inf
         _check(good, "repetition_penalty", self.repetition_penalty, "a number above 0; 1 changes nothing")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(
+                -2 <= getattr(self, name) <= 2, name, getattr(self, name), "a number from -2 to 2; 0 changes nothing"
+            )
+        for symbol, bias in (self.logit_bias or {}).items():
+            whole = isinstance(symbol, int) and not isinstance(symbol, bool) and symbol >= 0
+            _check(whole, "an id of logit_bias", shown(symbol), "a whole number from 0 on")
+            number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
+            _check(number, f"the logit_bias of {symbol}", shown(bias), "a number from -100 to 100")
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether anything changes the logits before the temperature does."""
+        penalties = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return penalties or bool(self.logit_bias)
+
+    def check_symbols(self, symbols: int) -> None:
+        """UserError for a bias of an id that is not below `symbols`."""
+        largest = max(self.logit_bias or (), default=0)
+        if largest >= symbols:
+            raise UserError(
+                f"logit_bias holds the id {largest}; this model's are 0 to {symbols - 1}, give one of these"
+            )
 
 
 def _check(truth: bool, name: str, value: object, wanted: str) -> None:
@@ -173,6 +210,19 @@ def _check(truth: bool, name: str, value: object, wanted: str) -> None:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def uniforms(keys: np.ndarray, steps: np.ndarray) -> Float[Tensor, "B"]:
+    """A number of 24 bits in [0, 1) a row, by its key, as a `Sampler` has it, and its step; both uint64 [B]."""
+    drawn = mixed(keys + np.uint64(GOLDEN) * steps) >> np.uint64(40)
+    return torch.from_numpy(drawn.astype(np.float32)) * 2.0**-24
+
+
+class _Counted(NamedTuple):
+    """What penalties count of each row, where any asks for it."""
+
+    seen: Bool[Tensor, "B C"] | None  # what the prompt and the text so far hold
+    counts: Float[Tensor, "B C"] | None  # how often the text so far holds it
 
 
 class Sampler:
@@ -192,19 +242,25 @@ class Sampler:
         """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated."""
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._keys = mixed((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN))
-        self._seen: Bool[Tensor, "B C"] | None = None
+        self.keys = mixed((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN))
+        seen = counts = self._bias = None
         if sampling.repetition_penalty != 1.0:
-            self._seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
-            for row, prompt in zip(self._seen, prompts):
+            seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
+            for row, prompt in zip(seen, prompts):
                 row[torch.tensor(prompt, dtype=torch.long, device=device)] = True
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            counts = torch.zeros(len(keys), symbols, device=device)
+        if sampling.logit_bias:
+            self._bias = torch.zeros(symbols, device=device)
+            for symbol, bias in sampling.logit_bias.items():
+                self._bias[symbol] = bias
+        self._said = _Counted(seen, counts)
 
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
         logits = logits.float()
-        chosen = self._choose(logits, step, self._seen)
-        if self._seen is not None:
-            self._seen.scatter_(1, chosen[:, None], True)
+        chosen = self._choose(self.adjusted(logits), step)
+        self.add(chosen)
         # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
 
@@ -212,28 +268,45 @@ class Sampler:
         """What `pick` would draw for the only row at a later step, once it has drawn `after`, from these logits; they
         may be of fewer symbols. Changes nothing.
         """
-        seen = self._seen
-        if seen is not None:
-            seen = seen[:, : logits.shape[-1]].clone()
-            seen[0, list(after)] = True
-        return int(self._choose(logits.float(), step, seen)[0])
+        now = self._said
+        if self.sampling.adjusts and after:
+            self._said = _Counted(*(None if part is None else part.clone() for part in now))
+            self.add(torch.tensor([after], device=logits.device))
+        adjusted, self._said = self.adjusted(logits.float()), now
+        return int(self._choose(adjusted, step)[0])
 
-    def _choose(self, logits: Float[Tensor, "B C"], step: int, seen: Bool[Tensor, "B C"] | None) -> Int[Tensor, "B"]:
-        if seen is not None:
-            penalty, places = self.sampling.repetition_penalty, seen.nonzero(as_tuple=True)
-            found = logits[places]
+    def add(self, symbols: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
+        """What each row has now said."""
+        symbols = symbols.view(len(symbols), -1)
+        if self._said.seen is not None:
+            self._said.seen.scatter_(1, symbols, True)
+        if self._said.counts is not None:
+            self._said.counts.scatter_add_(1, symbols, torch.ones(symbols.shape, device=symbols.device))
+
+    def adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Logits, of all symbols or the first of them, as penalties and bias leave them; they themselves where there
+        are none.
+        """
+        sampling, symbols = self.sampling, logits.shape[-1]
+        if self._said.seen is not None:
+            places = self._said.seen[:, :symbols].nonzero(as_tuple=True)
+            found, penalty = logits[places], sampling.repetition_penalty
             logits = logits.index_put(places, torch.where(found > 0, found / penalty, found * penalty))
+        if self._said.counts is not None:
+            counts = self._said.counts[:, :symbols]
+            logits = logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+        return logits if self._bias is None else logits + self._bias[:symbols]
+
+    def _choose(self, logits: Float[Tensor, "B C"], step: int) -> Int[Tensor, "B"]:
         if self.sampling.temperature == 0:
-            return logits.max(dim=-1).indices
-        # One number of 24 bits in [0, 1) a row.
-        drawn = mixed(self._keys + np.uint64(GOLDEN * step % (1 << 64))) >> np.uint64(40)
-        uniform = torch.from_numpy(drawn.astype(np.float32)) * 2.0**-24
+            return likeliest(logits)
+        uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
         return draw(logits, self.sampling, uniform.to(logits.device))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
-        self._keys = self._keys[rows.numpy(force=True)]
-        self._seen = None if self._seen is None else self._seen[rows]
+        self.keys = self.keys[rows.numpy(force=True)]
+        self._said = _Counted(*(None if part is None else part[rows] for part in self._said))
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:

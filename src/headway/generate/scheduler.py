@@ -1,35 +1,37 @@
-"""Sequences of many askers in one step of the engine: they join and leave, and none depends on the others."""
+"""Sequences of many askers in one step of the engine: they join and leave at any time, none depends on the others."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from headway.codecs import Codec
-from headway.engine import Engine
-from headway.errors import UserError
-from headway.generate.prompts import Ids
-from headway.generate.sampling import Sampling
-from headway.generate.session import FinishReason, Limits
+from headway.engine import Engine, Piece
+from headway.engine.operations import BLOCK
+from headway.errors import ConfigError, UserError
+from headway.generate.choosing import Choice, Chooser, Rule, choose
+from headway.generate.prefixes import Prefixes
+from headway.generate.prompts import Ids, check_number, check_prompts, context_of
+from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.session import Continuation, FinishReason, Limits
+from headway.generate.turns import Copy, Turns
+from headway.given import check_fields
+from headway.memory import free_bytes
+from headway.nn.models import EncoderDecoder
+
+_CHECKED = 16  # symbols of a step up to which guesses are added: more would take their time from others
+_SHARE = 4  # the part of the free memory that the cache takes where nothing is said: one in so many
+_UNKNOWN = 1 << 30  # bytes for it on a machine that does not say what is free
 
 
 class FullError(UserError):
     """Too many requests wait."""
-
-
-class Rule(Protocol):
-    """What one sequence may go on with."""
-
-    def fill(self, mask: np.ndarray) -> None:
-        """Set the bits of the symbols that may come next, int32 [ceil(C / 32)], the lowest bit first."""
-        ...
-
-    def take(self, symbol: int) -> None:
-        """The symbol that was chosen, one of those; an end symbol too."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class Request:
     top: int = 0  # of how many of the likeliest symbols log probabilities are told with each symbol
     owner: str = ""  # prefixes are shared among the requests of one owner, and time fairly between owners
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.copies < 1:
+            raise ConfigError(f"copies is {self.copies}; give a whole number from 1 on")
+        if self.top < 0:
+            raise ConfigError(f"top is {self.top}; give a whole number from 0 on")
+
 
 class Said(NamedTuple):
     """What one step said of one copy of a request. `id` is None where the copy ended without a new symbol; `reason` is
@@ -59,10 +68,34 @@ class Said(NamedTuple):
     logprob: float  # of the symbol, in nats, under the model as it is
     top: list[tuple[int, float]]  # the likeliest symbols and their log probabilities, likeliest first
     reason: FinishReason | None
+    error: UserError | None = None  # why it ended where the model gives no numbers, or its rule failed
+
+
+class SchedulerState(NamedTuple):
+    """What is under way, and what was done since the beginning."""
+
+    waiting: int  # copies, those that gave way to older ones too
+    running: int  # copies
+    blocks: int  # of keys and values that are held, known prefixes included
+    most_blocks: int | None  # None where the model keeps none
+    prefix_tokens: int  # that were known when a copy began
+    prompt_tokens: int  # that were read
+    written_tokens: int
+    preemptions: int
+    guessed: int
+    accepted: int
 
 
 class Scheduler:
-    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread; `step` by one."""
+    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread; `step` by one, and
+    nothing else generates with the engine meanwhile.
+
+    What is said of a copy is what a `Session` of this model alone would say, bit for bit, whatever else is under way:
+    prompts are read in pieces between the steps of others, in the turns of their owners; blocks of keys and values
+    that are known are read no more; where they run short, known ones are dropped, and then the youngest copies give
+    way, to be read again. Prefixes are known of models whose every symbol stays seen: where all layers have windows,
+    or any has a recurrent state, prompts are read anew.
+    """
 
     def __init__(
         self,
@@ -74,22 +107,243 @@ class Scheduler:
         step_tokens: int = 128,
     ) -> None:
         """At most `slots` sequences are under way and `waiting` requests in the queue; keys and values take at most
-        `cache_memory` bytes; a step reads at most `step_tokens` symbols of prompts.
+        `cache_memory` bytes (None: a quarter of what is free); a step reads at most `step_tokens` symbols of prompts.
         """
-        raise NotImplementedError
+        numbers = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
+        for name, number in numbers.items():
+            if number is not None and number < 1:
+                raise UserError(f"{name} is {number}; give a whole number from 1 on")
+        if isinstance(engine.model, EncoderDecoder):
+            raise UserError("this model reads a source, and a scheduler continues prompts alone; use a Session")
+        self._engine, self._codec, self._slots, self._most_waiting = engine, codec, slots, waiting
+        self._step_tokens = step_tokens
+        # Where states go from symbol to symbol, each symbol of a piece takes as long as a whole step for all rows.
+        self._longest = step_tokens if engine.extends else max(1, step_tokens // _CHECKED)
+        free = free_bytes(torch.device("cpu")) if cache_memory is None else None
+        engine.limit_cache(cache_memory or (_UNKNOWN if free is None else free // _SHARE))
+        [self._blank] = engine.open(count=1).rows  # what every row begins as
+        self._store = self._blank.store
+        whole = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
+        self._prefixes = Prefixes(self._store) if whole else None
+        self._lock = threading.Lock()  # of the turns and the tickets
+        self._turns = Turns()
+        self._running: list[Copy] = []
+        self._ticket = 0
+        self._unbegun: set[int] = set()  # requests of which no copy has begun
+        self._cancelled: set[int] = set()
+        self._counts = dict.fromkeys(SchedulerState._fields, 0)
 
     def submit(self, request: Request) -> int:
         """A number for the request. UserError for one that cannot be; FullError where too many wait."""
-        raise NotImplementedError
+        symbols = self._engine.config.symbols
+        check_prompts(self._engine, [request.prompt])
+        request.sampling.check_symbols(symbols)
+        if request.copies > self._slots:
+            raise UserError(f"{request.copies} copies are more than the {self._slots} sequences at once; ask for fewer")
+        if request.top > symbols:
+            raise UserError(f"top is {request.top}; this model has {symbols} symbols, ask for fewer")
+        prompt, context = list(request.prompt), context_of(self._engine)
+        copies = []
+        for number, key in enumerate(row_keys([prompt] * request.copies)):
+            said = Continuation(self._codec, prompt, request.limits, context)
+            if number == 0:
+                self._check_room(len(prompt), said.limit)
+            rule = None if request.rule is None else request.rule()
+            chooser = Chooser(Sampler(request.sampling, [key], [prompt], symbols), rule, request.top)
+            copies.append(Copy(0, number, request.owner, prompt, said, chooser))
+        with self._lock:
+            if len(self._unbegun) >= self._most_waiting:
+                raise FullError(f"{self._most_waiting} requests wait already; ask again later")
+            self._ticket += 1
+            self._unbegun.add(self._ticket)
+            for copy in copies:
+                copy.ticket = self._ticket
+                self._turns.add(copy)
+            return self._ticket
 
     def cancel(self, ticket: int) -> None:
         """Forget a request; its blocks are free at the next step."""
-        raise NotImplementedError
+        with self._lock:
+            self._turns.drop({ticket})
+            self._unbegun.discard(ticket)
+            self._cancelled.add(ticket)
 
+    def state(self) -> SchedulerState:
+        """As it was at the end of the last step, apart from what came since to wait."""
+        with self._lock:
+            return SchedulerState(**{**self._counts, "waiting": len(self._turns), "most_blocks": self._store.most})
+
+    @torch.inference_mode()
     def step(self) -> list[Said]:
         """One step of the engine. Nothing where no request is under way."""
-        raise NotImplementedError
+        with self._lock:
+            for copy in [copy for copy in self._running if copy.ticket in self._cancelled]:
+                self._close(copy)
+            self._cancelled.clear()
+            self._admit()
+        planned = self._plan()
+        said = self._take(planned, self._engine.compute(list(planned.values()))) if planned else []
+        with self._lock:
+            for copy, piece in planned.items():
+                self._turns.charge(copy.owner, len(piece.ids))
+            self._turns.forget({copy.owner for copy in self._running})
+            self._counts["running"], self._counts["blocks"] = len(self._running), self._store.held
+        return said
 
-    def state(self) -> Any:
-        """Counts of what is under way, a NamedTuple."""
-        raise NotImplementedError
+    def _blocks(self, symbols: int) -> int:
+        """The most blocks that a row of so many symbols has at once."""
+        window, blocks = self._store.window, -(-symbols // BLOCK)
+        return blocks if window is None else min(blocks, (window + self._step_tokens) // BLOCK + 2)
+
+    def _check_room(self, prompt: int, new: int) -> None:
+        most = self._store.most
+        needed = self._blocks(prompt + new - 1) if self._store.size else 0
+        if most is not None and needed > most:
+            raise UserError(
+                f"a prompt of {prompt} tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
+                f"values, and there are {most * self._store.size:,}; ask for fewer, or give the cache more memory"
+            )
+
+    def _admit(self) -> None:
+        """Let those begin whose turn it is, as long as there are slots and blocks for what they have to read."""
+        while len(self._running) < self._slots and (copy := self._turns.next()) is not None:
+            leader = next((one for one in self._running if one.ticket == copy.ticket and one.reads_prompt), None)
+            if leader is not None:
+                leader.followers.append(copy)
+            else:
+                blocks = [] if self._prefixes is None else self._prefixes.find(copy.owner, copy.ids)
+                if not self._fits(copy, blocks):
+                    return
+                copy.row, copy.read = self._blank.fork(), len(blocks) * BLOCK
+                copy.row.begin_with(blocks)
+                self._counts["prefix_tokens"] += copy.read
+            self._turns.begin(copy)
+            self._unbegun.discard(copy.ticket)
+            self._running.append(copy)
+
+    def _fits(self, copy: Copy, known: list[int]) -> bool:
+        """Whether what it has to read, and the others that are at work, find blocks. One alone always does."""
+        at_work = [one for one in self._running if one.row is not None]
+        if self._store.most is None or not self._store.size or not at_work:
+            return True
+        needed = self._blocks(len(copy.ids) + 1) - sum(not self._store.alone(block) for block in known)
+        for one in at_work:
+            held = sum(map(bool, one.row.blocks)) if one.row is not None else 0
+            needed += max(0, self._blocks(len(one.ids) + 1) - held)
+        left = self._store.left
+        return needed <= left or (self._prefixes is not None and needed <= left + self._prefixes.loose())
+
+    def _plan(self) -> dict[Copy, Piece]:
+        """What is computed next. Where blocks are lacking for it, guesses are left out, then known prefixes dropped,
+        and then the youngest gives way.
+        """
+        planned = self._pieces(guessing=self._engine.extends)
+        if self._engine.lacking(list(planned.values())):
+            planned = self._pieces(guessing=False)
+        while lacking := self._engine.lacking(list(planned.values())):
+            if self._prefixes is None or not self._prefixes.drop(lacking):
+                youngest = max((copy for copy in self._running if copy.row is not None), key=lambda one: one.age)
+                for copy in (youngest, *youngest.followers):
+                    self._close(copy)
+                    with self._lock:
+                        self._turns.add(copy)
+                youngest.followers = []
+                self._counts["preemptions"] += 1
+                planned = self._pieces(guessing=False)
+        return planned
+
+    def _pieces(self, guessing: bool) -> dict[Copy, Piece]:
+        """A symbol of each copy that writes, and of prompts as much as a step reads."""
+        planned: dict[Copy, Piece] = {}
+        budget = self._step_tokens
+        for copy in self._turns.ordered(self._running):
+            count = min(copy.unread, budget, self._longest) if copy.unread > 1 else 1
+            if copy.row is not None and count:
+                ids = copy.ids[copy.read : copy.read + count]
+                planned[copy] = Piece(copy.row, copy.read, ids, int(count == copy.unread))
+                budget -= count if copy.unread > 1 else 0
+        room = _CHECKED - sum(len(piece.ids) for piece in planned.values())
+        for copy, piece in planned.items():
+            if guessing and room > 0 and copy.unread == 1 and copy.said.ids:
+                most = min(copy.prudence.most(), copy.said.limit - len(copy.said.ids) - 1, room)
+                guesses = copy.guesser.guess(most) if most else []
+                planned[copy] = piece._replace(ids=[*piece.ids, *guesses], wanted=1 + len(guesses))
+                room -= len(guesses)
+        return planned
+
+    def _take(self, planned: dict[Copy, Piece], logits: Float[Tensor, "N C"]) -> list[Said]:
+        """What comes of the logits of what was planned."""
+        choosing: list[tuple[Copy, int]] = []  # with the place of the logits
+        guesses: dict[Copy, list[int]] = {}  # that have not been judged
+        place = 0
+        for copy, piece in planned.items():
+            assert copy.row is not None
+            count = len(piece.ids) - max(0, piece.wanted - 1)
+            self._counts["prompt_tokens"] += count if copy.reads_prompt else 0
+            copy.read, guesses[copy] = copy.read + count, list(piece.ids[count:])
+            if piece.wanted:
+                choosing.append((copy, place))
+                if copy.reads_prompt:
+                    choosing += [(follower, place) for follower in self._share_prompt(copy)]
+            place += piece.wanted
+        said = []
+        while choosing:
+            places, going = [place for _, place in choosing], []
+            some = logits if places == list(range(len(logits))) else logits[places]
+            chosen = choose(some, [copy.chooser for copy, _ in choosing])
+            for (copy, place), choice in zip(choosing, chosen):
+                said.append(self._say(copy, choice))
+                left = guesses.get(copy, [])
+                if said[-1].reason is None and left and left[0] == said[-1].id:
+                    copy.read += 1
+                    going.append((copy, place + 1))
+                    del left[0]
+            choosing = going
+        for copy, left in guesses.items():
+            guessed = max(0, planned[copy].wanted - 1)
+            copy.prudence.judge(guessed, guessed - len(left))
+            self._counts["guessed"] += guessed
+            self._counts["accepted"] += guessed - len(left)
+        for copy in [copy for copy in self._running if copy.done]:
+            self._close(copy)
+        return said
+
+    def _share_prompt(self, copy: Copy) -> list[Copy]:
+        """Let those who follow go on from what it has read, and remember it."""
+        assert copy.row is not None
+        if self._prefixes is not None:
+            self._prefixes.keep(copy.owner, copy.ids, copy.row)
+        followers, copy.followers = copy.followers, []
+        for follower in followers:
+            follower.row, follower.read = copy.row.fork(), copy.read
+        return followers
+
+    def _say(self, copy: Copy, choice: Choice | UserError | None) -> Said:
+        try:
+            if choice is None:
+                copy.done = True
+                text, reason = copy.said.finish("", "stop")
+                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason)
+            if isinstance(choice, UserError):
+                raise choice
+            check_number(choice.logprob)
+            copy.chooser.take(choice.id)
+        except UserError as error:
+            copy.done = True
+            return Said(copy.ticket, copy.number, None, "", 0.0, [], "stop", error)
+        symbol, text, reason = copy.said.push(choice.id)
+        copy.done = reason is not None
+        if symbol is None:
+            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason)
+        copy.guesser.add(symbol)
+        self._counts["written_tokens"] += 1
+        return Said(copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason)
+
+    def _close(self, copy: Copy) -> None:
+        """It runs no longer; what it has read stays known as long as nobody needs the room."""
+        self._running.remove(copy)
+        if copy.row is not None:
+            if self._prefixes is not None:
+                self._prefixes.keep(copy.owner, copy.ids[: copy.read], copy.row)
+            copy.row.close()
+        copy.row, copy.read = None, 0

@@ -109,6 +109,32 @@ def _overlap(text: str, stop: str) -> int:
 
 
 FinishReason = Literal["stop", "length"]
+
+
+class Continuation:
+    """What follows a prompt, symbol by symbol: its ids without the end symbol, its text, and where it ends."""
+
+    def __init__(self, codec: Codec | None, prompt: Ids, limits: Limits, context: int | None) -> None:
+        self.limit = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
+        self.ids: list[int] = []
+        self._ends, self._stream = limits.ends(codec), TextStream(codec, prompt, limits.stop)
+
+    def push(self, symbol: int) -> tuple[int | None, str, FinishReason | None]:
+        """The symbol unless it is an end, the text that is certain now, and with the last of them why it ends."""
+        if symbol in self._ends:
+            return None, *self.finish("", "stop")
+        self.ids.append(symbol)
+        text = self._stream.push(symbol)
+        if self._stream.stopped or len(self.ids) == self.limit:
+            return symbol, *self.finish(text, "length")
+        return symbol, text, None
+
+    def finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
+        """The text with what was held back, and why it ends."""
+        text += self._stream.finish()
+        return text, "stop" if self._stream.stopped else reason
+
+
 _SAMPLING, _LIMITS = Sampling(), Limits()
 _LEAVE = 0.25  # the part of a batch that must have finished before the rest is copied together
 
@@ -197,12 +223,10 @@ class Session:
         """The steps of all sequences as they happen. Raises UserError here, before the first of them."""
         context = context_of(self.model)
         check_prompts(self.model, prompts)
+        sampling.check_symbols(self.model.config.symbols)
         self._check_sources(prompts, sources)
-        rows = []
-        for number, prompt in enumerate(prompts):
-            room = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
-            rows.append(_Row(number, prompt, room, TextStream(self.codec, prompt, limits.stop)))
-        return self._events(rows, sampling, limits, sources)
+        rows = [_Row(n, prompt, Continuation(self.codec, prompt, limits, context)) for n, prompt in enumerate(prompts)]
+        return self._events(rows, sampling, sources)
 
     def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Source] | None) -> None:
         if sources is None:
@@ -219,9 +243,7 @@ class Session:
             raise UserError("a source of 0 tokens is empty; leave it out")
 
     @torch.inference_mode()
-    def _events(
-        self, rows: list[_Row], sampling: Sampling, limits: Limits, sources: Sequence[Source] | None
-    ) -> Iterator[Event]:
+    def _events(self, rows: list[_Row], sampling: Sampling, sources: Sequence[Source] | None) -> Iterator[Event]:
         prompts = [row.prompt for row in rows]
         keys = row_keys(prompts, sources)
         order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # alike lengths, little padding
@@ -231,7 +253,6 @@ class Session:
                 [rows[i] for i in chosen],
                 [keys[i] for i in chosen],
                 None if sources is None else [sources[i] for i in chosen],
-                limits.ends(self.codec),
             )
             with evaluating(self.model), evaluating(self.draft or self.model):
                 yield from batch.run(self.model, sampling, self.draft)
@@ -243,52 +264,38 @@ class _Row:
 
     sequence: int
     prompt: Ids
-    limit: int
-    stream: TextStream
-    ids: list[int] = field(default_factory=list)
+    said: Continuation
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     done: bool = False
 
-    def push(self, symbol: int, logprob: float, ends: frozenset[int], started: float) -> Event:
+    def push(self, symbol: int, logprob: float, started: float) -> Event:
         """Take the next symbol, and say what it changed."""
         check_number(logprob)
-        if symbol in ends:
-            return self._finish(None, "", "stop", started)
-        self.ids.append(symbol)
-        self.logprobs.append(logprob)
-        text = self.stream.push(symbol)
-        if self.stream.stopped:
-            return self._finish(symbol, text, "stop", started, logprob)
-        if len(self.ids) == self.limit:
-            return self._finish(symbol, text, "length", started, logprob)
+        new, text, reason = self.said.push(symbol)
         self.pieces.append(text)
-        return Event(self.sequence, symbol, text, None, logprob)
-
-    def _finish(
-        self, symbol: int | None, text: str, reason: FinishReason, started: float, logprob: float = 0.0
-    ) -> Event:
+        if new is not None:
+            self.logprobs.append(logprob)
+        if reason is None:
+            return Event(self.sequence, new, text, None, logprob)
         self.done = True
-        text += self.stream.finish()
-        reason = "stop" if self.stream.stopped else reason
-        rate = len(self.ids) / max(time.perf_counter() - started, 1e-9)
-        whole = "".join((*self.pieces, text))
-        done = Completion(self.ids, whole, self.logprobs, reason, rate)
-        return Event(self.sequence, symbol, text, done, logprob)
+        rate = len(self.said.ids) / max(time.perf_counter() - started, 1e-9)
+        completion = Completion(self.said.ids, "".join(self.pieces), self.logprobs, reason, rate)
+        return Event(self.sequence, new, text, completion, logprob)
 
 
 class _Batch:
     """Sequences that are computed together."""
 
-    def __init__(self, rows: list[_Row], keys: list[int], sources: list[Source] | None, ends: frozenset[int]) -> None:
-        self.rows, self.keys, self.sources, self.ends = rows, keys, sources, ends
+    def __init__(self, rows: list[_Row], keys: list[int], sources: list[Source] | None) -> None:
+        self.rows, self.keys, self.sources = rows, keys, sources
 
     def run(self, model: Generative, sampling: Sampling, draft: Generative | None) -> Iterator[Event]:
         started = time.perf_counter()
         device = device_of(model)
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
-        logits, decoding = model.start(prompt, max(len(row.prompt) + row.limit for row in self.rows))
+        logits, decoding = model.start(prompt, max(len(row.prompt) + row.said.limit for row in self.rows))
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device)
         step, finished, idle = 0, 0, None
         advance = model.step
@@ -296,14 +303,14 @@ class _Batch:
             [only] = self.rows
             guesser = Lookup(only.prompt)
             if draft is not None:
-                guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.limit)
-            advance = Speculation(cast(Extending, model), guesser, only.limit).step
+                guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.said.limit)
+            advance = Speculation(cast(Extending, model), guesser, only.said.limit).step
         while True:
             chosen, logprobs = sampler.pick(logits, step)
             pairs = torch.stack([chosen.double(), logprobs.double()])  # one transfer; a double holds any id exactly
             for row, symbol, logprob in zip(self.rows, *pairs.tolist()):
                 if not row.done:
-                    yield row.push(int(symbol), logprob, self.ends, started)
+                    yield row.push(int(symbol), logprob, started)
             now = sum(row.done for row in self.rows)
             if now == len(self.rows):
                 return

@@ -24,6 +24,7 @@ from headway.nn.models.kinds import is_causal
 LONGEST, SHORTEST = 4, 2  # tokens that must agree with an earlier place, the more the better
 MOST = 15  # guesses at once
 _KEEP = 0.8  # of a running mean that stays with each new value
+_WORTH = 0.4  # of guesses that must come true: a token beside others takes less of a step than one alone
 _PAUSE, _LONGEST_PAUSE = 16, 256  # steps without a guess after guesses did not pay: the first time, and ever
 
 
@@ -121,6 +122,32 @@ class Boldness:
         else:
             self._rest, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
             self._gain = _Mean()
+
+
+class Prudence:
+    """How much to guess where many rows share a step, by counts alone: the same requests make the same steps on any
+    machine. Nothing for a while once too few come true.
+    """
+
+    def __init__(self) -> None:
+        self._most, self._rest, self._pause = 4, 0, _PAUSE
+        self._rate = 1.0  # of guesses that come true
+
+    def most(self) -> int:
+        """How many tokens to guess now."""
+        return 0 if self._rest else self._most
+
+    def judge(self, guessed: int, right: int) -> None:
+        """What came of `guessed` guesses, of which the first `right` were right; or of a step without any."""
+        if not guessed:
+            self._rest = max(0, self._rest - 1)
+            return
+        self._rate = _KEEP * self._rate + (1 - _KEEP) * right / guessed
+        self._most = min(2 * self._most, MOST) if right == guessed else max(right + 1, 2)
+        if self._rate >= _WORTH:
+            self._pause = _PAUSE
+        else:
+            self._rest, self._pause, self._rate = self._pause, min(2 * self._pause, _LONGEST_PAUSE), _WORTH
 
 
 class Speculation:

@@ -1,0 +1,95 @@
+"""Whose turn it is: each owner gets as much computed as any other that asks for it, and within an owner the oldest is
+first.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable
+
+from headway.engine import Row
+from headway.generate.choosing import Chooser
+from headway.generate.prompts import Ids
+from headway.generate.session import Continuation
+from headway.generate.speculation import Lookup, Prudence
+
+
+class Copy:
+    """One copy of a request. Without a row it waits, or follows a copy that reads the prompt for it, too."""
+
+    def __init__(self, ticket: int, number: int, owner: str, prompt: Ids, said: Continuation, chooser: Chooser) -> None:
+        self.ticket, self.number, self.owner, self.said, self.chooser = ticket, number, owner, said, chooser
+        self.guesser, self.prudence = Lookup(prompt), Prudence()
+        self.row: Row | None = None
+        self.read = 0  # how many of its ids the row has read
+        self.followers: list[Copy] = []
+        self.done = False
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """The older of two is the smaller."""
+        return self.ticket, self.number
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and what was written."""
+        return self.guesser.ids
+
+    @property
+    def unread(self) -> int:
+        return len(self.ids) - self.read
+
+    @property
+    def reads_prompt(self) -> bool:
+        return self.row is not None and not self.said.ids
+
+
+class Turns:
+    """The copies that wait, and what was computed for each owner that has any under way (Sheng et al. 2024, virtual
+    token counter).
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Copy]] = {}
+        self._served: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, copy: Copy) -> None:
+        """Let it wait. An owner that comes has been served as much as the one who was served least."""
+        self._served.setdefault(copy.owner, min(self._served.values(), default=0))
+        insort(self._waiting.setdefault(copy.owner, []), copy, key=lambda one: one.age)
+
+    def next(self) -> Copy | None:
+        """Who is to begin."""
+        return min((copies[0] for copies in self._waiting.values()), key=self._turn, default=None)
+
+    def begin(self, copy: Copy) -> None:
+        """It waits no longer."""
+        self._waiting[copy.owner].remove(copy)
+        self._tidy()
+
+    def drop(self, tickets: Collection[int]) -> None:
+        """Forget requests."""
+        for copies in self._waiting.values():
+            copies[:] = [copy for copy in copies if copy.ticket not in tickets]
+        self._tidy()
+
+    def charge(self, owner: str, symbols: int) -> None:
+        """So many symbols were computed for an owner."""
+        self._served[owner] += symbols
+
+    def ordered(self, copies: Iterable[Copy]) -> list[Copy]:
+        """Those first whose owner was served least."""
+        return sorted(copies, key=self._turn)
+
+    def forget(self, present: Collection[str]) -> None:
+        """Forget what was computed for owners of whom nothing waits, and who are not among those present."""
+        self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
+
+    def _turn(self, copy: Copy) -> tuple[int, tuple[int, int]]:
+        return self._served[copy.owner], copy.age
+
+    def _tidy(self) -> None:
+        self._waiting = {owner: copies for owner, copies in self._waiting.items() if copies}
