@@ -1,0 +1,269 @@
+"""How published models write calls of tools, and the calls that are read from what they write.
+
+Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them behind [TOOL_CALLS],
+Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """Where a call begins and ends, and what its arguments are called.
+
+    `opening` and `closing` are texts; where they are special symbols, which no text shows, `opening_symbol` and
+    `closing_symbol` are their ids. `listed` calls are in one list. `bare` ones may stand at the start of an answer.
+    """
+
+    opening: str
+    closing: str
+    arguments: str
+    listed: bool = False
+    bare: bool = False
+    opening_symbol: int | None = None
+    closing_symbol: int | None = None
+
+
+class ToolCall(NamedTuple):
+    """A call: its id, the tool's name and a JSON object as it was written."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]], required: bool, parallel: bool) -> str:
+    """A lark grammar of answers in which all calls are of these tools, with arguments of their schemas.
+
+    Unless a call is `required`, any text may come before it or in its stead.
+    """
+    opening, closing = _mark(form.opening, form.opening_symbol), _mark(form.closing, form.closing_symbol)
+    lines = ["TEXT: /(.|\\n)*/"]
+    bodies = []
+    for i, (name, schema) in enumerate(tools):
+        lines.append(f"arguments{i}: %json {json.dumps(schema)}")
+        before = json.dumps(f'{{"name": {json.dumps(name)}, "{form.arguments}": ')
+        bodies.append(f'{before} arguments{i} "}}"')
+    lines.append(f"object: {' | '.join(bodies)}")
+    if form.bare:
+        if required:
+            return "\n".join(["start: object", *lines])
+        return "\n".join(
+            [f"start: PLAIN | {opening}? object", "PLAIN: /[ \\n\\r\\t]*([^ \\n\\r\\t{](.|\\n)*)?/", *lines]
+        )
+    if form.listed:
+        others = '(", " object)*' if parallel else ""
+        lines.append(f'list: {opening} " "? "[" object {others} "]"')
+        return "\n".join([f"start: {'list' if required else 'TEXT | TEXT list'}", *lines])
+    lines.append(f'call: {opening} "\\n" object "\\n" {closing}')
+    if required:
+        return "\n".join([f"start: call{' (NEXT call)*' if parallel else ''}", 'NEXT: "\\n"', *lines])
+    if form.opening_symbol is None:
+        lines += [f"head[lazy]: TEXT {opening}", f'after: head "\\n" object "\\n" {closing}']
+    else:
+        lines.append("after: TEXT call")
+    return "\n".join([f"start: {'after* rest' if parallel else 'rest | after'}", "rest: TEXT", *lines])
+
+
+def _mark(text: str, symbol: int | None) -> str:
+    return json.dumps(text) if symbol is None else f"<[{symbol}]>"
+
+
+_SPACE = " \t\r\n"
+_ID = re.compile("[A-Za-z0-9]{9}")  # as Mistral's templates want it
+
+
+class CallReader:
+    """Reads the text of an answer as it arrives: what is said, and the calls of tools once they are whole.
+
+    A mark is held back while it may be one, and a call until it ends. A mark inside a string of JSON is part of the
+    string. What begins as a call and is none is said as it stands.
+    """
+
+    def __init__(self, form: CallFormat, tools: Collection[str], parallel: bool = True) -> None:
+        """`tools` are the names that may be called; without `parallel` the first call is the last that is read."""
+        self.calls = 0
+        self._form = form
+        self._tools = frozenset(tools)
+        self._parallel = parallel
+        self._held = ""
+        self._mark = ""  # how the mark of the call that is being read was written
+        self._inside = False
+        self._first = form.bare  # a call may begin without a mark
+        self._closed = False  # by a symbol
+        self._scan = _Scan()
+
+    @property
+    def full(self) -> bool:
+        """Whether no more calls are read, so that nothing more need be written."""
+        return self.calls > 0 and not self._parallel
+
+    def push(self, text: str, symbol: int | None = None) -> list[str | ToolCall]:
+        """What is certain after a symbol and the text that it completed, in order."""
+        found: list[str | ToolCall] = []
+        if symbol is not None and symbol == self._form.opening_symbol and not self.full:
+            if self._inside:
+                found += self.flush()
+            found += self._begin(len(self._held))
+        elif symbol is not None and symbol == self._form.closing_symbol and self._inside:
+            self._closed = True
+        self._held += text
+        while (more := self._inside_call() if self._inside else self._outside()) is not None:
+            found += more
+        return found
+
+    def flush(self) -> list[str | ToolCall]:
+        """What is still held back, at the end of an answer."""
+        found: list[str | ToolCall] = []
+        if self._inside and self._scan.stop is not None:  # whole but for its closing mark
+            rest = self._held[self._scan.stop :].strip(_SPACE)
+            found = self._calls(self._held[: self._scan.stop]) if self._form.closing.startswith(rest) else []
+        self.calls += len(found)
+        rest = "" if found else self._mark + self._held
+        self._held, self._mark, self._inside = "", "", False
+        between = self.calls > 0 and not rest.strip(_SPACE)
+        return [*found, *([rest] if rest and not between else [])]
+
+    def _begin(self, place: int, mark: str = "") -> list[str | ToolCall]:
+        """A call begins at a place of the text that is held; what was said before it."""
+        said = self._held[:place].rstrip(_SPACE)
+        # White space before a call is no part of what is said, but is, if it is none.
+        self._mark, self._held = self._held[len(said) : place] + mark, self._held[place + len(mark) :]
+        self._inside, self._closed, self._scan = True, False, _Scan()
+        return [said] if said else []
+
+    def _outside(self) -> list[str | ToolCall] | None:
+        """What the text that is held says next; None where more must come."""
+        form, held = self._form, self._held
+        start = held.lstrip(_SPACE + ";" if self.calls else _SPACE)
+        if not start:
+            return None
+        if self._first and not self.full:
+            if start[0] == "{":
+                self._begin(len(held) - len(start))
+                return []
+            self._first = False
+        certain = len(held)
+        if form.opening_symbol is None and not self.full:
+            place = held.find(form.opening)
+            if place >= 0:
+                return self._begin(place, form.opening)
+            certain -= _overlap(held, form.opening)
+        said = held[:certain].rstrip(_SPACE)
+        self._held = held[len(said) :]
+        return [said] if said else None
+
+    def _inside_call(self) -> list[str | ToolCall] | None:
+        form = self._form
+        stop = self._scan.go_on(self._held, "[" if form.listed else "{", self._heads())
+        if stop is None:
+            return None
+        found, rest = self._calls(self._held[:stop]), self._held[stop:].lstrip(_SPACE)
+        if not found:
+            return self._none()
+        if form.closing_symbol is not None and not self._closed:
+            return None if not rest else self._none()
+        if form.closing_symbol is None and not rest.startswith(form.closing):
+            return None if form.closing.startswith(rest) else self._none()
+        closing = len(form.closing) if form.closing_symbol is None else 0
+        after = rest[closing:] if form.closing else self._held[stop:]
+        self._inside, self._mark, self._held = False, "", after
+        self.calls += len(found)
+        self._first = form.bare
+        return found
+
+    def _none(self) -> list[str | ToolCall]:
+        """It was no call: its mark is said, and what follows is read on."""
+        self._inside = self._first = False
+        mark, self._mark = self._mark, ""
+        if mark.endswith(self._form.opening):
+            return [mark]
+        self._held = mark + self._held
+        return []
+
+    def _heads(self) -> tuple[str, ...]:
+        """How an object that is a call may begin, behind its brace."""
+        return ('"name"', f'"{self._form.arguments}"', '"id"', '"type"')
+
+    def _calls(self, text: str) -> list[str | ToolCall]:
+        """The calls that a JSON value is; none where it is anything else."""
+        form = self._form
+        try:
+            items = msgspec.json.decode(
+                text, type=list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
+            )
+            found: list[str | ToolCall] = []
+            for item in items if isinstance(items, list) else [items]:
+                name = msgspec.json.decode(item["name"], type=str)
+                arguments = bytes(item[form.arguments]).decode()
+                if name not in self._tools or not set(item) <= {"name", form.arguments, "id", "type"}:
+                    return []
+                msgspec.json.decode(arguments, type=dict[str, Any])
+                given = msgspec.json.decode(item.get("id", b'""'))
+                own = isinstance(given, str) and _ID.fullmatch(given)
+                made = secrets.token_hex(5)[:9] if form.listed else f"call_{secrets.token_hex(12)}"
+                found.append(ToolCall(given if own else made, name, arguments))
+        except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError):
+            return []
+        return found if self._parallel or len(found) == 1 else []
+
+
+class _Scan:
+    """Finds where a JSON value ends, in a text that grows."""
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self._place = 0
+        self._depth = 0
+        self._in_string = False
+
+    def go_on(self, text: str, first: str, heads: tuple[str, ...]) -> int | None:
+        """The end of the value in `text`, also where it is clear that it is no call; None where more must come."""
+        if self.stop is not None:
+            return self.stop
+        start = text[:_HEAD].lstrip(_SPACE)
+        if start and (start[0] != first or not _may_begin(start.lstrip("[" + _SPACE)[1:].lstrip(_SPACE), heads)):
+            return 0
+        while self._place < len(text):
+            match = (_STRING if self._in_string else _OPEN).search(text, self._place)
+            if match is None:
+                self._place = len(text)
+                return None
+            mark = match[0]
+            if mark == "\\":
+                if match.end() == len(text):  # what it escapes is still to come
+                    self._place = match.start()
+                    return None
+                self._place = match.end() + 1
+                continue
+            self._place = match.end()
+            if mark == '"':
+                self._in_string = not self._in_string
+            else:
+                self._depth += 1 if mark in "{[" else -1
+                if self._depth <= 0:
+                    self.stop = self._place
+                    return self.stop
+        return None
+
+
+_HEAD = 80  # characters that show whether a call begins
+_STRING, _OPEN = re.compile(r'[\\"]'), re.compile(r'["{}\[\]]')
+
+
+def _may_begin(text: str, heads: tuple[str, ...]) -> bool:
+    return any(text.startswith(head) or head.startswith(text) for head in heads)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """The length of the longest end of `text` with which `mark` begins."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

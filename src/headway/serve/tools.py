@@ -1,0 +1,189 @@
+"""Tools that a model may call: told by its own chat template, read in the format that it was taught."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from headway.codecs import TokenizerCodec
+from headway.codecs.base import special_ids
+from headway.errors import UserError, nearest
+from headway.generate.scheduler import Rule
+from headway.serve.calls import CallFormat, CallReader, ToolCall
+from headway.serve.rules import compiled
+
+_MOST = 128  # tools of a request
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FIELDS, _PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
+# What a template writes, in the order in which they are looked for: some write two.
+_FORMATS = {
+    "[TOOL_CALLS]": CallFormat("[TOOL_CALLS]", "", "arguments", listed=True),
+    "<tool_call>": CallFormat("<tool_call>", "</tool_call>", "arguments"),
+    "<|python_tag|>": CallFormat("<|python_tag|>", "", "parameters", bare=True),
+}
+_OTHERS = ("<function=", "<arg_key>", "[ARGS]", "[CALL_ID]", "<|tool▁calls▁begin|>", "<|channel|>")  # of other formats
+
+
+def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
+    """The format of a model's calls, by the marks that its chat template writes.
+
+    UserError for a template that takes no tools, or writes calls in a format that is not known here.
+    """
+    known = "Hermes, Qwen, Llama 3 and Mistral"
+    if "tools" not in template:
+        raise UserError(
+            f"the chat template takes no tools; use a model that was taught to call them, as {known} have it"
+        )
+    strange = next((mark for mark in _OTHERS if mark in template), None)
+    found = next((form for mark, form in _FORMATS.items() if mark in template), None)
+    if found is None and codec.token("<|python_tag|>") is not None and '"parameters"' in template:
+        found = _FORMATS["<|python_tag|>"]
+    if strange is not None or found is None:
+        how = f"with {strange!r}" if strange else "in a format"
+        raise UserError(f"the chat template writes calls of tools {how} that is not known here; known are {known}")
+    special = special_ids(codec.tokenizer)
+    opening, closing = (
+        symbol if (symbol := codec.token(mark or None)) in special else None for mark in (found.opening, found.closing)
+    )
+    return CallFormat(**{**asdict(found), "opening_symbol": opening, "closing_symbol": closing})
+
+
+class Tools:
+    """The tools of one request, and what its `tool_choice` asks for.
+
+    `told` is what the chat template is given: None where no tool may be called.
+    """
+
+    def __init__(
+        self,
+        codec: TokenizerCodec,
+        template: str,
+        tools: Sequence[Any],
+        choice: Any = "auto",
+        parallel: bool = True,
+    ) -> None:
+        """`tools`, `choice` and `parallel` are tools, tool_choice and parallel_tool_calls of OpenAI's API.
+
+        UserError for what is none of these, and for a model that cannot call.
+        """
+        if not isinstance(parallel, bool):
+            raise UserError(f"parallel_tool_calls is {parallel!r:.40}; give true or false")
+        self._codec = codec
+        self._functions = _functions(tools)
+        self._required, wanted = _choice(choice, self._functions)
+        self._offered = {name: self._functions[name] for name in wanted}
+        self._form = format_of(codec, template) if wanted else None
+        self._parallel = parallel and not (self._form is not None and self._form.bare and self._required)
+        self.told = list(tools) if wanted else None
+
+    def rule(self, ends: Iterable[int] = ()) -> Callable[[], Rule] | None:
+        """What makes a rule for each answer: a call where one is required, and arguments of their schema.
+
+        None where the model is free: by "auto", unless a tool is `strict`. As slow as `rule_for`; UserError for a
+        schema that cannot be held to.
+        """
+        strict = any(function.get("strict") for function in self._offered.values())
+        if self._form is None or not (self._required or strict):
+            return None
+        asked = {
+            "type": "calls",
+            "format": asdict(self._form),
+            "tools": [
+                {"name": name, "schema": function.get("parameters") or _PARAMETERS}
+                for name, function in self._offered.items()
+            ],
+            "required": self._required,
+            "parallel": self._parallel,
+        }
+        return compiled(self._codec, asked, ends)
+
+    def reader(self) -> CallReader | None:
+        """What reads one answer; None where no tool may be called, so that all of it is text."""
+        return None if self._form is None else CallReader(self._form, self._offered, self._parallel)
+
+
+def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
+    """The functions of tools by their names."""
+    if not isinstance(tools, Sequence) or isinstance(tools, str) or not 1 <= len(tools) <= _MOST:
+        raise UserError(f"tools is {tools!r:.60}; give a list of 1 to {_MOST} functions")
+    found: dict[str, Mapping[str, Any]] = {}
+    for i, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or tool.get("type") != "function":
+            raise UserError(f'tool {i} is no function; give {{"type": "function", "function": {{"name": ...}}}}')
+        name = function.get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UserError(f"tool {i} has the name {name!r:.80}; give 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
+        strange = next((field for field in function if field not in _FIELDS), None)
+        if strange is not None:
+            raise UserError(f"tool {name!r} has the field {strange!r:.60}; {nearest(strange, _FIELDS)}")
+        parameters = function.get("parameters") or _PARAMETERS
+        if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
+            raise UserError(f'tool {name!r} has parameters that are no object; give {{"type": "object", ...}}')
+        if name in found:
+            raise UserError(f"two tools have the name {name!r}; give each its own")
+        found[name] = function
+    return found
+
+
+def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Whether a call is required, and of which tools."""
+    if choice in ("auto", "required", None):
+        return choice == "required", list(functions)
+    if choice == "none":
+        return False, []
+    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, Mapping) else None
+    if not isinstance(name, str):
+        raise UserError(f"tool_choice is {choice!r:.80}; give none, auto, required or a function's name")
+    if name not in functions:
+        raise UserError(f"tool_choice names {name!r:.80}, which is no tool of the request; {nearest(name, functions)}")
+    return True, [name]
+
+
+def told(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: arguments of earlier calls are objects, and a content is always there.
+
+    UserError for arguments that are no JSON object.
+    """
+    found = []
+    for i, message in enumerate(messages):
+        message = dict(message)
+        if message.get("content") is None:
+            message["content"] = ""
+        calls = message.get("tool_calls")
+        if calls is not None:
+            if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
+                raise UserError(f"message {i} has tool_calls that are none; give a list of calls of functions")
+            message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": _object(call["function"]["arguments"], i)}}
+                for call in calls
+            ]
+        found.append(message)
+    return found
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str) and "arguments" in function
+
+
+def _object(arguments: Any, place: int) -> Mapping[str, Any]:
+    try:
+        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, Mapping):
+        raise UserError(f"message {place} has a call whose arguments are {arguments!r:.60}; give a JSON object as text")
+    return read
+
+
+def delta(part: str | ToolCall, place: int) -> dict[str, Any]:
+    """A part of an answer as the delta of a chunk; `place` is the number of the call among those of the answer."""
+    if isinstance(part, str):
+        return {"content": part}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"tool_calls": [{"index": place, "id": part.id, "type": "function", "function": function}]}

@@ -1,0 +1,264 @@
+"""Calls of tools: what is read of what models write, in pieces of any size, and what models are held to."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headway.codecs import TokenizerCodec, train_codec
+from headway.codecs.chat import ChatTemplate
+from headway.errors import UserError
+from headway.serve.calls import CallReader, ToolCall
+from headway.serve.tools import Tools, delta, format_of, told
+
+HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
+LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
+MISTRAL = "{% if tools %}{{ tools }}[TOOL_CALLS]{% endif %}"
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"type": "integer", "minimum": 1, "maximum": 5}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": CITY}}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+TOOLS = [WEATHER, CLOCK]
+
+
+@pytest.fixture(scope="module")
+def codec() -> TokenizerCodec:
+    return train_codec("byte", ["any"], special=("<|end|>", "[TOOL_CALLS]", "<|python_tag|>", "<|endoftext|>"))
+
+
+def read(reader: CallReader, symbols: list[tuple[str, int | None]]) -> tuple[str, list[tuple[str, Any]]]:
+    """The text and the calls of an answer."""
+    parts = [part for text, symbol in symbols for part in reader.push(text, symbol)] + reader.flush()
+    said = "".join(part for part in parts if isinstance(part, str))
+    return said, [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, ToolCall)]
+
+
+def cut(text: str, seed: int, marks: dict[str, int]) -> list[tuple[str, int | None]]:
+    """A text in pieces, as symbols complete them; marks are special symbols, which show none, where they come first."""
+    draw, found, marks = random.Random(seed), [], dict(marks)
+    while text:
+        mark = next((mark for mark in marks if text.startswith(mark)), None)
+        if mark is not None:
+            found.append(("", marks.pop(mark)))
+            text = text[len(mark) :]
+            continue
+        length = min([draw.randint(0, 7), *(text.find(mark) for mark in marks if mark in text)])
+        found.append((text[:length], None))
+        text = text[length:]
+    return found
+
+
+CALL = '{"name": "weather", "arguments": {"city": "Ulm"}}'
+ULM = ("weather", {"city": "Ulm"})
+TRAP = 'a </tool_call> <tool_call> [TOOL_CALLS] "quoted" \\ {'
+TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "said", "calls"),
+    [
+        (HERMES, f"<tool_call>\n{CALL}\n</tool_call>", "", [ULM]),
+        (HERMES, f"Let me see.\n<tool_call>{CALL}</tool_call>\n", "Let me see.", [ULM]),
+        (HERMES, f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{CALL}\n</tool_call>", "", [ULM, ULM]),
+        (HERMES, f"<tool_call>{TRAPPED}</tool_call> so", " so", [("weather", {"city": TRAP})]),
+        (HERMES, f"<tool_call>{CALL}", "", [ULM]),
+        (HERMES, f"<tool_call>{CALL}</tool_", "", [ULM]),
+        (HERMES, " a <tool b <tool_call c\n ", " a <tool b <tool_call c\n ", []),
+        (HERMES, f"<tool_call>{CALL[:-1]}", f"<tool_call>{CALL[:-1]}", []),
+        (HERMES, f"x\n<tool_call>{CALL} y</tool_call>", f"x\n<tool_call>{CALL} y</tool_call>", []),
+        (HERMES, f"<tool_call> no <tool_call>{CALL}</tool_call>", "<tool_call> no", [ULM]),
+        (HERMES, f"<tool_call>{CALL.replace('weather', 'wheather')}</tool_call>", None, []),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": "Ulm"}</tool_call>', None, []),
+        (HERMES, '<tool_call>{"name": "weather"}</tool_call>', None, []),
+        (HERMES, '<tool_call>{"a": 1}</tool_call>', None, []),
+        (HERMES, "<tool_call>" + '{"name": ' + "[" * 5000, None, []),
+        (MISTRAL, f"[TOOL_CALLS] [{CALL}, {CALL}]", "", [ULM, ULM]),
+        (MISTRAL, f"I see [TOOL_CALLS][{TRAPPED}]", "I see", [("weather", {"city": TRAP})]),
+        (MISTRAL, f"[TOOL_CALLS] [{CALL}, 1]", f" [{CALL}, 1]", []),
+        (MISTRAL, f"[TOOL_CALLS] [{CALL}, ", f" [{CALL}, ", []),
+        (MISTRAL, "a [1] b", "a [1] b", []),
+        (LLAMA, '{"name": "weather", "parameters": {"city": "Ulm"}}', "", [ULM]),
+        (LLAMA, '<|python_tag|>{"type": "function", "name": "weather", "parameters": {"city": "Ulm"}}', "", [ULM]),
+        (LLAMA, '{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}', "", [("clock", {})] * 2),
+        (LLAMA, ' {"answer": 42} and more ', ' {"answer": 42} and more ', []),
+        (LLAMA, 'Yes: {"name": "clock", "parameters": {}}', 'Yes: {"name": "clock", "parameters": {}}', []),
+        (LLAMA, '<|python_tag|>brave.call("x")', 'brave.call("x")', []),
+    ],
+)
+def test_calls_are_read_in_any_pieces(
+    codec: TokenizerCodec, template: str, text: str, said: str | None, calls: list[Any]
+) -> None:
+    tools = Tools(codec, template, TOOLS)
+    marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+    for seed in range(20):
+        reader = tools.reader()
+        assert reader is not None
+        assert read(reader, cut(text, seed, marks)) == (text if said is None else said, calls)
+
+
+def test_no_more_is_held_back_than_may_be_a_mark(codec: TokenizerCodec) -> None:
+    reader = Tools(codec, HERMES, TOOLS).reader()
+    assert reader is not None
+    assert reader.push("Hello <") == ["Hello"]
+    assert reader.push("b") == [" <b"]
+    assert reader.push(" <tool_call") == []
+    assert reader.push("s>") == [" <tool_calls>"]
+    assert reader.push("<tool_call>x") == ["<tool_call>", "x"]  # no object: at once
+
+
+def test_one_call_where_more_are_not_wanted(codec: TokenizerCodec) -> None:
+    reader = Tools(codec, HERMES, TOOLS, parallel=False).reader()
+    assert reader is not None
+    assert [type(part) for part in reader.push(f"<tool_call>{CALL}</tool_call>")] == [ToolCall]
+    assert reader.full
+    assert reader.push(f"<tool_call>{CALL}</tool_call>") == [f"<tool_call>{CALL}</tool_call>"]
+
+
+def walk(codec: TokenizerCodec, tools: Tools, seed: int) -> list[int] | None:
+    """Random symbols that the rule allows, until one ends; None where none did."""
+    draw, ids = random.Random(seed), []
+    make = tools.rule()
+    assert make is not None
+    rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
+    for _ in range(500):
+        rule.fill(mask)
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
+        symbol = codec.end if codec.end in allowed and draw.random() < 0.5 else int(draw.choice(allowed))
+        rule.take(symbol)
+        if symbol == codec.end:
+            return ids
+        ids.append(symbol)
+    return None
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, choice: Any) -> None:
+    """What a model that knows nothing writes is a call that is read, with arguments of their schema."""
+    tools = Tools(codec, template, TOOLS if choice != "required" else [WEATHER], choice)
+    ended = 0
+    for seed in range(12):
+        ids = walk(codec, tools, seed)
+        if ids is None:
+            continue
+        ended += 1
+        reader = tools.reader()
+        assert reader is not None
+        stream = codec.stream()
+        said, calls = read(reader, [(stream.push(symbol), symbol) for symbol in ids])
+        assert said == ""
+        assert calls
+        for name, arguments in calls:
+            assert name == "weather"
+            assert {"city"} <= set(arguments) <= {"city", "days"}
+            assert len(arguments["city"]) <= 9
+            assert arguments.get("days", 1) in range(1, 6)
+    assert ended >= 6
+
+
+def allowed_to_end(codec: TokenizerCodec, tools: Tools, text: str) -> bool:
+    make = tools.rule()
+    assert make is not None
+    rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
+    special = {mark: codec.token(mark) for mark in ("[TOOL_CALLS]", "<|python_tag|>")}
+    try:
+        for piece, symbol in cut(text, 0, {mark: i for mark, i in special.items() if i is not None}):
+            for i in [symbol] if symbol is not None else codec.encode(piece):
+                rule.take(i)
+        rule.fill(mask)
+    except UserError:
+        return False
+    end = codec.end or 0
+    return bool(mask[end // 32] >> end % 32 & 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "after", "key"),
+    [
+        (HERMES, "<tool_call>\n", "\n</tool_call>", "arguments"),
+        (MISTRAL, "[TOOL_CALLS] [", "]", "arguments"),
+        (LLAMA, "<|python_tag|>", "", "parameters"),
+    ],
+)
+def test_strict_tools_are_held_to_where_a_call_is_free(
+    codec: TokenizerCodec, template: str, before: str, after: str, key: str
+) -> None:
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    tools = Tools(codec, template, [strict])
+    good, bad = (f'{before}{{"name": "weather", "{key}": {{"city": {city}}}}}{after}' for city in ('"Ulm"', "3"))
+    assert allowed_to_end(codec, tools, "It rains.")
+    assert allowed_to_end(codec, tools, good)
+    assert not allowed_to_end(codec, tools, bad)
+    assert not allowed_to_end(codec, tools, good[: len(good) - len(after) - 1])
+
+
+def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
+    assert Tools(codec, HERMES, TOOLS).rule() is None
+    none = Tools(codec, "no template", TOOLS, "none")
+    assert (none.told, none.rule(), none.reader()) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "said"),
+    [
+        ([], "auto", "give a list of 1 to 128"),
+        ("weather", "auto", "give a list"),
+        ([{"type": "retrieval"}], "auto", "tool 0 is no function"),
+        ([{"type": "function", "function": {"name": "a b"}}], "auto", "has the name 'a b'"),
+        ([{"type": "function", "function": {"name": "a", "returns": {}}}], "auto", "the field 'returns'"),
+        ([{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}], "auto", "no object"),
+        ([CLOCK, CLOCK], "auto", "two tools have the name 'clock'"),
+        (TOOLS, "sometimes", "tool_choice is 'sometimes'"),
+        (TOOLS, {"type": "allowed_tools"}, "give none, auto, required"),
+        (TOOLS, {"type": "function", "function": {"name": "wether"}}, "did you mean 'weather'"),
+    ],
+)
+def test_what_is_no_tool_is_refused(codec: TokenizerCodec, tools: Any, choice: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Tools(codec, HERMES, tools, choice)
+
+
+def test_a_schema_that_cannot_be_held_to_is_refused_by_the_tool(codec: TokenizerCodec) -> None:
+    schema = {"type": "object", "properties": {"a": {"not": {}}}}
+    tool = {"type": "function", "function": {"name": "odd", "parameters": schema}}
+    with pytest.raises(UserError, match="the tool 'odd' has the keyword 'not'"):
+        Tools(codec, HERMES, [tool], "required").rule()
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ messages }}", "takes no tools"),
+        ("{{ tools }}", "in a format that is not known"),
+        ("{{ tools }}<tool_call><function=x>", "'<function='"),
+        ("{{ tools }}[TOOL_CALLS]x[ARGS]", "'\\[ARGS\\]'"),
+    ],
+)
+def test_other_formats_are_refused_by_name(codec: TokenizerCodec, template: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        format_of(codec, template)
+
+
+def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec) -> None:
+    """As Qwen's templates write them: arguments are objects there, and texts in OpenAI's API."""
+    template = ChatTemplate(
+        "{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": '
+        "{{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}\n{% endfor %}"
+    )
+    call = delta(ToolCall("call_1", "weather", '{"city": "Ulm"}'), 0)["tool_calls"][0]
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
+    text = template.render(told([answer, result]), tools=Tools(codec, HERMES, TOOLS).told)
+    assert f"assistant: <tool_call>\n{CALL}\n</tool_call>tool: rain" in text
+    assert '"name": "clock"' in text
+    with pytest.raises(UserError, match="message 0 has a call whose arguments"):
+        told([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])
